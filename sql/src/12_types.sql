@@ -1,0 +1,48 @@
+-- The composite types that functions pass to each other.
+do $$
+begin
+  if to_regtype('teguh._gap') is not null then
+    return;
+  end if;
+
+  create type teguh._gap as (
+    low_xid  xid8,
+    low_seq  bigint,
+    high_xid xid8,
+    high_seq bigint
+  );
+
+  create type teguh._late as (
+    xid   xid8,
+    since timestamptz
+  );
+
+  create type teguh._timer as (
+    task_id uuid,
+    turn    integer
+  );
+
+  create type teguh._spawn as (
+    task_name       text,
+    params          jsonb,
+    headers         jsonb,
+    retry_strategy  jsonb,
+    max_attempts    integer,
+    cancellation    jsonb,
+    idempotency_key text,
+    return_mismatch boolean,
+    available_at    timestamptz
+  );
+end;
+$$;
+
+comment on type teguh._gap is
+  'A stretch of ready rows, both ends included, that the scan position has left '
+  'behind and claims still look at.';
+comment on type teguh._late is
+  'A transaction that was open when the timer position moved, and the position '
+  'from which its rows may still turn up.';
+comment on type teguh._timer is
+  'A timer that has come due: a task and the turn it was set for.';
+comment on type teguh._spawn is
+  'One task to spawn, its options checked.';

@@ -1,0 +1,367 @@
+-- Refuse keys that are not options.  An option misspelt must never be ignored.
+create or replace function teguh._check_keys(p_what text, p_options jsonb, p_known text[])
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_unknown text;
+begin
+  if jsonb_typeof(p_options) is distinct from 'object' then
+    raise exception '% must be a JSON object', p_what
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(coalesce(p_options::text, 'null'), 200)),
+        hint = 'Pass an object such as {}.';
+  end if;
+
+  select k.key into v_unknown
+  from jsonb_object_keys(p_options) as k(key)
+  where k.key <> all (p_known)
+  limit 1;
+
+  if found then
+    raise exception 'unknown key "%" in %', left(v_unknown, 200), p_what
+      using
+        errcode = 'TG005',
+        detail = format('Known keys: %s.', array_to_string(p_known, ', ')),
+        hint = 'Check the spelling.';
+  end if;
+end;
+$$;
+
+-- Read an option that must be a number within bounds; null when absent or null.
+create or replace function teguh._number_option(
+  p_options jsonb,
+  p_key     text,
+  p_least   double precision,
+  p_most    double precision
+)
+  returns double precision
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_value jsonb := p_options -> p_key;
+begin
+  if v_value is null or v_value = 'null' then
+    return null;
+  end if;
+
+  if jsonb_typeof(v_value) <> 'number'
+    or v_value::numeric < p_least::numeric
+    or v_value::numeric > p_most::numeric
+  then
+    raise exception '"%" must be a number from % to %', p_key, p_least, p_most
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(v_value::text, 200)),
+        hint = 'Durations are in seconds.';
+  end if;
+
+  return v_value::double precision;
+end;
+$$;
+
+-- Read an option that must be a whole number within bounds; null when absent.
+create or replace function teguh._integer_option(
+  p_options jsonb,
+  p_key     text,
+  p_least   integer
+)
+  returns integer
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_value double precision := teguh._number_option(p_options, p_key, p_least, 2147483647);
+begin
+  if v_value <> floor(v_value) then
+    raise exception '"%" must be a whole number', p_key
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', p_options -> p_key),
+        hint = format('Use %s or %s.', floor(v_value), ceil(v_value));
+  end if;
+
+  return v_value::integer;
+end;
+$$;
+
+-- Read an option that must be a string; null when absent or null.
+create or replace function teguh._text_option(p_options jsonb, p_key text)
+  returns text
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_value jsonb := p_options -> p_key;
+begin
+  if v_value is null or v_value = 'null' then
+    return null;
+  end if;
+
+  if jsonb_typeof(v_value) <> 'string' then
+    raise exception '"%" must be a string', p_key
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(v_value::text, 200)),
+        hint = 'Put the value in double quotes.';
+  end if;
+
+  return p_options ->> p_key;
+end;
+$$;
+
+-- Refuse a blank or overlong name.  Names are index keys, hence the limit.
+create or replace function teguh._check_name(p_what text, p_name text)
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_name is null or btrim(p_name) = '' then
+    raise exception '% must not be blank', p_what
+      using
+        errcode = 'TG005',
+        detail = 'The name is null, empty or only spaces.',
+        hint = 'Give it a name.';
+  end if;
+
+  if octet_length(p_name) > 1024 then
+    raise exception '% is longer than 1024 bytes', p_what
+      using
+        errcode = 'TG005',
+        detail = format('It has %s bytes and begins with "%s".', octet_length(p_name),
+          left(p_name, 60)),
+        hint = 'Put the data into params or the payload, and a short name here.';
+  end if;
+end;
+$$;
+
+-- Refuse a duration that is null, not a number, or below a bound.
+create or replace function teguh._check_seconds(
+  p_what    text,
+  p_seconds double precision,
+  p_zero_ok boolean
+)
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_seconds is null
+    or p_seconds = 'NaN'
+    or p_seconds < 0
+    or (p_seconds = 0 and not p_zero_ok)
+  then
+    raise exception '% must be % of seconds', p_what,
+      case when p_zero_ok then 'zero or a positive number' else 'a positive number' end
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', coalesce(p_seconds::text, 'null')),
+        hint = 'Fractions such as 0.5 are fine.';
+  end if;
+end;
+$$;
+
+-- Functions that look at what others have just committed need a fresh snapshot
+-- per statement.
+create or replace function teguh._check_isolation(p_function text)
+  returns void
+  language plpgsql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
+    raise exception '% must run in a READ COMMITTED transaction', p_function
+      using
+        errcode = '25001',
+        detail = format('The isolation level is %s: what others commit meanwhile cannot be seen.',
+          upper(current_setting('transaction_isolation'))),
+        hint = 'Call it outside of the transaction, or begin that with READ COMMITTED.';
+  end if;
+end;
+$$;
+
+-- Read the options of a queue's policy, refusing what is not understood.
+create or replace function teguh._check_policy(p_policy jsonb)
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_notify text;
+begin
+  perform teguh._check_keys('queue policy', p_policy, array[
+    'notify', 'cleanup_ttl', 'cleanup_limit', 'default_max_attempts', 'default_retry_strategy'
+  ]);
+  perform teguh._number_option(p_policy, 'cleanup_ttl', 0, 1e12);
+  perform teguh._integer_option(p_policy, 'cleanup_limit', 1);
+  perform teguh._integer_option(p_policy, 'default_max_attempts', 1);
+  perform teguh._check_retry_strategy(p_policy -> 'default_retry_strategy');
+
+  v_notify := teguh._text_option(p_policy, 'notify');
+  if v_notify not in ('auto', 'always', 'off') then
+    raise exception 'unknown notify policy "%"', left(v_notify, 200)
+      using
+        errcode = 'TG005',
+        detail = 'Known policies: auto, always, off.',
+        hint = 'auto notifies when a worker is waiting.';
+  end if;
+end;
+$$;
+
+-- Turn one task and its options into a row to insert, or raise.  p_policy gives
+-- the defaults of the queue.
+create or replace function teguh._check_spawn(
+  p_task_name text,
+  p_params    jsonb,
+  p_options   jsonb,
+  p_policy    jsonb
+)
+  returns teguh._spawn
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_options jsonb := coalesce(p_options, '{}');
+  v_spawn   teguh._spawn;
+begin
+  perform teguh._check_name('task name', p_task_name);
+  v_spawn.task_name := p_task_name;
+  v_spawn.params := coalesce(p_params, 'null');
+  v_spawn.return_mismatch := false;
+
+  if v_options <> '{}' then
+    v_spawn := teguh._read_spawn_options(v_spawn, v_options);
+  end if;
+
+  if p_policy <> '{}' then
+    if v_spawn.retry_strategy is null then
+      v_spawn.retry_strategy := nullif(p_policy -> 'default_retry_strategy', 'null');
+    end if;
+    if not v_options ? 'max_attempts' then
+      v_spawn.max_attempts := (p_policy ->> 'default_max_attempts')::integer;
+    end if;
+  end if;
+  return v_spawn;
+end;
+$$;
+
+-- Read the options of one spawn into the row.
+create or replace function teguh._read_spawn_options(p_spawn teguh._spawn, p_options jsonb)
+  returns teguh._spawn
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_spawn    teguh._spawn := p_spawn;
+  v_mismatch text;
+begin
+  perform teguh._check_keys('spawn options', p_options, array[
+    'headers', 'retry_strategy', 'max_attempts', 'cancellation', 'idempotency_key',
+    'idempotency_mismatch', 'available_at', 'delay_seconds'
+  ]);
+
+  v_spawn.headers := nullif(p_options -> 'headers', 'null');
+  if jsonb_typeof(v_spawn.headers) <> 'object' then
+    raise exception '"headers" must be a JSON object'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(v_spawn.headers::text, 200)),
+        hint = 'For instance {"traceparent": "00-…"}.';
+  end if;
+
+  v_spawn.retry_strategy := nullif(p_options -> 'retry_strategy', 'null');
+  perform teguh._check_retry_strategy(v_spawn.retry_strategy);
+  v_spawn.max_attempts := teguh._integer_option(p_options, 'max_attempts', 1);
+  v_spawn.cancellation := nullif(p_options -> 'cancellation', 'null');
+  perform teguh._check_cancellation(v_spawn.cancellation);
+
+  v_spawn.idempotency_key := teguh._text_option(p_options, 'idempotency_key');
+  if v_spawn.idempotency_key is not null then
+    perform teguh._check_name('idempotency key', v_spawn.idempotency_key);
+  end if;
+  v_mismatch := teguh._text_option(p_options, 'idempotency_mismatch');
+  if v_mismatch not in ('return', 'error') then
+    raise exception 'unknown idempotency_mismatch "%"', left(v_mismatch, 200)
+      using
+        errcode = 'TG005',
+        detail = 'Known values: error, return.',
+        hint = 'With return the existing task is returned whatever it was spawned with.';
+  end if;
+  v_spawn.return_mismatch := coalesce(v_mismatch = 'return', false);
+
+  v_spawn.available_at := teguh._available_at(p_options);
+  return v_spawn;
+end;
+$$;
+
+-- When a task may start: null means at once.
+create or replace function teguh._available_at(p_options jsonb)
+  returns timestamptz
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_at    text := teguh._text_option(p_options, 'available_at');
+  v_delay double precision := teguh._number_option(p_options, 'delay_seconds', 0, 1e12);
+begin
+  if v_at is not null and v_delay is not null then
+    raise exception 'both "available_at" and "delay_seconds" are given'
+      using
+        errcode = 'TG005',
+        detail = 'They name the same moment in two ways.',
+        hint = 'Give one of them.';
+  end if;
+
+  if v_delay is not null then
+    return teguh._after(teguh.current_time(), v_delay);
+  end if;
+
+  if v_at is null then
+    return null;
+  end if;
+
+  begin
+    return v_at::timestamptz;
+  exception
+    when invalid_datetime_format or datetime_field_overflow then
+      raise exception '"available_at" is not a timestamp'
+        using
+          errcode = 'TG005',
+          detail = format('Found: "%s".', left(v_at, 200)),
+          hint = 'Use ISO 8601 with an offset, for instance 2027-01-31T09:00:00+00.';
+  end;
+end;
+$$;
+
+-- Refuse a cancellation policy with anything but positive seconds.
+create or replace function teguh._check_cancellation(p_cancellation jsonb)
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_cancellation is null then
+    return;
+  end if;
+
+  perform teguh._check_keys('cancellation', p_cancellation, array['max_delay', 'max_duration']);
+  perform teguh._number_option(p_cancellation, 'max_delay', 1e-6, 1e12);
+  perform teguh._number_option(p_cancellation, 'max_duration', 1e-6, 1e12);
+end;
+$$;

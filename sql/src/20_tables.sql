@@ -1,0 +1,271 @@
+-- Queues and the policy of each.
+create table if not exists teguh.queues (
+  queue_name text        not null,
+  policy     jsonb       not null default '{}',
+  created_at timestamptz not null,
+  constraint queues_pkey primary key (queue_name)
+);
+
+comment on table teguh.queues is
+  'One row per queue. A queue''s own tables are named after it: t_<queue> and so on.';
+comment on column teguh.queues.policy is
+  'Settings given to create_queue(): notify, cleanup_ttl, cleanup_limit, '
+  'default_max_attempts, default_retry_strategy.';
+
+-- The template queue: what create_queue() stamps out once per queue, replacing
+-- "template" by the queue's name.  No prefix contains another underscore, so
+-- the names of two queues cannot meet.
+
+-- Tasks.  No index on a column that changes: every update is a HOT update, and
+-- the fill factor leaves room on the page for the versions of one life.
+create table if not exists teguh.t_template (
+  task_id          uuid        not null,
+  run_id           uuid        not null,
+  turn             integer     not null,
+  attempt          integer     not null default 0,
+  failures         integer     not null default 0,
+  state            text        not null,
+  created_at       timestamptz not null,
+  available_at     timestamptz,
+  deadline_at      timestamptz,
+  first_started_at timestamptz,
+  started_at       timestamptz,
+  lease_expires_at timestamptz,
+  finished_at      timestamptz,
+  max_attempts     integer,
+  task_name        text        not null,
+  claimed_by       text,
+  params           jsonb       not null,
+  headers          jsonb,
+  retry_strategy   jsonb,
+  cancellation     jsonb,
+  idempotency_key  text,
+  wake_event       text,
+  event_payload    jsonb,
+  result           jsonb,
+  failure_reason   jsonb,
+  constraint tkey_template primary key (task_id),
+  constraint tstate_template check (
+    state in ('pending', 'running', 'sleeping', 'completed', 'failed', 'cancelled')
+  )
+)
+with (
+  fillfactor = 30,
+  autovacuum_vacuum_scale_factor = 0.05,
+  autovacuum_analyze_scale_factor = 0.05
+);
+
+create unique index if not exists tonce_template
+  on teguh.t_template (idempotency_key)
+  where idempotency_key is not null;
+
+comment on table teguh.t_template is
+  'Tasks: what was asked for, where it stands, and what came of it.';
+comment on column teguh.t_template.run_id is
+  'The current run. Its number is in the bits that the task''s id leaves zero.';
+comment on column teguh.t_template.turn is
+  'How often the task has been queued. Dispatch rows and timers name the turn '
+  'they are for, and mean nothing once it has passed.';
+comment on column teguh.t_template.attempt is
+  'How often a worker has been handed the task.';
+comment on column teguh.t_template.failures is
+  'How many runs failed: by their handler, or because the lease expired.';
+comment on column teguh.t_template.available_at is
+  'When the task may run; null while only an event can wake it.';
+comment on column teguh.t_template.deadline_at is
+  'When the task is cancelled by its own policy: max_delay before its first '
+  'start, max_duration after.';
+comment on column teguh.t_template.lease_expires_at is
+  'When the worker''s claim ends; null unless running, or when it never does.';
+comment on column teguh.t_template.wake_event is
+  'The event that is awaited, or that woke the current turn.';
+comment on column teguh.t_template.event_payload is
+  'Payload of the event that woke the task; null if the wait timed out.';
+comment on column teguh.t_template.failure_reason is
+  'Why the last run failed.';
+
+-- Dispatch: what is ready, and what becomes so by the passing of time.  Two
+-- segments per queue, used in turn.  Rows are only ever inserted; a segment that
+-- has nothing left to say is truncated.
+create table if not exists teguh.p0_template (
+  xid     xid8    not null default pg_current_xact_id(),
+  seq     bigint  not null,
+  woke    bigint,
+  due_at  timestamptz,
+  turn    integer not null,
+  kind    "char"  not null,
+  task_id uuid    not null
+)
+with (autovacuum_enabled = off);
+
+create table if not exists teguh.p1_template (
+  xid     xid8    not null default pg_current_xact_id(),
+  seq     bigint  not null,
+  woke    bigint,
+  due_at  timestamptz,
+  turn    integer not null,
+  kind    "char"  not null,
+  task_id uuid    not null
+)
+with (autovacuum_enabled = off);
+
+create index if not exists p0ready_template
+  on teguh.p0_template (xid, seq)
+  where kind = 'r';
+create index if not exists p0due_template
+  on teguh.p0_template (kind, due_at, seq)
+  where kind <> 'r';
+create index if not exists p1ready_template
+  on teguh.p1_template (xid, seq)
+  where kind = 'r';
+create index if not exists p1due_template
+  on teguh.p1_template (kind, due_at, seq)
+  where kind <> 'r';
+
+comment on table teguh.p0_template is
+  'Dispatch rows, one of two segments. A row is a hint that may be stale or '
+  'double; whether its task is to be had, the task says.';
+comment on column teguh.p0_template.kind is
+  'r: ready to be claimed. s: a sleeper''s timer. l: a lease''s or deadline''s timer.';
+comment on column teguh.p0_template.turn is
+  'The task''s turn that the row is for; 0 for the timer of a deadline.';
+comment on column teguh.p0_template.woke is
+  'The waiting workers that were notified of this row: see _push_template.';
+comment on table teguh.p1_template is
+  'Dispatch rows, the other segment: see p0.';
+
+-- Positions: how far a segment has been worked off.  Each row is a statement
+-- that stays true; the latest is the most useful.
+create table if not exists teguh.k0_template (
+  n      bigint not null,
+  kind   "char" not null,
+  xid    xid8,
+  seq    bigint not null,
+  due_at timestamptz,
+  gaps   teguh._gap[],
+  late   teguh._late[]
+)
+with (autovacuum_enabled = off);
+
+create table if not exists teguh.k1_template (
+  n      bigint not null,
+  kind   "char" not null,
+  xid    xid8,
+  seq    bigint not null,
+  due_at timestamptz,
+  gaps   teguh._gap[],
+  late   teguh._late[]
+)
+with (autovacuum_enabled = off);
+
+-- Small and never toasted: a segment then has one file less to truncate.
+alter table teguh.k0_template
+  alter column gaps set storage plain,
+  alter column late set storage plain;
+alter table teguh.k1_template
+  alter column gaps set storage plain,
+  alter column late set storage plain;
+
+create index if not exists k0latest_template
+  on teguh.k0_template (kind, n);
+create index if not exists k1latest_template
+  on teguh.k1_template (kind, n);
+
+comment on table teguh.k0_template is
+  'Positions in segment p0: every row before one has been dealt with, but for '
+  'those in gaps (ready rows) or of the transactions in late (timers).';
+comment on table teguh.k1_template is
+  'Positions in segment p1: see k0.';
+
+-- Registers.  A sequence is changed in place: no dead rows, and every session
+-- sees the present value whatever its snapshot.
+create sequence if not exists teguh.seq_template;
+create sequence if not exists teguh.ring_template minvalue 0 start 0;
+create sequence if not exists teguh.parked_template minvalue 0 start 0;
+create sequence if not exists teguh.woken_template minvalue 0 start 0;
+create sequence if not exists teguh.fired_template minvalue 0 start 0;
+create sequence if not exists teguh.clock_template minvalue 0 start 0;
+create sequence if not exists teguh.carry_template minvalue 0 start 0;
+
+comment on sequence teguh.seq_template is
+  'Numbers dispatch rows and positions.';
+comment on sequence teguh.ring_template is
+  'Which segments are in use: 2g means generation g alone, 2g+1 both g and g+1; '
+  'generation g lies in segment g mod 2. New rows go to the latest.';
+comment on sequence teguh.parked_template is
+  'Counts claims that came back short: each may be a worker about to wait.';
+comment on sequence teguh.woken_template is
+  'The claims among those whose worker is known to have been notified since.';
+comment on sequence teguh.fired_template is
+  'When a claim last looked for due timers, in milliseconds since 1970.';
+comment on sequence teguh.clock_template is
+  'The latest timer position, in microseconds since 1970.';
+comment on sequence teguh.carry_template is
+  'Bytes that the last change of segment carried over.';
+
+-- Runs that ended while their task went on.  The task holds its current run.
+create table if not exists teguh.r_template (
+  task_id          uuid        not null,
+  run_id           uuid        not null,
+  attempt          integer     not null,
+  state            text        not null,
+  claimed_by       text,
+  started_at       timestamptz,
+  lease_expires_at timestamptz,
+  finished_at      timestamptz not null,
+  failure_reason   jsonb,
+  constraint rkey_template primary key (task_id, run_id)
+);
+
+comment on table teguh.r_template is
+  'History: runs that failed or were cancelled and were followed by another.';
+
+-- Checkpoints.
+create table if not exists teguh.c_template (
+  task_id         uuid        not null,
+  checkpoint_name text        not null,
+  state           jsonb       not null,
+  status          text        not null,
+  owner_run_id    uuid        not null,
+  updated_at      timestamptz not null,
+  constraint ckey_template primary key (task_id, checkpoint_name),
+  constraint cstatus_template check (status in ('committed', 'timed_out'))
+);
+
+comment on table teguh.c_template is
+  'Checkpoints: the results of steps and of waits that are over.';
+comment on column teguh.c_template.status is
+  'committed, or timed_out when the awaited event did not come in time.';
+
+-- Events.
+create table if not exists teguh.e_template (
+  event_name text        not null,
+  created_at timestamptz not null,
+  emitted_at timestamptz,
+  payload    jsonb,
+  constraint ekey_template primary key (event_name)
+);
+
+create index if not exists eage_template
+  on teguh.e_template (created_at);
+
+comment on table teguh.e_template is
+  'Events that were emitted, or are awaited. The row is also the lock between the two.';
+comment on column teguh.e_template.emitted_at is
+  'When the event was first emitted; null while it is only awaited.';
+
+-- Waits.
+create table if not exists teguh.w_template (
+  task_id    uuid    not null,
+  event_name text    not null,
+  step_name  text    not null,
+  turn       integer not null,
+  timeout_at timestamptz,
+  constraint wkey_template primary key (task_id)
+);
+
+create index if not exists wevent_template
+  on teguh.w_template (event_name);
+
+comment on table teguh.w_template is
+  'Waits: the event each waiting task waits for, and until when.';

@@ -1,0 +1,399 @@
+-- Check a queue's name and hand it back.  Names of tables and functions are made
+-- of it, and the notify channel.
+create or replace function teguh.validate_queue_name(p_queue_name text)
+  returns text
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_queue_name is null or btrim(p_queue_name) = '' then
+    raise exception 'queue name must not be blank'
+      using
+        errcode = '42602',
+        detail = 'The name is null, empty or only spaces.',
+        hint = 'Give the queue a name such as orders.';
+  end if;
+
+  if octet_length(p_queue_name) > 55 or p_queue_name !~ '^[a-z][a-z0-9_]*$' then
+    raise exception 'queue name "%" is not valid', left(p_queue_name, 60)
+      using
+        errcode = '42602',
+        detail = format('It has %s bytes.', octet_length(p_queue_name)),
+        hint = 'Use 1 to 55 lowercase letters, digits and underscores, a letter first.';
+  end if;
+
+  if p_queue_name = 'template' then
+    raise exception 'queue name "template" is reserved'
+      using
+        errcode = '42939',
+        detail = 'Every queue is made in the likeness of the one called template.',
+        hint = 'Choose another name.';
+  end if;
+
+  return p_queue_name;
+end;
+$$;
+
+comment on function teguh.validate_queue_name(text) is
+  'Returns the name if a queue may have it: 1 to 55 lowercase letters, digits and '
+  'underscores, a letter first. Raises 42602 if not, 42939 for the reserved "template".';
+
+-- The policy of a queue, or TG001.
+create or replace function teguh._policy(p_queue_name text)
+  returns jsonb
+  language plpgsql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_policy jsonb;
+begin
+  select q.policy into v_policy
+  from teguh.queues as q
+  where q.queue_name = p_queue_name;
+
+  if not found then
+    raise exception 'queue "%" does not exist', left(coalesce(p_queue_name, 'null'), 60)
+      using
+        errcode = 'TG001',
+        detail = 'No queue of that name was created in this database.',
+        hint = format('Create it: select teguh.create_queue(%L);', left(p_queue_name, 60));
+  end if;
+
+  return v_policy;
+end;
+$$;
+
+-- The queue's own function behind a public one, as text to execute.  Names of
+-- queues that exist need no quoting.
+create or replace function teguh._call(p_verb text, p_queue_name text, p_arguments integer)
+  returns text
+  language plpgsql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._policy(p_queue_name);
+  return 'select * from teguh._' || p_verb || '_' || p_queue_name
+         || substr('($1, $2, $3, $4, $5, $6)', 1, 4 * p_arguments - 1) || ')';
+end;
+$$;
+
+-- What the template queue is made of, as DDL in the order to run it.
+create or replace view teguh._template_ddl as
+with template as (
+  select c.oid, c.relname, c.reloptions
+  from pg_catalog.pg_class as c
+  where c.relnamespace = 'teguh'::regnamespace
+    and c.relkind = 'r'
+    and c.relname like '%\_template'
+)
+
+select
+  1 as step,
+  format(
+    'create sequence teguh.%s minvalue %s start %s', s.sequencename, s.min_value, s.start_value
+  ) as ddl
+from pg_catalog.pg_sequences as s
+where s.schemaname = 'teguh' and s.sequencename like '%\_template'
+
+union all
+
+select
+  2,
+  format(
+    'create table teguh.%s (%s)%s',
+    t.relname,
+    string_agg(
+      format('%I %s', a.attname, format_type(a.atttypid, a.atttypmod))
+      || case when a.attnotnull then ' not null' else '' end
+      || coalesce(' default ' || pg_get_expr(d.adbin, d.adrelid), ''),
+      ', ' order by a.attnum
+    ),
+    ' with (' || array_to_string(t.reloptions, ', ') || ')'
+  )
+from template as t
+join pg_catalog.pg_attribute as a on a.attrelid = t.oid and a.attnum > 0 and not a.attisdropped
+left join pg_catalog.pg_attrdef as d on d.adrelid = a.attrelid and d.adnum = a.attnum
+group by t.relname, t.reloptions
+
+union all
+
+select 3, format('alter table teguh.%s alter %I set storage plain', t.relname, a.attname)
+from template as t
+join pg_catalog.pg_attribute as a on a.attrelid = t.oid and a.attnum > 0 and not a.attisdropped
+join pg_catalog.pg_type as y on y.oid = a.atttypid
+where a.attstorage = 'p' and y.typstorage <> 'p'
+
+union all
+
+select
+  4,
+  format(
+    'alter table teguh.%s add constraint %s %s', t.relname, k.conname, pg_get_constraintdef(k.oid)
+  )
+from template as t
+join pg_catalog.pg_constraint as k on k.conrelid = t.oid and k.contype <> 'n'
+
+union all
+
+select 5, pg_get_indexdef(i.indexrelid)
+from template as t
+join pg_catalog.pg_index as i on i.indrelid = t.oid
+where not exists (select 1 from pg_catalog.pg_constraint as k where k.conindid = i.indexrelid)
+
+union all
+
+select 6, format('comment on table teguh.%s is %L', t.relname, obj_description(t.oid, 'pg_class'))
+from template as t
+
+union all
+
+select 7, pg_get_functiondef(p.oid)
+from pg_catalog.pg_proc as p
+where p.pronamespace = 'teguh'::regnamespace
+  and p.proname like '%\_template'
+
+union all
+
+select 8, format('revoke all on function %s from public', p.oid::regprocedure)
+from pg_catalog.pg_proc as p
+where p.pronamespace = 'teguh'::regnamespace
+  and p.proname like '%\_template';
+
+comment on view teguh._template_ddl is
+  'The template queue as DDL, in steps. Read back from the catalog, so that it is '
+  'always what was written in the sources, upgrades included.';
+
+-- Rename the template queue to another wherever a text names it.
+create or replace function teguh._stamp(p_ddl text, p_queue_name text)
+  returns text
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select regexp_replace(p_ddl, '_template\M', '_' || p_queue_name, 'g');
+$$;
+
+-- Create or refresh a queue's functions, as they are in the template.
+create or replace function teguh._stamp_functions(p_queue_name text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_ddl text;
+begin
+  for v_ddl in
+    select d.ddl
+    from teguh._template_ddl as d
+    where d.step >= 7
+    order by d.step, d.ddl
+  loop
+    execute teguh._stamp(v_ddl, p_queue_name);
+  end loop;
+end;
+$$;
+
+-- Run one statement on the template and on every queue: for upgrade scripts.
+create or replace function teguh._each_queue(p_ddl text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text;
+begin
+  execute p_ddl;
+
+  for v_queue_name in
+    select q.queue_name
+    from teguh.queues as q
+    order by q.queue_name
+  loop
+    execute teguh._stamp(p_ddl, v_queue_name);
+  end loop;
+end;
+$$;
+
+-- Give every register its first value: a sequence has none before that.  The
+-- notify policies off and always are registers set beyond reach.
+create or replace function teguh._init_template(p_notify text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if pg_sequence_last_value('teguh.ring_template'::regclass) is null then
+    perform nextval('teguh.seq_template'::regclass);
+    perform setval('teguh.ring_template'::regclass, 0);
+    perform setval('teguh.fired_template'::regclass, 0);
+    perform setval('teguh.clock_template'::regclass, 0);
+    perform setval('teguh.carry_template'::regclass, 0);
+  end if;
+
+  perform setval(
+    'teguh.parked_template'::regclass,
+    case when p_notify = 'always' then teguh._beyond() else 1 end
+  );
+  perform setval(
+    'teguh.woken_template'::regclass,
+    case when p_notify = 'off' then teguh._beyond() else 0 end
+  );
+end;
+$$;
+
+-- A number that no register reaches by counting.
+create or replace function teguh._beyond()
+  returns bigint
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select 4611686018427387904;
+$$;
+
+-- Create a queue, or set policy keys of one that exists.
+create or replace function teguh.create_queue(p_queue_name text, p_policy jsonb default '{}')
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_policy jsonb := coalesce(p_policy, '{}');
+  v_ddl    text;
+begin
+  perform teguh.validate_queue_name(p_queue_name);
+  perform teguh._check_policy(v_policy);
+
+  insert into teguh.queues as q (queue_name, policy, created_at)
+  values (p_queue_name, v_policy, teguh.current_time())
+  on conflict (queue_name) do nothing;
+
+  if found then
+    for v_ddl in
+      select d.ddl
+      from teguh._template_ddl as d
+      order by d.step, d.ddl
+    loop
+      execute teguh._stamp(v_ddl, p_queue_name);
+    end loop;
+  else
+    update teguh.queues as q
+    set policy = q.policy || v_policy
+    where q.queue_name = p_queue_name
+      and q.policy <> q.policy || v_policy;
+    if not found then
+      return;
+    end if;
+  end if;
+
+  execute format('select teguh._init_%s($1)', p_queue_name)
+  using (select q.policy ->> 'notify' from teguh.queues as q where q.queue_name = p_queue_name);
+end;
+$$;
+
+comment on function teguh.create_queue(text, jsonb) is
+  'Creates a queue. On a queue that exists, sets the policy keys given and leaves '
+  'the others. Policy: notify (auto, always, off), cleanup_ttl (seconds that '
+  'finished tasks are kept, default 2592000), cleanup_limit (tasks removed per '
+  'call, default 1000), default_max_attempts, default_retry_strategy. '
+  'Raises 42602 or 42939 for a name that cannot be, TG005 for a bad policy.';
+
+-- Drop a queue with everything in it.  All its tables are locked in one statement
+-- under a short lock_timeout and, if others are busy there, tried again: whoever
+-- works on the queue meanwhile cannot be drawn into a deadlock.
+create or replace function teguh.drop_queue(p_queue_name text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_tables text;
+  v_drop   text;
+begin
+  perform teguh._policy(p_queue_name);
+
+  select string_agg('teguh.' || teguh._stamp(c.relname, p_queue_name), ', ' order by c.relname)
+  into v_tables
+  from pg_class as c
+  where c.relnamespace = 'teguh'::regnamespace
+    and c.relkind = 'r'
+    and c.relname like '%\_template';
+  perform teguh._lock_patiently(v_tables);
+
+  delete from teguh.queues as q
+  where q.queue_name = p_queue_name;
+  if not found then
+    return;
+  end if;
+
+  for v_drop in
+    select format('drop function %s', teguh._stamp(p.oid::regprocedure::text, p_queue_name))
+    from pg_proc as p
+    where p.pronamespace = 'teguh'::regnamespace and p.proname like '%\_template'
+    union all
+    select format('drop sequence teguh.%s', teguh._stamp(s.sequencename, p_queue_name))
+    from pg_sequences as s
+    where s.schemaname = 'teguh' and s.sequencename like '%\_template'
+  loop
+    execute v_drop;
+  end loop;
+  execute 'drop table ' || v_tables;
+end;
+$$;
+
+comment on function teguh.drop_queue(text) is
+  'Drops a queue and all its tasks, in whatever state. Waits up to a minute for '
+  'transactions that are using it. Raises TG001 if there is no such queue, 55P03 '
+  'if it stays busy.';
+
+-- Lock tables exclusively, without ever waiting long enough for a deadlock.
+create or replace function teguh._lock_patiently(p_tables text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+  set lock_timeout = '100ms'
+as $$
+begin
+  for v_try in 1..300 loop
+    begin
+      execute 'lock table ' || p_tables || ' in access exclusive mode';
+      return;
+    exception
+      when lock_not_available then
+        perform pg_sleep(0.1 * random());
+      when undefined_table then
+        return;
+    end;
+  end loop;
+
+  raise exception 'tables stay in use'
+    using
+      errcode = '55P03',
+      detail = format('Could not lock %s.', p_tables),
+      hint = 'Stop the workers of the queue, end idle transactions, and try again.';
+end;
+$$;
+
+-- The queues of this database.
+create or replace function teguh.list_queues()
+  returns table(queue_name text, created_at timestamptz, policy jsonb)
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select q.queue_name, q.created_at, q.policy
+  from teguh.queues as q
+  order by q.queue_name;
+$$;
+
+comment on function teguh.list_queues() is
+  'The queues of this database by name, each with the policy it was given.';

@@ -1,0 +1,124 @@
+-- Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- (kinds s and l, with p_due_at).
+--
+-- The transaction gets its id before it has the row, so whoever takes a snapshot
+-- meanwhile sees it running.  The ring is read again after the insert: if a new
+-- segment was opened in between, the rows go there as well; the first ones are
+-- doubles, which do no harm.
+create or replace function teguh._push_template(
+  p_kind     "char",
+  p_task_ids uuid[],
+  p_turns    integer[],
+  p_due_at   timestamptz[] default '{}'
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_newest bigint;
+  v_seen   bigint;
+  v_woke   bigint;
+begin
+  perform pg_current_xact_id();
+  v_newest := (pg_sequence_last_value('teguh.ring_template'::regclass) + 1) / 2;
+  loop
+    v_seen := v_newest;
+    if v_seen % 2 = 0 then
+      v_woke := teguh._add0_template(p_kind, p_task_ids, p_turns, p_due_at);
+    else
+      v_woke := teguh._add1_template(p_kind, p_task_ids, p_turns, p_due_at);
+    end if;
+
+    v_newest := (pg_sequence_last_value('teguh.ring_template'::regclass) + 1) / 2;
+    exit when v_newest = v_seen;
+  end loop;
+
+  if v_woke is not null then
+    perform pg_notify('teguh_template', '');
+  end if;
+end;
+$$;
+
+-- Insert dispatch rows into one segment.  Returns what the waiting workers were
+-- counted at if some of them have not been notified yet, else null.
+--
+-- That count is read when the insert already holds its lock on the segment.  A
+-- worker about to wait counts itself first and looks for such locks second
+-- (_next_template): one of the two always sees the other.
+--
+-- A timer is never due at the present moment, so that a timer position, which is
+-- a moment that has passed, cannot be ahead of it.
+create or replace function teguh._add0_template(
+  p_kind     "char",
+  p_task_ids uuid[],
+  p_turns    integer[],
+  p_due_at   timestamptz[]
+)
+  returns bigint
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_soonest timestamptz := teguh.current_time() + interval '1 microsecond';
+  v_first   timestamptz;
+  v_woke    bigint;
+begin
+  with added as (
+    insert into teguh.p0_template as p (seq, woke, due_at, kind, task_id, turn)
+    select
+      nextval('teguh.seq_template'::regclass),
+      (
+        select nullif(greatest(w.parked, w.woken), w.woken)
+        from (
+          select
+            pg_sequence_last_value('teguh.parked_template'::regclass) as parked,
+            pg_sequence_last_value('teguh.woken_template'::regclass) as woken
+          where p_kind = 'r'
+        ) as w
+      ),
+      case when p_kind <> 'r' then greatest(u.due_at, v_soonest) end,
+      p_kind,
+      u.task_id,
+      u.turn
+    from unnest(p_task_ids, p_turns, p_due_at) as u(task_id, turn, due_at)
+    returning p.woke, p.due_at
+  )
+  select max(a.woke), min(a.due_at) into v_woke, v_first
+  from added as a;
+
+  if v_first < 'infinity'
+    and teguh._micros(v_first) <= pg_sequence_last_value('teguh.clock_template'::regclass)
+  then
+    perform teguh._back0_template(p_kind, v_first);
+  end if;
+
+  return v_woke;
+end;
+$$;
+
+-- Move the timer position back before a timer that was set with a clock behind
+-- the one by which the position was moved.
+create or replace function teguh._back0_template(p_kind "char", p_due_at timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  insert into teguh.k0_template as k (n, kind, seq, due_at, late)
+  select
+    nextval('teguh.seq_template'::regclass), p_kind, 0,
+    p_due_at - interval '1 microsecond', latest.late
+  from (
+    select k.due_at, k.late
+    from teguh.k0_template as k
+    where k.kind = p_kind
+    order by k.kind desc, k.n desc
+    limit 1
+  ) as latest
+  where latest.due_at >= p_due_at;
+end;
+$$;

@@ -1,0 +1,632 @@
+-- Claim up to p_qty ready tasks of one segment, oldest first, and move the scan
+-- position on when it has fallen behind.  Returns the tasks claimed, and sets the
+-- timers of their leases and, at a first start, of their max_duration.
+--
+-- The task's row is the arbiter.  A dispatch row only says where to look; the row
+-- lock, taken with skip locked, re-reads the task, so that one which was claimed
+-- or cancelled since the statement's snapshot is passed over.  Rows left behind by
+-- the position (its gaps) come first.
+create or replace function teguh._claim0_template(
+  p_worker text,
+  p_now    timestamptz,
+  p_until  timestamptz,
+  p_qty    integer
+)
+  returns uuid[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_xid       xid8;
+  v_seq       bigint;
+  v_gaps      teguh._gap[];
+  v_first_xid xid8;
+  v_first_seq bigint;
+  v_woke      bigint;
+  v_task_ids  uuid[];
+  v_turns     integer[];
+  v_limited   uuid[];
+  v_limits    timestamptz[];
+begin
+  select k.xid, k.seq, k.gaps into v_xid, v_seq, v_gaps
+  from teguh.k0_template as k
+  where k.kind = 'r'
+  order by k.kind desc, k.n desc
+  limit 1;
+  if not found then
+    v_xid := '0';
+    v_seq := 0;
+  end if;
+
+  with ready as materialized (
+    select p.xid, p.seq, p.woke, t.task_id, t.turn
+    from (
+      (
+        select p.xid, p.seq, p.woke, p.task_id, p.turn
+        from unnest(v_gaps) as g
+        cross join lateral (
+          select p.xid, p.seq, p.woke, p.task_id, p.turn
+          from teguh.p0_template as p
+          where p.kind = 'r'
+            and (p.xid, p.seq) >= (g.low_xid, g.low_seq)
+            and (p.xid, p.seq) <= (g.high_xid, g.high_seq)
+          order by p.xid, p.seq
+          offset 0
+        ) as p
+      )
+      union all
+      (
+        select p.xid, p.seq, p.woke, p.task_id, p.turn
+        from teguh.p0_template as p
+        where p.kind = 'r'
+          and (p.xid, p.seq) >= (v_xid, v_seq)
+        order by p.xid, p.seq
+        offset 0
+      )
+    ) as p
+    cross join lateral (
+      select t.task_id, t.turn
+      from teguh.t_template as t
+      where t.task_id = p.task_id
+        and t.turn = p.turn
+        and t.state in ('pending', 'sleeping')
+        and (t.deadline_at is null or t.deadline_at > p_now)
+      for no key update skip locked
+    ) as t
+    limit p_qty
+  ),
+
+  claimed as (
+    update teguh.t_template as t
+    set
+      state = 'running',
+      attempt = t.attempt + 1,
+      claimed_by = p_worker,
+      started_at = p_now,
+      first_started_at = coalesce(t.first_started_at, p_now),
+      lease_expires_at = p_until,
+      deadline_at = case
+        when t.first_started_at is null and t.cancellation is not null
+          then teguh._after(p_now, (t.cancellation ->> 'max_duration')::double precision)
+        else t.deadline_at
+      end
+    from ready as r
+    where t.task_id = r.task_id
+    returning
+      t.task_id,
+      t.turn,
+      case when t.attempt = 1 then t.deadline_at end as limit_at,
+      r.xid,
+      r.seq,
+      r.woke,
+      (r.xid, r.seq) >= (v_xid, v_seq) as is_new
+  )
+
+  select
+    array_agg(c.task_id),
+    array_agg(c.turn),
+    array_agg(c.task_id) filter (where c.limit_at is not null),
+    array_agg(c.limit_at) filter (where c.limit_at is not null),
+    (array_agg(c.xid) filter (where c.is_new))[1],
+    (array_agg(c.seq) filter (where c.is_new))[1],
+    max(c.woke)
+  into v_task_ids, v_turns, v_limited, v_limits, v_first_xid, v_first_seq, v_woke
+  from claimed as c;
+
+  if v_woke > pg_sequence_last_value('teguh.woken_template'::regclass)
+    and v_woke < teguh._beyond()
+  then
+    perform setval('teguh.woken_template'::regclass, v_woke);
+  end if;
+  if v_task_ids is not null and p_until is not null then
+    perform teguh._push_template(
+      'l', v_task_ids, v_turns, array_fill(p_until, array[cardinality(v_task_ids)])
+    );
+  end if;
+  if v_limited is not null then
+    perform teguh._push_template(
+      'l', v_limited, array_fill(0, array[cardinality(v_limited)]), v_limits
+    );
+  end if;
+
+  perform from teguh.p0_template as p
+  where p.kind = 'r'
+    and (p.xid, p.seq) >= (v_xid, v_seq)
+    and (v_first_xid is null or (p.xid, p.seq) < (v_first_xid, v_first_seq))
+  order by p.xid, p.seq
+  offset 31
+  limit 1;
+  if found then
+    perform teguh._move0_template(v_xid, v_seq, v_gaps, v_first_xid, v_first_seq);
+  end if;
+
+  return v_task_ids;
+end;
+$$;
+
+-- Move the scan position of a segment to its first row that is still to be had.
+--
+-- What is written must stay true: every row before the position, visible now or
+-- later, is claimed or stale, unless it lies in a gap.  So the position never
+-- passes the id of a transaction that may still insert rows, and it is looked up
+-- after the list of those was taken.  What would hold it back for long becomes a
+-- gap once 256 rows have come to lie behind it: an open transaction (its rows
+-- are claimed right after it commits), or rows that an open claim holds locked.
+--
+-- p_first_xid and p_first_seq: the first row this claim took past the position.
+create or replace function teguh._move0_template(
+  p_xid       xid8,
+  p_seq       bigint,
+  p_gaps      teguh._gap[],
+  p_first_xid xid8,
+  p_first_seq bigint
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_n        bigint := nextval('teguh.seq_template'::regclass);
+  v_snapshot pg_snapshot := pg_current_snapshot();
+  v_open     xid8[] := teguh._open_xids(v_snapshot);
+  v_gaps     teguh._gap[] := teguh._shrink0_template(p_gaps, v_open);
+  v_xid      xid8;
+  v_seq      bigint;
+  v_writer   xid8;
+begin
+  select r.xid, r.seq into v_xid, v_seq
+  from teguh._next0_template(p_xid, p_seq) as r;
+
+  if teguh._many0_template(v_xid, v_seq, p_first_xid, p_first_seq)
+    and coalesce(cardinality(v_gaps), 0) < 64
+  then
+    v_gaps := v_gaps || teguh._stuck0_template(v_xid, v_seq, p_first_xid, p_first_seq);
+    select r.xid, r.seq into v_xid, v_seq
+    from teguh._next0_template(p_first_xid, p_first_seq) as r;
+  end if;
+
+  if v_xid is null or v_xid >= pg_snapshot_xmax(v_snapshot) then
+    v_xid := pg_snapshot_xmax(v_snapshot);
+    v_seq := 0;
+  end if;
+
+  foreach v_writer in array v_open loop
+    exit when (v_writer, 0) >= (v_xid, v_seq);
+    continue when exists (
+      select from unnest(v_gaps) as g
+      where (g.low_xid, g.low_seq) <= (v_writer, 0)
+        and (g.high_xid, g.high_seq) >= (v_writer, 9223372036854775807)
+    );
+    if teguh._many0_template(v_writer, 0, v_xid, v_seq)
+      and coalesce(cardinality(v_gaps), 0) < 64
+    then
+      v_gaps := v_gaps || row(v_writer, 0, v_writer, 9223372036854775807)::teguh._gap;
+    else
+      v_xid := v_writer;
+      v_seq := 0;
+      exit;
+    end if;
+  end loop;
+
+  if (v_xid, v_seq) > (p_xid, p_seq)
+    or ((v_xid, v_seq) = (p_xid, p_seq) and v_gaps is distinct from p_gaps)
+  then
+    insert into teguh.k0_template as k (n, kind, xid, seq, gaps)
+    values (v_n, 'r', v_xid, v_seq, v_gaps);
+  end if;
+end;
+$$;
+
+-- The transactions that may still insert rows, ascending; our own is one of them.
+create or replace function teguh._open_xids(p_snapshot pg_snapshot)
+  returns xid8[]
+  language sql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+  select array_agg(x.xid order by x.xid)
+  from (
+    select pg_snapshot_xip(p_snapshot) as xid
+    union
+    select pg_current_xact_id()
+  ) as x;
+$$;
+
+-- The first row of a segment, from a place on, whose task is still to be had.
+create or replace function teguh._next0_template(
+  p_xid   xid8,
+  p_seq   bigint,
+  out xid xid8,
+  out seq bigint
+)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  select p.xid, p.seq into xid, seq
+  from teguh.p0_template as p
+  where p.kind = 'r'
+    and (p.xid, p.seq) >= (p_xid, p_seq)
+    and exists (
+      select from teguh.t_template as t
+      where t.task_id = p.task_id
+        and t.turn = p.turn
+        and t.state in ('pending', 'sleeping')
+      offset 0
+    )
+  order by p.xid, p.seq
+  limit 1;
+end;
+$$;
+
+-- Whether at least 256 rows lie between two places; false if one is null.
+create or replace function teguh._many0_template(
+  p_xid     xid8,
+  p_seq     bigint,
+  p_end_xid xid8,
+  p_end_seq bigint
+)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform from teguh.p0_template as p
+  where p.kind = 'r'
+    and (p.xid, p.seq) >= (p_xid, p_seq)
+    and (p.xid, p.seq) < (p_end_xid, p_end_seq)
+  order by p.xid, p.seq
+  offset 255
+  limit 1;
+  return found;
+end;
+$$;
+
+-- The stretch from a row that is still to be had to the last such row before
+-- another place: what open claims hold locked.
+create or replace function teguh._stuck0_template(
+  p_xid     xid8,
+  p_seq     bigint,
+  p_end_xid xid8,
+  p_end_seq bigint
+)
+  returns teguh._gap
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_gap teguh._gap := row(p_xid, p_seq, p_xid, p_seq);
+begin
+  select p.xid, p.seq into v_gap.high_xid, v_gap.high_seq
+  from teguh.p0_template as p
+  where p.kind = 'r'
+    and (p.xid, p.seq) >= (p_xid, p_seq)
+    and (p.xid, p.seq) < (p_end_xid, p_end_seq)
+    and exists (
+      select from teguh.t_template as t
+      where t.task_id = p.task_id
+        and t.turn = p.turn
+        and t.state in ('pending', 'sleeping')
+      offset 0
+    )
+  order by p.xid desc, p.seq desc
+  limit 1;
+
+  -- none: they were claimed or given up a moment ago
+  if v_gap.high_xid is null then
+    v_gap := row(p_xid, p_seq, p_xid, p_seq);
+  end if;
+  return v_gap;
+end;
+$$;
+
+-- Bring each gap's low end up to its first row that is still to be had, or to its
+-- first transaction that is still open.  A gap that has neither is dropped.
+create or replace function teguh._shrink0_template(p_gaps teguh._gap[], p_open xid8[])
+  returns teguh._gap[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_gap  teguh._gap;
+  v_gaps teguh._gap[];
+  v_open xid8;
+begin
+  foreach v_gap in array coalesce(p_gaps, '{}') loop
+    v_open := (
+      select o.xid
+      from unnest(p_open) as o(xid)
+      where o.xid between v_gap.low_xid and v_gap.high_xid
+      order by o.xid
+      limit 1
+    );
+
+    select r.xid, r.seq into v_gap.low_xid, v_gap.low_seq
+    from teguh._next0_template(v_gap.low_xid, v_gap.low_seq) as r;
+    if (v_gap.low_xid, v_gap.low_seq) > (v_gap.high_xid, v_gap.high_seq) then
+      v_gap.low_xid := null;
+    end if;
+
+    if v_open is not null and (v_gap.low_xid is null or v_open <= v_gap.low_xid) then
+      v_gap.low_xid := v_open;
+      v_gap.low_seq := 0;
+    end if;
+    if v_gap.low_xid is not null then
+      v_gaps := v_gaps || v_gap;
+    end if;
+  end loop;
+
+  return v_gaps;
+end;
+$$;
+
+-- Claim up to p_qty runs of the queue.
+--
+-- Due timers are looked at first when no claim has done so for 20 ms, and in any
+-- case before a claim comes back short: nothing due waits for a ticker.  A claim
+-- that does come back short counts its worker as waiting, so that the next spawn
+-- notifies.
+create or replace function teguh._take_template(
+  p_worker  text,
+  p_timeout double precision,
+  p_qty     integer
+)
+  returns table(
+    run_id           uuid,
+    task_id          uuid,
+    attempt          integer,
+    task_name        text,
+    params           jsonb,
+    retry_strategy   jsonb,
+    max_attempts     integer,
+    headers          jsonb,
+    wake_event       text,
+    event_payload    jsonb,
+    failures         integer,
+    checkpoints      jsonb,
+    lease_expires_at timestamptz
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_now      timestamptz := teguh.current_time();
+  v_until    timestamptz := case when p_timeout > 0 then teguh._after(v_now, p_timeout) end;
+  v_millis   bigint := teguh._micros(clock_timestamp()) / 1000;
+  v_fired    boolean;
+  v_left     integer := p_qty;
+  v_ring     bigint;
+  v_task_ids uuid[] := '{}';
+begin
+  v_fired := v_millis - pg_sequence_last_value('teguh.fired_template'::regclass)
+             not between 0 and 19;
+  if v_fired then
+    perform setval('teguh.fired_template'::regclass, v_millis);
+    perform teguh._fire_template(v_now, 1000);
+  end if;
+
+  loop
+    v_ring := pg_sequence_last_value('teguh.ring_template'::regclass);
+    for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
+      exit when v_left <= 0;
+      v_task_ids := v_task_ids || case
+        when v_gen % 2 = 0 then teguh._claim0_template(p_worker, v_now, v_until, v_left)
+        else teguh._claim1_template(p_worker, v_now, v_until, v_left)
+      end;
+      v_left := p_qty - cardinality(v_task_ids);
+    end loop;
+
+    exit when v_fired or v_left <= 0;
+    v_fired := true;
+    exit when teguh._fire_template(v_now, v_left + 100) = 0;
+  end loop;
+
+  if v_left > 0 then
+    perform nextval('teguh.parked_template'::regclass);
+  end if;
+
+  return query
+  select
+    t.run_id, t.task_id, t.attempt, t.task_name, t.params, t.retry_strategy, t.max_attempts,
+    t.headers, t.wake_event, t.event_payload, t.failures,
+    case when t.turn = 1 then '{}'::jsonb else teguh._known_template(t.task_id) end,
+    t.lease_expires_at
+  from unnest(v_task_ids) as u(task_id)
+  cross join lateral (
+    select t.*
+    from teguh.t_template as t
+    where t.task_id = u.task_id
+    offset 0
+  ) as t;
+end;
+$$;
+
+-- All checkpoints of a task, as one object.
+create or replace function teguh._known_template(p_task_id uuid)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return coalesce(
+    (
+      select jsonb_object_agg(c.checkpoint_name, c.state)
+      from teguh.c_template as c
+      where c.task_id = p_task_id
+        and c.status = 'committed'
+    ),
+    '{}'
+  );
+end;
+$$;
+
+-- Claim runs of a queue.
+create or replace function teguh.claim_task(
+  p_queue_name    text,
+  p_worker_id     text,
+  p_claim_timeout double precision default 30,
+  p_qty           integer default 1
+)
+  returns table(
+    run_id           uuid,
+    task_id          uuid,
+    attempt          integer,
+    task_name        text,
+    params           jsonb,
+    retry_strategy   jsonb,
+    max_attempts     integer,
+    headers          jsonb,
+    wake_event       text,
+    event_payload    jsonb,
+    failures         integer,
+    checkpoints      jsonb,
+    lease_expires_at timestamptz
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_isolation('claim_task');
+  return query execute teguh._call('take', p_queue_name, 3)
+  using
+    coalesce(nullif(btrim(p_worker_id), ''), 'worker'),
+    nullif(p_claim_timeout, 'NaN'),
+    greatest(coalesce(p_qty, 1), 1);
+end;
+$$;
+
+comment on function teguh.claim_task(text, text, double precision, integer) is
+  'Hands up to p_qty due runs to a worker, oldest due first, under a lease of '
+  'p_claim_timeout seconds (zero, less or null: without end). A blank worker id counts '
+  'as "worker", a quantity below 1 as 1. attempt is how often the task has been '
+  'handed out, this time included; checkpoints maps step names to their stored '
+  'states; wake_event is the event that woke the run, with its payload, or the '
+  'event whose wait timed out, with payload SQL null. Raises TG001 for an unknown '
+  'queue, 25001 unless the transaction is READ COMMITTED.';
+
+-- When the next sleeper is due, and whether it is safe to wait until then.
+--
+-- A caller that waits for a notification must hear of every task that was spawned
+-- without one.  Such a spawn was made before this worker was counted as waiting,
+-- so its transaction either is still open, seen by its lock on the newest segment,
+-- or has committed, seen by the look for ready tasks that comes after.
+create or replace function teguh._next_template()
+  returns timestamptz
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now   timestamptz := teguh.current_time();
+  v_ring  bigint := pg_sequence_last_value('teguh.ring_template'::regclass);
+  v_due   timestamptz;
+  v_first timestamptz;
+begin
+  if exists (
+    select from pg_locks as l
+    where l.relation in ('teguh.p0_template'::regclass, 'teguh.p1_template'::regclass)
+      and l.mode = 'RowExclusiveLock'
+      and l.pid <> pg_backend_pid()
+  ) then
+    v_due := v_now + interval '10 milliseconds';
+  end if;
+
+  for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
+    v_first := case
+      when v_gen % 2 = 0 then teguh._soonest0_template(v_now)
+      else teguh._soonest1_template(v_now)
+    end;
+    v_due := least(v_due, v_first);
+  end loop;
+
+  return v_due;
+end;
+$$;
+
+-- When a segment next has a task for a worker: now, when a timer is due, or null.
+-- Timers whose task was woken before them are passed over, the first hundred of
+-- them; past that the moment may come too early, never too late.
+create or replace function teguh._soonest0_template(p_now timestamptz)
+  returns timestamptz
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_ready  teguh.k0_template;
+  v_timers teguh.k0_template;
+  v_timer  record;
+  v_due    timestamptz;
+begin
+  select k.* into v_ready
+  from teguh.k0_template as k
+  where k.kind = 'r'
+  order by k.kind desc, k.n desc
+  limit 1;
+
+  perform from teguh._next0_template(coalesce(v_ready.xid, '0'), coalesce(v_ready.seq, 0)) as r
+  where r.xid is not null;
+  if found or teguh._shrink0_template(v_ready.gaps, '{}') is not null then
+    return p_now;
+  end if;
+
+  select k.* into v_timers
+  from teguh.k0_template as k
+  where k.kind = 's'
+  order by k.kind desc, k.n desc
+  limit 1;
+
+  for v_timer in
+    select p.due_at, p.task_id, p.turn
+    from teguh.p0_template as p
+    where p.kind = 's'
+      and p.kind <> 'r'
+      and (p.due_at, p.seq)
+          > (coalesce(v_timers.due_at, '-infinity'), coalesce(v_timers.seq, 0))
+    order by p.due_at, p.seq
+    limit 100
+  loop
+    v_due := v_timer.due_at;
+    perform from teguh.t_template as t
+    where t.task_id = v_timer.task_id
+      and t.turn = v_timer.turn
+      and t.state = 'sleeping';
+    if found then
+      return nullif(v_due, 'infinity');
+    end if;
+  end loop;
+
+  return nullif(v_due, 'infinity');
+end;
+$$;
+
+-- When the next delayed task of a queue is due.
+create or replace function teguh.next_due(p_queue_name text)
+  returns timestamptz
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_due timestamptz;
+begin
+  execute teguh._call('next', p_queue_name, 0) into v_due;
+  return v_due;
+end;
+$$;
+
+comment on function teguh.next_due(text) is
+  'When the next delayed task of the queue is due; null if none is. A worker calls '
+  'it before it waits, and waits no longer: the answer is the present moment if a '
+  'task is ready, and 10 ms from it while spawns are being committed. Raises TG001 '
+  'for an unknown queue.';

@@ -1,0 +1,256 @@
+-- Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- and move that kind's timer position past them.
+--
+-- What is written must stay true: every timer at or before the position, visible
+-- now or later, was collected by a transaction that commits with it, unless the
+-- transaction that set it is in "late".  Those were open when the position
+-- moved; when one has ended, its timers are looked for once.
+create or replace function teguh._due0_template(
+  p_kind  "char",
+  p_now   timestamptz,
+  p_limit integer
+)
+  returns teguh._timer[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_n        bigint := nextval('teguh.seq_template'::regclass);
+  v_snapshot pg_snapshot := pg_current_snapshot();
+  v_from     teguh.k0_template;
+  v_to       teguh.k0_template;
+  v_ended    xid8[];
+  v_since    timestamptz;
+  v_due      teguh._timer[];
+  v_missed   teguh._timer[];
+begin
+  select k.* into v_from
+  from teguh.k0_template as k
+  where k.kind = p_kind
+  order by k.kind desc, k.n desc
+  limit 1;
+  if not found then
+    v_from.due_at := '-infinity';
+    v_from.seq := 0;
+  end if;
+
+  select array_agg(row(d.task_id, d.turn)::teguh._timer order by d.due_at, d.seq) into v_due
+  from (
+    select p.task_id, p.turn, p.due_at, p.seq
+    from teguh.p0_template as p
+    where p.kind = p_kind
+      and p.kind <> 'r'
+      and (p.due_at, p.seq) > (v_from.due_at, v_from.seq)
+      and p.due_at <= p_now
+    order by p.due_at, p.seq
+    limit p_limit
+  ) as d;
+
+  select array_agg(l.xid), min(l.since) into v_ended, v_since
+  from unnest(v_from.late) as l
+  where pg_visible_in_snapshot(l.xid, v_snapshot);
+  if v_ended is not null then
+    select array_agg(row(p.task_id, p.turn)::teguh._timer) into v_missed
+    from teguh.p0_template as p
+    where p.kind = p_kind
+      and p.kind <> 'r'
+      and p.due_at >= v_since
+      and p.due_at <= v_from.due_at
+      and p.xid = any (v_ended);
+  end if;
+
+  if v_due is null and v_ended is null then
+    return '{}';
+  end if;
+
+  v_to.due_at := greatest(v_from.due_at, p_now);
+  v_to.seq := 9223372036854775807;
+  if cardinality(v_due) = p_limit then
+    select p.due_at, p.seq into v_to.due_at, v_to.seq
+    from teguh.p0_template as p
+    where p.kind = p_kind
+      and p.kind <> 'r'
+      and (p.due_at, p.seq) > (v_from.due_at, v_from.seq)
+    order by p.due_at, p.seq
+    offset p_limit - 1
+    limit 1;
+  end if;
+  perform teguh._passed0_template(v_n, p_kind, v_snapshot, v_from, v_to);
+
+  return coalesce(v_due, '{}') || coalesce(v_missed, '{}');
+end;
+$$;
+
+-- Write a timer position, with the transactions that may still insert timers
+-- before it.  With very many of them open the position stays where it is, and
+-- timers already collected are collected again, which does no harm.
+create or replace function teguh._passed0_template(
+  p_n        bigint,
+  p_kind     "char",
+  p_snapshot pg_snapshot,
+  p_from     teguh.k0_template,
+  p_to       teguh.k0_template
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_late teguh._late[];
+begin
+  select array_agg(row(x.xid, coalesce(l.since, p_from.due_at))::teguh._late) into v_late
+  from pg_snapshot_xip(p_snapshot) as x(xid)
+  left join unnest(p_from.late) as l on l.xid = x.xid;
+  if cardinality(v_late) > 128 then
+    return;
+  end if;
+
+  insert into teguh.k0_template as k (n, kind, due_at, seq, late)
+  values (p_n, p_kind, p_to.due_at, p_to.seq, v_late);
+
+  if teguh._micros(p_to.due_at) > pg_sequence_last_value('teguh.clock_template'::regclass) then
+    perform setval('teguh.clock_template'::regclass, teguh._micros(p_to.due_at));
+  end if;
+end;
+$$;
+
+-- Deal with the timers that have come due: queue sleepers, end runs whose lease
+-- expired, cancel tasks past their deadline.  Up to p_limit of each kind per
+-- segment.  Returns how many tasks have become claimable or changed.
+--
+-- A timer is a hint like any dispatch row.  Several transactions may deal with
+-- the same one; the task's turn and state decide.
+create or replace function teguh._fire_template(p_now timestamptz, p_limit integer)
+  returns integer
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_ring     bigint := pg_sequence_last_value('teguh.ring_template'::regclass);
+  v_sleepers teguh._timer[] := '{}';
+  v_leases   teguh._timer[] := '{}';
+  v_task_ids uuid[];
+  v_turns    integer[];
+begin
+  for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
+    if v_gen % 2 = 0 then
+      v_sleepers := v_sleepers || teguh._due0_template('s', p_now, p_limit);
+      v_leases := v_leases || teguh._due0_template('l', p_now, p_limit);
+    else
+      v_sleepers := v_sleepers || teguh._due1_template('s', p_now, p_limit);
+      v_leases := v_leases || teguh._due1_template('l', p_now, p_limit);
+    end if;
+  end loop;
+
+  if v_sleepers <> '{}' then
+    select array_agg(d.task_id), array_agg(d.turn) into v_task_ids, v_turns
+    from unnest(v_sleepers) as d
+    where exists (
+      select from teguh.t_template as t
+      where t.task_id = d.task_id
+        and t.turn = d.turn
+        and t.state = 'sleeping'
+      offset 0
+    );
+    if v_task_ids is not null then
+      perform teguh._push_template('r', v_task_ids, v_turns);
+    end if;
+  end if;
+
+  return coalesce(cardinality(v_task_ids), 0) + teguh._expire_template(v_leases, p_now);
+end;
+$$;
+
+-- Deal with timers of leases and of deadlines (turn 0).  A lease that was
+-- extended gets a new timer; so does a task that somebody holds locked, to be
+-- looked at again in a second.  Returns how many tasks have changed.
+create or replace function teguh._expire_template(p_timers teguh._timer[], p_now timestamptz)
+  returns integer
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_timer record;
+  v_task  teguh.t_template;
+  v_count integer := 0;
+begin
+  for v_timer in
+    select
+      d.task_id,
+      d.turn,
+      case when d.turn = 0 then t.deadline_at else t.lease_expires_at end as due_at
+    from unnest(p_timers) as d
+    cross join lateral (
+      select t.turn, t.state, t.deadline_at, t.lease_expires_at
+      from teguh.t_template as t
+      where t.task_id = d.task_id
+      offset 0
+    ) as t
+    where (d.turn = t.turn and t.state = 'running')
+      or (d.turn = 0 and t.state in ('pending', 'running', 'sleeping'))
+    order by d.task_id
+  loop
+    continue when v_timer.due_at is null;
+    if v_timer.due_at > p_now then
+      perform teguh._push_template(
+        'l', array[v_timer.task_id], array[v_timer.turn], array[v_timer.due_at]
+      );
+      continue;
+    end if;
+
+    select t.* into v_task
+    from teguh.t_template as t
+    where t.task_id = v_timer.task_id
+    for no key update skip locked;
+    if not found then
+      perform teguh._push_template(
+        'l', array[v_timer.task_id], array[v_timer.turn], array[p_now + interval '1 second']
+      );
+    elsif v_timer.turn = 0 then
+      v_count := v_count + teguh._overdue_template(v_task, p_now);
+    elsif v_task.state = 'running'
+      and v_task.turn = v_timer.turn
+      and v_task.lease_expires_at <= p_now
+    then
+      perform teguh._end_template(
+        v_task,
+        jsonb_build_object(
+          'name', '$ClaimTimeout',
+          'message', format('the lease of worker %s expired', v_task.claimed_by)
+        ),
+        null,
+        p_now
+      );
+      v_count := v_count + 1;
+    end if;
+  end loop;
+
+  return v_count;
+end;
+$$;
+
+-- Cancel a locked task whose deadline has passed.
+create or replace function teguh._overdue_template(
+  p_task teguh.t_template,
+  p_now  timestamptz
+)
+  returns integer
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_task.deadline_at > p_now
+    or p_task.state not in ('pending', 'running', 'sleeping')
+  then
+    return 0;
+  end if;
+
+  perform teguh._stop_template(p_task.task_id, p_now);
+  return 1;
+end;
+$$;

@@ -1,0 +1,222 @@
+-- Insert tasks and queue them.  Rows come back in the order of p_tasks.
+--
+-- Tasks with a key are inserted in the order of their keys, so that callers who
+-- spawn the same keys wait for each other in one direction only.
+create or replace function teguh._put_template(p_tasks teguh._spawn[])
+  returns table(task_id uuid, run_id uuid, attempt integer, created boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_now      timestamptz;
+  v_ids      uuid[];
+  v_added    uuid[];
+  v_ready    uuid[];
+  v_sleepers uuid[];
+  v_due_at   timestamptz[];
+  v_limited  uuid[];
+  v_limits   timestamptz[];
+begin
+  perform pg_current_xact_id();
+  v_now := teguh.current_time();
+  v_ids := array(select teguh._task_id() from unnest(p_tasks));
+
+  with added as (
+    insert into teguh.t_template as t (
+      task_id, run_id, turn, state, created_at, available_at, deadline_at, max_attempts,
+      task_name, params, headers, retry_strategy, cancellation, idempotency_key
+    )
+    select
+      s.task_id,
+      teguh._run_id(s.task_id, 1),
+      1,
+      case when s.available_at > v_now then 'sleeping' else 'pending' end,
+      v_now,
+      coalesce(s.available_at, v_now),
+      teguh._after(
+        greatest(s.available_at, v_now), (s.cancellation ->> 'max_delay')::double precision
+      ),
+      s.max_attempts, s.task_name, s.params, s.headers, s.retry_strategy, s.cancellation,
+      s.idempotency_key
+    from unnest(v_ids, p_tasks) with ordinality as s(
+      task_id, task_name, params, headers, retry_strategy, max_attempts, cancellation,
+      idempotency_key, return_mismatch, available_at, place
+    )
+    order by s.idempotency_key nulls first, s.place
+    on conflict (idempotency_key) where idempotency_key is not null do nothing
+    returning t.task_id, t.state, t.available_at, t.deadline_at
+  )
+
+  select
+    array_agg(a.task_id),
+    array_agg(a.task_id) filter (where a.state = 'pending'),
+    array_agg(a.task_id) filter (where a.state = 'sleeping'),
+    array_agg(a.available_at) filter (where a.state = 'sleeping'),
+    array_agg(a.task_id) filter (where a.deadline_at is not null),
+    array_agg(a.deadline_at) filter (where a.deadline_at is not null)
+  into v_added, v_ready, v_sleepers, v_due_at, v_limited, v_limits
+  from added as a;
+
+  if v_ready is not null then
+    perform teguh._push_template('r', v_ready, array_fill(1, array[cardinality(v_ready)]));
+  end if;
+  if v_sleepers is not null then
+    perform teguh._push_template(
+      's', v_sleepers, array_fill(1, array[cardinality(v_sleepers)]), v_due_at
+    );
+  end if;
+  if v_limited is not null then
+    perform teguh._push_template(
+      'l', v_limited, array_fill(0, array[cardinality(v_limited)]), v_limits
+    );
+  end if;
+
+  if cardinality(v_added) = cardinality(p_tasks) then
+    return query
+    select u.task_id, teguh._run_id(u.task_id, 1), 1, true
+    from unnest(v_ids) as u(task_id);
+  else
+    return query select * from teguh._found_template(p_tasks, v_ids, v_added);
+  end if;
+end;
+$$;
+
+-- The results of a spawn that met idempotency keys already in use.
+create or replace function teguh._found_template(
+  p_tasks teguh._spawn[],
+  p_ids   uuid[],
+  p_added uuid[]
+)
+  returns table(task_id uuid, run_id uuid, attempt integer, created boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task teguh.t_template;
+begin
+  for v_place in 1 .. cardinality(p_tasks) loop
+    task_id := p_ids[v_place];
+    created := coalesce(task_id = any (p_added), false);
+    if created then
+      run_id := teguh._run_id(task_id, 1);
+      attempt := 1;
+      return next;
+      continue;
+    end if;
+
+    select t.* into v_task
+    from teguh.t_template as t
+    where t.idempotency_key = p_tasks[v_place].idempotency_key;
+    if not found then
+      raise exception 'the task with idempotency key "%" was just removed',
+        p_tasks[v_place].idempotency_key
+        using
+          errcode = '40001',
+          detail = 'It was there when this spawn began, and is gone now.',
+          hint = 'Spawn again.';
+    end if;
+
+    if not p_tasks[v_place].return_mismatch
+      and (v_task.task_name, v_task.params)
+          is distinct from (p_tasks[v_place].task_name, p_tasks[v_place].params)
+    then
+      raise exception 'idempotency key "%" belongs to another task', v_task.idempotency_key
+        using
+          errcode = 'TG006',
+          detail = format('Task %s was spawned with another name or other params.',
+            v_task.task_id),
+          hint = 'Use another key, or "idempotency_mismatch": "return" to get that task.';
+    end if;
+
+    task_id := v_task.task_id;
+    run_id := v_task.run_id;
+    attempt := greatest(v_task.attempt, 1);
+    return next;
+  end loop;
+end;
+$$;
+
+-- Spawn one task.
+create or replace function teguh.spawn_task(
+  p_queue_name text,
+  p_task_name  text,
+  p_params     jsonb,
+  p_options    jsonb default '{}'
+)
+  returns table(task_id uuid, run_id uuid, attempt integer, created boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_policy jsonb := teguh._policy(p_queue_name);
+begin
+  return query execute 'select * from teguh._put_' || p_queue_name || '($1)'
+  using array[teguh._check_spawn(p_task_name, p_params, p_options, v_policy)];
+end;
+$$;
+
+comment on function teguh.spawn_task(text, text, jsonb, jsonb) is
+  'Spawns a task in the caller''s transaction: it exists once that commits. Options: '
+  'headers (object), retry_strategy ({"kind": none, fixed or exponential, '
+  '"base_seconds", "factor", "max_seconds", "jitter"}), max_attempts (null: '
+  'unlimited), cancellation ({"max_delay", "max_duration"} in seconds), '
+  'idempotency_key, idempotency_mismatch (error or return), available_at, '
+  'delay_seconds. created is false when the idempotency key was in use and the '
+  'existing task is returned. Raises TG001 for an unknown queue, TG005 for a bad '
+  'option, TG006 for a key that belongs to another task.';
+
+-- Spawn many tasks with one statement.
+create or replace function teguh.spawn_tasks(p_queue_name text, p_tasks jsonb)
+  returns table(task_id uuid, run_id uuid, attempt integer, created boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_policy jsonb := teguh._policy(p_queue_name);
+  v_spawns teguh._spawn[];
+begin
+  if jsonb_typeof(p_tasks) is distinct from 'array' then
+    raise exception 'tasks must be a JSON array'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(coalesce(p_tasks::text, 'null'), 200)),
+        hint = 'For instance [{"task_name": "send", "params": {}, "options": {}}].';
+  end if;
+
+  select array_agg(teguh._read_task(a.task, v_policy) order by a.place) into v_spawns
+  from jsonb_array_elements(p_tasks) with ordinality as a(task, place);
+  if v_spawns is null then
+    return;
+  end if;
+
+  return query execute 'select * from teguh._put_' || p_queue_name || '($1)'
+  using v_spawns;
+end;
+$$;
+
+comment on function teguh.spawn_tasks(text, jsonb) is
+  'Spawns an array of {"task_name", "params", "options"}, all or none; the rows come '
+  'back in the order of the array. Options and errors are those of spawn_task().';
+
+-- Read one element of an array of tasks.
+create or replace function teguh._read_task(p_task jsonb, p_policy jsonb)
+  returns teguh._spawn
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_keys('task', p_task, array['task_name', 'params', 'options']);
+  return teguh._check_spawn(
+    teguh._text_option(p_task, 'task_name'),
+    p_task -> 'params',
+    nullif(p_task -> 'options', 'null'),
+    p_policy
+  );
+end;
+$$;

@@ -1,0 +1,573 @@
+-- Lock the task of a run that a worker holds, or raise why it does not.
+--
+-- Every call of a worker comes through here, or makes the same checks in one
+-- update.  The row lock keeps the run from ending under the caller until commit.
+create or replace function teguh._hold_template(p_run_id uuid)
+  returns teguh.t_template
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task teguh.t_template;
+  v_late boolean;
+begin
+  select t.* into v_task
+  from teguh.t_template as t
+  where t.task_id = teguh._run_task(p_run_id)
+  for no key update;
+
+  if v_task.run_id = p_run_id and v_task.state = 'running' then
+    return v_task;
+  end if;
+
+  v_late := teguh._run_number(p_run_id) < teguh._run_number(v_task.run_id);
+  if v_task.task_id is null
+    or teguh._run_number(p_run_id) not between 1 and teguh._run_number(v_task.run_id)
+  then
+    raise exception 'run "%" does not exist', p_run_id
+      using
+        errcode = 'TG002',
+        detail = 'No task of this queue has a run with that id.',
+        hint = 'Check the queue, and that the id is a run''s and not a task''s.';
+  elsif v_task.state = 'cancelled' then
+    raise exception 'task "%" is cancelled', v_task.task_id
+      using
+        errcode = 'AB001',
+        detail = format('It was cancelled at %s.', v_task.finished_at),
+        hint = 'Stop working on it.';
+  elsif v_late or v_task.state in ('completed', 'failed') then
+    raise exception 'run "%" has ended', p_run_id
+      using
+        errcode = 'AB002',
+        detail = format('Its task is %s, in run "%s".', v_task.state, v_task.run_id),
+        hint = 'Stop working on it: it was finished, or its lease was lost.';
+  end if;
+
+  raise exception 'run "%" is not running', p_run_id
+    using
+      errcode = 'TG004',
+      detail = format('It is %s: no worker holds it.', v_task.state),
+      hint = 'Claim it first.';
+end;
+$$;
+
+-- The same, and the run must be one of this task.
+create or replace function teguh._own_template(p_task_id uuid, p_run_id uuid)
+  returns teguh.t_template
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_task_id is distinct from teguh._run_task(p_run_id) then
+    raise exception 'run "%" is not a run of task "%"', p_run_id, p_task_id
+      using
+        errcode = 'TG002',
+        detail = 'A run may write only to its own task.',
+        hint = 'Pass the task_id and run_id that claim_task returned together.';
+  end if;
+
+  return teguh._hold_template(p_run_id);
+end;
+$$;
+
+-- End a run with success.
+create or replace function teguh._done_template(p_run_id uuid, p_state jsonb)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task_id    uuid := teguh._run_task(p_run_id);
+  v_wake_event text;
+begin
+  update teguh.t_template as t
+  set
+    state = 'completed',
+    result = p_state,
+    failure_reason = null,
+    lease_expires_at = null,
+    finished_at = teguh.current_time()
+  where t.task_id = v_task_id
+    and t.run_id = p_run_id
+    and t.state = 'running'
+  returning t.wake_event into v_wake_event;
+  if not found then
+    perform teguh._hold_template(p_run_id);
+  end if;
+
+  if v_wake_event is not null then
+    delete from teguh.w_template as w
+    where w.task_id = v_task_id;
+  end if;
+end;
+$$;
+
+-- Complete a run.
+create or replace function teguh.complete_run(
+  p_queue_name text,
+  p_run_id     uuid,
+  p_state      jsonb default null
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  execute teguh._call('done', p_queue_name, 2) using p_run_id, p_state;
+end;
+$$;
+
+comment on function teguh.complete_run(text, uuid, jsonb) is
+  'Ends a run with success and stores p_state as the result of its task. Raises '
+  'TG001 for an unknown queue, TG002 for an unknown run, TG004 if nobody holds the '
+  'run, AB001 if the task is cancelled, AB002 if the run has ended.';
+
+-- End many runs with success.  Tasks are locked in the order of their ids, as
+-- everywhere.  A run that is no longer held is reported, and does not keep the
+-- others from ending.
+create or replace function teguh._flush_template(p_runs jsonb)
+  returns table(run_id uuid, applied boolean, error text)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_now     timestamptz := teguh.current_time();
+  v_run_ids uuid[];
+  v_done    uuid[];
+  v_waited  uuid[];
+begin
+  with runs as materialized (
+    select r.run_id, r.state, teguh._run_task(r.run_id) as task_id
+    from jsonb_to_recordset(p_runs) as r(run_id uuid, state jsonb)
+  ),
+
+  held as materialized (
+    select t.task_id, t.run_id, r.state
+    from (select r.task_id, r.run_id, r.state from runs as r order by r.task_id) as r
+    cross join lateral (
+      select t.task_id, t.run_id
+      from teguh.t_template as t
+      where t.task_id = r.task_id
+        and t.run_id = r.run_id
+        and t.state = 'running'
+      for no key update
+    ) as t
+  ),
+
+  done as (
+    update teguh.t_template as t
+    set
+      state = 'completed',
+      result = h.state,
+      failure_reason = null,
+      lease_expires_at = null,
+      finished_at = v_now
+    from held as h
+    where t.task_id = h.task_id
+    returning t.task_id, t.run_id, t.wake_event
+  )
+
+  select
+    (select array_agg(r.run_id) from runs as r),
+    array_agg(d.run_id),
+    array_agg(d.task_id) filter (where d.wake_event is not null)
+  into v_run_ids, v_done, v_waited
+  from done as d;
+
+  delete from teguh.w_template as w
+  where w.task_id = any (v_waited);
+
+  return query
+  select
+    u.run_id,
+    coalesce(u.run_id = any (v_done), false),
+    case when u.run_id = any (v_done) then null else teguh._why_template(u.run_id) end
+  from unnest(v_run_ids) as u(run_id);
+end;
+$$;
+
+-- Why a run could not be completed, as the SQLSTATE that complete_run() raises.
+create or replace function teguh._why_template(p_run_id uuid)
+  returns text
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._hold_template(p_run_id);
+  return 'AB002';
+exception
+  when sqlstate 'AB001' or sqlstate 'AB002' or sqlstate 'TG002' or sqlstate 'TG004' then
+    return sqlstate;
+end;
+$$;
+
+-- Complete many runs with one statement.
+create or replace function teguh.complete_runs(p_queue_name text, p_runs jsonb)
+  returns table(run_id uuid, applied boolean, error text)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if jsonb_typeof(p_runs) is distinct from 'array' then
+    raise exception 'runs must be a JSON array'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(coalesce(p_runs::text, 'null'), 200)),
+        hint = 'For instance [{"run_id": "…", "state": {}}].';
+  end if;
+
+  return query execute teguh._call('flush', p_queue_name, 1) using p_runs;
+end;
+$$;
+
+comment on function teguh.complete_runs(text, jsonb) is
+  'Ends an array of {"run_id", "state"} with success. Each run comes back with '
+  'applied; where that is false, error is the SQLSTATE that complete_run() would '
+  'have raised, and the other runs are completed all the same. Raises TG001 for an '
+  'unknown queue, TG005 for anything but an array.';
+
+-- End a run of a locked task with failure: queue the next run, or end the task.
+--
+-- The task keeps its current run only, so what ended goes to the history when
+-- another run follows.  A retry that could not start before the task's deadline
+-- is a cancellation.
+create or replace function teguh._end_template(
+  p_task     teguh.t_template,
+  p_reason   jsonb,
+  p_retry_at timestamptz,
+  p_now      timestamptz
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_failures integer := p_task.failures + 1;
+  v_number   integer := teguh._run_number(p_task.run_id) + 1;
+  v_retry_at timestamptz := coalesce(
+    p_retry_at,
+    teguh._after(p_now, teguh._retry_delay(p_task.retry_strategy, v_failures, p_task.task_id))
+  );
+begin
+  if v_failures >= p_task.max_attempts or v_number > 1048575 then
+    update teguh.t_template as t
+    set
+      state = 'failed',
+      failures = v_failures,
+      failure_reason = p_reason,
+      lease_expires_at = null,
+      finished_at = p_now
+    where t.task_id = p_task.task_id;
+    delete from teguh.w_template as w
+    where w.task_id = p_task.task_id;
+    return;
+  end if;
+
+  if v_retry_at >= p_task.deadline_at then
+    update teguh.t_template as t
+    set
+      failures = v_failures,
+      failure_reason = p_reason
+    where t.task_id = p_task.task_id;
+    perform teguh._stop_template(p_task.task_id, p_now);
+    return;
+  end if;
+
+  perform teguh._archive_template(p_task, 'failed', p_reason, p_now);
+  perform teguh._again_template(p_task, v_number, v_failures, p_reason, v_retry_at, p_now);
+end;
+$$;
+
+-- Write the run that a locked task is leaving behind into the history.
+create or replace function teguh._archive_template(
+  p_task   teguh.t_template,
+  p_state  text,
+  p_reason jsonb,
+  p_now    timestamptz
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  insert into teguh.r_template as r (
+    task_id, run_id, attempt, state, claimed_by, started_at, lease_expires_at, finished_at,
+    failure_reason
+  )
+  values (
+    p_task.task_id, p_task.run_id, p_task.attempt, p_state, p_task.claimed_by,
+    p_task.started_at, p_task.lease_expires_at, p_now, p_reason
+  );
+end;
+$$;
+
+-- Begin the next run of a locked task: at once, or when p_at has come.
+create or replace function teguh._again_template(
+  p_task     teguh.t_template,
+  p_number   integer,
+  p_failures integer,
+  p_reason   jsonb,
+  p_at       timestamptz,
+  p_now      timestamptz
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  update teguh.t_template as t
+  set
+    run_id = teguh._run_id(p_task.task_id, p_number),
+    turn = p_task.turn + 1,
+    failures = p_failures,
+    state = case when p_at > p_now then 'sleeping' else 'pending' end,
+    available_at = greatest(p_at, p_now),
+    claimed_by = null,
+    lease_expires_at = null,
+    finished_at = null,
+    wake_event = null,
+    event_payload = null,
+    failure_reason = p_reason
+  where t.task_id = p_task.task_id;
+
+  perform teguh._queue_template(p_task.task_id, p_task.turn + 1, p_at, p_now);
+end;
+$$;
+
+-- Queue a task for a turn that begins at once, or when p_at has come.
+create or replace function teguh._queue_template(
+  p_task_id uuid,
+  p_turn    integer,
+  p_at      timestamptz,
+  p_now     timestamptz
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_at > p_now then
+    perform teguh._push_template('s', array[p_task_id], array[p_turn], array[p_at]);
+  else
+    perform teguh._push_template('r', array[p_task_id], array[p_turn]);
+  end if;
+end;
+$$;
+
+-- End a run with failure.
+create or replace function teguh._fail_template(
+  p_run_id   uuid,
+  p_reason   jsonb,
+  p_retry_at timestamptz
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._end_template(
+    teguh._hold_template(p_run_id), coalesce(p_reason, 'null'), p_retry_at, teguh.current_time()
+  );
+end;
+$$;
+
+-- Fail a run.
+create or replace function teguh.fail_run(
+  p_queue_name text,
+  p_run_id     uuid,
+  p_reason     jsonb,
+  p_retry_at   timestamptz default null
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  execute teguh._call('fail', p_queue_name, 3) using p_run_id, p_reason, p_retry_at;
+end;
+$$;
+
+comment on function teguh.fail_run(text, uuid, jsonb, timestamptz) is
+  'Ends a run with failure. While the task has failed fewer than max_attempts times '
+  'another run follows, at p_retry_at or, if that is null, after the delay of its '
+  'retry strategy; else the task ends as failed. p_reason is kept per run. Raises '
+  'TG001 for an unknown queue, TG002 for an unknown run, TG004 if nobody holds the '
+  'run, AB001 if the task is cancelled, AB002 if the run has ended.';
+
+-- Put a run to sleep.
+create or replace function teguh._nap_template(p_run_id uuid, p_wake_at timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task teguh.t_template := teguh._hold_template(p_run_id);
+  v_now  timestamptz := teguh.current_time();
+begin
+  update teguh.t_template as t
+  set
+    turn = v_task.turn + 1,
+    state = case when p_wake_at > v_now then 'sleeping' else 'pending' end,
+    available_at = greatest(p_wake_at, v_now),
+    claimed_by = null,
+    lease_expires_at = null,
+    wake_event = null,
+    event_payload = null
+  where t.task_id = v_task.task_id;
+
+  perform teguh._queue_template(v_task.task_id, v_task.turn + 1, p_wake_at, v_now);
+end;
+$$;
+
+-- Let a run sleep until a moment.
+create or replace function teguh.schedule_run(
+  p_queue_name text,
+  p_run_id     uuid,
+  p_wake_at    timestamptz
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_wake_at is null then
+    raise exception 'wake time must not be null'
+      using
+        errcode = '22004',
+        detail = 'A run that sleeps must have a time to wake at.',
+        hint = 'Pass a timestamp; one in the past wakes the run at once.';
+  end if;
+
+  execute teguh._call('nap', p_queue_name, 2) using p_run_id, p_wake_at;
+end;
+$$;
+
+comment on function teguh.schedule_run(text, uuid, timestamptz) is
+  'Lets a run sleep until p_wake_at; at once if that has passed. It keeps its id and '
+  'consumes no attempt of max_attempts. Raises 22004 for a null time, TG001 for an '
+  'unknown queue, TG002 for an unknown run, TG004 if nobody holds the run, AB001 if '
+  'the task is cancelled, AB002 if the run has ended.';
+
+-- Hand a run back as if it had not been claimed.
+create or replace function teguh._free_template(p_run_id uuid, p_delay double precision)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task    teguh.t_template := teguh._hold_template(p_run_id);
+  v_now     timestamptz := teguh.current_time();
+  v_at      timestamptz := teguh._after(v_now, p_delay);
+  v_unbegun boolean := v_task.attempt = 1;
+  v_limit   timestamptz := v_task.deadline_at;
+begin
+  if v_unbegun then
+    v_limit := teguh._after(v_at, (v_task.cancellation ->> 'max_delay')::double precision);
+  end if;
+
+  update teguh.t_template as t
+  set
+    turn = v_task.turn + 1,
+    attempt = v_task.attempt - 1,
+    state = case when v_at > v_now then 'sleeping' else 'pending' end,
+    available_at = v_at,
+    deadline_at = v_limit,
+    first_started_at = case when not v_unbegun then t.first_started_at end,
+    claimed_by = null,
+    lease_expires_at = null
+  where t.task_id = v_task.task_id;
+
+  if v_unbegun and v_limit is not null then
+    perform teguh._push_template('l', array[v_task.task_id], array[0], array[v_limit]);
+  end if;
+  perform teguh._queue_template(v_task.task_id, v_task.turn + 1, v_at, v_now);
+end;
+$$;
+
+-- Hand a run back.
+create or replace function teguh.release_run(
+  p_queue_name text,
+  p_run_id     uuid,
+  p_delay      double precision default 0
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_seconds('delay', p_delay, true);
+  execute teguh._call('free', p_queue_name, 2) using p_run_id, p_delay;
+end;
+$$;
+
+comment on function teguh.release_run(text, uuid, double precision) is
+  'Hands a run back to the queue, claimable again after p_delay seconds. Neither its '
+  'attempt nor its failures change: for a worker that shuts down, or does not know '
+  'the task. Raises TG001 for an unknown queue, TG002 for an unknown run, TG004 if '
+  'nobody holds the run, TG005 for a bad delay, AB001 if the task is cancelled, AB002 '
+  'if the run has ended.';
+
+-- Move the end of a lease.  An earlier end than before needs a timer of its own; a
+-- later one is found out when the present timer comes due.
+create or replace function teguh._keep_template(p_run_id uuid, p_extend_by double precision)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task  teguh.t_template := teguh._hold_template(p_run_id);
+  v_until timestamptz := teguh._after(teguh.current_time(), p_extend_by);
+begin
+  update teguh.t_template as t
+  set lease_expires_at = v_until
+  where t.task_id = v_task.task_id;
+
+  if v_task.lease_expires_at is null or v_until < v_task.lease_expires_at then
+    perform teguh._push_template(
+      'l', array[v_task.task_id], array[v_task.turn], array[v_until]
+    );
+  end if;
+end;
+$$;
+
+-- Extend a lease: the heartbeat.
+create or replace function teguh.extend_claim(
+  p_queue_name text,
+  p_run_id     uuid,
+  p_extend_by  double precision
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_seconds('extension', p_extend_by, false);
+  execute teguh._call('keep', p_queue_name, 2) using p_run_id, p_extend_by;
+end;
+$$;
+
+comment on function teguh.extend_claim(text, uuid, double precision) is
+  'Sets the end of a run''s lease to p_extend_by seconds from now: it never adds up. '
+  'Raises TG001 for an unknown queue, TG002 for an unknown run, TG004 if nobody holds '
+  'the run, TG005 unless p_extend_by is positive, AB001 if the task is cancelled, '
+  'AB002 if the run has ended.';

@@ -1,0 +1,240 @@
+-- Wait for an event, or learn how the wait ended.
+--
+-- The event's row is locked first, the task's second, as emit does: of an emit
+-- and an await at the same time one sees what the other did.  The outcome, also
+-- that the wait timed out, becomes a checkpoint, so that a replay sees the same.
+-- A wait whose time is over has timed out even if the event came a moment later.
+create or replace function teguh._wait_template(
+  p_task_id    uuid,
+  p_run_id     uuid,
+  p_step_name  text,
+  p_event_name text,
+  p_timeout    double precision
+)
+  returns table(should_suspend boolean, payload jsonb, timed_out boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now   timestamptz := teguh.current_time();
+  v_event teguh.e_template;
+  v_task  teguh.t_template;
+  v_wait  teguh.w_template;
+  v_over  boolean;
+begin
+  select false, c.state, c.status = 'timed_out' into should_suspend, payload, timed_out
+  from teguh.c_template as c
+  where c.task_id = p_task_id
+    and c.checkpoint_name = p_step_name;
+  if found then
+    perform teguh._own_template(p_task_id, p_run_id);
+    payload := case when not timed_out then payload end;
+    return next;
+    return;
+  end if;
+
+  -- cleanup may remove the row in between
+  loop
+    insert into teguh.e_template as e (event_name, created_at)
+    values (p_event_name, v_now)
+    on conflict (event_name) do nothing;
+    select e.* into v_event
+    from teguh.e_template as e
+    where e.event_name = p_event_name
+    for share;
+    exit when found;
+  end loop;
+
+  v_task := teguh._own_template(p_task_id, p_run_id);
+  select w.* into v_wait
+  from teguh.w_template as w
+  where w.task_id = p_task_id
+    and w.step_name = p_step_name
+    and w.event_name = p_event_name;
+  v_over := coalesce(v_wait.timeout_at <= v_now, false)
+            or (p_timeout = 0 and v_event.emitted_at is null);
+
+  if v_event.emitted_at is null and not v_over then
+    perform teguh._suspend_template(
+      v_task, p_step_name, p_event_name,
+      coalesce(v_wait.timeout_at, teguh._after(v_now, p_timeout)), v_now
+    );
+    return query select true, null::jsonb, false;
+    return;
+  end if;
+
+  payload := case when not v_over then v_event.payload end;
+  perform teguh._note_template(
+    p_task_id, p_step_name, payload, case when v_over then 'timed_out' else 'committed' end,
+    p_run_id
+  );
+  delete from teguh.w_template as w
+  where w.task_id = p_task_id;
+  return query select false, payload, v_over;
+end;
+$$;
+
+-- Put a locked task to sleep until an event is emitted, or its timeout has come.
+create or replace function teguh._suspend_template(
+  p_task       teguh.t_template,
+  p_step_name  text,
+  p_event_name text,
+  p_timeout_at timestamptz,
+  p_now        timestamptz
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  update teguh.t_template as t
+  set
+    turn = p_task.turn + 1,
+    state = 'sleeping',
+    available_at = p_timeout_at,
+    claimed_by = null,
+    lease_expires_at = null,
+    wake_event = p_event_name,
+    event_payload = null
+  where t.task_id = p_task.task_id;
+
+  insert into teguh.w_template as w (task_id, event_name, step_name, turn, timeout_at)
+  values (p_task.task_id, p_event_name, p_step_name, p_task.turn + 1, p_timeout_at)
+  on conflict (task_id) do update
+  set
+    event_name = excluded.event_name,
+    step_name = excluded.step_name,
+    turn = excluded.turn,
+    timeout_at = excluded.timeout_at;
+
+  if p_timeout_at is not null then
+    perform teguh._push_template(
+      's', array[p_task.task_id], array[p_task.turn + 1], array[p_timeout_at]
+    );
+  end if;
+end;
+$$;
+
+-- Wait for an event.
+create or replace function teguh.await_event(
+  p_queue_name text,
+  p_task_id    uuid,
+  p_run_id     uuid,
+  p_step_name  text,
+  p_event_name text,
+  p_timeout    double precision default null
+)
+  returns table(should_suspend boolean, payload jsonb, timed_out boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_isolation('await_event');
+  perform teguh._check_name('step name', p_step_name);
+  perform teguh._check_name('event name', p_event_name);
+  if p_timeout is not null then
+    perform teguh._check_seconds('timeout', p_timeout, true);
+  end if;
+
+  return query execute teguh._call('wait', p_queue_name, 5)
+  using p_task_id, p_run_id, p_step_name, p_event_name, p_timeout;
+end;
+$$;
+
+comment on function teguh.await_event(text, uuid, uuid, text, text, double precision) is
+  'Waits for an event in a step of a run. should_suspend: the run now sleeps until '
+  'the event is emitted or p_timeout seconds (null: for ever) have passed; the worker '
+  'lets go of it and calls again when it is claimed next. Otherwise the wait is over, '
+  'with the payload or timed_out, and stays so for this step. Raises TG001 for an '
+  'unknown queue, TG002 for an unknown run or one of another task, TG004 if nobody '
+  'holds the run, TG005 for a bad name or timeout, AB001 if the task is cancelled, '
+  'AB002 if the run has ended, 25001 unless the transaction is READ COMMITTED.';
+
+-- Emit an event and wake every task that waits for it.  Tasks are locked in the
+-- order of their ids.  Each waiter gets its checkpoint here.
+create or replace function teguh._emit_template(p_event_name text, p_payload jsonb)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now      timestamptz := teguh.current_time();
+  v_wait     teguh.w_template;
+  v_task     teguh.t_template;
+  v_task_ids uuid[] := '{}';
+  v_turns    integer[] := '{}';
+begin
+  insert into teguh.e_template as e (event_name, created_at, emitted_at, payload)
+  values (p_event_name, v_now, v_now, p_payload)
+  on conflict (event_name) do update
+  set
+    emitted_at = excluded.emitted_at,
+    payload = excluded.payload
+  where e.emitted_at is null;
+  if not found then
+    return;
+  end if;
+
+  for v_wait in
+    select w.*
+    from teguh.w_template as w
+    where w.event_name = p_event_name
+    order by w.task_id
+  loop
+    continue when v_wait.timeout_at <= v_now;
+    update teguh.t_template as t
+    set
+      turn = t.turn + 1,
+      state = 'pending',
+      available_at = v_now,
+      event_payload = p_payload
+    where t.task_id = v_wait.task_id
+      and t.turn = v_wait.turn
+      and t.state = 'sleeping'
+    returning t.* into v_task;
+    if found then
+      perform teguh._note_template(
+        v_task.task_id, v_wait.step_name, p_payload, 'committed', v_task.run_id
+      );
+      delete from teguh.w_template as w
+      where w.task_id = v_wait.task_id;
+      v_task_ids := v_task_ids || v_task.task_id;
+      v_turns := v_turns || v_task.turn;
+    end if;
+  end loop;
+
+  if v_task_ids <> '{}' then
+    perform teguh._push_template('r', v_task_ids, v_turns);
+  end if;
+end;
+$$;
+
+-- Emit an event.
+create or replace function teguh.emit_event(
+  p_queue_name text,
+  p_event_name text,
+  p_payload    jsonb default null
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_isolation('emit_event');
+  perform teguh._check_name('event name', p_event_name);
+  execute teguh._call('emit', p_queue_name, 2)
+  using p_event_name, coalesce(p_payload, 'null');
+end;
+$$;
+
+comment on function teguh.emit_event(text, text, jsonb) is
+  'Emits an event in the caller''s transaction: every task that waits for it becomes '
+  'claimable, every task that will wait for it goes on at once. The first emit of a '
+  'name counts, later ones change nothing; a null payload is JSON null. Raises TG001 '
+  'for an unknown queue, TG005 for a bad name, 25001 unless the transaction is READ '
+  'COMMITTED.';

@@ -1,0 +1,89 @@
+-- One tick of one queue: deal with what is due, take a step in the rotation.
+create or replace function teguh._tick_template(p_limit integer)
+  returns integer
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_count integer := teguh._fire_template(teguh.current_time(), p_limit);
+begin
+  perform teguh._turn_template();
+  return v_count;
+end;
+$$;
+
+-- When the ticker last ran, in microseconds since 1970.
+create sequence if not exists teguh._ticked minvalue 0 start 0;
+
+comment on sequence teguh._ticked is
+  'When the ticker last ran, in microseconds since 1970.';
+
+-- Tick one queue or all.
+create or replace function teguh.ticker(p_queue_name text default null)
+  returns integer
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text;
+  v_one        integer;
+  v_count      integer := 0;
+begin
+  perform teguh._check_isolation('ticker');
+  if p_queue_name is not null then
+    perform teguh._policy(p_queue_name);
+  end if;
+
+  for v_queue_name in
+    select q.queue_name
+    from teguh.queues as q
+    where p_queue_name is null or q.queue_name = p_queue_name
+    order by q.queue_name
+  loop
+    execute teguh._call('tick', v_queue_name, 1) into v_one using 10000;
+    v_count := v_count + v_one;
+  end loop;
+
+  perform setval('teguh._ticked'::regclass, teguh._micros(clock_timestamp()));
+  return v_count;
+end;
+$$;
+
+comment on function teguh.ticker(text) is
+  'Does for a queue (null: for every queue) what has come due: queues sleepers, ends '
+  'waits and leases that timed out, applies cancellation policies, takes a step in the '
+  'rotation of the dispatch tables, notifies. Bounded per call. Returns how many '
+  'tasks became claimable or changed state. Claims see to due tasks themselves; '
+  'rotation needs this called every few seconds or minutes, by pg_cron or a worker. '
+  'Raises TG001 for an unknown queue, 25001 unless the transaction is READ COMMITTED.';
+
+-- Tick all queues again and again, with a commit after each round.
+--
+-- A procedure that commits cannot pin its search_path: every name is qualified.
+create or replace procedure teguh.ticker_loop(p_options jsonb default '{}')
+  language plpgsql
+as $$
+declare
+  v_pause double precision;
+  v_until timestamptz;
+begin
+  perform teguh._check_keys('ticker options', p_options, array['tick_seconds', 'max_seconds']);
+  v_pause := coalesce(teguh._number_option(p_options, 'tick_seconds', 0.001, 3600), 0.1);
+  v_until := pg_catalog.clock_timestamp() operator(pg_catalog.+) pg_catalog.make_interval(
+    secs => coalesce(teguh._number_option(p_options, 'max_seconds', 0, 86400), 55)
+  );
+
+  loop
+    perform teguh.ticker();
+    commit;
+    exit when pg_catalog.clock_timestamp() operator(pg_catalog.>=) v_until;
+    perform pg_catalog.pg_sleep(v_pause);
+  end loop;
+end;
+$$;
+
+comment on procedure teguh.ticker_loop(jsonb) is
+  'Calls ticker() every tick_seconds (default 0.1) for max_seconds (default 55), '
+  'committing in between. Raises TG005 for a bad option.';

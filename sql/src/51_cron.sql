@@ -1,0 +1,169 @@
+-- The version of pg_cron in this database; null where it is not installed.
+create or replace function teguh._cron_version()
+  returns integer[]
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select string_to_array(substring(e.extversion from '^[0-9]+[.][0-9]+'), '.')::integer[]
+  from pg_extension as e
+  where e.extname = 'pg_cron';
+$$;
+
+-- Tell how to get a ticker without pg_cron at hand.  pg_cron lives in one database
+-- of a server and can run jobs in the others, but must be asked there.
+create or replace function teguh._explain_no_cron(p_ticker text, p_cleanup text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_home text := current_setting('cron.database_name', true);
+begin
+  if v_home is null then
+    raise notice 'pg_cron is not installed: nothing was scheduled'
+      using
+        detail = 'Workers see to due tasks themselves, and tick while they run.',
+        hint = 'Install pg_cron, or call teguh.ticker() and teguh.cleanup_all_queues() yourself.';
+  else
+    raise notice 'pg_cron is not in this database: nothing was scheduled'
+      using
+        detail = format('It lives in database "%s" and can run jobs in this one.', v_home),
+        hint = format(
+          'There: select cron.schedule_in_database(%L, %L, %L, %L); '
+          'select cron.schedule_in_database(%L, %L, %L, %L);',
+          'teguh_ticker', p_ticker, 'select teguh.ticker()', current_database(),
+          'teguh_maint', p_cleanup, 'select teguh._maintain()', current_database()
+        );
+  end if;
+end;
+$$;
+
+-- Schedule ticker and cleanup.
+create or replace function teguh.start(p_options jsonb default '{}')
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_options jsonb := coalesce(p_options, '{}');
+  v_version integer[] := teguh._cron_version();
+  v_seconds boolean := coalesce(v_version >= array[1, 5], true);
+  v_ticker  text;
+  v_cleanup text;
+begin
+  perform teguh._check_keys(
+    'start options', v_options, array['ticker_schedule', 'cleanup_schedule']
+  );
+  v_ticker := coalesce(
+    teguh._text_option(v_options, 'ticker_schedule'),
+    case when v_seconds then '1 seconds' else '* * * * *' end
+  );
+  v_cleanup := coalesce(teguh._text_option(v_options, 'cleanup_schedule'), '*/5 * * * *');
+
+  if v_version is null then
+    perform teguh._explain_no_cron(v_ticker, v_cleanup);
+    return;
+  end if;
+
+  perform cron.schedule(
+    'teguh_ticker', v_ticker,
+    case
+      when v_ticker = '* * * * *' then 'call teguh.ticker_loop(''{"tick_seconds": 1}'')'
+      else 'select teguh.ticker()'
+    end
+  );
+  perform cron.schedule('teguh_maint', v_cleanup, 'select teguh._maintain()');
+end;
+$$;
+
+comment on function teguh.start(jsonb) is
+  'Schedules the jobs teguh_ticker and teguh_maint by pg_cron: ticker() every second '
+  '(before pg_cron 1.5: a loop every minute that ticks every second), cleanup every '
+  'five minutes. Options: ticker_schedule, cleanup_schedule, in pg_cron''s syntax. Calling '
+  'it again changes the schedules. Without pg_cron in this database: a notice, with '
+  'the statements to run where it is. Raises TG005 for an unknown option.';
+
+-- Unschedule ticker and cleanup.
+create or replace function teguh.stop()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if teguh._cron_version() is null then
+    return;
+  end if;
+
+  perform cron.unschedule(j.jobid)
+  from cron.job as j
+  where j.jobname in ('teguh_ticker', 'teguh_maint')
+    and j.database = current_database();
+end;
+$$;
+
+comment on function teguh.stop() is
+  'Unschedules what start() scheduled. A job that is already gone, or pg_cron not '
+  'being there, is no error.';
+
+-- The maintenance job: cleanup of all queues, and of pg_cron's log of our own jobs,
+-- which nobody else clears.
+create or replace function teguh._maintain()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh.cleanup_all_queues();
+
+  if teguh._cron_version() is not null then
+    delete from cron.job_run_details as d
+    where d.jobid in (
+        select j.jobid
+        from cron.job as j
+        where j.jobname in ('teguh_ticker', 'teguh_maint')
+      )
+      and d.end_time < clock_timestamp() - interval '1 hour';
+  end if;
+end;
+$$;
+
+-- Show whether somebody ticks.
+create or replace function teguh.status()
+  returns table(
+    scheduler    text,
+    ticker_job   text,
+    cleanup_job  text,
+    last_tick_at timestamptz,
+    lag_seconds  double precision
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if teguh._cron_version() is not null then
+    scheduler := 'pg_cron';
+    select
+      max(j.schedule) filter (where j.jobname = 'teguh_ticker'),
+      max(j.schedule) filter (where j.jobname = 'teguh_maint')
+    into ticker_job, cleanup_job
+    from cron.job as j
+    where j.database = current_database();
+  end if;
+
+  last_tick_at := timestamptz 'epoch'
+                  + pg_sequence_last_value('teguh._ticked'::regclass) * interval '1 microsecond';
+  lag_seconds := extract(epoch from clock_timestamp() - last_tick_at);
+  return next;
+end;
+$$;
+
+comment on function teguh.status() is
+  'One row: scheduler is pg_cron where that is installed, else null; the schedules of '
+  'the two jobs, null where not scheduled; when ticker() last ran, by whomever, and '
+  'how many seconds ago, both null if never.';

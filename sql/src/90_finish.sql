@@ -1,0 +1,75 @@
+-- The second segment's functions are those of the first with 0 and 1 exchanged.
+do $$
+declare
+  v_ddl text;
+begin
+  for v_ddl in
+    select pg_catalog.pg_get_functiondef(p.oid)
+    from pg_catalog.pg_proc as p
+    where p.pronamespace = 'teguh'::regnamespace
+      and p.proname like '%0\_template'
+  loop
+    execute replace(
+      replace(replace(v_ddl, '0_template', '#_template'), '1_template', '0_template'),
+      '#_template', '1_template'
+    );
+  end loop;
+end;
+$$;
+
+-- Fix the shape of the queue's plans.  Segments have no statistics, and a plan is
+-- made while they are all but empty: every access must be by index, in order, row by
+-- row.  A task's table may be empty when a session makes its plans, too.
+do $$
+declare
+  v_function regprocedure;
+begin
+  for v_function in
+    select p.oid
+    from pg_catalog.pg_proc as p
+    where p.pronamespace = 'teguh'::regnamespace
+      and p.proname ~ '^_(take|next|tick|put|done|flush|fail|nap|free|keep|mark|read|list|wait|emit|stop|retry|show|purge|sweep)_template$'
+  loop
+    execute pg_catalog.format(
+      'alter function %s set plan_cache_mode = force_generic_plan '
+      'set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off '
+      'set enable_mergejoin = off set enable_sort = off',
+      v_function
+    );
+  end loop;
+end;
+$$;
+
+-- The template is a queue like any other; and queues that exist get the functions
+-- of this file.
+do $$
+declare
+  v_queue_name text;
+begin
+  perform teguh._init_template('off');
+  for v_queue_name in
+    select q.queue_name
+    from teguh.queues as q
+    order by q.queue_name
+  loop
+    perform teguh._stamp_functions(v_queue_name);
+  end loop;
+end;
+$$;
+
+-- Nothing is for everybody.
+do $$
+declare
+  v_routine regprocedure;
+begin
+  for v_routine in
+    select p.oid
+    from pg_catalog.pg_proc as p
+    where p.pronamespace = 'teguh'::regnamespace
+  loop
+    execute pg_catalog.format('revoke all on routine %s from public', v_routine);
+  end loop;
+end;
+$$;
+
+commit;
