@@ -1299,7 +1299,7 @@ as $$
 begin
   perform teguh._policy(p_queue_name);
   return 'select * from teguh._' || p_verb || '_' || p_queue_name
-         || substr('($1, $2, $3, $4, $5, $6)', 1, 4 * p_arguments - 1) || ')';
+         || '(' || substr('$1, $2, $3, $4, $5', 1, greatest(4 * p_arguments - 2, 0)) || ')';
 end;
 $$;
 
@@ -3893,7 +3893,7 @@ begin
     and w.step_name = p_step_name
     and w.event_name = p_event_name;
   v_over := coalesce(v_wait.timeout_at <= v_now, false)
-            or (p_timeout = 0 and v_event.emitted_at is null);
+            or coalesce(p_timeout = 0 and v_event.emitted_at is null, false);
 
   if v_event.emitted_at is null and not v_over then
     perform teguh._suspend_template(

@@ -53,7 +53,7 @@ begin
     and w.step_name = p_step_name
     and w.event_name = p_event_name;
   v_over := coalesce(v_wait.timeout_at <= v_now, false)
-            or (p_timeout = 0 and v_event.emitted_at is null);
+            or coalesce(p_timeout = 0 and v_event.emitted_at is null, false);
 
   if v_event.emitted_at is null and not v_over then
     perform teguh._suspend_template(
