@@ -8,177 +8,179 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  183  00_install.sql
---  217    version
---  230  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  232    current_time
---  252    _after
---  265    _micros
---  274  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  290    _random_bytes
---  309    _make_uuidv7
---  332    portable_uuidv7
---  359    uuidv7_timestamp
---  383    _task_id
---  395    _run_id
---  412    _run_task
---  424    _run_number
---  439  12_types.sql: The composite types that functions pass to each other
---  447    _gap (type)
---  454    _late (type)
---  459    _timer (type)
---  464    _spawn (type)
---  489  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  491    _check_keys
---  524    _number_option
---  558    _integer_option
---  584    _text_option
---  610    _check_name
---  637    _check_seconds
---  665    _check_isolation
---  684    _check_policy
---  714    _check_spawn
---  751    _read_spawn_options
---  801    _available_at
---  841    _check_cancellation
---  858  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
---  861    _check_retry_strategy
---  897    _retry_delay
---  941    _fraction
---  950  20_tables.sql: Queues and the policy of each
---  952    queues (table)
---  971    t_template (table)
--- 1040    p0_template (table)
--- 1051    p1_template (table)
--- 1089    k0_template (table)
--- 1100    k1_template (table)
--- 1132    seq_template (sequence)
--- 1133    ring_template (sequence)
--- 1134    parked_template (sequence)
--- 1135    woken_template (sequence)
--- 1136    fired_template (sequence)
--- 1137    clock_template (sequence)
--- 1138    carry_template (sequence)
--- 1157    r_template (table)
--- 1174    c_template (table)
--- 1191    e_template (table)
--- 1208    w_template (table)
--- 1223  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 1226    validate_queue_name
--- 1266    _policy
--- 1293    _call
--- 1307    _template_ddl (view)
--- 1393    _stamp
--- 1403    _stamp_functions
--- 1424    _each_queue
--- 1447    _init_template
--- 1474    _beyond
--- 1484    create_queue
--- 1534    drop_queue
--- 1581    _lock_patiently
--- 1610    list_queues
--- 1624  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 1632    _push_template
--- 1677    _add0_template
--- 1728    _back0_template
--- 1750  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and move the scan
--- 1759    _claim0_template
--- 1908    _move0_template
--- 1973    _open_xids
--- 1988    _next0_template
--- 2016    _many0_template
--- 2041    _stuck0_template
--- 2080    _shrink0_template
--- 2125    _take_template
--- 2203    _known_template
--- 2223    claim_task
--- 2273    _next_template
--- 2309    _soonest0_template
--- 2364    next_due
--- 2384  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 2392    _due0_template
--- 2472    _passed0_template
--- 2509    _fire_template
--- 2554    _expire_template
--- 2621    _overdue_template
--- 2642  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 2644    _segment_bytes
--- 2665    _turn_template
--- 2697    _turn0_template
--- 2732    _spent0_template
--- 2746    _drained0_template
--- 2770    _uncollected0_template
--- 2805    _carry0_template
--- 2848  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 2853    _put_template
--- 2935    _found_template
--- 2991    spawn_task
--- 3021    spawn_tasks
--- 3055    _read_task
--- 3072  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 3077    _hold_template
--- 3128    _own_template
--- 3148    _done_template
--- 3181    complete_run
--- 3204    _flush_template
--- 3268    _why_template
--- 3284    complete_runs
--- 3314    _end_template
--- 3363    _archive_template
--- 3387    _again_template
--- 3421    _queue_template
--- 3442    _fail_template
--- 3460    fail_run
--- 3484    _nap_template
--- 3510    schedule_run
--- 3540    _free_template
--- 3577    release_run
--- 3602    _keep_template
--- 3625    extend_claim
--- 3647  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 3652    _mark_template
--- 3674    _note_template
--- 3704    set_task_checkpoint_state
--- 3739    _read_template
--- 3761    get_task_checkpoint_state
--- 3785    _list_template
--- 3814    get_task_checkpoint_states
--- 3840  43_events.sql: Wait for an event, or learn how the wait ended
--- 3847    _wait_template
--- 3919    _suspend_template
--- 3961    await_event
--- 3998    _emit_template
--- 4057    emit_event
--- 4082  44_control.sql: Read a task, or raise TG003
--- 4084    _task_template
--- 4110    _stop_template
--- 4134    cancel_task
--- 4151    _retry_template
--- 4217    _renew_template
--- 4250    retry_task
--- 4289    _show_template
--- 4329    get_task_result
--- 4359  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 4366    _purge_template
--- 4400    _first_uuid
--- 4416    _sweep_template
--- 4456    _clean
--- 4490    cleanup_tasks
--- 4511    cleanup_events
--- 4532    cleanup_all_queues
--- 4560  50_ticker.sql: One tick of one queue: deal with what is due, take a step in the rotation
--- 4562    _tick_template
--- 4577    _ticked (sequence)
--- 4583    ticker
--- 4625    ticker_loop (procedure)
--- 4651  51_cron.sql: The version of pg_cron in this database; null where it is not installed
--- 4653    _cron_version
--- 4666    _explain_no_cron
--- 4695    start
--- 4741    stop
--- 4765    _maintain
--- 4787    status
--- 4822  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  185  00_install.sql
+--  219    version
+--  232  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  234    current_time
+--  254    _after
+--  268    _micros
+--  277  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  293    _random_bytes
+--  312    _make_uuidv7
+--  335    portable_uuidv7
+--  362    uuidv7_timestamp
+--  386    _task_id
+--  398    _run_id
+--  415    _run_task
+--  427    _run_number
+--  442  12_types.sql: The composite types that functions pass to each other
+--  450    _gap (type)
+--  456    _late (type)
+--  461    _timer (type)
+--  466    _spawn (type)
+--  491  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  493    _check_keys
+--  526    _number_option
+--  561    _integer_option
+--  587    _text_option
+--  613    _check_name
+--  640    _check_seconds
+--  668    _check_isolation
+--  687    _check_policy
+--  717    _check_spawn
+--  754    _read_spawn_options
+--  804    _available_at
+--  844    _check_cancellation
+--  861  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+--  864    _check_retry_strategy
+--  900    _retry_delay
+--  943    _fraction
+--  952  20_tables.sql: Queues and the policy of each
+--  954    queues (table)
+--  973    t_template (table)
+-- 1042    p0_template (table)
+-- 1053    p1_template (table)
+-- 1091    k0_template (table)
+-- 1102    k1_template (table)
+-- 1134    seq_template (sequence)
+-- 1135    ring_template (sequence)
+-- 1136    parked_template (sequence)
+-- 1137    woken_template (sequence)
+-- 1138    fired_template (sequence)
+-- 1139    clock_template (sequence)
+-- 1140    carry_template (sequence)
+-- 1159    r_template (table)
+-- 1176    c_template (table)
+-- 1193    e_template (table)
+-- 1210    w_template (table)
+-- 1225  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 1228    validate_queue_name
+-- 1268    _policy
+-- 1295    _call
+-- 1309    _template_ddl (view)
+-- 1395    _stamp
+-- 1405    _stamp_functions
+-- 1426    _each_queue
+-- 1448    _init_template
+-- 1470    _hush_template
+-- 1491    _beyond
+-- 1501    create_queue
+-- 1553    drop_queue
+-- 1600    _lock_patiently
+-- 1629    list_queues
+-- 1643  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 1651    _push_template
+-- 1696    _add0_template
+-- 1747    _back0_template
+-- 1771  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and move the scan
+-- 1780    _claim0_template
+-- 1925    _move0_template
+-- 1987    _open_xids
+-- 2002    _next0_template
+-- 2030    _many0_template
+-- 2060    _stuck0_template
+-- 2097    _trim0_template
+-- 2140    _take_template
+-- 2218    _known_template
+-- 2238    claim_task
+-- 2288    _next_template
+-- 2325    _soon0_template
+-- 2390    next_due
+-- 2410  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 2418    _due0_template
+-- 2516    _pass0_template
+-- 2549    _fire_template
+-- 2594    _expire_template
+-- 2661    _over_template
+-- 2682  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 2684    _segment_bytes
+-- 2705    _turn_template
+-- 2737    _turn0_template
+-- 2772    _spent0_template
+-- 2786    _dry0_template
+-- 2810    _left0_template
+-- 2848    _carry0_template
+-- 2891  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 2896    _put_template
+-- 2978    _found_template
+-- 3034    spawn_task
+-- 3064    spawn_tasks
+-- 3098    _read_task
+-- 3115  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 3120    _hold_template
+-- 3171    _own_template
+-- 3191    _done_template
+-- 3225    complete_run
+-- 3248    _flush_template
+-- 3312    _why_template
+-- 3328    _check_runs
+-- 3366    complete_runs
+-- 3397    _end_template
+-- 3446    _file_template
+-- 3470    _again_template
+-- 3504    _queue_template
+-- 3525    _fail_template
+-- 3543    fail_run
+-- 3567    _nap_template
+-- 3593    schedule_run
+-- 3623    _free_template
+-- 3660    release_run
+-- 3685    _keep_template
+-- 3708    extend_claim
+-- 3730  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 3735    _mark_template
+-- 3757    _note_template
+-- 3787    set_task_checkpoint_state
+-- 3822    _read_template
+-- 3844    get_task_checkpoint_state
+-- 3868    _list_template
+-- 3897    get_task_checkpoint_states
+-- 3923  43_events.sql: Wait for an event, or learn how the wait ended
+-- 3930    _wait_template
+-- 4002    _park_template
+-- 4044    await_event
+-- 4081    _emit_template
+-- 4140    emit_event
+-- 4165  44_control.sql: Read a task, or raise TG003
+-- 4167    _task_template
+-- 4193    _stop_template
+-- 4217    cancel_task
+-- 4234    _retry_template
+-- 4300    _renew_template
+-- 4333    retry_task
+-- 4372    _show_template
+-- 4412    get_task_result
+-- 4442  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 4449    _purge_template
+-- 4485    _first_uuid
+-- 4501    _sweep_template
+-- 4541    _clean
+-- 4575    cleanup_tasks
+-- 4596    cleanup_events
+-- 4617    cleanup_all_queues
+-- 4645  50_ticker.sql: One tick of one queue: take a step in the rotation, deal with what is due.  The
+-- 4649    _tick_template
+-- 4664    _ticked (sequence)
+-- 4670    ticker
+-- 4714    ticker_loop (procedure)
+-- 4740  51_cron.sql: The version of pg_cron in this database; null where it is not installed
+-- 4742    _cron_version
+-- 4755    _explain_no_cron
+-- 4784    start
+-- 4830    stop
+-- 4854    _maintain
+-- 4876    status
+-- 4911  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -257,6 +259,7 @@ create or replace function teguh._after(p_from timestamptz, p_seconds double pre
 as $$
   select case
     when p_seconds >= 3e9 then 'infinity'::timestamptz
+    when p_seconds <= -3e9 then '-infinity'::timestamptz
     else p_from + make_interval(secs => p_seconds)
   end;
 $$;
@@ -268,7 +271,7 @@ create or replace function teguh._micros(p_at timestamptz)
   immutable
   set search_path = pg_catalog, pg_temp
 as $$
-  select (extract(epoch from p_at) * 1000000)::bigint;
+  select (extract(epoch from least(p_at, '9999-12-31 00:00:00+00'::timestamptz)) * 1000000)::bigint;
 $$;
 
 -- sql/src/11_uuid.sql
@@ -445,9 +448,8 @@ begin
   end if;
 
   create type teguh._gap as (
-    low_xid  xid8,
+    xid      xid8,
     low_seq  bigint,
-    high_xid xid8,
     high_seq bigint
   );
 
@@ -476,8 +478,8 @@ end;
 $$;
 
 comment on type teguh._gap is
-  'A stretch of ready rows, both ends included, that the scan position has left '
-  'behind and claims still look at.';
+  'A stretch of one transaction''s ready rows, both ends included, that the scan '
+  'position has left behind and claims still look at.';
 comment on type teguh._late is
   'A transaction that was open when the timer position moved, and the position '
   'from which its rows may still turn up.';
@@ -550,7 +552,8 @@ begin
         hint = 'Durations are in seconds.';
   end if;
 
-  return v_value::double precision;
+  -- what is too small for a double precision is an error to the cast
+  return case when abs(v_value::numeric) >= 1e-300 then v_value::double precision else 0 end;
 end;
 $$;
 
@@ -827,7 +830,7 @@ begin
   begin
     return v_at::timestamptz;
   exception
-    when invalid_datetime_format or datetime_field_overflow then
+    when invalid_datetime_format or datetime_field_overflow or invalid_parameter_value then
       raise exception '"available_at" is not a timestamp'
         using
           errcode = 'TG005',
@@ -924,11 +927,10 @@ begin
     v_delay := coalesce(v_base, 60);
   else
     v_base := coalesce(v_base, case when p_strategy is null then 1 else 30 end);
-    -- compared as logarithms: power() itself would overflow
+    -- v_base * v_factor ^ (p_failures - 1), by way of logarithms: power() overflows
     v_delay := case
       when v_base = 0 then 0
-      when ln(v_base) + (p_failures - 1) * ln(v_factor) > ln(1e12) then 1e12
-      else v_base * power(v_factor, p_failures - 1)
+      else exp(least(ln(v_base) + (p_failures - 1) * ln(v_factor), ln(1e12::double precision)))
     end;
   end if;
 
@@ -1116,9 +1118,9 @@ alter table teguh.k1_template
   alter column gaps set storage plain,
   alter column late set storage plain;
 
-create index if not exists k0latest_template
+create index if not exists k0last_template
   on teguh.k0_template (kind, n);
-create index if not exists k1latest_template
+create index if not exists k1last_template
   on teguh.k1_template (kind, n);
 
 comment on table teguh.k0_template is
@@ -1310,7 +1312,7 @@ with template as (
   from pg_catalog.pg_class as c
   where c.relnamespace = 'teguh'::regnamespace
     and c.relkind = 'r'
-    and c.relname like '%\_template'
+    and c.relname ~ '^_?[a-z0-9]+_template$'
 )
 
 select
@@ -1319,7 +1321,7 @@ select
     'create sequence teguh.%s minvalue %s start %s', s.sequencename, s.min_value, s.start_value
   ) as ddl
 from pg_catalog.pg_sequences as s
-where s.schemaname = 'teguh' and s.sequencename like '%\_template'
+where s.schemaname = 'teguh' and s.sequencename ~ '^_?[a-z0-9]+_template$'
 
 union all
 
@@ -1376,14 +1378,14 @@ union all
 select 7, pg_get_functiondef(p.oid)
 from pg_catalog.pg_proc as p
 where p.pronamespace = 'teguh'::regnamespace
-  and p.proname like '%\_template'
+  and p.proname ~ '^_?[a-z0-9]+_template$'
 
 union all
 
 select 8, format('revoke all on function %s from public', p.oid::regprocedure)
 from pg_catalog.pg_proc as p
 where p.pronamespace = 'teguh'::regnamespace
-  and p.proname like '%\_template';
+  and p.proname ~ '^_?[a-z0-9]+_template$';
 
 comment on view teguh._template_ddl is
   'The template queue as DDL, in steps. Read back from the catalog, so that it is '
@@ -1442,9 +1444,8 @@ begin
 end;
 $$;
 
--- Give every register its first value: a sequence has none before that.  The
--- notify policies off and always are registers set beyond reach.
-create or replace function teguh._init_template(p_notify text)
+-- Give the queue's registers their first values: a sequence has none before that.
+create or replace function teguh._init_template()
   returns void
   language plpgsql
   volatile
@@ -1453,15 +1454,31 @@ as $$
 begin
   if pg_sequence_last_value('teguh.ring_template'::regclass) is null then
     perform nextval('teguh.seq_template'::regclass);
+    perform nextval('teguh.parked_template'::regclass);
     perform setval('teguh.ring_template'::regclass, 0);
+    perform setval('teguh.woken_template'::regclass, 0);
     perform setval('teguh.fired_template'::regclass, 0);
     perform setval('teguh.clock_template'::regclass, 0);
     perform setval('teguh.carry_template'::regclass, 0);
   end if;
+end;
+$$;
 
+-- Set the notify policy.  Always: the count of waiting workers is beyond what any
+-- dispatch row can answer.  Off: so is the answer.  The count itself goes on, because
+-- dispatch rows refer to it.
+create or replace function teguh._hush_template(p_notify text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_count bigint := nextval('teguh.parked_template'::regclass) % teguh._beyond();
+begin
   perform setval(
     'teguh.parked_template'::regclass,
-    case when p_notify = 'always' then teguh._beyond() else 1 end
+    v_count + case when p_notify = 'always' then teguh._beyond() else 0 end
   );
   perform setval(
     'teguh.woken_template'::regclass,
@@ -1506,6 +1523,7 @@ begin
     loop
       execute teguh._stamp(v_ddl, p_queue_name);
     end loop;
+    execute format('select teguh._init_%s()', p_queue_name);
   else
     update teguh.queues as q
     set policy = q.policy || v_policy
@@ -1516,8 +1534,9 @@ begin
     end if;
   end if;
 
-  execute format('select teguh._init_%s($1)', p_queue_name)
-  using (select q.policy ->> 'notify' from teguh.queues as q where q.queue_name = p_queue_name);
+  if v_policy ? 'notify' then
+    execute format('select teguh._hush_%s($1)', p_queue_name) using v_policy ->> 'notify';
+  end if;
 end;
 $$;
 
@@ -1548,7 +1567,7 @@ begin
   from pg_class as c
   where c.relnamespace = 'teguh'::regnamespace
     and c.relkind = 'r'
-    and c.relname like '%\_template';
+    and c.relname ~ '^_?[a-z0-9]+_template$';
   perform teguh._lock_patiently(v_tables);
 
   delete from teguh.queues as q
@@ -1560,11 +1579,11 @@ begin
   for v_drop in
     select format('drop function %s', teguh._stamp(p.oid::regprocedure::text, p_queue_name))
     from pg_proc as p
-    where p.pronamespace = 'teguh'::regnamespace and p.proname like '%\_template'
+    where p.pronamespace = 'teguh'::regnamespace and p.proname ~ '^_?[a-z0-9]+_template$'
     union all
     select format('drop sequence teguh.%s', teguh._stamp(s.sequencename, p_queue_name))
     from pg_sequences as s
-    where s.schemaname = 'teguh' and s.sequencename like '%\_template'
+    where s.schemaname = 'teguh' and s.sequencename ~ '^_?[a-z0-9]+_template$'
   loop
     execute v_drop;
   end loop;
@@ -1724,26 +1743,28 @@ end;
 $$;
 
 -- Move the timer position back before a timer that was set with a clock behind
--- the one by which the position was moved.
+-- the one by which the position was, or is just being, moved.
 create or replace function teguh._back0_template(p_kind "char", p_due_at timestamptz)
   returns void
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_from teguh.k0_template;
 begin
+  select k.* into v_from
+  from teguh.k0_template as k
+  where k.kind = p_kind
+  order by k.kind desc, k.n desc
+  limit 1;
+
   insert into teguh.k0_template as k (n, kind, seq, due_at, late)
-  select
+  values (
     nextval('teguh.seq_template'::regclass), p_kind, 0,
-    p_due_at - interval '1 microsecond', latest.late
-  from (
-    select k.due_at, k.late
-    from teguh.k0_template as k
-    where k.kind = p_kind
-    order by k.kind desc, k.n desc
-    limit 1
-  ) as latest
-  where latest.due_at >= p_due_at;
+    least(coalesce(v_from.due_at, '-infinity'), p_due_at - interval '1 microsecond'),
+    v_from.late
+  );
 end;
 $$;
 
@@ -1799,9 +1820,9 @@ begin
           select p.xid, p.seq, p.woke, p.task_id, p.turn
           from teguh.p0_template as p
           where p.kind = 'r'
-            and (p.xid, p.seq) >= (g.low_xid, g.low_seq)
-            and (p.xid, p.seq) <= (g.high_xid, g.high_seq)
-          order by p.xid, p.seq
+            and p.xid = g.xid
+            and p.seq between g.low_seq and g.high_seq
+          order by p.seq
           offset 0
         ) as p
       )
@@ -1880,14 +1901,10 @@ begin
     );
   end if;
 
-  perform from teguh.p0_template as p
-  where p.kind = 'r'
-    and (p.xid, p.seq) >= (v_xid, v_seq)
-    and (v_first_xid is null or (p.xid, p.seq) < (v_first_xid, v_first_seq))
-  order by p.xid, p.seq
-  offset 31
-  limit 1;
-  if found then
+  if teguh._many0_template(
+    32, v_xid, v_seq,
+    coalesce(v_first_xid, '18446744073709551615'), coalesce(v_first_seq, 0)
+  ) then
     perform teguh._move0_template(v_xid, v_seq, v_gaps, v_first_xid, v_first_seq);
   end if;
 
@@ -1901,8 +1918,8 @@ $$;
 -- later, is claimed or stale, unless it lies in a gap.  So the position never
 -- passes the id of a transaction that may still insert rows, and it is looked up
 -- after the list of those was taken.  What would hold it back for long becomes a
--- gap once 256 rows have come to lie behind it: an open transaction (its rows
--- are claimed right after it commits), or rows that an open claim holds locked.
+-- gap once 256 rows have come to lie behind it: rows that an open claim keeps
+-- locked, or an open transaction, whose rows are claimed right after it commits.
 --
 -- p_first_xid and p_first_seq: the first row this claim took past the position.
 create or replace function teguh._move0_template(
@@ -1921,21 +1938,20 @@ declare
   v_n        bigint := nextval('teguh.seq_template'::regclass);
   v_snapshot pg_snapshot := pg_current_snapshot();
   v_open     xid8[] := teguh._open_xids(v_snapshot);
-  v_gaps     teguh._gap[] := teguh._shrink0_template(p_gaps, v_open);
+  v_gaps     teguh._gap[] := teguh._trim0_template(p_gaps, v_open);
+  v_room     integer := 128 - coalesce(cardinality(v_gaps), 0);
   v_xid      xid8;
   v_seq      bigint;
   v_writer   xid8;
 begin
   select r.xid, r.seq into v_xid, v_seq
   from teguh._next0_template(p_xid, p_seq) as r;
-
-  if teguh._many0_template(v_xid, v_seq, p_first_xid, p_first_seq)
-    and coalesce(cardinality(v_gaps), 0) < 64
-  then
+  while v_room > 0 and teguh._many0_template(256, v_xid, v_seq, p_first_xid, p_first_seq) loop
     v_gaps := v_gaps || teguh._stuck0_template(v_xid, v_seq, p_first_xid, p_first_seq);
+    v_room := v_room - 1;
     select r.xid, r.seq into v_xid, v_seq
-    from teguh._next0_template(p_first_xid, p_first_seq) as r;
-  end if;
+    from teguh._next0_template(v_xid, (v_gaps[cardinality(v_gaps)]).high_seq + 1) as r;
+  end loop;
 
   if v_xid is null or v_xid >= pg_snapshot_xmax(v_snapshot) then
     v_xid := pg_snapshot_xmax(v_snapshot);
@@ -1946,13 +1962,11 @@ begin
     exit when (v_writer, 0) >= (v_xid, v_seq);
     continue when exists (
       select from unnest(v_gaps) as g
-      where (g.low_xid, g.low_seq) <= (v_writer, 0)
-        and (g.high_xid, g.high_seq) >= (v_writer, 9223372036854775807)
+      where g.xid = v_writer and g.low_seq = 0
     );
-    if teguh._many0_template(v_writer, 0, v_xid, v_seq)
-      and coalesce(cardinality(v_gaps), 0) < 64
-    then
-      v_gaps := v_gaps || row(v_writer, 0, v_writer, 9223372036854775807)::teguh._gap;
+    if v_room > 0 and teguh._many0_template(256, v_writer, 0, v_xid, v_seq) then
+      v_gaps := v_gaps || row(v_writer, 0, 9223372036854775807)::teguh._gap;
+      v_room := v_room - 1;
     else
       v_xid := v_writer;
       v_seq := 0;
@@ -2012,8 +2026,9 @@ begin
 end;
 $$;
 
--- Whether at least 256 rows lie between two places; false if one is null.
+-- Whether at least so many rows lie between two places; false if one is null.
 create or replace function teguh._many0_template(
+  p_count   integer,
   p_xid     xid8,
   p_seq     bigint,
   p_end_xid xid8,
@@ -2024,20 +2039,24 @@ create or replace function teguh._many0_template(
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_xid xid8;
+  v_seq bigint;
 begin
-  perform from teguh.p0_template as p
+  -- an upper bound in the query would not end the scan inside one transaction
+  select p.xid, p.seq into v_xid, v_seq
+  from teguh.p0_template as p
   where p.kind = 'r'
     and (p.xid, p.seq) >= (p_xid, p_seq)
-    and (p.xid, p.seq) < (p_end_xid, p_end_seq)
   order by p.xid, p.seq
-  offset 255
+  offset p_count - 1
   limit 1;
-  return found;
+  return coalesce((v_xid, v_seq) < (p_end_xid, p_end_seq), false);
 end;
 $$;
 
--- The stretch from a row that is still to be had to the last such row before
--- another place: what open claims hold locked.
+-- The stretch from a row that is still to be had to the last such row of the same
+-- transaction before another place: what open claims hold locked.
 create or replace function teguh._stuck0_template(
   p_xid     xid8,
   p_seq     bigint,
@@ -2050,13 +2069,14 @@ create or replace function teguh._stuck0_template(
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_gap teguh._gap := row(p_xid, p_seq, p_xid, p_seq);
+  v_last bigint;
 begin
-  select p.xid, p.seq into v_gap.high_xid, v_gap.high_seq
+  select p.seq into v_last
   from teguh.p0_template as p
   where p.kind = 'r'
-    and (p.xid, p.seq) >= (p_xid, p_seq)
-    and (p.xid, p.seq) < (p_end_xid, p_end_seq)
+    and p.xid = p_xid
+    and p.seq >= p_seq
+    and p.seq < case when p_xid = p_end_xid then p_end_seq else 9223372036854775807 end
     and exists (
       select from teguh.t_template as t
       where t.task_id = p.task_id
@@ -2068,16 +2088,13 @@ begin
   limit 1;
 
   -- none: they were claimed or given up a moment ago
-  if v_gap.high_xid is null then
-    v_gap := row(p_xid, p_seq, p_xid, p_seq);
-  end if;
-  return v_gap;
+  return row(p_xid, p_seq, coalesce(v_last, p_seq))::teguh._gap;
 end;
 $$;
 
--- Bring each gap's low end up to its first row that is still to be had, or to its
--- first transaction that is still open.  A gap that has neither is dropped.
-create or replace function teguh._shrink0_template(p_gaps teguh._gap[], p_open xid8[])
+-- Bring each gap's low end up to its first row that is still to be had, and drop a
+-- gap that has none, unless its transaction is still open.
+create or replace function teguh._trim0_template(p_gaps teguh._gap[], p_open xid8[])
   returns teguh._gap[]
   language plpgsql
   volatile
@@ -2086,28 +2103,26 @@ as $$
 declare
   v_gap  teguh._gap;
   v_gaps teguh._gap[];
-  v_open xid8;
 begin
   foreach v_gap in array coalesce(p_gaps, '{}') loop
-    v_open := (
-      select o.xid
-      from unnest(p_open) as o(xid)
-      where o.xid between v_gap.low_xid and v_gap.high_xid
-      order by o.xid
-      limit 1
-    );
-
-    select r.xid, r.seq into v_gap.low_xid, v_gap.low_seq
-    from teguh._next0_template(v_gap.low_xid, v_gap.low_seq) as r;
-    if (v_gap.low_xid, v_gap.low_seq) > (v_gap.high_xid, v_gap.high_seq) then
-      v_gap.low_xid := null;
+    if v_gap.xid <> all (p_open) then
+      select p.seq into v_gap.low_seq
+      from teguh.p0_template as p
+      where p.kind = 'r'
+        and p.xid = v_gap.xid
+        and p.seq between v_gap.low_seq and v_gap.high_seq
+        and exists (
+          select from teguh.t_template as t
+          where t.task_id = p.task_id
+            and t.turn = p.turn
+            and t.state in ('pending', 'sleeping')
+          offset 0
+        )
+      order by p.seq
+      limit 1;
     end if;
 
-    if v_open is not null and (v_gap.low_xid is null or v_open <= v_gap.low_xid) then
-      v_gap.low_xid := v_open;
-      v_gap.low_seq := 0;
-    end if;
-    if v_gap.low_xid is not null then
+    if v_gap.low_seq is not null then
       v_gaps := v_gaps || v_gap;
     end if;
   end loop;
@@ -2176,7 +2191,7 @@ begin
 
     exit when v_fired or v_left <= 0;
     v_fired := true;
-    exit when teguh._fire_template(v_now, v_left + 100) = 0;
+    exit when teguh._fire_template(v_now, least(v_left, 1000) + 100) = 0;
   end loop;
 
   if v_left > 0 then
@@ -2286,15 +2301,16 @@ begin
     select from pg_locks as l
     where l.relation in ('teguh.p0_template'::regclass, 'teguh.p1_template'::regclass)
       and l.mode = 'RowExclusiveLock'
-      and l.pid <> pg_backend_pid()
+      and l.database = (select d.oid from pg_database as d where d.datname = current_database())
+      and l.pid is distinct from pg_backend_pid()
   ) then
     v_due := v_now + interval '10 milliseconds';
   end if;
 
   for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
     v_first := case
-      when v_gen % 2 = 0 then teguh._soonest0_template(v_now)
-      else teguh._soonest1_template(v_now)
+      when v_gen % 2 = 0 then teguh._soon0_template(v_now)
+      else teguh._soon1_template(v_now)
     end;
     v_due := least(v_due, v_first);
   end loop;
@@ -2306,7 +2322,7 @@ $$;
 -- When a segment next has a task for a worker: now, when a timer is due, or null.
 -- Timers whose task was woken before them are passed over, the first hundred of
 -- them; past that the moment may come too early, never too late.
-create or replace function teguh._soonest0_template(p_now timestamptz)
+create or replace function teguh._soon0_template(p_now timestamptz)
   returns timestamptz
   language plpgsql
   volatile
@@ -2326,7 +2342,7 @@ begin
 
   perform from teguh._next0_template(coalesce(v_ready.xid, '0'), coalesce(v_ready.seq, 0)) as r
   where r.xid is not null;
-  if found or teguh._shrink0_template(v_ready.gaps, '{}') is not null then
+  if found or teguh._trim0_template(v_ready.gaps, '{}') is not null then
     return p_now;
   end if;
 
@@ -2335,6 +2351,16 @@ begin
   where k.kind = 's'
   order by k.kind desc, k.n desc
   limit 1;
+
+  perform from unnest(v_timers.late) as l
+  join teguh.p0_template as p on p.xid = l.xid
+  where p.kind = 's'
+    and p.kind <> 'r'
+    and p.due_at >= l.since
+    and p.due_at <= v_timers.due_at;
+  if found then
+    return p_now;
+  end if;
 
   for v_timer in
     select p.due_at, p.task_id, p.turn
@@ -2400,7 +2426,7 @@ create or replace function teguh._due0_template(
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_n        bigint := nextval('teguh.seq_template'::regclass);
+  v_n        bigint;
   v_snapshot pg_snapshot := pg_current_snapshot();
   v_from     teguh.k0_template;
   v_to       teguh.k0_template;
@@ -2418,6 +2444,28 @@ begin
     v_from.due_at := '-infinity';
     v_from.seq := 0;
   end if;
+
+  perform from teguh.p0_template as p
+  where p.kind = p_kind
+    and p.kind <> 'r'
+    and (p.due_at, p.seq) > (v_from.due_at, v_from.seq)
+    and p.due_at <= p_now
+  order by p.due_at, p.seq
+  limit 1;
+  if not found and not exists (
+    select from unnest(v_from.late) as l
+    where pg_visible_in_snapshot(l.xid, v_snapshot)
+  ) then
+    return '{}';
+  end if;
+
+  -- in this order: whoever sets a timer with a clock behind ours then either has an
+  -- open transaction in the snapshot, or finds the clock and outnumbers this position
+  if teguh._micros(p_now) > pg_sequence_last_value('teguh.clock_template'::regclass) then
+    perform setval('teguh.clock_template'::regclass, teguh._micros(p_now));
+  end if;
+  v_n := nextval('teguh.seq_template'::regclass);
+  v_snapshot := pg_current_snapshot();
 
   select array_agg(row(d.task_id, d.turn)::teguh._timer order by d.due_at, d.seq) into v_due
   from (
@@ -2444,10 +2492,6 @@ begin
       and p.xid = any (v_ended);
   end if;
 
-  if v_due is null and v_ended is null then
-    return '{}';
-  end if;
-
   v_to.due_at := greatest(v_from.due_at, p_now);
   v_to.seq := 9223372036854775807;
   if cardinality(v_due) = p_limit then
@@ -2460,7 +2504,7 @@ begin
     offset p_limit - 1
     limit 1;
   end if;
-  perform teguh._passed0_template(v_n, p_kind, v_snapshot, v_from, v_to);
+  perform teguh._pass0_template(v_n, p_kind, v_snapshot, v_from, v_to);
 
   return coalesce(v_due, '{}') || coalesce(v_missed, '{}');
 end;
@@ -2469,7 +2513,7 @@ $$;
 -- Write a timer position, with the transactions that may still insert timers
 -- before it.  With very many of them open the position stays where it is, and
 -- timers already collected are collected again, which does no harm.
-create or replace function teguh._passed0_template(
+create or replace function teguh._pass0_template(
   p_n        bigint,
   p_kind     "char",
   p_snapshot pg_snapshot,
@@ -2493,10 +2537,6 @@ begin
 
   insert into teguh.k0_template as k (n, kind, due_at, seq, late)
   values (p_n, p_kind, p_to.due_at, p_to.seq, v_late);
-
-  if teguh._micros(p_to.due_at) > pg_sequence_last_value('teguh.clock_template'::regclass) then
-    perform setval('teguh.clock_template'::regclass, teguh._micros(p_to.due_at));
-  end if;
 end;
 $$;
 
@@ -2531,7 +2571,7 @@ begin
 
   if v_sleepers <> '{}' then
     select array_agg(d.task_id), array_agg(d.turn) into v_task_ids, v_turns
-    from unnest(v_sleepers) as d
+    from (select distinct u.task_id, u.turn from unnest(v_sleepers) as u) as d
     where exists (
       select from teguh.t_template as t
       where t.task_id = d.task_id
@@ -2567,7 +2607,7 @@ begin
       d.task_id,
       d.turn,
       case when d.turn = 0 then t.deadline_at else t.lease_expires_at end as due_at
-    from unnest(p_timers) as d
+    from (select distinct u.task_id, u.turn from unnest(p_timers) as u) as d
     cross join lateral (
       select t.turn, t.state, t.deadline_at, t.lease_expires_at
       from teguh.t_template as t
@@ -2595,7 +2635,7 @@ begin
         'l', array[v_timer.task_id], array[v_timer.turn], array[p_now + interval '1 second']
       );
     elsif v_timer.turn = 0 then
-      v_count := v_count + teguh._overdue_template(v_task, p_now);
+      v_count := v_count + teguh._over_template(v_task, p_now);
     elsif v_task.state = 'running'
       and v_task.turn = v_timer.turn
       and v_task.lease_expires_at <= p_now
@@ -2618,7 +2658,7 @@ end;
 $$;
 
 -- Cancel a locked task whose deadline has passed.
-create or replace function teguh._overdue_template(
+create or replace function teguh._over_template(
   p_task teguh.t_template,
   p_now  timestamptz
 )
@@ -2736,14 +2776,14 @@ create or replace function teguh._spent0_template()
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return teguh._drained0_template()
-         and not exists (select from teguh._uncollected0_template('s') limit 1)
-         and not exists (select from teguh._uncollected0_template('l') limit 1);
+  return teguh._dry0_template()
+         and not exists (select from teguh._left0_template('s', 1))
+         and not exists (select from teguh._left0_template('l', 1));
 end;
 $$;
 
 -- Whether no ready row of a segment is still to be had.
-create or replace function teguh._drained0_template()
+create or replace function teguh._dry0_template()
   returns boolean
   language plpgsql
   volatile
@@ -2758,7 +2798,7 @@ begin
   order by k.kind desc, k.n desc
   limit 1;
 
-  return teguh._shrink0_template(v_from.gaps, '{}') is null
+  return teguh._trim0_template(v_from.gaps, '{}') is null
          and not exists (
            select from teguh._next0_template(coalesce(v_from.xid, '0'), coalesce(v_from.seq, 0)) as r
            where r.xid is not null
@@ -2766,8 +2806,8 @@ begin
 end;
 $$;
 
--- The timers of a segment that have not been collected.
-create or replace function teguh._uncollected0_template(p_kind "char")
+-- The timers of a segment that have not been collected, up to p_limit (null: all).
+create or replace function teguh._left0_template(p_kind "char", p_limit integer)
   returns setof teguh.p0_template
   language plpgsql
   volatile
@@ -2788,7 +2828,9 @@ begin
   where p.kind = p_kind
     and p.kind <> 'r'
     and (p.due_at, p.seq)
-        > (coalesce(v_from.due_at, '-infinity'), coalesce(v_from.seq, 0));
+        > (coalesce(v_from.due_at, '-infinity'), coalesce(v_from.seq, 0))
+  order by p.due_at, p.seq
+  limit p_limit;
 
   return query
   select p.*
@@ -2796,7 +2838,8 @@ begin
   join teguh.p0_template as p on p.xid = l.xid
   where p.kind = p_kind
     and p.kind <> 'r'
-    and p.due_at between l.since and v_from.due_at;
+    and p.due_at between l.since and v_from.due_at
+  limit p_limit;
 end;
 $$;
 
@@ -2815,14 +2858,14 @@ declare
   v_due_at   timestamptz[];
   v_count    bigint := 0;
 begin
-  if not teguh._drained0_template() then
+  if not teguh._dry0_template() then
     return;
   end if;
 
   foreach v_kind in array array['s', 'l']::"char"[] loop
     select array_agg(p.task_id), array_agg(p.turn), array_agg(p.due_at)
     into v_task_ids, v_turns, v_due_at
-    from teguh._uncollected0_template(v_kind) as p
+    from teguh._left0_template(v_kind, null) as p
     where exists (
       select from teguh.t_template as t
       where t.task_id = p.task_id
@@ -3152,8 +3195,8 @@ create or replace function teguh._done_template(p_run_id uuid, p_state jsonb)
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_task_id    uuid := teguh._run_task(p_run_id);
-  v_wake_event text;
+  v_task_id uuid := teguh._run_task(p_run_id);
+  v_turn    integer;
 begin
   update teguh.t_template as t
   set
@@ -3165,12 +3208,13 @@ begin
   where t.task_id = v_task_id
     and t.run_id = p_run_id
     and t.state = 'running'
-  returning t.wake_event into v_wake_event;
+  returning t.turn into v_turn;
   if not found then
     perform teguh._hold_template(p_run_id);
   end if;
 
-  if v_wake_event is not null then
+  -- a task in its first turn has never waited
+  if v_turn > 1 then
     delete from teguh.w_template as w
     where w.task_id = v_task_id;
   end if;
@@ -3242,13 +3286,13 @@ begin
       finished_at = v_now
     from held as h
     where t.task_id = h.task_id
-    returning t.task_id, t.run_id, t.wake_event
+    returning t.task_id, t.run_id, t.turn
   )
 
   select
     (select array_agg(r.run_id) from runs as r),
     array_agg(d.run_id),
-    array_agg(d.task_id) filter (where d.wake_event is not null)
+    array_agg(d.task_id) filter (where d.turn > 1)
   into v_run_ids, v_done, v_waited
   from done as d;
 
@@ -3280,6 +3324,44 @@ exception
 end;
 $$;
 
+-- Refuse an array of runs with an element that is no run, or is there twice.
+create or replace function teguh._check_runs(p_runs jsonb)
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_bad jsonb;
+begin
+  select a.run into v_bad
+  from jsonb_array_elements(p_runs) as a(run)
+  where jsonb_typeof(a.run) <> 'object'
+    or not a.run ? 'run_id'
+    or a.run - '{run_id,state}'::text[] <> '{}'
+    or a.run ->> 'run_id' !~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
+  limit 1;
+  if found then
+    raise exception 'not a run to complete'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(v_bad::text, 200)),
+        hint = 'An element is {"run_id": a run''s id, "state": its result}, and nothing else.';
+  end if;
+
+  if (
+    select count(*) > count(distinct a.run ->> 'run_id')
+    from jsonb_array_elements(p_runs) as a(run)
+  ) then
+    raise exception 'a run is listed twice'
+      using
+        errcode = 'TG005',
+        detail = 'A run ends once, with one result.',
+        hint = 'List each run_id once.';
+  end if;
+end;
+$$;
+
 -- Complete many runs with one statement.
 create or replace function teguh.complete_runs(p_queue_name text, p_runs jsonb)
   returns table(run_id uuid, applied boolean, error text)
@@ -3296,6 +3378,7 @@ begin
         hint = 'For instance [{"run_id": "…", "state": {}}].';
   end if;
 
+  perform teguh._check_runs(p_runs);
   return query execute teguh._call('flush', p_queue_name, 1) using p_runs;
 end;
 $$;
@@ -3354,13 +3437,13 @@ begin
     return;
   end if;
 
-  perform teguh._archive_template(p_task, 'failed', p_reason, p_now);
+  perform teguh._file_template(p_task, 'failed', p_reason, p_now);
   perform teguh._again_template(p_task, v_number, v_failures, p_reason, v_retry_at, p_now);
 end;
 $$;
 
 -- Write the run that a locked task is leaving behind into the history.
-create or replace function teguh._archive_template(
+create or replace function teguh._file_template(
   p_task   teguh.t_template,
   p_state  text,
   p_reason jsonb,
@@ -3896,7 +3979,7 @@ begin
             or coalesce(p_timeout = 0 and v_event.emitted_at is null, false);
 
   if v_event.emitted_at is null and not v_over then
-    perform teguh._suspend_template(
+    perform teguh._park_template(
       v_task, p_step_name, p_event_name,
       coalesce(v_wait.timeout_at, teguh._after(v_now, p_timeout)), v_now
     );
@@ -3916,7 +3999,7 @@ end;
 $$;
 
 -- Put a locked task to sleep until an event is emitted, or its timeout has come.
-create or replace function teguh._suspend_template(
+create or replace function teguh._park_template(
   p_task       teguh.t_template,
   p_step_name  text,
   p_event_name text,
@@ -4197,7 +4280,7 @@ begin
         hint = format('Give at least %s.', v_task.failures + 1);
   end if;
 
-  perform teguh._archive_template(
+  perform teguh._file_template(
     v_task, v_task.state, v_task.failure_reason, v_task.finished_at
   );
   perform teguh._again_template(
@@ -4391,6 +4474,8 @@ begin
   where c.task_id = any (v_task_ids);
   delete from teguh.r_template as r
   where r.task_id = any (v_task_ids);
+  delete from teguh.w_template as w
+  where w.task_id = any (v_task_ids);
 
   return cardinality(v_task_ids);
 end;
@@ -4558,18 +4643,20 @@ comment on function teguh.cleanup_all_queues(text) is
   'one bounded batch each, and returns the counts. Raises TG001 for an unknown queue.';
 
 -- sql/src/50_ticker.sql
--- One tick of one queue: deal with what is due, take a step in the rotation.
-create or replace function teguh._tick_template(p_limit integer)
+-- One tick of one queue: take a step in the rotation, deal with what is due.  The
+-- step comes first, and only when the caller has written nothing yet: it moves a
+-- register, and must not go by what may be rolled back.
+create or replace function teguh._tick_template(p_limit integer, p_turn boolean)
   returns integer
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
-declare
-  v_count integer := teguh._fire_template(teguh.current_time(), p_limit);
 begin
-  perform teguh._turn_template();
-  return v_count;
+  if p_turn then
+    perform teguh._turn_template();
+  end if;
+  return teguh._fire_template(teguh.current_time(), p_limit);
 end;
 $$;
 
@@ -4587,6 +4674,7 @@ create or replace function teguh.ticker(p_queue_name text default null)
   set search_path = pg_catalog, pg_temp
 as $$
 declare
+  v_unwritten  boolean := pg_current_xact_id_if_assigned() is null;
   v_queue_name text;
   v_one        integer;
   v_count      integer := 0;
@@ -4602,7 +4690,7 @@ begin
     where p_queue_name is null or q.queue_name = p_queue_name
     order by q.queue_name
   loop
-    execute teguh._call('tick', v_queue_name, 1) into v_one using 10000;
+    execute teguh._call('tick', v_queue_name, 2) into v_one using 10000, v_unwritten;
     v_count := v_count + v_one;
   end loop;
 
@@ -4616,7 +4704,8 @@ comment on function teguh.ticker(text) is
   'waits and leases that timed out, applies cancellation policies, takes a step in the '
   'rotation of the dispatch tables, notifies. Bounded per call. Returns how many '
   'tasks became claimable or changed state. Claims see to due tasks themselves; '
-  'rotation needs this called every few seconds or minutes, by pg_cron or a worker. '
+  'rotation needs this called every few seconds or minutes, by pg_cron or a worker, '
+  'and does not happen in a transaction that has written before. '
   'Raises TG001 for an unknown queue, 25001 unless the transaction is READ COMMITTED.';
 
 -- Tick all queues again and again, with a commit after each round.
@@ -4829,7 +4918,7 @@ begin
     select pg_catalog.pg_get_functiondef(p.oid)
     from pg_catalog.pg_proc as p
     where p.pronamespace = 'teguh'::regnamespace
-      and p.proname like '%0\_template'
+      and p.proname ~ '^_[a-z]+0_template$'
   loop
     execute replace(
       replace(replace(v_ddl, '0_template', '#_template'), '1_template', '0_template'),
@@ -4841,7 +4930,8 @@ $$;
 
 -- Fix the shape of the queue's plans.  Segments have no statistics, and a plan is
 -- made while they are all but empty: every access must be by index, in order, row by
--- row.  A task's table may be empty when a session makes its plans, too.
+-- row.  A task's table may be empty when a session makes its plans, too.  Where a plan
+-- cannot follow, the settings make it look so expensive that it would be compiled.
 do $$
 declare
   v_function regprocedure;
@@ -4855,7 +4945,7 @@ begin
     execute pg_catalog.format(
       'alter function %s set plan_cache_mode = force_generic_plan '
       'set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off '
-      'set enable_mergejoin = off set enable_sort = off',
+      'set enable_mergejoin = off set enable_sort = off set jit = off',
       v_function
     );
   end loop;
@@ -4868,7 +4958,7 @@ do $$
 declare
   v_queue_name text;
 begin
-  perform teguh._init_template('off');
+  perform teguh._init_template();
   for v_queue_name in
     select q.queue_name
     from teguh.queues as q

@@ -27,6 +27,7 @@ create or replace function teguh._after(p_from timestamptz, p_seconds double pre
 as $$
   select case
     when p_seconds >= 3e9 then 'infinity'::timestamptz
+    when p_seconds <= -3e9 then '-infinity'::timestamptz
     else p_from + make_interval(secs => p_seconds)
   end;
 $$;
@@ -38,5 +39,5 @@ create or replace function teguh._micros(p_at timestamptz)
   immutable
   set search_path = pg_catalog, pg_temp
 as $$
-  select (extract(epoch from p_at) * 1000000)::bigint;
+  select (extract(epoch from least(p_at, '9999-12-31 00:00:00+00'::timestamptz)) * 1000000)::bigint;
 $$;

@@ -6,9 +6,8 @@ begin
   end if;
 
   create type teguh._gap as (
-    low_xid  xid8,
+    xid      xid8,
     low_seq  bigint,
-    high_xid xid8,
     high_seq bigint
   );
 
@@ -37,8 +36,8 @@ end;
 $$;
 
 comment on type teguh._gap is
-  'A stretch of ready rows, both ends included, that the scan position has left '
-  'behind and claims still look at.';
+  'A stretch of one transaction''s ready rows, both ends included, that the scan '
+  'position has left behind and claims still look at.';
 comment on type teguh._late is
   'A transaction that was open when the timer position moved, and the position '
   'from which its rows may still turn up.';

@@ -61,7 +61,8 @@ begin
         hint = 'Durations are in seconds.';
   end if;
 
-  return v_value::double precision;
+  -- what is too small for a double precision is an error to the cast
+  return case when abs(v_value::numeric) >= 1e-300 then v_value::double precision else 0 end;
 end;
 $$;
 
@@ -338,7 +339,7 @@ begin
   begin
     return v_at::timestamptz;
   exception
-    when invalid_datetime_format or datetime_field_overflow then
+    when invalid_datetime_format or datetime_field_overflow or invalid_parameter_value then
       raise exception '"available_at" is not a timestamp'
         using
           errcode = 'TG005',

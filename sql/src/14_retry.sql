@@ -66,11 +66,10 @@ begin
     v_delay := coalesce(v_base, 60);
   else
     v_base := coalesce(v_base, case when p_strategy is null then 1 else 30 end);
-    -- compared as logarithms: power() itself would overflow
+    -- v_base * v_factor ^ (p_failures - 1), by way of logarithms: power() overflows
     v_delay := case
       when v_base = 0 then 0
-      when ln(v_base) + (p_failures - 1) * ln(v_factor) > ln(1e12) then 1e12
-      else v_base * power(v_factor, p_failures - 1)
+      else exp(least(ln(v_base) + (p_failures - 1) * ln(v_factor), ln(1e12::double precision)))
     end;
   end if;
 

@@ -166,9 +166,9 @@ alter table teguh.k1_template
   alter column gaps set storage plain,
   alter column late set storage plain;
 
-create index if not exists k0latest_template
+create index if not exists k0last_template
   on teguh.k0_template (kind, n);
-create index if not exists k1latest_template
+create index if not exists k1last_template
   on teguh.k1_template (kind, n);
 
 comment on table teguh.k0_template is

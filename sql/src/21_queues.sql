@@ -87,7 +87,7 @@ with template as (
   from pg_catalog.pg_class as c
   where c.relnamespace = 'teguh'::regnamespace
     and c.relkind = 'r'
-    and c.relname like '%\_template'
+    and c.relname ~ '^_?[a-z0-9]+_template$'
 )
 
 select
@@ -96,7 +96,7 @@ select
     'create sequence teguh.%s minvalue %s start %s', s.sequencename, s.min_value, s.start_value
   ) as ddl
 from pg_catalog.pg_sequences as s
-where s.schemaname = 'teguh' and s.sequencename like '%\_template'
+where s.schemaname = 'teguh' and s.sequencename ~ '^_?[a-z0-9]+_template$'
 
 union all
 
@@ -153,14 +153,14 @@ union all
 select 7, pg_get_functiondef(p.oid)
 from pg_catalog.pg_proc as p
 where p.pronamespace = 'teguh'::regnamespace
-  and p.proname like '%\_template'
+  and p.proname ~ '^_?[a-z0-9]+_template$'
 
 union all
 
 select 8, format('revoke all on function %s from public', p.oid::regprocedure)
 from pg_catalog.pg_proc as p
 where p.pronamespace = 'teguh'::regnamespace
-  and p.proname like '%\_template';
+  and p.proname ~ '^_?[a-z0-9]+_template$';
 
 comment on view teguh._template_ddl is
   'The template queue as DDL, in steps. Read back from the catalog, so that it is '
@@ -219,9 +219,8 @@ begin
 end;
 $$;
 
--- Give every register its first value: a sequence has none before that.  The
--- notify policies off and always are registers set beyond reach.
-create or replace function teguh._init_template(p_notify text)
+-- Give the queue's registers their first values: a sequence has none before that.
+create or replace function teguh._init_template()
   returns void
   language plpgsql
   volatile
@@ -230,15 +229,31 @@ as $$
 begin
   if pg_sequence_last_value('teguh.ring_template'::regclass) is null then
     perform nextval('teguh.seq_template'::regclass);
+    perform nextval('teguh.parked_template'::regclass);
     perform setval('teguh.ring_template'::regclass, 0);
+    perform setval('teguh.woken_template'::regclass, 0);
     perform setval('teguh.fired_template'::regclass, 0);
     perform setval('teguh.clock_template'::regclass, 0);
     perform setval('teguh.carry_template'::regclass, 0);
   end if;
+end;
+$$;
 
+-- Set the notify policy.  Always: the count of waiting workers is beyond what any
+-- dispatch row can answer.  Off: so is the answer.  The count itself goes on, because
+-- dispatch rows refer to it.
+create or replace function teguh._hush_template(p_notify text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_count bigint := nextval('teguh.parked_template'::regclass) % teguh._beyond();
+begin
   perform setval(
     'teguh.parked_template'::regclass,
-    case when p_notify = 'always' then teguh._beyond() else 1 end
+    v_count + case when p_notify = 'always' then teguh._beyond() else 0 end
   );
   perform setval(
     'teguh.woken_template'::regclass,
@@ -283,6 +298,7 @@ begin
     loop
       execute teguh._stamp(v_ddl, p_queue_name);
     end loop;
+    execute format('select teguh._init_%s()', p_queue_name);
   else
     update teguh.queues as q
     set policy = q.policy || v_policy
@@ -293,8 +309,9 @@ begin
     end if;
   end if;
 
-  execute format('select teguh._init_%s($1)', p_queue_name)
-  using (select q.policy ->> 'notify' from teguh.queues as q where q.queue_name = p_queue_name);
+  if v_policy ? 'notify' then
+    execute format('select teguh._hush_%s($1)', p_queue_name) using v_policy ->> 'notify';
+  end if;
 end;
 $$;
 
@@ -325,7 +342,7 @@ begin
   from pg_class as c
   where c.relnamespace = 'teguh'::regnamespace
     and c.relkind = 'r'
-    and c.relname like '%\_template';
+    and c.relname ~ '^_?[a-z0-9]+_template$';
   perform teguh._lock_patiently(v_tables);
 
   delete from teguh.queues as q
@@ -337,11 +354,11 @@ begin
   for v_drop in
     select format('drop function %s', teguh._stamp(p.oid::regprocedure::text, p_queue_name))
     from pg_proc as p
-    where p.pronamespace = 'teguh'::regnamespace and p.proname like '%\_template'
+    where p.pronamespace = 'teguh'::regnamespace and p.proname ~ '^_?[a-z0-9]+_template$'
     union all
     select format('drop sequence teguh.%s', teguh._stamp(s.sequencename, p_queue_name))
     from pg_sequences as s
-    where s.schemaname = 'teguh' and s.sequencename like '%\_template'
+    where s.schemaname = 'teguh' and s.sequencename ~ '^_?[a-z0-9]+_template$'
   loop
     execute v_drop;
   end loop;

@@ -100,25 +100,27 @@ end;
 $$;
 
 -- Move the timer position back before a timer that was set with a clock behind
--- the one by which the position was moved.
+-- the one by which the position was, or is just being, moved.
 create or replace function teguh._back0_template(p_kind "char", p_due_at timestamptz)
   returns void
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_from teguh.k0_template;
 begin
+  select k.* into v_from
+  from teguh.k0_template as k
+  where k.kind = p_kind
+  order by k.kind desc, k.n desc
+  limit 1;
+
   insert into teguh.k0_template as k (n, kind, seq, due_at, late)
-  select
+  values (
     nextval('teguh.seq_template'::regclass), p_kind, 0,
-    p_due_at - interval '1 microsecond', latest.late
-  from (
-    select k.due_at, k.late
-    from teguh.k0_template as k
-    where k.kind = p_kind
-    order by k.kind desc, k.n desc
-    limit 1
-  ) as latest
-  where latest.due_at >= p_due_at;
+    least(coalesce(v_from.due_at, '-infinity'), p_due_at - interval '1 microsecond'),
+    v_from.late
+  );
 end;
 $$;

@@ -49,9 +49,9 @@ begin
           select p.xid, p.seq, p.woke, p.task_id, p.turn
           from teguh.p0_template as p
           where p.kind = 'r'
-            and (p.xid, p.seq) >= (g.low_xid, g.low_seq)
-            and (p.xid, p.seq) <= (g.high_xid, g.high_seq)
-          order by p.xid, p.seq
+            and p.xid = g.xid
+            and p.seq between g.low_seq and g.high_seq
+          order by p.seq
           offset 0
         ) as p
       )
@@ -130,14 +130,10 @@ begin
     );
   end if;
 
-  perform from teguh.p0_template as p
-  where p.kind = 'r'
-    and (p.xid, p.seq) >= (v_xid, v_seq)
-    and (v_first_xid is null or (p.xid, p.seq) < (v_first_xid, v_first_seq))
-  order by p.xid, p.seq
-  offset 31
-  limit 1;
-  if found then
+  if teguh._many0_template(
+    32, v_xid, v_seq,
+    coalesce(v_first_xid, '18446744073709551615'), coalesce(v_first_seq, 0)
+  ) then
     perform teguh._move0_template(v_xid, v_seq, v_gaps, v_first_xid, v_first_seq);
   end if;
 
@@ -151,8 +147,8 @@ $$;
 -- later, is claimed or stale, unless it lies in a gap.  So the position never
 -- passes the id of a transaction that may still insert rows, and it is looked up
 -- after the list of those was taken.  What would hold it back for long becomes a
--- gap once 256 rows have come to lie behind it: an open transaction (its rows
--- are claimed right after it commits), or rows that an open claim holds locked.
+-- gap once 256 rows have come to lie behind it: rows that an open claim keeps
+-- locked, or an open transaction, whose rows are claimed right after it commits.
 --
 -- p_first_xid and p_first_seq: the first row this claim took past the position.
 create or replace function teguh._move0_template(
@@ -171,21 +167,20 @@ declare
   v_n        bigint := nextval('teguh.seq_template'::regclass);
   v_snapshot pg_snapshot := pg_current_snapshot();
   v_open     xid8[] := teguh._open_xids(v_snapshot);
-  v_gaps     teguh._gap[] := teguh._shrink0_template(p_gaps, v_open);
+  v_gaps     teguh._gap[] := teguh._trim0_template(p_gaps, v_open);
+  v_room     integer := 128 - coalesce(cardinality(v_gaps), 0);
   v_xid      xid8;
   v_seq      bigint;
   v_writer   xid8;
 begin
   select r.xid, r.seq into v_xid, v_seq
   from teguh._next0_template(p_xid, p_seq) as r;
-
-  if teguh._many0_template(v_xid, v_seq, p_first_xid, p_first_seq)
-    and coalesce(cardinality(v_gaps), 0) < 64
-  then
+  while v_room > 0 and teguh._many0_template(256, v_xid, v_seq, p_first_xid, p_first_seq) loop
     v_gaps := v_gaps || teguh._stuck0_template(v_xid, v_seq, p_first_xid, p_first_seq);
+    v_room := v_room - 1;
     select r.xid, r.seq into v_xid, v_seq
-    from teguh._next0_template(p_first_xid, p_first_seq) as r;
-  end if;
+    from teguh._next0_template(v_xid, (v_gaps[cardinality(v_gaps)]).high_seq + 1) as r;
+  end loop;
 
   if v_xid is null or v_xid >= pg_snapshot_xmax(v_snapshot) then
     v_xid := pg_snapshot_xmax(v_snapshot);
@@ -196,13 +191,11 @@ begin
     exit when (v_writer, 0) >= (v_xid, v_seq);
     continue when exists (
       select from unnest(v_gaps) as g
-      where (g.low_xid, g.low_seq) <= (v_writer, 0)
-        and (g.high_xid, g.high_seq) >= (v_writer, 9223372036854775807)
+      where g.xid = v_writer and g.low_seq = 0
     );
-    if teguh._many0_template(v_writer, 0, v_xid, v_seq)
-      and coalesce(cardinality(v_gaps), 0) < 64
-    then
-      v_gaps := v_gaps || row(v_writer, 0, v_writer, 9223372036854775807)::teguh._gap;
+    if v_room > 0 and teguh._many0_template(256, v_writer, 0, v_xid, v_seq) then
+      v_gaps := v_gaps || row(v_writer, 0, 9223372036854775807)::teguh._gap;
+      v_room := v_room - 1;
     else
       v_xid := v_writer;
       v_seq := 0;
@@ -262,8 +255,9 @@ begin
 end;
 $$;
 
--- Whether at least 256 rows lie between two places; false if one is null.
+-- Whether at least so many rows lie between two places; false if one is null.
 create or replace function teguh._many0_template(
+  p_count   integer,
   p_xid     xid8,
   p_seq     bigint,
   p_end_xid xid8,
@@ -274,20 +268,24 @@ create or replace function teguh._many0_template(
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_xid xid8;
+  v_seq bigint;
 begin
-  perform from teguh.p0_template as p
+  -- an upper bound in the query would not end the scan inside one transaction
+  select p.xid, p.seq into v_xid, v_seq
+  from teguh.p0_template as p
   where p.kind = 'r'
     and (p.xid, p.seq) >= (p_xid, p_seq)
-    and (p.xid, p.seq) < (p_end_xid, p_end_seq)
   order by p.xid, p.seq
-  offset 255
+  offset p_count - 1
   limit 1;
-  return found;
+  return coalesce((v_xid, v_seq) < (p_end_xid, p_end_seq), false);
 end;
 $$;
 
--- The stretch from a row that is still to be had to the last such row before
--- another place: what open claims hold locked.
+-- The stretch from a row that is still to be had to the last such row of the same
+-- transaction before another place: what open claims hold locked.
 create or replace function teguh._stuck0_template(
   p_xid     xid8,
   p_seq     bigint,
@@ -300,13 +298,14 @@ create or replace function teguh._stuck0_template(
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_gap teguh._gap := row(p_xid, p_seq, p_xid, p_seq);
+  v_last bigint;
 begin
-  select p.xid, p.seq into v_gap.high_xid, v_gap.high_seq
+  select p.seq into v_last
   from teguh.p0_template as p
   where p.kind = 'r'
-    and (p.xid, p.seq) >= (p_xid, p_seq)
-    and (p.xid, p.seq) < (p_end_xid, p_end_seq)
+    and p.xid = p_xid
+    and p.seq >= p_seq
+    and p.seq < case when p_xid = p_end_xid then p_end_seq else 9223372036854775807 end
     and exists (
       select from teguh.t_template as t
       where t.task_id = p.task_id
@@ -318,16 +317,13 @@ begin
   limit 1;
 
   -- none: they were claimed or given up a moment ago
-  if v_gap.high_xid is null then
-    v_gap := row(p_xid, p_seq, p_xid, p_seq);
-  end if;
-  return v_gap;
+  return row(p_xid, p_seq, coalesce(v_last, p_seq))::teguh._gap;
 end;
 $$;
 
--- Bring each gap's low end up to its first row that is still to be had, or to its
--- first transaction that is still open.  A gap that has neither is dropped.
-create or replace function teguh._shrink0_template(p_gaps teguh._gap[], p_open xid8[])
+-- Bring each gap's low end up to its first row that is still to be had, and drop a
+-- gap that has none, unless its transaction is still open.
+create or replace function teguh._trim0_template(p_gaps teguh._gap[], p_open xid8[])
   returns teguh._gap[]
   language plpgsql
   volatile
@@ -336,28 +332,26 @@ as $$
 declare
   v_gap  teguh._gap;
   v_gaps teguh._gap[];
-  v_open xid8;
 begin
   foreach v_gap in array coalesce(p_gaps, '{}') loop
-    v_open := (
-      select o.xid
-      from unnest(p_open) as o(xid)
-      where o.xid between v_gap.low_xid and v_gap.high_xid
-      order by o.xid
-      limit 1
-    );
-
-    select r.xid, r.seq into v_gap.low_xid, v_gap.low_seq
-    from teguh._next0_template(v_gap.low_xid, v_gap.low_seq) as r;
-    if (v_gap.low_xid, v_gap.low_seq) > (v_gap.high_xid, v_gap.high_seq) then
-      v_gap.low_xid := null;
+    if v_gap.xid <> all (p_open) then
+      select p.seq into v_gap.low_seq
+      from teguh.p0_template as p
+      where p.kind = 'r'
+        and p.xid = v_gap.xid
+        and p.seq between v_gap.low_seq and v_gap.high_seq
+        and exists (
+          select from teguh.t_template as t
+          where t.task_id = p.task_id
+            and t.turn = p.turn
+            and t.state in ('pending', 'sleeping')
+          offset 0
+        )
+      order by p.seq
+      limit 1;
     end if;
 
-    if v_open is not null and (v_gap.low_xid is null or v_open <= v_gap.low_xid) then
-      v_gap.low_xid := v_open;
-      v_gap.low_seq := 0;
-    end if;
-    if v_gap.low_xid is not null then
+    if v_gap.low_seq is not null then
       v_gaps := v_gaps || v_gap;
     end if;
   end loop;
@@ -426,7 +420,7 @@ begin
 
     exit when v_fired or v_left <= 0;
     v_fired := true;
-    exit when teguh._fire_template(v_now, v_left + 100) = 0;
+    exit when teguh._fire_template(v_now, least(v_left, 1000) + 100) = 0;
   end loop;
 
   if v_left > 0 then
@@ -536,15 +530,16 @@ begin
     select from pg_locks as l
     where l.relation in ('teguh.p0_template'::regclass, 'teguh.p1_template'::regclass)
       and l.mode = 'RowExclusiveLock'
-      and l.pid <> pg_backend_pid()
+      and l.database = (select d.oid from pg_database as d where d.datname = current_database())
+      and l.pid is distinct from pg_backend_pid()
   ) then
     v_due := v_now + interval '10 milliseconds';
   end if;
 
   for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
     v_first := case
-      when v_gen % 2 = 0 then teguh._soonest0_template(v_now)
-      else teguh._soonest1_template(v_now)
+      when v_gen % 2 = 0 then teguh._soon0_template(v_now)
+      else teguh._soon1_template(v_now)
     end;
     v_due := least(v_due, v_first);
   end loop;
@@ -556,7 +551,7 @@ $$;
 -- When a segment next has a task for a worker: now, when a timer is due, or null.
 -- Timers whose task was woken before them are passed over, the first hundred of
 -- them; past that the moment may come too early, never too late.
-create or replace function teguh._soonest0_template(p_now timestamptz)
+create or replace function teguh._soon0_template(p_now timestamptz)
   returns timestamptz
   language plpgsql
   volatile
@@ -576,7 +571,7 @@ begin
 
   perform from teguh._next0_template(coalesce(v_ready.xid, '0'), coalesce(v_ready.seq, 0)) as r
   where r.xid is not null;
-  if found or teguh._shrink0_template(v_ready.gaps, '{}') is not null then
+  if found or teguh._trim0_template(v_ready.gaps, '{}') is not null then
     return p_now;
   end if;
 
@@ -585,6 +580,16 @@ begin
   where k.kind = 's'
   order by k.kind desc, k.n desc
   limit 1;
+
+  perform from unnest(v_timers.late) as l
+  join teguh.p0_template as p on p.xid = l.xid
+  where p.kind = 's'
+    and p.kind <> 'r'
+    and p.due_at >= l.since
+    and p.due_at <= v_timers.due_at;
+  if found then
+    return p_now;
+  end if;
 
   for v_timer in
     select p.due_at, p.task_id, p.turn

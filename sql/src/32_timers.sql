@@ -16,7 +16,7 @@ create or replace function teguh._due0_template(
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_n        bigint := nextval('teguh.seq_template'::regclass);
+  v_n        bigint;
   v_snapshot pg_snapshot := pg_current_snapshot();
   v_from     teguh.k0_template;
   v_to       teguh.k0_template;
@@ -34,6 +34,28 @@ begin
     v_from.due_at := '-infinity';
     v_from.seq := 0;
   end if;
+
+  perform from teguh.p0_template as p
+  where p.kind = p_kind
+    and p.kind <> 'r'
+    and (p.due_at, p.seq) > (v_from.due_at, v_from.seq)
+    and p.due_at <= p_now
+  order by p.due_at, p.seq
+  limit 1;
+  if not found and not exists (
+    select from unnest(v_from.late) as l
+    where pg_visible_in_snapshot(l.xid, v_snapshot)
+  ) then
+    return '{}';
+  end if;
+
+  -- in this order: whoever sets a timer with a clock behind ours then either has an
+  -- open transaction in the snapshot, or finds the clock and outnumbers this position
+  if teguh._micros(p_now) > pg_sequence_last_value('teguh.clock_template'::regclass) then
+    perform setval('teguh.clock_template'::regclass, teguh._micros(p_now));
+  end if;
+  v_n := nextval('teguh.seq_template'::regclass);
+  v_snapshot := pg_current_snapshot();
 
   select array_agg(row(d.task_id, d.turn)::teguh._timer order by d.due_at, d.seq) into v_due
   from (
@@ -60,10 +82,6 @@ begin
       and p.xid = any (v_ended);
   end if;
 
-  if v_due is null and v_ended is null then
-    return '{}';
-  end if;
-
   v_to.due_at := greatest(v_from.due_at, p_now);
   v_to.seq := 9223372036854775807;
   if cardinality(v_due) = p_limit then
@@ -76,7 +94,7 @@ begin
     offset p_limit - 1
     limit 1;
   end if;
-  perform teguh._passed0_template(v_n, p_kind, v_snapshot, v_from, v_to);
+  perform teguh._pass0_template(v_n, p_kind, v_snapshot, v_from, v_to);
 
   return coalesce(v_due, '{}') || coalesce(v_missed, '{}');
 end;
@@ -85,7 +103,7 @@ $$;
 -- Write a timer position, with the transactions that may still insert timers
 -- before it.  With very many of them open the position stays where it is, and
 -- timers already collected are collected again, which does no harm.
-create or replace function teguh._passed0_template(
+create or replace function teguh._pass0_template(
   p_n        bigint,
   p_kind     "char",
   p_snapshot pg_snapshot,
@@ -109,10 +127,6 @@ begin
 
   insert into teguh.k0_template as k (n, kind, due_at, seq, late)
   values (p_n, p_kind, p_to.due_at, p_to.seq, v_late);
-
-  if teguh._micros(p_to.due_at) > pg_sequence_last_value('teguh.clock_template'::regclass) then
-    perform setval('teguh.clock_template'::regclass, teguh._micros(p_to.due_at));
-  end if;
 end;
 $$;
 
@@ -147,7 +161,7 @@ begin
 
   if v_sleepers <> '{}' then
     select array_agg(d.task_id), array_agg(d.turn) into v_task_ids, v_turns
-    from unnest(v_sleepers) as d
+    from (select distinct u.task_id, u.turn from unnest(v_sleepers) as u) as d
     where exists (
       select from teguh.t_template as t
       where t.task_id = d.task_id
@@ -183,7 +197,7 @@ begin
       d.task_id,
       d.turn,
       case when d.turn = 0 then t.deadline_at else t.lease_expires_at end as due_at
-    from unnest(p_timers) as d
+    from (select distinct u.task_id, u.turn from unnest(p_timers) as u) as d
     cross join lateral (
       select t.turn, t.state, t.deadline_at, t.lease_expires_at
       from teguh.t_template as t
@@ -211,7 +225,7 @@ begin
         'l', array[v_timer.task_id], array[v_timer.turn], array[p_now + interval '1 second']
       );
     elsif v_timer.turn = 0 then
-      v_count := v_count + teguh._overdue_template(v_task, p_now);
+      v_count := v_count + teguh._over_template(v_task, p_now);
     elsif v_task.state = 'running'
       and v_task.turn = v_timer.turn
       and v_task.lease_expires_at <= p_now
@@ -234,7 +248,7 @@ end;
 $$;
 
 -- Cancel a locked task whose deadline has passed.
-create or replace function teguh._overdue_template(
+create or replace function teguh._over_template(
   p_task teguh.t_template,
   p_now  timestamptz
 )

@@ -94,14 +94,14 @@ create or replace function teguh._spent0_template()
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return teguh._drained0_template()
-         and not exists (select from teguh._uncollected0_template('s') limit 1)
-         and not exists (select from teguh._uncollected0_template('l') limit 1);
+  return teguh._dry0_template()
+         and not exists (select from teguh._left0_template('s', 1))
+         and not exists (select from teguh._left0_template('l', 1));
 end;
 $$;
 
 -- Whether no ready row of a segment is still to be had.
-create or replace function teguh._drained0_template()
+create or replace function teguh._dry0_template()
   returns boolean
   language plpgsql
   volatile
@@ -116,7 +116,7 @@ begin
   order by k.kind desc, k.n desc
   limit 1;
 
-  return teguh._shrink0_template(v_from.gaps, '{}') is null
+  return teguh._trim0_template(v_from.gaps, '{}') is null
          and not exists (
            select from teguh._next0_template(coalesce(v_from.xid, '0'), coalesce(v_from.seq, 0)) as r
            where r.xid is not null
@@ -124,8 +124,8 @@ begin
 end;
 $$;
 
--- The timers of a segment that have not been collected.
-create or replace function teguh._uncollected0_template(p_kind "char")
+-- The timers of a segment that have not been collected, up to p_limit (null: all).
+create or replace function teguh._left0_template(p_kind "char", p_limit integer)
   returns setof teguh.p0_template
   language plpgsql
   volatile
@@ -146,7 +146,9 @@ begin
   where p.kind = p_kind
     and p.kind <> 'r'
     and (p.due_at, p.seq)
-        > (coalesce(v_from.due_at, '-infinity'), coalesce(v_from.seq, 0));
+        > (coalesce(v_from.due_at, '-infinity'), coalesce(v_from.seq, 0))
+  order by p.due_at, p.seq
+  limit p_limit;
 
   return query
   select p.*
@@ -154,7 +156,8 @@ begin
   join teguh.p0_template as p on p.xid = l.xid
   where p.kind = p_kind
     and p.kind <> 'r'
-    and p.due_at between l.since and v_from.due_at;
+    and p.due_at between l.since and v_from.due_at
+  limit p_limit;
 end;
 $$;
 
@@ -173,14 +176,14 @@ declare
   v_due_at   timestamptz[];
   v_count    bigint := 0;
 begin
-  if not teguh._drained0_template() then
+  if not teguh._dry0_template() then
     return;
   end if;
 
   foreach v_kind in array array['s', 'l']::"char"[] loop
     select array_agg(p.task_id), array_agg(p.turn), array_agg(p.due_at)
     into v_task_ids, v_turns, v_due_at
-    from teguh._uncollected0_template(v_kind) as p
+    from teguh._left0_template(v_kind, null) as p
     where exists (
       select from teguh.t_template as t
       where t.task_id = p.task_id

@@ -80,8 +80,8 @@ create or replace function teguh._done_template(p_run_id uuid, p_state jsonb)
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_task_id    uuid := teguh._run_task(p_run_id);
-  v_wake_event text;
+  v_task_id uuid := teguh._run_task(p_run_id);
+  v_turn    integer;
 begin
   update teguh.t_template as t
   set
@@ -93,12 +93,13 @@ begin
   where t.task_id = v_task_id
     and t.run_id = p_run_id
     and t.state = 'running'
-  returning t.wake_event into v_wake_event;
+  returning t.turn into v_turn;
   if not found then
     perform teguh._hold_template(p_run_id);
   end if;
 
-  if v_wake_event is not null then
+  -- a task in its first turn has never waited
+  if v_turn > 1 then
     delete from teguh.w_template as w
     where w.task_id = v_task_id;
   end if;
@@ -170,13 +171,13 @@ begin
       finished_at = v_now
     from held as h
     where t.task_id = h.task_id
-    returning t.task_id, t.run_id, t.wake_event
+    returning t.task_id, t.run_id, t.turn
   )
 
   select
     (select array_agg(r.run_id) from runs as r),
     array_agg(d.run_id),
-    array_agg(d.task_id) filter (where d.wake_event is not null)
+    array_agg(d.task_id) filter (where d.turn > 1)
   into v_run_ids, v_done, v_waited
   from done as d;
 
@@ -208,6 +209,44 @@ exception
 end;
 $$;
 
+-- Refuse an array of runs with an element that is no run, or is there twice.
+create or replace function teguh._check_runs(p_runs jsonb)
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_bad jsonb;
+begin
+  select a.run into v_bad
+  from jsonb_array_elements(p_runs) as a(run)
+  where jsonb_typeof(a.run) <> 'object'
+    or not a.run ? 'run_id'
+    or a.run - '{run_id,state}'::text[] <> '{}'
+    or a.run ->> 'run_id' !~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
+  limit 1;
+  if found then
+    raise exception 'not a run to complete'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(v_bad::text, 200)),
+        hint = 'An element is {"run_id": a run''s id, "state": its result}, and nothing else.';
+  end if;
+
+  if (
+    select count(*) > count(distinct a.run ->> 'run_id')
+    from jsonb_array_elements(p_runs) as a(run)
+  ) then
+    raise exception 'a run is listed twice'
+      using
+        errcode = 'TG005',
+        detail = 'A run ends once, with one result.',
+        hint = 'List each run_id once.';
+  end if;
+end;
+$$;
+
 -- Complete many runs with one statement.
 create or replace function teguh.complete_runs(p_queue_name text, p_runs jsonb)
   returns table(run_id uuid, applied boolean, error text)
@@ -224,6 +263,7 @@ begin
         hint = 'For instance [{"run_id": "…", "state": {}}].';
   end if;
 
+  perform teguh._check_runs(p_runs);
   return query execute teguh._call('flush', p_queue_name, 1) using p_runs;
 end;
 $$;
@@ -282,13 +322,13 @@ begin
     return;
   end if;
 
-  perform teguh._archive_template(p_task, 'failed', p_reason, p_now);
+  perform teguh._file_template(p_task, 'failed', p_reason, p_now);
   perform teguh._again_template(p_task, v_number, v_failures, p_reason, v_retry_at, p_now);
 end;
 $$;
 
 -- Write the run that a locked task is leaving behind into the history.
-create or replace function teguh._archive_template(
+create or replace function teguh._file_template(
   p_task   teguh.t_template,
   p_state  text,
   p_reason jsonb,

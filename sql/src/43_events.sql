@@ -56,7 +56,7 @@ begin
             or coalesce(p_timeout = 0 and v_event.emitted_at is null, false);
 
   if v_event.emitted_at is null and not v_over then
-    perform teguh._suspend_template(
+    perform teguh._park_template(
       v_task, p_step_name, p_event_name,
       coalesce(v_wait.timeout_at, teguh._after(v_now, p_timeout)), v_now
     );
@@ -76,7 +76,7 @@ end;
 $$;
 
 -- Put a locked task to sleep until an event is emitted, or its timeout has come.
-create or replace function teguh._suspend_template(
+create or replace function teguh._park_template(
   p_task       teguh.t_template,
   p_step_name  text,
   p_event_name text,

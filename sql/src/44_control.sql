@@ -115,7 +115,7 @@ begin
         hint = format('Give at least %s.', v_task.failures + 1);
   end if;
 
-  perform teguh._archive_template(
+  perform teguh._file_template(
     v_task, v_task.state, v_task.failure_reason, v_task.finished_at
   );
   perform teguh._again_template(

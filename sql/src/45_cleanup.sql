@@ -32,6 +32,8 @@ begin
   where c.task_id = any (v_task_ids);
   delete from teguh.r_template as r
   where r.task_id = any (v_task_ids);
+  delete from teguh.w_template as w
+  where w.task_id = any (v_task_ids);
 
   return cardinality(v_task_ids);
 end;

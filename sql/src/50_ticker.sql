@@ -1,15 +1,17 @@
--- One tick of one queue: deal with what is due, take a step in the rotation.
-create or replace function teguh._tick_template(p_limit integer)
+-- One tick of one queue: take a step in the rotation, deal with what is due.  The
+-- step comes first, and only when the caller has written nothing yet: it moves a
+-- register, and must not go by what may be rolled back.
+create or replace function teguh._tick_template(p_limit integer, p_turn boolean)
   returns integer
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
-declare
-  v_count integer := teguh._fire_template(teguh.current_time(), p_limit);
 begin
-  perform teguh._turn_template();
-  return v_count;
+  if p_turn then
+    perform teguh._turn_template();
+  end if;
+  return teguh._fire_template(teguh.current_time(), p_limit);
 end;
 $$;
 
@@ -27,6 +29,7 @@ create or replace function teguh.ticker(p_queue_name text default null)
   set search_path = pg_catalog, pg_temp
 as $$
 declare
+  v_unwritten  boolean := pg_current_xact_id_if_assigned() is null;
   v_queue_name text;
   v_one        integer;
   v_count      integer := 0;
@@ -42,7 +45,7 @@ begin
     where p_queue_name is null or q.queue_name = p_queue_name
     order by q.queue_name
   loop
-    execute teguh._call('tick', v_queue_name, 1) into v_one using 10000;
+    execute teguh._call('tick', v_queue_name, 2) into v_one using 10000, v_unwritten;
     v_count := v_count + v_one;
   end loop;
 
@@ -56,7 +59,8 @@ comment on function teguh.ticker(text) is
   'waits and leases that timed out, applies cancellation policies, takes a step in the '
   'rotation of the dispatch tables, notifies. Bounded per call. Returns how many '
   'tasks became claimable or changed state. Claims see to due tasks themselves; '
-  'rotation needs this called every few seconds or minutes, by pg_cron or a worker. '
+  'rotation needs this called every few seconds or minutes, by pg_cron or a worker, '
+  'and does not happen in a transaction that has written before. '
   'Raises TG001 for an unknown queue, 25001 unless the transaction is READ COMMITTED.';
 
 -- Tick all queues again and again, with a commit after each round.

@@ -7,7 +7,7 @@ begin
     select pg_catalog.pg_get_functiondef(p.oid)
     from pg_catalog.pg_proc as p
     where p.pronamespace = 'teguh'::regnamespace
-      and p.proname like '%0\_template'
+      and p.proname ~ '^_[a-z]+0_template$'
   loop
     execute replace(
       replace(replace(v_ddl, '0_template', '#_template'), '1_template', '0_template'),
@@ -19,7 +19,8 @@ $$;
 
 -- Fix the shape of the queue's plans.  Segments have no statistics, and a plan is
 -- made while they are all but empty: every access must be by index, in order, row by
--- row.  A task's table may be empty when a session makes its plans, too.
+-- row.  A task's table may be empty when a session makes its plans, too.  Where a plan
+-- cannot follow, the settings make it look so expensive that it would be compiled.
 do $$
 declare
   v_function regprocedure;
@@ -33,7 +34,7 @@ begin
     execute pg_catalog.format(
       'alter function %s set plan_cache_mode = force_generic_plan '
       'set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off '
-      'set enable_mergejoin = off set enable_sort = off',
+      'set enable_mergejoin = off set enable_sort = off set jit = off',
       v_function
     );
   end loop;
@@ -46,7 +47,7 @@ do $$
 declare
   v_queue_name text;
 begin
-  perform teguh._init_template('off');
+  perform teguh._init_template();
   for v_queue_name in
     select q.queue_name
     from teguh.queues as q
