@@ -13,174 +13,174 @@
 --  232  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
 --  234    current_time
 --  254    _after
---  268    _micros
---  277  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  293    _random_bytes
---  312    _make_uuidv7
---  335    portable_uuidv7
---  362    uuidv7_timestamp
---  386    _task_id
---  398    _run_id
---  415    _run_task
---  427    _run_number
---  442  12_types.sql: The composite types that functions pass to each other
---  450    _gap (type)
---  456    _late (type)
---  461    _timer (type)
---  466    _spawn (type)
---  491  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  493    _check_keys
---  526    _number_option
---  561    _integer_option
---  587    _text_option
---  613    _check_name
---  640    _check_seconds
---  668    _check_isolation
---  687    _check_policy
---  717    _check_spawn
---  754    _read_spawn_options
---  804    _available_at
---  844    _check_cancellation
---  861  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
---  864    _check_retry_strategy
---  900    _retry_delay
---  943    _fraction
---  952  20_tables.sql: Queues and the policy of each
---  954    queues (table)
---  973    t_template (table)
--- 1042    p0_template (table)
--- 1053    p1_template (table)
--- 1091    k0_template (table)
--- 1102    k1_template (table)
--- 1134    seq_template (sequence)
--- 1135    ring_template (sequence)
--- 1136    parked_template (sequence)
--- 1137    woken_template (sequence)
--- 1138    fired_template (sequence)
--- 1139    clock_template (sequence)
--- 1140    carry_template (sequence)
--- 1159    r_template (table)
--- 1176    c_template (table)
--- 1193    e_template (table)
--- 1210    w_template (table)
--- 1225  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 1228    validate_queue_name
--- 1268    _policy
--- 1295    _call
--- 1309    _template_ddl (view)
--- 1395    _stamp
--- 1405    _stamp_functions
--- 1426    _each_queue
--- 1448    _init_template
--- 1470    _hush_template
--- 1491    _beyond
--- 1501    create_queue
--- 1553    drop_queue
--- 1600    _lock_patiently
--- 1629    list_queues
--- 1643  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 1651    _push_template
--- 1696    _add0_template
--- 1747    _back0_template
--- 1771  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and move the scan
--- 1780    _claim0_template
--- 1925    _move0_template
--- 1987    _open_xids
--- 2002    _next0_template
--- 2030    _many0_template
--- 2060    _stuck0_template
--- 2097    _trim0_template
--- 2140    _take_template
--- 2218    _known_template
--- 2238    claim_task
--- 2288    _next_template
--- 2325    _soon0_template
--- 2390    next_due
--- 2410  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 2418    _due0_template
--- 2516    _pass0_template
--- 2549    _fire_template
--- 2594    _expire_template
--- 2661    _over_template
--- 2682  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 2684    _segment_bytes
--- 2705    _turn_template
--- 2737    _turn0_template
--- 2772    _spent0_template
--- 2786    _dry0_template
--- 2810    _left0_template
--- 2848    _carry0_template
--- 2891  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 2896    _put_template
--- 2978    _found_template
--- 3034    spawn_task
--- 3064    spawn_tasks
--- 3098    _read_task
--- 3115  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 3120    _hold_template
--- 3171    _own_template
--- 3191    _done_template
--- 3225    complete_run
--- 3248    _flush_template
--- 3312    _why_template
--- 3328    _check_runs
--- 3366    complete_runs
--- 3397    _end_template
--- 3446    _file_template
--- 3470    _again_template
--- 3504    _queue_template
--- 3525    _fail_template
--- 3543    fail_run
--- 3567    _nap_template
--- 3593    schedule_run
--- 3623    _free_template
--- 3660    release_run
--- 3685    _keep_template
--- 3708    extend_claim
--- 3730  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 3735    _mark_template
--- 3757    _note_template
--- 3787    set_task_checkpoint_state
--- 3822    _read_template
--- 3844    get_task_checkpoint_state
--- 3868    _list_template
--- 3897    get_task_checkpoint_states
--- 3923  43_events.sql: Wait for an event, or learn how the wait ended
--- 3930    _wait_template
--- 4002    _park_template
--- 4044    await_event
--- 4081    _emit_template
--- 4140    emit_event
--- 4165  44_control.sql: Read a task, or raise TG003
--- 4167    _task_template
--- 4193    _stop_template
--- 4217    cancel_task
--- 4234    _retry_template
--- 4300    _renew_template
--- 4333    retry_task
--- 4372    _show_template
--- 4412    get_task_result
--- 4442  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 4449    _purge_template
--- 4485    _first_uuid
--- 4501    _sweep_template
--- 4541    _clean
--- 4575    cleanup_tasks
--- 4596    cleanup_events
--- 4617    cleanup_all_queues
--- 4645  50_ticker.sql: One tick of one queue: take a step in the rotation, deal with what is due.  The
--- 4649    _tick_template
--- 4664    _ticked (sequence)
--- 4670    ticker
--- 4714    ticker_loop (procedure)
--- 4740  51_cron.sql: The version of pg_cron in this database; null where it is not installed
--- 4742    _cron_version
--- 4755    _explain_no_cron
--- 4784    start
--- 4830    stop
--- 4854    _maintain
--- 4876    status
--- 4911  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  270    _micros
+--  281  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  297    _random_bytes
+--  316    _make_uuidv7
+--  339    portable_uuidv7
+--  366    uuidv7_timestamp
+--  390    _task_id
+--  402    _run_id
+--  419    _run_task
+--  431    _run_number
+--  446  12_types.sql: The composite types that functions pass to each other
+--  454    _gap (type)
+--  460    _late (type)
+--  465    _timer (type)
+--  470    _spawn (type)
+--  495  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  497    _check_keys
+--  530    _number_option
+--  565    _integer_option
+--  591    _text_option
+--  617    _check_name
+--  644    _check_seconds
+--  672    _check_isolation
+--  691    _check_policy
+--  721    _check_spawn
+--  758    _read_spawn_options
+--  808    _available_at
+--  848    _check_cancellation
+--  865  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+--  868    _check_retry_strategy
+--  904    _retry_delay
+--  947    _fraction
+--  958  20_tables.sql: Queues and the policy of each
+--  960    queues (table)
+--  979    t_template (table)
+-- 1048    p0_template (table)
+-- 1059    p1_template (table)
+-- 1097    k0_template (table)
+-- 1108    k1_template (table)
+-- 1140    seq_template (sequence)
+-- 1141    ring_template (sequence)
+-- 1142    parked_template (sequence)
+-- 1143    woken_template (sequence)
+-- 1144    fired_template (sequence)
+-- 1145    clock_template (sequence)
+-- 1146    carry_template (sequence)
+-- 1165    r_template (table)
+-- 1182    c_template (table)
+-- 1199    e_template (table)
+-- 1216    w_template (table)
+-- 1231  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 1234    validate_queue_name
+-- 1274    _policy
+-- 1301    _call
+-- 1315    _template_ddl (view)
+-- 1401    _stamp
+-- 1411    _stamp_functions
+-- 1432    _each_queue
+-- 1454    _init_template
+-- 1476    _hush_template
+-- 1497    _beyond
+-- 1509    create_queue
+-- 1561    drop_queue
+-- 1608    _lock_patiently
+-- 1637    list_queues
+-- 1651  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 1659    _push_template
+-- 1704    _add0_template
+-- 1755    _back0_template
+-- 1779  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and move the scan
+-- 1788    _claim0_template
+-- 1933    _move0_template
+-- 1995    _open_xids
+-- 2015    _next0_template
+-- 2043    _many0_template
+-- 2073    _stuck0_template
+-- 2110    _trim0_template
+-- 2153    _take_template
+-- 2231    _known_template
+-- 2251    claim_task
+-- 2301    _next_template
+-- 2338    _soon0_template
+-- 2403    next_due
+-- 2423  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 2431    _due0_template
+-- 2529    _pass0_template
+-- 2562    _fire_template
+-- 2607    _expire_template
+-- 2674    _over_template
+-- 2695  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 2697    _segment_bytes
+-- 2718    _turn_template
+-- 2750    _turn0_template
+-- 2785    _spent0_template
+-- 2799    _dry0_template
+-- 2823    _left0_template
+-- 2861    _carry0_template
+-- 2904  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 2909    _put_template
+-- 2991    _found_template
+-- 3047    spawn_task
+-- 3077    spawn_tasks
+-- 3111    _read_task
+-- 3128  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 3133    _hold_template
+-- 3184    _own_template
+-- 3204    _done_template
+-- 3238    complete_run
+-- 3261    _flush_template
+-- 3325    _why_template
+-- 3341    _check_runs
+-- 3379    complete_runs
+-- 3410    _end_template
+-- 3459    _file_template
+-- 3483    _again_template
+-- 3517    _queue_template
+-- 3538    _fail_template
+-- 3556    fail_run
+-- 3580    _nap_template
+-- 3606    schedule_run
+-- 3636    _free_template
+-- 3673    release_run
+-- 3698    _keep_template
+-- 3721    extend_claim
+-- 3743  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 3748    _mark_template
+-- 3770    _note_template
+-- 3800    set_task_checkpoint_state
+-- 3835    _read_template
+-- 3857    get_task_checkpoint_state
+-- 3881    _list_template
+-- 3910    get_task_checkpoint_states
+-- 3936  43_events.sql: Wait for an event, or learn how the wait ended
+-- 3943    _wait_template
+-- 4015    _park_template
+-- 4057    await_event
+-- 4094    _emit_template
+-- 4153    emit_event
+-- 4178  44_control.sql: Read a task, or raise TG003
+-- 4180    _task_template
+-- 4206    _stop_template
+-- 4230    cancel_task
+-- 4247    _retry_template
+-- 4313    _renew_template
+-- 4346    retry_task
+-- 4385    _show_template
+-- 4425    get_task_result
+-- 4455  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 4462    _purge_template
+-- 4498    _first_uuid
+-- 4514    _sweep_template
+-- 4554    _clean
+-- 4588    cleanup_tasks
+-- 4609    cleanup_events
+-- 4630    cleanup_all_queues
+-- 4658  50_ticker.sql: One tick of one queue: take a step in the rotation, deal with what is due.  The
+-- 4662    _tick_template
+-- 4677    _ticked (sequence)
+-- 4683    ticker
+-- 4727    ticker_loop (procedure)
+-- 4753  51_cron.sql: The version of pg_cron in this database; null where it is not installed
+-- 4755    _cron_version
+-- 4768    _explain_no_cron
+-- 4797    start
+-- 4843    stop
+-- 4867    _maintain
+-- 4889    status
+-- 4924  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -253,25 +253,29 @@ comment on function teguh.current_time() is
 -- A moment some seconds after another.  Saturates instead of overflowing.
 create or replace function teguh._after(p_from timestamptz, p_seconds double precision)
   returns timestamptz
-  language sql
+  language plpgsql
   immutable
   set search_path = pg_catalog, pg_temp
 as $$
-  select case
+begin
+  return case
     when p_seconds >= 3e9 then 'infinity'::timestamptz
     when p_seconds <= -3e9 then '-infinity'::timestamptz
     else p_from + make_interval(secs => p_seconds)
   end;
+end;
 $$;
 
 -- A moment as microseconds since 1970, the form in which a register keeps it.
 create or replace function teguh._micros(p_at timestamptz)
   returns bigint
-  language sql
+  language plpgsql
   immutable
   set search_path = pg_catalog, pg_temp
 as $$
-  select (extract(epoch from least(p_at, '9999-12-31 00:00:00+00'::timestamptz)) * 1000000)::bigint;
+begin
+  return extract(epoch from least(p_at, '9999-12-31 00:00:00+00'::timestamptz)) * 1000000;
+end;
 $$;
 
 -- sql/src/11_uuid.sql
@@ -942,11 +946,13 @@ $$;
 -- A number from 0 up to 1 that is always the same for the same text.
 create or replace function teguh._fraction(p_text text)
   returns double precision
-  language sql
+  language plpgsql
   immutable
   set search_path = pg_catalog, pg_temp
 as $$
-  select (hashtextextended(p_text, 0) & 1048575) / 1048576.0::double precision;
+begin
+  return (hashtextextended(p_text, 0) & 1048575) / 1048576.0::double precision;
+end;
 $$;
 
 -- sql/src/20_tables.sql
@@ -1490,11 +1496,13 @@ $$;
 -- A number that no register reaches by counting.
 create or replace function teguh._beyond()
   returns bigint
-  language sql
+  language plpgsql
   immutable
   set search_path = pg_catalog, pg_temp
 as $$
-  select 4611686018427387904;
+begin
+  return 4611686018427387904;
+end;
 $$;
 
 -- Create a queue, or set policy keys of one that exists.
@@ -1986,16 +1994,21 @@ $$;
 -- The transactions that may still insert rows, ascending; our own is one of them.
 create or replace function teguh._open_xids(p_snapshot pg_snapshot)
   returns xid8[]
-  language sql
+  language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
-  select array_agg(x.xid order by x.xid)
-  from (
-    select pg_snapshot_xip(p_snapshot) as xid
-    union
-    select pg_current_xact_id()
-  ) as x;
+begin
+  return array(
+    select x.xid
+    from (
+      select pg_snapshot_xip(p_snapshot) as xid
+      union
+      select pg_current_xact_id()
+    ) as x
+    order by x.xid
+  );
+end;
 $$;
 
 -- The first row of a segment, from a place on, whose task is still to be had.

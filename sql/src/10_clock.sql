@@ -21,23 +21,27 @@ comment on function teguh.current_time() is
 -- A moment some seconds after another.  Saturates instead of overflowing.
 create or replace function teguh._after(p_from timestamptz, p_seconds double precision)
   returns timestamptz
-  language sql
+  language plpgsql
   immutable
   set search_path = pg_catalog, pg_temp
 as $$
-  select case
+begin
+  return case
     when p_seconds >= 3e9 then 'infinity'::timestamptz
     when p_seconds <= -3e9 then '-infinity'::timestamptz
     else p_from + make_interval(secs => p_seconds)
   end;
+end;
 $$;
 
 -- A moment as microseconds since 1970, the form in which a register keeps it.
 create or replace function teguh._micros(p_at timestamptz)
   returns bigint
-  language sql
+  language plpgsql
   immutable
   set search_path = pg_catalog, pg_temp
 as $$
-  select (extract(epoch from least(p_at, '9999-12-31 00:00:00+00'::timestamptz)) * 1000000)::bigint;
+begin
+  return extract(epoch from least(p_at, '9999-12-31 00:00:00+00'::timestamptz)) * 1000000;
+end;
 $$;

@@ -81,9 +81,11 @@ $$;
 -- A number from 0 up to 1 that is always the same for the same text.
 create or replace function teguh._fraction(p_text text)
   returns double precision
-  language sql
+  language plpgsql
   immutable
   set search_path = pg_catalog, pg_temp
 as $$
-  select (hashtextextended(p_text, 0) & 1048575) / 1048576.0::double precision;
+begin
+  return (hashtextextended(p_text, 0) & 1048575) / 1048576.0::double precision;
+end;
 $$;

@@ -265,11 +265,13 @@ $$;
 -- A number that no register reaches by counting.
 create or replace function teguh._beyond()
   returns bigint
-  language sql
+  language plpgsql
   immutable
   set search_path = pg_catalog, pg_temp
 as $$
-  select 4611686018427387904;
+begin
+  return 4611686018427387904;
+end;
 $$;
 
 -- Create a queue, or set policy keys of one that exists.

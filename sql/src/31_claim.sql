@@ -215,16 +215,21 @@ $$;
 -- The transactions that may still insert rows, ascending; our own is one of them.
 create or replace function teguh._open_xids(p_snapshot pg_snapshot)
   returns xid8[]
-  language sql
+  language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
-  select array_agg(x.xid order by x.xid)
-  from (
-    select pg_snapshot_xip(p_snapshot) as xid
-    union
-    select pg_current_xact_id()
-  ) as x;
+begin
+  return array(
+    select x.xid
+    from (
+      select pg_snapshot_xip(p_snapshot) as xid
+      union
+      select pg_current_xact_id()
+    ) as x
+    order by x.xid
+  );
+end;
 $$;
 
 -- The first row of a segment, from a place on, whose task is still to be had.
