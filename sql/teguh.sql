@@ -19,168 +19,168 @@
 --  316    _make_uuidv7
 --  339    portable_uuidv7
 --  366    uuidv7_timestamp
---  390    _task_id
---  402    _run_id
---  419    _run_task
---  431    _run_number
---  446  12_types.sql: The composite types that functions pass to each other
---  454    _gap (type)
---  460    _late (type)
---  465    _timer (type)
---  470    _spawn (type)
---  495  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  497    _check_keys
---  530    _number_option
---  565    _integer_option
---  591    _text_option
---  617    _check_name
---  644    _check_seconds
---  672    _check_isolation
---  691    _check_policy
---  721    _check_spawn
---  758    _read_spawn_options
---  808    _available_at
---  848    _check_cancellation
---  865  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
---  868    _check_retry_strategy
---  904    _retry_delay
---  947    _fraction
---  958  20_tables.sql: Queues and the policy of each
---  960    queues (table)
---  979    t_template (table)
--- 1048    p0_template (table)
--- 1059    p1_template (table)
--- 1097    k0_template (table)
--- 1108    k1_template (table)
--- 1140    seq_template (sequence)
--- 1141    ring_template (sequence)
--- 1142    parked_template (sequence)
--- 1143    woken_template (sequence)
--- 1144    fired_template (sequence)
--- 1145    clock_template (sequence)
--- 1146    carry_template (sequence)
--- 1165    r_template (table)
--- 1182    c_template (table)
--- 1199    e_template (table)
--- 1216    w_template (table)
--- 1231  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 1234    validate_queue_name
--- 1274    _policy
--- 1301    _call
--- 1315    _template_ddl (view)
--- 1401    _stamp
--- 1411    _stamp_functions
--- 1432    _each_queue
--- 1454    _init_template
--- 1476    _hush_template
--- 1497    _beyond
--- 1509    create_queue
--- 1561    drop_queue
--- 1608    _lock_patiently
--- 1637    list_queues
--- 1651  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 1659    _push_template
--- 1704    _add0_template
--- 1755    _back0_template
--- 1779  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and move the scan
--- 1788    _claim0_template
--- 1933    _move0_template
--- 1995    _open_xids
--- 2015    _next0_template
--- 2043    _many0_template
--- 2073    _stuck0_template
--- 2110    _trim0_template
--- 2153    _take_template
--- 2231    _known_template
--- 2251    claim_task
--- 2301    _next_template
--- 2338    _soon0_template
--- 2403    next_due
--- 2423  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 2431    _due0_template
--- 2529    _pass0_template
--- 2562    _fire_template
--- 2607    _expire_template
--- 2674    _over_template
--- 2695  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 2697    _segment_bytes
--- 2718    _turn_template
--- 2750    _turn0_template
--- 2785    _spent0_template
--- 2799    _dry0_template
--- 2823    _left0_template
--- 2861    _carry0_template
--- 2904  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 2909    _put_template
--- 2991    _found_template
--- 3047    spawn_task
--- 3077    spawn_tasks
--- 3111    _read_task
--- 3128  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 3133    _hold_template
--- 3184    _own_template
--- 3204    _done_template
--- 3238    complete_run
--- 3261    _flush_template
--- 3325    _why_template
--- 3341    _check_runs
--- 3379    complete_runs
--- 3410    _end_template
--- 3459    _file_template
--- 3483    _again_template
--- 3517    _queue_template
--- 3538    _fail_template
--- 3556    fail_run
--- 3580    _nap_template
--- 3606    schedule_run
--- 3636    _free_template
--- 3673    release_run
--- 3698    _keep_template
--- 3721    extend_claim
--- 3743  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 3748    _mark_template
--- 3770    _note_template
--- 3800    set_task_checkpoint_state
--- 3835    _read_template
--- 3857    get_task_checkpoint_state
--- 3881    _list_template
--- 3910    get_task_checkpoint_states
--- 3936  43_events.sql: Wait for an event, or learn how the wait ended
--- 3943    _wait_template
--- 4015    _park_template
--- 4057    await_event
--- 4094    _emit_template
--- 4153    emit_event
--- 4178  44_control.sql: Read a task, or raise TG003
--- 4180    _task_template
--- 4206    _stop_template
--- 4230    cancel_task
--- 4247    _retry_template
--- 4313    _renew_template
--- 4346    retry_task
--- 4385    _show_template
--- 4425    get_task_result
--- 4455  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 4462    _purge_template
--- 4498    _first_uuid
--- 4514    _sweep_template
--- 4554    _clean
--- 4588    cleanup_tasks
--- 4609    cleanup_events
--- 4630    cleanup_all_queues
--- 4658  50_ticker.sql: One tick of one queue: take a step in the rotation, deal with what is due.  The
--- 4662    _tick_template
--- 4677    _ticked (sequence)
--- 4683    ticker
--- 4727    ticker_loop (procedure)
--- 4753  51_cron.sql: The version of pg_cron in this database; null where it is not installed
--- 4755    _cron_version
--- 4768    _explain_no_cron
--- 4797    start
--- 4843    stop
--- 4867    _maintain
--- 4889    status
--- 4924  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  391    _task_id
+--  409    _run_id
+--  426    _run_task
+--  438    _run_number
+--  453  12_types.sql: The composite types that functions pass to each other
+--  461    _gap (type)
+--  467    _late (type)
+--  472    _timer (type)
+--  477    _spawn (type)
+--  502  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  504    _check_keys
+--  537    _number_option
+--  572    _integer_option
+--  598    _text_option
+--  624    _check_name
+--  651    _check_seconds
+--  679    _check_isolation
+--  698    _check_policy
+--  728    _check_spawn
+--  765    _read_spawn_options
+--  815    _available_at
+--  855    _check_cancellation
+--  872  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+--  875    _check_retry_strategy
+--  911    _retry_delay
+--  954    _fraction
+--  965  20_tables.sql: Queues and the policy of each
+--  967    queues (table)
+--  986    t_template (table)
+-- 1055    p0_template (table)
+-- 1066    p1_template (table)
+-- 1104    k0_template (table)
+-- 1115    k1_template (table)
+-- 1147    seq_template (sequence)
+-- 1148    ring_template (sequence)
+-- 1149    parked_template (sequence)
+-- 1150    woken_template (sequence)
+-- 1151    fired_template (sequence)
+-- 1152    clock_template (sequence)
+-- 1153    carry_template (sequence)
+-- 1172    r_template (table)
+-- 1189    c_template (table)
+-- 1206    e_template (table)
+-- 1223    w_template (table)
+-- 1238  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 1241    validate_queue_name
+-- 1281    _policy
+-- 1308    _call
+-- 1322    _template_ddl (view)
+-- 1408    _stamp
+-- 1418    _stamp_functions
+-- 1439    _each_queue
+-- 1461    _init_template
+-- 1483    _hush_template
+-- 1504    _beyond
+-- 1516    create_queue
+-- 1568    drop_queue
+-- 1615    _lock_patiently
+-- 1644    list_queues
+-- 1658  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 1666    _push_template
+-- 1711    _add0_template
+-- 1762    _back0_template
+-- 1786  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and move the scan
+-- 1795    _claim0_template
+-- 1940    _move0_template
+-- 2002    _open_xids
+-- 2022    _next0_template
+-- 2050    _many0_template
+-- 2080    _stuck0_template
+-- 2117    _trim0_template
+-- 2160    _take_template
+-- 2238    _known_template
+-- 2258    claim_task
+-- 2308    _next_template
+-- 2345    _soon0_template
+-- 2410    next_due
+-- 2430  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 2438    _due0_template
+-- 2536    _pass0_template
+-- 2569    _fire_template
+-- 2614    _expire_template
+-- 2681    _over_template
+-- 2702  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 2704    _segment_bytes
+-- 2725    _turn_template
+-- 2757    _turn0_template
+-- 2792    _spent0_template
+-- 2806    _dry0_template
+-- 2830    _left0_template
+-- 2868    _carry0_template
+-- 2911  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 2916    _put_template
+-- 3003    _found_template
+-- 3059    spawn_task
+-- 3089    spawn_tasks
+-- 3123    _read_task
+-- 3140  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 3145    _hold_template
+-- 3196    _own_template
+-- 3216    _done_template
+-- 3250    complete_run
+-- 3273    _flush_template
+-- 3337    _why_template
+-- 3353    _check_runs
+-- 3391    complete_runs
+-- 3422    _end_template
+-- 3471    _file_template
+-- 3495    _again_template
+-- 3529    _queue_template
+-- 3550    _fail_template
+-- 3568    fail_run
+-- 3592    _nap_template
+-- 3618    schedule_run
+-- 3648    _free_template
+-- 3685    release_run
+-- 3710    _keep_template
+-- 3733    extend_claim
+-- 3755  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 3760    _mark_template
+-- 3782    _note_template
+-- 3812    set_task_checkpoint_state
+-- 3847    _read_template
+-- 3869    get_task_checkpoint_state
+-- 3893    _list_template
+-- 3922    get_task_checkpoint_states
+-- 3948  43_events.sql: Wait for an event, or learn how the wait ended
+-- 3955    _wait_template
+-- 4027    _park_template
+-- 4069    await_event
+-- 4106    _emit_template
+-- 4165    emit_event
+-- 4190  44_control.sql: Read a task, or raise TG003
+-- 4192    _task_template
+-- 4218    _stop_template
+-- 4242    cancel_task
+-- 4259    _retry_template
+-- 4325    _renew_template
+-- 4358    retry_task
+-- 4397    _show_template
+-- 4437    get_task_result
+-- 4467  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 4474    _purge_template
+-- 4510    _first_uuid
+-- 4526    _sweep_template
+-- 4566    _clean
+-- 4600    cleanup_tasks
+-- 4621    cleanup_events
+-- 4642    cleanup_all_queues
+-- 4670  50_ticker.sql: One tick of one queue: take a step in the rotation, deal with what is due.  The
+-- 4674    _tick_template
+-- 4689    _ticked (sequence)
+-- 4695    ticker
+-- 4739    ticker_loop (procedure)
+-- 4765  51_cron.sql: The version of pg_cron in this database; null where it is not installed
+-- 4767    _cron_version
+-- 4780    _explain_no_cron
+-- 4809    start
+-- 4855    stop
+-- 4879    _maintain
+-- 4901    status
+-- 4936  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -274,7 +274,7 @@ create or replace function teguh._micros(p_at timestamptz)
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return extract(epoch from least(p_at, '9999-12-31 00:00:00+00'::timestamptz)) * 1000000;
+  return date_part('epoch', least(p_at, '9999-12-31 00:00:00+00'::timestamptz)) * 1000000;
 end;
 $$;
 
@@ -320,7 +320,7 @@ create or replace function teguh._make_uuidv7(p_at timestamptz)
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_bytes bytea := substr(int8send(floor(extract(epoch from p_at) * 1000)::bigint), 3)
+  v_bytes bytea := substr(int8send(floor(date_part('epoch', p_at) * 1000)::bigint), 3)
                    || teguh._random_bytes();
 begin
   v_bytes := set_byte(v_bytes, 6, (get_byte(v_bytes, 6) & 15) | 112);
@@ -386,15 +386,22 @@ comment on function teguh.uuidv7_timestamp(uuid) is
 
 -- A task's id is a version 7 uuid whose bits 52 to 63 and 120 to 127 are zero;
 -- its runs are numbered in those 20 bits.  A run's id therefore leads to its
--- task by primary key, and 54 random bits remain beside the millisecond.
-create or replace function teguh._task_id()
+-- task by primary key, and 54 random bits remain beside the millisecond.  Bytes 8
+-- to 14 of a version 4 uuid are the variant and just as many random bits.
+create or replace function teguh._task_id(p_now timestamptz)
   returns uuid
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return teguh._run_task(teguh.portable_uuidv7());
+  return encode(
+    substr(int8send(floor(date_part('epoch', p_now) * 1000)::bigint), 3)
+    || '\x7000'::bytea
+    || substr(uuid_send(gen_random_uuid()), 9, 7)
+    || '\x00'::bytea,
+    'hex'
+  )::uuid;
 end;
 $$;
 
@@ -2925,9 +2932,16 @@ declare
 begin
   perform pg_current_xact_id();
   v_now := teguh.current_time();
-  v_ids := array(select teguh._task_id() from unnest(p_tasks));
 
-  with added as (
+  with spawns as materialized (
+    select s.*, teguh._task_id(v_now) as task_id
+    from unnest(p_tasks) with ordinality as s(
+      task_name, params, headers, retry_strategy, max_attempts, cancellation,
+      idempotency_key, return_mismatch, available_at, place
+    )
+  ),
+
+  added as (
     insert into teguh.t_template as t (
       task_id, run_id, turn, state, created_at, available_at, deadline_at, max_attempts,
       task_name, params, headers, retry_strategy, cancellation, idempotency_key
@@ -2944,23 +2958,21 @@ begin
       ),
       s.max_attempts, s.task_name, s.params, s.headers, s.retry_strategy, s.cancellation,
       s.idempotency_key
-    from unnest(v_ids, p_tasks) with ordinality as s(
-      task_id, task_name, params, headers, retry_strategy, max_attempts, cancellation,
-      idempotency_key, return_mismatch, available_at, place
-    )
+    from spawns as s
     order by s.idempotency_key nulls first, s.place
     on conflict (idempotency_key) where idempotency_key is not null do nothing
     returning t.task_id, t.state, t.available_at, t.deadline_at
   )
 
   select
+    array(select s.task_id from spawns as s order by s.place),
     array_agg(a.task_id),
     array_agg(a.task_id) filter (where a.state = 'pending'),
     array_agg(a.task_id) filter (where a.state = 'sleeping'),
     array_agg(a.available_at) filter (where a.state = 'sleeping'),
     array_agg(a.task_id) filter (where a.deadline_at is not null),
     array_agg(a.deadline_at) filter (where a.deadline_at is not null)
-  into v_added, v_ready, v_sleepers, v_due_at, v_limited, v_limits
+  into v_ids, v_added, v_ready, v_sleepers, v_due_at, v_limited, v_limits
   from added as a;
 
   if v_ready is not null then
@@ -4502,7 +4514,7 @@ create or replace function teguh._first_uuid(p_at timestamptz)
   set search_path = pg_catalog, pg_temp
 as $$
   select encode(
-    substr(int8send(floor(extract(epoch from p_at) * 1000)::bigint), 3)
+    substr(int8send(floor(date_part('epoch', p_at) * 1000)::bigint), 3)
     || '\x70008000000000000000'::bytea,
     'hex'
   )::uuid;

@@ -42,6 +42,6 @@ create or replace function teguh._micros(p_at timestamptz)
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return extract(epoch from least(p_at, '9999-12-31 00:00:00+00'::timestamptz)) * 1000000;
+  return date_part('epoch', least(p_at, '9999-12-31 00:00:00+00'::timestamptz)) * 1000000;
 end;
 $$;

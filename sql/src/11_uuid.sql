@@ -39,7 +39,7 @@ create or replace function teguh._make_uuidv7(p_at timestamptz)
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_bytes bytea := substr(int8send(floor(extract(epoch from p_at) * 1000)::bigint), 3)
+  v_bytes bytea := substr(int8send(floor(date_part('epoch', p_at) * 1000)::bigint), 3)
                    || teguh._random_bytes();
 begin
   v_bytes := set_byte(v_bytes, 6, (get_byte(v_bytes, 6) & 15) | 112);
@@ -105,15 +105,22 @@ comment on function teguh.uuidv7_timestamp(uuid) is
 
 -- A task's id is a version 7 uuid whose bits 52 to 63 and 120 to 127 are zero;
 -- its runs are numbered in those 20 bits.  A run's id therefore leads to its
--- task by primary key, and 54 random bits remain beside the millisecond.
-create or replace function teguh._task_id()
+-- task by primary key, and 54 random bits remain beside the millisecond.  Bytes 8
+-- to 14 of a version 4 uuid are the variant and just as many random bits.
+create or replace function teguh._task_id(p_now timestamptz)
   returns uuid
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return teguh._run_task(teguh.portable_uuidv7());
+  return encode(
+    substr(int8send(floor(date_part('epoch', p_now) * 1000)::bigint), 3)
+    || '\x7000'::bytea
+    || substr(uuid_send(gen_random_uuid()), 9, 7)
+    || '\x00'::bytea,
+    'hex'
+  )::uuid;
 end;
 $$;
 

@@ -21,9 +21,16 @@ declare
 begin
   perform pg_current_xact_id();
   v_now := teguh.current_time();
-  v_ids := array(select teguh._task_id() from unnest(p_tasks));
 
-  with added as (
+  with spawns as materialized (
+    select s.*, teguh._task_id(v_now) as task_id
+    from unnest(p_tasks) with ordinality as s(
+      task_name, params, headers, retry_strategy, max_attempts, cancellation,
+      idempotency_key, return_mismatch, available_at, place
+    )
+  ),
+
+  added as (
     insert into teguh.t_template as t (
       task_id, run_id, turn, state, created_at, available_at, deadline_at, max_attempts,
       task_name, params, headers, retry_strategy, cancellation, idempotency_key
@@ -40,23 +47,21 @@ begin
       ),
       s.max_attempts, s.task_name, s.params, s.headers, s.retry_strategy, s.cancellation,
       s.idempotency_key
-    from unnest(v_ids, p_tasks) with ordinality as s(
-      task_id, task_name, params, headers, retry_strategy, max_attempts, cancellation,
-      idempotency_key, return_mismatch, available_at, place
-    )
+    from spawns as s
     order by s.idempotency_key nulls first, s.place
     on conflict (idempotency_key) where idempotency_key is not null do nothing
     returning t.task_id, t.state, t.available_at, t.deadline_at
   )
 
   select
+    array(select s.task_id from spawns as s order by s.place),
     array_agg(a.task_id),
     array_agg(a.task_id) filter (where a.state = 'pending'),
     array_agg(a.task_id) filter (where a.state = 'sleeping'),
     array_agg(a.available_at) filter (where a.state = 'sleeping'),
     array_agg(a.task_id) filter (where a.deadline_at is not null),
     array_agg(a.deadline_at) filter (where a.deadline_at is not null)
-  into v_added, v_ready, v_sleepers, v_due_at, v_limited, v_limits
+  into v_ids, v_added, v_ready, v_sleepers, v_due_at, v_limited, v_limits
   from added as a;
 
   if v_ready is not null then

@@ -47,7 +47,7 @@ create or replace function teguh._first_uuid(p_at timestamptz)
   set search_path = pg_catalog, pg_temp
 as $$
   select encode(
-    substr(int8send(floor(extract(epoch from p_at) * 1000)::bigint), 3)
+    substr(int8send(floor(date_part('epoch', p_at) * 1000)::bigint), 3)
     || '\x70008000000000000000'::bytea,
     'hex'
   )::uuid;
