@@ -52,135 +52,135 @@
 -- 1066    p1_template (table)
 -- 1104    k0_template (table)
 -- 1115    k1_template (table)
--- 1147    seq_template (sequence)
--- 1148    ring_template (sequence)
--- 1149    parked_template (sequence)
--- 1150    woken_template (sequence)
--- 1151    fired_template (sequence)
--- 1152    clock_template (sequence)
--- 1153    carry_template (sequence)
--- 1172    r_template (table)
--- 1189    c_template (table)
--- 1206    e_template (table)
--- 1223    w_template (table)
--- 1238  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 1241    validate_queue_name
--- 1281    _policy
--- 1308    _call
--- 1322    _template_ddl (view)
--- 1408    _stamp
--- 1418    _stamp_functions
--- 1439    _each_queue
--- 1461    _init_template
--- 1483    _hush_template
--- 1504    _beyond
--- 1516    create_queue
--- 1568    drop_queue
--- 1615    _lock_patiently
--- 1644    list_queues
--- 1658  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 1666    _push_template
--- 1711    _add0_template
--- 1762    _back0_template
--- 1786  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and move the scan
--- 1795    _claim0_template
--- 1940    _move0_template
--- 2002    _open_xids
--- 2022    _next0_template
--- 2050    _many0_template
--- 2080    _stuck0_template
--- 2117    _trim0_template
--- 2160    _take_template
--- 2238    _known_template
--- 2258    claim_task
--- 2308    _next_template
--- 2345    _soon0_template
--- 2410    next_due
--- 2430  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 2438    _due0_template
--- 2536    _pass0_template
--- 2569    _fire_template
--- 2614    _expire_template
--- 2681    _over_template
--- 2702  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 2704    _segment_bytes
--- 2725    _turn_template
--- 2757    _turn0_template
--- 2792    _spent0_template
--- 2806    _dry0_template
--- 2830    _left0_template
--- 2868    _carry0_template
--- 2911  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 2916    _put_template
--- 3003    _found_template
--- 3059    spawn_task
--- 3089    spawn_tasks
--- 3123    _read_task
--- 3140  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 3145    _hold_template
--- 3196    _own_template
--- 3216    _done_template
--- 3250    complete_run
--- 3273    _flush_template
--- 3337    _why_template
--- 3353    _check_runs
--- 3391    complete_runs
--- 3422    _end_template
--- 3471    _file_template
--- 3495    _again_template
--- 3529    _queue_template
--- 3550    _fail_template
--- 3568    fail_run
--- 3592    _nap_template
--- 3618    schedule_run
--- 3648    _free_template
--- 3685    release_run
--- 3710    _keep_template
--- 3733    extend_claim
--- 3755  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 3760    _mark_template
--- 3782    _note_template
--- 3812    set_task_checkpoint_state
--- 3847    _read_template
--- 3869    get_task_checkpoint_state
--- 3893    _list_template
--- 3922    get_task_checkpoint_states
--- 3948  43_events.sql: Wait for an event, or learn how the wait ended
--- 3955    _wait_template
--- 4027    _park_template
--- 4069    await_event
--- 4106    _emit_template
--- 4165    emit_event
--- 4190  44_control.sql: Read a task, or raise TG003
--- 4192    _task_template
--- 4218    _stop_template
--- 4242    cancel_task
--- 4259    _retry_template
--- 4325    _renew_template
--- 4358    retry_task
--- 4397    _show_template
--- 4437    get_task_result
--- 4467  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 4474    _purge_template
--- 4510    _first_uuid
--- 4526    _sweep_template
--- 4566    _clean
--- 4600    cleanup_tasks
--- 4621    cleanup_events
--- 4642    cleanup_all_queues
--- 4670  50_ticker.sql: One tick of one queue: take a step in the rotation, deal with what is due.  The
--- 4674    _tick_template
--- 4689    _ticked (sequence)
--- 4695    ticker
--- 4739    ticker_loop (procedure)
--- 4765  51_cron.sql: The version of pg_cron in this database; null where it is not installed
--- 4767    _cron_version
--- 4780    _explain_no_cron
--- 4809    start
--- 4855    stop
--- 4879    _maintain
--- 4901    status
--- 4936  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 1139    seq_template (sequence)
+-- 1140    ring_template (sequence)
+-- 1141    parked_template (sequence)
+-- 1142    woken_template (sequence)
+-- 1143    fired_template (sequence)
+-- 1144    clock_template (sequence)
+-- 1145    carry_template (sequence)
+-- 1164    r_template (table)
+-- 1181    c_template (table)
+-- 1198    e_template (table)
+-- 1215    w_template (table)
+-- 1230  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 1233    validate_queue_name
+-- 1273    _policy
+-- 1300    _call
+-- 1314    _template_ddl (view)
+-- 1392    _stamp
+-- 1402    _stamp_functions
+-- 1423    _each_queue
+-- 1445    _init_template
+-- 1467    _hush_template
+-- 1488    _beyond
+-- 1500    create_queue
+-- 1552    drop_queue
+-- 1599    _lock_patiently
+-- 1628    list_queues
+-- 1642  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 1650    _push_template
+-- 1695    _add0_template
+-- 1746    _back0_template
+-- 1770  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and move the scan
+-- 1779    _claim0_template
+-- 1924    _move0_template
+-- 1986    _open_xids
+-- 2006    _next0_template
+-- 2034    _many0_template
+-- 2064    _stuck0_template
+-- 2101    _trim0_template
+-- 2144    _take_template
+-- 2222    _known_template
+-- 2242    claim_task
+-- 2292    _next_template
+-- 2329    _soon0_template
+-- 2394    next_due
+-- 2414  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 2422    _due0_template
+-- 2520    _pass0_template
+-- 2553    _fire_template
+-- 2598    _expire_template
+-- 2665    _over_template
+-- 2686  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 2688    _segment_bytes
+-- 2709    _turn_template
+-- 2741    _turn0_template
+-- 2776    _spent0_template
+-- 2790    _dry0_template
+-- 2814    _left0_template
+-- 2852    _carry0_template
+-- 2895  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 2900    _put_template
+-- 2987    _found_template
+-- 3043    spawn_task
+-- 3073    spawn_tasks
+-- 3107    _read_task
+-- 3124  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 3129    _hold_template
+-- 3180    _own_template
+-- 3200    _done_template
+-- 3234    complete_run
+-- 3257    _flush_template
+-- 3321    _why_template
+-- 3337    _check_runs
+-- 3375    complete_runs
+-- 3406    _end_template
+-- 3455    _file_template
+-- 3479    _again_template
+-- 3513    _queue_template
+-- 3534    _fail_template
+-- 3552    fail_run
+-- 3576    _nap_template
+-- 3602    schedule_run
+-- 3632    _free_template
+-- 3669    release_run
+-- 3694    _keep_template
+-- 3717    extend_claim
+-- 3739  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 3744    _mark_template
+-- 3766    _note_template
+-- 3796    set_task_checkpoint_state
+-- 3831    _read_template
+-- 3853    get_task_checkpoint_state
+-- 3877    _list_template
+-- 3906    get_task_checkpoint_states
+-- 3932  43_events.sql: Wait for an event, or learn how the wait ended
+-- 3939    _wait_template
+-- 4011    _park_template
+-- 4053    await_event
+-- 4090    _emit_template
+-- 4149    emit_event
+-- 4174  44_control.sql: Read a task, or raise TG003
+-- 4176    _task_template
+-- 4202    _stop_template
+-- 4226    cancel_task
+-- 4243    _retry_template
+-- 4309    _renew_template
+-- 4342    retry_task
+-- 4381    _show_template
+-- 4421    get_task_result
+-- 4451  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 4458    _purge_template
+-- 4494    _first_uuid
+-- 4510    _sweep_template
+-- 4550    _clean
+-- 4584    cleanup_tasks
+-- 4605    cleanup_events
+-- 4626    cleanup_all_queues
+-- 4654  50_ticker.sql: One tick of one queue: take a step in the rotation, deal with what is due.  The
+-- 4658    _tick_template
+-- 4673    _ticked (sequence)
+-- 4679    ticker
+-- 4723    ticker_loop (procedure)
+-- 4749  51_cron.sql: The version of pg_cron in this database; null where it is not installed
+-- 4751    _cron_version
+-- 4764    _explain_no_cron
+-- 4793    start
+-- 4839    stop
+-- 4863    _maintain
+-- 4885    status
+-- 4920  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -1123,14 +1123,6 @@ create table if not exists teguh.k1_template (
 )
 with (autovacuum_enabled = off);
 
--- Small and never toasted: a segment then has one file less to truncate.
-alter table teguh.k0_template
-  alter column gaps set storage plain,
-  alter column late set storage plain;
-alter table teguh.k1_template
-  alter column gaps set storage plain,
-  alter column late set storage plain;
-
 create index if not exists k0last_template
   on teguh.k0_template (kind, n);
 create index if not exists k1last_template
@@ -1358,16 +1350,8 @@ group by t.relname, t.reloptions
 
 union all
 
-select 3, format('alter table teguh.%s alter %I set storage plain', t.relname, a.attname)
-from template as t
-join pg_catalog.pg_attribute as a on a.attrelid = t.oid and a.attnum > 0 and not a.attisdropped
-join pg_catalog.pg_type as y on y.oid = a.atttypid
-where a.attstorage = 'p' and y.typstorage <> 'p'
-
-union all
-
 select
-  4,
+  3,
   format(
     'alter table teguh.%s add constraint %s %s', t.relname, k.conname, pg_get_constraintdef(k.oid)
   )
@@ -1376,26 +1360,26 @@ join pg_catalog.pg_constraint as k on k.conrelid = t.oid and k.contype <> 'n'
 
 union all
 
-select 5, pg_get_indexdef(i.indexrelid)
+select 4, pg_get_indexdef(i.indexrelid)
 from template as t
 join pg_catalog.pg_index as i on i.indrelid = t.oid
 where not exists (select 1 from pg_catalog.pg_constraint as k where k.conindid = i.indexrelid)
 
 union all
 
-select 6, format('comment on table teguh.%s is %L', t.relname, obj_description(t.oid, 'pg_class'))
+select 5, format('comment on table teguh.%s is %L', t.relname, obj_description(t.oid, 'pg_class'))
 from template as t
 
 union all
 
-select 7, pg_get_functiondef(p.oid)
+select 6, pg_get_functiondef(p.oid)
 from pg_catalog.pg_proc as p
 where p.pronamespace = 'teguh'::regnamespace
   and p.proname ~ '^_?[a-z0-9]+_template$'
 
 union all
 
-select 8, format('revoke all on function %s from public', p.oid::regprocedure)
+select 7, format('revoke all on function %s from public', p.oid::regprocedure)
 from pg_catalog.pg_proc as p
 where p.pronamespace = 'teguh'::regnamespace
   and p.proname ~ '^_?[a-z0-9]+_template$';
@@ -1427,7 +1411,7 @@ begin
   for v_ddl in
     select d.ddl
     from teguh._template_ddl as d
-    where d.step >= 7
+    where d.step >= 6
     order by d.step, d.ddl
   loop
     execute teguh._stamp(v_ddl, p_queue_name);

@@ -158,14 +158,6 @@ create table if not exists teguh.k1_template (
 )
 with (autovacuum_enabled = off);
 
--- Small and never toasted: a segment then has one file less to truncate.
-alter table teguh.k0_template
-  alter column gaps set storage plain,
-  alter column late set storage plain;
-alter table teguh.k1_template
-  alter column gaps set storage plain,
-  alter column late set storage plain;
-
 create index if not exists k0last_template
   on teguh.k0_template (kind, n);
 create index if not exists k1last_template

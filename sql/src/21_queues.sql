@@ -120,16 +120,8 @@ group by t.relname, t.reloptions
 
 union all
 
-select 3, format('alter table teguh.%s alter %I set storage plain', t.relname, a.attname)
-from template as t
-join pg_catalog.pg_attribute as a on a.attrelid = t.oid and a.attnum > 0 and not a.attisdropped
-join pg_catalog.pg_type as y on y.oid = a.atttypid
-where a.attstorage = 'p' and y.typstorage <> 'p'
-
-union all
-
 select
-  4,
+  3,
   format(
     'alter table teguh.%s add constraint %s %s', t.relname, k.conname, pg_get_constraintdef(k.oid)
   )
@@ -138,26 +130,26 @@ join pg_catalog.pg_constraint as k on k.conrelid = t.oid and k.contype <> 'n'
 
 union all
 
-select 5, pg_get_indexdef(i.indexrelid)
+select 4, pg_get_indexdef(i.indexrelid)
 from template as t
 join pg_catalog.pg_index as i on i.indrelid = t.oid
 where not exists (select 1 from pg_catalog.pg_constraint as k where k.conindid = i.indexrelid)
 
 union all
 
-select 6, format('comment on table teguh.%s is %L', t.relname, obj_description(t.oid, 'pg_class'))
+select 5, format('comment on table teguh.%s is %L', t.relname, obj_description(t.oid, 'pg_class'))
 from template as t
 
 union all
 
-select 7, pg_get_functiondef(p.oid)
+select 6, pg_get_functiondef(p.oid)
 from pg_catalog.pg_proc as p
 where p.pronamespace = 'teguh'::regnamespace
   and p.proname ~ '^_?[a-z0-9]+_template$'
 
 union all
 
-select 8, format('revoke all on function %s from public', p.oid::regprocedure)
+select 7, format('revoke all on function %s from public', p.oid::regprocedure)
 from pg_catalog.pg_proc as p
 where p.pronamespace = 'teguh'::regnamespace
   and p.proname ~ '^_?[a-z0-9]+_template$';
@@ -189,7 +181,7 @@ begin
   for v_ddl in
     select d.ddl
     from teguh._template_ddl as d
-    where d.step >= 7
+    where d.step >= 6
     order by d.step, d.ddl
   loop
     execute teguh._stamp(v_ddl, p_queue_name);
