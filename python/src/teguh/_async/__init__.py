@@ -1,0 +1,1 @@
+"""The sources from which tools/make_sync.py generates teguh._sync."""

@@ -1,0 +1,409 @@
+"""One method per SQL function."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self, Unpack, cast
+from uuid import UUID
+
+from teguh import _sql
+from teguh._connect import AsyncConn, open_async
+from teguh._json import dumps
+from teguh._types import (
+    Awaited,
+    Checkpoint,
+    ClaimedRun,
+    Cleaned,
+    CompletedRun,
+    NewTask,
+    Queue,
+    QueuePolicy,
+    Spawned,
+    SpawnOptions,
+    Status,
+    TaskResult,
+    options_json,
+    tasks_json,
+)
+from teguh.errors import translated
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+    from types import TracebackType
+
+Id = UUID | str
+
+
+class AsyncClient:
+    """The SQL functions of teguh on one connection.
+
+    ``AsyncClient(connection)`` borrows a psycopg connection: each method is one statement in
+    whatever transaction the caller has open, so that ``spawn_task`` commits or rolls back with
+    the caller's own writes. ``await AsyncClient.connect(conninfo)`` opens a connection of its
+    own in autocommit mode; close it, or use the client in a ``with`` statement. Either way one
+    client is for one thread or task at a time.
+
+    Durations are seconds and may have fractions. Params, payloads and states are JSON values;
+    what is not JSON raises :class:`teguh.NotStorable` before anything is sent. Every method
+    may raise :class:`teguh.QueueNotFound`, and psycopg's errors for what is not teguh's.
+    """
+
+    def __init__(self, connection: AsyncConn) -> None:
+        self.connection = connection
+        self._owned = False
+
+    @classmethod
+    async def connect(cls, conninfo: str = "") -> Self:
+        """Open a connection; an empty conninfo leaves all to libpq's PG* environment."""
+        client = cls(await open_async(conninfo))
+        client._owned = True
+        return client
+
+    async def close(self) -> None:
+        """Close the connection if it is the client's own."""
+        if self._owned:
+            await self.connection.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def _all(self, statement: str, **params: Any) -> list[tuple[Any, ...]]:
+        with translated():
+            cursor = await self.connection.execute(statement.encode(), params)
+            return await cursor.fetchall()
+
+    async def _one(self, statement: str, **params: Any) -> Any:
+        rows = await self._all(statement, **params)
+        return rows[0][0]
+
+    # Life cycle
+
+    async def version(self) -> str:
+        """Return the version installed in the database. SQL: ``version``."""
+        return cast("str", await self._one(_sql.VERSION))
+
+    async def current_time(self) -> datetime:
+        """Return the engine's clock. SQL: ``current_time``."""
+        return cast("datetime", await self._one(_sql.CURRENT_TIME))
+
+    async def portable_uuidv7(self) -> UUID:
+        """Return a fresh version 7 UUID. SQL: ``portable_uuidv7``."""
+        return cast("UUID", await self._one(_sql.PORTABLE_UUIDV7))
+
+    async def uuidv7_timestamp(self, uuid: Id) -> datetime | None:
+        """Return the time inside a version 7 UUID, else None. SQL: ``uuidv7_timestamp``."""
+        return cast("datetime | None", await self._one(_sql.UUIDV7_TIMESTAMP, id=uuid))
+
+    async def start(
+        self, *, ticker_schedule: str | None = None, cleanup_schedule: str | None = None
+    ) -> None:
+        """Schedule ticker and cleanup in pg_cron; without it, do nothing. SQL: ``start``.
+
+        Schedules are in pg_cron's syntax; None takes the engine's.
+        """
+        given = {"ticker_schedule": ticker_schedule, "cleanup_schedule": cleanup_schedule}
+        options = {name: schedule for name, schedule in given.items() if schedule is not None}
+        await self._all(_sql.START, options=dumps(options, "options"))
+
+    async def stop(self) -> None:
+        """Unschedule what ``start`` has scheduled. SQL: ``stop``."""
+        await self._all(_sql.STOP)
+
+    async def status(self) -> Status:
+        """Return who ticks and how far behind. SQL: ``status``."""
+        rows = await self._all(_sql.STATUS)
+        return Status(*rows[0])
+
+    async def ticker(self, queue: str | None = None) -> int:
+        """Do the housekeeping of one queue, or all: due tasks, expired leases, rotation.
+
+        Return how many tasks became claimable. SQL: ``ticker``.
+        """
+        return cast("int", await self._one(_sql.TICKER, queue=queue))
+
+    async def ticker_loop(self, *, tick_seconds: float = 0.1, max_seconds: float = 55) -> None:
+        """Tick every `tick_seconds` for `max_seconds`, with a commit between the ticks.
+
+        The connection has to be in autocommit mode. SQL: ``ticker_loop``.
+        """
+        options = {"tick_seconds": tick_seconds, "max_seconds": max_seconds}
+        with translated():
+            await self.connection.execute(
+                _sql.TICKER_LOOP.encode(), {"options": dumps(options, "options")}
+            )
+
+    # Queues
+
+    async def validate_queue_name(self, queue: str) -> str:
+        """Return the name, or raise if no queue may have it. SQL: ``validate_queue_name``."""
+        return cast("str", await self._one(_sql.VALIDATE_QUEUE_NAME, queue=queue))
+
+    async def create_queue(self, queue: str, **policy: Unpack[QueuePolicy]) -> None:
+        """Create a queue; if it exists, set the policy keys given. SQL: ``create_queue``.
+
+        Raise :class:`teguh.InvalidOption` for a bad policy.
+        """
+        await self._all(_sql.CREATE_QUEUE, queue=queue, policy=dumps(policy, "the policy"))
+
+    async def drop_queue(self, queue: str) -> None:
+        """Drop a queue with all its tasks. SQL: ``drop_queue``."""
+        await self._all(_sql.DROP_QUEUE, queue=queue)
+
+    async def list_queues(self) -> list[Queue]:
+        """Return all queues. SQL: ``list_queues``."""
+        return [Queue(*row) for row in await self._all(_sql.LIST_QUEUES)]
+
+    # Spawning
+
+    async def spawn_task(
+        self, queue: str, task_name: str, params: object = None, **options: Unpack[SpawnOptions]
+    ) -> Spawned:
+        """Spawn a task. SQL: ``spawn_task``.
+
+        Raise :class:`teguh.InvalidOption` for a bad option and :class:`teguh.Conflict` if the
+        idempotency key belongs to a task with another name or other params.
+        """
+        rows = await self._all(
+            _sql.SPAWN_TASK,
+            queue=queue,
+            task_name=task_name,
+            params=dumps(params, f"params of task {task_name!r}"),
+            options=dumps(options_json(options), f"options of task {task_name!r}"),
+        )
+        return Spawned(*rows[0])
+
+    async def spawn_tasks(self, queue: str, tasks: Sequence[NewTask]) -> list[Spawned]:
+        """Spawn many tasks in one statement, all or none; results in the order given.
+
+        SQL: ``spawn_tasks``. Raise what :meth:`spawn_task` raises.
+        """
+        rows = await self._all(
+            _sql.SPAWN_TASKS, queue=queue, tasks=dumps(tasks_json(tasks), "the tasks")
+        )
+        return [Spawned(*row) for row in rows]
+
+    # Working
+
+    async def claim_task(
+        self,
+        queue: str,
+        worker_id: str = "worker",
+        *,
+        claim_timeout: float = 30,
+        qty: int = 1,
+    ) -> list[ClaimedRun]:
+        """Claim up to `qty` runs under a lease of `claim_timeout` seconds, oldest due first.
+
+        A timeout of 0 or less is a lease without end. The transaction has to be READ
+        COMMITTED; better, use autocommit. SQL: ``claim_task``.
+        """
+        rows = await self._all(
+            _sql.CLAIM_TASK, queue=queue, worker=worker_id, claim_timeout=claim_timeout, qty=qty
+        )
+        return [ClaimedRun(*row) for row in rows]
+
+    async def next_due(self, queue: str) -> datetime | None:
+        """Return when the next task is due, None if none is. SQL: ``next_due``."""
+        return cast("datetime | None", await self._one(_sql.NEXT_DUE, queue=queue))
+
+    async def complete_run(self, queue: str, run_id: Id, state: object = None) -> None:
+        """Complete a run with a result. SQL: ``complete_run``.
+
+        Raise :class:`teguh.TaskCancelled`, :class:`teguh.RunLost`, :class:`teguh.RunNotFound`.
+        """
+        await self._all(
+            _sql.COMPLETE_RUN, queue=queue, run=run_id, state=dumps(state, "the result")
+        )
+
+    async def complete_runs(
+        self, queue: str, results: Mapping[UUID, object] | Mapping[str, object]
+    ) -> list[CompletedRun]:
+        """Complete many runs, given as run id → result, in one statement.
+
+        A lost run does not fail the others: each answer says whether it was applied, and the
+        SQLSTATE if not. SQL: ``complete_runs``.
+        """
+        runs = [{"run_id": str(run), "state": state} for run, state in results.items()]
+        rows = await self._all(_sql.COMPLETE_RUNS, queue=queue, runs=dumps(runs, "the results"))
+        return [CompletedRun(*row) for row in rows]
+
+    async def fail_run(
+        self, queue: str, run_id: Id, reason: object, *, retry_at: datetime | None = None
+    ) -> None:
+        """Fail a run: the task is retried by its strategy, or at `retry_at`, or has failed.
+
+        SQL: ``fail_run``. Raise what :meth:`complete_run` raises.
+        """
+        await self._all(
+            _sql.FAIL_RUN,
+            queue=queue,
+            run=run_id,
+            reason=dumps(reason, "the reason"),
+            retry_at=retry_at,
+        )
+
+    async def schedule_run(self, queue: str, run_id: Id, wake_at: datetime) -> None:
+        """Put a run to sleep until an instant. SQL: ``schedule_run``.
+
+        Raise what :meth:`complete_run` raises.
+        """
+        await self._all(_sql.SCHEDULE_RUN, queue=queue, run=run_id, wake_at=wake_at)
+
+    async def release_run(self, queue: str, run_id: Id, delay: float = 0) -> None:
+        """Hand a run back, claimable after `delay` seconds, without counting a failure.
+
+        SQL: ``release_run``. Raise what :meth:`complete_run` raises.
+        """
+        await self._all(_sql.RELEASE_RUN, queue=queue, run=run_id, delay=delay)
+
+    async def extend_claim(self, queue: str, run_id: Id, extend_by: float) -> None:
+        """Set the end of the lease to `extend_by` seconds from now. SQL: ``extend_claim``.
+
+        Raise what :meth:`complete_run` raises.
+        """
+        await self._all(_sql.EXTEND_CLAIM, queue=queue, run=run_id, extend_by=extend_by)
+
+    async def set_task_checkpoint_state(
+        self,
+        queue: str,
+        task_id: Id,
+        step_name: str,
+        state: object,
+        owner_run: Id,
+        *,
+        extend_claim_by: float | None = None,
+    ) -> None:
+        """Store a step's state. SQL: ``set_task_checkpoint_state``.
+
+        On a borrowed connection the checkpoint commits with the caller's own writes: a step
+        that happens exactly once. Raise what :meth:`complete_run` raises.
+        """
+        await self._all(
+            _sql.SET_TASK_CHECKPOINT_STATE,
+            queue=queue,
+            task=task_id,
+            step=step_name,
+            state=dumps(state, f"the state of step {step_name!r}"),
+            run=owner_run,
+            extend_by=extend_claim_by,
+        )
+
+    async def get_task_checkpoint_state(self, queue: str, task_id: Id, step_name: str) -> Any:
+        """Return a step's state, None if there is none. SQL: ``get_task_checkpoint_state``."""
+        return await self._one(
+            _sql.GET_TASK_CHECKPOINT_STATE, queue=queue, task=task_id, step=step_name
+        )
+
+    async def get_task_checkpoint_states(
+        self, queue: str, task_id: Id, run_id: Id
+    ) -> list[Checkpoint]:
+        """Return the checkpoints a run may see. SQL: ``get_task_checkpoint_states``."""
+        rows = await self._all(
+            _sql.GET_TASK_CHECKPOINT_STATES, queue=queue, task=task_id, run=run_id
+        )
+        return [Checkpoint(*row) for row in rows]
+
+    async def await_event(
+        self,
+        queue: str,
+        task_id: Id,
+        run_id: Id,
+        step_name: str,
+        event_name: str,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - the database waits, not this call
+    ) -> Awaited:
+        """Return an event's payload, or put the run to sleep until it is emitted.
+
+        When `should_suspend` is true the run is no longer the caller's. A timeout of None
+        waits for ever. SQL: ``await_event``. Raise what :meth:`complete_run` raises.
+        """
+        rows = await self._all(
+            _sql.AWAIT_EVENT,
+            queue=queue,
+            task=task_id,
+            run=run_id,
+            step=step_name,
+            event=event_name,
+            timeout=timeout,
+        )
+        return Awaited(*rows[0])
+
+    async def emit_event(self, queue: str, event_name: str, payload: object = None) -> None:
+        """Emit an event; the first payload of a name wins. SQL: ``emit_event``."""
+        await self._all(
+            _sql.EMIT_EVENT,
+            queue=queue,
+            event=event_name,
+            payload=dumps(payload, f"the payload of event {event_name!r}"),
+        )
+
+    # Controlling and looking
+
+    async def cancel_task(self, queue: str, task_id: Id) -> None:
+        """Cancel a task; a finished one stays as it is. SQL: ``cancel_task``.
+
+        Raise :class:`teguh.TaskNotFound`.
+        """
+        await self._all(_sql.CANCEL_TASK, queue=queue, task=task_id)
+
+    async def retry_task(
+        self,
+        queue: str,
+        task_id: Id,
+        *,
+        spawn_new: bool = False,
+        max_attempts: int | None = None,
+    ) -> Spawned:
+        """Run a failed or cancelled task again, in place or as a new task. SQL: ``retry_task``.
+
+        Raise :class:`teguh.TaskNotFound` and :class:`teguh.WrongState`.
+        """
+        options: dict[str, Any] = {}
+        if spawn_new:
+            options["spawn_new"] = True
+        if max_attempts is not None:
+            options["max_attempts"] = max_attempts
+        rows = await self._all(
+            _sql.RETRY_TASK, queue=queue, task=task_id, options=dumps(options, "options")
+        )
+        return Spawned(*rows[0])
+
+    async def get_task_result(self, queue: str, task_id: Id) -> TaskResult | None:
+        """Return a task as it stands, None if there is none. SQL: ``get_task_result``."""
+        rows = await self._all(_sql.GET_TASK_RESULT, queue=queue, task=task_id)
+        return TaskResult(*rows[0]) if rows else None
+
+    async def cleanup_tasks(
+        self, queue: str, *, ttl_seconds: float | None = None, limit: int | None = None
+    ) -> int:
+        """Delete tasks that ended more than `ttl_seconds` ago; return how many.
+
+        None takes the queue's policy. SQL: ``cleanup_tasks``.
+        """
+        return cast(
+            "int", await self._one(_sql.CLEANUP_TASKS, queue=queue, ttl=ttl_seconds, limit=limit)
+        )
+
+    async def cleanup_events(
+        self, queue: str, *, ttl_seconds: float | None = None, limit: int | None = None
+    ) -> int:
+        """Delete old events that nobody awaits; return how many.
+
+        None takes the queue's policy. SQL: ``cleanup_events``.
+        """
+        return cast(
+            "int", await self._one(_sql.CLEANUP_EVENTS, queue=queue, ttl=ttl_seconds, limit=limit)
+        )
+
+    async def cleanup_all_queues(self, queue: str | None = None) -> list[Cleaned]:
+        """Clean up every queue, or one, by its policy. SQL: ``cleanup_all_queues``."""
+        return [Cleaned(*row) for row in await self._all(_sql.CLEANUP_ALL_QUEUES, queue=queue)]

@@ -1,0 +1,152 @@
+"""Every statement this package sends, one constant each."""
+
+from __future__ import annotations
+
+# Life cycle
+
+VERSION = "select teguh.version()"
+CURRENT_TIME = "select teguh.current_time()"
+PORTABLE_UUIDV7 = "select teguh.portable_uuidv7()"
+UUIDV7_TIMESTAMP = "select teguh.uuidv7_timestamp(%(id)s)"
+START = "select teguh.start(%(options)s::jsonb)"
+STOP = "select teguh.stop()"
+STATUS = """
+select scheduler, ticker_job, cleanup_job, last_tick_at, lag_seconds
+from teguh.status()
+"""
+TICKER = "select teguh.ticker(%(queue)s)"
+TICKER_LOOP = "call teguh.ticker_loop(%(options)s::jsonb)"
+
+# Queues
+
+VALIDATE_QUEUE_NAME = "select teguh.validate_queue_name(%(queue)s)"
+CREATE_QUEUE = "select teguh.create_queue(%(queue)s, %(policy)s::jsonb)"
+DROP_QUEUE = "select teguh.drop_queue(%(queue)s)"
+LIST_QUEUES = "select queue_name, created_at, policy from teguh.list_queues()"
+
+# Spawning
+
+SPAWN_TASK = """
+select task_id, run_id, attempt, created
+from teguh.spawn_task(%(queue)s, %(task_name)s, %(params)s::jsonb, %(options)s::jsonb)
+"""
+SPAWN_TASKS = """
+select task_id, run_id, attempt, created
+from teguh.spawn_tasks(%(queue)s, %(tasks)s::jsonb)
+"""
+
+# Working
+
+CLAIM_TASK = """
+select run_id, task_id, attempt, task_name, params, retry_strategy, max_attempts, headers,
+       wake_event, event_payload, failures, checkpoints, lease_expires_at
+from teguh.claim_task(%(queue)s, %(worker)s, %(claim_timeout)s, %(qty)s)
+"""
+NEXT_DUE = "select teguh.next_due(%(queue)s)"
+COMPLETE_RUN = "select teguh.complete_run(%(queue)s, %(run)s, %(state)s::jsonb)"
+COMPLETE_RUNS = """
+select run_id, applied, error
+from teguh.complete_runs(%(queue)s, %(runs)s::jsonb)
+"""
+FAIL_RUN = "select teguh.fail_run(%(queue)s, %(run)s, %(reason)s::jsonb, %(retry_at)s)"
+SCHEDULE_RUN = "select teguh.schedule_run(%(queue)s, %(run)s, %(wake_at)s)"
+RELEASE_RUN = "select teguh.release_run(%(queue)s, %(run)s, %(delay)s)"
+EXTEND_CLAIM = "select teguh.extend_claim(%(queue)s, %(run)s, %(extend_by)s)"
+SET_TASK_CHECKPOINT_STATE = """
+select teguh.set_task_checkpoint_state(
+  %(queue)s, %(task)s, %(step)s, %(state)s::jsonb, %(run)s, %(extend_by)s)
+"""
+GET_TASK_CHECKPOINT_STATE = """
+select teguh.get_task_checkpoint_state(%(queue)s, %(task)s, %(step)s)
+"""
+GET_TASK_CHECKPOINT_STATES = """
+select checkpoint_name, state, status, owner_run_id, updated_at
+from teguh.get_task_checkpoint_states(%(queue)s, %(task)s, %(run)s)
+"""
+AWAIT_EVENT = """
+select should_suspend, payload, timed_out
+from teguh.await_event(%(queue)s, %(task)s, %(run)s, %(step)s, %(event)s, %(timeout)s)
+"""
+EMIT_EVENT = "select teguh.emit_event(%(queue)s, %(event)s, %(payload)s::jsonb)"
+
+# Controlling and looking
+
+CANCEL_TASK = "select teguh.cancel_task(%(queue)s, %(task)s)"
+RETRY_TASK = """
+select task_id, run_id, attempt, created
+from teguh.retry_task(%(queue)s, %(task)s, %(options)s::jsonb)
+"""
+GET_TASK_RESULT = """
+select task_id, state, attempts, completed_payload, cancelled_at, failure_reason, failures,
+       task_name, created_at, available_at, first_started_at, finished_at
+from teguh.get_task_result(%(queue)s, %(task)s)
+"""
+CLEANUP_TASKS = "select teguh.cleanup_tasks(%(queue)s, %(ttl)s, %(limit)s)"
+CLEANUP_EVENTS = "select teguh.cleanup_events(%(queue)s, %(ttl)s, %(limit)s)"
+CLEANUP_ALL_QUEUES = """
+select queue_name, tasks_deleted, events_deleted
+from teguh.cleanup_all_queues(%(queue)s)
+"""
+
+# What a worker sends beside these
+
+LISTEN = "listen {channel}"
+PROBE = "select 1"
+
+# Seconds until the next task is due, by the database's clock; null if none is.
+SECONDS_UNTIL_DUE = """
+select extract(epoch from teguh.next_due(%(queue)s) - teguh.current_time())::double precision
+"""
+
+# Only the runs that could not be completed come back.
+COMPLETE_BATCH = """
+select run_id, error
+from teguh.complete_runs(%(queue)s, %(runs)s::jsonb)
+where not applied
+"""
+
+# Many runs in one statement and one commit. One refused run refuses them all: the caller
+# then goes one by one. Sorted by id, so that two such statements cannot deadlock.
+CHECKPOINT_BATCH = """
+select teguh.set_task_checkpoint_state(%(queue)s, x.task, x.step, x.state, x.run)
+from unnest(%(tasks)s::uuid[], %(steps)s::text[], %(states)s::jsonb[], %(runs)s::uuid[])
+  as x (task, step, state, run)
+"""
+EXTEND_BATCH = """
+select teguh.extend_claim(%(queue)s, x.run, %(extend_by)s)
+from unnest(%(runs)s::uuid[]) as x (run)
+"""
+RELEASE_BATCH = """
+select teguh.release_run(%(queue)s, x.run, %(delay)s)
+from unnest(%(runs)s::uuid[]) as x (run)
+"""
+
+# A sleep: the wake time becomes a checkpoint and the run is put to sleep until then, in one
+# commit. `offset 0` keeps the clock from being read twice.
+SLEEP_FOR = """
+select x.wake_at::text,
+       teguh.set_task_checkpoint_state(
+         %(queue)s, %(task)s, %(step)s, to_jsonb(x.wake_at), %(run)s),
+       teguh.schedule_run(%(queue)s, %(run)s, x.wake_at)
+from (
+  select teguh.current_time() + make_interval(secs => %(seconds)s) as wake_at
+  offset 0
+) as x
+"""
+SLEEP_UNTIL = """
+select teguh.set_task_checkpoint_state(
+         %(queue)s, %(task)s, %(step)s, to_jsonb(%(wake_at)s::timestamptz), %(run)s),
+       teguh.schedule_run(%(queue)s, %(run)s, %(wake_at)s::timestamptz)
+"""
+IS_PAST = "select teguh.current_time() >= %(wake_at)s::timestamptz"
+
+# A spawn from inside a task: the new task and the checkpoint that remembers it, in one commit.
+SPAWN_STEP = """
+select s.task_id, s.run_id, s.attempt, s.created,
+       teguh.set_task_checkpoint_state(
+         %(queue)s, %(task)s, %(step)s,
+         jsonb_build_object('task_id', s.task_id, 'run_id', s.run_id,
+                            'attempt', s.attempt, 'created', s.created),
+         %(run)s)
+from teguh.spawn_task(%(to_queue)s, %(task_name)s, %(params)s::jsonb, %(options)s::jsonb) as s
+"""

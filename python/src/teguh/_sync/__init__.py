@@ -1,0 +1,1 @@
+"""Generated from teguh._async by tools/make_sync.py."""

@@ -1,0 +1,202 @@
+"""What the SQL functions take and return, as Python types."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from uuid import UUID
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+State = Literal["pending", "running", "sleeping", "completed", "failed", "cancelled"]
+
+
+class RetryStrategy(TypedDict, total=False):
+    """How long to wait between failed runs. Durations in seconds."""
+
+    kind: Literal["none", "fixed", "exponential"]
+    base_seconds: float
+    factor: float
+    max_seconds: float
+    jitter: float
+
+
+class Cancellation(TypedDict, total=False):
+    """When a task is cancelled by itself. Durations in seconds."""
+
+    max_delay: float
+    max_duration: float
+
+
+class SpawnOptions(TypedDict, total=False):
+    """The options of ``spawn_task``; what is left out is the queue's or the engine's default."""
+
+    headers: Mapping[str, Any]
+    retry_strategy: RetryStrategy
+    max_attempts: int | None
+    cancellation: Cancellation
+    idempotency_key: str
+    idempotency_mismatch: Literal["error", "return"]
+    available_at: datetime
+    delay_seconds: float
+
+
+class QueuePolicy(TypedDict, total=False):
+    """The policy of a queue; what is left out keeps its value."""
+
+    notify: Literal["auto", "always", "off"]
+    cleanup_ttl: float | None
+    cleanup_limit: int | None
+    default_max_attempts: int | None
+    default_retry_strategy: RetryStrategy | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewTask:
+    """One task of ``spawn_tasks``."""
+
+    task_name: str
+    params: Any = None
+    options: SpawnOptions | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Spawned:
+    """A spawned task. ``created`` is false if the idempotency key found an existing one."""
+
+    task_id: UUID
+    run_id: UUID
+    attempt: int
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedRun:
+    """A run handed to a worker under a lease."""
+
+    run_id: UUID
+    task_id: UUID
+    attempt: int
+    task_name: str
+    params: Any
+    retry_strategy: dict[str, Any] | None
+    max_attempts: int | None
+    headers: dict[str, Any] | None
+    wake_event: str | None
+    event_payload: Any
+    failures: int
+    checkpoints: dict[str, Any] | None
+    lease_expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class CompletedRun:
+    """What became of one run of ``complete_runs``; ``error`` is an SQLSTATE or None."""
+
+    run_id: UUID
+    applied: bool
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A stored step. ``status`` is ``timed_out`` for an event that did not come in time."""
+
+    checkpoint_name: str
+    state: Any
+    status: Literal["committed", "timed_out"]
+    owner_run_id: UUID
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Awaited:
+    """The answer of ``await_event``: suspend, or go on with the payload or the timeout."""
+
+    should_suspend: bool
+    payload: Any
+    timed_out: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResult:
+    """A task as it stands."""
+
+    task_id: UUID
+    state: State
+    attempts: int
+    completed_payload: Any
+    cancelled_at: datetime | None
+    failure_reason: Any
+    failures: int
+    task_name: str
+    created_at: datetime
+    available_at: datetime | None
+    first_started_at: datetime | None
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A queue and its policy."""
+
+    queue_name: str
+    created_at: datetime
+    policy: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Cleaned:
+    """What ``cleanup_all_queues`` removed from one queue."""
+
+    queue_name: str
+    tasks_deleted: int
+    events_deleted: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Who ticks. Without a scheduler, ``scheduler`` is None and workers tick."""
+
+    scheduler: str | None
+    ticker_job: str | None
+    cleanup_job: str | None
+    last_tick_at: datetime | None
+    lag_seconds: float | None
+
+
+def options_json(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as JSON values: instants in ISO 8601, with their offset."""
+    values = dict(options)
+    at = values.get("available_at")
+    if isinstance(at, datetime):
+        values["available_at"] = iso(at, "available_at")
+    return values
+
+
+def iso(at: datetime, what: str) -> str:
+    """Return an instant as text. A datetime without a time zone names no instant."""
+    if at.tzinfo is None:
+        raise ValueError(f"{what} needs a time zone: {at.isoformat()} is ambiguous")
+    return at.isoformat()
+
+
+def tasks_json(tasks: Sequence[NewTask]) -> list[dict[str, Any]]:
+    """Return the tasks of ``spawn_tasks`` as JSON values."""
+    return [
+        {
+            "task_name": task.task_name,
+            "params": task.params,
+            "options": options_json(task.options or {}),
+        }
+        for task in tasks
+    ]
+
+
+def spawned(state: dict[str, Any]) -> Spawned:
+    """Return what the checkpoint of a spawn remembers."""
+    return Spawned(
+        UUID(state["task_id"]), UUID(state["run_id"]), state["attempt"], state["created"]
+    )

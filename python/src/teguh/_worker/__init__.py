@@ -1,0 +1,1 @@
+"""The worker's parts: engine (claims and outcomes), calls, pulse (leases), listener, threads."""

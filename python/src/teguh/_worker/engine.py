@@ -1,0 +1,488 @@
+"""Claims runs, has them executed, and reports how they ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import traceback
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import psycopg
+
+from teguh import _sql
+from teguh._async.context import AsyncTaskContext
+from teguh._async.pool import AsyncPool
+from teguh._connect import is_lost, open_async, open_sync, worker_conninfo
+from teguh._json import dumps, printable
+from teguh._sync.context import TaskContext
+from teguh._sync.pool import Pool
+from teguh._types import ClaimedRun
+from teguh._worker.backoff import Backoff
+from teguh._worker.calls import WorkerAsyncCalls, WorkerCalls
+from teguh._worker.listener import listen
+from teguh._worker.pulse import Pulse
+from teguh._worker.run import Run
+from teguh._worker.store import Store
+from teguh._worker.threads import Threads
+from teguh.errors import NotStorable, RunEnded, from_psycopg
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from uuid import UUID
+
+    from teguh.registry import AsyncHandler, Registry, SyncHandler
+
+log = logging.getLogger("teguh.worker")
+
+# A statement that completes more runs than this is not faster per run.
+_BATCH = 500
+
+# The statements of contexts, and the transactions of transaction steps, run on at most this
+# many connections each; more would only wait for the same disk.
+_CALL_CONNECTIONS = 3
+_TRANSACTION_CONNECTIONS = 8
+
+# A cancelled async handler has this long to clean up before its run is handed back.
+_UNWIND_SECONDS = 1.0
+
+# When stopping, what is on its way to the database has this long to get there.
+_FLUSH_SECONDS = 5.0
+
+# "Due at once" are also the few milliseconds the database gives work that is about to commit.
+_AT_ONCE = 0.05
+
+_TRACEBACK_LIMIT = 8_000
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The options of a worker, documented at :class:`teguh.Worker`."""
+
+    concurrency: int
+    batch_size: int
+    claim_timeout: float
+    heartbeat: float
+    poll_interval: float
+    ticker_interval: float | None
+    shutdown_timeout: float
+    unknown_delay: float
+    listen: bool
+    worker_id: str
+
+
+class _Completion(NamedTuple):
+    """A run that ended well, with its result as JSON text."""
+
+    run: Run
+    state: str
+
+
+class Engine:
+    """One worker at work, from its first claim until everything is handed in or back.
+
+    All of it happens on one event loop, except sync handlers and the renewal of leases, which
+    have threads of their own. Connections are never shared between the two: the loop has async
+    ones, each thread borrows or owns a sync one.
+    """
+
+    def __init__(self, conninfo: str, queue: str, registry: Registry, settings: Settings) -> None:
+        self._queue = queue
+        self._registry = registry
+        self._settings = settings
+        self._loop = asyncio.get_running_loop()
+
+        # Wakes the claim loop: a notification, a slot that it waits for, a timer it has not
+        # heard of, the end.
+        self._wake = asyncio.Event()
+
+        conninfo = worker_conninfo(conninfo, settings.worker_id)
+        self._open = partial(open_async, conninfo, prepare=settings.listen)
+        open_thread = partial(open_sync, conninfo, prepare=settings.listen)
+        self._claims = AsyncPool(self._open, 1)
+        self._calls = AsyncPool(self._open, _CALL_CONNECTIONS)
+        self._transactions = AsyncPool(self._open, _TRANSACTION_CONNECTIONS)
+        self._thread_transactions = Pool(open_thread, _TRANSACTION_CONNECTIONS)
+
+        self._store = Store(self._calls)
+        self._async_calls = WorkerAsyncCalls(
+            queue,
+            settings.claim_timeout,
+            registry,
+            self._store,
+            self._transactions,
+            self._wake.set,
+        )
+        self._sync_calls = WorkerCalls(self._async_calls, self._thread_transactions, self._loop)
+        self._threads = Threads(self._loop, settings.concurrency, self._handler_ended)
+        self._pulse = Pulse(
+            open_thread,
+            queue,
+            settings.claim_timeout,
+            settings.heartbeat,
+            lambda: list(self._runs.values()),
+            self._loop,
+            self._lost,
+        )
+
+        # Runs in this worker's hands, also those whose completion is on its way.
+        self._runs: dict[UUID, Run] = {}
+        # How many of them occupy a slot: their handlers have not ended.
+        self._executing = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._wants_slot = False
+        self._stopping = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._completions: list[_Completion] = []
+        self._completing: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Work until stopped. Raise what makes going on pointless, such as a missing queue."""
+        settings = self._settings
+        parts = [asyncio.create_task(self._claim_loop(), name="teguh-claims")]
+        if settings.listen:
+            parts.append(
+                asyncio.create_task(
+                    listen(
+                        self._open,
+                        f"teguh_{self._queue}",
+                        settings.poll_interval,
+                        self._wake.set,
+                    ),
+                    name="teguh-listener",
+                )
+            )
+        self._pulse.start()
+        try:
+            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self.stop()
+            await self._shut_down(parts)
+        for part in done:
+            part.result()
+
+    def stop(self, *, wait: bool = True) -> None:
+        """Stop claiming and wind down; without `wait`, hand running handlers back at once."""
+        self._stopping.set()
+        if not wait:
+            self._hurry.set()
+        self._wake.set()
+
+    def stop_by_signal(self) -> None:
+        """Stop; the second time, do not wait."""
+        self.stop(wait=not self._stopping.is_set())
+
+    # Claiming
+
+    async def _claim_loop(self) -> None:
+        """Claim whenever there are free slots and reason to believe in work."""
+        settings = self._settings
+        backoff = Backoff()
+        empty = Backoff(0.005, 1.0)
+        async with self._claims.connection():
+            pass  # what fails before the first connection will hardly get better
+        tick_at = time.monotonic()
+        while not self._stopping.is_set():
+            until_tick = settings.poll_interval
+            try:
+                if settings.ticker_interval is not None:
+                    if time.monotonic() >= tick_at:
+                        await self._tick()
+                        tick_at = time.monotonic() + settings.ticker_interval
+                    until_tick = tick_at - time.monotonic()
+                self._wake.clear()
+                free = self._free_slots()
+                if free == 0:
+                    self._wants_slot = True
+                    await self._sleep(until_tick)
+                    self._wants_slot = False
+                    continue
+                claimed = await self._claim(free)
+                if backoff.tries:
+                    log.info("claiming again from queue %s", self._queue)
+                    backoff.reset()
+                if claimed == free:
+                    continue
+                wait = await self._until_due(claimed, empty)
+            except psycopg.Error as error:
+                known = from_psycopg(error)
+                if known is not None:
+                    raise known from error
+                if not is_lost(error):
+                    raise
+                if backoff.tries == 1:  # the first try may just have met a stale connection
+                    log.warning("cannot claim, trying on: %s", error)
+                wait = backoff.next()
+            await self._sleep(min(wait, until_tick))
+
+    def _free_slots(self) -> int:
+        settings = self._settings
+        if len(self._completions) > max(2 * settings.concurrency, _BATCH):
+            return 0  # the database is behind with what has ended
+        return min(settings.concurrency - self._executing, settings.batch_size)
+
+    async def _claim(self, qty: int) -> int:
+        """Claim up to `qty` runs and start them; return how many came."""
+        settings = self._settings
+        now = time.monotonic()
+        rows = await self._claims.fetch(
+            _sql.CLAIM_TASK,
+            {
+                "queue": self._queue,
+                "worker": settings.worker_id,
+                "claim_timeout": settings.claim_timeout,
+                "qty": qty,
+            },
+        )
+        unknown = []
+        for row in rows:
+            claim = ClaimedRun(*row)
+            found = self._registry.find(claim.task_name)
+            if self._stopping.is_set():
+                self._release([claim], 0)
+            elif found is None:
+                unknown.append(claim)
+            else:
+                self._start(claim, now, *found)
+        if unknown:
+            names = sorted({claim.task_name for claim in unknown})
+            log.warning("no handler for %s: handed back", ", ".join(map(repr, names)))
+            self._release(unknown, settings.unknown_delay)
+        return len(rows)
+
+    async def _until_due(self, claimed: int, empty: Backoff) -> float:
+        """Return how long nothing can be due, in seconds.
+
+        Should the database say "at once" again and again without handing anything out (others
+        were faster, or a transaction is about to commit), the answers get longer.
+        """
+        rows = await self._claims.fetch(_sql.SECONDS_UNTIL_DUE, {"queue": self._queue})
+        due = rows[0][0]
+        limit = min(self._settings.poll_interval, self._settings.claim_timeout)
+        if due is None:
+            empty.reset()
+            return limit
+        # A millisecond more, lest a timer that fires early finds nothing yet.
+        wait = max(0.0, float(due)) + 0.001
+        if claimed or wait > _AT_ONCE:
+            empty.reset()
+        else:
+            wait = max(wait, empty.next())
+        return min(limit, wait)
+
+    async def _tick(self) -> None:
+        try:
+            await self._claims.fetch(_sql.TICKER, {"queue": self._queue})
+        except psycopg.Error as error:
+            if is_lost(error) or from_psycopg(error) is not None:
+                raise
+            log.warning("the ticker failed: %s", error)
+
+    async def _sleep(self, seconds: float) -> None:
+        """Sleep until woken, at most so long."""
+        if self._stopping.is_set():
+            return
+        try:
+            async with asyncio.timeout(max(0.0, seconds)):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+    # Executing
+
+    def _start(
+        self, claim: ClaimedRun, now: float, handler: SyncHandler | AsyncHandler, is_async: bool
+    ) -> None:
+        self._executing += 1
+        self._idle.clear()
+        if is_async:
+            context = AsyncTaskContext(self._async_calls, claim)
+            run = Run(claim, context, now)
+            run.task = self._loop.create_task(_call(cast("AsyncHandler", handler), context))
+            run.task.add_done_callback(partial(self._task_ended, run))
+        else:
+            run = Run(claim, TaskContext(self._sync_calls, claim), now)
+            self._threads.submit(run, cast("SyncHandler", handler))
+        self._runs[claim.run_id] = run
+
+    def _task_ended(self, run: Run, task: asyncio.Task[object]) -> None:
+        if task.cancelled():
+            self._handler_ended(run, None, asyncio.CancelledError("the handler was cancelled"))
+        elif (error := task.exception()) is not None:
+            self._handler_ended(run, None, error)
+        else:
+            self._handler_ended(run, task.result(), None)
+
+    def _handler_ended(self, run: Run, result: object, error: BaseException | None) -> None:
+        """Free the slot and send the outcome on its way."""
+        run.ended = True
+        self._executing -= 1
+        if self._wants_slot:
+            self._wake.set()
+        if self._executing == 0:
+            self._idle.set()
+        interrupt = run.context._interrupt
+        if interrupt is not None:
+            log.debug("%s: %s", run, interrupt)
+            self._runs.pop(run.claim.run_id, None)
+            return
+        if error is None:
+            try:
+                state = dumps(result, f"the result of task {run.claim.task_name!r}")
+            except NotStorable as refused:
+                error = refused
+            else:
+                self._completions.append(_Completion(run, state))
+                if self._completing is None:
+                    self._completing = self._store.background(self._complete_all())
+                return
+        self._fail(run, error)
+
+    def _lost(self, run: Run, reason: str) -> None:
+        """Stop a handler whose run is no longer its own."""
+        if not run.ended and run.context._interrupt is None:
+            log.warning("%s: stopped, %s", run, reason)
+            self._abandon(run, reason)
+
+    def _abandon(self, run: Run, reason: str) -> None:
+        run.context._abandon(reason)
+        if run.task is not None:
+            run.task.cancel()
+
+    # Outcomes
+
+    async def _complete_all(self) -> None:
+        """Hand in what has ended; what ends meanwhile goes into the next statement."""
+        try:
+            while self._completions:
+                batch = self._completions[:_BATCH]
+                del self._completions[:_BATCH]
+                await self._complete(batch)
+                for completion in batch:
+                    self._runs.pop(completion.run.claim.run_id, None)
+                if self._wants_slot:
+                    self._wake.set()
+        finally:
+            self._completing = None
+
+    async def _complete(self, batch: list[_Completion]) -> None:
+        """Hand in results together; if the statement fails for one, one by one."""
+        runs = ",".join(f'{{"run_id":"{c.run.claim.run_id}","state":{c.state}}}' for c in batch)
+        try:
+            refused = await self._store.fetch(
+                _sql.COMPLETE_BATCH, {"queue": self._queue, "runs": f"[{runs}]"}
+            )
+        except psycopg.Error as error:
+            if len(batch) > 1:
+                for completion in batch:
+                    await self._complete([completion])
+            elif not isinstance(from_psycopg(error), RunEnded):
+                self._fail(batch[0].run, error)
+        else:
+            for run_id, sqlstate in refused:
+                log.info("the result of run %s was discarded: %s", run_id, sqlstate)
+
+    def _fail(self, run: Run, error: BaseException) -> None:
+        log.warning("%s failed: %s: %s", run, type(error).__name__, error)
+        log.debug("%s failed here", run, exc_info=error)
+        text = "".join(traceback.format_exception(error))
+        reason = {
+            "name": type(error).__name__,
+            "message": printable(str(error)),
+            "traceback": printable(text[-_TRACEBACK_LIMIT:]),
+        }
+        params = {
+            "queue": self._queue,
+            "run": run.claim.run_id,
+            "reason": dumps(reason, "the reason"),
+            "retry_at": None,
+        }
+        self._report(_sql.FAIL_RUN, params, [run.claim])
+
+    def _release(self, claims: list[ClaimedRun], delay: float) -> None:
+        """Hand runs back, to be claimed again after a delay, without counting a failure."""
+        ids = sorted(claim.run_id for claim in claims)
+        params = {"queue": self._queue, "runs": ids, "delay": delay}
+        self._report(_sql.RELEASE_BATCH, params, claims)
+
+    def _report(self, statement: str, params: dict[str, Any], claims: list[ClaimedRun]) -> None:
+        async def report() -> None:
+            try:
+                await self._store.fetch(statement, params)
+            except psycopg.Error as error:
+                if statement == _sql.RELEASE_BATCH and len(claims) > 1:
+                    for claim in claims:
+                        self._release([claim], params["delay"])
+                elif not isinstance(from_psycopg(error), RunEnded):
+                    log.error("run %s: %s", claims[0].run_id, error)
+            finally:
+                for claim in claims:
+                    self._runs.pop(claim.run_id, None)
+                self._wake.set()  # the runs may be due again soon
+
+        self._store.background(report())
+
+    # Stopping
+
+    async def _shut_down(self, parts: list[asyncio.Task[None]]) -> None:
+        """Let handlers end, hand the rest back, and close everything."""
+        claiming, *others = parts
+        try:
+            await _at_most(_FLUSH_SECONDS, asyncio.wait([claiming]))
+            await self._handlers_end()
+            await self._hand_back()
+            await _at_most(_FLUSH_SECONDS, self._store.drain())
+        finally:
+            self._pulse.stop()
+            self._threads.close()
+            for part in (claiming, *others):
+                part.cancel()
+            await asyncio.gather(*parts, return_exceptions=True)
+            await _at_most(_UNWIND_SECONDS, self._store.cancel())
+            for pool in (self._claims, self._calls, self._transactions):
+                await pool.close()
+            self._thread_transactions.close()
+            self._pulse.join(1.0)
+
+    async def _handlers_end(self) -> None:
+        if self._executing:
+            log.info("stopping: waiting for %d handlers", self._executing)
+        waits = [asyncio.create_task(event.wait()) for event in (self._idle, self._hurry)]
+        await asyncio.wait(
+            waits,
+            timeout=self._settings.shutdown_timeout,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        for wait in waits:
+            wait.cancel()
+
+    async def _hand_back(self) -> None:
+        left = [
+            run for run in self._runs.values() if run.context._interrupt is None and not run.ended
+        ]
+        if not left:
+            return
+        log.info("stopping: handing back %d runs", len(left))
+        for run in left:
+            self._abandon(run, "the worker is stopping")
+        await _at_most(_UNWIND_SECONDS, self._idle.wait())
+        self._release([run.claim for run in left], 0)
+
+
+async def _call(handler: AsyncHandler, context: AsyncTaskContext) -> object:
+    try:
+        return await handler(context)
+    except (SystemExit, KeyboardInterrupt) as error:
+        # As they are, they would take the event loop down with them.
+        raise RuntimeError(f"the handler raised {type(error).__name__}") from error
+
+
+async def _at_most(seconds: float, work: Coroutine[Any, Any, Any]) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await work
+    except TimeoutError:
+        pass

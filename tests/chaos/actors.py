@@ -1,0 +1,55 @@
+"""What everybody in the storm has in common: a connection that may break at any moment."""
+
+from __future__ import annotations
+
+import time
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Conn = psycopg.Connection[tuple[Any, ...]]
+
+QUEUE = "storm"
+SEGMENT_BYTES = 65536
+
+# How pg_stat_activity tells those who may be shot at from those who watch.
+TARGET = "chaos target"
+
+# The connection was cut, or the server is on its way down or up.
+_CUT = {None, "57P01", "57P02", "57P03"}
+
+
+def is_cut(error: psycopg.Error) -> bool:
+    """Tell whether an error only says that the connection is gone."""
+    return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and (
+        error.sqlstate in _CUT or str(error.sqlstate).startswith("08")
+    )
+
+
+def act(
+    dsn: str,
+    name: str,
+    seed: int,
+    body: Callable[[Conn, Random], None],
+    *,
+    until: Callable[[], bool],
+    report: Callable[[str], None],
+) -> None:
+    """Call `body` again and again, over broken connections; report every other error."""
+    rng = Random(f"{seed}/{name}")
+    options = f"-c teguh.segment_bytes={SEGMENT_BYTES}"
+    while not until():
+        try:
+            with psycopg.connect(
+                dsn, autocommit=True, application_name=TARGET, options=options, connect_timeout=5
+            ) as connection:
+                while not until():
+                    body(connection, rng)
+        except psycopg.Error as error:
+            if not is_cut(error):
+                report(f"{name}: {error.sqlstate} {error}")
+            time.sleep(0.02)

@@ -1,0 +1,53 @@
+"""Engines broken on purpose, each in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A function of the engine, what to replace in it, and the checks that must notice."""
+
+    function: str
+    old: str
+    new: str
+    noticed: tuple[str, ...]
+
+
+MUTANTS = {
+    "that a task can be claimed twice": Mutant(
+        "teguh._claim0_template",
+        "for no key update skip locked",
+        "",
+        ("a run is handed out once",),
+    ),
+    "that the position passes open transactions": Mutant(
+        "teguh._move0_template",
+        "xid8[] := teguh._open_xids(v_snapshot)",
+        "xid8[] := '{}'",
+        ("every task is over",),
+    ),
+    "that timers of open transactions are missed": Mutant(
+        "teguh._passed0_template",
+        "from pg_snapshot_xip(p_snapshot) as x(xid)",
+        "from unnest('{}'::xid8[]) as x(xid)",
+        ("every task is over",),
+    ),
+    "that a run is not fenced": Mutant(
+        "teguh._hold_template",
+        "v_task.run_id = p_run_id and v_task.state = 'running'",
+        "v_task.state = 'running'",
+        ("a step is run once",),
+    ),
+}
+
+
+def mutated(text: str, mutant: Mutant) -> str:
+    """Return the SQL file with the mutant's function changed; raise if that is not possible."""
+    start = text.index(f"create or replace function {mutant.function}(")
+    end = text.index("\n$$;\n", start)
+    body = text[start:end]
+    if body.count(mutant.old) != 1:
+        raise LookupError(f"{mutant.function} has {mutant.old!r} {body.count(mutant.old)} times")
+    return text[:start] + body.replace(mutant.old, mutant.new) + text[end:]

@@ -1,0 +1,372 @@
+"""The storm: everybody works on one queue, everything breaks, then it calms down.
+
+Spawners, emitters, cancellers and a ticker are threads of this process; the workers are processes
+that are killed with SIGKILL. Sessions are terminated at random, the server is killed in the
+middle, and all the while an old snapshot and an idle writer are held open.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import psycopg
+from psycopg import IsolationLevel
+
+from tests.chaos.actors import QUEUE, TARGET, Conn, act, is_cut
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tools.servers import Server
+
+ROOT = Path(__file__).resolve().parents[2]
+SCHEMA = Path(__file__).with_name("schema.sql").read_text(encoding="utf-8")
+
+PROCESSES = 4
+THREADS = 4
+SPAWNERS = 4
+
+RETRIES = (
+    {"kind": "none"},
+    {"kind": "fixed", "base_seconds": 0.1},
+    {"kind": "exponential", "base_seconds": 0.05, "max_seconds": 0.4, "jitter": 0.5},
+)
+UNFINISHED = "state not in ('completed', 'failed', 'cancelled')"
+
+
+class Storm:
+    """One storm over one database into which teguh was installed."""
+
+    def __init__(
+        self, dsn: str, superuser_dsn: str, log: Path, *, seed: int, server: Server | None = None
+    ) -> None:
+        """`server`, if given, is killed in the middle; `log` takes the workers' errors."""
+        self.dsn = dsn
+        self.superuser_dsn = superuser_dsn
+        self.log = log
+        self.seed = seed
+        self.server = server
+        self.counts: Counter[str] = Counter()
+        self.committed: set[UUID] = set()
+        self.rolled_back: set[UUID] = set()
+        self._errors: list[str] = []
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._shots = threading.Lock()
+        self._threads: list[threading.Thread] = []
+        self._ended = threading.Event()
+        self._number = 0
+        self._workers: list[subprocess.Popen[bytes]] = []
+        self._pins: list[Conn] = []
+
+    @property
+    def errors(self) -> list[str]:
+        """What reached a caller and should not have."""
+        return self._errors + self.log.read_text(encoding="utf-8").splitlines()
+
+    def rage(self, seconds: float, *, patience: float = 4) -> None:
+        """Storm for so long, then wait until all tasks are over or none gets on for `patience`."""
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            connection.execute(SCHEMA.encode())
+            connection.execute("select teguh.create_queue(%s)", (QUEUE,))
+        self._pin()
+        with ExitStack() as stack:
+            stack.callback(self._end)
+            threads = self._start()
+            for _ in range(PROCESSES):
+                self._add_worker("storm")
+            time.sleep(seconds / 2)
+            if self.server is not None:
+                self._crash(self.server)
+            time.sleep(seconds / 2)
+            self._over.set()
+            for thread in threads:
+                thread.join()
+            self._replace_workers()
+            self._wait(patience)
+
+    # The actors
+
+    def _start(self) -> list[threading.Thread]:
+        """Start all actors; return those who stop when the storm is over."""
+        bodies: list[tuple[str, Callable[[Conn, Random], None]]] = [
+            *((f"spawner {n}", self._spawn) for n in range(SPAWNERS)),
+            ("emitter", self._emit),
+            ("canceller", self._cancel),
+            ("retrier", self._retry),
+        ]
+        stormy = [self._thread(name, body, self._over) for name, body in bodies]
+        stormy.append(threading.Thread(target=self._shoot))
+        ticker = self._thread("ticker", self._tick, self._ended)
+        self._threads = [*stormy, ticker]
+        for thread in self._threads:
+            thread.start()
+        return stormy
+
+    def _thread(
+        self, name: str, body: Callable[[Conn, Random], None], until: threading.Event
+    ) -> threading.Thread:
+        return threading.Thread(
+            target=act,
+            args=(self.dsn, name, self.seed, body),
+            kwargs={"until": until.is_set, "report": self._errors.append},
+        )
+
+    def _spawn(self, connection: Conn, rng: Random) -> None:
+        """Spawn some tasks in one transaction, which commits late or not at all."""
+        if rng.random() < 0.15:
+            connection.isolation_level = IsolationLevel.REPEATABLE_READ
+        else:
+            connection.isolation_level = IsolationLevel.READ_COMMITTED
+        roll_back = rng.random() < 0.1
+        task_ids: list[UUID] = []
+        try:
+            with connection.transaction(force_rollback=roll_back):
+                connection.execute("select 1")
+                if rng.random() < 0.2:
+                    task_ids += self._spawn_keyed(connection, rng)
+                else:
+                    for _ in range(rng.choice([1, 1, 2, 3])):
+                        task_ids += self._spawn_plain(connection, rng)
+                connection.execute(
+                    "insert into chaos.spawned (task_id) select unnest(%s::uuid[])", (task_ids,)
+                )
+                time.sleep(rng.choice([0] * 16 + [0.02, 0.1, 0.3, 1, 2]))
+        except psycopg.errors.SerializationFailure:
+            # two snapshots met at one idempotency key
+            if connection.isolation_level != IsolationLevel.REPEATABLE_READ:
+                raise
+            self._count("serialization failures")
+            return
+        with self._lock:
+            (self.rolled_back if roll_back else self.committed).update(task_ids)
+        self._count("spawns rolled back" if roll_back else "spawns committed")
+        time.sleep(rng.random() * 0.02)
+
+    def _spawn_plain(self, connection: Conn, rng: Random) -> list[UUID]:
+        """Spawn one task, or many at once."""
+        if rng.random() < 0.3:
+            tasks = [
+                {"task_name": "many", "params": _params(rng), "options": _options(rng)}
+                for _ in range(rng.choice([1, 5, 40]))
+            ]
+            return _ids(connection, "teguh.spawn_tasks(%s, %s)", QUEUE, json.dumps(tasks))
+        return _ids(
+            connection,
+            "teguh.spawn_task(%s, 'one', %s, %s)",
+            QUEUE,
+            json.dumps(_params(rng)),
+            json.dumps(_options(rng)),
+        )
+
+    def _spawn_keyed(self, connection: Conn, rng: Random) -> list[UUID]:
+        """Spawn tasks by idempotency keys that others use at the same time."""
+        keys = {f"key {rng.randrange(200)}" for _ in range(rng.choice([1, 1, 4]))}
+        tasks = [
+            {
+                "task_name": "keyed",
+                "params": _params(Random(key)),
+                "options": {**_options(rng), "idempotency_key": key},
+            }
+            for key in keys
+        ]
+        return _ids(connection, "teguh.spawn_tasks(%s, %s)", QUEUE, json.dumps(tasks))
+
+    def _emit(self, connection: Conn, rng: Random) -> None:
+        """Emit an event, before or after somebody waits for it."""
+        with connection.transaction(force_rollback=rng.random() < 0.1):
+            _emit(connection, f"event {rng.randrange(300)}")
+            time.sleep(rng.choice([0, 0, 0, 0.1]))
+        self._count("events emitted")
+        time.sleep(rng.random() * 0.05)
+
+    def _cancel(self, connection: Conn, rng: Random) -> None:
+        """Cancel some task."""
+        connection.execute(
+            "select teguh.cancel_task(%s, t.task_id) from ("
+            f" select task_id from teguh.t_{QUEUE} where {UNFINISHED} order by random() limit 1"
+            ") as t",
+            (QUEUE,),
+        )
+        self._count("cancellations")
+        time.sleep(rng.random() * 0.1)
+
+    def _retry(self, connection: Conn, rng: Random) -> None:
+        """Run some task again that failed or was cancelled, in place or as a new one."""
+        spawn_new = rng.random() < 0.3
+        try:
+            with connection.transaction():
+                task_ids = _ids(
+                    connection,
+                    f"(select task_id from teguh.t_{QUEUE} where state in ('failed', 'cancelled')"
+                    " order by random() limit 1) as t,"
+                    " teguh.retry_task(%s, t.task_id, %s)",
+                    QUEUE,
+                    json.dumps({"spawn_new": spawn_new}),
+                    alias="r",
+                )
+                connection.execute(
+                    "insert into chaos.spawned (task_id) select unnest(%s::uuid[])", (task_ids,)
+                )
+        except psycopg.Error as error:
+            if error.sqlstate != "TG004":  # somebody else was first
+                raise
+        self._count("retries")
+        time.sleep(rng.random() * 0.2)
+
+    def _tick(self, connection: Conn, rng: Random) -> None:
+        """Tick, and clean old events up."""
+        connection.execute("select teguh.ticker(%s)", (QUEUE,))
+        if rng.random() < 0.05:
+            connection.execute("select teguh.cleanup_events(%s, 0.5, 50)", (QUEUE,))
+        time.sleep(0.03)
+
+    # What breaks
+
+    def _shoot(self) -> None:
+        """Terminate sessions and kill workers, over and over."""
+        rng = Random(f"{self.seed}/shots")
+        while not self._over.wait(0.2):
+            with self._shots, psycopg.connect(self.superuser_dsn, autocommit=True) as connection:
+                connection.execute(
+                    "select pg_terminate_backend(pid) from pg_stat_activity"
+                    " where application_name = %s order by random() limit 1",
+                    (TARGET,),
+                )
+            self._count("sessions terminated")
+            if rng.random() < 0.2:
+                worker = self._workers.pop(rng.randrange(len(self._workers)))
+                worker.kill()
+                worker.wait()
+                self._count("workers killed")
+                self._add_worker("storm")
+
+    def _crash(self, server: Server) -> None:
+        """Kill the server with all its sessions, and start it again."""
+        with self._shots:
+            server.kill()
+            server.start()
+            self._pin()
+        self._count("server killed")
+
+    def _pin(self) -> None:
+        """Hold an old snapshot and an idle writer open."""
+        snapshot = psycopg.connect(self.dsn)
+        snapshot.isolation_level = IsolationLevel.REPEATABLE_READ
+        snapshot.execute("select count(*) from pg_class")
+        writer = psycopg.connect(self.dsn)
+        writer.execute("select pg_current_xact_id()")
+        for pin in self._pins:
+            pin.close()
+        self._pins = [snapshot, writer]
+
+    # Workers, and the calm
+
+    def _add_worker(self, mood: str) -> None:
+        self._number += 1
+        with self.log.open("ab") as log:
+            self._workers.append(
+                subprocess.Popen(
+                    [
+                        sys.executable, "-m", "tests.chaos.worker",
+                        self.dsn, str(1000 * self.seed + self._number), str(THREADS), mood,
+                    ],
+                    cwd=ROOT,
+                    env={**os.environ, "PYTHONPATH": str(ROOT)},
+                    stdout=log,
+                    stderr=log,
+                )
+            )  # fmt: skip
+
+    def _replace_workers(self) -> None:
+        """Let workers that do as they are told finish what is left."""
+        self._stop_workers()
+        for _ in range(2):
+            self._add_worker("calm")
+
+    def _stop_workers(self) -> None:
+        for worker in self._workers:
+            worker.kill()
+            worker.wait()
+        self._workers.clear()
+
+    def _wait(self, patience: float) -> None:
+        """Emit what is still awaited until all tasks are over or none gets on any more."""
+        before, since = "", time.monotonic()
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            while time.monotonic() - since < patience:
+                for (name,) in connection.execute(
+                    f"select event_name from teguh.e_{QUEUE} where emitted_at is null"
+                ).fetchall():
+                    _emit(connection, str(name))
+                rows = connection.execute(
+                    "select count(*), sum(turn), sum(attempt)"
+                    f" from teguh.t_{QUEUE} where {UNFINISHED}"
+                ).fetchall()
+                if rows[0][0] == 0:
+                    return
+                if str(rows) != before:
+                    before, since = str(rows), time.monotonic()
+                time.sleep(0.05)
+
+    def _end(self) -> None:
+        """Stop whoever still runs."""
+        self._over.set()
+        self._ended.set()
+        self._stop_workers()
+        for pin in self._pins:
+            pin.close()
+        for thread in self._threads:
+            thread.join(10)
+
+    def _count(self, what: str) -> None:
+        with self._lock:
+            self.counts[what] += 1
+
+
+def _ids(
+    connection: Conn, source: str, *arguments: object, alias: str = "s"
+) -> list[UUID]:
+    """Return the task ids that a spawning function gives."""
+    rows = connection.execute(
+        f"select {alias}.task_id from {source} as {alias}".encode(), arguments
+    ).fetchall()
+    return [UUID(str(row[0])) for row in rows]
+
+
+def _emit(connection: Conn, name: str) -> None:
+    """Emit an event whose payload is its name."""
+    connection.execute("select teguh.emit_event(%s, %s, to_jsonb(%s::text))", (QUEUE, name, name))
+
+
+def _params(rng: Random) -> dict[str, Any]:
+    """What a task has to do: writes, a child, sleeps, a wait."""
+    kinds = rng.choices(["write", "spawn", "sleep", "wait"], [8, 1, 3, 3], k=rng.choice([0, 1, 2, 4]))
+    return {
+        "plan": [f"{kind}-{place}" for place, kind in enumerate(kinds)],
+        "event": f"event {rng.randrange(300)}",
+        "timeout": rng.choice([None, None, 0, 0.05, 0.5]),
+    }
+
+
+def _options(rng: Random) -> dict[str, Any]:
+    """How a task is to be run."""
+    options: dict[str, Any] = {"retry_strategy": rng.choice(RETRIES)}
+    if rng.random() < 0.3:
+        options["max_attempts"] = rng.choice([1, 2, 3])
+    if rng.random() < 0.2:
+        options["delay_seconds"] = rng.choice([0.001, 0.05, 0.3, 1])
+    if rng.random() < 0.1:
+        options["cancellation"] = {rng.choice(["max_delay", "max_duration"]): rng.choice([0.2, 1])}
+    return options

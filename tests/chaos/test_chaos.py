@@ -1,0 +1,55 @@
+"""Nothing is lost and nothing runs twice, whatever breaks; and the checks would notice.
+
+TEGUH_CHAOS_SECONDS says how long it storms, TEGUH_CHAOS_SEED how.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.chaos.mutants import MUTANTS, mutated
+from tests.chaos.storm import Storm
+from tests.chaos.verdict import figures, violations
+from tests.cluster import TEGUH_SQL, Cluster, send
+from tools.servers import OWNER, Databases, Server
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SECONDS = float(os.environ.get("TEGUH_CHAOS_SECONDS") or 6)
+SEED = int(os.environ.get("TEGUH_CHAOS_SEED") or os.getpid())
+
+
+@pytest.mark.chaos
+def test_nothing_is_lost_and_nothing_runs_twice(
+    server: Databases, cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "errors"
+    log.touch()
+    with Server(server.kind) if isinstance(server, Server) else cluster.server as own:
+        dsn = own.create_database("storm", owner=OWNER)
+        send(dsn, TEGUH_SQL.read_text(encoding="utf-8"))
+        storm = Storm(
+            dsn, own.dsn("storm"), log, seed=SEED, server=own if isinstance(own, Server) else None
+        )
+        storm.rage(SECONDS)
+        with capsys.disabled():
+            print(f"\n{figures(storm)}")
+        found = violations(storm)
+        assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_the_checks_notice(name: str, cluster: Cluster, tmp_path: Path) -> None:
+    mutant = MUTANTS[name]
+    log = tmp_path / "errors"
+    log.touch()
+    with cluster.database("empty") as database:
+        send(cluster.owner_dsn(database), mutated(TEGUH_SQL.read_text(encoding="utf-8"), mutant))
+        storm = Storm(cluster.owner_dsn(database), cluster.server.dsn(database), log, seed=SEED)
+        storm.rage(3, patience=2.5)
+        found = violations(storm)
+    assert [line for line in found if line.startswith(mutant.noticed)], found

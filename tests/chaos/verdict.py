@@ -1,0 +1,163 @@
+"""What must be true after a storm."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import psycopg
+from psycopg import sql
+
+from tests.chaos.actors import QUEUE, Conn
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from tests.chaos.storm import Storm
+
+# Each query returns what contradicts its name. {q} is the queue.
+CHECKS = {
+    "every committed task exists": """
+        select distinct s.task_id from chaos.spawned as s
+        where not exists (select from teguh.t_{q} as t where t.task_id = s.task_id)
+    """,
+    "no task exists whose spawn was not committed": """
+        select t.task_id from teguh.t_{q} as t
+        where not exists (select from chaos.spawned as s where s.task_id = t.task_id)
+    """,
+    "every task is over": """
+        select t.task_id, t.state, t.turn, t.available_at, t.lease_expires_at from teguh.t_{q} as t
+        where t.state not in ('completed', 'failed', 'cancelled')
+    """,
+    "a run is handed out once, and once more each time it was handed back": """
+        select c.run_id, c.claims, r.returns
+        from (select run_id, count(*) as claims from chaos.claimed group by run_id) as c
+        left join (select run_id, count(*) as returns from chaos.returned group by run_id) as r
+          on r.run_id = c.run_id
+        where c.claims > 1 + coalesce(r.returns, 0)
+    """,
+    "attempt counts how often the task was handed out and not released": """
+        select t.task_id, t.attempt, c.claims from teguh.t_{q} as t
+        cross join lateral (
+          select
+            (select count(*) from chaos.claimed as c where c.task_id = t.task_id)
+            - (
+              select count(*) from chaos.returned as r
+              where r.task_id = t.task_id and r.how = 'released'
+            ) as claims
+        ) as c
+        where t.attempt <> c.claims
+    """,
+    "a task is completed once, and only if it says so": """
+        select t.task_id, t.state, c.completions from teguh.t_{q} as t
+        cross join lateral (
+          select count(*) as completions from chaos.completed as c where c.task_id = t.task_id
+        ) as c
+        where c.completions <> (t.state = 'completed')::integer
+    """,
+    "a step is run once": """
+        select s.task_id, s.step, count(*) from chaos.steps as s
+        group by s.task_id, s.step having count(*) > 1
+    """,
+    "a step is run if and only if it has a checkpoint": """
+        select s.task_id, s.step, c.checkpoint_name from chaos.steps as s
+        full join (
+          select * from teguh.c_{q} as c where c.checkpoint_name !~ '^wait'
+        ) as c on c.task_id = s.task_id and c.checkpoint_name = s.step
+        where s.task_id is null or c.task_id is null
+    """,
+    "a completed task has done all its steps": """
+        select t.task_id, p.step from teguh.t_{q} as t
+        cross join jsonb_array_elements_text(t.params -> 'plan') as p(step)
+        where t.state = 'completed'
+          and not exists (
+            select from teguh.c_{q} as c
+            where c.task_id = t.task_id and c.checkpoint_name = p.step
+          )
+    """,
+    "a wait ends one way, whenever it is asked": """
+        select o.task_id, o.step, array_agg(distinct o.outcome) from chaos.outcomes as o
+        group by o.task_id, o.step having count(distinct o.outcome) > 1
+    """,
+    "an event brings its own payload": """
+        select o.task_id, o.step, o.outcome from chaos.outcomes as o
+        join teguh.t_{q} as t on t.task_id = o.task_id
+        where o.outcome not in ('timeout', t.params ->> 'event')
+    """,
+    "a task fails when its attempts are used up, not before and not after": """
+        select t.task_id, t.state, t.failures, t.max_attempts from teguh.t_{q} as t
+        where t.failures > t.max_attempts
+          or (t.state = 'failed' and t.failures is distinct from t.max_attempts)
+    """,
+    "the run before each run is in the history": """
+        select t.task_id, t.run_id, r.runs from teguh.t_{q} as t
+        cross join lateral (
+          select count(*) as runs from teguh.r_{q} as r where r.task_id = t.task_id
+        ) as r
+        where r.runs <> teguh._run_number(t.run_id) - 1
+    """,
+    "nobody waits for an event any more": """
+        select w.task_id, w.event_name from teguh.w_{q} as w
+    """,
+    "nothing is left to be claimed": """
+        select c.run_id from teguh.claim_task('{q}', 'verdict', 1, 10) as c
+    """,
+    "nothing is due": """
+        select d.at from (select teguh.next_due('{q}') as at) as d where d.at is not null
+    """,
+    "dispatch rows are never updated or deleted": """
+        select s.relname, s.n_tup_upd, s.n_tup_del from pg_stat_user_tables as s
+        where s.schemaname = 'teguh' and s.relname ~ '^[pk][01]_{q}$'
+          and s.n_tup_upd + s.n_tup_del > 0
+    """,
+}
+
+
+def violations(storm: Storm) -> list[str]:
+    """Return what went wrong in a storm that is over: nothing, of a sound engine."""
+    found = [f"an error reached a caller: {line}" for line in storm.errors]
+    with psycopg.connect(storm.dsn, autocommit=True) as connection:
+        for name, query in CHECKS.items():
+            rows = connection.execute(query.replace("{q}", QUEUE).encode()).fetchall()
+            if rows:
+                found.append(f"{name}: not so for {len(rows)}: {rows[:3]}")
+        task_ids = _task_ids(connection)
+    for known, name in (
+        (storm.committed - task_ids, "committed for its spawner, but not there"),
+        (storm.rolled_back & (task_ids - storm.committed), "rolled back by its spawner, but there"),
+    ):
+        if known:
+            found.append(f"{name}: {len(known)}: {sorted(map(str, known))[:3]}")
+    return found
+
+
+def figures(storm: Storm) -> str:
+    """Return how much of everything there was."""
+    with psycopg.connect(storm.dsn, autocommit=True) as connection:
+        connection.execute("select pg_sleep(1.1)")  # counters are sent once a second
+        states = connection.execute(
+            f"select state, count(*) from teguh.t_{QUEUE} group by 1 order by 1"
+        ).fetchall()
+        counts = connection.execute(
+            "select (select count(*) from chaos.claimed), (select count(*) from chaos.steps),"
+            f" (select count(*) from teguh.r_{QUEUE}),"
+            f" (select last_value from teguh.ring_{QUEUE}) / 2"
+        ).fetchall()[0]
+        dead = connection.execute(
+            "select relname, n_dead_tup, pg_table_size(relid) from pg_stat_user_tables"
+            " where schemaname = 'teguh' and relname ~ %s order by 1",
+            (f"^[a-z][01]?_{QUEUE}$",),
+        ).fetchall()
+    lines = [
+        f"seed {storm.seed}: " + ", ".join(f"{number} {state}" for state, number in states),
+        "{} claims, {} steps, {} runs in the history, {} segments".format(*counts),
+        ", ".join(f"{number} {what}" for what, number in sorted(storm.counts.items())),
+        "dead rows and bytes: " + ", ".join(f"{n} {d} {b}" for n, d, b in dead),
+    ]
+    return "\n".join(lines)
+
+
+def _task_ids(connection: Conn) -> set[UUID]:
+    rows = connection.execute(
+        sql.SQL("select task_id from {}").format(sql.Identifier("teguh", f"t_{QUEUE}"))
+    ).fetchall()
+    return {row[0] for row in rows}

@@ -1,0 +1,119 @@
+"""The server of a test session and the databases that tests get on it.
+
+One server is started when the first test asks for one.  Teguh is installed into a template
+database once, by a role that is no superuser; each test gets a copy, which takes some 20 ms.
+
+    TEGUH_PG         the kind of server: embedded (default), npm:14 .. npm:18, debian
+    TEGUH_TEST_DSN   an existing server instead, as superuser
+    TEGUH_PGCRYPTO   where pgcrypto is: public, extensions (a schema of that name) or absent;
+                     by default in public where the server has it
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+
+from tools.servers import GUEST, OWNER, Databases, server_from_environment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).resolve().parent.parent
+TEGUH_SQL = ROOT / "sql" / "teguh.sql"
+PGTAP_SQL = ROOT / "pg_tap" / "vendor" / "pgtap.sql"
+PGCRYPTO_PLACES = ("public", "extensions", "absent")
+
+
+def send(dsn: str, text: str) -> None:
+    """Send a whole file as one string of the simple protocol, which makes it one transaction."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(text.encode())
+
+
+def add_pgcrypto(superuser_dsn: str, place: str) -> None:
+    """Put pgcrypto where `place` says."""
+    if place == "public":
+        send(superuser_dsn, "create extension pgcrypto schema public")
+    elif place == "extensions":
+        send(
+            superuser_dsn,
+            "create schema extensions; create extension pgcrypto schema extensions;"
+            " grant usage on schema extensions to public",
+        )
+
+
+class Cluster:
+    """A running server, the template databases on it, and copies of them."""
+
+    def __init__(self, server: Databases) -> None:
+        self.server = server
+        self.prefix = f"teguh_test_{os.getpid()}"
+        self._numbers = itertools.count(1)
+        self._templates: dict[str, str] = {}
+        available = server.has_extension("pgcrypto")
+        self.pgcrypto = os.environ.get("TEGUH_PGCRYPTO") or ("public" if available else "absent")
+        if self.pgcrypto not in PGCRYPTO_PLACES:
+            raise pytest.UsageError(f"TEGUH_PGCRYPTO is one of {', '.join(PGCRYPTO_PLACES)}")
+        if self.pgcrypto != "absent" and not available:
+            raise pytest.UsageError(f"the server {server.kind!r} has no pgcrypto to install")
+
+    def close(self) -> None:
+        """Drop the templates: an existing server is left as it was found."""
+        for name in self._templates.values():
+            self.server.drop_database(name)
+
+    def template(self, kind: str) -> str:
+        """Return the name of a template database: empty, teguh or pgtap."""
+        if kind not in self._templates:
+            name = f"{self.prefix}_{kind}"
+            if kind == "empty":
+                self.server.create_database(name, owner=OWNER)
+                add_pgcrypto(self.server.dsn(name), self.pgcrypto)
+            elif kind == "teguh":
+                self.server.create_database(name, template=self.template("empty"), owner=OWNER)
+                send(self.server.dsn(name, OWNER), TEGUH_SQL.read_text(encoding="utf-8"))
+            else:
+                self.server.create_database(name, template=self.template("teguh"), owner=OWNER)
+                send(self.server.dsn(name), PGTAP_SQL.read_text(encoding="utf-8"))
+            self._templates[kind] = name
+        return self._templates[kind]
+
+    @contextmanager
+    def database(self, kind: str) -> Iterator[str]:
+        """Yield the name of a fresh copy of a template database, dropped afterwards."""
+        name = f"{self.prefix}_{next(self._numbers)}"
+        self.server.create_database(name, template=self.template(kind), owner=OWNER)
+        try:
+            yield name
+        finally:
+            self.server.drop_database(name)
+
+    def owner_dsn(self, database: str) -> str:
+        """Return a connection string for the role that installed teguh; it is no superuser."""
+        return self.server.dsn(database, OWNER)
+
+    def guest_dsn(self, database: str) -> str:
+        """Return a connection string for a role without any right."""
+        return self.server.dsn(database, GUEST)
+
+
+_CLUSTER = pytest.StashKey[Cluster]()
+
+
+def cluster_of(config: pytest.Config) -> Cluster:
+    """Return the session's cluster; the first call starts its server."""
+    if _CLUSTER not in config.stash:
+        server = server_from_environment()
+        config.add_cleanup(lambda: server.__exit__(None, None, None))
+        server.__enter__()
+        cluster = Cluster(server)
+        config.add_cleanup(cluster.close)
+        config.stash[_CLUSTER] = cluster
+    return config.stash[_CLUSTER]

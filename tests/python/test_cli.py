@@ -1,0 +1,151 @@
+"""The command line and the demo."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import psycopg
+import pytest
+
+import teguh
+from teguh.cli import main
+from teguh.demo import LEDGER, Demo, Story
+from teguh.demo.orders import write
+from tests.cluster import ROOT
+from tests.python.support import finished, running
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_install_installs_and_creates_queues_and_may_be_repeated(
+    empty_dsn: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        assert main(["install", "--dsn", empty_dsn, "--queue", "a", "--queue", "b"]) == 0
+    with teguh.Client.connect(empty_dsn) as client:
+        assert [queue.queue_name for queue in client.list_queues()] == ["a", "b"]
+        assert f"teguh {client.version()} is installed" in capsys.readouterr().out
+
+
+def test_install_on_a_connection_leaves_it_as_it_was(empty_dsn: str) -> None:
+    with psycopg.connect(empty_dsn) as connection:
+        version = teguh.install(connection)
+        assert not connection.autocommit
+        assert teguh.Client(connection).version() == version
+        with pytest.raises(ValueError, match="end yours first"):
+            teguh.install(connection)
+
+
+def test_install_leaves_another_version_alone(dsn: str, conn: psycopg.Connection[Any]) -> None:
+    conn.execute(
+        "create or replace function teguh.version() returns text language sql as $$ select '0' $$"
+    )
+    with psycopg.connect(dsn) as connection:
+        with pytest.raises(teguh.VersionMismatch, match="hint"):
+            teguh.install(connection)
+        assert teguh.Client(connection).version() == "0"
+
+
+def test_spawn_prints_the_id_of_a_task_that_a_worker_then_executes(
+    dsn: str,
+    client: teguh.Client,
+    queue: str,
+    tasks: teguh.Registry,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tasks.task("echo")(lambda ctx: ctx.params)
+    monkeypatch.setenv("TEGUH_DSN", dsn)
+    options = ["--max-attempts", "2", "--delay", "0.01", "--idempotency-key", "k"]
+    assert main(["spawn", queue, "echo", '{"x": [1]}', *options]) == 0
+    task_id = capsys.readouterr().out.strip()
+    with running(dsn, queue, tasks):
+        assert finished(client, queue, UUID(task_id)).completed_payload == {"x": [1]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["spawn", "nowhere", "n"], "nowhere"),
+        (["spawn", "jobs", "n", "{"], "params are not JSON"),
+        (["spawn", "jobs", "n", "--max-attempts", "0"], "hint:"),
+        (["worker", "nothing", "--queue", "jobs"], "is no module:registry"),
+        (["worker", "no.such.module:tasks", "--queue", "jobs"], "there is no module"),
+        (["worker", "teguh.demo.orders:nothing", "--queue", "jobs"], "has no 'nothing'"),
+        (["worker", "teguh.demo.orders:order", "--queue", "jobs"], "is no teguh.Registry"),
+        (["worker", "teguh.demo.orders:tasks", "--queue", "nowhere"], "nowhere"),
+        (
+            ["worker", "teguh.demo.orders:tasks", "--queue", "jobs", "--heartbeat", "20"],
+            "at most 10 s",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_said_without_a_stack_trace(
+    dsn: str,
+    queue: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    says: str,
+) -> None:
+    monkeypatch.setenv("TEGUH_DSN", dsn)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    assert queue == "jobs"
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("teguh: ")
+    assert says in error
+
+
+def test_a_database_without_teguh_is_told_how_to_get_it(
+    empty_dsn: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["spawn", "--dsn", empty_dsn, "jobs", "n"]) == 1
+    assert "teguh install" in capsys.readouterr().err
+
+
+def test_a_module_that_cannot_import_something_shows_what(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_tasks.py").write_text("import this_is_missing\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    with pytest.raises(ModuleNotFoundError, match="this_is_missing"):
+        main(["worker", "broken_tasks:tasks", "--queue", "jobs"])
+
+
+def test_the_demo_proves_that_every_step_happened_once(
+    empty_dsn: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert Demo(empty_dsn, Story()).run() == 0
+    told = capfd.readouterr().out
+    assert "Every step happened exactly once." in told
+    assert "Traceback" not in told
+
+
+@pytest.mark.parametrize("steps", [["charge", "pack"], ["charge", "pack", "pack", "ship"]])
+def test_the_demo_fails_when_a_step_is_missing_or_happened_twice(
+    dsn: str,
+    client: teguh.Client,
+    queue: str,
+    tasks: teguh.Registry,
+    capsys: pytest.CaptureFixture[str],
+    steps: list[str],
+) -> None:
+    client.connection.execute(LEDGER)
+    for step in steps:
+        write(client.connection, 42, step, "")
+    tasks.task("order")(lambda _: None)
+    task = client.spawn_task(queue, "order")
+    with running(dsn, queue, tasks):
+        result = finished(client, queue, task.task_id)
+    assert Demo(dsn, Story())._prove(client, result) == 1
+    assert "This is wrong" in capsys.readouterr().out
+
+
+def test_the_sync_half_is_what_make_sync_generates() -> None:
+    command = [sys.executable, str(ROOT / "tools" / "make_sync.py"), "--check"]
+    assert subprocess.run(command, check=False).returncode == 0

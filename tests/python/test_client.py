@@ -1,0 +1,258 @@
+"""The clients: one method per SQL function, sync and async alike."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import psycopg
+import pytest
+
+import teguh
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+NOWHERE = UUID("01890000-0000-7000-8000-000000000000")
+
+
+def test_every_public_function_has_a_method(conn: psycopg.Connection[tuple[Any, ...]]) -> None:
+    rows = conn.execute(
+        "select p.proname from pg_proc as p"
+        " where p.pronamespace = 'teguh'::regnamespace and p.proname !~ '^_'"
+        " and not exists (select from unnest(p.proargnames) as n where n !~ '^p_')"
+        " union select p.proname from pg_proc as p"
+        " where p.pronamespace = 'teguh'::regnamespace and p.proname !~ '^_'"
+    ).fetchall()
+    functions = {name for (name,) in rows}
+    methods = {name for name, _ in inspect.getmembers(teguh.Client) if not name.startswith("_")}
+    assert functions <= methods, f"no method for {functions - methods}"
+
+
+def test_sync_and_async_clients_have_the_same_methods() -> None:
+    def shape(cls: type) -> dict[str, list[str]]:
+        return {
+            name: list(inspect.signature(method).parameters)
+            for name, method in inspect.getmembers(cls, inspect.isroutine)
+            if not name.startswith("_")
+        }
+
+    assert shape(teguh.Client) == shape(teguh.AsyncClient)
+
+
+def test_sync_and_async_clients_agree(client: teguh.Client, dsn: str, queue: str) -> None:
+    async def use() -> teguh.TaskResult | None:
+        async with await teguh.AsyncClient.connect(dsn) as other:
+            task = await other.spawn_task(queue, "add", {"a": 1})
+            (run,) = await other.claim_task(queue, "me", claim_timeout=5)
+            assert (run.task_id, run.params, run.attempt) == (task.task_id, {"a": 1}, 1)
+            await other.complete_run(queue, run.run_id, {"sum": 3})
+            return await other.get_task_result(queue, task.task_id)
+
+    result = asyncio.run(use())
+    assert result is not None
+    assert result == client.get_task_result(queue, result.task_id)
+    assert (result.state, result.completed_payload) == ("completed", {"sum": 3})
+
+
+def test_a_task_goes_through_its_life(client: teguh.Client, queue: str) -> None:
+    task = client.spawn_task(queue, "mail", {"to": "ayu"}, headers={"trace": "t"}, max_attempts=2)
+    assert task.created
+    (run,) = client.claim_task(queue, "w", claim_timeout=10, qty=5)
+    assert run.run_id == task.run_id
+    assert run.headers == {"trace": "t"}
+    assert run.max_attempts == 2
+    client.extend_claim(queue, run.run_id, 60)
+    client.set_task_checkpoint_state(queue, task.task_id, "sent", {"id": 7}, run.run_id)
+    assert client.get_task_checkpoint_state(queue, task.task_id, "sent") == {"id": 7}
+    (checkpoint,) = client.get_task_checkpoint_states(queue, task.task_id, run.run_id)
+    assert (checkpoint.checkpoint_name, checkpoint.status) == ("sent", "committed")
+    client.fail_run(queue, run.run_id, {"message": "no"}, retry_at=datetime.now(UTC))
+    (again,) = client.claim_task(queue, "w")
+    assert again.run_id != run.run_id
+    assert again.checkpoints == {"sent": {"id": 7}}
+    assert again.failures == 1
+    client.fail_run(queue, again.run_id, {"message": "never"})
+    result = client.get_task_result(queue, task.task_id)
+    assert result is not None
+    assert (result.state, result.failures, result.failure_reason) == (
+        "failed",
+        2,
+        {"message": "never"},
+    )
+    retried = client.retry_task(queue, task.task_id, max_attempts=3)
+    assert retried.task_id == task.task_id
+    client.cancel_task(queue, task.task_id)
+    assert client.claim_task(queue) == []
+
+
+def test_many_tasks_are_spawned_in_one_statement_and_in_order(
+    client: teguh.Client, queue: str
+) -> None:
+    tasks = [teguh.NewTask("n", i, {"max_attempts": 1}) for i in range(50)]
+    spawned = client.spawn_tasks(queue, tasks)
+    runs = client.claim_task(queue, qty=100)
+    assert [run.task_id for run in runs] == [task.task_id for task in spawned]
+    assert [run.params for run in runs] == list(range(50))
+    outcome = client.complete_runs(queue, {run.run_id: run.params for run in runs[:3]})
+    assert all(run.applied for run in outcome)
+
+
+def test_a_batch_says_which_runs_it_could_not_complete(client: teguh.Client, queue: str) -> None:
+    client.spawn_tasks(queue, [teguh.NewTask("n"), teguh.NewTask("n")])
+    first, second = client.claim_task(queue, qty=2)
+    client.complete_run(queue, first.run_id)
+    outcome = client.complete_runs(queue, {first.run_id: 1, second.run_id: 2})
+    assert {run.run_id: (run.applied, run.error) for run in outcome} == {
+        first.run_id: (False, "AB002"),
+        second.run_id: (True, None),
+    }
+
+
+def test_sleeping_awaiting_and_releasing(client: teguh.Client, queue: str) -> None:
+    task = client.spawn_task(queue, "n")
+    (run,) = client.claim_task(queue)
+    now = client.current_time()
+    client.schedule_run(queue, run.run_id, now + timedelta(hours=1))
+    assert client.next_due(queue) == now + timedelta(hours=1)
+    other = client.spawn_task(queue, "n")
+    (run,) = client.claim_task(queue)
+    assert run.task_id == other.task_id
+    client.release_run(queue, run.run_id)
+    (run,) = client.claim_task(queue)
+    assert run.task_id == other.task_id
+    awaited = client.await_event(queue, run.task_id, run.run_id, "step", "go", timeout=60)
+    assert awaited.should_suspend
+    client.emit_event(queue, "go", {"ok": True})
+    (run,) = client.claim_task(queue)
+    assert (run.wake_event, run.event_payload) == ("go", {"ok": True})
+    assert task.task_id != run.task_id
+
+
+def test_spawning_commits_or_rolls_back_with_the_caller(
+    client: teguh.Client, dsn: str, queue: str
+) -> None:
+    with psycopg.connect(dsn) as connection:
+        teguh.Client(connection).spawn_task(queue, "n")
+        connection.rollback()
+    assert client.claim_task(queue) == []
+    with psycopg.connect(dsn) as connection:
+        teguh.Client(connection).spawn_task(queue, "n")
+    assert len(client.claim_task(queue)) == 1
+
+
+def test_a_client_closes_its_own_connection_and_leaves_a_borrowed_one_open(dsn: str) -> None:
+    with teguh.Client.connect(dsn) as own:
+        pass
+    assert own.connection.closed
+    with psycopg.connect(dsn) as connection:
+        with teguh.Client(connection):
+            pass
+        assert not connection.closed
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda c, _: c.spawn_task("nowhere", "n"), teguh.QueueNotFound),
+        (lambda c, q: c.complete_run(q, NOWHERE), teguh.RunNotFound),
+        (lambda c, q: c.cancel_task(q, NOWHERE), teguh.TaskNotFound),
+        (lambda c, q: c.retry_task(q, c.spawn_task(q, "n").task_id), teguh.WrongState),
+        (lambda c, q: c.spawn_task(q, "n", tipo="x"), teguh.InvalidOption),
+        (
+            lambda c, q: [c.spawn_task(q, "n", i, idempotency_key="k") for i in range(2)],
+            teguh.Conflict,
+        ),
+    ],
+)
+def test_an_error_is_of_its_class_and_carries_its_hint(
+    client: teguh.Client, queue: str, call: Callable[..., Any], error: type[teguh.EngineError]
+) -> None:
+    with pytest.raises(error) as caught:
+        call(client, queue)
+    assert caught.value.hint
+    assert f"hint: {caught.value.hint}" in str(caught.value)
+    assert isinstance(caught.value.__cause__, psycopg.Error)
+
+
+def test_a_finished_run_is_lost_and_a_cancelled_one_cancelled(
+    client: teguh.Client, queue: str
+) -> None:
+    client.spawn_tasks(queue, [teguh.NewTask("n"), teguh.NewTask("n")])
+    first, second = client.claim_task(queue, qty=2)
+    client.complete_run(queue, first.run_id)
+    with pytest.raises(teguh.RunLost):
+        client.complete_run(queue, first.run_id)
+    client.cancel_task(queue, second.task_id)
+    with pytest.raises(teguh.TaskCancelled):
+        client.extend_claim(queue, second.run_id, 10)
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ({"a": {1, 2}}, "set is not JSON serializable"),
+        ("nul \0 inside", "holds a NUL"),
+        (["deep", {"k\0": 1}], "holds a NUL"),
+        ("\ud800", "surrogate"),
+        (float("nan"), "not JSON"),
+    ],
+)
+def test_what_jsonb_cannot_hold_is_refused_by_name(
+    client: teguh.Client, queue: str, value: object, says: str
+) -> None:
+    with pytest.raises(teguh.NotStorable, match=f"params of task 'mail'.*{says}"):
+        client.spawn_task(queue, "mail", value)
+    assert client.claim_task(queue) == []
+
+
+def test_a_backslash_before_u0000_is_no_nul(client: teguh.Client, queue: str) -> None:
+    text = "\\u0000 and \\\\u0000"
+    client.spawn_task(queue, "n", text)
+    (run,) = client.claim_task(queue)
+    assert run.params == text
+
+
+def test_a_time_without_zone_is_refused(client: teguh.Client, queue: str) -> None:
+    with pytest.raises(ValueError, match="time zone"):
+        client.spawn_task(queue, "n", available_at=datetime(2030, 1, 1))  # noqa: DTZ001
+    client.spawn_task(queue, "n", available_at=datetime(2030, 1, 1, tzinfo=UTC))
+    assert client.next_due(queue) == datetime(2030, 1, 1, tzinfo=UTC)
+
+
+def test_the_life_cycle_functions_answer(client: teguh.Client, queue: str) -> None:
+    assert client.version()
+    stamp = client.uuidv7_timestamp(client.portable_uuidv7())
+    assert stamp is not None
+    assert abs(stamp - client.current_time()) < timedelta(seconds=5)
+    assert client.validate_queue_name("fine") == "fine"
+    assert client.ticker(queue) == 0
+    assert client.ticker() == 0
+    client.ticker_loop(tick_seconds=0.01, max_seconds=0.05)
+    client.start()
+    assert client.status()
+    client.stop()
+
+
+def test_queues_are_listed_with_their_policy_and_dropped(client: teguh.Client) -> None:
+    client.create_queue("mail", notify="off", cleanup_ttl=60)
+    client.create_queue("mail", default_max_attempts=4)
+    (queue,) = client.list_queues()
+    assert queue.queue_name == "mail"
+    assert queue.policy["notify"] == "off"
+    assert queue.policy["default_max_attempts"] == 4
+    client.drop_queue("mail")
+    assert client.list_queues() == []
+
+
+def test_ended_tasks_and_old_events_are_cleaned_up(client: teguh.Client, queue: str) -> None:
+    client.spawn_task(queue, "n")
+    (run,) = client.claim_task(queue)
+    client.complete_run(queue, run.run_id)
+    client.emit_event(queue, "old")
+    assert client.cleanup_tasks(queue, ttl_seconds=0) == 1
+    assert client.cleanup_events(queue, ttl_seconds=0, limit=10) == 1
+    assert [row.queue_name for row in client.cleanup_all_queues()] == [queue]

@@ -1,0 +1,302 @@
+"""What the catalog and the sources promise, read back: names, comments, rights, error codes."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+
+from tests.cluster import ROOT
+from tools.servers import GUEST
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+# The longest name a queue may have.
+LONG_QUEUE = "q" * 55
+
+# function(arguments) -> result, as clients in any language rely on them.
+SIGNATURES = """
+version() -> text
+current_time() -> timestamp with time zone
+portable_uuidv7() -> uuid
+uuidv7_timestamp(p_uuid uuid) -> timestamp with time zone
+start(p_options jsonb) -> void
+stop() -> void
+status() -> TABLE(scheduler text, ticker_job text, cleanup_job text, last_tick_at timestamp with
+  time zone, lag_seconds double precision)
+ticker(p_queue_name text) -> integer
+ticker_loop(IN p_options jsonb) -> None
+validate_queue_name(p_queue_name text) -> text
+create_queue(p_queue_name text, p_policy jsonb) -> void
+drop_queue(p_queue_name text) -> void
+list_queues() -> TABLE(queue_name text, created_at timestamp with time zone, policy jsonb)
+spawn_task(p_queue_name text, p_task_name text, p_params jsonb, p_options jsonb)
+  -> TABLE(task_id uuid, run_id uuid, attempt integer, created boolean)
+spawn_tasks(p_queue_name text, p_tasks jsonb)
+  -> TABLE(task_id uuid, run_id uuid, attempt integer, created boolean)
+claim_task(p_queue_name text, p_worker_id text, p_claim_timeout double precision, p_qty integer)
+  -> TABLE(run_id uuid, task_id uuid, attempt integer, task_name text, params jsonb,
+  retry_strategy jsonb, max_attempts integer, headers jsonb, wake_event text, event_payload jsonb,
+  failures integer, checkpoints jsonb, lease_expires_at timestamp with time zone)
+next_due(p_queue_name text) -> timestamp with time zone
+complete_run(p_queue_name text, p_run_id uuid, p_state jsonb) -> void
+complete_runs(p_queue_name text, p_runs jsonb)
+  -> TABLE(run_id uuid, applied boolean, error text)
+fail_run(p_queue_name text, p_run_id uuid, p_reason jsonb, p_retry_at timestamp with time zone)
+  -> void
+schedule_run(p_queue_name text, p_run_id uuid, p_wake_at timestamp with time zone) -> void
+release_run(p_queue_name text, p_run_id uuid, p_delay double precision) -> void
+extend_claim(p_queue_name text, p_run_id uuid, p_extend_by double precision) -> void
+set_task_checkpoint_state(p_queue_name text, p_task_id uuid, p_step_name text, p_state jsonb,
+  p_owner_run uuid, p_extend_claim_by double precision) -> void
+get_task_checkpoint_state(p_queue_name text, p_task_id uuid, p_step_name text) -> jsonb
+get_task_checkpoint_states(p_queue_name text, p_task_id uuid, p_run_id uuid)
+  -> TABLE(checkpoint_name text, state jsonb, status text, owner_run_id uuid,
+  updated_at timestamp with time zone)
+await_event(p_queue_name text, p_task_id uuid, p_run_id uuid, p_step_name text,
+  p_event_name text, p_timeout double precision)
+  -> TABLE(should_suspend boolean, payload jsonb, timed_out boolean)
+emit_event(p_queue_name text, p_event_name text, p_payload jsonb) -> void
+cancel_task(p_queue_name text, p_task_id uuid) -> void
+retry_task(p_queue_name text, p_task_id uuid, p_options jsonb)
+  -> TABLE(task_id uuid, run_id uuid, attempt integer, created boolean)
+get_task_result(p_queue_name text, p_task_id uuid)
+  -> TABLE(task_id uuid, state text, attempts integer, completed_payload jsonb,
+  cancelled_at timestamp with time zone, failure_reason jsonb, failures integer, task_name text,
+  created_at timestamp with time zone, available_at timestamp with time zone,
+  first_started_at timestamp with time zone, finished_at timestamp with time zone)
+cleanup_tasks(p_queue_name text, p_ttl_seconds double precision, p_limit integer) -> integer
+cleanup_events(p_queue_name text, p_ttl_seconds double precision, p_limit integer) -> integer
+cleanup_all_queues(p_queue_name text)
+  -> TABLE(queue_name text, tasks_deleted integer, events_deleted integer)
+"""
+
+# The catalogue of errors: teguh's own codes, and PostgreSQL's where one fits.
+SQLSTATES = {
+    "AB001": "the task is cancelled",
+    "AB002": "the run has ended or its lease was taken",
+    "TG001": "the queue does not exist",
+    "TG002": "the run does not exist",
+    "TG003": "the task does not exist",
+    "TG004": "not in a state for that",
+    "TG005": "unknown option or bad value",
+    "TG006": "the idempotency key belongs to another task",
+    "TG010": "another version is installed",
+    "22004": "null where a value is needed",
+    "25001": "claim_task outside READ COMMITTED",
+    "40001": "serialization failure: try again",
+    "42602": "a name that cannot be",
+    "42939": "a reserved name",
+    "55P03": "a lock could not be had in time",
+}
+
+
+@pytest.fixture
+def catalog(superuser_dsn: str) -> Iterator[Connection]:
+    """The catalog of a database with teguh and one queue of the longest name."""
+    with psycopg.connect(superuser_dsn, autocommit=True) as connection:
+        connection.execute("select teguh.create_queue(%s)", (LONG_QUEUE,))
+        yield connection
+
+
+def names(connection: Connection, query: str) -> list[str]:
+    """Return the first column of a query's rows."""
+    return [str(row[0]) for row in connection.execute(query.encode()).fetchall()]
+
+
+def test_the_public_functions_are_exactly_those_of_the_contract(catalog: Connection) -> None:
+    found = names(
+        catalog,
+        """
+        select format(
+          '%s(%s) -> %s', p.proname, regexp_replace(
+            pg_get_function_arguments(p.oid), ' DEFAULT [^,)]*', '', 'g'
+          ),
+          coalesce(pg_get_function_result(p.oid), 'None')
+        )
+        from pg_proc as p
+        where p.pronamespace = 'teguh'::regnamespace and p.proname !~ '^_'
+        """,
+    )
+    wanted = re.sub(r"\n +", " ", SIGNATURES).split("\n")[1:-1]
+    assert sorted(found) == sorted(wanted)
+
+
+def test_every_public_function_says_what_it_does(catalog: Connection) -> None:
+    silent = names(
+        catalog,
+        r"""
+        select p.oid::regprocedure
+        from pg_proc as p
+        where p.pronamespace = 'teguh'::regnamespace
+          and p.proname !~ '^_'
+          and coalesce(obj_description(p.oid, 'pg_proc'), '') !~ '^[A-Z][^.]{10,}\.'
+        """,
+    )
+    assert silent == []
+
+
+def test_every_function_pins_its_search_path(catalog: Connection) -> None:
+    loose = names(
+        catalog,
+        """
+        select p.oid::regprocedure
+        from pg_proc as p
+        where p.pronamespace = 'teguh'::regnamespace
+          and p.prokind <> 'p'
+          and not coalesce(p.proconfig, '{}') @> array['search_path=pg_catalog, pg_temp']
+        """,
+    )
+    assert loose == []
+
+
+def test_no_public_function_is_overloaded(catalog: Connection) -> None:
+    overloaded = names(
+        catalog,
+        """
+        select p.proname
+        from pg_proc as p
+        where p.pronamespace = 'teguh'::regnamespace
+        group by p.proname
+        having count(*) > 1
+        """,
+    )
+    assert overloaded == []
+
+
+def test_public_may_not_execute_or_read_anything(catalog: Connection) -> None:
+    allowed = names(
+        catalog,
+        f"""
+        select 'schema'
+        where has_schema_privilege('{GUEST}', 'teguh', 'usage, create')
+        union all
+        select p.oid::regprocedure::text
+        from pg_proc as p
+        where p.pronamespace = 'teguh'::regnamespace
+          and has_function_privilege('{GUEST}', p.oid, 'execute')
+        union all
+        select c.oid::regclass::text
+        from pg_class as c
+        where c.relnamespace = 'teguh'::regnamespace
+          and c.relkind in ('r', 'v', 'm', 'p')
+          and has_table_privilege('{GUEST}', c.oid, 'select, insert, update, delete, truncate')
+        union all
+        select c.oid::regclass::text
+        from pg_class as c
+        where c.relnamespace = 'teguh'::regnamespace
+          and case when c.relkind = 'S' then
+            has_sequence_privilege('{GUEST}', c.oid, 'usage, select, update')
+          end
+        """,
+    )
+    assert allowed == []
+
+
+def test_every_object_of_the_template_has_its_like_in_a_queue_of_the_longest_name(
+    catalog: Connection,
+) -> None:
+    rows = catalog.execute(
+        """
+        select 'relation', relname from pg_class where relnamespace = 'teguh'::regnamespace
+        union all
+        select 'function', proname from pg_proc where pronamespace = 'teguh'::regnamespace
+        union all
+        select 'constraint', conname from pg_constraint
+        where connamespace = 'teguh'::regnamespace and contype <> 'n'
+        union all
+        select 'trigger', tgname from pg_trigger where not tgisinternal
+        """
+    ).fetchall()
+    objects = {(str(kind), str(name)) for kind, name in rows}
+    template = {(kind, name) for kind, name in objects if name.endswith("_template")}
+    wanted = {(kind, name.removesuffix("template") + LONG_QUEUE) for kind, name in template}
+    assert len(template) > 10
+    assert {name for _, name in wanted if len(name) > 63} == set()
+    assert wanted - objects == set()
+
+
+def test_queues_whose_long_names_differ_in_the_last_letter_do_not_meet(
+    catalog: Connection,
+) -> None:
+    other = LONG_QUEUE[:-1] + "z"
+    catalog.execute("select teguh.create_queue(%s)", (other,))
+    catalog.execute("select teguh.drop_queue(%s)", (LONG_QUEUE,))
+    spawned = catalog.execute("select * from teguh.spawn_task(%s, 'a', '{}')", (other,))
+    assert spawned.rowcount == 1
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        ("a", "a_d"), ("a", "t_a"), ("a", "a_pkey"), ("p0_a", "a"), ("a", "key_a"), ("c", "c_c"),
+        ("claim", "claim_a"), ("a_template", "template_a"), ("x_template", "x"),
+    ],
+)  # fmt: skip
+def test_queues_with_names_like_tables_or_functions_do_not_meet(
+    conn: Connection, one: str, two: str
+) -> None:
+    for name in (one, two):
+        conn.execute("select teguh.create_queue(%s)", (name,))
+    for name in (one, two):
+        conn.execute("select teguh.spawn_task(%s, %s, '{}')", (name, f"for {name}"))
+    claimed = {
+        name: conn.execute("select task_name from teguh.claim_task(%s, 'w')", (name,)).fetchall()
+        for name in (one, two)
+    }
+    assert claimed == {name: [(f"for {name}",)] for name in (one, two)}
+    conn.execute("select teguh.drop_queue(%s)", (one,))
+    assert names(conn, "select queue_name from teguh.list_queues()") == [two]
+    conn.execute("select teguh.spawn_task(%s, 'again', '{}')", (two,))
+
+
+def test_nothing_of_a_dropped_queue_is_left(catalog: Connection) -> None:
+    catalog.execute("select teguh.drop_queue(%s)", (LONG_QUEUE,))
+    left = names(
+        catalog,
+        f"""
+        select relname from pg_class where relname like '%{LONG_QUEUE}'
+        union all
+        select proname from pg_proc where proname like '%{LONG_QUEUE}'
+        union all
+        select typname from pg_type where typname like '%{LONG_QUEUE}'
+        union all
+        select queue_name from teguh.queues
+        """,
+    )
+    assert left == []
+
+
+def test_every_table_and_view_says_what_it_holds(catalog: Connection) -> None:
+    silent = names(
+        catalog,
+        """
+        select c.oid::regclass
+        from pg_class as c
+        where c.relnamespace = 'teguh'::regnamespace
+          and c.relkind in ('r', 'v', 'p')
+          and coalesce(obj_description(c.oid, 'pg_class'), '') = ''
+        """,
+    )
+    assert silent == []
+
+
+def test_every_module_has_its_pgtap_file_and_none_is_left_over() -> None:
+    modules = {path.name for path in (ROOT / "sql" / "src").glob("*.sql")}
+    tests = {path.name for path in (ROOT / "pg_tap").glob("*.sql")}
+    assert tests == modules
+
+
+def test_every_sqlstate_raised_is_in_the_catalogue() -> None:
+    raised = {
+        state
+        for path in (ROOT / "sql" / "src").glob("*.sql")
+        for state in re.findall(r"errcode = '(\w+)'", path.read_text())
+    }
+    assert raised - set(SQLSTATES) == set()
+    assert {state for state in SQLSTATES if state[:2] in ("AB", "TG")} - raised == set()

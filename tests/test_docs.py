@@ -1,0 +1,73 @@
+"""The snippets of the documents do what they say."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+import teguh
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def snippets(language: str) -> list[str]:
+    """The fenced blocks of the README in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+
+
+def test_the_sql_of_the_readme_runs_in_order(dsn: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as db:
+        rows = [db.execute(sql.encode()) for sql in snippets("sql")]
+        assert rows[2].fetchall() == [("completed", 1, {"parcel": 1})]
+        assert len(rows) == 4
+
+
+def test_the_python_of_the_readme_runs_an_order(dsn: str) -> None:
+    space: dict[str, Any] = {}
+    for source in snippets("python"):
+        exec(source.replace("3600", "0.01"), space)
+    worker = teguh.Worker(dsn, "orders", space["tasks"])
+    with psycopg.connect(dsn, autocommit=True) as db:
+        db.execute("create table shipments (courier text)")
+        client = teguh.Client(db)
+        client.create_queue("orders")
+        spawned = client.spawn_task("orders", "order", {})
+        client.emit_event("orders", "courier:4711", {"name": "Ada"})
+        thread = threading.Thread(target=worker.run)
+        thread.start()
+        try:
+            deadline = time.monotonic() + 30
+            while client.get_task_result("orders", spawned.task_id).state != "completed":
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        finally:
+            worker.stop()
+            thread.join()
+        assert db.execute("select courier from shipments").fetchall() == [("Ada",)]
+
+
+@pytest.mark.parametrize("document", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_what_a_document_links_to_exists(document: str) -> None:
+    text = (ROOT / document).read_text()
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_architecture_names_every_module() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    for module in (ROOT / "sql" / "src").glob("*.sql"):
+        assert f"`{module.stem}`" in text, module.stem
+
+
+def test_every_make_target_of_the_documents_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for document in ("README.md", "CONTRIBUTING.md"):
+        text = (ROOT / document).read_text()
+        assert set(re.findall(r"(?:`|^    )make ([a-z-]+)", text, re.MULTILINE)) <= targets
