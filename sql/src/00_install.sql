@@ -1,6 +1,7 @@
 begin;
 
 set local client_min_messages = warning;
+set local search_path = pg_catalog, pg_temp;
 set local check_function_bodies = off;
 
 -- Refuse to run over another version: tables change only through sql/upgrade.

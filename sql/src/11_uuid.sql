@@ -67,10 +67,13 @@ begin
       end;
       $body$
     $sql$,
-    case when v_native then
-      'if coalesce(btrim(current_setting(''teguh.fake_now'', true)), '''') = '''' then
+    case
+      when v_native
+        then $native$
+        if nullif(btrim(current_setting('teguh.fake_now', true)), '') is null then
           return uuidv7();
-        end if;'
+        end if;
+        $native$
     end
   );
 end;
@@ -90,12 +93,13 @@ create or replace function teguh.uuidv7_timestamp(p_uuid uuid)
   parallel safe
   set search_path = pg_catalog, pg_temp
 as $$
-  select case
-    when get_byte(b.bytes, 6) >> 4 = 7 and get_byte(b.bytes, 8) >> 6 = 2 then
-      to_timestamp(
-        ('x' || encode(substr(b.bytes, 1, 6), 'hex'))::bit(48)::bigint / 1000.0
-      )
-  end
+  select
+    case
+      when get_byte(b.bytes, 6) >> 4 = 7 and get_byte(b.bytes, 8) >> 6 = 2
+        then to_timestamp(
+          ('x' || encode(substr(b.bytes, 1, 6), 'hex'))::bit(48)::bigint / 1000.0
+        )
+    end
   from (select uuid_send(p_uuid) as bytes) as b;
 $$;
 

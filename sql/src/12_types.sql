@@ -21,6 +21,15 @@ begin
     turn    integer
   );
 
+  create type teguh._picked as (
+    task_ids uuid[],
+    turns    integer[],
+    limited  uuid[],
+    limits   timestamptz[],
+    first    teguh._gap,
+    woke     bigint
+  );
+
   create type teguh._spawn as (
     task_name       text,
     params          jsonb,
@@ -43,5 +52,8 @@ comment on type teguh._late is
   'from which its rows may still turn up.';
 comment on type teguh._timer is
   'A timer that has come due: a task and the turn it was set for.';
+comment on type teguh._picked is
+  'What a claim took: tasks and their turns, those that have a deadline now, the '
+  'place of the first one past the scan position, the most of their woke.';
 comment on type teguh._spawn is
   'One task to spawn, its options checked.';

@@ -175,6 +175,7 @@ create sequence if not exists teguh.seq_template;
 create sequence if not exists teguh.ring_template minvalue 0 start 0;
 create sequence if not exists teguh.parked_template minvalue 0 start 0;
 create sequence if not exists teguh.woken_template minvalue 0 start 0;
+create sequence if not exists teguh.plan_template minvalue 0 start 0;
 create sequence if not exists teguh.fired_template minvalue 0 start 0;
 create sequence if not exists teguh.clock_template minvalue 0 start 0;
 create sequence if not exists teguh.carry_template minvalue 0 start 0;
@@ -188,6 +189,8 @@ comment on sequence teguh.parked_template is
   'Counts claims that came back short: each may be a worker about to wait.';
 comment on sequence teguh.woken_template is
   'The claims among those whose worker is known to have been notified since.';
+comment on sequence teguh.plan_template is
+  'When a waiting worker looks next of its own accord, in microseconds since 1970.';
 comment on sequence teguh.fired_template is
   'When a claim last looked for due timers, in milliseconds since 1970.';
 comment on sequence teguh.clock_template is

@@ -224,6 +224,7 @@ begin
     perform nextval('teguh.parked_template'::regclass);
     perform setval('teguh.ring_template'::regclass, 0);
     perform setval('teguh.woken_template'::regclass, 0);
+    perform setval('teguh.plan_template'::regclass, teguh._beyond());
     perform setval('teguh.fired_template'::regclass, 0);
     perform setval('teguh.clock_template'::regclass, 0);
     perform setval('teguh.carry_template'::regclass, 0);

@@ -1,5 +1,5 @@
 -- Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- (kinds s and l, with p_due_at).
+-- (kinds s and l, with p_due_at).  Without tasks (null) nothing is done.
 --
 -- The transaction gets its id before it has the row, so whoever takes a snapshot
 -- meanwhile sees it running.  The ring is read again after the insert: if a new
@@ -21,6 +21,10 @@ declare
   v_seen   bigint;
   v_woke   bigint;
 begin
+  if p_task_ids is null then
+    return;
+  end if;
+
   perform pg_current_xact_id();
   v_newest := (pg_sequence_last_value('teguh.ring_template'::regclass) + 1) / 2;
   loop
@@ -41,10 +45,23 @@ begin
 end;
 $$;
 
--- Insert dispatch rows into one segment.  Returns what the waiting workers were
--- counted at if some of them have not been notified yet, else null.
+-- A number as often as there are tasks.
+create or replace function teguh._fill(p_number integer, p_task_ids uuid[])
+  returns integer[]
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return array_fill(p_number, array[coalesce(cardinality(p_task_ids), 0)]);
+end;
+$$;
+
+-- Insert dispatch rows into one segment.  Returns null unless a waiting worker must
+-- be notified: for ready rows, if some have not been since they were counted, the
+-- count; for a sleeper, if it is due before any of them would look again.
 --
--- That count is read when the insert already holds its lock on the segment.  A
+-- The registers are read when the insert already holds its lock on the segment.  A
 -- worker about to wait counts itself first and looks for such locks second
 -- (_next_template): one of the two always sees the other.
 --
@@ -76,7 +93,7 @@ begin
           select
             pg_sequence_last_value('teguh.parked_template'::regclass) as parked,
             pg_sequence_last_value('teguh.woken_template'::regclass) as woken
-          where p_kind = 'r'
+          where p_kind <> 'l'
         ) as w
       ),
       case when p_kind <> 'r' then greatest(u.due_at, v_soonest) end,
@@ -86,6 +103,7 @@ begin
     from unnest(p_task_ids, p_turns, p_due_at) as u(task_id, turn, due_at)
     returning p.woke, p.due_at
   )
+
   select max(a.woke), min(a.due_at) into v_woke, v_first
   from added as a;
 
@@ -95,6 +113,12 @@ begin
     perform teguh._back0_template(p_kind, v_first);
   end if;
 
+  if p_kind = 's'
+    and teguh._micros(v_first) >= pg_sequence_last_value('teguh.plan_template'::regclass)
+    and v_woke < teguh._beyond()
+  then
+    return null;
+  end if;
   return v_woke;
 end;
 $$;

@@ -1,11 +1,6 @@
--- Claim up to p_qty ready tasks of one segment, oldest first, and move the scan
--- position on when it has fallen behind.  Returns the tasks claimed, and sets the
--- timers of their leases and, at a first start, of their max_duration.
---
--- The task's row is the arbiter.  A dispatch row only says where to look; the row
--- lock, taken with skip locked, re-reads the task, so that one which was claimed
--- or cancelled since the statement's snapshot is passed over.  Rows left behind by
--- the position (its gaps) come first.
+-- Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- their leases and, at a first start, of their max_duration.  Moves the scan
+-- position on when it has fallen 32 rows behind.  Returns the tasks claimed.
 create or replace function teguh._claim0_template(
   p_worker text,
   p_now    timestamptz,
@@ -18,58 +13,99 @@ create or replace function teguh._claim0_template(
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_xid       xid8;
-  v_seq       bigint;
-  v_gaps      teguh._gap[];
-  v_first_xid xid8;
-  v_first_seq bigint;
-  v_woke      bigint;
-  v_task_ids  uuid[];
-  v_turns     integer[];
-  v_limited   uuid[];
-  v_limits    timestamptz[];
+  v_from   teguh.k0_template;
+  v_picked teguh._picked;
 begin
-  select k.xid, k.seq, k.gaps into v_xid, v_seq, v_gaps
+  select k.* into v_from
   from teguh.k0_template as k
   where k.kind = 'r'
   order by k.kind desc, k.n desc
   limit 1;
   if not found then
-    v_xid := '0';
-    v_seq := 0;
+    v_from.xid := '0';
+    v_from.seq := 0;
   end if;
 
+  v_picked := teguh._pick0_template(p_worker, p_now, p_until, p_qty, v_from);
+
+  if v_picked.woke > pg_sequence_last_value('teguh.woken_template'::regclass)
+    and v_picked.woke < teguh._beyond()
+  then
+    perform setval('teguh.woken_template'::regclass, v_picked.woke);
+  end if;
+  if v_picked.task_ids is not null and p_until is not null then
+    perform teguh._push_template(
+      'l', v_picked.task_ids, v_picked.turns,
+      array_fill(p_until, array[cardinality(v_picked.task_ids)])
+    );
+  end if;
+  if v_picked.limited is not null then
+    perform teguh._push_template(
+      'l', v_picked.limited, teguh._fill(0, v_picked.limited), v_picked.limits
+    );
+  end if;
+
+  if teguh._many0_template(
+    32, v_from.xid, v_from.seq,
+    coalesce((v_picked.first).xid, '18446744073709551615'),
+    coalesce((v_picked.first).low_seq, 0)
+  ) then
+    perform teguh._move0_template(
+      v_from.xid, v_from.seq, v_from.gaps,
+      (v_picked.first).xid, (v_picked.first).low_seq
+    );
+  end if;
+
+  return v_picked.task_ids;
+end;
+$$;
+
+-- Claim up to p_qty tasks among the ready rows that lie in a gap or from a place on.
+--
+-- The task's row is the arbiter.  A dispatch row only says where to look; the row
+-- lock, taken with skip locked, re-reads the task, so that one which was claimed or
+-- cancelled since the statement's snapshot is passed over.
+create or replace function teguh._pick0_template(
+  p_worker text,
+  p_now    timestamptz,
+  p_until  timestamptz,
+  p_qty    integer,
+  p_from   teguh.k0_template
+)
+  returns teguh._picked
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_picked teguh._picked;
+begin
   with ready as materialized (
-    select p.xid, p.seq, p.woke, t.task_id, t.turn
+    select p.xid, p.seq, p.woke, t.task_id
     from (
-      (
-        select p.xid, p.seq, p.woke, p.task_id, p.turn
-        from unnest(v_gaps) as g
-        cross join lateral (
-          select p.xid, p.seq, p.woke, p.task_id, p.turn
-          from teguh.p0_template as p
-          where p.kind = 'r'
-            and p.xid = g.xid
-            and p.seq between g.low_seq and g.high_seq
-          order by p.seq
-          offset 0
-        ) as p
-      )
-      union all
-      (
-        select p.xid, p.seq, p.woke, p.task_id, p.turn
+      select p.*
+      from unnest(p_from.gaps) as g
+      cross join lateral (
+        select p.*
         from teguh.p0_template as p
         where p.kind = 'r'
-          and (p.xid, p.seq) >= (v_xid, v_seq)
+          and p.xid = g.xid
+          and p.seq between g.low_seq and g.high_seq
+        order by p.seq
+      ) as p
+      union all
+      (
+        select p.*
+        from teguh.p0_template as p
+        where p.kind = 'r'
+          and (p.xid, p.seq) >= (p_from.xid, p_from.seq)
         order by p.xid, p.seq
-        offset 0
       )
     ) as p
     cross join lateral (
-      select t.task_id, t.turn
+      select t.task_id
       from teguh.t_template as t
-      where t.task_id = p.task_id
-        and t.turn = p.turn
+      where (t.task_id, t.turn) = (p.task_id, p.turn)
         and t.state in ('pending', 'sleeping')
         and (t.deadline_at is null or t.deadline_at > p_now)
       for no key update skip locked
@@ -87,57 +123,26 @@ begin
       first_started_at = coalesce(t.first_started_at, p_now),
       lease_expires_at = p_until,
       deadline_at = case
-        when t.first_started_at is null and t.cancellation is not null
-          then teguh._after(p_now, (t.cancellation ->> 'max_duration')::double precision)
-        else t.deadline_at
+        when t.attempt > 0 or t.cancellation is null then t.deadline_at
+        else teguh._after(p_now, (t.cancellation ->> 'max_duration')::double precision)
       end
     from ready as r
     where t.task_id = r.task_id
-    returning
-      t.task_id,
-      t.turn,
-      case when t.attempt = 1 then t.deadline_at end as limit_at,
-      r.xid,
-      r.seq,
-      r.woke,
-      (r.xid, r.seq) >= (v_xid, v_seq) as is_new
+    returning t.task_id, t.turn, t.attempt, t.deadline_at, r.xid, r.seq, r.woke
   )
 
   select
     array_agg(c.task_id),
     array_agg(c.turn),
-    array_agg(c.task_id) filter (where c.limit_at is not null),
-    array_agg(c.limit_at) filter (where c.limit_at is not null),
-    (array_agg(c.xid) filter (where c.is_new))[1],
-    (array_agg(c.seq) filter (where c.is_new))[1],
+    array_agg(c.task_id) filter (where c.attempt = 1 and c.deadline_at is not null),
+    array_agg(c.deadline_at) filter (where c.attempt = 1 and c.deadline_at is not null),
+    (array_agg(row(c.xid, c.seq, null)::teguh._gap)
+      filter (where (c.xid, c.seq) >= (p_from.xid, p_from.seq)))[1],
     max(c.woke)
-  into v_task_ids, v_turns, v_limited, v_limits, v_first_xid, v_first_seq, v_woke
+  into v_picked
   from claimed as c;
 
-  if v_woke > pg_sequence_last_value('teguh.woken_template'::regclass)
-    and v_woke < teguh._beyond()
-  then
-    perform setval('teguh.woken_template'::regclass, v_woke);
-  end if;
-  if v_task_ids is not null and p_until is not null then
-    perform teguh._push_template(
-      'l', v_task_ids, v_turns, array_fill(p_until, array[cardinality(v_task_ids)])
-    );
-  end if;
-  if v_limited is not null then
-    perform teguh._push_template(
-      'l', v_limited, array_fill(0, array[cardinality(v_limited)]), v_limits
-    );
-  end if;
-
-  if teguh._many0_template(
-    32, v_xid, v_seq,
-    coalesce(v_first_xid, '18446744073709551615'), coalesce(v_first_seq, 0)
-  ) then
-    perform teguh._move0_template(v_xid, v_seq, v_gaps, v_first_xid, v_first_seq);
-  end if;
-
-  return v_task_ids;
+  return v_picked;
 end;
 $$;
 
@@ -283,8 +288,7 @@ begin
   where p.kind = 'r'
     and (p.xid, p.seq) >= (p_xid, p_seq)
   order by p.xid, p.seq
-  offset p_count - 1
-  limit 1;
+  limit 1 offset p_count - 1;
   return coalesce((v_xid, v_seq) < (p_end_xid, p_end_seq), false);
 end;
 $$;
@@ -518,7 +522,9 @@ comment on function teguh.claim_task(text, text, double precision, integer) is
 -- A caller that waits for a notification must hear of every task that was spawned
 -- without one.  Such a spawn was made before this worker was counted as waiting,
 -- so its transaction either is still open, seen by its lock on the newest segment,
--- or has committed, seen by the look for ready tasks that comes after.
+-- or has committed, seen by the look for ready tasks that comes after.  Likewise for
+-- sleepers: while the register of the next planned look says never, each one that is
+-- spawned notifies; so that is what it says before the look.
 create or replace function teguh._next_template()
   returns timestamptz
   language plpgsql
@@ -531,6 +537,7 @@ declare
   v_due   timestamptz;
   v_first timestamptz;
 begin
+  perform setval('teguh.plan_template'::regclass, teguh._beyond());
   if exists (
     select from pg_locks as l
     where l.relation in ('teguh.p0_template'::regclass, 'teguh.p1_template'::regclass)
@@ -549,6 +556,9 @@ begin
     v_due := least(v_due, v_first);
   end loop;
 
+  if v_due is not null then
+    perform setval('teguh.plan_template'::regclass, greatest(teguh._micros(v_due), 0));
+  end if;
   return v_due;
 end;
 $$;

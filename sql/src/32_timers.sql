@@ -20,10 +20,7 @@ declare
   v_snapshot pg_snapshot := pg_current_snapshot();
   v_from     teguh.k0_template;
   v_to       teguh.k0_template;
-  v_ended    xid8[];
-  v_since    timestamptz;
   v_due      teguh._timer[];
-  v_missed   teguh._timer[];
 begin
   select k.* into v_from
   from teguh.k0_template as k
@@ -69,19 +66,6 @@ begin
     limit p_limit
   ) as d;
 
-  select array_agg(l.xid), min(l.since) into v_ended, v_since
-  from unnest(v_from.late) as l
-  where pg_visible_in_snapshot(l.xid, v_snapshot);
-  if v_ended is not null then
-    select array_agg(row(p.task_id, p.turn)::teguh._timer) into v_missed
-    from teguh.p0_template as p
-    where p.kind = p_kind
-      and p.kind <> 'r'
-      and p.due_at >= v_since
-      and p.due_at <= v_from.due_at
-      and p.xid = any (v_ended);
-  end if;
-
   v_to.due_at := greatest(v_from.due_at, p_now);
   v_to.seq := 9223372036854775807;
   if cardinality(v_due) = p_limit then
@@ -91,12 +75,45 @@ begin
       and p.kind <> 'r'
       and (p.due_at, p.seq) > (v_from.due_at, v_from.seq)
     order by p.due_at, p.seq
-    offset p_limit - 1
-    limit 1;
+    limit 1 offset p_limit - 1;
   end if;
   perform teguh._pass0_template(v_n, p_kind, v_snapshot, v_from, v_to);
 
-  return coalesce(v_due, '{}') || coalesce(v_missed, '{}');
+  return coalesce(v_due, '{}') || teguh._miss0_template(v_from, v_snapshot);
+end;
+$$;
+
+-- The timers before a position whose transactions were open when it moved, and have
+-- ended by now.
+create or replace function teguh._miss0_template(
+  p_from     teguh.k0_template,
+  p_snapshot pg_snapshot
+)
+  returns teguh._timer[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_ended xid8[];
+  v_since timestamptz;
+begin
+  select array_agg(l.xid), min(l.since) into v_ended, v_since
+  from unnest(p_from.late) as l
+  where pg_visible_in_snapshot(l.xid, p_snapshot);
+  if v_ended is null then
+    return '{}';
+  end if;
+
+  return array(
+    select row(p.task_id, p.turn)::teguh._timer
+    from teguh.p0_template as p
+    where p.kind = p_from.kind
+      and p.kind <> 'r'
+      and p.due_at >= v_since
+      and p.due_at <= p_from.due_at
+      and p.xid = any (v_ended)
+  );
 end;
 $$;
 

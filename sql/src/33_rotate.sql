@@ -118,7 +118,10 @@ begin
 
   return teguh._trim0_template(v_from.gaps, '{}') is null
          and not exists (
-           select from teguh._next0_template(coalesce(v_from.xid, '0'), coalesce(v_from.seq, 0)) as r
+           select
+           from teguh._next0_template(
+             coalesce(v_from.xid, '0'), coalesce(v_from.seq, 0)
+           ) as r
            where r.xid is not null
          );
 end;

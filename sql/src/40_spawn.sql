@@ -64,19 +64,9 @@ begin
   into v_ids, v_added, v_ready, v_sleepers, v_due_at, v_limited, v_limits
   from added as a;
 
-  if v_ready is not null then
-    perform teguh._push_template('r', v_ready, array_fill(1, array[cardinality(v_ready)]));
-  end if;
-  if v_sleepers is not null then
-    perform teguh._push_template(
-      's', v_sleepers, array_fill(1, array[cardinality(v_sleepers)]), v_due_at
-    );
-  end if;
-  if v_limited is not null then
-    perform teguh._push_template(
-      'l', v_limited, array_fill(0, array[cardinality(v_limited)]), v_limits
-    );
-  end if;
+  perform teguh._push_template('r', v_ready, teguh._fill(1, v_ready));
+  perform teguh._push_template('s', v_sleepers, teguh._fill(1, v_sleepers), v_due_at);
+  perform teguh._push_template('l', v_limited, teguh._fill(0, v_limited), v_limits);
 
   if cardinality(v_added) = cardinality(p_tasks) then
     return query

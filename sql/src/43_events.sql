@@ -58,7 +58,7 @@ begin
   if v_event.emitted_at is null and not v_over then
     perform teguh._park_template(
       v_task, p_step_name, p_event_name,
-      coalesce(v_wait.timeout_at, teguh._after(v_now, p_timeout)), v_now
+      coalesce(v_wait.timeout_at, teguh._after(v_now, p_timeout))
     );
     return query select true, null::jsonb, false;
     return;
@@ -80,8 +80,7 @@ create or replace function teguh._park_template(
   p_task       teguh.t_template,
   p_step_name  text,
   p_event_name text,
-  p_timeout_at timestamptz,
-  p_now        timestamptz
+  p_timeout_at timestamptz
 )
   returns void
   language plpgsql

@@ -143,7 +143,9 @@ create or replace function teguh._renew_template(
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_key   text := case when p_task.first_started_at is null then 'max_delay' else 'max_duration' end;
+  v_key   text := case
+    when p_task.first_started_at is null then 'max_delay' else 'max_duration'
+  end;
   v_limit timestamptz := teguh._after(
     p_now, (p_task.cancellation ->> v_key)::double precision
   );

