@@ -114,7 +114,7 @@ select is(
 );
 
 -- Given a task's id
-create temporary table task as select teguh._task_id() as id;
+create temporary table task as select teguh._task_id('2031-05-01 12:00:00+00') as id;
 
 -- Then
 select is(
@@ -141,7 +141,7 @@ select is(
 
 select ok(
   (
-    select count(distinct teguh._task_id()) = 1000
+    select count(distinct teguh._task_id('2031-05-01 12:00:00+00')) = 1000
     from generate_series(1, 1000)
   ),
   'a thousand tasks of one moment have a thousand ids'

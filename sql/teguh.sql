@@ -8,185 +8,186 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  191  00_install.sql
---  226    version
---  239  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  241    current_time
---  261    _after
---  277    _micros
---  288  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  304    _random_bytes
---  323    _make_uuidv7
---  346    portable_uuidv7
---  376    uuidv7_timestamp
---  402    _task_id
---  420    _run_id
---  437    _run_task
---  449    _run_number
---  464  12_types.sql: The composite types that functions pass to each other
---  472    _gap (type)
---  478    _late (type)
---  483    _timer (type)
---  488    _picked (type)
---  497    _spawn (type)
---  525  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  527    _check_keys
---  560    _number_option
---  595    _integer_option
---  621    _text_option
---  647    _check_name
---  674    _check_seconds
---  702    _check_isolation
---  721    _check_policy
---  751    _check_spawn
---  788    _read_spawn_options
---  838    _available_at
---  878    _check_cancellation
---  895  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
---  898    _check_retry_strategy
---  934    _retry_delay
---  977    _fraction
---  988  20_tables.sql: Queues and the policy of each
---  990    queues (table)
--- 1009    t_template (table)
--- 1078    p0_template (table)
--- 1089    p1_template (table)
--- 1127    k0_template (table)
--- 1138    k1_template (table)
--- 1162    seq_template (sequence)
--- 1163    ring_template (sequence)
--- 1164    parked_template (sequence)
--- 1165    woken_template (sequence)
--- 1166    plan_template (sequence)
--- 1167    fired_template (sequence)
--- 1168    clock_template (sequence)
--- 1169    carry_template (sequence)
--- 1190    r_template (table)
--- 1207    c_template (table)
--- 1224    e_template (table)
--- 1241    w_template (table)
--- 1256  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 1259    validate_queue_name
--- 1299    _policy
--- 1326    _call
--- 1340    _template_ddl (view)
--- 1418    _stamp
--- 1428    _stamp_functions
--- 1449    _each_queue
--- 1471    _init_template
--- 1494    _hush_template
--- 1515    _beyond
--- 1527    create_queue
--- 1579    drop_queue
--- 1626    _lock_patiently
--- 1655    list_queues
--- 1669  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 1677    _push_template
--- 1718    _fill
--- 1739    _add0_template
--- 1797    _back0_template
--- 1821  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 1825    _claim0_template
--- 1889    _pick0_template
--- 1980    _move0_template
--- 2042    _open_xids
--- 2062    _next0_template
--- 2090    _many0_template
--- 2119    _stuck0_template
--- 2156    _trim0_template
--- 2199    _take_template
--- 2277    _known_template
--- 2297    claim_task
--- 2349    _next_template
--- 2390    _soon0_template
--- 2455    next_due
--- 2475  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 2483    _due0_template
--- 2563    _miss0_template
--- 2598    _pass0_template
--- 2631    _fire_template
--- 2676    _expire_template
--- 2743    _over_template
--- 2764  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 2766    _segment_bytes
--- 2787    _turn_template
--- 2819    _turn0_template
--- 2854    _spent0_template
--- 2868    _dry0_template
--- 2895    _left0_template
--- 2933    _carry0_template
--- 2976  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 2981    _put_template
--- 3058    _found_template
--- 3114    spawn_task
--- 3144    spawn_tasks
--- 3178    _read_task
--- 3195  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 3200    _hold_template
--- 3251    _own_template
--- 3271    _done_template
--- 3305    complete_run
--- 3328    _flush_template
--- 3392    _why_template
--- 3408    _check_runs
--- 3446    complete_runs
--- 3477    _end_template
--- 3526    _file_template
--- 3550    _again_template
--- 3584    _queue_template
--- 3605    _fail_template
--- 3623    fail_run
--- 3647    _nap_template
--- 3673    schedule_run
--- 3703    _free_template
--- 3740    release_run
--- 3765    _keep_template
--- 3788    extend_claim
--- 3810  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 3815    _mark_template
--- 3837    _note_template
--- 3867    set_task_checkpoint_state
--- 3902    _read_template
--- 3924    get_task_checkpoint_state
--- 3948    _list_template
--- 3977    get_task_checkpoint_states
--- 4003  43_events.sql: Wait for an event, or learn how the wait ended
--- 4010    _wait_template
--- 4082    _park_template
--- 4123    await_event
--- 4160    _emit_template
--- 4219    emit_event
--- 4244  44_control.sql: Read a task, or raise TG003
--- 4246    _task_template
--- 4272    _stop_template
--- 4296    cancel_task
--- 4313    _retry_template
--- 4379    _renew_template
--- 4414    retry_task
--- 4453    _show_template
--- 4493    get_task_result
--- 4523  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 4530    _purge_template
--- 4566    _first_uuid
--- 4582    _sweep_template
--- 4622    _clean
--- 4656    cleanup_tasks
--- 4677    cleanup_events
--- 4698    cleanup_all_queues
--- 4726  50_ticker.sql: One tick of one queue: take a step in the rotation, deal with what is due.  The
--- 4730    _tick_template
--- 4745    _ticked (sequence)
--- 4751    ticker
--- 4795    ticker_loop (procedure)
--- 4821  51_cron.sql: Whether pg_cron is installed in this database
--- 4823    _has_cron
--- 4833    _cron_has_seconds
--- 4853    _explain_no_cron
--- 4887    start
--- 4929    stop
--- 4953    _maintain
--- 4975    status
--- 5010  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  192  00_install.sql
+--  227    version
+--  240  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  242    current_time
+--  262    _after
+--  278    _micros
+--  289  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  305    _random_bytes
+--  324    _make_uuidv7
+--  347    portable_uuidv7
+--  377    uuidv7_timestamp
+--  403    _task_id
+--  421    _run_id
+--  438    _run_task
+--  450    _run_number
+--  465  12_types.sql: The composite types that functions pass to each other
+--  473    _gap (type)
+--  479    _late (type)
+--  484    _timer (type)
+--  489    _picked (type)
+--  498    _spawn (type)
+--  526  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  528    _check_keys
+--  561    _number_option
+--  596    _integer_option
+--  622    _text_option
+--  648    _check_name
+--  675    _check_seconds
+--  703    _check_isolation
+--  722    _check_policy
+--  752    _check_spawn
+--  789    _read_spawn_options
+--  839    _available_at
+--  879    _check_cancellation
+--  896  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+--  899    _check_retry_strategy
+--  935    _retry_delay
+--  978    _fraction
+--  989  20_tables.sql: Queues and the policy of each
+--  991    queues (table)
+-- 1010    t_template (table)
+-- 1079    p0_template (table)
+-- 1090    p1_template (table)
+-- 1128    k0_template (table)
+-- 1139    k1_template (table)
+-- 1163    seq_template (sequence)
+-- 1164    ring_template (sequence)
+-- 1165    parked_template (sequence)
+-- 1166    woken_template (sequence)
+-- 1167    plan_template (sequence)
+-- 1168    fired_template (sequence)
+-- 1169    clock_template (sequence)
+-- 1170    carry_template (sequence)
+-- 1191    r_template (table)
+-- 1208    c_template (table)
+-- 1225    e_template (table)
+-- 1242    w_template (table)
+-- 1257  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 1260    validate_queue_name
+-- 1300    _policy
+-- 1327    _call
+-- 1341    _template_ddl (view)
+-- 1419    _stamp
+-- 1429    _stamp_functions
+-- 1450    _each_queue
+-- 1472    _init_template
+-- 1495    _hush_template
+-- 1516    _beyond
+-- 1528    create_queue
+-- 1580    drop_queue
+-- 1627    _lock_patiently
+-- 1656    list_queues
+-- 1670  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 1678    _push_template
+-- 1719    _fill
+-- 1740    _add0_template
+-- 1798    _back0_template
+-- 1822  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 1826    _claim0_template
+-- 1890    _pick0_template
+-- 1981    _move0_template
+-- 2043    _open_xids
+-- 2063    _next0_template
+-- 2091    _many0_template
+-- 2120    _stuck0_template
+-- 2157    _trim0_template
+-- 2200    _take_template
+-- 2279    _known_template
+-- 2299    claim_task
+-- 2351    _next_template
+-- 2392    _soon0_template
+-- 2457    next_due
+-- 2477  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 2490    _due0_template
+-- 2569    _any0_template
+-- 2596    _miss0_template
+-- 2631    _pass0_template
+-- 2677    _fire_template
+-- 2726    _expire_template
+-- 2793    _over_template
+-- 2814  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 2816    _segment_bytes
+-- 2837    _turn_template
+-- 2869    _turn0_template
+-- 2904    _spent0_template
+-- 2918    _dry0_template
+-- 2945    _left0_template
+-- 2983    _carry0_template
+-- 3026  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 3031    _put_template
+-- 3108    _found_template
+-- 3164    spawn_task
+-- 3194    spawn_tasks
+-- 3228    _read_task
+-- 3245  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 3250    _hold_template
+-- 3301    _own_template
+-- 3321    _done_template
+-- 3355    complete_run
+-- 3378    _flush_template
+-- 3442    _why_template
+-- 3458    _check_runs
+-- 3496    complete_runs
+-- 3527    _end_template
+-- 3576    _file_template
+-- 3600    _again_template
+-- 3634    _queue_template
+-- 3655    _fail_template
+-- 3673    fail_run
+-- 3697    _nap_template
+-- 3723    schedule_run
+-- 3753    _free_template
+-- 3790    release_run
+-- 3815    _keep_template
+-- 3838    extend_claim
+-- 3860  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 3865    _mark_template
+-- 3887    _note_template
+-- 3917    set_task_checkpoint_state
+-- 3952    _read_template
+-- 3974    get_task_checkpoint_state
+-- 3998    _list_template
+-- 4027    get_task_checkpoint_states
+-- 4053  43_events.sql: Wait for an event, or learn how the wait ended
+-- 4060    _wait_template
+-- 4132    _park_template
+-- 4173    await_event
+-- 4210    _emit_template
+-- 4269    emit_event
+-- 4294  44_control.sql: Read a task, or raise TG003
+-- 4296    _task_template
+-- 4322    _stop_template
+-- 4346    cancel_task
+-- 4363    _retry_template
+-- 4429    _renew_template
+-- 4464    retry_task
+-- 4503    _show_template
+-- 4543    get_task_result
+-- 4573  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 4580    _purge_template
+-- 4616    _first_uuid
+-- 4632    _sweep_template
+-- 4672    _clean
+-- 4706    cleanup_tasks
+-- 4727    cleanup_events
+-- 4748    cleanup_all_queues
+-- 4776  50_ticker.sql: One tick of one queue: take a step in the rotation, deal with what is due.  The
+-- 4780    _tick_template
+-- 4799    _ticked (sequence)
+-- 4805    ticker
+-- 4851    ticker_loop (procedure)
+-- 4877  51_cron.sql: Whether pg_cron is installed in this database
+-- 4879    _has_cron
+-- 4889    _cron_has_seconds
+-- 4909    _explain_no_cron
+-- 4943    start
+-- 4985    stop
+-- 5009    _maintain
+-- 5031    status
+-- 5066  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -2223,6 +2224,7 @@ as $$
 #variable_conflict use_column
 declare
   v_now      timestamptz := teguh.current_time();
+  v_fresh    boolean := pg_current_xact_id_if_assigned() is null;
   v_until    timestamptz := case when p_timeout > 0 then teguh._after(v_now, p_timeout) end;
   v_millis   bigint := teguh._micros(clock_timestamp()) / 1000;
   v_fired    boolean;
@@ -2234,7 +2236,7 @@ begin
              not between 0 and 19;
   if v_fired then
     perform setval('teguh.fired_template'::regclass, v_millis);
-    perform teguh._fire_template(v_now, 1000);
+    perform teguh._fire_template(v_now, v_fresh, 1000);
   end if;
 
   loop
@@ -2250,7 +2252,7 @@ begin
 
     exit when v_fired or v_left <= 0;
     v_fired := true;
-    exit when teguh._fire_template(v_now, least(v_left, 1000) + 100) = 0;
+    exit when teguh._fire_template(v_now, v_fresh, least(v_left, 1000) + 100) = 0;
   end loop;
 
   if v_left > 0 then
@@ -2480,9 +2482,15 @@ comment on function teguh.next_due(text) is
 -- now or later, was collected by a transaction that commits with it, unless the
 -- transaction that set it is in "late".  Those were open when the position
 -- moved; when one has ended, its timers are looked for once.
+--
+-- A transaction that got its id after p_now was read sets no timer that is due by
+-- then.  So ids below our own are all that matter, if our own is such a one (p_fresh).
+-- If not, the position stays, and sleepers that were collected and claimed are
+-- passed over instead.
 create or replace function teguh._due0_template(
   p_kind  "char",
   p_now   timestamptz,
+  p_fresh boolean,
   p_limit integer
 )
   returns teguh._timer[]
@@ -2492,7 +2500,7 @@ create or replace function teguh._due0_template(
 as $$
 declare
   v_n        bigint;
-  v_snapshot pg_snapshot := pg_current_snapshot();
+  v_snapshot pg_snapshot;
   v_from     teguh.k0_template;
   v_to       teguh.k0_template;
   v_due      teguh._timer[];
@@ -2507,17 +2515,7 @@ begin
     v_from.seq := 0;
   end if;
 
-  perform from teguh.p0_template as p
-  where p.kind = p_kind
-    and p.kind <> 'r'
-    and (p.due_at, p.seq) > (v_from.due_at, v_from.seq)
-    and p.due_at <= p_now
-  order by p.due_at, p.seq
-  limit 1;
-  if not found and not exists (
-    select from unnest(v_from.late) as l
-    where pg_visible_in_snapshot(l.xid, v_snapshot)
-  ) then
+  if not teguh._any0_template(p_kind, p_now, v_from) then
     return '{}';
   end if;
 
@@ -2537,9 +2535,18 @@ begin
       and p.kind <> 'r'
       and (p.due_at, p.seq) > (v_from.due_at, v_from.seq)
       and p.due_at <= p_now
+      and (p_fresh or p_kind = 'l' or exists (
+        select from teguh.t_template as t
+        where (t.task_id, t.turn, t.state) = (p.task_id, p.turn, 'sleeping')
+        offset 0
+      ))
     order by p.due_at, p.seq
     limit p_limit
   ) as d;
+
+  if not p_fresh then
+    return coalesce(v_due, '{}') || teguh._miss0_template(v_from, v_snapshot);
+  end if;
 
   v_to.due_at := greatest(v_from.due_at, p_now);
   v_to.seq := 9223372036854775807;
@@ -2555,6 +2562,32 @@ begin
   perform teguh._pass0_template(v_n, p_kind, v_snapshot, v_from, v_to);
 
   return coalesce(v_due, '{}') || teguh._miss0_template(v_from, v_snapshot);
+end;
+$$;
+
+-- Whether there is a timer to collect after a position, or may be one before it.
+create or replace function teguh._any0_template(
+  p_kind "char",
+  p_now  timestamptz,
+  p_from teguh.k0_template
+)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform from teguh.p0_template as p
+  where p.kind = p_kind
+    and p.kind <> 'r'
+    and (p.due_at, p.seq) > (p_from.due_at, p_from.seq)
+    and p.due_at <= p_now
+  order by p.due_at, p.seq
+  limit 1;
+  return found or exists (
+    select from unnest(p_from.late) as l
+    where pg_visible_in_snapshot(l.xid, pg_current_snapshot())
+  );
 end;
 $$;
 
@@ -2608,10 +2641,22 @@ create or replace function teguh._pass0_template(
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_late teguh._late[];
+  v_after bigint := pg_snapshot_xmax(p_snapshot)::text::bigint;
+  v_own   bigint := pg_current_xact_id()::text::bigint;
+  v_late  teguh._late[];
 begin
+  if v_own - v_after > 128 then
+    return;
+  end if;
+
+  -- transactions that are open with an id past xmax are not in the snapshot's list
   select array_agg(row(x.xid, coalesce(l.since, p_from.due_at))::teguh._late) into v_late
-  from pg_snapshot_xip(p_snapshot) as x(xid)
+  from (
+    select pg_snapshot_xip(p_snapshot) as xid
+    union
+    select g.id::text::xid8
+    from generate_series(v_after, v_own - 1) as g(id)
+  ) as x
   left join unnest(p_from.late) as l on l.xid = x.xid;
   if cardinality(v_late) > 128 then
     return;
@@ -2624,11 +2669,16 @@ $$;
 
 -- Deal with the timers that have come due: queue sleepers, end runs whose lease
 -- expired, cancel tasks past their deadline.  Up to p_limit of each kind per
--- segment.  Returns how many tasks have become claimable or changed.
+-- segment.  Returns how many tasks have become claimable or changed.  p_fresh: our
+-- transaction had no id yet when p_now was read.
 --
 -- A timer is a hint like any dispatch row.  Several transactions may deal with
 -- the same one; the task's turn and state decide.
-create or replace function teguh._fire_template(p_now timestamptz, p_limit integer)
+create or replace function teguh._fire_template(
+  p_now   timestamptz,
+  p_fresh boolean,
+  p_limit integer
+)
   returns integer
   language plpgsql
   volatile
@@ -2643,11 +2693,11 @@ declare
 begin
   for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
     if v_gen % 2 = 0 then
-      v_sleepers := v_sleepers || teguh._due0_template('s', p_now, p_limit);
-      v_leases := v_leases || teguh._due0_template('l', p_now, p_limit);
+      v_sleepers := v_sleepers || teguh._due0_template('s', p_now, p_fresh, p_limit);
+      v_leases := v_leases || teguh._due0_template('l', p_now, p_fresh, p_limit);
     else
-      v_sleepers := v_sleepers || teguh._due1_template('s', p_now, p_limit);
-      v_leases := v_leases || teguh._due1_template('l', p_now, p_limit);
+      v_sleepers := v_sleepers || teguh._due1_template('s', p_now, p_fresh, p_limit);
+      v_leases := v_leases || teguh._due1_template('l', p_now, p_fresh, p_limit);
     end if;
   end loop;
 
@@ -4727,17 +4777,21 @@ comment on function teguh.cleanup_all_queues(text) is
 -- One tick of one queue: take a step in the rotation, deal with what is due.  The
 -- step comes first, and only when the caller has written nothing yet: it moves a
 -- register, and must not go by what may be rolled back.
-create or replace function teguh._tick_template(p_limit integer, p_turn boolean)
+create or replace function teguh._tick_template(
+  p_now   timestamptz,
+  p_fresh boolean,
+  p_limit integer
+)
   returns integer
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if p_turn then
+  if p_fresh then
     perform teguh._turn_template();
   end if;
-  return teguh._fire_template(teguh.current_time(), p_limit);
+  return teguh._fire_template(p_now, p_fresh, p_limit);
 end;
 $$;
 
@@ -4755,7 +4809,8 @@ create or replace function teguh.ticker(p_queue_name text default null)
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_unwritten  boolean := pg_current_xact_id_if_assigned() is null;
+  v_now        timestamptz := teguh.current_time();
+  v_fresh      boolean := pg_current_xact_id_if_assigned() is null;
   v_queue_name text;
   v_one        integer;
   v_count      integer := 0;
@@ -4771,7 +4826,8 @@ begin
     where p_queue_name is null or q.queue_name = p_queue_name
     order by q.queue_name
   loop
-    execute teguh._call('tick', v_queue_name, 2) into v_one using 10000, v_unwritten;
+    execute teguh._call('tick', v_queue_name, 3) into v_one
+    using v_now, v_fresh, 10000;
     v_count := v_count + v_one;
   end loop;
 

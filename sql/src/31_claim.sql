@@ -402,6 +402,7 @@ as $$
 #variable_conflict use_column
 declare
   v_now      timestamptz := teguh.current_time();
+  v_fresh    boolean := pg_current_xact_id_if_assigned() is null;
   v_until    timestamptz := case when p_timeout > 0 then teguh._after(v_now, p_timeout) end;
   v_millis   bigint := teguh._micros(clock_timestamp()) / 1000;
   v_fired    boolean;
@@ -413,7 +414,7 @@ begin
              not between 0 and 19;
   if v_fired then
     perform setval('teguh.fired_template'::regclass, v_millis);
-    perform teguh._fire_template(v_now, 1000);
+    perform teguh._fire_template(v_now, v_fresh, 1000);
   end if;
 
   loop
@@ -429,7 +430,7 @@ begin
 
     exit when v_fired or v_left <= 0;
     v_fired := true;
-    exit when teguh._fire_template(v_now, least(v_left, 1000) + 100) = 0;
+    exit when teguh._fire_template(v_now, v_fresh, least(v_left, 1000) + 100) = 0;
   end loop;
 
   if v_left > 0 then

@@ -5,9 +5,15 @@
 -- now or later, was collected by a transaction that commits with it, unless the
 -- transaction that set it is in "late".  Those were open when the position
 -- moved; when one has ended, its timers are looked for once.
+--
+-- A transaction that got its id after p_now was read sets no timer that is due by
+-- then.  So ids below our own are all that matter, if our own is such a one (p_fresh).
+-- If not, the position stays, and sleepers that were collected and claimed are
+-- passed over instead.
 create or replace function teguh._due0_template(
   p_kind  "char",
   p_now   timestamptz,
+  p_fresh boolean,
   p_limit integer
 )
   returns teguh._timer[]
@@ -17,7 +23,7 @@ create or replace function teguh._due0_template(
 as $$
 declare
   v_n        bigint;
-  v_snapshot pg_snapshot := pg_current_snapshot();
+  v_snapshot pg_snapshot;
   v_from     teguh.k0_template;
   v_to       teguh.k0_template;
   v_due      teguh._timer[];
@@ -32,17 +38,7 @@ begin
     v_from.seq := 0;
   end if;
 
-  perform from teguh.p0_template as p
-  where p.kind = p_kind
-    and p.kind <> 'r'
-    and (p.due_at, p.seq) > (v_from.due_at, v_from.seq)
-    and p.due_at <= p_now
-  order by p.due_at, p.seq
-  limit 1;
-  if not found and not exists (
-    select from unnest(v_from.late) as l
-    where pg_visible_in_snapshot(l.xid, v_snapshot)
-  ) then
+  if not teguh._any0_template(p_kind, p_now, v_from) then
     return '{}';
   end if;
 
@@ -62,9 +58,18 @@ begin
       and p.kind <> 'r'
       and (p.due_at, p.seq) > (v_from.due_at, v_from.seq)
       and p.due_at <= p_now
+      and (p_fresh or p_kind = 'l' or exists (
+        select from teguh.t_template as t
+        where (t.task_id, t.turn, t.state) = (p.task_id, p.turn, 'sleeping')
+        offset 0
+      ))
     order by p.due_at, p.seq
     limit p_limit
   ) as d;
+
+  if not p_fresh then
+    return coalesce(v_due, '{}') || teguh._miss0_template(v_from, v_snapshot);
+  end if;
 
   v_to.due_at := greatest(v_from.due_at, p_now);
   v_to.seq := 9223372036854775807;
@@ -80,6 +85,32 @@ begin
   perform teguh._pass0_template(v_n, p_kind, v_snapshot, v_from, v_to);
 
   return coalesce(v_due, '{}') || teguh._miss0_template(v_from, v_snapshot);
+end;
+$$;
+
+-- Whether there is a timer to collect after a position, or may be one before it.
+create or replace function teguh._any0_template(
+  p_kind "char",
+  p_now  timestamptz,
+  p_from teguh.k0_template
+)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform from teguh.p0_template as p
+  where p.kind = p_kind
+    and p.kind <> 'r'
+    and (p.due_at, p.seq) > (p_from.due_at, p_from.seq)
+    and p.due_at <= p_now
+  order by p.due_at, p.seq
+  limit 1;
+  return found or exists (
+    select from unnest(p_from.late) as l
+    where pg_visible_in_snapshot(l.xid, pg_current_snapshot())
+  );
 end;
 $$;
 
@@ -133,10 +164,22 @@ create or replace function teguh._pass0_template(
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_late teguh._late[];
+  v_after bigint := pg_snapshot_xmax(p_snapshot)::text::bigint;
+  v_own   bigint := pg_current_xact_id()::text::bigint;
+  v_late  teguh._late[];
 begin
+  if v_own - v_after > 128 then
+    return;
+  end if;
+
+  -- transactions that are open with an id past xmax are not in the snapshot's list
   select array_agg(row(x.xid, coalesce(l.since, p_from.due_at))::teguh._late) into v_late
-  from pg_snapshot_xip(p_snapshot) as x(xid)
+  from (
+    select pg_snapshot_xip(p_snapshot) as xid
+    union
+    select g.id::text::xid8
+    from generate_series(v_after, v_own - 1) as g(id)
+  ) as x
   left join unnest(p_from.late) as l on l.xid = x.xid;
   if cardinality(v_late) > 128 then
     return;
@@ -149,11 +192,16 @@ $$;
 
 -- Deal with the timers that have come due: queue sleepers, end runs whose lease
 -- expired, cancel tasks past their deadline.  Up to p_limit of each kind per
--- segment.  Returns how many tasks have become claimable or changed.
+-- segment.  Returns how many tasks have become claimable or changed.  p_fresh: our
+-- transaction had no id yet when p_now was read.
 --
 -- A timer is a hint like any dispatch row.  Several transactions may deal with
 -- the same one; the task's turn and state decide.
-create or replace function teguh._fire_template(p_now timestamptz, p_limit integer)
+create or replace function teguh._fire_template(
+  p_now   timestamptz,
+  p_fresh boolean,
+  p_limit integer
+)
   returns integer
   language plpgsql
   volatile
@@ -168,11 +216,11 @@ declare
 begin
   for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
     if v_gen % 2 = 0 then
-      v_sleepers := v_sleepers || teguh._due0_template('s', p_now, p_limit);
-      v_leases := v_leases || teguh._due0_template('l', p_now, p_limit);
+      v_sleepers := v_sleepers || teguh._due0_template('s', p_now, p_fresh, p_limit);
+      v_leases := v_leases || teguh._due0_template('l', p_now, p_fresh, p_limit);
     else
-      v_sleepers := v_sleepers || teguh._due1_template('s', p_now, p_limit);
-      v_leases := v_leases || teguh._due1_template('l', p_now, p_limit);
+      v_sleepers := v_sleepers || teguh._due1_template('s', p_now, p_fresh, p_limit);
+      v_leases := v_leases || teguh._due1_template('l', p_now, p_fresh, p_limit);
     end if;
   end loop;
 

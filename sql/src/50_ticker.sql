@@ -1,17 +1,21 @@
 -- One tick of one queue: take a step in the rotation, deal with what is due.  The
 -- step comes first, and only when the caller has written nothing yet: it moves a
 -- register, and must not go by what may be rolled back.
-create or replace function teguh._tick_template(p_limit integer, p_turn boolean)
+create or replace function teguh._tick_template(
+  p_now   timestamptz,
+  p_fresh boolean,
+  p_limit integer
+)
   returns integer
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if p_turn then
+  if p_fresh then
     perform teguh._turn_template();
   end if;
-  return teguh._fire_template(teguh.current_time(), p_limit);
+  return teguh._fire_template(p_now, p_fresh, p_limit);
 end;
 $$;
 
@@ -29,7 +33,8 @@ create or replace function teguh.ticker(p_queue_name text default null)
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_unwritten  boolean := pg_current_xact_id_if_assigned() is null;
+  v_now        timestamptz := teguh.current_time();
+  v_fresh      boolean := pg_current_xact_id_if_assigned() is null;
   v_queue_name text;
   v_one        integer;
   v_count      integer := 0;
@@ -45,7 +50,8 @@ begin
     where p_queue_name is null or q.queue_name = p_queue_name
     order by q.queue_name
   loop
-    execute teguh._call('tick', v_queue_name, 2) into v_one using 10000, v_unwritten;
+    execute teguh._call('tick', v_queue_name, 3) into v_one
+    using v_now, v_fresh, 10000;
     v_count := v_count + v_one;
   end loop;
 

@@ -17,7 +17,7 @@ class Mutant:
 
 MUTANTS = {
     "that a task can be claimed twice": Mutant(
-        "teguh._claim0_template",
+        "teguh._pick0_template",
         "for no key update skip locked",
         "",
         ("a run is handed out once",),
@@ -38,7 +38,7 @@ MUTANTS = {
         "teguh._hold_template",
         "v_task.run_id = p_run_id and v_task.state = 'running'",
         "v_task.state = 'running'",
-        ("a step is run once",),
+        ("a step is run once", "a task is completed once"),
     ),
 }
 

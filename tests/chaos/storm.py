@@ -23,7 +23,7 @@ from uuid import UUID
 import psycopg
 from psycopg import IsolationLevel
 
-from tests.chaos.actors import QUEUE, TARGET, Conn, act, is_cut
+from tests.chaos.actors import QUEUE, TARGET, Conn, act
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -335,9 +335,7 @@ class Storm:
             self.counts[what] += 1
 
 
-def _ids(
-    connection: Conn, source: str, *arguments: object, alias: str = "s"
-) -> list[UUID]:
+def _ids(connection: Conn, source: str, *arguments: object, alias: str = "s") -> list[UUID]:
     """Return the task ids that a spawning function gives."""
     rows = connection.execute(
         f"select {alias}.task_id from {source} as {alias}".encode(), arguments
@@ -352,7 +350,9 @@ def _emit(connection: Conn, name: str) -> None:
 
 def _params(rng: Random) -> dict[str, Any]:
     """What a task has to do: writes, a child, sleeps, a wait."""
-    kinds = rng.choices(["write", "spawn", "sleep", "wait"], [8, 1, 3, 3], k=rng.choice([0, 1, 2, 4]))
+    kinds = rng.choices(
+        ["write", "spawn", "sleep", "wait"], [8, 1, 3, 3], k=rng.choice([0, 1, 2, 4])
+    )
     return {
         "plan": [f"{kind}-{place}" for place, kind in enumerate(kinds)],
         "event": f"event {rng.randrange(300)}",

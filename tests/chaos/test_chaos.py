@@ -6,6 +6,7 @@ TEGUH_CHAOS_SECONDS says how long it storms, TEGUH_CHAOS_SEED how.
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,12 +30,13 @@ def test_nothing_is_lost_and_nothing_runs_twice(
 ) -> None:
     log = tmp_path / "errors"
     log.touch()
-    with Server(server.kind) if isinstance(server, Server) else cluster.server as own:
-        dsn = own.create_database("storm", owner=OWNER)
+    with ExitStack() as stack:
+        own = stack.enter_context(Server(server.kind)) if isinstance(server, Server) else None
+        name = f"{cluster.prefix}_storm"
+        dsn = (own or server).create_database(name, owner=OWNER)
+        stack.callback((own or server).drop_database, name)
         send(dsn, TEGUH_SQL.read_text(encoding="utf-8"))
-        storm = Storm(
-            dsn, own.dsn("storm"), log, seed=SEED, server=own if isinstance(own, Server) else None
-        )
+        storm = Storm(dsn, (own or server).dsn(name), log, seed=SEED, server=own)
         storm.rage(SECONDS)
         with capsys.disabled():
             print(f"\n{figures(storm)}")
@@ -46,10 +48,17 @@ def test_nothing_is_lost_and_nothing_runs_twice(
 def test_the_checks_notice(name: str, cluster: Cluster, tmp_path: Path) -> None:
     mutant = MUTANTS[name]
     log = tmp_path / "errors"
-    log.touch()
-    with cluster.database("empty") as database:
-        send(cluster.owner_dsn(database), mutated(TEGUH_SQL.read_text(encoding="utf-8"), mutant))
-        storm = Storm(cluster.owner_dsn(database), cluster.server.dsn(database), log, seed=SEED)
-        storm.rage(2.5, patience=2.5)
-        found = violations(storm)
-    assert [line for line in found if line.startswith(mutant.noticed)], found
+    text = mutated(TEGUH_SQL.read_text(encoding="utf-8"), mutant)
+    # what is broken shows with some luck only: most often in the first storm
+    for attempt in range(3):
+        log.write_bytes(b"")
+        with cluster.database("empty") as database:
+            send(cluster.owner_dsn(database), text)
+            storm = Storm(
+                cluster.owner_dsn(database), cluster.server.dsn(database), log, seed=SEED + attempt
+            )
+            storm.rage(2, patience=2.5)
+            found = violations(storm)
+        if any(line.startswith(mutant.noticed) for line in found):
+            return
+    pytest.fail("nobody noticed: " + "\n".join(found))

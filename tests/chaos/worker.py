@@ -15,7 +15,6 @@ import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
-from uuid import UUID
 
 import psycopg
 
@@ -23,6 +22,7 @@ from tests.chaos.actors import QUEUE, Conn, act
 
 if TYPE_CHECKING:
     from random import Random
+    from uuid import UUID
 
 CLAIM = """
 with claimed as materialized (
@@ -120,7 +120,7 @@ class Worker:
                 continue
             if self.whim(rng, 0.02):
                 return False
-            if self.whim(rng, 0.02):
+            if self.whim(rng, 0.04):
                 time.sleep(lease + 0.2)
             if self.whim(rng, 0.03):
                 connection.execute("select teguh.extend_claim(%s, %s, 1)", (QUEUE, run.run_id))
@@ -194,9 +194,7 @@ class Worker:
 
     def complete_one(self, connection: Conn, run: Run) -> None:
         """Complete a run in the caller's transaction."""
-        connection.execute(
-            "select teguh.complete_run(%s, %s, %s)", (QUEUE, run.run_id, '"one"')
-        )
+        connection.execute("select teguh.complete_run(%s, %s, %s)", (QUEUE, run.run_id, '"one"'))
         connection.execute(
             "insert into chaos.completed (run_id, task_id) values (%s, %s)",
             (run.run_id, run.task_id),
