@@ -65,7 +65,9 @@ values
   ('{"kind": "exponential", "factor": 1}', 1000000, 30, 'a factor of one stays with the base');
 
 -- Then
-select is(teguh._retry_delay(g.strategy, g.failures, t.id), g.delay, g.why)
+select is(
+  round(teguh._retry_delay(g.strategy, g.failures, t.id)::numeric, 6), round(g.delay::numeric, 6), g.why
+)
 from given as g
 cross join task as t
 order by g.place;

@@ -18,9 +18,9 @@ select is(
 
 select is_empty(
   $$
-    select r.name
-    from relation as r
-    where r.kind = 'S' and pg_sequence_last_value(r.oid::regclass) is null
+    select s.sequencename
+    from pg_sequences as s
+    where s.schemaname = 'teguh' and s.sequencename like '%_template' and s.last_value is null
   $$,
   'every register of a queue has a value'
 );

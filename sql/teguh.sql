@@ -95,99 +95,99 @@
 -- 2120    _stuck0_template
 -- 2157    _trim0_template
 -- 2200    _take_template
--- 2279    _known_template
--- 2299    claim_task
--- 2351    _next_template
--- 2392    _soon0_template
--- 2457    next_due
--- 2477  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 2490    _due0_template
--- 2569    _any0_template
--- 2596    _miss0_template
--- 2631    _pass0_template
--- 2677    _fire_template
--- 2726    _expire_template
--- 2793    _over_template
--- 2814  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 2816    _segment_bytes
--- 2837    _turn_template
--- 2869    _turn0_template
--- 2904    _spent0_template
--- 2918    _dry0_template
--- 2945    _left0_template
--- 2983    _carry0_template
--- 3026  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 3031    _put_template
--- 3108    _found_template
--- 3164    spawn_task
--- 3194    spawn_tasks
--- 3228    _read_task
--- 3245  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 3250    _hold_template
--- 3301    _own_template
--- 3321    _done_template
--- 3355    complete_run
--- 3378    _flush_template
--- 3442    _why_template
--- 3458    _check_runs
--- 3496    complete_runs
--- 3527    _end_template
--- 3576    _file_template
--- 3600    _again_template
--- 3634    _queue_template
--- 3655    _fail_template
--- 3673    fail_run
--- 3697    _nap_template
--- 3723    schedule_run
--- 3753    _free_template
--- 3790    release_run
--- 3815    _keep_template
--- 3838    extend_claim
--- 3860  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 3865    _mark_template
--- 3887    _note_template
--- 3917    set_task_checkpoint_state
--- 3952    _read_template
--- 3974    get_task_checkpoint_state
--- 3998    _list_template
--- 4027    get_task_checkpoint_states
--- 4053  43_events.sql: Wait for an event, or learn how the wait ended
--- 4060    _wait_template
--- 4132    _park_template
--- 4173    await_event
--- 4210    _emit_template
--- 4269    emit_event
--- 4294  44_control.sql: Read a task, or raise TG003
--- 4296    _task_template
--- 4322    _stop_template
--- 4346    cancel_task
--- 4363    _retry_template
--- 4429    _renew_template
--- 4464    retry_task
--- 4503    _show_template
--- 4543    get_task_result
--- 4573  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 4580    _purge_template
--- 4616    _first_uuid
--- 4632    _sweep_template
--- 4672    _clean
--- 4706    cleanup_tasks
--- 4727    cleanup_events
--- 4748    cleanup_all_queues
--- 4776  50_ticker.sql: One tick of one queue: take a step in the rotation, deal with what is due.  The
--- 4780    _tick_template
--- 4799    _ticked (sequence)
--- 4805    ticker
--- 4851    ticker_loop (procedure)
--- 4877  51_cron.sql: Whether pg_cron is installed in this database
--- 4879    _has_cron
--- 4889    _cron_has_seconds
--- 4909    _explain_no_cron
--- 4943    start
--- 4985    stop
--- 5009    _maintain
--- 5031    status
--- 5066  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 2280    _known_template
+-- 2300    claim_task
+-- 2352    _next_template
+-- 2393    _soon0_template
+-- 2456    next_due
+-- 2476  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 2489    _due0_template
+-- 2568    _any0_template
+-- 2595    _miss0_template
+-- 2630    _pass0_template
+-- 2676    _fire_template
+-- 2728    _expire_template
+-- 2795    _over_template
+-- 2816  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 2818    _segment_bytes
+-- 2839    _turn_template
+-- 2871    _turn0_template
+-- 2906    _spent0_template
+-- 2920    _dry0_template
+-- 2947    _left0_template
+-- 2985    _carry0_template
+-- 3028  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 3033    _put_template
+-- 3110    _found_template
+-- 3166    spawn_task
+-- 3196    spawn_tasks
+-- 3230    _read_task
+-- 3247  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 3252    _hold_template
+-- 3303    _own_template
+-- 3323    _done_template
+-- 3357    complete_run
+-- 3380    _flush_template
+-- 3444    _why_template
+-- 3460    _check_runs
+-- 3498    complete_runs
+-- 3529    _end_template
+-- 3578    _file_template
+-- 3602    _again_template
+-- 3636    _queue_template
+-- 3657    _fail_template
+-- 3675    fail_run
+-- 3699    _nap_template
+-- 3725    schedule_run
+-- 3755    _free_template
+-- 3792    release_run
+-- 3817    _keep_template
+-- 3840    extend_claim
+-- 3862  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 3867    _mark_template
+-- 3889    _note_template
+-- 3919    set_task_checkpoint_state
+-- 3954    _read_template
+-- 3976    get_task_checkpoint_state
+-- 4000    _list_template
+-- 4029    get_task_checkpoint_states
+-- 4055  43_events.sql: Wait for an event, or learn how the wait ended
+-- 4062    _wait_template
+-- 4134    _park_template
+-- 4175    await_event
+-- 4212    _emit_template
+-- 4271    emit_event
+-- 4296  44_control.sql: Read a task, or raise TG003
+-- 4298    _task_template
+-- 4324    _stop_template
+-- 4348    cancel_task
+-- 4365    _retry_template
+-- 4431    _renew_template
+-- 4466    retry_task
+-- 4505    _show_template
+-- 4545    get_task_result
+-- 4575  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 4582    _purge_template
+-- 4618    _first_uuid
+-- 4634    _sweep_template
+-- 4674    _clean
+-- 4708    cleanup_tasks
+-- 4729    cleanup_events
+-- 4750    cleanup_all_queues
+-- 4778  50_ticker.sql: One tick of one queue: take a step in the rotation, deal with what is due.  The
+-- 4782    _tick_template
+-- 4801    _ticked (sequence)
+-- 4807    ticker
+-- 4853    ticker_loop (procedure)
+-- 4879  51_cron.sql: Whether pg_cron is installed in this database
+-- 4881    _has_cron
+-- 4891    _cron_has_seconds
+-- 4911    _explain_no_cron
+-- 4945    start
+-- 4987    stop
+-- 5011    _maintain
+-- 5033    status
+-- 5068  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -2227,19 +2227,19 @@ declare
   v_fresh    boolean := pg_current_xact_id_if_assigned() is null;
   v_until    timestamptz := case when p_timeout > 0 then teguh._after(v_now, p_timeout) end;
   v_millis   bigint := teguh._micros(clock_timestamp()) / 1000;
-  v_fired    boolean;
+  v_fired    integer := -1;
   v_left     integer := p_qty;
+  v_before   integer;
   v_ring     bigint;
   v_task_ids uuid[] := '{}';
 begin
-  v_fired := v_millis - pg_sequence_last_value('teguh.fired_template'::regclass)
-             not between 0 and 19;
-  if v_fired then
+  if v_millis - pg_sequence_last_value('teguh.fired_template'::regclass) not between 0 and 19 then
     perform setval('teguh.fired_template'::regclass, v_millis);
-    perform teguh._fire_template(v_now, v_fresh, 1000);
+    v_fired := teguh._fire_template(v_now, v_fresh, 1000);
   end if;
 
   loop
+    v_before := v_left;
     v_ring := pg_sequence_last_value('teguh.ring_template'::regclass);
     for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
       exit when v_left <= 0;
@@ -2250,9 +2250,10 @@ begin
       v_left := p_qty - cardinality(v_task_ids);
     end loop;
 
-    exit when v_fired or v_left <= 0;
-    v_fired := true;
-    exit when teguh._fire_template(v_now, v_fresh, least(v_left, 1000) + 100) = 0;
+    -- what was fired and could not be had is locked by somebody else
+    exit when v_left <= 0 or v_fired = 0 or (v_fired > 0 and v_left = v_before);
+    v_fired := teguh._fire_template(v_now, v_fresh, least(v_left, 1000) + 100);
+    exit when v_fired = 0;
   end loop;
 
   if v_left > 0 then
@@ -2399,7 +2400,7 @@ declare
   v_ready  teguh.k0_template;
   v_timers teguh.k0_template;
   v_timer  record;
-  v_due    timestamptz;
+  v_count  integer := 0;
 begin
   select k.* into v_ready
   from teguh.k0_template as k
@@ -2439,17 +2440,15 @@ begin
     order by p.due_at, p.seq
     limit 100
   loop
-    v_due := v_timer.due_at;
+    v_count := v_count + 1;
     perform from teguh.t_template as t
-    where t.task_id = v_timer.task_id
-      and t.turn = v_timer.turn
-      and t.state = 'sleeping';
-    if found then
-      return nullif(v_due, 'infinity');
+    where (t.task_id, t.turn, t.state) = (v_timer.task_id, v_timer.turn, 'sleeping');
+    if found or v_count = 100 then
+      return nullif(v_timer.due_at, 'infinity');
     end if;
   end loop;
 
-  return nullif(v_due, 'infinity');
+  return null;
 end;
 $$;
 
@@ -2702,13 +2701,16 @@ begin
   end loop;
 
   if v_sleepers <> '{}' then
-    select array_agg(d.task_id), array_agg(d.turn) into v_task_ids, v_turns
-    from (select distinct u.task_id, u.turn from unnest(v_sleepers) as u) as d
+    select array_agg(d.task_id order by d.place), array_agg(d.turn order by d.place)
+    into v_task_ids, v_turns
+    from (
+      select u.task_id, u.turn, min(u.place) as place
+      from unnest(v_sleepers) with ordinality as u(task_id, turn, place)
+      group by u.task_id, u.turn
+    ) as d
     where exists (
       select from teguh.t_template as t
-      where t.task_id = d.task_id
-        and t.turn = d.turn
-        and t.state = 'sleeping'
+      where (t.task_id, t.turn, t.state) = (d.task_id, d.turn, 'sleeping')
       offset 0
     );
     if v_task_ids is not null then

@@ -405,19 +405,19 @@ declare
   v_fresh    boolean := pg_current_xact_id_if_assigned() is null;
   v_until    timestamptz := case when p_timeout > 0 then teguh._after(v_now, p_timeout) end;
   v_millis   bigint := teguh._micros(clock_timestamp()) / 1000;
-  v_fired    boolean;
+  v_fired    integer := -1;
   v_left     integer := p_qty;
+  v_before   integer;
   v_ring     bigint;
   v_task_ids uuid[] := '{}';
 begin
-  v_fired := v_millis - pg_sequence_last_value('teguh.fired_template'::regclass)
-             not between 0 and 19;
-  if v_fired then
+  if v_millis - pg_sequence_last_value('teguh.fired_template'::regclass) not between 0 and 19 then
     perform setval('teguh.fired_template'::regclass, v_millis);
-    perform teguh._fire_template(v_now, v_fresh, 1000);
+    v_fired := teguh._fire_template(v_now, v_fresh, 1000);
   end if;
 
   loop
+    v_before := v_left;
     v_ring := pg_sequence_last_value('teguh.ring_template'::regclass);
     for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
       exit when v_left <= 0;
@@ -428,9 +428,10 @@ begin
       v_left := p_qty - cardinality(v_task_ids);
     end loop;
 
-    exit when v_fired or v_left <= 0;
-    v_fired := true;
-    exit when teguh._fire_template(v_now, v_fresh, least(v_left, 1000) + 100) = 0;
+    -- what was fired and could not be had is locked by somebody else
+    exit when v_left <= 0 or v_fired = 0 or (v_fired > 0 and v_left = v_before);
+    v_fired := teguh._fire_template(v_now, v_fresh, least(v_left, 1000) + 100);
+    exit when v_fired = 0;
   end loop;
 
   if v_left > 0 then
@@ -577,7 +578,7 @@ declare
   v_ready  teguh.k0_template;
   v_timers teguh.k0_template;
   v_timer  record;
-  v_due    timestamptz;
+  v_count  integer := 0;
 begin
   select k.* into v_ready
   from teguh.k0_template as k
@@ -617,17 +618,15 @@ begin
     order by p.due_at, p.seq
     limit 100
   loop
-    v_due := v_timer.due_at;
+    v_count := v_count + 1;
     perform from teguh.t_template as t
-    where t.task_id = v_timer.task_id
-      and t.turn = v_timer.turn
-      and t.state = 'sleeping';
-    if found then
-      return nullif(v_due, 'infinity');
+    where (t.task_id, t.turn, t.state) = (v_timer.task_id, v_timer.turn, 'sleeping');
+    if found or v_count = 100 then
+      return nullif(v_timer.due_at, 'infinity');
     end if;
   end loop;
 
-  return nullif(v_due, 'infinity');
+  return null;
 end;
 $$;
 

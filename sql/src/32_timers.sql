@@ -225,13 +225,16 @@ begin
   end loop;
 
   if v_sleepers <> '{}' then
-    select array_agg(d.task_id), array_agg(d.turn) into v_task_ids, v_turns
-    from (select distinct u.task_id, u.turn from unnest(v_sleepers) as u) as d
+    select array_agg(d.task_id order by d.place), array_agg(d.turn order by d.place)
+    into v_task_ids, v_turns
+    from (
+      select u.task_id, u.turn, min(u.place) as place
+      from unnest(v_sleepers) with ordinality as u(task_id, turn, place)
+      group by u.task_id, u.turn
+    ) as d
     where exists (
       select from teguh.t_template as t
-      where t.task_id = d.task_id
-        and t.turn = d.turn
-        and t.state = 'sleeping'
+      where (t.task_id, t.turn, t.state) = (d.task_id, d.turn, 'sleeping')
       offset 0
     );
     if v_task_ids is not null then

@@ -42,6 +42,8 @@ RETRIES = (
     {"kind": "fixed", "base_seconds": 0.1},
     {"kind": "exponential", "base_seconds": 0.05, "max_seconds": 0.4, "jitter": 0.5},
 )
+# The queue does not exist, or ceased to exist during the call.
+DROPPED = {"TG001", "42P01", "42883", "XX000"}
 UNFINISHED = "state not in ('completed', 'failed', 'cancelled')"
 
 
@@ -105,6 +107,7 @@ class Storm:
             ("emitter", self._emit),
             ("canceller", self._cancel),
             ("retrier", self._retry),
+            *((f"builder {n}", self._build) for n in range(2)),
         ]
         stormy = [self._thread(name, body, self._over) for name, body in bodies]
         stormy.append(threading.Thread(target=self._shoot))
@@ -225,9 +228,25 @@ class Storm:
         self._count("retries")
         time.sleep(rng.random() * 0.2)
 
+    def _build(self, connection: Conn, rng: Random) -> None:
+        """Create a queue of the other builder's choice, too, use it a little, and drop it."""
+        queue = f"brief_{rng.randrange(3)}"
+        try:
+            connection.execute("select teguh.create_queue(%s)", (queue,))
+            for _ in range(3):
+                connection.execute("select teguh.spawn_task(%s, 'brief', 'null')", (queue,))
+                connection.execute("select teguh.claim_task(%s, 'builder')", (queue,))
+            if rng.random() < 0.7:
+                connection.execute("select teguh.drop_queue(%s)", (queue,))
+        except psycopg.Error as error:
+            if error.sqlstate not in DROPPED:
+                raise
+        self._count("queues built")
+        time.sleep(rng.random() * 0.2)
+
     def _tick(self, connection: Conn, rng: Random) -> None:
-        """Tick, and clean old events up."""
-        connection.execute("select teguh.ticker(%s)", (QUEUE,))
+        """Tick one queue or all, and clean old events up."""
+        connection.execute("select teguh.ticker(%s)", (rng.choice([QUEUE, QUEUE, None]),))
         if rng.random() < 0.05:
             connection.execute("select teguh.cleanup_events(%s, 0.5, 50)", (QUEUE,))
         time.sleep(0.03)

@@ -1,0 +1,265 @@
+-- What comes due: sleepers are queued, expired leases fail their runs, deadlines cancel.
+begin;
+select plan(34);
+
+-- Given a clock to set and a look at tasks
+create function pg_temp.at(p_seconds double precision)
+  returns void
+  language sql
+as $$
+  select set_config(
+    'teguh.fake_now',
+    ('2031-05-01 12:00:00+00'::timestamptz + make_interval(secs => p_seconds))::text,
+    false
+  );
+$$;
+
+select pg_temp.at(0);
+select teguh.create_queue('q');
+
+create function pg_temp.state(p_task_name text)
+  returns text
+  language sql
+as $$
+  select t.state || ', ' || t.failures || ' failures'
+  from teguh.t_q as t
+  where t.task_name = p_task_name;
+$$;
+
+create function pg_temp.take(p_task_name text, p_options jsonb, p_timeout double precision)
+  returns uuid
+  language plpgsql
+as $$
+declare
+  v_run_id uuid;
+begin
+  perform teguh.spawn_task('q', p_task_name, '{}', p_options);
+  select c.run_id into strict v_run_id from teguh.claim_task('q', 'w1', p_timeout, 100) as c;
+  return v_run_id;
+end;
+$$;
+
+-- When a lease of 10 seconds is not extended
+create temporary table run (name text, run_id uuid);
+insert into run values ('lost', pg_temp.take('lost', '{"retry_strategy": {"kind": "fixed", "base_seconds": 5}}', 10));
+select pg_temp.at(9.999);
+
+-- Then
+select is(teguh.ticker('q'), 0, 'a lease lasts as long as it was granted');
+select is(pg_temp.state('lost'), 'running, 0 failures', 'the run goes on until then');
+
+select pg_temp.at(10);
+select is(teguh.ticker('q'), 1, 'the ticker ends a run whose lease has expired');
+select is(
+  pg_temp.state('lost'), 'sleeping, 1 failures',
+  'expiry consumes an attempt and its backoff, in SQL'
+);
+
+select throws_ok(
+  $$ select teguh.complete_run('q', (select r.run_id from run as r)) $$,
+  'AB002', null,
+  'the worker that lost its lease cannot complete the run'
+);
+
+select is(
+  (select t.failure_reason from teguh.t_q as t),
+  '{"name": "$ClaimTimeout", "message": "the lease of worker w1 expired"}',
+  'the reason names the worker whose lease expired'
+);
+
+select is(
+  (select h.claimed_by || ' ' || h.state || ' ' || h.attempt from teguh.r_q as h), 'w1 failed 1',
+  'the run is kept in the history'
+);
+
+select is(teguh.next_due('q'), '2031-05-01 12:00:15+00', 'the next run is due after the backoff');
+
+select pg_temp.at(15);
+select is(
+  (select c.run_id <> r.run_id from teguh.claim_task('q', 'w2', 10) as c cross join run as r), true,
+  'another run follows'
+);
+
+-- When it is lost for good
+select teguh.cancel_task('q', t.task_id) from teguh.t_q as t;
+
+-- Given three heartbeats of 30 seconds each, one second apart
+truncate run;
+insert into run values ('kept', pg_temp.take('kept', '{"retry_strategy": {"kind": "none"}}', 10));
+select pg_temp.at(16);
+select teguh.extend_claim('q', (select r.run_id from run as r), 30);
+select pg_temp.at(17);
+select teguh.extend_claim('q', (select r.run_id from run as r), 30);
+select pg_temp.at(18);
+select teguh.extend_claim('q', (select r.run_id from run as r), 30);
+
+-- Then
+select is(
+  (select t.lease_expires_at from teguh.t_q as t where t.task_name = 'kept'),
+  '2031-05-01 12:00:48+00',
+  'a heartbeat sets the lease to now + extend, never adds'
+);
+
+select pg_temp.at(47);
+select is(teguh.ticker('q'), 0, 'an extended lease is not ended by its first timer');
+select is(pg_temp.state('kept'), 'running, 0 failures', 'its run goes on');
+
+select pg_temp.at(48);
+select is(teguh.ticker('q'), 1, 'an extended lease expires as well');
+select is(pg_temp.state('kept'), 'pending, 1 failures', 'its run has failed');
+
+-- When a lease is made shorter
+truncate run;
+select c.task_name from teguh.claim_task('q', 'w', 0, 100) as c;
+insert into run values ('short', pg_temp.take('short', '{"retry_strategy": {"kind": "none"}}', 1000));
+select teguh.extend_claim('q', (select r.run_id from run as r), 2);
+select pg_temp.at(50);
+
+-- Then
+select is(teguh.ticker('q'), 1, 'a lease that was made shorter expires at its new end');
+
+-- When timers of one lease come due twice at once, as by two claims at the same time
+select c.task_name from teguh.claim_task('q', 'w', 0, 100) as c;
+truncate run;
+insert into run values ('double', pg_temp.take('double', '{"retry_strategy": {"kind": "none"}}', 1000));
+create temporary table before as
+select count(*) as rows from teguh.p0_q as p where p.kind = 'l';
+select teguh._expire_q(
+  array[row(t.task_id, t.turn)::teguh._timer, row(t.task_id, t.turn)::teguh._timer,
+    row(t.task_id, t.turn)::teguh._timer],
+  teguh.current_time()
+)
+from teguh.t_q as t
+where t.task_name = 'double';
+
+-- Then
+select is(
+  (select count(*) from teguh.p0_q as p where p.kind = 'l') - (select b.rows from before as b),
+  1::bigint,
+  'timers do not multiply: three of a lease that was extended become one'
+);
+
+-- When it fails after its last attempt by losing its lease
+select teguh.cancel_task('q', t.task_id)
+from teguh.t_q as t
+where t.state in ('running', 'sleeping', 'pending');
+select pg_temp.take('last', '{"max_attempts": 1}', 5);
+select pg_temp.at(60);
+select teguh.ticker('q');
+
+-- Then
+select is(
+  pg_temp.state('last'), 'failed, 1 failures',
+  'a poison task that kills its worker ends as failed when its attempts are used up'
+);
+
+-- Given a lease without end
+select pg_temp.take('endless', '{}', 0);
+select pg_temp.at(1e9);
+
+-- Then
+select is(teguh.ticker('q'), 0, 'a lease without end never expires');
+select is(pg_temp.state('endless'), 'running, 0 failures', 'its run goes on');
+
+-- Given a task that must start within 10 seconds of its time, delayed by 60
+select pg_temp.at(100);
+select teguh.spawn_task('q', 'delayed', '{}', '{"delay_seconds": 60, "cancellation": {"max_delay": 10}}');
+select pg_temp.at(165);
+
+-- Then
+select is(
+  (select c.attempt from teguh.claim_task('q', 'w', 0) as c), 1,
+  'max_delay counts from available_at: a delayed task is not cancelled before it was due'
+);
+
+select pg_temp.at(1000);
+select teguh.ticker('q');
+select is(
+  pg_temp.state('delayed'), 'running, 0 failures',
+  'max_delay does not matter any more once the task has started'
+);
+
+select teguh.spawn_task('q', 'too late', '{}', '{"cancellation": {"max_delay": 0.5}}');
+select pg_temp.at(1000.4);
+select is(teguh.ticker('q'), 0, 'before max_delay has passed nothing is cancelled');
+select pg_temp.at(1000.5);
+select is(teguh.ticker('q'), 1, 'the ticker cancels what did not start within max_delay');
+select is(pg_temp.state('too late'), 'cancelled, 0 failures', 'max_delay takes fractions: 0.5 seconds');
+
+-- Given a task that must finish within 20 seconds of its first start
+truncate run;
+insert into run values (
+  'slow', pg_temp.take('slow', '{"cancellation": {"max_duration": 20}, "retry_strategy": {"kind": "none"}}', 8)
+);
+select pg_temp.at(1009);
+select teguh.ticker('q');
+select is(pg_temp.state('slow'), 'pending, 1 failures', 'a retry within max_duration is fine');
+select c.task_name from teguh.claim_task('q', 'w', 0) as c;
+select pg_temp.at(1020.4);
+select teguh.ticker('q');
+select is(pg_temp.state('slow'), 'running, 1 failures', 'until max_duration has passed it may run');
+select pg_temp.at(1020.5);
+select is(teguh.ticker('q'), 1, 'the ticker cancels a run that takes longer than max_duration');
+select is(pg_temp.state('slow'), 'cancelled, 1 failures', 'max_duration counts from the first start');
+select throws_ok(
+  $$
+    select teguh.complete_run('q', (select t.run_id from teguh.t_q as t where t.task_name = 'slow'))
+  $$,
+  'AB001', null,
+  'its worker meets AB001'
+);
+
+-- Given a sleeper past max_duration
+truncate run;
+insert into run values ('asleep', pg_temp.take('asleep', '{"cancellation": {"max_duration": 20}}', 0));
+select teguh.schedule_run('q', (select r.run_id from run as r), teguh.current_time() + interval '1 hour');
+select pg_temp.at(1100);
+select teguh.ticker('q');
+select is(pg_temp.state('asleep'), 'cancelled, 0 failures', 'max_duration ends a sleep, too');
+
+-- Given a failure whose retry could not start before max_duration
+truncate run;
+insert into run values (
+  'hopeless',
+  pg_temp.take('hopeless', '{"cancellation": {"max_duration": 20}, "retry_strategy": {"kind": "fixed"}}', 0)
+);
+select teguh.fail_run('q', (select r.run_id from run as r), '"no"');
+select is(
+  pg_temp.state('hopeless'), 'cancelled, 1 failures',
+  'a retry that could not start before max_duration is a cancellation'
+);
+
+-- Given more sleepers than one call deals with
+select teguh.create_queue('many');
+select count(*) from teguh.spawn_tasks('many', (
+  select jsonb_agg(
+    jsonb_build_object('task_name', n::text, 'options', '{"delay_seconds": 1}'::jsonb)
+  )
+  from generate_series(1, 2500) as n
+));
+select pg_temp.at(2000);
+create temporary table taken as
+select c.task_id from teguh.claim_task('many', 'w', 0, 5000) as c;
+
+-- Then
+select ok(
+  (select count(*) between 1000 and 1200 from taken),
+  'every sweep is bounded: a claim wakes about a thousand sleepers, not all of 2500'
+);
+
+select is(
+  teguh.next_due('many') <= teguh.current_time(), true,
+  'next_due tells the worker to come again at once'
+);
+
+insert into taken select c.task_id from teguh.claim_task('many', 'w', 0, 5000) as c;
+insert into taken select c.task_id from teguh.claim_task('many', 'w', 0, 5000) as c;
+
+select results_eq(
+  $$ select count(*), count(distinct t.task_id) from taken as t $$,
+  $$ values (2500::bigint, 2500::bigint) $$,
+  'the rest come with the next claims: none is lost, none comes twice'
+);
+
+select * from finish();
+rollback;

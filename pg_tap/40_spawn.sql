@@ -1,0 +1,294 @@
+-- A spawn makes a task of what it was given, once per idempotency key, in the caller's transaction.
+begin;
+select plan(47);
+
+-- Given a queue
+set teguh.fake_now = '2031-05-01 12:00:00+00';
+select teguh.create_queue('q');
+
+-- When a task is spawned with every option
+create temporary table spawned as
+select * from teguh.spawn_task('q', 'bill', '{"order": 7}', '{
+  "headers": {"traceparent": "00-4bf9-01", "tracestate": "a=1", "baggage": "b=2"},
+  "retry_strategy": {"kind": "exponential", "base_seconds": 1.5, "factor": 3, "max_seconds": 60, "jitter": 0.5},
+  "max_attempts": 5,
+  "cancellation": {"max_delay": 60, "max_duration": 600},
+  "idempotency_key": "order 7",
+  "idempotency_mismatch": "error",
+  "delay_seconds": 0.5
+}');
+
+-- Then
+select results_eq(
+  $$ select s.attempt, s.created from spawned as s $$,
+  $$ values (1, true) $$,
+  'a spawn tells that it has created the task'
+);
+
+select is(
+  (select s.task_id <> s.run_id from spawned as s), true,
+  'a task and its first run have ids of their own'
+);
+
+select results_eq(
+  $$
+    select t.task_id, t.run_id, t.state, t.task_name, t.params, t.headers, t.max_attempts,
+      t.retry_strategy, t.cancellation, t.idempotency_key, t.created_at, t.available_at, t.deadline_at
+    from teguh.t_q as t
+  $$,
+  $$
+    select s.task_id, s.run_id, 'sleeping', 'bill', '{"order": 7}'::jsonb,
+      '{"traceparent": "00-4bf9-01", "tracestate": "a=1", "baggage": "b=2"}'::jsonb, 5,
+      '{"kind": "exponential", "base_seconds": 1.5, "factor": 3, "max_seconds": 60, "jitter": 0.5}'::jsonb,
+      '{"max_delay": 60, "max_duration": 600}'::jsonb, 'order 7',
+      '2031-05-01 12:00:00+00'::timestamptz, '2031-05-01 12:00:00.5+00'::timestamptz,
+      '2031-05-01 12:01:00.5+00'::timestamptz
+    from spawned as s
+  $$,
+  'every option is kept with the task'
+);
+
+-- When it is spawned again
+-- Then
+select results_eq(
+  $$
+    select a.task_id, a.run_id, a.attempt, a.created
+    from teguh.spawn_task('q', 'bill', '{"order": 7}', '{"idempotency_key": "order 7"}') as a
+  $$,
+  $$ select s.task_id, s.run_id, 1, false from spawned as s $$,
+  'a second spawn with the key returns the existing task and created = false'
+);
+
+select throws_ok(
+  $$ select teguh.spawn_task('q', 'bill', '{"order": 8}', '{"idempotency_key": "order 7"}') $$,
+  'TG006', null,
+  'the same key with other params raises'
+);
+
+select throws_ok(
+  $$ select teguh.spawn_task('q', 'send', '{"order": 7}', '{"idempotency_key": "order 7"}') $$,
+  'TG006', null,
+  'the same key with another name raises'
+);
+
+select is(
+  (
+    select a.task_id
+    from teguh.spawn_task(
+      'q', 'send', '1', '{"idempotency_key": "order 7", "idempotency_mismatch": "return"}'
+    ) as a
+  ),
+  (select s.task_id from spawned as s),
+  'idempotency_mismatch return gives the existing task'
+);
+
+select is(
+  (select a.created from teguh.spawn_task('q', 'bill', '{"order": 7}', '{"idempotency_key": "order 8"}') as a),
+  true,
+  'another key makes another task'
+);
+
+-- When the task has ended
+set teguh.fake_now = '2031-05-01 12:00:01+00';
+select teguh.claim_task('q', 'w', 30, 5);
+select teguh.complete_run('q', s.run_id) from spawned as s;
+
+-- Then
+select is(
+  (
+    select a.task_id
+    from teguh.spawn_task('q', 'bill', '{"order": 7}', '{"idempotency_key": "order 7"}') as a
+  ),
+  (select s.task_id from spawned as s),
+  'a key belongs to its task after the end as well'
+);
+
+select teguh.create_queue('r');
+select teguh.spawn_task('r', 'a', '{}', '{"idempotency_key": "k", "retry_strategy": {"kind": "none"}}');
+select teguh.claim_task('r', 'w');
+select lives_ok(
+  $$ select teguh.fail_run('r', t.run_id, '"no"') from teguh.t_r as t $$,
+  'a key does not conflict with its own retry'
+);
+
+-- Given nulls
+-- Then
+select is(
+  (select t.params from teguh.t_q as t join teguh.spawn_task('q', 'null', null) as s using (task_id)), null,
+  'a spawn is not seen by its own statement'
+);
+
+select is(
+  (select t.params from teguh.t_q as t where t.task_name = 'null'), 'null',
+  'null params are JSON null'
+);
+
+select results_eq(
+  $$
+    select t.headers, t.retry_strategy, t.max_attempts, t.cancellation, t.idempotency_key
+    from teguh.t_q as t
+    where t.task_name = 'null'
+  $$,
+  $$ values (null::jsonb, null::jsonb, null::integer, null::jsonb, null::text) $$,
+  'without options a task has none: its attempts are unlimited'
+);
+
+-- Given times to start
+select teguh.spawn_task('q', n.name, '{}', n.options::jsonb)
+from (
+  values
+    ('past', '{"available_at": "2020-01-01T00:00:00Z"}'),
+    ('zone', '{"available_at": "2031-05-01T15:00:00+02:00"}'),
+    ('zero', '{"delay_seconds": 0}'),
+    ('some', '{"delay_seconds": 90}')
+) as n(name, options);
+
+select is(
+  (
+    select t.state || ' ' || (t.available_at at time zone 'UTC')::text
+    from teguh.t_q as t
+    where t.task_name = n.name
+  ),
+  n.wanted,
+  n.why
+)
+from (
+  values
+    ('past', 'pending 2020-01-01 00:00:00', 'a start in the past is at once'),
+    ('zone', 'sleeping 2031-05-01 13:00:00', 'a start has its offset'),
+    ('zero', 'pending 2031-05-01 12:00:01', 'a delay of zero is none'),
+    ('some', 'sleeping 2031-05-01 12:01:31', 'a delay counts from now')
+) as n(name, wanted, why);
+
+-- Given many tasks
+select teguh.create_queue('m');
+create temporary table many as
+select row_number() over () as place, s.*
+from teguh.spawn_tasks('m', '[
+  {"task_name": "d", "options": {"idempotency_key": "z"}},
+  {"task_name": "a", "params": {"n": 1}},
+  {"task_name": "c", "options": {"delay_seconds": 60}},
+  {"task_name": "b", "params": null, "options": null},
+  {"task_name": "d", "options": {"idempotency_key": "z"}},
+  {"task_name": "e", "options": {"idempotency_key": "y"}}
+]') as s;
+
+-- Then
+select is(
+  array(select t.task_name from many as m join teguh.t_m as t using (task_id) order by m.place),
+  '{d,a,c,b,d,e}',
+  'spawn_tasks returns its rows in the order of its input'
+);
+
+select is(
+  array(select m.created from many as m order by m.place), '{t,t,t,t,f,t}',
+  'of two tasks with one key in one call the first is created'
+);
+
+select is(
+  (select count(distinct m.task_id) from many as m where m.place in (1, 5)), 1::bigint,
+  'both get that task'
+);
+
+select is(
+  (select t.params from teguh.t_m as t where t.task_name = 'b'), 'null',
+  'null params in an array are JSON null'
+);
+
+select is(
+  array(select s.created from teguh.spawn_tasks('m', '[
+    {"task_name": "new"}, {"task_name": "e", "options": {"idempotency_key": "y"}}
+  ]') as s),
+  '{t,f}',
+  'spawn_tasks may meet tasks that exist'
+);
+
+select is_empty(
+  $$ select * from teguh.spawn_tasks('m', '[]') $$,
+  'an empty array spawns nothing'
+);
+
+-- When one of many is not good
+create temporary table before as select count(*) as n from teguh.t_m;
+
+-- Then
+select throws_ok(
+  format($$ select teguh.spawn_tasks('m', %L) $$, n.tasks), n.code, null, n.why
+)
+from (
+  values
+    ('[{"task_name": "x"}, {"task_name": ""}]', 'TG005', 'a blank name among many is refused'),
+    ('[{"task_name": "x"}, {"name": "y"}]', 'TG005', 'an unknown key among many is refused'),
+    ('[{"task_name": "x"}, {"params": {}}]', 'TG005', 'a name that is missing among many is refused'),
+    ('[{"task_name": "x"}, {"task_name": 5}]', 'TG005', 'a name that is no string is refused'),
+    ('[{"task_name": "x"}, {"task_name": "y", "options": {"max_attempts": 0}}]', 'TG005',
+     'a bad option among many is refused'),
+    ('[{"task_name": "x"}, {"task_name": "y", "options": []}]', 'TG005', 'options that are no object are refused'),
+    ('[{"task_name": "x"}, 5]', 'TG005', 'what is no task is refused'),
+    ('[{"task_name": "x"}, {"task_name": "other", "options": {"idempotency_key": "y"}}]', 'TG006',
+     'a key of another task among many is refused'),
+    ('{"task_name": "x"}', 'TG005', 'a single object is refused'),
+    ('null', 'TG005', 'JSON null is refused'),
+    (null, 'TG005', 'null is refused')
+) as n(tasks, code, why);
+
+select is(
+  (select count(*) from teguh.t_m), (select b.n from before as b),
+  'spawn_tasks spawns all or none'
+);
+
+select throws_ok(
+  $$ select teguh.spawn_tasks('nowhere', '[]') $$,
+  'TG001', null,
+  'spawn_tasks needs a queue'
+);
+
+-- Given a spawn beside the caller's own writes
+create temporary table business (note text);
+savepoint sale;
+insert into business values ('sold');
+select teguh.spawn_task('m', 'ship', '{}');
+rollback to sale;
+
+-- Then
+select is(
+  (select count(*) from business) + (select count(*) from teguh.t_m as t where t.task_name = 'ship'), 0::bigint,
+  'a task and the caller''s own writes stand or fall together'
+);
+
+-- Given great params
+select teguh.spawn_task('m', 'great', jsonb_build_object('text', repeat('x', 1048576)));
+
+-- Then
+select is(
+  (select octet_length(c.params ->> 'text') from teguh.claim_task('m', 'w', 30, 100) as c where c.task_name = 'great'),
+  1048576,
+  'params of a megabyte arrive as they were'
+);
+
+-- Given the absence of a strategy
+-- Then
+select is(
+  (select t.retry_strategy from teguh.t_m as t where t.task_name = 'great'), null,
+  'a task without a strategy of its own has the default one'
+);
+
+-- Given untyped calls, as drivers make them
+-- Then
+select lives_ok(
+  $$ select teguh.spawn_task('m', 'plain', '{}') $$,
+  'spawn_task is called with three arguments'
+);
+
+select is(
+  (
+    select count(*)
+    from pg_proc as p
+    where p.pronamespace = 'teguh'::regnamespace and p.proname in ('spawn_task', 'spawn_tasks')
+  ),
+  2::bigint,
+  'no spawn function is overloaded'
+);
+
+select * from finish();
+rollback;
