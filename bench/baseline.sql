@@ -39,11 +39,12 @@ create function baseline.claim(p_worker text, p_seconds double precision, p_qty 
   language plpgsql
 as $$
 declare
-  v_now timestamptz := clock_timestamp();
-  v_ids bigint[];
+  v_now    timestamptz := clock_timestamp();
+  v_places tid[];
 begin
-  v_ids := array(
-    select r.task_id
+  -- locked rows stay where they are
+  v_places := array(
+    select r.ctid
     from baseline.ready as r
     where r.available_at <= v_now
     order by r.available_at, r.task_id
@@ -51,17 +52,15 @@ begin
     for update skip locked
   );
 
-  delete from baseline.ready as r
-  using baseline.task as t
-  where t.task_id = any (v_ids)
-    and r.task_id = t.task_id
-    and r.available_at <= v_now;
+  return query
+  with taken as (
+    delete from baseline.ready as r where r.ctid = any (v_places) returning r.task_id
+  )
 
   insert into baseline.lease (task_id, worker, expires_at)
-  select id, p_worker, v_now + make_interval(secs => p_seconds)
-  from unnest(v_ids) as id;
-
-  return query select unnest(v_ids);
+  select k.task_id, p_worker, v_now + make_interval(secs => p_seconds)
+  from taken as k
+  returning baseline.lease.task_id;
 end;
 $$;
 

@@ -32,7 +32,7 @@ def test_the_sql_of_the_readme_runs_in_order(dsn: str) -> None:
 def test_the_python_of_the_readme_runs_an_order(dsn: str) -> None:
     space: dict[str, Any] = {}
     for source in snippets("python"):
-        exec(source.replace("3600", "0.01"), space)
+        exec(source.replace("3600", "0.01"), space)  # noqa: S102 - our own README
     worker = teguh.Worker(dsn, "orders", space["tasks"])
     with psycopg.connect(dsn, autocommit=True) as db:
         db.execute("create table shipments (courier text)")
