@@ -1,6 +1,6 @@
 -- A worker completes, fails, sleeps, keeps or hands back the run it holds, and no other.
 begin;
-select plan(95);
+select plan(93);
 
 -- Given a queue, tasks that are held, and a look at them
 set teguh.fake_now = '2031-05-01 12:00:00+00';

@@ -8,186 +8,187 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  192  00_install.sql
---  227    version
---  240  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  242    current_time
---  262    _after
---  278    _micros
---  289  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  305    _random_bytes
---  324    _make_uuidv7
---  347    portable_uuidv7
---  377    uuidv7_timestamp
---  403    _task_id
---  421    _run_id
---  438    _run_task
---  450    _run_number
---  465  12_types.sql: The composite types that functions pass to each other
---  473    _gap (type)
---  479    _late (type)
---  484    _timer (type)
---  489    _picked (type)
---  498    _spawn (type)
---  526  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  528    _check_keys
---  561    _number_option
---  596    _integer_option
---  622    _text_option
---  648    _check_name
---  675    _check_seconds
---  703    _check_isolation
---  722    _check_policy
---  752    _check_spawn
---  789    _read_spawn_options
---  839    _available_at
---  879    _check_cancellation
---  896  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
---  899    _check_retry_strategy
---  935    _retry_delay
---  978    _fraction
---  989  20_tables.sql: Queues and the policy of each
---  991    queues (table)
--- 1010    t_template (table)
--- 1079    p0_template (table)
--- 1090    p1_template (table)
--- 1128    k0_template (table)
--- 1139    k1_template (table)
--- 1163    seq_template (sequence)
--- 1164    ring_template (sequence)
--- 1165    parked_template (sequence)
--- 1166    woken_template (sequence)
--- 1167    plan_template (sequence)
--- 1168    fired_template (sequence)
--- 1169    clock_template (sequence)
--- 1170    carry_template (sequence)
--- 1191    r_template (table)
--- 1208    c_template (table)
--- 1225    e_template (table)
--- 1242    w_template (table)
--- 1257  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 1260    validate_queue_name
--- 1300    _policy
--- 1327    _call
--- 1341    _template_ddl (view)
--- 1419    _stamp
--- 1429    _stamp_functions
--- 1450    _each_queue
--- 1472    _init_template
--- 1495    _hush_template
--- 1516    _beyond
--- 1528    create_queue
--- 1580    drop_queue
--- 1627    _lock_patiently
--- 1656    list_queues
--- 1670  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 1678    _push_template
--- 1719    _fill
--- 1740    _add0_template
--- 1798    _back0_template
--- 1822  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 1826    _claim0_template
--- 1890    _pick0_template
--- 1981    _move0_template
--- 2043    _open_xids
--- 2063    _next0_template
--- 2091    _many0_template
--- 2120    _stuck0_template
--- 2157    _trim0_template
--- 2200    _take_template
--- 2280    _known_template
--- 2300    claim_task
--- 2352    _next_template
--- 2393    _soon0_template
--- 2456    next_due
--- 2476  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 2489    _due0_template
--- 2568    _any0_template
--- 2595    _miss0_template
--- 2630    _pass0_template
--- 2676    _fire_template
--- 2728    _expire_template
--- 2795    _over_template
--- 2816  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 2818    _segment_bytes
--- 2839    _turn_template
--- 2871    _turn0_template
--- 2906    _spent0_template
--- 2920    _dry0_template
--- 2947    _left0_template
--- 2985    _carry0_template
--- 3028  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 3033    _put_template
--- 3110    _found_template
--- 3166    spawn_task
--- 3196    spawn_tasks
--- 3230    _read_task
--- 3247  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 3252    _hold_template
--- 3303    _own_template
--- 3323    _done_template
--- 3357    complete_run
--- 3380    _flush_template
--- 3444    _why_template
--- 3460    _check_runs
--- 3498    complete_runs
--- 3529    _end_template
--- 3578    _file_template
--- 3602    _again_template
--- 3636    _queue_template
--- 3657    _fail_template
--- 3675    fail_run
--- 3699    _nap_template
--- 3725    schedule_run
--- 3755    _free_template
--- 3792    release_run
--- 3817    _keep_template
--- 3840    extend_claim
--- 3862  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 3867    _mark_template
--- 3889    _note_template
--- 3919    set_task_checkpoint_state
--- 3954    _read_template
--- 3976    get_task_checkpoint_state
--- 4000    _list_template
--- 4029    get_task_checkpoint_states
--- 4055  43_events.sql: Wait for an event, or learn how the wait ended
--- 4062    _wait_template
--- 4134    _park_template
--- 4175    await_event
--- 4212    _emit_template
--- 4271    emit_event
--- 4296  44_control.sql: Read a task, or raise TG003
--- 4298    _task_template
--- 4324    _stop_template
--- 4348    cancel_task
--- 4365    _retry_template
--- 4431    _renew_template
--- 4466    retry_task
--- 4505    _show_template
--- 4545    get_task_result
--- 4575  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 4582    _purge_template
--- 4618    _first_uuid
--- 4634    _sweep_template
--- 4674    _clean
--- 4708    cleanup_tasks
--- 4729    cleanup_events
--- 4750    cleanup_all_queues
--- 4778  50_ticker.sql: One tick of one queue: take a step in the rotation, deal with what is due.  The
--- 4782    _tick_template
--- 4801    _ticked (sequence)
--- 4807    ticker
--- 4853    ticker_loop (procedure)
--- 4879  51_cron.sql: Whether pg_cron is installed in this database
--- 4881    _has_cron
--- 4891    _cron_has_seconds
--- 4911    _explain_no_cron
--- 4945    start
--- 4987    stop
--- 5011    _maintain
--- 5033    status
--- 5068  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  193  00_install.sql
+--  228    version
+--  241  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  243    current_time
+--  263    _after
+--  279    _micros
+--  290  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  306    _random_bytes
+--  325    _make_uuidv7
+--  348    portable_uuidv7
+--  378    uuidv7_timestamp
+--  404    _task_id
+--  422    _run_id
+--  439    _run_task
+--  451    _run_number
+--  466  12_types.sql: The composite types that functions pass to each other
+--  474    _gap (type)
+--  480    _late (type)
+--  485    _timer (type)
+--  490    _picked (type)
+--  499    _spawn (type)
+--  527  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  529    _check_keys
+--  562    _number_option
+--  597    _integer_option
+--  623    _text_option
+--  649    _check_name
+--  676    _check_seconds
+--  704    _check_isolation
+--  723    _check_policy
+--  753    _check_spawn
+--  790    _read_spawn_options
+--  840    _available_at
+--  880    _check_cancellation
+--  897  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+--  900    _check_retry_strategy
+--  936    _retry_delay
+--  979    _fraction
+--  990  20_tables.sql: Queues and the policy of each
+--  992    queues (table)
+-- 1011    t_template (table)
+-- 1080    p0_template (table)
+-- 1091    p1_template (table)
+-- 1129    k0_template (table)
+-- 1140    k1_template (table)
+-- 1164    seq_template (sequence)
+-- 1165    ring_template (sequence)
+-- 1166    parked_template (sequence)
+-- 1167    woken_template (sequence)
+-- 1168    plan_template (sequence)
+-- 1169    fired_template (sequence)
+-- 1170    clock_template (sequence)
+-- 1171    carry_template (sequence)
+-- 1192    r_template (table)
+-- 1209    c_template (table)
+-- 1226    e_template (table)
+-- 1243    w_template (table)
+-- 1258  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 1261    validate_queue_name
+-- 1301    _policy
+-- 1328    _call
+-- 1342    _template_ddl (view)
+-- 1420    _stamp
+-- 1430    _stamp_functions
+-- 1451    _each_queue
+-- 1473    _init_template
+-- 1496    _hush_template
+-- 1517    _beyond
+-- 1529    create_queue
+-- 1582    drop_queue
+-- 1615    _drop_all
+-- 1655    list_queues
+-- 1669  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 1677    _push_template
+-- 1718    _fill
+-- 1739    _add0_template
+-- 1797    _back0_template
+-- 1815  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 1819    _claim0_template
+-- 1883    _pick0_template
+-- 1974    _move0_template
+-- 2036    _open_xids
+-- 2056    _next0_template
+-- 2084    _many0_template
+-- 2113    _stuck0_template
+-- 2150    _trim0_template
+-- 2193    _take_template
+-- 2273    _known_template
+-- 2293    claim_task
+-- 2345    _next_template
+-- 2386    _soon0_template
+-- 2442    next_due
+-- 2462  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 2475    _due0_template
+-- 2546    _last0_template
+-- 2571    _any0_template
+-- 2598    _miss0_template
+-- 2633    _pass0_template
+-- 2679    _fire_template
+-- 2731    _expire_template
+-- 2798    _over_template
+-- 2819  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 2821    _segment_bytes
+-- 2842    _turn_template
+-- 2874    _turn0_template
+-- 2909    _spent0_template
+-- 2923    _dry0_template
+-- 2950    _left0_template
+-- 2981    _carry0_template
+-- 3024  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 3029    _put_template
+-- 3106    _found_template
+-- 3162    spawn_task
+-- 3192    spawn_tasks
+-- 3226    _read_task
+-- 3243  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 3248    _hold_template
+-- 3299    _own_template
+-- 3319    _done_template
+-- 3353    complete_run
+-- 3376    _flush_template
+-- 3440    _why_template
+-- 3456    _check_runs
+-- 3494    complete_runs
+-- 3525    _end_template
+-- 3574    _file_template
+-- 3598    _again_template
+-- 3632    _queue_template
+-- 3653    _fail_template
+-- 3671    fail_run
+-- 3695    _nap_template
+-- 3721    schedule_run
+-- 3751    _free_template
+-- 3788    release_run
+-- 3813    _keep_template
+-- 3836    extend_claim
+-- 3858  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 3863    _mark_template
+-- 3885    _note_template
+-- 3915    set_task_checkpoint_state
+-- 3950    _read_template
+-- 3972    get_task_checkpoint_state
+-- 3996    _list_template
+-- 4025    get_task_checkpoint_states
+-- 4051  43_events.sql: Wait for an event, or learn how the wait ended
+-- 4058    _wait_template
+-- 4130    _park_template
+-- 4171    await_event
+-- 4208    _emit_template
+-- 4267    emit_event
+-- 4292  44_control.sql: Read a task, or raise TG003
+-- 4294    _task_template
+-- 4320    _stop_template
+-- 4344    cancel_task
+-- 4361    _retry_template
+-- 4427    _renew_template
+-- 4462    retry_task
+-- 4501    _show_template
+-- 4541    get_task_result
+-- 4571  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 4578    _purge_template
+-- 4614    _first_uuid
+-- 4630    _sweep_template
+-- 4670    _clean
+-- 4704    cleanup_tasks
+-- 4725    cleanup_events
+-- 4746    cleanup_all_queues
+-- 4775  50_ticker.sql: One tick of one queue: take a step in the rotation, deal with what is due.  The
+-- 4779    _tick_template
+-- 4798    _ticked (sequence)
+-- 4804    ticker
+-- 4852    ticker_loop (procedure)
+-- 4878  51_cron.sql: Whether pg_cron is installed in this database
+-- 4880    _has_cron
+-- 4890    _cron_has_seconds
+-- 4910    _explain_no_cron
+-- 4944    start
+-- 4986    stop
+-- 5010    _maintain
+-- 5032    status
+-- 5067  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -1574,10 +1575,44 @@ comment on function teguh.create_queue(text, jsonb) is
   'call, default 1000), default_max_attempts, default_retry_strategy. '
   'Raises 42602 or 42939 for a name that cannot be, TG005 for a bad policy.';
 
--- Drop a queue with everything in it.  All its tables are locked in one statement
--- under a short lock_timeout and, if others are busy there, tried again: whoever
--- works on the queue meanwhile cannot be drawn into a deadlock.
+-- Drop a queue with everything in it.
+--
+-- Never waits for a lock long enough to be part of a deadlock: all of it happens
+-- under a short lock_timeout and, if others are busy there, is undone and tried again.
 create or replace function teguh.drop_queue(p_queue_name text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+  set lock_timeout = '100ms'
+as $$
+begin
+  perform teguh._policy(p_queue_name);
+  for v_try in 1..300 loop
+    begin
+      perform teguh._drop_all(p_queue_name);
+      return;
+    exception
+      when lock_not_available then
+        perform pg_sleep(0.1 * random());
+    end;
+  end loop;
+
+  raise exception 'queue "%" stays in use', p_queue_name
+    using
+      errcode = '55P03',
+      detail = 'Other transactions keep its tables locked.',
+      hint = 'Stop its workers, end idle transactions, and try again.';
+end;
+$$;
+
+comment on function teguh.drop_queue(text) is
+  'Drops a queue and all its tasks, in whatever state. Waits up to a minute for '
+  'transactions that are using it. Raises TG001 if there is no such queue, 55P03 '
+  'if it stays busy.';
+
+-- Drop what belongs to a queue, unless somebody else just did.
+create or replace function teguh._drop_all(p_queue_name text)
   returns void
   language plpgsql
   volatile
@@ -1587,7 +1622,11 @@ declare
   v_tables text;
   v_drop   text;
 begin
-  perform teguh._policy(p_queue_name);
+  delete from teguh.queues as q
+  where q.queue_name = p_queue_name;
+  if not found then
+    return;
+  end if;
 
   select string_agg('teguh.' || teguh._stamp(c.relname, p_queue_name), ', ' order by c.relname)
   into v_tables
@@ -1595,13 +1634,7 @@ begin
   where c.relnamespace = 'teguh'::regnamespace
     and c.relkind = 'r'
     and c.relname ~ '^_?[a-z0-9]+_template$';
-  perform teguh._lock_patiently(v_tables);
-
-  delete from teguh.queues as q
-  where q.queue_name = p_queue_name;
-  if not found then
-    return;
-  end if;
+  execute 'lock table ' || v_tables || ' in access exclusive mode';
 
   for v_drop in
     select format('drop function %s', teguh._stamp(p.oid::regprocedure::text, p_queue_name))
@@ -1615,40 +1648,6 @@ begin
     execute v_drop;
   end loop;
   execute 'drop table ' || v_tables;
-end;
-$$;
-
-comment on function teguh.drop_queue(text) is
-  'Drops a queue and all its tasks, in whatever state. Waits up to a minute for '
-  'transactions that are using it. Raises TG001 if there is no such queue, 55P03 '
-  'if it stays busy.';
-
--- Lock tables exclusively, without ever waiting long enough for a deadlock.
-create or replace function teguh._lock_patiently(p_tables text)
-  returns void
-  language plpgsql
-  volatile
-  set search_path = pg_catalog, pg_temp
-  set lock_timeout = '100ms'
-as $$
-begin
-  for v_try in 1..300 loop
-    begin
-      execute 'lock table ' || p_tables || ' in access exclusive mode';
-      return;
-    exception
-      when lock_not_available then
-        perform pg_sleep(0.1 * random());
-      when undefined_table then
-        return;
-    end;
-  end loop;
-
-  raise exception 'tables stay in use'
-    using
-      errcode = '55P03',
-      detail = format('Could not lock %s.', p_tables),
-      hint = 'Stop the workers of the queue, end idle transactions, and try again.';
 end;
 $$;
 
@@ -1802,18 +1801,12 @@ create or replace function teguh._back0_template(p_kind "char", p_due_at timesta
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_from teguh.k0_template;
+  v_from teguh.k0_template := teguh._last0_template(p_kind);
 begin
-  select k.* into v_from
-  from teguh.k0_template as k
-  where k.kind = p_kind
-  order by k.kind desc, k.n desc
-  limit 1;
-
   insert into teguh.k0_template as k (n, kind, seq, due_at, late)
   values (
     nextval('teguh.seq_template'::regclass), p_kind, 0,
-    least(coalesce(v_from.due_at, '-infinity'), p_due_at - interval '1 microsecond'),
+    least(v_from.due_at, p_due_at - interval '1 microsecond'),
     v_from.late
   );
 end;
@@ -2398,7 +2391,7 @@ create or replace function teguh._soon0_template(p_now timestamptz)
 as $$
 declare
   v_ready  teguh.k0_template;
-  v_timers teguh.k0_template;
+  v_timers teguh.k0_template := teguh._last0_template('s');
   v_timer  record;
   v_count  integer := 0;
 begin
@@ -2413,12 +2406,6 @@ begin
   if found or teguh._trim0_template(v_ready.gaps, '{}') is not null then
     return p_now;
   end if;
-
-  select k.* into v_timers
-  from teguh.k0_template as k
-  where k.kind = 's'
-  order by k.kind desc, k.n desc
-  limit 1;
 
   perform from unnest(v_timers.late) as l
   join teguh.p0_template as p on p.xid = l.xid
@@ -2435,8 +2422,7 @@ begin
     from teguh.p0_template as p
     where p.kind = 's'
       and p.kind <> 'r'
-      and (p.due_at, p.seq)
-          > (coalesce(v_timers.due_at, '-infinity'), coalesce(v_timers.seq, 0))
+      and (p.due_at, p.seq) > (v_timers.due_at, v_timers.seq)
     order by p.due_at, p.seq
     limit 100
   loop
@@ -2504,27 +2490,19 @@ declare
   v_to       teguh.k0_template;
   v_due      teguh._timer[];
 begin
-  select k.* into v_from
-  from teguh.k0_template as k
-  where k.kind = p_kind
-  order by k.kind desc, k.n desc
-  limit 1;
-  if not found then
-    v_from.due_at := '-infinity';
-    v_from.seq := 0;
-  end if;
-
-  if not teguh._any0_template(p_kind, p_now, v_from) then
+  if not teguh._any0_template(p_kind, p_now, teguh._last0_template(p_kind)) then
     return '{}';
   end if;
 
   -- in this order: whoever sets a timer with a clock behind ours then either has an
-  -- open transaction in the snapshot, or finds the clock and outnumbers this position
+  -- open transaction in the snapshot, or is seen in the position read after it, or
+  -- finds the clock and outnumbers this position
   if teguh._micros(p_now) > pg_sequence_last_value('teguh.clock_template'::regclass) then
     perform setval('teguh.clock_template'::regclass, teguh._micros(p_now));
   end if;
   v_n := nextval('teguh.seq_template'::regclass);
   v_snapshot := pg_current_snapshot();
+  v_from := teguh._last0_template(p_kind);
 
   select array_agg(row(d.task_id, d.turn)::teguh._timer order by d.due_at, d.seq) into v_due
   from (
@@ -2561,6 +2539,31 @@ begin
   perform teguh._pass0_template(v_n, p_kind, v_snapshot, v_from, v_to);
 
   return coalesce(v_due, '{}') || teguh._miss0_template(v_from, v_snapshot);
+end;
+$$;
+
+-- The latest timer position of one kind; the beginning of time if there is none.
+create or replace function teguh._last0_template(p_kind "char")
+  returns teguh.k0_template
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_last teguh.k0_template;
+begin
+  select k.* into v_last
+  from teguh.k0_template as k
+  where k.kind = p_kind
+  order by k.kind desc, k.n desc
+  limit 1;
+  if not found then
+    v_last.kind := p_kind;
+    v_last.seq := 0;
+    v_last.due_at := '-infinity';
+  end if;
+
+  return v_last;
 end;
 $$;
 
@@ -2951,21 +2954,14 @@ create or replace function teguh._left0_template(p_kind "char", p_limit integer)
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_from teguh.k0_template;
+  v_from teguh.k0_template := teguh._last0_template(p_kind);
 begin
-  select k.* into v_from
-  from teguh.k0_template as k
-  where k.kind = p_kind
-  order by k.kind desc, k.n desc
-  limit 1;
-
   return query
   select p.*
   from teguh.p0_template as p
   where p.kind = p_kind
     and p.kind <> 'r'
-    and (p.due_at, p.seq)
-        > (coalesce(v_from.due_at, '-infinity'), coalesce(v_from.seq, 0))
+    and (p.due_at, p.seq) > (v_from.due_at, v_from.seq)
   order by p.due_at, p.seq
   limit p_limit;
 
@@ -4763,6 +4759,7 @@ begin
     from teguh.queues as q
     where p_queue_name is null or q.queue_name = p_queue_name
     order by q.queue_name
+    for key share skip locked
   loop
     tasks_deleted := teguh.cleanup_tasks(queue_name);
     events_deleted := teguh.cleanup_events(queue_name);
@@ -4827,6 +4824,8 @@ begin
     from teguh.queues as q
     where p_queue_name is null or q.queue_name = p_queue_name
     order by q.queue_name
+    -- one that is being dropped is passed over
+    for key share skip locked
   loop
     execute teguh._call('tick', v_queue_name, 3) into v_one
     using v_now, v_fresh, 10000;

@@ -317,10 +317,44 @@ comment on function teguh.create_queue(text, jsonb) is
   'call, default 1000), default_max_attempts, default_retry_strategy. '
   'Raises 42602 or 42939 for a name that cannot be, TG005 for a bad policy.';
 
--- Drop a queue with everything in it.  All its tables are locked in one statement
--- under a short lock_timeout and, if others are busy there, tried again: whoever
--- works on the queue meanwhile cannot be drawn into a deadlock.
+-- Drop a queue with everything in it.
+--
+-- Never waits for a lock long enough to be part of a deadlock: all of it happens
+-- under a short lock_timeout and, if others are busy there, is undone and tried again.
 create or replace function teguh.drop_queue(p_queue_name text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+  set lock_timeout = '100ms'
+as $$
+begin
+  perform teguh._policy(p_queue_name);
+  for v_try in 1..300 loop
+    begin
+      perform teguh._drop_all(p_queue_name);
+      return;
+    exception
+      when lock_not_available then
+        perform pg_sleep(0.1 * random());
+    end;
+  end loop;
+
+  raise exception 'queue "%" stays in use', p_queue_name
+    using
+      errcode = '55P03',
+      detail = 'Other transactions keep its tables locked.',
+      hint = 'Stop its workers, end idle transactions, and try again.';
+end;
+$$;
+
+comment on function teguh.drop_queue(text) is
+  'Drops a queue and all its tasks, in whatever state. Waits up to a minute for '
+  'transactions that are using it. Raises TG001 if there is no such queue, 55P03 '
+  'if it stays busy.';
+
+-- Drop what belongs to a queue, unless somebody else just did.
+create or replace function teguh._drop_all(p_queue_name text)
   returns void
   language plpgsql
   volatile
@@ -330,7 +364,11 @@ declare
   v_tables text;
   v_drop   text;
 begin
-  perform teguh._policy(p_queue_name);
+  delete from teguh.queues as q
+  where q.queue_name = p_queue_name;
+  if not found then
+    return;
+  end if;
 
   select string_agg('teguh.' || teguh._stamp(c.relname, p_queue_name), ', ' order by c.relname)
   into v_tables
@@ -338,13 +376,7 @@ begin
   where c.relnamespace = 'teguh'::regnamespace
     and c.relkind = 'r'
     and c.relname ~ '^_?[a-z0-9]+_template$';
-  perform teguh._lock_patiently(v_tables);
-
-  delete from teguh.queues as q
-  where q.queue_name = p_queue_name;
-  if not found then
-    return;
-  end if;
+  execute 'lock table ' || v_tables || ' in access exclusive mode';
 
   for v_drop in
     select format('drop function %s', teguh._stamp(p.oid::regprocedure::text, p_queue_name))
@@ -358,40 +390,6 @@ begin
     execute v_drop;
   end loop;
   execute 'drop table ' || v_tables;
-end;
-$$;
-
-comment on function teguh.drop_queue(text) is
-  'Drops a queue and all its tasks, in whatever state. Waits up to a minute for '
-  'transactions that are using it. Raises TG001 if there is no such queue, 55P03 '
-  'if it stays busy.';
-
--- Lock tables exclusively, without ever waiting long enough for a deadlock.
-create or replace function teguh._lock_patiently(p_tables text)
-  returns void
-  language plpgsql
-  volatile
-  set search_path = pg_catalog, pg_temp
-  set lock_timeout = '100ms'
-as $$
-begin
-  for v_try in 1..300 loop
-    begin
-      execute 'lock table ' || p_tables || ' in access exclusive mode';
-      return;
-    exception
-      when lock_not_available then
-        perform pg_sleep(0.1 * random());
-      when undefined_table then
-        return;
-    end;
-  end loop;
-
-  raise exception 'tables stay in use'
-    using
-      errcode = '55P03',
-      detail = format('Could not lock %s.', p_tables),
-      hint = 'Stop the workers of the queue, end idle transactions, and try again.';
 end;
 $$;
 

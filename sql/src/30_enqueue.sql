@@ -132,18 +132,12 @@ create or replace function teguh._back0_template(p_kind "char", p_due_at timesta
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_from teguh.k0_template;
+  v_from teguh.k0_template := teguh._last0_template(p_kind);
 begin
-  select k.* into v_from
-  from teguh.k0_template as k
-  where k.kind = p_kind
-  order by k.kind desc, k.n desc
-  limit 1;
-
   insert into teguh.k0_template as k (n, kind, seq, due_at, late)
   values (
     nextval('teguh.seq_template'::regclass), p_kind, 0,
-    least(coalesce(v_from.due_at, '-infinity'), p_due_at - interval '1 microsecond'),
+    least(v_from.due_at, p_due_at - interval '1 microsecond'),
     v_from.late
   );
 end;

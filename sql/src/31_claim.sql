@@ -576,7 +576,7 @@ create or replace function teguh._soon0_template(p_now timestamptz)
 as $$
 declare
   v_ready  teguh.k0_template;
-  v_timers teguh.k0_template;
+  v_timers teguh.k0_template := teguh._last0_template('s');
   v_timer  record;
   v_count  integer := 0;
 begin
@@ -591,12 +591,6 @@ begin
   if found or teguh._trim0_template(v_ready.gaps, '{}') is not null then
     return p_now;
   end if;
-
-  select k.* into v_timers
-  from teguh.k0_template as k
-  where k.kind = 's'
-  order by k.kind desc, k.n desc
-  limit 1;
 
   perform from unnest(v_timers.late) as l
   join teguh.p0_template as p on p.xid = l.xid
@@ -613,8 +607,7 @@ begin
     from teguh.p0_template as p
     where p.kind = 's'
       and p.kind <> 'r'
-      and (p.due_at, p.seq)
-          > (coalesce(v_timers.due_at, '-infinity'), coalesce(v_timers.seq, 0))
+      and (p.due_at, p.seq) > (v_timers.due_at, v_timers.seq)
     order by p.due_at, p.seq
     limit 100
   loop

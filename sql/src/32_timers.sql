@@ -28,27 +28,19 @@ declare
   v_to       teguh.k0_template;
   v_due      teguh._timer[];
 begin
-  select k.* into v_from
-  from teguh.k0_template as k
-  where k.kind = p_kind
-  order by k.kind desc, k.n desc
-  limit 1;
-  if not found then
-    v_from.due_at := '-infinity';
-    v_from.seq := 0;
-  end if;
-
-  if not teguh._any0_template(p_kind, p_now, v_from) then
+  if not teguh._any0_template(p_kind, p_now, teguh._last0_template(p_kind)) then
     return '{}';
   end if;
 
   -- in this order: whoever sets a timer with a clock behind ours then either has an
-  -- open transaction in the snapshot, or finds the clock and outnumbers this position
+  -- open transaction in the snapshot, or is seen in the position read after it, or
+  -- finds the clock and outnumbers this position
   if teguh._micros(p_now) > pg_sequence_last_value('teguh.clock_template'::regclass) then
     perform setval('teguh.clock_template'::regclass, teguh._micros(p_now));
   end if;
   v_n := nextval('teguh.seq_template'::regclass);
   v_snapshot := pg_current_snapshot();
+  v_from := teguh._last0_template(p_kind);
 
   select array_agg(row(d.task_id, d.turn)::teguh._timer order by d.due_at, d.seq) into v_due
   from (
@@ -85,6 +77,31 @@ begin
   perform teguh._pass0_template(v_n, p_kind, v_snapshot, v_from, v_to);
 
   return coalesce(v_due, '{}') || teguh._miss0_template(v_from, v_snapshot);
+end;
+$$;
+
+-- The latest timer position of one kind; the beginning of time if there is none.
+create or replace function teguh._last0_template(p_kind "char")
+  returns teguh.k0_template
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_last teguh.k0_template;
+begin
+  select k.* into v_last
+  from teguh.k0_template as k
+  where k.kind = p_kind
+  order by k.kind desc, k.n desc
+  limit 1;
+  if not found then
+    v_last.kind := p_kind;
+    v_last.seq := 0;
+    v_last.due_at := '-infinity';
+  end if;
+
+  return v_last;
 end;
 $$;
 

@@ -135,21 +135,14 @@ create or replace function teguh._left0_template(p_kind "char", p_limit integer)
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_from teguh.k0_template;
+  v_from teguh.k0_template := teguh._last0_template(p_kind);
 begin
-  select k.* into v_from
-  from teguh.k0_template as k
-  where k.kind = p_kind
-  order by k.kind desc, k.n desc
-  limit 1;
-
   return query
   select p.*
   from teguh.p0_template as p
   where p.kind = p_kind
     and p.kind <> 'r'
-    and (p.due_at, p.seq)
-        > (coalesce(v_from.due_at, '-infinity'), coalesce(v_from.seq, 0))
+    and (p.due_at, p.seq) > (v_from.due_at, v_from.seq)
   order by p.due_at, p.seq
   limit p_limit;
 

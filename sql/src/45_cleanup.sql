@@ -188,6 +188,7 @@ begin
     from teguh.queues as q
     where p_queue_name is null or q.queue_name = p_queue_name
     order by q.queue_name
+    for key share skip locked
   loop
     tasks_deleted := teguh.cleanup_tasks(queue_name);
     events_deleted := teguh.cleanup_events(queue_name);

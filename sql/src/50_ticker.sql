@@ -49,6 +49,8 @@ begin
     from teguh.queues as q
     where p_queue_name is null or q.queue_name = p_queue_name
     order by q.queue_name
+    -- one that is being dropped is passed over
+    for key share skip locked
   loop
     execute teguh._call('tick', v_queue_name, 3) into v_one
     using v_now, v_fresh, 10000;
