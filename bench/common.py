@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tools.servers import Databases
 
-Conn = psycopg.Connection[tuple[Any, ...]]
+Conn = psycopg.Connection[Any]
 
 HERE = Path(__file__).resolve().parent
 TEGUH_SQL = HERE.parent / "sql" / "teguh.sql"
@@ -46,10 +46,12 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
 @contextmanager
 def server_of(options: argparse.Namespace) -> Iterator[Databases]:
     """Yield the server that the options ask for; print what it is set to."""
-    with ExistingServer(options.dsn) if options.dsn else Server(options.server, SETTINGS) as server:
-        with server.connect() as connection:
-            values = [f"{name} {connection.execute(f'show {name}').fetchone()[0]}" for name in SHOWN]
-        print(f"PostgreSQL ({server.kind}): {', '.join(values)}; {os.cpu_count()} cores", flush=True)
+    server = ExistingServer(options.dsn) if options.dsn else Server(options.server, SETTINGS)
+    with server, server.connect() as connection:
+        values = [f"{name} {scalar(connection, f'show {name}')}" for name in SHOWN]
+        print(
+            f"PostgreSQL ({server.kind}): {', '.join(values)}; {os.cpu_count()} cores", flush=True
+        )
         yield server
 
 
@@ -74,7 +76,7 @@ def connect(dsn: str) -> Conn:
     return connection
 
 
-def scalar(connection: Conn, statement: str, *arguments: object) -> Any:
+def scalar(connection: psycopg.Connection[Any], statement: str, *arguments: object) -> Any:
     """Return the first value of the first row."""
     row = connection.execute(statement.encode(), arguments or None).fetchone()
     return row[0] if row else None

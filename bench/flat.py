@@ -17,7 +17,6 @@ import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
-from pathlib import Path
 from statistics import median
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from multiprocessing.queues import Queue
     from multiprocessing.synchronize import Event as ProcessEvent
+    from pathlib import Path
 
     from tools.servers import Databases
 
@@ -146,8 +146,10 @@ def ticking(dsn: str, design: Design, segment_bytes: int) -> Iterator[None]:
         thread.join()
 
 
-def arrivals(dsn: str, design: Design, tasks: int, clients: int) -> Iterator[list[Sample]]:
-    """Run the clients; yield their samples by the ten thousand."""
+def arrivals(
+    dsn: str, design: Design, tasks: int, clients: int, *, bucket: int = BUCKET
+) -> Iterator[list[Sample]]:
+    """Run the clients; yield their samples in the order of time, a bucket at once."""
     context = get_context("spawn")
     samples: Queue[list[Sample] | None] = context.Queue()
     until = context.Event()
@@ -156,21 +158,21 @@ def arrivals(dsn: str, design: Design, tasks: int, clients: int) -> Iterator[lis
     ]
     for process in processes:
         process.start()
-    bucket: list[Sample] = []
+    waiting: list[Sample] = []
     done, running = 0, clients
     while running:
         batch = samples.get()
         if batch is None:
             running -= 1
             continue
-        bucket += batch
+        waiting += batch
         done += len(batch)
         if done >= tasks:
             until.set()
-        if len(bucket) >= BUCKET:
-            bucket.sort()
-            yield bucket[:BUCKET]
-            bucket = bucket[BUCKET:]
+        if len(waiting) >= bucket:
+            waiting.sort()
+            yield waiting[:bucket]
+            waiting = waiting[bucket:]
     for process in processes:
         process.join()
 

@@ -30,8 +30,8 @@ MUTANTS = {
     ),
     "that timers of open transactions are missed": Mutant(
         "teguh._pass0_template",
-        "from pg_snapshot_xip(p_snapshot) as x(xid)",
-        "from unnest('{}'::xid8[]) as x(xid)",
+        "p_to.seq, v_late",
+        "p_to.seq, null",
         ("every task is over",),
     ),
     "that a run is not fenced": Mutant(

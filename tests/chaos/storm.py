@@ -35,7 +35,7 @@ SCHEMA = Path(__file__).with_name("schema.sql").read_text(encoding="utf-8")
 
 PROCESSES = 4
 THREADS = 4
-SPAWNERS = 4
+SPAWNERS = 6
 
 RETRIES = (
     {"kind": "none"},
@@ -140,12 +140,12 @@ class Storm:
                 if rng.random() < 0.2:
                     task_ids += self._spawn_keyed(connection, rng)
                 else:
-                    for _ in range(rng.choice([1, 1, 2, 3])):
+                    for _ in range(rng.choice([1, 2, 4, 12])):
                         task_ids += self._spawn_plain(connection, rng)
                 connection.execute(
                     "insert into chaos.spawned (task_id) select unnest(%s::uuid[])", (task_ids,)
                 )
-                time.sleep(rng.choice([0] * 16 + [0.02, 0.1, 0.3, 1, 2]))
+                time.sleep(rng.choice([0] * 12 + [0.02, 0.1, 0.3, 0.6, 1, 2]))
         except psycopg.errors.SerializationFailure:
             # two snapshots met at one idempotency key
             if connection.isolation_level != IsolationLevel.REPEATABLE_READ:

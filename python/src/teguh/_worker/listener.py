@@ -16,6 +16,8 @@ from teguh._worker.backoff import Backoff
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from psycopg.pq.abc import PGconn
+
     from teguh._connect import AsyncConn
 
 log = logging.getLogger("teguh.worker")
@@ -38,7 +40,8 @@ async def listen(
     backoff = Backoff()
     while True:
         try:
-            async with await connect() as connection:
+            connection = await connect()
+            try:
                 await connection.execute(
                     sql.SQL(_sql.LISTEN).format(channel=sql.Identifier(channel))
                 )
@@ -46,40 +49,60 @@ async def listen(
                     log.info("listening again on channel %s", channel)
                 backoff.reset()
                 wake()
-                await _hear(connection, probe_interval, wake)
-        except (psycopg.Error, TimeoutError) as error:
-            if isinstance(error, psycopg.Error) and not is_lost(error):
+                await _hear(connection.pgconn, probe_interval, wake)
+            finally:
+                await connection.close()
+        except psycopg.Error as error:
+            if not is_lost(error):
                 raise
             if backoff.tries == 0:
                 log.warning("lost the connection that listens, polling meanwhile: %s", error)
         await asyncio.sleep(backoff.next())
 
 
-async def _hear(connection: AsyncConn, probe_interval: float, wake: Callable[[], None]) -> None:
-    """Wait for notifications until the connection is lost; sleep in the socket meanwhile."""
+async def _hear(pgconn: PGconn, probe_interval: float, wake: Callable[[], None]) -> None:
+    """Wait for notifications until the connection is lost; sleep in the socket meanwhile.
+
+    It speaks to libpq itself: waiting costs nothing then, and a connection that has gone dumb
+    can be dropped without waiting for it.
+    """
     loop = asyncio.get_running_loop()
-    pgconn = connection.pgconn
     socket = pgconn.socket
     lost = asyncio.Event()
+    probing = False
 
     def readable() -> None:
+        nonlocal probing
         if not is_alive(pgconn):  # this reads what has arrived
             loop.remove_reader(socket)
             lost.set()
         while pgconn.notifies():
             wake()
+        if probing and not pgconn.is_busy():
+            while pgconn.get_result():
+                pass
+            probing = False
 
-    connection.add_notify_handler(lambda _: wake())  # for those that come during a probe
-    while not lost.is_set():
-        loop.add_reader(socket, readable)
-        try:
-            async with asyncio.timeout(probe_interval):
-                await lost.wait()
-        except TimeoutError:
-            pass
-        finally:
-            loop.remove_reader(socket)
-        if not lost.is_set():
-            async with asyncio.timeout(min(_PROBE_SECONDS, probe_interval)):
-                await connection.execute(_sql.PROBE)
-            readable()
+    loop.add_reader(socket, readable)
+    try:
+        while not await _is_set(lost, probe_interval):
+            probing = True
+            pgconn.send_query(_sql.PROBE.encode())
+            pgconn.flush()
+            if await _is_set(lost, min(_PROBE_SECONDS, probe_interval)):
+                break
+            if probing:
+                raise psycopg.OperationalError("a probe was not answered")
+    finally:
+        loop.remove_reader(socket)
+    raise psycopg.OperationalError("the server has closed the connection")
+
+
+async def _is_set(event: asyncio.Event, seconds: float) -> bool:
+    """Wait for an event, at most so long, and tell whether it has come."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
