@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,8 @@ SETTINGS = {
 }
 SHOWN = ("server_version", *SETTINGS, "full_page_writes", "autovacuum", "jit")
 
+_NUMBERS = itertools.count(1)
+
 
 def add_server_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which server is measured."""
@@ -58,7 +61,7 @@ def server_of(options: argparse.Namespace) -> Iterator[Databases]:
 @contextmanager
 def database_of(server: Databases, name: str, *files: Path) -> Iterator[str]:
     """Yield the address of a fresh database into which the files were sent."""
-    name = f"{name}_{os.getpid()}"
+    name = f"{name}_{os.getpid()}_{next(_NUMBERS)}"
     server.create_database(name)
     try:
         with connect(server.dsn(name)) as connection:

@@ -45,7 +45,7 @@ DRAIN = 10_000
 BATCH = 100
 TICKS = os.sysconf("SC_CLK_TCK")
 
-NOT_MEASURED = "Not measured here: other engines; workflows of several steps; more than one queue; replication."
+NOT_MEASURED = "Not measured: other engines, workflows of several steps, a server across a network."
 
 
 class Row(NamedTuple):

@@ -50,7 +50,7 @@ create table if not exists teguh.t_template (
   )
 )
 with (
-  fillfactor = 30,
+  fillfactor = 25,
   autovacuum_vacuum_scale_factor = 0.05,
   autovacuum_analyze_scale_factor = 0.05
 );

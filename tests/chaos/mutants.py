@@ -38,7 +38,7 @@ MUTANTS = {
         "teguh._hold_template",
         "v_task.run_id = p_run_id and v_task.state = 'running'",
         "v_task.state = 'running'",
-        ("a step is run once", "a task is completed once"),
+        ("a step is run once", "a task is completed once", "a run is handed out once"),
     ),
 }
 

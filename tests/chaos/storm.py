@@ -35,7 +35,8 @@ SCHEMA = Path(__file__).with_name("schema.sql").read_text(encoding="utf-8")
 
 PROCESSES = 4
 THREADS = 4
-SPAWNERS = 6
+SPAWNERS = 3
+STRAGGLERS = 6
 
 RETRIES = (
     {"kind": "none"},
@@ -104,6 +105,7 @@ class Storm:
         """Start all actors; return those who stop when the storm is over."""
         bodies: list[tuple[str, Callable[[Conn, Random], None]]] = [
             *((f"spawner {n}", self._spawn) for n in range(SPAWNERS)),
+            *((f"straggler {n}", self._straggle) for n in range(STRAGGLERS)),
             ("emitter", self._emit),
             ("canceller", self._cancel),
             ("retrier", self._retry),
@@ -140,22 +142,38 @@ class Storm:
                 if rng.random() < 0.2:
                     task_ids += self._spawn_keyed(connection, rng)
                 else:
-                    for _ in range(rng.choice([1, 2, 4, 12])):
+                    for _ in range(rng.choice([1, 1, 2, 3])):
                         task_ids += self._spawn_plain(connection, rng)
                 connection.execute(
                     "insert into chaos.spawned (task_id) select unnest(%s::uuid[])", (task_ids,)
                 )
-                time.sleep(rng.choice([0] * 12 + [0.02, 0.1, 0.3, 0.6, 1, 2]))
+                time.sleep(rng.choice([0] * 16 + [0.02, 0.1, 0.3, 1, 2]))
         except psycopg.errors.SerializationFailure:
             # two snapshots met at one idempotency key
             if connection.isolation_level != IsolationLevel.REPEATABLE_READ:
                 raise
             self._count("serialization failures")
             return
-        with self._lock:
-            (self.rolled_back if roll_back else self.committed).update(task_ids)
-        self._count("spawns rolled back" if roll_back else "spawns committed")
+        self._know(task_ids, roll_back=roll_back)
         time.sleep(rng.random() * 0.02)
+
+    def _straggle(self, connection: Conn, rng: Random) -> None:
+        """Spawn one task, at once or soon due, while many transactions overtake this one."""
+        roll_back = rng.random() < 0.1
+        options = {} if rng.random() < 0.7 else {"delay_seconds": 0.001}
+        with connection.transaction(force_rollback=roll_back):
+            task_ids = _ids(
+                connection,
+                "teguh.spawn_task(%s, 'late', %s, %s)",
+                QUEUE,
+                json.dumps({"plan": ["write-0"]}),
+                json.dumps(options),
+            )
+            connection.execute(
+                "insert into chaos.spawned (task_id) select unnest(%s::uuid[])", (task_ids,)
+            )
+            time.sleep(rng.uniform(0.01, 0.4))
+        self._know(task_ids, roll_back=roll_back)
 
     def _spawn_plain(self, connection: Conn, rng: Random) -> list[UUID]:
         """Spawn one task, or many at once."""
@@ -348,6 +366,12 @@ class Storm:
             pin.close()
         for thread in self._threads:
             thread.join(10)
+
+    def _know(self, task_ids: list[UUID], *, roll_back: bool) -> None:
+        """Remember how a spawner was told that its transaction ended."""
+        with self._lock:
+            (self.rolled_back if roll_back else self.committed).update(task_ids)
+        self._count("spawns rolled back" if roll_back else "spawns committed")
 
     def _count(self, what: str) -> None:
         with self._lock:

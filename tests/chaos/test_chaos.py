@@ -57,7 +57,7 @@ def test_the_checks_notice(name: str, cluster: Cluster, tmp_path: Path) -> None:
             storm = Storm(
                 cluster.owner_dsn(database), cluster.server.dsn(database), log, seed=SEED + attempt
             )
-            storm.rage(2, patience=2.5)
+            storm.rage(2.5, patience=2)
             found = violations(storm)
         if any(line.startswith(mutant.noticed) for line in found):
             return

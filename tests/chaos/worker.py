@@ -72,7 +72,7 @@ class Worker:
 
     def turn(self, connection: Conn, rng: Random) -> None:
         """Claim some runs and work them off, or wait a little."""
-        lease = 30 if self.calm else rng.choice([0.5, 1, 1.5])
+        lease = 30 if self.calm else rng.choice([0.3, 0.6, 1])
         arguments = {
             "queue": QUEUE,
             "worker": self.name,
@@ -121,7 +121,7 @@ class Worker:
             if self.whim(rng, 0.02):
                 return False
             if self.whim(rng, 0.04):
-                time.sleep(lease + 0.2)
+                time.sleep(lease + 0.3)
             if self.whim(rng, 0.03):
                 connection.execute("select teguh.extend_claim(%s, %s, 1)", (QUEUE, run.run_id))
             if self.whim(rng, 0.03):
