@@ -44,7 +44,7 @@ select is(
     cross join pg_options_to_table(r.reloptions) as o
     where r.name = 't_template' and o.option_name = 'fillfactor'
   ),
-  30,
+  25,
   'a task''s page has room for the versions of its life'
 );
 

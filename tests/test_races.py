@@ -12,17 +12,18 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import psycopg
 import pytest
 from psycopg import errors, sql
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 Row = tuple[Any, ...]
+Values: TypeAlias = "Sequence[Any] | Mapping[str, Any]"
 
 # How long the hammering goes on, in seconds, and how many connections hammer.
 HAMMER = 2.0
@@ -60,9 +61,7 @@ class Sessions:
         for connection in self.opened:
             connection.close()
 
-    def start(
-        self, connection: Connection, query: str, values: Sequence[Any] = ()
-    ) -> Future[list[Row]]:
+    def start(self, connection: Connection, query: str, values: Values = ()) -> Future[list[Row]]:
         """Run a query in a thread."""
         return self.pool.submit(ask, connection, query, values)
 
@@ -91,13 +90,13 @@ def sessions(dsn: str) -> Iterator[Sessions]:
         opened.close()
 
 
-def ask(connection: Connection, query: str, values: Sequence[Any] = ()) -> list[Row]:
+def ask(connection: Connection, query: str, values: Values = ()) -> list[Row]:
     """Run one statement; return its rows."""
     cursor = connection.execute(query.encode(), values)
     return cursor.fetchall() if cursor.description else []
 
 
-def value(connection: Connection, query: str, values: Sequence[Any] = ()) -> Any:
+def value(connection: Connection, query: str, values: Values = ()) -> Any:
     """Return the only value of the only row."""
     ((found,),) = ask(connection, query, values)
     return found
@@ -325,9 +324,7 @@ def test_a_stale_worker_that_waits_for_the_sweep_meets_ab002(sessions: Sessions)
     ):
         ask(two, "begin")
         ask(two, "select teguh.ticker('q')")
-        late = sessions.pool.submit(
-            one.execute, call.encode(), {"run": run_id, "task": task_id}
-        )
+        late = sessions.start(one, call, {"run": run_id, "task": task_id})
         sessions.wait_until_blocked(one)
         ask(two, "commit")
         with pytest.raises(psycopg.Error) as caught:
@@ -643,8 +640,8 @@ def test_no_wake_up_is_lost_under_any_notify_policy(sessions: Sessions, policy: 
         poll, done, pause = (0.05 if policy == "off" else 5.0), 0, 0.0
         while not stop.is_set():
             rows = claim(connection, 4)
-            for row in rows:
-                waits.append(time.monotonic() - started[str(row[2])])
+            now = time.monotonic()
+            waits.extend(now - started[str(row[2])] for row in rows)
             done += len(rows)
             if len(rows) == 4:
                 continue
@@ -775,7 +772,10 @@ def test_of_two_spawns_with_one_key_at_the_same_time_one_creates_the_task(
     sessions: Sessions,
 ) -> None:
     one, two = sessions.open(), sessions.open()
-    call = "select task_id, created from teguh.spawn_task('q', 'a', '{}', '{\"idempotency_key\": \"%s\"}')"
+    call = (
+        "select task_id, created"
+        " from teguh.spawn_task('q', 'a', '{}', '{\"idempotency_key\": \"%s\"}')"
+    )
     for end in ("commit", "rollback"):
         ask(one, "begin")
         ((first, _),) = ask(one, call % end)
@@ -799,7 +799,8 @@ def test_claims_cancels_and_run_ends_do_not_deadlock(sessions: Sessions) -> None
             spawn_many(connection, 10, retry_strategy={"kind": "none"})
             return
         if action == 1:
-            tasks = ask(connection, "select task_id from teguh.t_q where state <> 'completed' limit 5")
+            unfinished = "select task_id from teguh.t_q where state <> 'completed' limit 5"
+            tasks = ask(connection, unfinished)
             dice.shuffle(tasks)
             for (task_id,) in tasks:
                 ask(connection, "select teguh.cancel_task('q', %s)", (task_id,))
@@ -871,7 +872,8 @@ def test_spawns_with_overlapping_keys_in_different_orders_do_not_deadlock(
 
     met = hammer(sessions, work)
     assert met.keys() == {"ok"}
-    assert value(sessions.watcher, "select count(*) = count(distinct idempotency_key) from teguh.t_q")
+    keys = "select count(*) = count(distinct idempotency_key) from teguh.t_q"
+    assert value(sessions.watcher, keys)
 
 
 def test_batches_of_completions_in_different_orders_do_not_deadlock(sessions: Sessions) -> None:
@@ -994,9 +996,10 @@ def test_the_ring_turns_while_old_snapshots_and_idle_writers_are_open(sessions: 
         ask(busy, "select teguh.ticker('q')")
         ask(busy, "select teguh.ticker('q')")
     assert turns(busy) >= 8
-    assert value(
-        busy, "select pg_relation_size('teguh.p0_q') + pg_relation_size('teguh.p1_q')"
-    ) < 6 * 16384
+    assert (
+        value(busy, "select pg_relation_size('teguh.p0_q') + pg_relation_size('teguh.p1_q')")
+        < 6 * 16384
+    )
 
 
 def test_an_open_transaction_with_rows_in_a_segment_keeps_it(sessions: Sessions) -> None:
@@ -1172,6 +1175,12 @@ def test_hot_statements_go_by_index_planned_on_an_empty_queue_or_on_a_full_one(
     assert scanned(late, "14:00") == []
 
 
+COMPLETE_ONE = (
+    "select * from teguh.complete_runs("
+    "'q', jsonb_build_array(jsonb_build_object('run_id', %(run)s::uuid)))"
+)
+
+
 def work_through(connection: Connection, hour: str) -> None:
     """Call every function of the hot path."""
     at(connection, f"{hour}:00")
@@ -1199,15 +1208,14 @@ def work_through(connection: Connection, hour: str) -> None:
                 "select * from teguh.await_event('q', %(task)s, %(run)s, 'w', %(event)s, 1)",
                 "select * from teguh.await_event('q', %(task)s, %(run)s, 'w', %(event)s)",
                 "select teguh.cancel_task('q', %(task)s)",
-                "select * from teguh.complete_runs('q',"
-                " jsonb_build_array(jsonb_build_object('run_id', %(run)s::uuid)))",
+                COMPLETE_ONE,
                 "select 1",
                 "select 1",
             )[number],
             "select teguh.emit_event('q', %(event)s)",
             "select teguh.next_due('q')",
         ):
-            connection.execute(call.encode(), values)
+            ask(connection, call, values)
     at(connection, f"{hour}:30")
     ask(connection, "select teguh.ticker('q')")
     claim(connection, 5)

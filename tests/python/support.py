@@ -59,7 +59,7 @@ def finished(client: teguh.Client, queue: str, task_id: UUID) -> teguh.TaskResul
 
     def ended() -> teguh.TaskResult | None:
         result = client.get_task_result(queue, task_id)
-        return result if result is not None and result.finished_at is not None else None
+        return result if result.finished_at is not None else None
 
     return until(ended, "the task's end")  # type: ignore[return-value]
 
@@ -67,7 +67,6 @@ def finished(client: teguh.Client, queue: str, task_id: UUID) -> teguh.TaskResul
 def state(client: teguh.Client, queue: str, task_id: UUID) -> str:
     """Return a task's state."""
     result = client.get_task_result(queue, task_id)
-    assert result is not None
     return result.state
 
 

@@ -53,7 +53,6 @@ def test_sync_and_async_clients_agree(client: teguh.Client, dsn: str, queue: str
             return await other.get_task_result(queue, task.task_id)
 
     result = asyncio.run(use())
-    assert result is not None
     assert result == client.get_task_result(queue, result.task_id)
     assert (result.state, result.completed_payload) == ("completed", {"sum": 3})
 
@@ -77,7 +76,6 @@ def test_a_task_goes_through_its_life(client: teguh.Client, queue: str) -> None:
     assert again.failures == 1
     client.fail_run(queue, again.run_id, {"message": "never"})
     result = client.get_task_result(queue, task.task_id)
-    assert result is not None
     assert (result.state, result.failures, result.failure_reason) == (
         "failed",
         2,

@@ -377,10 +377,9 @@ def test_a_handler_outlives_its_lease_many_times(
     task = client.spawn_task(queue, "it", max_attempts=1)
     with running(dsn, queue, tasks, claim_timeout=0.5, heartbeat=0.1):
         until(lambda: state(client, queue, task.task_id) == "running")
-        while (result := client.get_task_result(queue, task.task_id)) and not result.finished_at:
+        while not (result := client.get_task_result(queue, task.task_id)).finished_at:
             client.ticker(queue)
             assert client.claim_task(queue, "thief") == []
-    assert result is not None
     assert result.completed_payload == "done"
 
 
@@ -484,7 +483,6 @@ def test_stopping_waits_for_handlers_and_stores_their_results(
         time.sleep(0.1)
         gate.open()
     result = client.get_task_result(queue, task.task_id)
-    assert result is not None
     assert (result.state, result.completed_payload) == ("completed", "done")
     assert gate.entered == 1, "nothing is claimed any more"
     assert state(client, queue, never.task_id) != "running"
@@ -565,7 +563,6 @@ def test_an_async_worker_runs_in_a_loop_of_yours_and_ends_when_cancelled(
 
     asyncio.run(main())
     result = client.get_task_result(queue, task.task_id)
-    assert result is not None
     assert result.completed_payload == "done"
 
 

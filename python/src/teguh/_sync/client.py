@@ -368,10 +368,13 @@ class Client:
         )
         return Spawned(*rows[0])
 
-    def get_task_result(self, queue: str, task_id: Id) -> TaskResult | None:
-        """Return a task as it stands, None if there is none. SQL: ``get_task_result``."""
+    def get_task_result(self, queue: str, task_id: Id) -> TaskResult:
+        """Return a task as it stands. SQL: ``get_task_result``.
+
+        Raise :class:`teguh.TaskNotFound`.
+        """
         rows = self._all(_sql.GET_TASK_RESULT, queue=queue, task=task_id)
-        return TaskResult(*rows[0]) if rows else None
+        return TaskResult(*rows[0])
 
     def cleanup_tasks(
         self, queue: str, *, ttl_seconds: float | None = None, limit: int | None = None

@@ -155,7 +155,7 @@ class Demo:
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             result = client.get_task_result("orders", str(task_id))
-            if result is not None and result.finished_at is not None:
+            if result.finished_at is not None:
                 return result
             time.sleep(0.02)
         raise TimeoutError("the order does not end")
