@@ -44,7 +44,7 @@ def test_sync_and_async_clients_have_the_same_methods() -> None:
 
 
 def test_sync_and_async_clients_agree(client: teguh.Client, dsn: str, queue: str) -> None:
-    async def use() -> teguh.TaskResult | None:
+    async def use() -> teguh.TaskResult:
         async with await teguh.AsyncClient.connect(dsn) as other:
             task = await other.spawn_task(queue, "add", {"a": 1})
             (run,) = await other.claim_task(queue, "me", claim_timeout=5)
