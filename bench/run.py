@@ -22,6 +22,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from psycopg.conninfo import conninfo_to_dict
+
 from bench.common import (
     HERE,
     TEGUH_SQL,
@@ -296,11 +298,8 @@ def _idle(
     watch: Conn, system: Teguh, process: subprocess.Popen[bytes], seconds: float
 ) -> tuple[float, float]:
     """Return transactions per second, and the share of a core that the worker's process takes."""
-    database = system.dsn.rpartition("/")[2].partition("?")[0]
-    counter = (
-        "select xact_commit + xact_rollback from pg_stat_database"
-        " where datname = split_part(%s, ' ', 1)"
-    )
+    database = conninfo_to_dict(system.dsn)["dbname"]
+    counter = "select xact_commit + xact_rollback from pg_stat_database where datname = %s"
     system.connection.close()
     time.sleep(2)
     before, busy = scalar(watch, counter, database), _cpu(process.pid)
@@ -321,9 +320,9 @@ def wal(server: Databases, options: argparse.Namespace) -> Iterator[Row]:
     """Weigh the write-ahead log of a task's life."""
 
     def life(system: System, number: int, batch: int) -> float:
-        system.spawn_many(100)
-        system.complete(system.claim(100))
         system.connection.execute("checkpoint")
+        system.spawn_many(100)  # images of the first pages are not what is weighed
+        system.complete(system.claim(100))
         before = scalar(system.connection, "select pg_current_wal_lsn()")
         for _ in range(number // batch):
             if batch == 1:

@@ -411,7 +411,7 @@ def test_delayed_tasks_of_late_committing_spawners_are_found(sessions: Sessions)
     late = [sessions.open("12:00:00") for _ in range(6)]
     for number, connection in enumerate(late):
         ask(connection, "begin")
-        spawn(connection, f"late {number}", delay_seconds=number)
+        spawn(connection, f"late {number}", delay_seconds=1 + number)
     spawn_many(busy, 10, delay_seconds=2)
     at(busy, "12:01:00")
     assert len(claim(busy, 100)) == 10
@@ -970,14 +970,13 @@ def test_a_ticker_whose_session_is_killed_loses_nothing(sessions: Sessions) -> N
         spawn_many(busy, 200, delay_seconds=60)
         ask(busy, "select teguh.ticker('q')")
         spawn_many(busy, 200)
-        for _ in range(3):
-            doomed = sessions.open("13:00:00")
-            ask(doomed, "set teguh.segment_bytes = 8192")
-            ask(doomed, "begin")
-            ask(doomed, "select teguh.ticker('q')")
-            claim(doomed, 100)
-            ask(doomed, "select teguh.ticker('q')")
-            ask(busy, "select pg_terminate_backend(%s, 10000)", (doomed.info.backend_pid,))
+        doomed = sessions.open("13:00:00")
+        ask(doomed, "set teguh.segment_bytes = 8192")
+        ask(doomed, "begin")
+        ask(doomed, "select teguh.ticker('q')")
+        claim(doomed, 100)
+        ask(busy, "select pg_terminate_backend(%s, 10000)", (doomed.info.backend_pid,))
+        ask(busy, "select teguh.ticker('q')")
     at(busy, "14:00:00")
     assert len(claim(busy, 5000, timeout=0)) == 2000
     assert states(busy) == {"running": 2000}

@@ -28,7 +28,8 @@ as $$
 $$;
 
 -- Tell how to get a ticker without pg_cron at hand.  pg_cron lives in one database
--- of a server and can run jobs in the others, but must be asked there.
+-- of a server and can run jobs in the others, but must be asked there.  Which one
+-- that is, an ordinary role cannot know.
 create or replace function teguh._explain_no_cron(
   p_ticker  text,
   p_command text,
@@ -39,26 +40,24 @@ create or replace function teguh._explain_no_cron(
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
-declare
-  -- an ordinary role may not ask for the setting, but finds no row in the view
-  v_home text := (select s.setting from pg_settings as s where s.name = 'cron.database_name');
 begin
-  if v_home is null then
+  if not exists (select from pg_available_extensions as a where a.name = 'pg_cron') then
     raise notice 'pg_cron is not installed: nothing was scheduled'
       using
         detail = 'Workers see to due tasks themselves, and tick while they run.',
         hint = 'Install pg_cron, or call teguh.ticker() and teguh.cleanup_all_queues() yourself.';
-  else
-    raise notice 'pg_cron is not in this database: nothing was scheduled'
-      using
-        detail = format('It lives in database "%s" and can run jobs in this one.', v_home),
-        hint = format(
-          'There: select cron.schedule_in_database(%L, %L, %L, %L); '
-          'select cron.schedule_in_database(%L, %L, %L, %L);',
-          'teguh_ticker', p_ticker, p_command, current_database(),
-          'teguh_maint', p_cleanup, 'select teguh._maintain()', current_database()
-        );
+    return;
   end if;
+
+  raise notice 'pg_cron is not in this database: nothing was scheduled'
+    using
+      detail = 'It lives in one database of the server and can run jobs in the others.',
+      hint = format(
+        'In that database: select cron.schedule_in_database(%L, %L, %L, %L); '
+        'select cron.schedule_in_database(%L, %L, %L, %L);',
+        'teguh_ticker', p_ticker, p_command, current_database(),
+        'teguh_maint', p_cleanup, 'select teguh._maintain()', current_database()
+      );
 end;
 $$;
 
