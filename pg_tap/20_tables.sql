@@ -11,8 +11,13 @@ where c.relnamespace = 'teguh'::regnamespace
 
 -- Then
 select is(
-  array(select r.name from relation as r where r.kind = 'r' order by r.name collate "C"),
-  '{c_template,e_template,k0_template,k1_template,p0_template,p1_template,r_template,t_template,w_template}',
+  array(
+    select replace(r.name, '_template', '')
+    from relation as r
+    where r.kind = 'r'
+    order by r.name collate "C"
+  ),
+  '{c,e,k0,k1,p0,p1,r,t,w}',
   'a queue has nine tables'
 );
 

@@ -139,7 +139,9 @@ select teguh.create_queue(
   '{"default_max_attempts": 3, "default_retry_strategy": {"kind": "fixed", "base_seconds": 7}}'
 );
 select teguh.spawn_task('careful', 'plain', '{}');
-select teguh.spawn_task('careful', 'own', '{}', '{"max_attempts": 9, "retry_strategy": {"kind": "none"}}');
+select teguh.spawn_task(
+  'careful', 'own', '{}', '{"max_attempts": 9, "retry_strategy": {"kind": "none"}}'
+);
 select teguh.spawn_task('careful', 'unlimited', '{}', '{"max_attempts": null}');
 select teguh.spawn_tasks('careful', '[{"task_name": "many"}]');
 
@@ -155,7 +157,9 @@ select is(
 );
 
 -- When defaults are taken back
-select teguh.create_queue('careful', '{"default_max_attempts": null, "default_retry_strategy": null}');
+select teguh.create_queue(
+  'careful', '{"default_max_attempts": null, "default_retry_strategy": null}'
+);
 select teguh.spawn_task('careful', 'later', '{}');
 
 -- Then
@@ -172,7 +176,9 @@ select results_eq(
 -- Given queues whose names look like tables, functions, or the template of each other
 create temporary table name (place serial, name text);
 insert into name (name)
-select unnest('{q,q_d,p0,task,key,x,x_template,x_x,q_template,p0_q,take,id,delay,queue,_call}'::text[]);
+select unnest(
+  '{q,q_d,p0,task,key,x,x_template,x_x,q_template,p0_q,take,id,delay,queue,_call}'::text[]
+);
 delete from name as n where n.name = '_call';
 select teguh.create_queue(n.name) from name as n order by n.place;
 select teguh.spawn_task(n.name, 'for ' || n.name, '{}') from name as n;
@@ -195,7 +201,11 @@ from unnest('{q,x,p0,q_template}'::text[]) as n(name);
 
 -- Then
 select is(
-  array(select q.queue_name from teguh.list_queues() as q where q.queue_name in (select name from name)),
+  array(
+    select q.queue_name
+    from teguh.list_queues() as q
+    where q.queue_name in (select name from name)
+  ),
   array(
     select n.name from name as n where n.name <> all ('{q,x,p0,q_template}') order by n.name
   ),

@@ -21,7 +21,11 @@ select teguh.spawn_task('q', 'later', '{}', '{"delay_seconds": 1.5}');
 
 -- Then
 select results_eq(
-  $$ select p.kind::text collate "C", p.due_at from teguh.p0_q as p where p.turn = 1 and p.kind <> 'r' $$,
+  $$
+    select p.kind::text collate "C", p.due_at
+    from teguh.p0_q as p
+    where p.turn = 1 and p.kind <> 'r'
+  $$,
   $$ values ('s' collate "C", '2031-05-01 12:00:01.5+00'::timestamptz) $$,
   'a delayed task has one timer, to the fraction of a second'
 );
@@ -94,7 +98,13 @@ declare
 begin
   perform teguh.spawn_task(p_queue_name, 'a', '{}');
   execute format(
-    'select p.woke is not null from teguh.p0_%s as p where p.kind = ''r'' order by p.seq desc limit 1',
+    $sql$
+      select p.woke is not null
+      from teguh.p0_%s as p
+      where p.kind = 'r'
+      order by p.seq desc
+      limit 1
+    $sql$,
     p_queue_name
   )
   into v_told;

@@ -80,7 +80,11 @@ begin
 end;
 $$;
 
-select is(pg_temp.called(n.worker), 'worker', format('a worker whose id is %s is called worker', n.why))
+select is(
+  pg_temp.called(n.worker),
+  'worker',
+  format('a worker whose id is %s is called worker', n.why)
+)
 from (values (null, 'null'), ('', 'empty'), ('   ', 'blank')) as n(worker, why);
 
 select results_eq(
@@ -253,7 +257,10 @@ select is(pg_temp.claim(), 'attempt 2, 0 failures', 'attempt grows after a sleep
 
 create temporary table first_run as select t.run_id from teguh.t_a as t;
 select is(
-  (select should_suspend from teguh.t_a as t, teguh.await_event('a', t.task_id, t.run_id, 's', 'e')),
+  (
+    select should_suspend
+    from teguh.t_a as t, teguh.await_event('a', t.task_id, t.run_id, 's', 'e')
+  ),
   true, 'the run awaits an event'
 );
 select teguh.emit_event('a', 'e', '{"n": 1}');
@@ -369,7 +376,9 @@ select throws_ok(
 
 -- Given what a poison task does
 select teguh.create_queue('p');
-select teguh.spawn_task('p', 'poison', '{}', '{"max_attempts": 2, "retry_strategy": {"kind": "none"}}');
+select teguh.spawn_task(
+  'p', 'poison', '{}', '{"max_attempts": 2, "retry_strategy": {"kind": "none"}}'
+);
 set teguh.fake_now = '2031-05-01 12:00:00+00';
 select teguh.claim_task('p', 'w', 1);
 set teguh.fake_now = '2031-05-01 12:00:02+00';

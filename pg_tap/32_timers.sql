@@ -41,7 +41,10 @@ $$;
 
 -- When a lease of 10 seconds is not extended
 create temporary table run (name text, run_id uuid);
-insert into run values ('lost', pg_temp.take('lost', '{"retry_strategy": {"kind": "fixed", "base_seconds": 5}}', 10));
+insert into run
+values (
+  'lost', pg_temp.take('lost', '{"retry_strategy": {"kind": "fixed", "base_seconds": 5}}', 10)
+);
 select pg_temp.at(9.999);
 
 -- Then
@@ -111,7 +114,8 @@ select is(pg_temp.state('kept'), 'pending, 1 failures', 'its run has failed');
 -- When a lease is made shorter
 truncate run;
 select c.task_name from teguh.claim_task('q', 'w', 0, 100) as c;
-insert into run values ('short', pg_temp.take('short', '{"retry_strategy": {"kind": "none"}}', 1000));
+insert into run
+values ('short', pg_temp.take('short', '{"retry_strategy": {"kind": "none"}}', 1000));
 select teguh.extend_claim('q', (select r.run_id from run as r), 2);
 select pg_temp.at(50);
 
@@ -121,7 +125,8 @@ select is(teguh.ticker('q'), 1, 'a lease that was made shorter expires at its ne
 -- When timers of one lease come due twice at once, as by two claims at the same time
 select c.task_name from teguh.claim_task('q', 'w', 0, 100) as c;
 truncate run;
-insert into run values ('double', pg_temp.take('double', '{"retry_strategy": {"kind": "none"}}', 1000));
+insert into run
+values ('double', pg_temp.take('double', '{"retry_strategy": {"kind": "none"}}', 1000));
 create temporary table before as
 select count(*) as rows from teguh.p0_q as p where p.kind = 'l';
 select teguh._expire_q(
@@ -163,7 +168,9 @@ select is(pg_temp.state('endless'), 'running, 0 failures', 'its run goes on');
 
 -- Given a task that must start within 10 seconds of its time, delayed by 60
 select pg_temp.at(100);
-select teguh.spawn_task('q', 'delayed', '{}', '{"delay_seconds": 60, "cancellation": {"max_delay": 10}}');
+select teguh.spawn_task(
+  'q', 'delayed', '{}', '{"delay_seconds": 60, "cancellation": {"max_delay": 10}}'
+);
 select pg_temp.at(165);
 
 -- Then
@@ -184,12 +191,19 @@ select pg_temp.at(1000.4);
 select is(teguh.ticker('q'), 0, 'before max_delay has passed nothing is cancelled');
 select pg_temp.at(1000.5);
 select is(teguh.ticker('q'), 1, 'the ticker cancels what did not start within max_delay');
-select is(pg_temp.state('too late'), 'cancelled, 0 failures', 'max_delay takes fractions: 0.5 seconds');
+select is(
+  pg_temp.state('too late'),
+  'cancelled, 0 failures',
+  'max_delay takes fractions: 0.5 seconds'
+);
 
 -- Given a task that must finish within 20 seconds of its first start
 truncate run;
 insert into run values (
-  'slow', pg_temp.take('slow', '{"cancellation": {"max_duration": 20}, "retry_strategy": {"kind": "none"}}', 8)
+  'slow',
+  pg_temp.take(
+    'slow', '{"cancellation": {"max_duration": 20}, "retry_strategy": {"kind": "none"}}', 8
+  )
 );
 select pg_temp.at(1009);
 select teguh.ticker('q');
@@ -200,7 +214,11 @@ select teguh.ticker('q');
 select is(pg_temp.state('slow'), 'running, 1 failures', 'until max_duration has passed it may run');
 select pg_temp.at(1020.5);
 select is(teguh.ticker('q'), 1, 'the ticker cancels a run that takes longer than max_duration');
-select is(pg_temp.state('slow'), 'cancelled, 1 failures', 'max_duration counts from the first start');
+select is(
+  pg_temp.state('slow'),
+  'cancelled, 1 failures',
+  'max_duration counts from the first start'
+);
 select throws_ok(
   $$
     select teguh.complete_run('q', (select t.run_id from teguh.t_q as t where t.task_name = 'slow'))
@@ -211,8 +229,11 @@ select throws_ok(
 
 -- Given a sleeper past max_duration
 truncate run;
-insert into run values ('asleep', pg_temp.take('asleep', '{"cancellation": {"max_duration": 20}}', 0));
-select teguh.schedule_run('q', (select r.run_id from run as r), teguh.current_time() + interval '1 hour');
+insert into run
+values ('asleep', pg_temp.take('asleep', '{"cancellation": {"max_duration": 20}}', 0));
+select teguh.schedule_run(
+  'q', (select r.run_id from run as r), teguh.current_time() + interval '1 hour'
+);
 select pg_temp.at(1100);
 select teguh.ticker('q');
 select is(pg_temp.state('asleep'), 'cancelled, 0 failures', 'max_duration ends a sleep, too');
@@ -221,7 +242,11 @@ select is(pg_temp.state('asleep'), 'cancelled, 0 failures', 'max_duration ends a
 truncate run;
 insert into run values (
   'hopeless',
-  pg_temp.take('hopeless', '{"cancellation": {"max_duration": 20}, "retry_strategy": {"kind": "fixed"}}', 0)
+  pg_temp.take(
+    'hopeless',
+    '{"cancellation": {"max_duration": 20}, "retry_strategy": {"kind": "fixed"}}',
+    0
+  )
 );
 select teguh.fail_run('q', (select r.run_id from run as r), '"no"');
 select is(

@@ -241,7 +241,11 @@ rollback;
 select teguh.ticker('q');
 
 -- Then
-select is(pg_temp.claim(1000), 200::bigint, 'claims that are rolled back after a tick lose nothing');
+select is(
+  pg_temp.claim(1000),
+  200::bigint,
+  'claims that are rolled back after a tick lose nothing'
+);
 
 -- When several ticks are rolled back at once, whatever they would do
 select pg_temp.spawn(200, 50);

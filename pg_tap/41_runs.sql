@@ -59,7 +59,12 @@ select results_eq(
     from teguh.t_q as t
     where t.task_name = 'done'
   $$,
-  $$ values ('completed', '{"paid": true}'::jsonb, '2031-05-01 12:00:00+00'::timestamptz, null::timestamptz) $$,
+  $$
+    values (
+      'completed', '{"paid": true}'::jsonb, '2031-05-01 12:00:00+00'::timestamptz,
+      null::timestamptz
+    )
+  $$,
   'a completed task holds the result'
 );
 
@@ -127,7 +132,9 @@ cross join (
   union all
   select t.task_id, 'a run whose id is the task''s' from teguh.t_q as t where t.task_name = 'done'
   union all
-  select teguh._run_id(t.task_id, 2), 'a run that is still to come' from teguh.t_q as t where t.task_name = 'done'
+  select teguh._run_id(t.task_id, 2), 'a run that is still to come'
+  from teguh.t_q as t
+  where t.task_name = 'done'
 ) as n
 order by c.place;
 
@@ -145,11 +152,17 @@ order by c.place;
 select teguh.cancel_task('q', t.task_id) from teguh.t_q as t where t.task_name = 'waiting';
 
 -- When a run fails
-select pg_temp.take('fails', '{"max_attempts": 3, "retry_strategy": {"kind": "fixed", "base_seconds": 10}}');
+select pg_temp.take(
+  'fails', '{"max_attempts": 3, "retry_strategy": {"kind": "fixed", "base_seconds": 10}}'
+);
 select teguh.fail_run('q', pg_temp.run('fails'), '{"message": "first"}');
 
 -- Then
-select is(pg_temp.state('fails'), 'sleeping, attempt 1, 1 failures', 'a failed run is followed by another');
+select is(
+  pg_temp.state('fails'),
+  'sleeping, attempt 1, 1 failures',
+  'a failed run is followed by another'
+);
 select is(
   (select t.available_at from teguh.t_q as t where t.task_name = 'fails'), '2031-05-01 12:00:40+00',
   'it starts after the delay of its strategy'
@@ -190,7 +203,11 @@ select pg_temp.take('forever');
 select teguh.fail_run('q', pg_temp.run('forever'), null);
 
 -- Then
-select is(pg_temp.state('forever'), 'sleeping, attempt 1, 1 failures', 'without max_attempts there is always another run');
+select is(
+  pg_temp.state('forever'),
+  'sleeping, attempt 1, 1 failures',
+  'without max_attempts there is always another run'
+);
 select ok(
   (
     select t.available_at between '2031-05-01 12:05:00.9+00' and '2031-05-01 12:05:01+00'
@@ -225,7 +242,11 @@ select is(
 set teguh.fake_now = '2031-05-01 12:05:10.25+00';
 select c.task_name from teguh.claim_task('q', 'w') as c;
 select teguh.schedule_run('q', pg_temp.run('sleepy'), '-infinity');
-select is(pg_temp.state('sleepy'), 'pending, attempt 2, 0 failures', 'a sleep that is over wakes at once');
+select is(
+  pg_temp.state('sleepy'),
+  'pending, attempt 2, 0 failures',
+  'a sleep that is over wakes at once'
+);
 select c.task_name from teguh.claim_task('q', 'w') as c;
 select teguh.schedule_run('q', pg_temp.run('sleepy'), '2031-05-01 12:05:11+00');
 set teguh.fake_now = '2031-05-01 12:05:11+00';
@@ -262,15 +283,22 @@ select is(
 );
 select c.task_name from teguh.claim_task('q', 'w') as c;
 select is(
-  pg_temp.state('returned'), 'running, attempt 1, 0 failures', 'the next claim is the first attempt again'
+  pg_temp.state('returned'),
+  'running, attempt 1, 0 failures',
+  'the next claim is the first attempt again'
 );
 select teguh.release_run('q', pg_temp.run('returned'), 2.5);
 select is(
-  (select format('%s %s', t.state, t.available_at at time zone 'UTC') from teguh.t_q as t where t.task_name = 'returned'),
+  (
+    select format('%s %s', t.state, t.available_at at time zone 'UTC')
+    from teguh.t_q as t
+    where t.task_name = 'returned'
+  ),
   'sleeping 2031-05-01 12:05:13.5', 'it may be handed back with a delay, in fractions of a second'
 );
 select is(
-  (select t.deadline_at from teguh.t_q as t where t.task_name = 'returned'), '2031-05-01 12:06:13.5+00',
+  (select t.deadline_at from teguh.t_q as t where t.task_name = 'returned'),
+  '2031-05-01 12:06:13.5+00',
   'max_delay counts anew for a run that was handed back unbegun'
 );
 select is(
@@ -280,14 +308,18 @@ select is(
 set teguh.fake_now = '2031-05-01 12:05:14+00';
 select c.task_name from teguh.claim_task('q', 'w') as c;
 select throws_ok(
-  format($$ select teguh.release_run('q', %L, %L) $$, pg_temp.run('returned'), n.delay), 'TG005', null,
+  format($$ select teguh.release_run('q', %L, %L) $$, pg_temp.run('returned'), n.delay),
+  'TG005',
+  null,
   format('a run cannot be handed back with a delay of %s', coalesce(n.delay, 'null'))
 )
 from unnest('{-1,NaN,null}'::text[]) as n(delay);
 
 -- When leases are extended
 select throws_ok(
-  format($$ select teguh.extend_claim('q', %L, %L) $$, pg_temp.run('returned'), n.seconds), 'TG005', null,
+  format($$ select teguh.extend_claim('q', %L, %L) $$, pg_temp.run('returned'), n.seconds),
+  'TG005',
+  null,
   format('a lease cannot be extended by %s', coalesce(n.seconds, 'null'))
 )
 from unnest('{0,-5,NaN,null}'::text[]) as n(seconds);
@@ -298,7 +330,8 @@ select lives_ok(
 );
 select teguh.extend_claim('q', pg_temp.run('returned'), 0.75);
 select is(
-  (select t.lease_expires_at from teguh.t_q as t where t.task_name = 'returned'), '2031-05-01 12:05:14.75+00',
+  (select t.lease_expires_at from teguh.t_q as t where t.task_name = 'returned'),
+  '2031-05-01 12:05:14.75+00',
   'a heartbeat takes fractions of a second'
 );
 
@@ -336,7 +369,12 @@ select results_eq(
 );
 
 select results_eq(
-  $$ select t.state, t.result from teguh.t_q as t where t.task_name in ('b1', 'b3') order by t.task_name $$,
+  $$
+    select t.state, t.result
+    from teguh.t_q as t
+    where t.task_name in ('b1', 'b3')
+    order by t.task_name
+  $$,
   $$ values ('completed', null::jsonb), ('completed', '3'::jsonb) $$,
   'the others are completed with their results'
 );
@@ -356,7 +394,8 @@ from (
     ('[{"run_id": "x"}]', 'an id that is no uuid'),
     ('[{"runid": "01950000-0000-7000-8000-000000000001"}]', 'a misspelt key'),
     ('[{"run_id": "01950000-0000-7000-8000-000000000001", "sate": 1}]', 'an unknown key'),
-    ('[{"run_id": "01950000-0000-7000-8000-000000000001"}, {"run_id": "01950000-0000-7000-8000-000000000001"}]',
+    ('[{"run_id": "01950000-0000-7000-8000-000000000001"},
+       {"run_id": "01950000-0000-7000-8000-000000000001"}]',
      'a run that is listed twice')
 ) as n(runs, why);
 

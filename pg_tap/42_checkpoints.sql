@@ -13,7 +13,13 @@ from teguh.spawn_tasks('q', '[
 ]') as s;
 select c.task_name from teguh.claim_task('q', 'w', 30, 2) as c;
 
-create function pg_temp.mark(p_task integer, p_run integer, p_step text, p_state jsonb, p_by float8 default null)
+create function pg_temp.mark(
+  p_task  integer,
+  p_run   integer,
+  p_step  text,
+  p_state jsonb,
+  p_by    double precision default null
+)
   returns void
   language sql
 as $$
@@ -27,7 +33,9 @@ create function pg_temp.read(p_task integer, p_step text)
   returns jsonb
   language sql
 as $$
-  select teguh.get_task_checkpoint_state('q', (select j.task_id from job as j where j.n = p_task), p_step);
+  select teguh.get_task_checkpoint_state(
+    'q', (select j.task_id from job as j where j.n = p_task), p_step
+  );
 $$;
 
 -- When a step is stored
@@ -46,7 +54,9 @@ select results_eq(
     where j.n = 1
   $$,
   $$
-    select 'charge', '{"paid": 1}'::jsonb, 'committed', j.run_id, '2031-05-01 12:00:00+00'::timestamptz
+    select
+      'charge', '{"paid": 1}'::jsonb, 'committed', j.run_id,
+      '2031-05-01 12:00:00+00'::timestamptz
     from job as j
     where j.n = 1
   $$,
@@ -70,7 +80,8 @@ select pg_temp.mark(1, 1, 'long', '1', 99.5);
 
 -- Then
 select is(
-  (select t.lease_expires_at from teguh.t_q as t where t.task_name = 'a'), '2031-05-01 12:01:39.5+00',
+  (select t.lease_expires_at from teguh.t_q as t where t.task_name = 'a'),
+  '2031-05-01 12:01:39.5+00',
   'a checkpoint can extend the lease, to now plus the seconds given'
 );
 select pg_temp.mark(1, 1, 'short', '1', 10);
@@ -91,24 +102,42 @@ select throws_ok(
   'a checkpoint is not accepted for a task that the run does not own'
 );
 select throws_ok(
-  $$ select teguh.set_task_checkpoint_state('q', null, 's', '1', (select j.run_id from job as j where j.n = 1)) $$,
+  $$
+    select teguh.set_task_checkpoint_state(
+      'q', null, 's', '1', (select j.run_id from job as j where j.n = 1)
+    )
+  $$,
   'TG002', null, 'a checkpoint needs a task'
 );
 select throws_ok(
-  $$ select teguh.set_task_checkpoint_state('q', (select j.task_id from job as j where j.n = 1), 's', '1', null) $$,
+  $$
+    select teguh.set_task_checkpoint_state(
+      'q', (select j.task_id from job as j where j.n = 1), 's', '1', null
+    )
+  $$,
   'TG002', null, 'a checkpoint needs a run'
 );
 select throws_ok(
-  format($$ select pg_temp.mark(1, 1, %L, '0') $$, n.name), 'TG005', null, format('a step is not called %s', n.why)
+  format($$ select pg_temp.mark(1, 1, %L, '0') $$, n.name),
+  'TG005',
+  null,
+  format('a step is not called %s', n.why)
 )
-from (values ('', 'nothing'), ('  ', 'by spaces'), (null, 'null'), (repeat('s', 1025), 'by 1025 bytes')) as n(name, why);
+from (
+  values
+    ('', 'nothing'), ('  ', 'by spaces'), (null, 'null'), (repeat('s', 1025), 'by 1025 bytes')
+) as n(name, why);
 select throws_ok(
   format($$ select pg_temp.mark(1, 1, 's', '0', %L) $$, n.seconds), 'TG005', null,
   format('a checkpoint cannot extend a lease by %s seconds', n.seconds)
 )
 from unnest('{0,-1,NaN}'::text[]) as n(seconds);
 select throws_ok(
-  $$ select teguh.set_task_checkpoint_state('nowhere', gen_random_uuid(), 's', '1', gen_random_uuid()) $$,
+  $$
+    select teguh.set_task_checkpoint_state(
+      'nowhere', gen_random_uuid(), 's', '1', gen_random_uuid()
+    )
+  $$,
   'TG001', null, 'a checkpoint needs a queue'
 );
 select is(pg_temp.read(1, 'charge'), '{"paid": 2}', 'nothing of this has changed a step');
@@ -123,7 +152,9 @@ rollback to step;
 
 -- Then
 select is(
-  format('%s %s', (select count(*) from account), coalesce(pg_temp.read(1, 'transfer')::text, 'none')),
+  format(
+    '%s %s', (select count(*) from account), coalesce(pg_temp.read(1, 'transfer')::text, 'none')
+  ),
   '0 none', 'business writes and the checkpoint stand or fall together'
 );
 
@@ -138,7 +169,10 @@ select throws_ok(
   'TG003', null, 'the steps of an unknown task cannot be listed'
 );
 select is_empty(
-  $$ select * from teguh.get_task_checkpoint_states('q', (select j.task_id from job as j where j.n = 2), null) $$,
+  $$
+    select *
+    from teguh.get_task_checkpoint_states('q', (select j.task_id from job as j where j.n = 2), null)
+  $$,
   'a task without steps has an empty list'
 );
 
@@ -163,7 +197,11 @@ select throws_ok(
 );
 select pg_temp.mark(3, 3, 'charge', '"second run"');
 select pg_temp.mark(3, 3, 'ship', '"second run"');
-select is(pg_temp.read(1, 'charge'), '"second run"', 'the run that holds the task may store it anew');
+select is(
+  pg_temp.read(1, 'charge'),
+  '"second run"',
+  'the run that holds the task may store it anew'
+);
 select is(
   array(
     select s.checkpoint_name

@@ -27,7 +27,12 @@ begin
 end;
 $$;
 
-create function pg_temp.wait(p_task_name text, p_step text, p_event text, p_timeout float8 default null)
+create function pg_temp.wait(
+  p_task_name text,
+  p_step      text,
+  p_event     text,
+  p_timeout   double precision default null
+)
   returns text
   language sql
 as $$
@@ -46,7 +51,9 @@ create function pg_temp.claim()
   language sql
 as $$
   select string_agg(
-    format('%s %s %s', c.task_name, coalesce(c.wake_event, '-'), coalesce(c.event_payload::text, '-')),
+    concat_ws(
+      ' ', c.task_name, coalesce(c.wake_event, '-'), coalesce(c.event_payload::text, '-')
+    ),
     ', ' order by c.task_name
   )
   from teguh.claim_task('q', 'w', 0, 100) as c;
@@ -57,28 +64,49 @@ select teguh.emit_event('q', 'early', '{"n": 1}');
 select pg_temp.take('a');
 
 -- Then
-select is(pg_temp.wait('a', 's1', 'early'), 'got {"n": 1}', 'an event that was emitted before the await is seen');
-select is((select t.state from teguh.t_q as t where t.task_name = 'a'), 'running', 'the run goes on');
+select is(
+  pg_temp.wait('a', 's1', 'early'),
+  'got {"n": 1}',
+  'an event that was emitted before the await is seen'
+);
+select is(
+  (select t.state from teguh.t_q as t where t.task_name = 'a'),
+  'running',
+  'the run goes on'
+);
 
 -- When it is emitted again
 select teguh.emit_event('q', 'early', '{"n": 2}');
 
 -- Then
-select is(pg_temp.wait('a', 's2', 'early'), 'got {"n": 1}', 'the first emit counts, later ones change nothing');
+select is(
+  pg_temp.wait('a', 's2', 'early'),
+  'got {"n": 1}',
+  'the first emit counts, later ones change nothing'
+);
 
 -- When a task waits
 select is(pg_temp.wait('a', 's3', 'late'), 'suspended', 'a task that waits is suspended');
 
 -- Then
 select results_eq(
-  $$ select t.state, t.available_at, t.lease_expires_at, t.wake_event from teguh.t_q as t where t.task_name = 'a' $$,
+  $$
+    select t.state, t.available_at, t.lease_expires_at, t.wake_event
+    from teguh.t_q as t
+    where t.task_name = 'a'
+  $$,
   $$ values ('sleeping', null::timestamptz, null::timestamptz, 'late') $$,
   'while it waits without timeout it sleeps, and available_at is null'
 );
 select is(teguh.ticker('q'), 0, 'the ticker leaves a waiter without timeout alone');
 select is(teguh.next_due('q'), null, 'a waiter without timeout is never due');
 select is(pg_temp.claim(), null, 'nobody can claim it');
-select throws_ok($$ select pg_temp.wait('a', 's3', 'late') $$, 'TG004', null, 'nobody holds its run');
+select throws_ok(
+  $$ select pg_temp.wait('a', 's3', 'late') $$,
+  'TG004',
+  null,
+  'nobody holds its run'
+);
 
 -- When the event is emitted
 select teguh.emit_event('q', 'late', '{"n": 3}');
@@ -86,9 +114,15 @@ select teguh.emit_event('q', 'late', '{"n": 3}');
 -- Then
 select is(pg_temp.claim(), 'a late {"n": 3}', 'the event wakes the task and comes with the claim');
 select is(pg_temp.wait('a', 's3', 'late'), 'got {"n": 3}', 'the step that waited gets the payload');
-select is(pg_temp.wait('a', 's3', 'other'), 'got {"n": 3}', 'the outcome is a checkpoint of the step');
 select is(
-  teguh.get_task_checkpoint_state('q', t.task_id, 's3'), '{"n": 3}', 'it is read like any checkpoint'
+  pg_temp.wait('a', 's3', 'other'),
+  'got {"n": 3}',
+  'the outcome is a checkpoint of the step'
+);
+select is(
+  teguh.get_task_checkpoint_state('q', t.task_id, 's3'),
+  '{"n": 3}',
+  'it is read like any checkpoint'
 )
 from teguh.t_q as t
 where t.task_name = 'a';
@@ -104,7 +138,11 @@ select is(
 );
 
 -- When a wait times out
-select is(pg_temp.wait('a', 's5', 'never', 1.5), 'suspended', 'a timeout takes fractions of a second');
+select is(
+  pg_temp.wait('a', 's5', 'never', 1.5),
+  'suspended',
+  'a timeout takes fractions of a second'
+);
 select is(
   (select t.available_at from teguh.t_q as t where t.task_name = 'a'), '2031-05-01 12:00:01.5+00',
   'while it waits with a timeout available_at is when that has passed'
@@ -112,7 +150,11 @@ select is(
 select is(teguh.next_due('q'), '2031-05-01 12:00:01.5+00', 'it is due then');
 select pg_temp.at(1.5);
 select is(pg_temp.claim(), 'a never -', 'a timeout wakes the task, with payload SQL null');
-select is(pg_temp.wait('a', 's5', 'never', 1.5), 'timed out', 'the second await after a timeout returns at once');
+select is(
+  pg_temp.wait('a', 's5', 'never', 1.5),
+  'timed out',
+  'the second await after a timeout returns at once'
+);
 select is(
   (
     select s.status || ' ' || s.state
@@ -128,7 +170,11 @@ select teguh.emit_event('q', 'never', '{"n": 5}');
 
 -- Then
 select is(pg_temp.wait('a', 's5', 'never', 1.5), 'timed out', 'a replay sees the same outcome');
-select is(pg_temp.wait('a', 's6', 'never'), 'got {"n": 5}', 'each await is its own step: the next one gets the event');
+select is(
+  pg_temp.wait('a', 's6', 'never'),
+  'got {"n": 5}',
+  'each await is its own step: the next one gets the event'
+);
 
 -- When a step waits anew for an event whose wait has timed out before
 select is(pg_temp.wait('a', 's7', 'rare', 1), 'suspended', 'a wait for a rare event');
@@ -161,11 +207,16 @@ select is(pg_temp.wait('b', 's2', 'slower', 10), 'suspended', 'another wait of t
 select pg_temp.at(30);
 select teguh.emit_event('q', 'slower', '"too late"');
 select is(pg_temp.claim(), 'b slower -', 'is over before its event comes');
-select is(pg_temp.wait('b', 's2', 'slower', 10), 'timed out', 'a wait whose time is over has timed out');
+select is(
+  pg_temp.wait('b', 's2', 'slower', 10),
+  'timed out',
+  'a wait whose time is over has timed out'
+);
 
 -- When many wait for one event
 select pg_temp.take('w' || n) from generate_series(1, 5) as n;
-select pg_temp.wait('w' || n, 's', 'all', case when n < 3 then 60 end) from generate_series(1, 5) as n;
+select pg_temp.wait('w' || n, 's', 'all', case when n < 3 then 60 end)
+from generate_series(1, 5) as n;
 select teguh.cancel_task('q', t.task_id) from teguh.t_q as t where t.task_name = 'w5';
 select teguh.emit_event('q', 'all', '"up"');
 
@@ -185,7 +236,10 @@ select is(pg_temp.wait('b', 's4', 'early', 0), 'got {"n": 1}', 'and gets an even
 -- Given what cannot be
 select pg_temp.take('c');
 select throws_ok(
-  format($$ select pg_temp.wait('c', %L, %L, %L) $$, n.step, n.event, n.timeout), 'TG005', null, n.why
+  format($$ select pg_temp.wait('c', %L, %L, %L) $$, n.step, n.event, n.timeout),
+  'TG005',
+  null,
+  n.why
 )
 from (
   values
@@ -196,7 +250,12 @@ from (
     ('s', 'e', 'NaN', 'a timeout is a number')
 ) as n(step, event, timeout, why);
 select throws_ok($$ select teguh.emit_event('q', '') $$, 'TG005', null, 'an event has a name');
-select throws_ok($$ select teguh.emit_event('nowhere', 'e') $$, 'TG001', null, 'an event needs a queue');
+select throws_ok(
+  $$ select teguh.emit_event('nowhere', 'e') $$,
+  'TG001',
+  null,
+  'an event needs a queue'
+);
 select throws_ok(
   $$
     select teguh.await_event('q', c.task_id, b.run_id, 's', 'e')
@@ -221,7 +280,8 @@ select teguh.complete_run('q', t.run_id) from teguh.t_q as t where t.task_name =
 
 -- Then
 select is(
-  (select count(*) from teguh.w_q as w join teguh.t_q as t using (task_id) where t.task_name = 'c'), 0::bigint,
+  (select count(*) from teguh.w_q as w join teguh.t_q as t using (task_id) where t.task_name = 'c'),
+  0::bigint,
   'no wait outlives its task'
 );
 

@@ -5,7 +5,9 @@ select plan(47);
 -- Given a queue with tasks in every state
 set teguh.fake_now = '2031-05-01 12:00:00+00';
 select teguh.create_queue('q');
-select teguh.spawn_task('q', n, jsonb_build_object('name', n), '{"max_attempts": 1, "headers": {"h": 1}}')
+select teguh.spawn_task(
+  'q', n, jsonb_build_object('name', n), '{"max_attempts": 1, "headers": {"h": 1}}'
+)
 from unnest('{completed,failed,running,waiting}'::text[]) as n;
 select c.task_name from teguh.claim_task('q', 'w', 30, 4) as c;
 select teguh.spawn_task('q', 'pending', '{}');
@@ -32,7 +34,9 @@ as $$
   select r.state from teguh.get_task_result('q', pg_temp.task(p_task_name)) as r;
 $$;
 
-select teguh.set_task_checkpoint_state('q', pg_temp.task('failed'), 'charge', '1', pg_temp.run('failed'));
+select teguh.set_task_checkpoint_state(
+  'q', pg_temp.task('failed'), 'charge', '1', pg_temp.run('failed')
+);
 select teguh.complete_run('q', pg_temp.run('completed'), '{"ok": 1}');
 select teguh.fail_run('q', pg_temp.run('failed'), '{"message": "no"}');
 select teguh.await_event('q', pg_temp.task('waiting'), pg_temp.run('waiting'), 's', 'e');
@@ -40,19 +44,24 @@ select teguh.await_event('q', pg_temp.task('waiting'), pg_temp.run('waiting'), '
 -- Then
 select results_eq(
   $$
-    select r.task_id, r.state, r.attempts, r.completed_payload, r.cancelled_at, r.failure_reason, r.failures,
-      r.task_name, r.created_at, r.available_at, r.first_started_at, r.finished_at
+    select r.task_id, r.state, r.attempts, r.completed_payload, r.cancelled_at,
+      r.failure_reason, r.failures, r.task_name, r.created_at,
+      r.available_at, r.first_started_at, r.finished_at
     from teguh.get_task_result('q', pg_temp.task('completed')) as r
   $$,
   $$
-    values (pg_temp.task('completed'), 'completed', 1, '{"ok": 1}'::jsonb, null::timestamptz, null::jsonb, 0,
-      'completed', '2031-05-01 12:00:00+00'::timestamptz, '2031-05-01 12:00:00+00'::timestamptz,
+    values (pg_temp.task('completed'), 'completed', 1, '{"ok": 1}'::jsonb, null::timestamptz,
+      null::jsonb, 0, 'completed', '2031-05-01 12:00:00+00'::timestamptz,
+      '2031-05-01 12:00:00+00'::timestamptz,
       '2031-05-01 12:00:00+00'::timestamptz, '2031-05-01 12:00:00+00'::timestamptz)
   $$,
   'get_task_result shows a completed task with its result'
 );
 select results_eq(
-  $$ select r.state, r.failure_reason, r.failures from teguh.get_task_result('q', pg_temp.task('failed')) as r $$,
+  $$
+    select r.state, r.failure_reason, r.failures
+    from teguh.get_task_result('q', pg_temp.task('failed')) as r
+  $$,
   $$ values ('failed', '{"message": "no"}'::jsonb, 1) $$,
   'get_task_result shows why a task has failed'
 );
@@ -73,7 +82,8 @@ select throws_ok(
 
 -- When tasks are cancelled
 select lives_ok(
-  format($$ select teguh.cancel_task('q', %L) $$, pg_temp.task(n)), format('a task that is %s can be cancelled', n)
+  format($$ select teguh.cancel_task('q', %L) $$, pg_temp.task(n)),
+  format('a task that is %s can be cancelled', n)
 )
 from unnest('{pending,sleeping,waiting,running}'::text[]) as n;
 
@@ -102,12 +112,23 @@ select is((select count(*) from teguh.w_q), 0::bigint, 'a cancelled task does no
 
 -- When a task that is over is cancelled
 select lives_ok(
-  format($$ select teguh.cancel_task('q', %L) $$, pg_temp.task(n)), format('cancelling a %s task is no error', n)
+  format($$ select teguh.cancel_task('q', %L) $$, pg_temp.task(n)),
+  format('cancelling a %s task is no error', n)
 )
 from unnest('{completed,failed,running}'::text[]) as n;
 select is(pg_temp.state('completed'), 'completed', 'a task that is over stays as it is');
-select throws_ok($$ select teguh.cancel_task('q', gen_random_uuid()) $$, 'TG003', null, 'an unknown task cannot be cancelled');
-select throws_ok($$ select teguh.cancel_task('q', null) $$, 'TG003', null, 'no task cannot be cancelled');
+select throws_ok(
+  $$ select teguh.cancel_task('q', gen_random_uuid()) $$,
+  'TG003',
+  null,
+  'an unknown task cannot be cancelled'
+);
+select throws_ok(
+  $$ select teguh.cancel_task('q', null) $$,
+  'TG003',
+  null,
+  'no task cannot be cancelled'
+);
 
 -- When a failed task is retried in place
 create temporary table again as select * from teguh.retry_task('q', pg_temp.task('failed'));
@@ -119,28 +140,40 @@ select results_eq(
   'retry_task returns what spawn_task does, of the same task'
 );
 select results_eq(
-  $$ select c.run_id, c.attempt, c.failures, c.checkpoints, c.max_attempts from teguh.claim_task('q', 'w') as c $$,
+  $$
+    select c.run_id, c.attempt, c.failures, c.checkpoints, c.max_attempts
+    from teguh.claim_task('q', 'w') as c
+  $$,
   $$ select a.run_id, 2, 1, '{"charge": 1}'::jsonb, 2 from again as a $$,
   'it runs once more from its checkpoints on, with room for one more run'
 );
 select throws_ok(
-  $$ select teguh.retry_task('q', pg_temp.task('failed')) $$, 'TG004', null, 'a running task cannot be retried'
+  $$ select teguh.retry_task('q', pg_temp.task('failed')) $$,
+  'TG004',
+  null,
+  'a running task cannot be retried'
 );
 select teguh.fail_run('q', pg_temp.run('failed'), '"again"');
 select is(pg_temp.state('failed'), 'failed', 'when it fails again it has failed');
 select is(
-  (select a.attempt from teguh.retry_task('q', pg_temp.task('failed'), '{"max_attempts": 5}') as a), 3,
+  (select a.attempt from teguh.retry_task('q', pg_temp.task('failed'), '{"max_attempts": 5}') as a),
+  3,
   'it can be retried again, with max_attempts'
 );
 select is(
-  (select t.max_attempts from teguh.t_q as t where t.task_id = pg_temp.task('failed')), 5, 'which are set'
+  (select t.max_attempts from teguh.t_q as t where t.task_id = pg_temp.task('failed')),
+  5,
+  'which are set'
 );
 select teguh.cancel_task('q', pg_temp.task('failed'));
 select throws_ok(
   $$ select teguh.retry_task('q', pg_temp.task('failed'), '{"max_attempts": 2}') $$, 'TG005', null,
   'max_attempts that are used up are refused'
 );
-select lives_ok($$ select teguh.retry_task('q', pg_temp.task('failed')) $$, 'a cancelled task can be retried');
+select lives_ok(
+  $$ select teguh.retry_task('q', pg_temp.task('failed')) $$,
+  'a cancelled task can be retried'
+);
 
 -- When a completed task is retried
 select throws_ok(
@@ -148,11 +181,16 @@ select throws_ok(
   'a completed task cannot be retried in place: a finished run can never become claimable'
 );
 truncate again;
-insert into again select * from teguh.retry_task('q', pg_temp.task('completed'), '{"spawn_new": true, "max_attempts": 7}');
+insert into again select *
+from teguh.retry_task('q', pg_temp.task('completed'), '{"spawn_new": true, "max_attempts": 7}');
 
 -- Then
 select results_eq(
-  $$ select t.task_name, t.params, t.headers, t.max_attempts, t.attempt, t.state from teguh.t_q as t join again as a using (task_id) $$,
+  $$
+    select t.task_name, t.params, t.headers, t.max_attempts, t.attempt, t.state
+    from teguh.t_q as t
+    join again as a using (task_id)
+  $$,
   $$ values ('completed', '{"name": "completed"}'::jsonb, '{"h": 1}'::jsonb, 7, 0, 'pending') $$,
   'spawn_new makes a new task of the same name, params and options'
 );
@@ -161,12 +199,26 @@ select is(
   'which is another task'
 );
 select throws_ok(
-  format($$ select teguh.retry_task('q', pg_temp.task('completed'), %L) $$, n.options), 'TG005', null,
+  format($$ select teguh.retry_task('q', pg_temp.task('completed'), %L) $$, n.options),
+  'TG005',
+  null,
   format('retry_task refuses the options %s', n.options)
 )
-from unnest(array['{"spawnnew": true}', '{"spawn_new": 1}', '{"max_attempts": 0}', '[]']) as n(options);
-select throws_ok($$ select teguh.retry_task('q', gen_random_uuid()) $$, 'TG003', null, 'an unknown task cannot be retried');
-select throws_ok($$ select teguh.retry_task('nowhere', gen_random_uuid()) $$, 'TG001', null, 'a retry needs a queue');
+from unnest(
+  array['{"spawnnew": true}', '{"spawn_new": 1}', '{"max_attempts": 0}', '[]']
+) as n(options);
+select throws_ok(
+  $$ select teguh.retry_task('q', gen_random_uuid()) $$,
+  'TG003',
+  null,
+  'an unknown task cannot be retried'
+);
+select throws_ok(
+  $$ select teguh.retry_task('nowhere', gen_random_uuid()) $$,
+  'TG001',
+  null,
+  'a retry needs a queue'
+);
 
 -- When a task with a deadline is retried
 select teguh.create_queue('d');

@@ -8,7 +8,9 @@ create function pg_temp.at(p_hours double precision)
   language sql
 as $$
   select set_config(
-    'teguh.fake_now', ('2031-05-01 12:00:00+00'::timestamptz + make_interval(secs => 3600 * p_hours))::text, false
+    'teguh.fake_now',
+    ('2031-05-01 12:00:00+00'::timestamptz + make_interval(secs => 3600 * p_hours))::text,
+    false
   );
 $$;
 
@@ -38,14 +40,26 @@ select pg_temp.at(10.5);
 
 -- Then
 select is(teguh.cleanup_tasks('q', 11 * 3600), 0, 'what is younger than the ttl stays');
-select is(teguh.cleanup_tasks('q', 3600, 1), 1, 'no more than p_limit tasks are removed by one call');
-select is(teguh.cleanup_tasks('q', 3600), 2, 'what completed, failed or was cancelled before is removed');
+select is(
+  teguh.cleanup_tasks('q', 3600, 1),
+  1,
+  'no more than p_limit tasks are removed by one call'
+);
+select is(
+  teguh.cleanup_tasks('q', 3600),
+  2,
+  'what completed, failed or was cancelled before is removed'
+);
 select is(
   array(select t.task_name from teguh.t_q as t order by t.task_name), '{late,running,sleeping}',
   'retention goes by terminal time: a task that has just finished stays, however old it is'
 );
 select is(
-  (select count(*) from teguh.c_q as c where not exists (select from teguh.t_q as t where t.task_id = c.task_id)),
+  (
+    select count(*)
+    from teguh.c_q as c
+    where not exists (select from teguh.t_q as t where t.task_id = c.task_id)
+  ),
   0::bigint, 'checkpoints go with their task'
 );
 select is((select count(*) from teguh.c_q), 2::bigint, 'those of other tasks stay');
@@ -78,7 +92,9 @@ select is((select count(*) from teguh.r_q), 0::bigint, 'history goes with its ta
 
 -- Given events
 select teguh.emit_event('q', 'old', '1');
-select teguh.await_event('q', t.task_id, t.run_id, 's2', 'awaited') from teguh.t_q as t where t.task_name = 'running';
+select teguh.await_event('q', t.task_id, t.run_id, 's2', 'awaited')
+from teguh.t_q as t
+where t.task_name = 'running';
 select pg_temp.at(30);
 select teguh.emit_event('q', 'new', '1');
 select pg_temp.at(30.5);
@@ -95,11 +111,17 @@ select is(
   'cleaning loses no wake-up'
 );
 select pg_temp.at(40);
-select is(teguh.cleanup_events('q', 3600, 1), 1, 'no more than p_limit events are removed by one call');
+select is(
+  teguh.cleanup_events('q', 3600, 1),
+  1,
+  'no more than p_limit events are removed by one call'
+);
 select is(teguh.cleanup_events('q', 3600), 1, 'the rest comes with the next');
 
 -- When a waiter is gone
-select teguh.await_event('q', t.task_id, t.run_id, 's3', 'forgotten') from teguh.t_q as t where t.task_name = 'running';
+select teguh.await_event('q', t.task_id, t.run_id, 's3', 'forgotten')
+from teguh.t_q as t
+where t.task_name = 'running';
 select teguh.cancel_task('q', t.task_id) from teguh.t_q as t where t.task_name = 'running';
 select pg_temp.at(50);
 
@@ -112,7 +134,8 @@ select is(
 -- Given policies
 select teguh.create_queue('p', '{"cleanup_ttl": 60, "cleanup_limit": 2}');
 select teguh.create_queue('z', '{"cleanup_ttl": 1e12}');
-select count(*) from teguh.spawn_tasks('p', '[{"task_name": "a"}, {"task_name": "b"}, {"task_name": "c"}]');
+select count(*)
+from teguh.spawn_tasks('p', '[{"task_name": "a"}, {"task_name": "b"}, {"task_name": "c"}]');
 select count(*) from teguh.spawn_tasks('z', '[{"task_name": "a"}]');
 select teguh.cancel_task('p', t.task_id) from teguh.t_p as t;
 select teguh.cancel_task('z', t.task_id) from teguh.t_z as t;
@@ -122,7 +145,10 @@ select pg_temp.at(51);
 -- Then
 select is(teguh.cleanup_tasks('p', 7200), 0, 'an argument goes before the policy');
 select results_eq(
-  $$ select c.queue_name, c.tasks_deleted, c.events_deleted from teguh.cleanup_all_queues('p') as c $$,
+  $$
+    select c.queue_name, c.tasks_deleted, c.events_deleted
+    from teguh.cleanup_all_queues('p') as c
+  $$,
   $$ values ('p', 2, 1) $$,
   'cleanup_all_queues goes by the policy of the queue'
 );
@@ -136,16 +162,37 @@ select is(teguh.cleanup_tasks('q'), 1, 'without a policy tasks are kept for thir
 
 -- Given what cannot be
 select throws_ok(
-  format($$ select teguh.%s('q', %L) $$, f.name, n.ttl), 'TG005', null, format('%s refuses a ttl of %s', f.name, n.ttl)
+  format($$ select teguh.%s('q', %L) $$, f.name, n.ttl),
+  'TG005',
+  null,
+  format('%s refuses a ttl of %s', f.name, n.ttl)
 )
 from unnest('{-1,NaN}'::text[]) as n(ttl)
 cross join unnest('{cleanup_tasks,cleanup_events}'::text[]) as f(name);
-select throws_ok($$ select teguh.cleanup_tasks('q', 0, 0) $$, 'TG005', null, 'a limit is at least 1');
-select lives_ok($$ select teguh.cleanup_tasks('q', 'Infinity') $$, 'a ttl may be infinite');
-select throws_ok($$ select teguh.cleanup_tasks('nowhere') $$, 'TG001', null, 'cleanup_tasks needs a queue');
-select throws_ok($$ select teguh.cleanup_events('nowhere') $$, 'TG001', null, 'cleanup_events needs a queue');
 select throws_ok(
-  $$ select * from teguh.cleanup_all_queues('nowhere') $$, 'TG001', null, 'cleanup_all_queues needs a queue that exists'
+  $$ select teguh.cleanup_tasks('q', 0, 0) $$,
+  'TG005',
+  null,
+  'a limit is at least 1'
+);
+select lives_ok($$ select teguh.cleanup_tasks('q', 'Infinity') $$, 'a ttl may be infinite');
+select throws_ok(
+  $$ select teguh.cleanup_tasks('nowhere') $$,
+  'TG001',
+  null,
+  'cleanup_tasks needs a queue'
+);
+select throws_ok(
+  $$ select teguh.cleanup_events('nowhere') $$,
+  'TG001',
+  null,
+  'cleanup_events needs a queue'
+);
+select throws_ok(
+  $$ select * from teguh.cleanup_all_queues('nowhere') $$,
+  'TG001',
+  null,
+  'cleanup_all_queues needs a queue that exists'
 );
 
 select * from finish();

@@ -15,8 +15,18 @@ select lives_ok(
   $$ select teguh.start('{"ticker_schedule": "5 seconds", "cleanup_schedule": "0 3 * * *"}') $$,
   'it takes schedules'
 );
-select throws_ok($$ select teguh.start('{"ticker": "5 seconds"}') $$, 'TG005', null, 'it refuses an unknown option');
-select throws_ok($$ select teguh.start('{"ticker_schedule": 5}') $$, 'TG005', null, 'a schedule is a string');
+select throws_ok(
+  $$ select teguh.start('{"ticker": "5 seconds"}') $$,
+  'TG005',
+  null,
+  'it refuses an unknown option'
+);
+select throws_ok(
+  $$ select teguh.start('{"ticker_schedule": 5}') $$,
+  'TG005',
+  null,
+  'a schedule is a string'
+);
 select throws_ok($$ select teguh.start('[]') $$, 'TG005', null, 'options are an object');
 select lives_ok($$ select teguh.stop() $$, 'stop is no error without pg_cron');
 select lives_ok($$ select teguh.stop() $$, 'nor is stopping twice');
@@ -24,7 +34,10 @@ select lives_ok($$ select teguh.stop() $$, 'nor is stopping twice');
 -- When nobody has ticked
 -- Then
 select results_eq(
-  $$ select s.scheduler, s.ticker_job, s.cleanup_job, s.last_tick_at, s.lag_seconds from teguh.status() as s $$,
+  $$
+    select s.scheduler, s.ticker_job, s.cleanup_job, s.last_tick_at, s.lag_seconds
+    from teguh.status() as s
+  $$,
   $$ values (null::text, null::text, null::text, null::timestamptz, null::double precision) $$,
   'status shows that nobody ticks'
 );

@@ -1,4 +1,4 @@
--- When the file has run, both segments have their functions, plans are fixed, nothing is open to all.
+-- Installed: both segments have their functions, plans are fixed, nothing is open to all.
 begin;
 select plan(8);
 

@@ -160,7 +160,9 @@ class Storm:
     def _straggle(self, connection: Conn, rng: Random) -> None:
         """Spawn one task, at once or soon due, while many transactions overtake this one."""
         roll_back = rng.random() < 0.1
-        options = {} if rng.random() < 0.7 else {"delay_seconds": 0.001}
+        options: dict[str, Any] = {"retry_strategy": rng.choice(RETRIES)}
+        if rng.random() < 0.3:
+            options["delay_seconds"] = 0.001
         with connection.transaction(force_rollback=roll_back):
             task_ids = _ids(
                 connection,

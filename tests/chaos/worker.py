@@ -38,6 +38,15 @@ noted as (
 select c.run_id, c.task_id, c.params, c.checkpoints from claimed as c
 """
 
+SPAWN = """
+insert into chaos.spawned (task_id)
+select s.task_id
+from teguh.spawn_task(
+  %s, 'child', '{"plan": ["write-0"]}',
+  '{"retry_strategy": {"kind": "fixed", "base_seconds": 0.1}}'
+) as s
+"""
+
 COMPLETE = """
 insert into chaos.completed (run_id, task_id)
 select c.run_id, r.task_id
@@ -152,12 +161,7 @@ class Worker:
         if kind == "wait":
             return self.wait(connection, run, step)
         if kind == "spawn":
-            connection.execute(
-                "insert into chaos.spawned (task_id)"
-                """ select s.task_id from teguh.spawn_task(%s, 'child', '{"plan": ["write-0"]}')"""
-                " as s",
-                (QUEUE,),
-            )
+            connection.execute(SPAWN, (QUEUE,))
         connection.execute(
             "insert into chaos.steps (run_id, task_id, step) values (%s, %s, %s)",
             (run.run_id, run.task_id, step),
