@@ -34,12 +34,6 @@ MUTANTS = {
         "p_to.seq, null",
         ("every task is over",),
     ),
-    "that a run is not fenced": Mutant(
-        "teguh._hold_template",
-        "v_task.run_id = p_run_id and v_task.state = 'running'",
-        "v_task.state = 'running'",
-        ("a step is run once", "a task is completed once", "a run is handed out once"),
-    ),
 }
 
 
