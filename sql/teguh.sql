@@ -8,11 +8,11 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  193  00_install.sql
---  228    version
---  241  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  243    current_time
---  263    _after
+--  195  00_install.sql
+--  230    version
+--  243  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  245    current_time
+--  264    _after
 --  279    _micros
 --  290  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
 --  306    _random_bytes
@@ -20,175 +20,177 @@
 --  348    portable_uuidv7
 --  378    uuidv7_timestamp
 --  404    _task_id
---  422    _run_id
---  439    _run_task
---  451    _run_number
---  466  12_types.sql: The composite types that functions pass to each other
---  474    _gap (type)
---  480    _late (type)
---  485    _timer (type)
---  490    _picked (type)
---  499    _spawn (type)
---  527  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  529    _check_keys
---  562    _number_option
---  597    _integer_option
---  623    _text_option
---  649    _check_name
---  676    _check_seconds
---  704    _check_isolation
---  723    _check_policy
---  753    _check_spawn
---  790    _read_spawn_options
---  840    _available_at
---  880    _check_cancellation
---  897  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
---  900    _check_retry_strategy
---  936    _retry_delay
---  979    _fraction
---  990  20_tables.sql: Queues and the policy of each
---  992    queues (table)
--- 1011    t_template (table)
--- 1080    p0_template (table)
--- 1091    p1_template (table)
--- 1129    k0_template (table)
--- 1140    k1_template (table)
--- 1164    seq_template (sequence)
--- 1165    ring_template (sequence)
--- 1166    parked_template (sequence)
--- 1167    woken_template (sequence)
--- 1168    plan_template (sequence)
--- 1169    fired_template (sequence)
--- 1170    clock_template (sequence)
--- 1171    carry_template (sequence)
--- 1192    r_template (table)
--- 1209    c_template (table)
--- 1226    e_template (table)
--- 1243    w_template (table)
--- 1258  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 1261    validate_queue_name
--- 1301    _policy
--- 1328    _call
--- 1342    _template_ddl (view)
--- 1420    _stamp
--- 1430    _stamp_functions
--- 1451    _each_queue
--- 1473    _init_template
--- 1496    _hush_template
--- 1517    _beyond
--- 1529    create_queue
--- 1582    drop_queue
--- 1615    _drop_all
--- 1655    list_queues
--- 1669  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 1677    _push_template
--- 1718    _fill
--- 1739    _add0_template
--- 1797    _back0_template
--- 1815  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 1819    _claim0_template
--- 1883    _pick0_template
--- 1974    _move0_template
--- 2036    _open_xids
--- 2056    _next0_template
--- 2084    _many0_template
--- 2113    _stuck0_template
--- 2150    _trim0_template
--- 2193    _take_template
--- 2273    _known_template
--- 2293    claim_task
--- 2345    _next_template
--- 2386    _soon0_template
--- 2442    next_due
--- 2462  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 2475    _due0_template
--- 2546    _last0_template
--- 2571    _any0_template
--- 2598    _miss0_template
--- 2633    _pass0_template
--- 2679    _fire_template
--- 2731    _expire_template
--- 2798    _over_template
--- 2819  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 2821    _segment_bytes
--- 2842    _turn_template
--- 2874    _turn0_template
--- 2909    _spent0_template
--- 2923    _dry0_template
--- 2950    _left0_template
--- 2981    _carry0_template
--- 3024  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 3029    _put_template
--- 3106    _found_template
--- 3162    spawn_task
--- 3192    spawn_tasks
--- 3226    _read_task
--- 3243  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 3248    _hold_template
--- 3299    _own_template
--- 3319    _done_template
--- 3353    complete_run
--- 3376    _flush_template
--- 3440    _why_template
--- 3456    _check_runs
--- 3494    complete_runs
--- 3525    _end_template
--- 3574    _file_template
--- 3598    _again_template
--- 3632    _queue_template
--- 3653    _fail_template
--- 3671    fail_run
--- 3695    _nap_template
--- 3721    schedule_run
--- 3751    _free_template
--- 3788    release_run
--- 3813    _keep_template
--- 3836    extend_claim
--- 3858  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 3863    _mark_template
--- 3885    _note_template
--- 3915    set_task_checkpoint_state
--- 3950    _read_template
--- 3972    get_task_checkpoint_state
--- 3996    _list_template
--- 4025    get_task_checkpoint_states
--- 4051  43_events.sql: Wait for an event, or learn how the wait ended
--- 4058    _wait_template
--- 4130    _park_template
--- 4171    await_event
--- 4208    _emit_template
--- 4267    emit_event
--- 4292  44_control.sql: Read a task, or raise TG003
--- 4294    _task_template
--- 4320    _stop_template
--- 4344    cancel_task
--- 4361    _retry_template
--- 4427    _renew_template
--- 4462    retry_task
--- 4501    _show_template
--- 4541    get_task_result
--- 4571  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 4578    _purge_template
--- 4614    _first_uuid
--- 4630    _sweep_template
--- 4670    _clean
--- 4704    cleanup_tasks
--- 4725    cleanup_events
--- 4746    cleanup_all_queues
--- 4775  50_ticker.sql: One tick of one queue: take a step in the rotation, deal with what is due.  The
--- 4779    _tick_template
--- 4798    _ticked (sequence)
--- 4804    ticker
--- 4852    ticker_loop (procedure)
--- 4878  51_cron.sql: Whether pg_cron is installed in this database
--- 4880    _has_cron
--- 4890    _cron_has_seconds
--- 4911    _explain_no_cron
--- 4943    start
--- 4985    stop
--- 5009    _maintain
--- 5031    status
--- 5066  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  428    _run_id
+--  443    _run_task
+--  454    _run_number
+--  467  12_types.sql: The composite types that functions pass to each other
+--  475    _gap (type)
+--  481    _late (type)
+--  486    _timer (type)
+--  491    _picked (type)
+--  500    _spawn (type)
+--  528  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  530    _check_keys
+--  563    _number_option
+--  598    _integer_option
+--  624    _text_option
+--  650    _check_name
+--  677    _check_seconds
+--  705    _check_isolation
+--  724    _check_policy
+--  754    _check_spawn
+--  791    _read_spawn_options
+--  841    _available_at
+--  881    _check_cancellation
+--  898  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+--  901    _check_retry_strategy
+--  937    _retry_delay
+--  980    _fraction
+--  991  20_tables.sql: Queues and the policy of each
+--  993    queues (table)
+-- 1012    t_template (table)
+-- 1081    p0_template (table)
+-- 1092    p1_template (table)
+-- 1130    k0_template (table)
+-- 1141    k1_template (table)
+-- 1165    seq_template (sequence)
+-- 1166    ring_template (sequence)
+-- 1167    parked_template (sequence)
+-- 1168    woken_template (sequence)
+-- 1169    plan_template (sequence)
+-- 1170    fired_template (sequence)
+-- 1171    clock_template (sequence)
+-- 1172    carry_template (sequence)
+-- 1193    r_template (table)
+-- 1210    c_template (table)
+-- 1227    e_template (table)
+-- 1244    w_template (table)
+-- 1259  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 1262    validate_queue_name
+-- 1302    _policy
+-- 1329    _call
+-- 1343    _template_ddl (view)
+-- 1421    _stamp
+-- 1431    _stamp_functions
+-- 1452    _each_queue
+-- 1474    _init_template
+-- 1497    _hush_template
+-- 1518    _beyond
+-- 1527    create_queue
+-- 1580    drop_queue
+-- 1613    _drop_all
+-- 1653    list_queues
+-- 1667  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 1675    _push_template
+-- 1716    _fill
+-- 1734    _add0_template
+-- 1792    _back0_template
+-- 1810  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 1814    _claim0_template
+-- 1878    _pick0_template
+-- 1969    _move0_template
+-- 2031    _open_xids
+-- 2051    _next0_template
+-- 2079    _many0_template
+-- 2108    _stuck0_template
+-- 2145    _trim0_template
+-- 2188    _take_template
+-- 2268    _known_template
+-- 2288    claim_task
+-- 2340    _next_template
+-- 2381    _soon0_template
+-- 2437    next_due
+-- 2457  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 2470    _due0_template
+-- 2541    _last0_template
+-- 2566    _any0_template
+-- 2593    _miss0_template
+-- 2628    _pass0_template
+-- 2674    _fire_template
+-- 2726    _expire_template
+-- 2793    _over_template
+-- 2814  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 2816    _segment_bytes
+-- 2837    _turn_template
+-- 2869    _turn0_template
+-- 2904    _spent0_template
+-- 2918    _dry0_template
+-- 2945    _left0_template
+-- 2976    _carry0_template
+-- 3019  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 3024    _put_template
+-- 3102    _new_template
+-- 3144    _found_template
+-- 3200    spawn_task
+-- 3241    spawn_tasks
+-- 3275    _read_task
+-- 3292  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 3297    _hold_template
+-- 3348    _own_template
+-- 3368    _done_template
+-- 3402    complete_run
+-- 3425    _flush_template
+-- 3483    _why_template
+-- 3499    _read_runs
+-- 3545    _explain_bad_run
+-- 3570    complete_runs
+-- 3595    _end_template
+-- 3644    _file_template
+-- 3668    _again_template
+-- 3702    _queue_template
+-- 3723    _fail_template
+-- 3741    fail_run
+-- 3765    _nap_template
+-- 3791    schedule_run
+-- 3821    _free_template
+-- 3858    release_run
+-- 3883    _keep_template
+-- 3906    extend_claim
+-- 3928  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 3933    _mark_template
+-- 3955    _note_template
+-- 3985    set_task_checkpoint_state
+-- 4020    _read_template
+-- 4042    get_task_checkpoint_state
+-- 4066    _list_template
+-- 4095    get_task_checkpoint_states
+-- 4121  43_events.sql: Wait for an event, or learn how the wait ended
+-- 4128    _wait_template
+-- 4200    _park_template
+-- 4241    await_event
+-- 4278    _emit_template
+-- 4337    emit_event
+-- 4362  44_control.sql: Read a task, or raise TG003
+-- 4364    _task_template
+-- 4390    _stop_template
+-- 4414    cancel_task
+-- 4431    _retry_template
+-- 4497    _renew_template
+-- 4532    retry_task
+-- 4571    _show_template
+-- 4611    get_task_result
+-- 4641  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 4648    _purge_template
+-- 4684    _first_uuid
+-- 4700    _sweep_template
+-- 4740    _clean
+-- 4774    cleanup_tasks
+-- 4795    cleanup_events
+-- 4816    cleanup_all_queues
+-- 4845  50_ticker.sql: One tick of one queue: take a step in the rotation, deal with what is due.  The
+-- 4849    _tick_template
+-- 4868    _ticked (sequence)
+-- 4874    ticker
+-- 4922    ticker_loop (procedure)
+-- 4948  51_cron.sql: Whether pg_cron is installed in this database
+-- 4950    _has_cron
+-- 4960    _cron_has_seconds
+-- 4981    _explain_no_cron
+-- 5013    start
+-- 5055    stop
+-- 5079    _maintain
+-- 5101    status
+-- 5136  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -242,16 +244,15 @@ comment on function teguh.version() is
 -- The one clock of the engine.  The setting teguh.fake_now stops it for tests.
 create or replace function teguh.current_time()
   returns timestamptz
-  language plpgsql
+  language sql
   volatile
-  set search_path = pg_catalog, pg_temp
 as $$
-begin
-  return coalesce(
-    nullif(btrim(current_setting('teguh.fake_now', true)), '')::timestamptz,
-    clock_timestamp()
-  );
-end;
+  select case
+    when pg_catalog.length(pg_catalog.btrim(pg_catalog.current_setting('teguh.fake_now', true)))
+      operator(pg_catalog.>) 0
+      then pg_catalog.current_setting('teguh.fake_now', true)::timestamp with time zone
+    else pg_catalog.clock_timestamp()
+  end;
 $$;
 
 comment on function teguh.current_time() is
@@ -262,29 +263,28 @@ comment on function teguh.current_time() is
 -- A moment some seconds after another.  Saturates instead of overflowing.
 create or replace function teguh._after(p_from timestamptz, p_seconds double precision)
   returns timestamptz
-  language plpgsql
-  immutable
-  set search_path = pg_catalog, pg_temp
+  language sql
+  stable
 as $$
-begin
-  return case
-    when p_seconds >= 3e9 then 'infinity'::timestamptz
-    when p_seconds <= -3e9 then '-infinity'::timestamptz
-    else p_from + make_interval(secs => p_seconds)
+  select case
+    when p_seconds operator(pg_catalog.>) 3e9::double precision
+      then 'infinity'::timestamp with time zone
+    when p_seconds operator(pg_catalog.<) -3e9::double precision
+      then '-infinity'::timestamp with time zone
+    else p_from operator(pg_catalog.+) pg_catalog.make_interval(secs => p_seconds)
   end;
-end;
 $$;
 
 -- A moment as microseconds since 1970, the form in which a register keeps it.
 create or replace function teguh._micros(p_at timestamptz)
   returns bigint
-  language plpgsql
-  immutable
-  set search_path = pg_catalog, pg_temp
+  language sql
+  stable
 as $$
-begin
-  return date_part('epoch', least(p_at, '9999-12-31 00:00:00+00'::timestamptz)) * 1000000;
-end;
+  select (
+    pg_catalog.date_part('epoch', least(p_at, '9999-12-31 00:00:00+00'::timestamp with time zone))
+    operator(pg_catalog.*) 1000000
+  )::bigint;
 $$;
 
 -- sql/src/11_uuid.sql
@@ -403,64 +403,65 @@ comment on function teguh.uuidv7_timestamp(uuid) is
 -- to 14 of a version 4 uuid are the variant and just as many random bits.
 create or replace function teguh._task_id(p_now timestamptz)
   returns uuid
-  language plpgsql
+  language sql
   volatile
-  set search_path = pg_catalog, pg_temp
 as $$
-begin
-  return encode(
-    substr(int8send(floor(date_part('epoch', p_now) * 1000)::bigint), 3)
-    || '\x7000'::bytea
-    || substr(uuid_send(gen_random_uuid()), 9, 7)
-    || '\x00'::bytea,
+  select pg_catalog.encode(
+    pg_catalog.byteacat(
+      pg_catalog.substr(
+        pg_catalog.int8send(
+          pg_catalog.floor(pg_catalog.date_part('epoch', p_now) operator(pg_catalog.*) 1000)::bigint
+        ), 3
+      ),
+      pg_catalog.byteacat(
+        '\x7000',
+        pg_catalog.byteacat(
+          pg_catalog.substr(pg_catalog.uuid_send(pg_catalog.gen_random_uuid()), 9, 7), '\x00'
+        )
+      )
+    ),
     'hex'
-  )::uuid;
-end;
+  )::pg_catalog.uuid;
 $$;
 
--- The id of a task's run with this number, 1 to 1048575.
+-- The id of a task's run with this number, 1 to 1048575: five hexadecimal digits.
 create or replace function teguh._run_id(p_task_id uuid, p_number integer)
   returns uuid
-  language plpgsql
+  language sql
   immutable
-  set search_path = pg_catalog, pg_temp
 as $$
-declare
-  v_bytes bytea := uuid_send(p_task_id);
-begin
-  v_bytes := set_byte(v_bytes, 6, 112 | (p_number >> 16));
-  v_bytes := set_byte(v_bytes, 7, (p_number >> 8) & 255);
-  v_bytes := set_byte(v_bytes, 15, p_number & 255);
-  return encode(v_bytes, 'hex')::uuid;
-end;
+  select pg_catalog.overlay(
+    pg_catalog.overlay(
+      p_task_id::text,
+      pg_catalog.substr(pg_catalog.lpad(pg_catalog.to_hex(p_number), 5, '0'), 1, 3), 16, 3
+    ),
+    pg_catalog.substr(pg_catalog.lpad(pg_catalog.to_hex(p_number), 5, '0'), 4, 2), 35, 2
+  )::pg_catalog.uuid;
 $$;
 
 -- The task to which a run belongs.
 create or replace function teguh._run_task(p_run_id uuid)
   returns uuid
-  language plpgsql
+  language sql
   immutable
-  set search_path = pg_catalog, pg_temp
 as $$
-begin
-  return teguh._run_id(p_run_id, 0);
-end;
+  select pg_catalog.overlay(
+    pg_catalog.overlay(p_run_id::text, '000', 16, 3), '00', 35, 2
+  )::pg_catalog.uuid;
 $$;
 
 -- A run's number within its task.
 create or replace function teguh._run_number(p_run_id uuid)
   returns integer
-  language plpgsql
+  language sql
   immutable
-  set search_path = pg_catalog, pg_temp
 as $$
-declare
-  v_bytes bytea := uuid_send(p_run_id);
-begin
-  return ((get_byte(v_bytes, 6) & 15) << 16)
-         | (get_byte(v_bytes, 7) << 8)
-         | get_byte(v_bytes, 15);
-end;
+  select pg_catalog.textcat(
+    'x',
+    pg_catalog.textcat(
+      pg_catalog.substr(p_run_id::text, 16, 3), pg_catalog.substr(p_run_id::text, 35, 2)
+    )
+  )::bit(20)::integer;
 $$;
 
 -- sql/src/12_types.sql
@@ -1516,13 +1517,10 @@ $$;
 -- A number that no register reaches by counting.
 create or replace function teguh._beyond()
   returns bigint
-  language plpgsql
+  language sql
   immutable
-  set search_path = pg_catalog, pg_temp
 as $$
-begin
-  return 4611686018427387904;
-end;
+  select 4611686018427387904;
 $$;
 
 -- Create a queue, or set policy keys of one that exists.
@@ -1717,13 +1715,10 @@ $$;
 -- A number as often as there are tasks.
 create or replace function teguh._fill(p_number integer, p_task_ids uuid[])
   returns integer[]
-  language plpgsql
+  language sql
   immutable
-  set search_path = pg_catalog, pg_temp
 as $$
-begin
-  return array_fill(p_number, array[coalesce(cardinality(p_task_ids), 0)]);
-end;
+  select pg_catalog.array_fill(p_number, array[coalesce(pg_catalog.cardinality(p_task_ids), 0)]);
 $$;
 
 -- Insert dispatch rows into one segment.  Returns null unless a waiting worker must
@@ -3102,6 +3097,49 @@ begin
 end;
 $$;
 
+-- Insert one task without an idempotency key, and queue it.  Returns its id.  Most spawns
+-- are such, and this costs half of what _put_template does.
+create or replace function teguh._new_template(p_spawn teguh._spawn)
+  returns uuid
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now      timestamptz;
+  v_task_id  uuid;
+  v_due_at   timestamptz;
+  v_deadline timestamptz;
+begin
+  perform pg_current_xact_id();
+  v_now := teguh.current_time();
+  v_task_id := teguh._task_id(v_now);
+  v_due_at := coalesce(p_spawn.available_at, v_now);
+  if p_spawn.cancellation is not null then
+    v_deadline := teguh._after(
+      greatest(v_due_at, v_now), (p_spawn.cancellation ->> 'max_delay')::double precision
+    );
+  end if;
+
+  insert into teguh.t_template as t (
+    task_id, run_id, turn, state, created_at, available_at, deadline_at, max_attempts,
+    task_name, params, headers, retry_strategy, cancellation
+  )
+  values (
+    v_task_id, teguh._run_id(v_task_id, 1), 1,
+    case when v_due_at > v_now then 'sleeping' else 'pending' end,
+    v_now, v_due_at, v_deadline, p_spawn.max_attempts, p_spawn.task_name, p_spawn.params,
+    p_spawn.headers, p_spawn.retry_strategy, p_spawn.cancellation
+  );
+
+  perform teguh._queue_template(v_task_id, 1, v_due_at, v_now);
+  if v_deadline is not null then
+    perform teguh._push_template('l', array[v_task_id], array[0], array[v_deadline]);
+  end if;
+  return v_task_id;
+end;
+$$;
+
 -- The results of a spawn that met idempotency keys already in use.
 create or replace function teguh._found_template(
   p_tasks teguh._spawn[],
@@ -3171,10 +3209,21 @@ create or replace function teguh.spawn_task(
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_policy jsonb := teguh._policy(p_queue_name);
+  v_spawn teguh._spawn := teguh._check_spawn(
+    p_task_name, p_params, p_options, teguh._policy(p_queue_name)
+  );
 begin
-  return query execute 'select * from teguh._put_' || p_queue_name || '($1)'
-  using array[teguh._check_spawn(p_task_name, p_params, p_options, v_policy)];
+  if v_spawn.idempotency_key is not null then
+    return query execute 'select * from teguh._put_' || p_queue_name || '($1)'
+    using array[v_spawn];
+    return;
+  end if;
+
+  execute 'select teguh._new_' || p_queue_name || '($1)' into task_id using v_spawn;
+  run_id := teguh._run_id(task_id, 1);
+  attempt := 1;
+  created := true;
+  return next;
 end;
 $$;
 
@@ -3370,10 +3419,10 @@ comment on function teguh.complete_run(text, uuid, jsonb) is
   'TG001 for an unknown queue, TG002 for an unknown run, TG004 if nobody holds the '
   'run, AB001 if the task is cancelled, AB002 if the run has ended.';
 
--- End many runs with success.  Tasks are locked in the order of their ids, as
--- everywhere.  A run that is no longer held is reported, and does not keep the
--- others from ending.
-create or replace function teguh._flush_template(p_runs jsonb)
+-- End many runs with success, in the order of their ids: the rows are locked as they are
+-- updated.  A run that is no longer held is reported, and does not keep the others from
+-- ending.
+create or replace function teguh._flush_template(p_run_ids uuid[], p_states jsonb[])
   returns table(run_id uuid, applied boolean, error text)
   language plpgsql
   volatile
@@ -3381,58 +3430,52 @@ create or replace function teguh._flush_template(p_runs jsonb)
 as $$
 #variable_conflict use_column
 declare
-  v_now     timestamptz := teguh.current_time();
-  v_run_ids uuid[];
-  v_done    uuid[];
-  v_waited  uuid[];
+  v_now    timestamptz := teguh.current_time();
+  v_done   uuid[];
+  v_waited uuid[];
+  v_errors text[];
 begin
   with runs as materialized (
-    select r.run_id, r.state, teguh._run_task(r.run_id) as task_id
-    from jsonb_to_recordset(p_runs) as r(run_id uuid, state jsonb)
-  ),
-
-  held as materialized (
-    select t.task_id, t.run_id, r.state
-    from (select r.task_id, r.run_id, r.state from runs as r order by r.task_id) as r
-    cross join lateral (
-      select t.task_id, t.run_id
-      from teguh.t_template as t
-      where t.task_id = r.task_id
-        and t.run_id = r.run_id
-        and t.state = 'running'
-      for no key update
-    ) as t
+    select teguh._run_task(u.run_id) as task_id, u.run_id, u.state
+    from unnest(p_run_ids, p_states) as u(run_id, state)
+    order by 1
   ),
 
   done as (
     update teguh.t_template as t
     set
       state = 'completed',
-      result = h.state,
+      result = r.state,
       failure_reason = null,
       lease_expires_at = null,
       finished_at = v_now
-    from held as h
-    where t.task_id = h.task_id
+    from runs as r
+    where t.task_id = r.task_id
+      and t.run_id = r.run_id
+      and t.state = 'running'
     returning t.task_id, t.run_id, t.turn
   )
 
-  select
-    (select array_agg(r.run_id) from runs as r),
-    array_agg(d.run_id),
-    array_agg(d.task_id) filter (where d.turn > 1)
-  into v_run_ids, v_done, v_waited
+  select array_agg(d.run_id), array_agg(d.task_id) filter (where d.turn > 1)
+  into v_done, v_waited
   from done as d;
 
-  delete from teguh.w_template as w
-  where w.task_id = any (v_waited);
+  -- a task in its first turn has never waited
+  if v_waited is not null then
+    delete from teguh.w_template as w
+    where w.task_id = any (v_waited);
+  end if;
+
+  if cardinality(v_done) is distinct from cardinality(p_run_ids) then
+    v_errors := array(
+      select case when u.run_id = any (v_done) then null else teguh._why_template(u.run_id) end
+      from unnest(p_run_ids) as u(run_id)
+    );
+  end if;
 
   return query
-  select
-    u.run_id,
-    coalesce(u.run_id = any (v_done), false),
-    case when u.run_id = any (v_done) then null else teguh._why_template(u.run_id) end
-  from unnest(v_run_ids) as u(run_id);
+  select u.run_id, u.error is null, u.error
+  from unnest(p_run_ids, v_errors) as u(run_id, error);
 end;
 $$;
 
@@ -3452,8 +3495,54 @@ exception
 end;
 $$;
 
--- Refuse an array of runs with an element that is no run, or is there twice.
-create or replace function teguh._check_runs(p_runs jsonb)
+-- Read an array of runs to complete, or raise TG005.
+create or replace function teguh._read_runs(
+  p_runs      jsonb,
+  out run_ids uuid[],
+  out states  jsonb[]
+)
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_good boolean;
+begin
+  if jsonb_typeof(p_runs) is distinct from 'array' then
+    raise exception 'runs must be a JSON array'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(coalesce(p_runs::text, 'null'), 200)),
+        hint = 'For instance [{"run_id": "…", "state": {}}].';
+  end if;
+
+  begin
+    select
+      array_agg((a.run ->> 'run_id')::uuid),
+      array_agg(nullif(a.run -> 'state', 'null')),
+      bool_and(coalesce(a.run - '{run_id,state}'::text[] = '{}', false))
+    into run_ids, states, v_good
+    from jsonb_array_elements(p_runs) as a(run);
+  exception
+    when invalid_text_representation or invalid_parameter_value then
+      v_good := false;
+  end;
+  if not v_good or array_position(run_ids, null) is not null then
+    perform teguh._explain_bad_run(p_runs);
+  end if;
+
+  if (select count(distinct u.run_id) from unnest(run_ids) as u(run_id)) < cardinality(run_ids) then
+    raise exception 'a run is listed twice'
+      using
+        errcode = 'TG005',
+        detail = 'A run ends once, with one result.',
+        hint = 'List each run_id once.';
+  end if;
+end;
+$$;
+
+-- Raise which element of an array is no run.
+create or replace function teguh._explain_bad_run(p_runs jsonb)
   returns void
   language plpgsql
   immutable
@@ -3465,28 +3554,15 @@ begin
   select a.run into v_bad
   from jsonb_array_elements(p_runs) as a(run)
   where jsonb_typeof(a.run) <> 'object'
-    or not a.run ? 'run_id'
     or a.run - '{run_id,state}'::text[] <> '{}'
-    or a.run ->> 'run_id' !~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
+    or coalesce(a.run ->> 'run_id', '') !~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
   limit 1;
-  if found then
-    raise exception 'not a run to complete'
-      using
-        errcode = 'TG005',
-        detail = format('Found: %s.', left(v_bad::text, 200)),
-        hint = 'An element is {"run_id": a run''s id, "state": its result}, and nothing else.';
-  end if;
 
-  if (
-    select count(*) > count(distinct a.run ->> 'run_id')
-    from jsonb_array_elements(p_runs) as a(run)
-  ) then
-    raise exception 'a run is listed twice'
-      using
-        errcode = 'TG005',
-        detail = 'A run ends once, with one result.',
-        hint = 'List each run_id once.';
-  end if;
+  raise exception 'not a run to complete'
+    using
+      errcode = 'TG005',
+      detail = format('Found: %s.', left(v_bad::text, 200)),
+      hint = 'An element is {"run_id": a run''s id, "state": its result}, and nothing else.';
 end;
 $$;
 
@@ -3497,17 +3573,11 @@ create or replace function teguh.complete_runs(p_queue_name text, p_runs jsonb)
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_runs record;
 begin
-  if jsonb_typeof(p_runs) is distinct from 'array' then
-    raise exception 'runs must be a JSON array'
-      using
-        errcode = 'TG005',
-        detail = format('Found: %s.', left(coalesce(p_runs::text, 'null'), 200)),
-        hint = 'For instance [{"run_id": "…", "state": {}}].';
-  end if;
-
-  perform teguh._check_runs(p_runs);
-  return query execute teguh._call('flush', p_queue_name, 1) using p_runs;
+  v_runs := teguh._read_runs(p_runs);
+  return query execute teguh._call('flush', p_queue_name, 2) using v_runs.run_ids, v_runs.states;
 end;
 $$;
 
@@ -5096,7 +5166,7 @@ begin
     from pg_catalog.pg_proc as p
     where p.pronamespace = 'teguh'::regnamespace
       and substring(p.proname from '^_([a-z]+)_template$') in (
-        'take', 'next', 'tick', 'put', 'done', 'flush', 'fail', 'nap', 'free', 'keep', 'mark',
+        'take', 'next', 'tick', 'put', 'new', 'done', 'flush', 'fail', 'nap', 'free', 'keep', 'mark',
         'read', 'list', 'wait', 'emit', 'stop', 'retry', 'show', 'purge', 'sweep'
       )
   loop

@@ -141,18 +141,48 @@ def test_every_public_function_says_what_it_does(catalog: Connection) -> None:
     assert silent == []
 
 
-def test_every_function_pins_its_search_path(catalog: Connection) -> None:
+def test_every_function_pins_its_search_path_or_is_an_expression(catalog: Connection) -> None:
+    """Of an expression the linter (T023) sees that it has no name to be looked up."""
     loose = names(
         catalog,
         """
         select p.oid::regprocedure
         from pg_proc as p
+        join pg_language as l on l.oid = p.prolang
         where p.pronamespace = 'teguh'::regnamespace
           and p.prokind <> 'p'
           and not coalesce(p.proconfig, '{}') @> array['search_path=pg_catalog, pg_temp']
+          and (l.lanname <> 'sql' or p.prosecdef or p.proconfig is not null)
         """,
     )
     assert loose == []
+
+
+def test_every_expression_is_put_in_the_place_of_its_call(catalog: Connection) -> None:
+    calls = names(
+        catalog,
+        """
+        select format('select %s(%s) from (select %s offset 0) as a', p.proname, a.used, a.given)
+        from pg_proc as p
+        join pg_language as l on l.oid = p.prolang
+        cross join lateral (
+          select
+            string_agg('a.a' || t.n, ', ') as used,
+            string_agg(format('null::%s as a%s', format_type(t.type, null), t.n), ', ') as given
+          from unnest(p.proargtypes) with ordinality as t(type, n)
+        ) as a
+        where p.pronamespace = 'teguh'::regnamespace
+          and l.lanname = 'sql'
+          and p.proconfig is null
+          and p.proname !~ '_q+$'
+        """,
+    )
+    assert len(calls) > 5
+    for call in calls:
+        plan = "\n".join(
+            names(catalog, f"explain (verbose, costs off) {call.replace(' ', ' teguh.', 1)}")
+        )
+        assert not re.search(r"teguh\.\w+\(", plan), plan
 
 
 def test_no_public_function_is_overloaded(catalog: Connection) -> None:

@@ -15,8 +15,9 @@ T012  PostgreSQL cannot parse the file
 T020  no comment right above a function
 T021  a public function without `comment on function`
 T022  space before the bracket of a signature
-T023  a function does not say `set search_path = pg_catalog, pg_temp` (procedures may commit, and
-      cannot)
+T023  a function does not say `set search_path = pg_catalog, pg_temp`, and is neither a procedure
+      (which may commit, and cannot) nor one SQL expression in which every name and operator is
+      qualified (which PostgreSQL puts in the place of the call, unless it has settings)
 T024  a parameter's name does not start with p_
 T025  the declare block is not aligned
 T026  a variable's name does not start with v_
@@ -36,6 +37,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pglast import ast, enums, parse_sql
 from pglast.parser import ParseError, Token, scan
+from pglast.visitors import Visitor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -177,6 +179,37 @@ def is_public(name: str) -> bool:
     return not (name.rpartition(".")[2].startswith("_") or name.endswith("_template"))
 
 
+class Unqualified(Visitor):
+    """Looks for a name or operator that the search path would resolve."""
+
+    found = False
+
+    def visit_FuncCall(self, _: object, node: ast.FuncCall) -> None:  # noqa: N802
+        self._look(node.funcname)
+
+    def visit_A_Expr(self, _: object, node: ast.A_Expr) -> None:  # noqa: N802
+        self._look(node.name)
+
+    def visit_TypeName(self, _: object, node: ast.TypeName) -> None:  # noqa: N802
+        self._look(node.names)
+
+    def visit_RangeVar(self, _: object, node: ast.RangeVar) -> None:  # noqa: N802
+        self.found = True
+
+    def _look(self, name: Sequence[ast.Node] | None) -> None:
+        self.found = self.found or len(name or ()) < 2
+
+
+def is_expression(function: Function) -> bool:
+    """Tell whether a function is one SQL expression that depends on no search path."""
+    if not re.search(r"(?m)^  language sql$", function.head):
+        return False
+    statements = parse_sql(function.body[1])
+    unqualified = Unqualified()
+    unqualified(statements)
+    return len(statements) == 1 and not unqualified.found
+
+
 def signature(function: Function, source: str, commented: set[str]) -> Iterator[Problem]:
     """Check what stands before a function's body."""
     line, name = line_of(source, function.start), function.name
@@ -187,7 +220,7 @@ def signature(function: Function, source: str, commented: set[str]) -> Iterator[
     if re.match(r"create [^(]*\s\(", function.text):
         yield Problem(line, "T022", f"{name}: space before (")
     pinned = re.search(r"\bset search_path = pg_catalog, pg_temp\b", function.head)
-    if not pinned and not function.node.is_procedure:
+    if not (pinned or function.node.is_procedure or is_expression(function)):
         yield Problem(line, "T023", f"{name}: no `set search_path = pg_catalog, pg_temp`")
     for parameter in function.node.parameters or ():
         if parameter.mode in GIVEN and not (parameter.name or "").startswith("p_"):

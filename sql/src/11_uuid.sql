@@ -113,62 +113,63 @@ comment on function teguh.uuidv7_timestamp(uuid) is
 -- to 14 of a version 4 uuid are the variant and just as many random bits.
 create or replace function teguh._task_id(p_now timestamptz)
   returns uuid
-  language plpgsql
+  language sql
   volatile
-  set search_path = pg_catalog, pg_temp
 as $$
-begin
-  return encode(
-    substr(int8send(floor(date_part('epoch', p_now) * 1000)::bigint), 3)
-    || '\x7000'::bytea
-    || substr(uuid_send(gen_random_uuid()), 9, 7)
-    || '\x00'::bytea,
+  select pg_catalog.encode(
+    pg_catalog.byteacat(
+      pg_catalog.substr(
+        pg_catalog.int8send(
+          pg_catalog.floor(pg_catalog.date_part('epoch', p_now) operator(pg_catalog.*) 1000)::bigint
+        ), 3
+      ),
+      pg_catalog.byteacat(
+        '\x7000',
+        pg_catalog.byteacat(
+          pg_catalog.substr(pg_catalog.uuid_send(pg_catalog.gen_random_uuid()), 9, 7), '\x00'
+        )
+      )
+    ),
     'hex'
-  )::uuid;
-end;
+  )::pg_catalog.uuid;
 $$;
 
--- The id of a task's run with this number, 1 to 1048575.
+-- The id of a task's run with this number, 1 to 1048575: five hexadecimal digits.
 create or replace function teguh._run_id(p_task_id uuid, p_number integer)
   returns uuid
-  language plpgsql
+  language sql
   immutable
-  set search_path = pg_catalog, pg_temp
 as $$
-declare
-  v_bytes bytea := uuid_send(p_task_id);
-begin
-  v_bytes := set_byte(v_bytes, 6, 112 | (p_number >> 16));
-  v_bytes := set_byte(v_bytes, 7, (p_number >> 8) & 255);
-  v_bytes := set_byte(v_bytes, 15, p_number & 255);
-  return encode(v_bytes, 'hex')::uuid;
-end;
+  select pg_catalog.overlay(
+    pg_catalog.overlay(
+      p_task_id::text,
+      pg_catalog.substr(pg_catalog.lpad(pg_catalog.to_hex(p_number), 5, '0'), 1, 3), 16, 3
+    ),
+    pg_catalog.substr(pg_catalog.lpad(pg_catalog.to_hex(p_number), 5, '0'), 4, 2), 35, 2
+  )::pg_catalog.uuid;
 $$;
 
 -- The task to which a run belongs.
 create or replace function teguh._run_task(p_run_id uuid)
   returns uuid
-  language plpgsql
+  language sql
   immutable
-  set search_path = pg_catalog, pg_temp
 as $$
-begin
-  return teguh._run_id(p_run_id, 0);
-end;
+  select pg_catalog.overlay(
+    pg_catalog.overlay(p_run_id::text, '000', 16, 3), '00', 35, 2
+  )::pg_catalog.uuid;
 $$;
 
 -- A run's number within its task.
 create or replace function teguh._run_number(p_run_id uuid)
   returns integer
-  language plpgsql
+  language sql
   immutable
-  set search_path = pg_catalog, pg_temp
 as $$
-declare
-  v_bytes bytea := uuid_send(p_run_id);
-begin
-  return ((get_byte(v_bytes, 6) & 15) << 16)
-         | (get_byte(v_bytes, 7) << 8)
-         | get_byte(v_bytes, 15);
-end;
+  select pg_catalog.textcat(
+    'x',
+    pg_catalog.textcat(
+      pg_catalog.substr(p_run_id::text, 16, 3), pg_catalog.substr(p_run_id::text, 35, 2)
+    )
+  )::bit(20)::integer;
 $$;

@@ -258,13 +258,10 @@ $$;
 -- A number that no register reaches by counting.
 create or replace function teguh._beyond()
   returns bigint
-  language plpgsql
+  language sql
   immutable
-  set search_path = pg_catalog, pg_temp
 as $$
-begin
-  return 4611686018427387904;
-end;
+  select 4611686018427387904;
 $$;
 
 -- Create a queue, or set policy keys of one that exists.

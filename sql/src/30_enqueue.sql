@@ -48,13 +48,10 @@ $$;
 -- A number as often as there are tasks.
 create or replace function teguh._fill(p_number integer, p_task_ids uuid[])
   returns integer[]
-  language plpgsql
+  language sql
   immutable
-  set search_path = pg_catalog, pg_temp
 as $$
-begin
-  return array_fill(p_number, array[coalesce(cardinality(p_task_ids), 0)]);
-end;
+  select pg_catalog.array_fill(p_number, array[coalesce(pg_catalog.cardinality(p_task_ids), 0)]);
 $$;
 
 -- Insert dispatch rows into one segment.  Returns null unless a waiting worker must

@@ -127,10 +127,10 @@ comment on function teguh.complete_run(text, uuid, jsonb) is
   'TG001 for an unknown queue, TG002 for an unknown run, TG004 if nobody holds the '
   'run, AB001 if the task is cancelled, AB002 if the run has ended.';
 
--- End many runs with success.  Tasks are locked in the order of their ids, as
--- everywhere.  A run that is no longer held is reported, and does not keep the
--- others from ending.
-create or replace function teguh._flush_template(p_runs jsonb)
+-- End many runs with success, in the order of their ids: the rows are locked as they are
+-- updated.  A run that is no longer held is reported, and does not keep the others from
+-- ending.
+create or replace function teguh._flush_template(p_run_ids uuid[], p_states jsonb[])
   returns table(run_id uuid, applied boolean, error text)
   language plpgsql
   volatile
@@ -138,58 +138,52 @@ create or replace function teguh._flush_template(p_runs jsonb)
 as $$
 #variable_conflict use_column
 declare
-  v_now     timestamptz := teguh.current_time();
-  v_run_ids uuid[];
-  v_done    uuid[];
-  v_waited  uuid[];
+  v_now    timestamptz := teguh.current_time();
+  v_done   uuid[];
+  v_waited uuid[];
+  v_errors text[];
 begin
   with runs as materialized (
-    select r.run_id, r.state, teguh._run_task(r.run_id) as task_id
-    from jsonb_to_recordset(p_runs) as r(run_id uuid, state jsonb)
-  ),
-
-  held as materialized (
-    select t.task_id, t.run_id, r.state
-    from (select r.task_id, r.run_id, r.state from runs as r order by r.task_id) as r
-    cross join lateral (
-      select t.task_id, t.run_id
-      from teguh.t_template as t
-      where t.task_id = r.task_id
-        and t.run_id = r.run_id
-        and t.state = 'running'
-      for no key update
-    ) as t
+    select teguh._run_task(u.run_id) as task_id, u.run_id, u.state
+    from unnest(p_run_ids, p_states) as u(run_id, state)
+    order by 1
   ),
 
   done as (
     update teguh.t_template as t
     set
       state = 'completed',
-      result = h.state,
+      result = r.state,
       failure_reason = null,
       lease_expires_at = null,
       finished_at = v_now
-    from held as h
-    where t.task_id = h.task_id
+    from runs as r
+    where t.task_id = r.task_id
+      and t.run_id = r.run_id
+      and t.state = 'running'
     returning t.task_id, t.run_id, t.turn
   )
 
-  select
-    (select array_agg(r.run_id) from runs as r),
-    array_agg(d.run_id),
-    array_agg(d.task_id) filter (where d.turn > 1)
-  into v_run_ids, v_done, v_waited
+  select array_agg(d.run_id), array_agg(d.task_id) filter (where d.turn > 1)
+  into v_done, v_waited
   from done as d;
 
-  delete from teguh.w_template as w
-  where w.task_id = any (v_waited);
+  -- a task in its first turn has never waited
+  if v_waited is not null then
+    delete from teguh.w_template as w
+    where w.task_id = any (v_waited);
+  end if;
+
+  if cardinality(v_done) is distinct from cardinality(p_run_ids) then
+    v_errors := array(
+      select case when u.run_id = any (v_done) then null else teguh._why_template(u.run_id) end
+      from unnest(p_run_ids) as u(run_id)
+    );
+  end if;
 
   return query
-  select
-    u.run_id,
-    coalesce(u.run_id = any (v_done), false),
-    case when u.run_id = any (v_done) then null else teguh._why_template(u.run_id) end
-  from unnest(v_run_ids) as u(run_id);
+  select u.run_id, u.error is null, u.error
+  from unnest(p_run_ids, v_errors) as u(run_id, error);
 end;
 $$;
 
@@ -209,8 +203,54 @@ exception
 end;
 $$;
 
--- Refuse an array of runs with an element that is no run, or is there twice.
-create or replace function teguh._check_runs(p_runs jsonb)
+-- Read an array of runs to complete, or raise TG005.
+create or replace function teguh._read_runs(
+  p_runs      jsonb,
+  out run_ids uuid[],
+  out states  jsonb[]
+)
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_good boolean;
+begin
+  if jsonb_typeof(p_runs) is distinct from 'array' then
+    raise exception 'runs must be a JSON array'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(coalesce(p_runs::text, 'null'), 200)),
+        hint = 'For instance [{"run_id": "…", "state": {}}].';
+  end if;
+
+  begin
+    select
+      array_agg((a.run ->> 'run_id')::uuid),
+      array_agg(nullif(a.run -> 'state', 'null')),
+      bool_and(coalesce(a.run - '{run_id,state}'::text[] = '{}', false))
+    into run_ids, states, v_good
+    from jsonb_array_elements(p_runs) as a(run);
+  exception
+    when invalid_text_representation or invalid_parameter_value then
+      v_good := false;
+  end;
+  if not v_good or array_position(run_ids, null) is not null then
+    perform teguh._explain_bad_run(p_runs);
+  end if;
+
+  if (select count(distinct u.run_id) from unnest(run_ids) as u(run_id)) < cardinality(run_ids) then
+    raise exception 'a run is listed twice'
+      using
+        errcode = 'TG005',
+        detail = 'A run ends once, with one result.',
+        hint = 'List each run_id once.';
+  end if;
+end;
+$$;
+
+-- Raise which element of an array is no run.
+create or replace function teguh._explain_bad_run(p_runs jsonb)
   returns void
   language plpgsql
   immutable
@@ -222,28 +262,15 @@ begin
   select a.run into v_bad
   from jsonb_array_elements(p_runs) as a(run)
   where jsonb_typeof(a.run) <> 'object'
-    or not a.run ? 'run_id'
     or a.run - '{run_id,state}'::text[] <> '{}'
-    or a.run ->> 'run_id' !~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
+    or coalesce(a.run ->> 'run_id', '') !~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
   limit 1;
-  if found then
-    raise exception 'not a run to complete'
-      using
-        errcode = 'TG005',
-        detail = format('Found: %s.', left(v_bad::text, 200)),
-        hint = 'An element is {"run_id": a run''s id, "state": its result}, and nothing else.';
-  end if;
 
-  if (
-    select count(*) > count(distinct a.run ->> 'run_id')
-    from jsonb_array_elements(p_runs) as a(run)
-  ) then
-    raise exception 'a run is listed twice'
-      using
-        errcode = 'TG005',
-        detail = 'A run ends once, with one result.',
-        hint = 'List each run_id once.';
-  end if;
+  raise exception 'not a run to complete'
+    using
+      errcode = 'TG005',
+      detail = format('Found: %s.', left(v_bad::text, 200)),
+      hint = 'An element is {"run_id": a run''s id, "state": its result}, and nothing else.';
 end;
 $$;
 
@@ -254,17 +281,11 @@ create or replace function teguh.complete_runs(p_queue_name text, p_runs jsonb)
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_runs record;
 begin
-  if jsonb_typeof(p_runs) is distinct from 'array' then
-    raise exception 'runs must be a JSON array'
-      using
-        errcode = 'TG005',
-        detail = format('Found: %s.', left(coalesce(p_runs::text, 'null'), 200)),
-        hint = 'For instance [{"run_id": "…", "state": {}}].';
-  end if;
-
-  perform teguh._check_runs(p_runs);
-  return query execute teguh._call('flush', p_queue_name, 1) using p_runs;
+  v_runs := teguh._read_runs(p_runs);
+  return query execute teguh._call('flush', p_queue_name, 2) using v_runs.run_ids, v_runs.states;
 end;
 $$;
 

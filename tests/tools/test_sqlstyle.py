@@ -97,6 +97,37 @@ def test_procedures_need_no_search_path_because_they_commit() -> None:
     assert rules(source.replace("  set search_path = pg_catalog, pg_temp\n", "")) == set()
 
 
+EXPRESSION = """\
+-- The later of two moments, a second on.
+create or replace function teguh._later(p_a timestamptz, p_b timestamptz)
+  returns timestamptz
+  language sql
+  stable
+as $$
+  select greatest(p_a, p_b) operator(pg_catalog.+) pg_catalog.make_interval(secs => 1);
+$$;
+"""
+
+
+def test_an_expression_needs_no_search_path_if_all_its_names_are_qualified() -> None:
+    assert rules(EXPRESSION) == set()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("pg_catalog.make_interval", "make_interval"),
+        ("operator(pg_catalog.+)", "+"),
+        ("greatest(p_a, p_b)", "p_b::timestamptz"),
+        ("greatest(p_a, p_b)", "nullif(p_a, p_b)"),
+        (";\n$$;", "\n  from teguh.queues;\n$$;"),
+    ],
+)
+def test_an_expression_with_an_unqualified_name_needs_a_search_path(old: str, new: str) -> None:
+    assert old in EXPRESSION
+    assert rules(EXPRESSION.replace(old, new)) == {"T023"}
+
+
 def test_a_problem_is_reported_on_its_line() -> None:
     (problem,) = sqlstyle.check(GOOD.replace("    null;", "    NULL;"))
     assert GOOD.split("\n")[problem.line - 1] == "    null;"
