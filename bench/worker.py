@@ -1,4 +1,6 @@
-"""A worker of the package with a handler that does nothing.
+"""A worker of the package with handlers that do nothing.
+
+It claims batches of so many, and has room for two: while one is executed, the next is claimed.
 
 usage: python -m bench.worker DSN BATCH
 """
@@ -25,4 +27,5 @@ async def clock(ctx: teguh.AsyncTaskContext) -> float:
 
 
 if __name__ == "__main__":
-    teguh.Worker(sys.argv[1], "bench", tasks, concurrency=int(sys.argv[2])).run()
+    batch = int(sys.argv[2])
+    teguh.Worker(sys.argv[1], "bench", tasks, concurrency=2 * batch, batch_size=batch).run()

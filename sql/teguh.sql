@@ -23,174 +23,174 @@
 --  428    _run_id
 --  443    _run_task
 --  454    _run_number
---  467  12_types.sql: The composite types that functions pass to each other
---  475    _gap (type)
---  481    _late (type)
---  486    _timer (type)
---  491    _picked (type)
---  500    _spawn (type)
---  528  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  530    _check_keys
---  563    _number_option
---  598    _integer_option
---  624    _text_option
---  650    _check_name
---  677    _check_seconds
---  705    _check_isolation
---  724    _check_policy
---  754    _check_spawn
---  791    _read_spawn_options
---  841    _available_at
---  881    _check_cancellation
---  898  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
---  901    _check_retry_strategy
---  937    _retry_delay
---  980    _fraction
---  991  20_tables.sql: Queues and the policy of each
---  993    queues (table)
--- 1012    t_template (table)
--- 1081    p0_template (table)
--- 1092    p1_template (table)
--- 1130    k0_template (table)
--- 1141    k1_template (table)
--- 1165    seq_template (sequence)
--- 1166    ring_template (sequence)
--- 1167    parked_template (sequence)
--- 1168    woken_template (sequence)
--- 1169    plan_template (sequence)
--- 1170    fired_template (sequence)
--- 1171    clock_template (sequence)
--- 1172    carry_template (sequence)
--- 1193    r_template (table)
--- 1210    c_template (table)
--- 1227    e_template (table)
--- 1244    w_template (table)
--- 1259  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 1262    validate_queue_name
--- 1302    _policy
--- 1329    _call
--- 1343    _template_ddl (view)
--- 1421    _stamp
--- 1431    _stamp_functions
--- 1452    _each_queue
--- 1474    _init_template
--- 1497    _hush_template
--- 1518    _beyond
--- 1527    create_queue
--- 1580    drop_queue
--- 1613    _drop_all
--- 1653    list_queues
--- 1667  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 1675    _push_template
--- 1716    _fill
--- 1734    _add0_template
--- 1792    _back0_template
--- 1810  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 1814    _claim0_template
--- 1878    _pick0_template
--- 1969    _move0_template
--- 2031    _open_xids
--- 2051    _next0_template
--- 2079    _many0_template
--- 2108    _stuck0_template
--- 2145    _trim0_template
--- 2188    _take_template
--- 2268    _known_template
--- 2288    claim_task
--- 2340    _next_template
--- 2381    _soon0_template
--- 2437    next_due
--- 2457  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 2470    _due0_template
--- 2541    _last0_template
--- 2566    _any0_template
--- 2593    _miss0_template
--- 2628    _pass0_template
--- 2674    _fire_template
--- 2726    _expire_template
--- 2793    _over_template
--- 2814  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 2816    _segment_bytes
--- 2837    _turn_template
--- 2869    _turn0_template
--- 2904    _spent0_template
--- 2918    _dry0_template
--- 2945    _left0_template
--- 2976    _carry0_template
--- 3019  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 3024    _put_template
--- 3102    _new_template
--- 3144    _found_template
--- 3200    spawn_task
--- 3241    spawn_tasks
--- 3275    _read_task
--- 3292  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 3297    _hold_template
--- 3348    _own_template
--- 3368    _done_template
--- 3402    complete_run
--- 3425    _flush_template
--- 3483    _why_template
--- 3499    _read_runs
--- 3545    _explain_bad_run
--- 3570    complete_runs
--- 3595    _end_template
--- 3644    _file_template
--- 3668    _again_template
--- 3702    _queue_template
--- 3723    _fail_template
--- 3741    fail_run
--- 3765    _nap_template
--- 3791    schedule_run
--- 3821    _free_template
--- 3858    release_run
--- 3883    _keep_template
--- 3906    extend_claim
--- 3928  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 3933    _mark_template
--- 3955    _note_template
--- 3985    set_task_checkpoint_state
--- 4020    _read_template
--- 4042    get_task_checkpoint_state
--- 4066    _list_template
--- 4095    get_task_checkpoint_states
--- 4121  43_events.sql: Wait for an event, or learn how the wait ended
--- 4128    _wait_template
--- 4200    _park_template
--- 4241    await_event
--- 4278    _emit_template
--- 4337    emit_event
--- 4362  44_control.sql: Read a task, or raise TG003
--- 4364    _task_template
--- 4390    _stop_template
--- 4414    cancel_task
--- 4431    _retry_template
--- 4497    _renew_template
--- 4532    retry_task
--- 4571    _show_template
--- 4611    get_task_result
--- 4641  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 4648    _purge_template
--- 4684    _first_uuid
--- 4700    _sweep_template
--- 4740    _clean
--- 4774    cleanup_tasks
--- 4795    cleanup_events
--- 4816    cleanup_all_queues
--- 4845  50_ticker.sql: One tick of one queue: take a step in the rotation, deal with what is due.  The
--- 4849    _tick_template
--- 4868    _ticked (sequence)
--- 4874    ticker
--- 4922    ticker_loop (procedure)
--- 4948  51_cron.sql: Whether pg_cron is installed in this database
--- 4950    _has_cron
--- 4960    _cron_has_seconds
--- 4981    _explain_no_cron
--- 5013    start
--- 5055    stop
--- 5079    _maintain
--- 5101    status
--- 5136  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  468  12_types.sql: The composite types that functions pass to each other
+--  476    _gap (type)
+--  482    _late (type)
+--  487    _timer (type)
+--  492    _picked (type)
+--  501    _spawn (type)
+--  529  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  531    _check_keys
+--  564    _number_option
+--  599    _integer_option
+--  625    _text_option
+--  651    _check_name
+--  678    _check_seconds
+--  706    _check_isolation
+--  725    _check_policy
+--  755    _check_spawn
+--  792    _read_spawn_options
+--  842    _available_at
+--  882    _check_cancellation
+--  899  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+--  902    _check_retry_strategy
+--  938    _retry_delay
+--  981    _fraction
+--  992  20_tables.sql: Queues and the policy of each
+--  994    queues (table)
+-- 1013    t_template (table)
+-- 1082    p0_template (table)
+-- 1093    p1_template (table)
+-- 1131    k0_template (table)
+-- 1142    k1_template (table)
+-- 1166    seq_template (sequence)
+-- 1167    ring_template (sequence)
+-- 1168    parked_template (sequence)
+-- 1169    woken_template (sequence)
+-- 1170    plan_template (sequence)
+-- 1171    fired_template (sequence)
+-- 1172    clock_template (sequence)
+-- 1173    carry_template (sequence)
+-- 1194    r_template (table)
+-- 1211    c_template (table)
+-- 1228    e_template (table)
+-- 1245    w_template (table)
+-- 1260  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 1263    validate_queue_name
+-- 1303    _policy
+-- 1330    _call
+-- 1344    _template_ddl (view)
+-- 1422    _stamp
+-- 1432    _stamp_functions
+-- 1453    _each_queue
+-- 1475    _init_template
+-- 1498    _hush_template
+-- 1519    _beyond
+-- 1528    create_queue
+-- 1581    drop_queue
+-- 1614    _drop_all
+-- 1654    list_queues
+-- 1668  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 1676    _push_template
+-- 1717    _fill
+-- 1735    _add0_template
+-- 1793    _back0_template
+-- 1811  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 1815    _claim0_template
+-- 1879    _pick0_template
+-- 1970    _move0_template
+-- 2032    _open_xids
+-- 2052    _next0_template
+-- 2080    _many0_template
+-- 2109    _stuck0_template
+-- 2146    _trim0_template
+-- 2189    _take_template
+-- 2269    _known_template
+-- 2289    claim_task
+-- 2341    _next_template
+-- 2382    _soon0_template
+-- 2438    next_due
+-- 2458  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 2471    _due0_template
+-- 2542    _last0_template
+-- 2567    _any0_template
+-- 2594    _miss0_template
+-- 2629    _pass0_template
+-- 2675    _fire_template
+-- 2727    _expire_template
+-- 2794    _over_template
+-- 2815  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 2817    _segment_bytes
+-- 2838    _turn_template
+-- 2870    _turn0_template
+-- 2905    _spent0_template
+-- 2919    _dry0_template
+-- 2946    _left0_template
+-- 2977    _carry0_template
+-- 3020  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 3025    _put_template
+-- 3103    _new_template
+-- 3145    _found_template
+-- 3201    spawn_task
+-- 3242    spawn_tasks
+-- 3276    _read_task
+-- 3293  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 3298    _hold_template
+-- 3349    _own_template
+-- 3369    _done_template
+-- 3403    complete_run
+-- 3426    _flush_template
+-- 3484    _why_template
+-- 3500    _read_runs
+-- 3546    _explain_bad_run
+-- 3571    complete_runs
+-- 3596    _end_template
+-- 3645    _file_template
+-- 3669    _again_template
+-- 3703    _queue_template
+-- 3724    _fail_template
+-- 3742    fail_run
+-- 3766    _nap_template
+-- 3792    schedule_run
+-- 3822    _free_template
+-- 3859    release_run
+-- 3884    _keep_template
+-- 3907    extend_claim
+-- 3929  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 3934    _mark_template
+-- 3956    _note_template
+-- 3986    set_task_checkpoint_state
+-- 4021    _read_template
+-- 4043    get_task_checkpoint_state
+-- 4067    _list_template
+-- 4096    get_task_checkpoint_states
+-- 4122  43_events.sql: Wait for an event, or learn how the wait ended
+-- 4129    _wait_template
+-- 4201    _park_template
+-- 4242    await_event
+-- 4279    _emit_template
+-- 4338    emit_event
+-- 4363  44_control.sql: Read a task, or raise TG003
+-- 4365    _task_template
+-- 4391    _stop_template
+-- 4415    cancel_task
+-- 4432    _retry_template
+-- 4498    _renew_template
+-- 4533    retry_task
+-- 4572    _show_template
+-- 4612    get_task_result
+-- 4642  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 4649    _purge_template
+-- 4685    _first_uuid
+-- 4701    _sweep_template
+-- 4741    _clean
+-- 4775    cleanup_tasks
+-- 4796    cleanup_events
+-- 4817    cleanup_all_queues
+-- 4846  50_ticker.sql: One tick of one queue: take a step in the rotation, deal with what is due.  The
+-- 4850    _tick_template
+-- 4869    _ticked (sequence)
+-- 4875    ticker
+-- 4923    ticker_loop (procedure)
+-- 4949  51_cron.sql: Whether pg_cron is installed in this database
+-- 4951    _has_cron
+-- 4961    _cron_has_seconds
+-- 4982    _explain_no_cron
+-- 5014    start
+-- 5056    stop
+-- 5080    _maintain
+-- 5102    status
+-- 5137  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -269,7 +269,7 @@ as $$
   select case
     when p_seconds operator(pg_catalog.>) 3e9::double precision
       then 'infinity'::timestamp with time zone
-    when p_seconds operator(pg_catalog.<) -3e9::double precision
+    when p_seconds operator(pg_catalog.<) '-3e9'::double precision
       then '-infinity'::timestamp with time zone
     else p_from operator(pg_catalog.+) pg_catalog.make_interval(secs => p_seconds)
   end;
@@ -432,7 +432,7 @@ create or replace function teguh._run_id(p_task_id uuid, p_number integer)
 as $$
   select pg_catalog.overlay(
     pg_catalog.overlay(
-      p_task_id::text,
+      p_task_id::pg_catalog.text,
       pg_catalog.substr(pg_catalog.lpad(pg_catalog.to_hex(p_number), 5, '0'), 1, 3), 16, 3
     ),
     pg_catalog.substr(pg_catalog.lpad(pg_catalog.to_hex(p_number), 5, '0'), 4, 2), 35, 2
@@ -446,7 +446,7 @@ create or replace function teguh._run_task(p_run_id uuid)
   immutable
 as $$
   select pg_catalog.overlay(
-    pg_catalog.overlay(p_run_id::text, '000', 16, 3), '00', 35, 2
+    pg_catalog.overlay(p_run_id::pg_catalog.text, '000', 16, 3), '00', 35, 2
   )::pg_catalog.uuid;
 $$;
 
@@ -459,7 +459,8 @@ as $$
   select pg_catalog.textcat(
     'x',
     pg_catalog.textcat(
-      pg_catalog.substr(p_run_id::text, 16, 3), pg_catalog.substr(p_run_id::text, 35, 2)
+      pg_catalog.substr(p_run_id::pg_catalog.text, 16, 3),
+      pg_catalog.substr(p_run_id::pg_catalog.text, 35, 2)
     )
   )::bit(20)::integer;
 $$;
@@ -5166,8 +5167,8 @@ begin
     from pg_catalog.pg_proc as p
     where p.pronamespace = 'teguh'::regnamespace
       and substring(p.proname from '^_([a-z]+)_template$') in (
-        'take', 'next', 'tick', 'put', 'new', 'done', 'flush', 'fail', 'nap', 'free', 'keep', 'mark',
-        'read', 'list', 'wait', 'emit', 'stop', 'retry', 'show', 'purge', 'sweep'
+        'take', 'next', 'tick', 'put', 'new', 'done', 'flush', 'fail', 'nap', 'free', 'keep',
+        'mark', 'read', 'list', 'wait', 'emit', 'stop', 'retry', 'show', 'purge', 'sweep'
       )
   loop
     execute pg_catalog.format(

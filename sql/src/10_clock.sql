@@ -26,7 +26,7 @@ as $$
   select case
     when p_seconds operator(pg_catalog.>) 3e9::double precision
       then 'infinity'::timestamp with time zone
-    when p_seconds operator(pg_catalog.<) -3e9::double precision
+    when p_seconds operator(pg_catalog.<) '-3e9'::double precision
       then '-infinity'::timestamp with time zone
     else p_from operator(pg_catalog.+) pg_catalog.make_interval(secs => p_seconds)
   end;

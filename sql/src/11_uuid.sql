@@ -142,7 +142,7 @@ create or replace function teguh._run_id(p_task_id uuid, p_number integer)
 as $$
   select pg_catalog.overlay(
     pg_catalog.overlay(
-      p_task_id::text,
+      p_task_id::pg_catalog.text,
       pg_catalog.substr(pg_catalog.lpad(pg_catalog.to_hex(p_number), 5, '0'), 1, 3), 16, 3
     ),
     pg_catalog.substr(pg_catalog.lpad(pg_catalog.to_hex(p_number), 5, '0'), 4, 2), 35, 2
@@ -156,7 +156,7 @@ create or replace function teguh._run_task(p_run_id uuid)
   immutable
 as $$
   select pg_catalog.overlay(
-    pg_catalog.overlay(p_run_id::text, '000', 16, 3), '00', 35, 2
+    pg_catalog.overlay(p_run_id::pg_catalog.text, '000', 16, 3), '00', 35, 2
   )::pg_catalog.uuid;
 $$;
 
@@ -169,7 +169,8 @@ as $$
   select pg_catalog.textcat(
     'x',
     pg_catalog.textcat(
-      pg_catalog.substr(p_run_id::text, 16, 3), pg_catalog.substr(p_run_id::text, 35, 2)
+      pg_catalog.substr(p_run_id::pg_catalog.text, 16, 3),
+      pg_catalog.substr(p_run_id::pg_catalog.text, 35, 2)
     )
   )::bit(20)::integer;
 $$;

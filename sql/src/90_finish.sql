@@ -30,8 +30,8 @@ begin
     from pg_catalog.pg_proc as p
     where p.pronamespace = 'teguh'::regnamespace
       and substring(p.proname from '^_([a-z]+)_template$') in (
-        'take', 'next', 'tick', 'put', 'new', 'done', 'flush', 'fail', 'nap', 'free', 'keep', 'mark',
-        'read', 'list', 'wait', 'emit', 'stop', 'retry', 'show', 'purge', 'sweep'
+        'take', 'next', 'tick', 'put', 'new', 'done', 'flush', 'fail', 'nap', 'free', 'keep',
+        'mark', 'read', 'list', 'wait', 'emit', 'stop', 'retry', 'show', 'purge', 'sweep'
       )
   loop
     execute pg_catalog.format(

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import ConnStatus
+from psycopg.types.json import set_json_loads
+
+from teguh._json import loads
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn
@@ -37,22 +40,26 @@ def worker_conninfo(conninfo: str, worker_id: str) -> str:
 
 async def open_async(conninfo: str, *, prepare: bool = True) -> AsyncConn:
     """Open a connection in autocommit mode; without `prepare`, with no prepared statements."""
-    return await psycopg.AsyncConnection.connect(
+    connection = await psycopg.AsyncConnection.connect(
         conninfo,
         autocommit=True,
         prepare_threshold=_PREPARE_AFTER if prepare else None,
         client_encoding="utf8",  # what JSON is written in
     )
+    set_json_loads(loads, connection)
+    return connection
 
 
 def open_sync(conninfo: str, *, prepare: bool = True) -> Conn:
     """Open a connection in autocommit mode; without `prepare`, with no prepared statements."""
-    return psycopg.Connection.connect(
+    connection = psycopg.Connection.connect(
         conninfo,
         autocommit=True,
         prepare_threshold=_PREPARE_AFTER if prepare else None,
         client_encoding="utf8",  # what JSON is written in
     )
+    set_json_loads(loads, connection)
+    return connection
 
 
 def is_alive(pgconn: PGconn) -> bool:

@@ -11,7 +11,14 @@ from teguh.errors import NotStorable
 # An escaped NUL: a run of backslashes of odd length before "u0000".
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
-loads = json.loads
+_decode = json.JSONDecoder().decode
+
+
+def loads(text: str | bytes) -> Any:
+    """Return the value of a JSON text in UTF-8."""
+    if text == b"{}":  # what most params and checkpoints are
+        return {}
+    return _decode(text if isinstance(text, str) else text.decode())
 
 
 def dumps(value: object, what: str) -> str:
