@@ -1,6 +1,6 @@
 -- What comes due: sleepers are queued, expired leases fail their runs, deadlines cancel.
 -- Each statement commits by itself: timers set by an open transaction are looked at again.
-select plan(34);
+select plan(37);
 
 -- Given a clock to set and a look at tasks
 create function pg_temp.at(p_seconds double precision)
@@ -285,6 +285,47 @@ select results_eq(
   $$ values (2500::bigint, 2500::bigint) $$,
   'the rest come with the next claims: none is lost, none comes twice'
 );
+
+-- Given 200 tasks that were claimed at once
+select teguh.create_queue('bulk');
+select count(*) from teguh.spawn_tasks('bulk', (
+  select jsonb_agg('{"task_name": "t", "options": {"max_attempts": 1}}'::jsonb)
+  from generate_series(1, 200)
+));
+create temporary table bulk as
+select c.run_id from teguh.claim_task('bulk', 'w', 10, 200) as c;
+
+-- Then
+select results_eq(
+  $$
+    select count(*), sum(1 + cardinality(p.more_ids)), max(pg_column_size(p.*)) < 2000
+    from teguh.p0_bulk as p
+    where p.kind = 'l'
+  $$,
+  $$ values (4::bigint, 200::bigint, true) $$,
+  'the leases of a claim share rows, 64 tasks in each, none so large that it is moved out of line'
+);
+
+-- When some of them are completed, and some extended
+select count(*)
+from teguh.complete_runs('bulk', (
+  select jsonb_agg(jsonb_build_object('run_id', b.run_id))
+  from (select * from bulk limit 70) as b
+));
+select teguh.extend_claim('bulk', b.run_id, 20)
+from (select * from bulk offset 190) as b;
+select pg_temp.at(2010);
+select teguh.ticker('bulk');
+
+-- Then
+select results_eq(
+  $$ select t.state, count(*) from teguh.t_bulk as t group by 1 order by 1 $$,
+  $$ values ('completed', 70::bigint), ('failed', 120), ('running', 10) $$,
+  'each lease ends by itself all the same'
+);
+
+select pg_temp.at(2020);
+select is(teguh.ticker('bulk'), 10, 'also one that was extended');
 
 select teguh.drop_queue(q.queue_name) from teguh.list_queues() as q;
 select * from finish();

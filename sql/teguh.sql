@@ -50,147 +50,147 @@
 --  994    queues (table)
 -- 1013    t_template (table)
 -- 1082    p0_template (table)
--- 1093    p1_template (table)
--- 1131    k0_template (table)
--- 1142    k1_template (table)
--- 1166    seq_template (sequence)
--- 1167    ring_template (sequence)
--- 1168    parked_template (sequence)
--- 1169    woken_template (sequence)
--- 1170    plan_template (sequence)
--- 1171    fired_template (sequence)
--- 1172    clock_template (sequence)
--- 1173    carry_template (sequence)
--- 1194    r_template (table)
--- 1211    c_template (table)
--- 1228    e_template (table)
--- 1245    w_template (table)
--- 1260  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 1263    validate_queue_name
--- 1303    _policy
--- 1330    _call
--- 1344    _template_ddl (view)
--- 1422    _stamp
--- 1432    _stamp_functions
--- 1453    _each_queue
--- 1475    _init_template
--- 1498    _hush_template
--- 1519    _beyond
--- 1528    create_queue
--- 1581    drop_queue
--- 1614    _drop_all
--- 1654    list_queues
--- 1668  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 1676    _push_template
--- 1717    _fill
--- 1735    _add0_template
--- 1793    _back0_template
--- 1811  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 1815    _claim0_template
--- 1879    _pick0_template
--- 1970    _move0_template
--- 2032    _open_xids
--- 2052    _next0_template
--- 2080    _many0_template
--- 2109    _stuck0_template
--- 2146    _trim0_template
--- 2189    _take_template
--- 2269    _known_template
--- 2289    claim_task
--- 2341    _next_template
--- 2382    _soon0_template
--- 2438    next_due
--- 2458  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 2471    _due0_template
--- 2542    _last0_template
--- 2567    _any0_template
--- 2594    _miss0_template
--- 2629    _pass0_template
--- 2675    _fire_template
--- 2727    _expire_template
--- 2794    _over_template
--- 2815  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 2817    _segment_bytes
--- 2838    _turn_template
--- 2870    _turn0_template
--- 2905    _spent0_template
--- 2919    _dry0_template
--- 2946    _left0_template
--- 2977    _carry0_template
--- 3020  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 3025    _put_template
--- 3103    _new_template
--- 3145    _found_template
--- 3201    spawn_task
--- 3242    spawn_tasks
--- 3276    _read_task
--- 3293  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 3298    _hold_template
--- 3349    _own_template
--- 3369    _done_template
--- 3403    complete_run
--- 3426    _flush_template
--- 3484    _why_template
--- 3500    _read_runs
--- 3546    _explain_bad_run
--- 3571    complete_runs
--- 3596    _end_template
--- 3645    _file_template
--- 3669    _again_template
--- 3703    _queue_template
--- 3724    _fail_template
--- 3742    fail_run
--- 3766    _nap_template
--- 3792    schedule_run
--- 3822    _free_template
--- 3859    release_run
--- 3884    _keep_template
--- 3907    extend_claim
--- 3929  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 3934    _mark_template
--- 3956    _note_template
--- 3986    set_task_checkpoint_state
--- 4021    _read_template
--- 4043    get_task_checkpoint_state
--- 4067    _list_template
--- 4096    get_task_checkpoint_states
--- 4122  43_events.sql: Wait for an event, or learn how the wait ended
--- 4129    _wait_template
--- 4201    _park_template
--- 4242    await_event
--- 4279    _emit_template
--- 4338    emit_event
--- 4363  44_control.sql: Read a task, or raise TG003
--- 4365    _task_template
--- 4391    _stop_template
--- 4415    cancel_task
--- 4432    _retry_template
--- 4498    _renew_template
--- 4533    retry_task
--- 4572    _show_template
--- 4612    get_task_result
--- 4642  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 4649    _purge_template
--- 4685    _first_uuid
--- 4701    _sweep_template
--- 4741    _clean
--- 4775    cleanup_tasks
--- 4796    cleanup_events
--- 4817    cleanup_all_queues
--- 4846  50_ticker.sql: One tick of one queue: take a step in the rotation, deal with what is due.  The
--- 4850    _tick_template
--- 4869    _ticked (sequence)
--- 4875    ticker
--- 4923    ticker_loop (procedure)
--- 4949  51_cron.sql: Whether pg_cron is installed in this database
--- 4951    _has_cron
--- 4961    _cron_has_seconds
--- 4982    _explain_no_cron
--- 5014    start
--- 5056    stop
--- 5080    _maintain
--- 5102    status
--- 5137  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 1095    p1_template (table)
+-- 1138    k0_template (table)
+-- 1149    k1_template (table)
+-- 1173    seq_template (sequence)
+-- 1174    ring_template (sequence)
+-- 1175    parked_template (sequence)
+-- 1176    woken_template (sequence)
+-- 1177    plan_template (sequence)
+-- 1178    fired_template (sequence)
+-- 1179    clock_template (sequence)
+-- 1180    carry_template (sequence)
+-- 1201    r_template (table)
+-- 1218    c_template (table)
+-- 1235    e_template (table)
+-- 1252    w_template (table)
+-- 1267  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 1270    validate_queue_name
+-- 1310    _policy
+-- 1337    _call
+-- 1351    _template_ddl (view)
+-- 1429    _stamp
+-- 1439    _stamp_functions
+-- 1460    _each_queue
+-- 1482    _init_template
+-- 1505    _hush_template
+-- 1526    _beyond
+-- 1535    create_queue
+-- 1588    drop_queue
+-- 1621    _drop_all
+-- 1661    list_queues
+-- 1675  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 1684    _push_template
+-- 1725    _fill
+-- 1745    _add0_template
+-- 1812    _back0_template
+-- 1830  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 1834    _claim0_template
+-- 1895    _pick0_template
+-- 1986    _move0_template
+-- 2048    _open_xids
+-- 2068    _next0_template
+-- 2096    _many0_template
+-- 2125    _stuck0_template
+-- 2162    _trim0_template
+-- 2205    _take_template
+-- 2285    _known_template
+-- 2305    claim_task
+-- 2357    _next_template
+-- 2398    _soon0_template
+-- 2454    next_due
+-- 2474  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 2487    _due0_template
+-- 2563    _last0_template
+-- 2588    _any0_template
+-- 2615    _miss0_template
+-- 2651    _pass0_template
+-- 2697    _fire_template
+-- 2749    _expire_template
+-- 2816    _over_template
+-- 2837  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 2839    _segment_bytes
+-- 2860    _turn_template
+-- 2892    _turn0_template
+-- 2927    _spent0_template
+-- 2941    _dry0_template
+-- 2968    _left0_template
+-- 2999    _carry0_template
+-- 3043  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 3048    _put_template
+-- 3126    _new_template
+-- 3168    _found_template
+-- 3224    spawn_task
+-- 3265    spawn_tasks
+-- 3299    _read_task
+-- 3316  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 3321    _hold_template
+-- 3372    _own_template
+-- 3392    _done_template
+-- 3426    complete_run
+-- 3449    _flush_template
+-- 3507    _why_template
+-- 3523    _read_runs
+-- 3569    _explain_bad_run
+-- 3594    complete_runs
+-- 3619    _end_template
+-- 3668    _file_template
+-- 3692    _again_template
+-- 3726    _queue_template
+-- 3747    _fail_template
+-- 3765    fail_run
+-- 3789    _nap_template
+-- 3815    schedule_run
+-- 3845    _free_template
+-- 3882    release_run
+-- 3907    _keep_template
+-- 3930    extend_claim
+-- 3952  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 3957    _mark_template
+-- 3979    _note_template
+-- 4009    set_task_checkpoint_state
+-- 4044    _read_template
+-- 4066    get_task_checkpoint_state
+-- 4090    _list_template
+-- 4119    get_task_checkpoint_states
+-- 4145  43_events.sql: Wait for an event, or learn how the wait ended
+-- 4152    _wait_template
+-- 4224    _park_template
+-- 4265    await_event
+-- 4302    _emit_template
+-- 4361    emit_event
+-- 4386  44_control.sql: Read a task, or raise TG003
+-- 4388    _task_template
+-- 4414    _stop_template
+-- 4438    cancel_task
+-- 4455    _retry_template
+-- 4521    _renew_template
+-- 4556    retry_task
+-- 4595    _show_template
+-- 4635    get_task_result
+-- 4665  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 4672    _purge_template
+-- 4708    _first_uuid
+-- 4724    _sweep_template
+-- 4764    _clean
+-- 4798    cleanup_tasks
+-- 4819    cleanup_events
+-- 4840    cleanup_all_queues
+-- 4869  50_ticker.sql: One tick of one queue: take a step in the rotation, deal with what is due.  The
+-- 4873    _tick_template
+-- 4892    _ticked (sequence)
+-- 4898    ticker
+-- 4946    ticker_loop (procedure)
+-- 4972  51_cron.sql: Whether pg_cron is installed in this database
+-- 4974    _has_cron
+-- 4984    _cron_has_seconds
+-- 5005    _explain_no_cron
+-- 5037    start
+-- 5079    stop
+-- 5103    _maintain
+-- 5125    status
+-- 5160  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -1080,24 +1080,28 @@ comment on column teguh.t_template.failure_reason is
 -- segments per queue, used in turn.  Rows are only ever inserted; a segment that
 -- has nothing left to say is truncated.
 create table if not exists teguh.p0_template (
-  xid     xid8    not null default pg_current_xact_id(),
-  seq     bigint  not null,
-  woke    bigint,
-  due_at  timestamptz,
-  turn    integer not null,
-  kind    "char"  not null,
-  task_id uuid    not null
+  xid        xid8    not null default pg_current_xact_id(),
+  seq        bigint  not null,
+  woke       bigint,
+  due_at     timestamptz,
+  turn       integer not null,
+  kind       "char"  not null,
+  task_id    uuid    not null,
+  more_ids   uuid[],
+  more_turns integer[]
 )
 with (autovacuum_enabled = off);
 
 create table if not exists teguh.p1_template (
-  xid     xid8    not null default pg_current_xact_id(),
-  seq     bigint  not null,
-  woke    bigint,
-  due_at  timestamptz,
-  turn    integer not null,
-  kind    "char"  not null,
-  task_id uuid    not null
+  xid        xid8    not null default pg_current_xact_id(),
+  seq        bigint  not null,
+  woke       bigint,
+  due_at     timestamptz,
+  turn       integer not null,
+  kind       "char"  not null,
+  task_id    uuid    not null,
+  more_ids   uuid[],
+  more_turns integer[]
 )
 with (autovacuum_enabled = off);
 
@@ -1121,6 +1125,9 @@ comment on column teguh.p0_template.kind is
   'r: ready to be claimed. s: a sleeper''s timer. l: a lease''s or deadline''s timer.';
 comment on column teguh.p0_template.turn is
   'The task''s turn that the row is for; 0 for the timer of a deadline.';
+comment on column teguh.p0_template.more_ids is
+  'Further tasks of the same claim, whose leases end at the same time; their turns '
+  'are in more_turns.';
 comment on column teguh.p0_template.woke is
   'The waiting workers that were notified of this row: see _push_template.';
 comment on table teguh.p1_template is
@@ -1667,7 +1674,8 @@ comment on function teguh.list_queues() is
 
 -- sql/src/30_enqueue.sql
 -- Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- (kinds s and l, with p_due_at).  Without tasks (null) nothing is done.
+-- (kinds s and l, with p_due_at: one moment for each, or one for all).  Without tasks
+-- (null) nothing is done.
 --
 -- The transaction gets its id before it has the row, so whoever takes a snapshot
 -- meanwhile sees it running.  The ring is read again after the insert: if a new
@@ -1731,7 +1739,9 @@ $$;
 -- (_next_template): one of the two always sees the other.
 --
 -- A timer is never due at the present moment, so that a timer position, which is
--- a moment that has passed, cannot be ahead of it.
+-- a moment that has passed, cannot be ahead of it.  Timers that are due together share
+-- rows, 64 tasks in each: what a claim hands out is seldom there any more when its lease
+-- would end, and should cost little.
 create or replace function teguh._add0_template(
   p_kind     "char",
   p_task_ids uuid[],
@@ -1748,29 +1758,38 @@ declare
   v_first   timestamptz;
   v_woke    bigint;
 begin
-  with added as (
-    insert into teguh.p0_template as p (seq, woke, due_at, kind, task_id, turn)
+  if p_kind = 'l' and cardinality(p_task_ids) > cardinality(p_due_at) then
+    v_first := greatest(p_due_at[1], v_soonest);
+    insert into teguh.p0_template as p (seq, due_at, kind, task_id, turn, more_ids, more_turns)
     select
-      nextval('teguh.seq_template'::regclass),
-      (
-        select nullif(greatest(w.parked, w.woken), w.woken)
-        from (
-          select
-            pg_sequence_last_value('teguh.parked_template'::regclass) as parked,
-            pg_sequence_last_value('teguh.woken_template'::regclass) as woken
-          where p_kind <> 'l'
-        ) as w
-      ),
-      case when p_kind <> 'r' then greatest(u.due_at, v_soonest) end,
-      p_kind,
-      u.task_id,
-      u.turn
-    from unnest(p_task_ids, p_turns, p_due_at) as u(task_id, turn, due_at)
-    returning p.woke, p.due_at
-  )
+      nextval('teguh.seq_template'::regclass), v_first, p_kind,
+      p_task_ids[g.i], p_turns[g.i], p_task_ids[g.i + 1:g.i + 63], p_turns[g.i + 1:g.i + 63]
+    from generate_series(1, cardinality(p_task_ids), 64) as g(i);
+  else
+    with added as (
+      insert into teguh.p0_template as p (seq, woke, due_at, kind, task_id, turn)
+      select
+        nextval('teguh.seq_template'::regclass),
+        (
+          select nullif(greatest(w.parked, w.woken), w.woken)
+          from (
+            select
+              pg_sequence_last_value('teguh.parked_template'::regclass) as parked,
+              pg_sequence_last_value('teguh.woken_template'::regclass) as woken
+            where p_kind <> 'l'
+          ) as w
+        ),
+        case when p_kind <> 'r' then greatest(u.due_at, v_soonest) end,
+        p_kind,
+        u.task_id,
+        u.turn
+      from unnest(p_task_ids, p_turns, p_due_at) as u(task_id, turn, due_at)
+      returning p.woke, p.due_at
+    )
 
-  select max(a.woke), min(a.due_at) into v_woke, v_first
-  from added as a;
+    select max(a.woke), min(a.due_at) into v_woke, v_first
+    from added as a;
+  end if;
 
   if v_first < 'infinity'
     and teguh._micros(v_first) <= pg_sequence_last_value('teguh.clock_template'::regclass)
@@ -1845,10 +1864,7 @@ begin
     perform setval('teguh.woken_template'::regclass, v_picked.woke);
   end if;
   if v_picked.task_ids is not null and p_until is not null then
-    perform teguh._push_template(
-      'l', v_picked.task_ids, v_picked.turns,
-      array_fill(p_until, array[cardinality(v_picked.task_ids)])
-    );
+    perform teguh._push_template('l', v_picked.task_ids, v_picked.turns, array[p_until]);
   end if;
   if v_picked.limited is not null then
     perform teguh._push_template(
@@ -2485,6 +2501,7 @@ declare
   v_from     teguh.k0_template;
   v_to       teguh.k0_template;
   v_due      teguh._timer[];
+  v_rows     bigint;
 begin
   if not teguh._any0_template(p_kind, p_now, teguh._last0_template(p_kind)) then
     return '{}';
@@ -2500,9 +2517,12 @@ begin
   v_snapshot := pg_current_snapshot();
   v_from := teguh._last0_template(p_kind);
 
-  select array_agg(row(d.task_id, d.turn)::teguh._timer order by d.due_at, d.seq) into v_due
+  select
+    array_agg(row(u.task_id, u.turn)::teguh._timer order by d.due_at, d.seq),
+    count(distinct d.seq)
+  into v_due, v_rows
   from (
-    select p.task_id, p.turn, p.due_at, p.seq
+    select p.task_id, p.turn, p.more_ids, p.more_turns, p.due_at, p.seq
     from teguh.p0_template as p
     where p.kind = p_kind
       and p.kind <> 'r'
@@ -2515,7 +2535,8 @@ begin
       ))
     order by p.due_at, p.seq
     limit p_limit
-  ) as d;
+  ) as d
+  cross join lateral unnest(d.task_id || d.more_ids, d.turn || d.more_turns) as u(task_id, turn);
 
   if not p_fresh then
     return coalesce(v_due, '{}') || teguh._miss0_template(v_from, v_snapshot);
@@ -2523,7 +2544,7 @@ begin
 
   v_to.due_at := greatest(v_from.due_at, p_now);
   v_to.seq := 9223372036854775807;
-  if cardinality(v_due) = p_limit then
+  if v_rows = p_limit then
     select p.due_at, p.seq into v_to.due_at, v_to.seq
     from teguh.p0_template as p
     where p.kind = p_kind
@@ -2612,8 +2633,9 @@ begin
   end if;
 
   return array(
-    select row(p.task_id, p.turn)::teguh._timer
+    select row(u.task_id, u.turn)::teguh._timer
     from teguh.p0_template as p
+    cross join lateral unnest(p.task_id || p.more_ids, p.turn || p.more_turns) as u(task_id, turn)
     where p.kind = p_from.kind
       and p.kind <> 'r'
       and p.due_at >= v_since
@@ -2992,13 +3014,14 @@ begin
   end if;
 
   foreach v_kind in array array['s', 'l']::"char"[] loop
-    select array_agg(p.task_id), array_agg(p.turn), array_agg(p.due_at)
+    select array_agg(u.task_id), array_agg(u.turn), array_agg(p.due_at)
     into v_task_ids, v_turns, v_due_at
     from teguh._left0_template(v_kind, null) as p
+    cross join lateral unnest(p.task_id || p.more_ids, p.turn || p.more_turns) as u(task_id, turn)
     where exists (
       select from teguh.t_template as t
-      where t.task_id = p.task_id
-        and p.turn in (0, t.turn)
+      where t.task_id = u.task_id
+        and u.turn in (0, t.turn)
         and t.state in ('pending', 'running', 'sleeping')
       offset 0
     );

@@ -88,24 +88,28 @@ comment on column teguh.t_template.failure_reason is
 -- segments per queue, used in turn.  Rows are only ever inserted; a segment that
 -- has nothing left to say is truncated.
 create table if not exists teguh.p0_template (
-  xid     xid8    not null default pg_current_xact_id(),
-  seq     bigint  not null,
-  woke    bigint,
-  due_at  timestamptz,
-  turn    integer not null,
-  kind    "char"  not null,
-  task_id uuid    not null
+  xid        xid8    not null default pg_current_xact_id(),
+  seq        bigint  not null,
+  woke       bigint,
+  due_at     timestamptz,
+  turn       integer not null,
+  kind       "char"  not null,
+  task_id    uuid    not null,
+  more_ids   uuid[],
+  more_turns integer[]
 )
 with (autovacuum_enabled = off);
 
 create table if not exists teguh.p1_template (
-  xid     xid8    not null default pg_current_xact_id(),
-  seq     bigint  not null,
-  woke    bigint,
-  due_at  timestamptz,
-  turn    integer not null,
-  kind    "char"  not null,
-  task_id uuid    not null
+  xid        xid8    not null default pg_current_xact_id(),
+  seq        bigint  not null,
+  woke       bigint,
+  due_at     timestamptz,
+  turn       integer not null,
+  kind       "char"  not null,
+  task_id    uuid    not null,
+  more_ids   uuid[],
+  more_turns integer[]
 )
 with (autovacuum_enabled = off);
 
@@ -129,6 +133,9 @@ comment on column teguh.p0_template.kind is
   'r: ready to be claimed. s: a sleeper''s timer. l: a lease''s or deadline''s timer.';
 comment on column teguh.p0_template.turn is
   'The task''s turn that the row is for; 0 for the timer of a deadline.';
+comment on column teguh.p0_template.more_ids is
+  'Further tasks of the same claim, whose leases end at the same time; their turns '
+  'are in more_turns.';
 comment on column teguh.p0_template.woke is
   'The waiting workers that were notified of this row: see _push_template.';
 comment on table teguh.p1_template is

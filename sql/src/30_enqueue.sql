@@ -1,5 +1,6 @@
 -- Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- (kinds s and l, with p_due_at).  Without tasks (null) nothing is done.
+-- (kinds s and l, with p_due_at: one moment for each, or one for all).  Without tasks
+-- (null) nothing is done.
 --
 -- The transaction gets its id before it has the row, so whoever takes a snapshot
 -- meanwhile sees it running.  The ring is read again after the insert: if a new
@@ -63,7 +64,9 @@ $$;
 -- (_next_template): one of the two always sees the other.
 --
 -- A timer is never due at the present moment, so that a timer position, which is
--- a moment that has passed, cannot be ahead of it.
+-- a moment that has passed, cannot be ahead of it.  Timers that are due together share
+-- rows, 64 tasks in each: what a claim hands out is seldom there any more when its lease
+-- would end, and should cost little.
 create or replace function teguh._add0_template(
   p_kind     "char",
   p_task_ids uuid[],
@@ -80,29 +83,38 @@ declare
   v_first   timestamptz;
   v_woke    bigint;
 begin
-  with added as (
-    insert into teguh.p0_template as p (seq, woke, due_at, kind, task_id, turn)
+  if p_kind = 'l' and cardinality(p_task_ids) > cardinality(p_due_at) then
+    v_first := greatest(p_due_at[1], v_soonest);
+    insert into teguh.p0_template as p (seq, due_at, kind, task_id, turn, more_ids, more_turns)
     select
-      nextval('teguh.seq_template'::regclass),
-      (
-        select nullif(greatest(w.parked, w.woken), w.woken)
-        from (
-          select
-            pg_sequence_last_value('teguh.parked_template'::regclass) as parked,
-            pg_sequence_last_value('teguh.woken_template'::regclass) as woken
-          where p_kind <> 'l'
-        ) as w
-      ),
-      case when p_kind <> 'r' then greatest(u.due_at, v_soonest) end,
-      p_kind,
-      u.task_id,
-      u.turn
-    from unnest(p_task_ids, p_turns, p_due_at) as u(task_id, turn, due_at)
-    returning p.woke, p.due_at
-  )
+      nextval('teguh.seq_template'::regclass), v_first, p_kind,
+      p_task_ids[g.i], p_turns[g.i], p_task_ids[g.i + 1:g.i + 63], p_turns[g.i + 1:g.i + 63]
+    from generate_series(1, cardinality(p_task_ids), 64) as g(i);
+  else
+    with added as (
+      insert into teguh.p0_template as p (seq, woke, due_at, kind, task_id, turn)
+      select
+        nextval('teguh.seq_template'::regclass),
+        (
+          select nullif(greatest(w.parked, w.woken), w.woken)
+          from (
+            select
+              pg_sequence_last_value('teguh.parked_template'::regclass) as parked,
+              pg_sequence_last_value('teguh.woken_template'::regclass) as woken
+            where p_kind <> 'l'
+          ) as w
+        ),
+        case when p_kind <> 'r' then greatest(u.due_at, v_soonest) end,
+        p_kind,
+        u.task_id,
+        u.turn
+      from unnest(p_task_ids, p_turns, p_due_at) as u(task_id, turn, due_at)
+      returning p.woke, p.due_at
+    )
 
-  select max(a.woke), min(a.due_at) into v_woke, v_first
-  from added as a;
+    select max(a.woke), min(a.due_at) into v_woke, v_first
+    from added as a;
+  end if;
 
   if v_first < 'infinity'
     and teguh._micros(v_first) <= pg_sequence_last_value('teguh.clock_template'::regclass)

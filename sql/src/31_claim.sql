@@ -34,10 +34,7 @@ begin
     perform setval('teguh.woken_template'::regclass, v_picked.woke);
   end if;
   if v_picked.task_ids is not null and p_until is not null then
-    perform teguh._push_template(
-      'l', v_picked.task_ids, v_picked.turns,
-      array_fill(p_until, array[cardinality(v_picked.task_ids)])
-    );
+    perform teguh._push_template('l', v_picked.task_ids, v_picked.turns, array[p_until]);
   end if;
   if v_picked.limited is not null then
     perform teguh._push_template(

@@ -27,6 +27,7 @@ declare
   v_from     teguh.k0_template;
   v_to       teguh.k0_template;
   v_due      teguh._timer[];
+  v_rows     bigint;
 begin
   if not teguh._any0_template(p_kind, p_now, teguh._last0_template(p_kind)) then
     return '{}';
@@ -42,9 +43,12 @@ begin
   v_snapshot := pg_current_snapshot();
   v_from := teguh._last0_template(p_kind);
 
-  select array_agg(row(d.task_id, d.turn)::teguh._timer order by d.due_at, d.seq) into v_due
+  select
+    array_agg(row(u.task_id, u.turn)::teguh._timer order by d.due_at, d.seq),
+    count(distinct d.seq)
+  into v_due, v_rows
   from (
-    select p.task_id, p.turn, p.due_at, p.seq
+    select p.task_id, p.turn, p.more_ids, p.more_turns, p.due_at, p.seq
     from teguh.p0_template as p
     where p.kind = p_kind
       and p.kind <> 'r'
@@ -57,7 +61,8 @@ begin
       ))
     order by p.due_at, p.seq
     limit p_limit
-  ) as d;
+  ) as d
+  cross join lateral unnest(d.task_id || d.more_ids, d.turn || d.more_turns) as u(task_id, turn);
 
   if not p_fresh then
     return coalesce(v_due, '{}') || teguh._miss0_template(v_from, v_snapshot);
@@ -65,7 +70,7 @@ begin
 
   v_to.due_at := greatest(v_from.due_at, p_now);
   v_to.seq := 9223372036854775807;
-  if cardinality(v_due) = p_limit then
+  if v_rows = p_limit then
     select p.due_at, p.seq into v_to.due_at, v_to.seq
     from teguh.p0_template as p
     where p.kind = p_kind
@@ -154,8 +159,9 @@ begin
   end if;
 
   return array(
-    select row(p.task_id, p.turn)::teguh._timer
+    select row(u.task_id, u.turn)::teguh._timer
     from teguh.p0_template as p
+    cross join lateral unnest(p.task_id || p.more_ids, p.turn || p.more_turns) as u(task_id, turn)
     where p.kind = p_from.kind
       and p.kind <> 'r'
       and p.due_at >= v_since

@@ -177,13 +177,14 @@ begin
   end if;
 
   foreach v_kind in array array['s', 'l']::"char"[] loop
-    select array_agg(p.task_id), array_agg(p.turn), array_agg(p.due_at)
+    select array_agg(u.task_id), array_agg(u.turn), array_agg(p.due_at)
     into v_task_ids, v_turns, v_due_at
     from teguh._left0_template(v_kind, null) as p
+    cross join lateral unnest(p.task_id || p.more_ids, p.turn || p.more_turns) as u(task_id, turn)
     where exists (
       select from teguh.t_template as t
-      where t.task_id = p.task_id
-        and p.turn in (0, t.turn)
+      where t.task_id = u.task_id
+        and u.turn in (0, t.turn)
         and t.state in ('pending', 'running', 'sleeping')
       offset 0
     );
