@@ -8,7 +8,7 @@ select '01950000-0000-7000-8000-000000000000'::uuid as id;
 
 -- When there is no strategy: exponential, base 1, factor 2, cap 300, jitter 0.1
 create temporary table standard as
-select n.failures, teguh._retry_delay(null, n.failures, t.id) as delay
+select n.failures, teguh._backoff(null, n.failures, t.id) as delay
 from task as t
 cross join generate_series(1, 100) as n(failures);
 
@@ -33,7 +33,7 @@ select ok(
 from standard as s;
 
 select is(
-  teguh._retry_delay(null, 7, t.id), s.delay,
+  teguh._backoff(null, 7, t.id), s.delay,
   'the same failure always waits as long'
 )
 from task as t
@@ -41,7 +41,7 @@ cross join standard as s
 where s.failures = 7;
 
 select isnt(
-  teguh._retry_delay(null, 7, '01950000-0000-7000-8000-000000000100'), s.delay,
+  teguh._backoff(null, 7, '01950000-0000-7000-8000-000000000100'), s.delay,
   'two tasks that failed together do not come back together'
 )
 from standard as s
@@ -72,7 +72,7 @@ values
 
 -- Then
 select is(
-  round(teguh._retry_delay(g.strategy, g.failures, t.id)::numeric, 6),
+  round(teguh._backoff(g.strategy, g.failures, t.id)::numeric, 6),
   round(g.delay::numeric, 6),
   g.why
 )
@@ -82,7 +82,7 @@ order by g.place;
 
 select ok(
   bool_and(
-    teguh._retry_delay('{"kind": "fixed", "base_seconds": 100, "jitter": 0.5}', n.failures, t.id)
+    teguh._backoff('{"kind": "fixed", "base_seconds": 100, "jitter": 0.5}', n.failures, t.id)
     between 50 and 100
   ),
   'jitter shortens the delay by at most its share'
@@ -105,7 +105,7 @@ cross join (
 -- Then
 select lives_ok(
   $$
-    select teguh._retry_delay(
+    select teguh._backoff(
       jsonb_build_object('kind', 'exponential', 'base_seconds', w.base, 'factor', w.factor),
       w.failures, t.id
     )
@@ -116,7 +116,7 @@ select lives_ok(
 );
 
 select is(
-  teguh._retry_delay('{"kind": "exponential", "factor": 1e6}', 2147483647, t.id), 1e9::float8,
+  teguh._backoff('{"kind": "exponential", "factor": 1e6}', 2147483647, t.id), 1e9::float8,
   'without a cap of its own a strategy saturates at a thousand million seconds'
 )
 from task as t;

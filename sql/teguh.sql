@@ -44,7 +44,7 @@
 --  882    _check_cancellation
 --  899  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
 --  902    _check_retry_strategy
---  938    _retry_delay
+--  938    _backoff
 --  981    _fraction
 --  992  20_tables.sql: Queues and the policy of each
 --  994    queues (table)
@@ -150,7 +150,7 @@
 -- 3957    _mark_template
 -- 3979    _note_template
 -- 4009    set_task_checkpoint_state
--- 4044    _read_template
+-- 4044    _recall_template
 -- 4066    get_task_checkpoint_state
 -- 4090    _list_template
 -- 4119    get_task_checkpoint_states
@@ -161,10 +161,10 @@
 -- 4302    _emit_template
 -- 4361    emit_event
 -- 4386  44_control.sql: Read a task, or raise TG003
--- 4388    _task_template
+-- 4388    _fetch_template
 -- 4414    _stop_template
 -- 4438    cancel_task
--- 4455    _retry_template
+-- 4455    _rerun_template
 -- 4521    _renew_template
 -- 4556    retry_task
 -- 4595    _show_template
@@ -935,7 +935,7 @@ $$;
 -- strategy: exponential, base 1, factor 2, cap 300, jitter 0.1.  The jitter is a
 -- hash of task and failures, so the same failure always waits as long.  Grows to
 -- the cap and stays there: nothing overflows, however many failures there are.
-create or replace function teguh._retry_delay(
+create or replace function teguh._backoff(
   p_strategy jsonb,
   p_failures integer,
   p_task_id  uuid
@@ -3632,7 +3632,7 @@ declare
   v_number   integer := teguh._run_number(p_task.run_id) + 1;
   v_retry_at timestamptz := coalesce(
     p_retry_at,
-    teguh._after(p_now, teguh._retry_delay(p_task.retry_strategy, v_failures, p_task.task_id))
+    teguh._after(p_now, teguh._backoff(p_task.retry_strategy, v_failures, p_task.task_id))
   );
 begin
   if v_failures >= p_task.max_attempts or v_number > 1048575 then
@@ -4041,7 +4041,7 @@ comment on function teguh.set_task_checkpoint_state(
   'the run has ended.';
 
 -- The state of one checkpoint.
-create or replace function teguh._read_template(p_task_id uuid, p_step_name text)
+create or replace function teguh._recall_template(p_task_id uuid, p_step_name text)
   returns jsonb
   language plpgsql
   volatile
@@ -4055,7 +4055,7 @@ begin
   where c.task_id = p_task_id
     and c.checkpoint_name = p_step_name;
   if not found then
-    perform teguh._task_template(p_task_id);
+    perform teguh._fetch_template(p_task_id);
   end if;
 
   return v_state;
@@ -4076,7 +4076,7 @@ as $$
 declare
   v_state jsonb;
 begin
-  execute teguh._call('read', p_queue_name, 2) into v_state using p_task_id, p_step_name;
+  execute teguh._call('recall', p_queue_name, 2) into v_state using p_task_id, p_step_name;
   return v_state;
 end;
 $$;
@@ -4110,7 +4110,7 @@ begin
     )
   order by c.updated_at, c.checkpoint_name;
   if not found then
-    perform teguh._task_template(p_task_id);
+    perform teguh._fetch_template(p_task_id);
   end if;
 end;
 $$;
@@ -4385,7 +4385,7 @@ comment on function teguh.emit_event(text, text, jsonb) is
 
 -- sql/src/44_control.sql
 -- Read a task, or raise TG003.
-create or replace function teguh._task_template(p_task_id uuid)
+create or replace function teguh._fetch_template(p_task_id uuid)
   returns teguh.t_template
   language plpgsql
   volatile
@@ -4429,7 +4429,7 @@ begin
     delete from teguh.w_template as w
     where w.task_id = p_task_id;
   else
-    perform teguh._task_template(p_task_id);
+    perform teguh._fetch_template(p_task_id);
   end if;
 end;
 $$;
@@ -4452,7 +4452,7 @@ comment on function teguh.cancel_task(text, uuid) is
 
 -- Run a task that is over once more: in place, keeping its checkpoints, or as a new
 -- task of the same name, params and options.
-create or replace function teguh._retry_template(
+create or replace function teguh._rerun_template(
   p_task_id      uuid,
   p_spawn_new    boolean,
   p_max_attempts integer
@@ -4472,7 +4472,7 @@ begin
   where t.task_id = p_task_id
   for no key update;
   if not found then
-    perform teguh._task_template(p_task_id);
+    perform teguh._fetch_template(p_task_id);
   elsif v_task.state not in ('failed', 'cancelled')
     and not (p_spawn_new and v_task.state = 'completed')
   then
@@ -4576,7 +4576,7 @@ begin
         hint = 'true spawns a new task, false runs the same one again.';
   end if;
 
-  return query execute teguh._call('retry', p_queue_name, 3)
+  return query execute teguh._call('rerun', p_queue_name, 3)
   using
     p_task_id,
     v_spawn_new::boolean,
@@ -4612,7 +4612,7 @@ create or replace function teguh._show_template(p_task_id uuid)
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_task teguh.t_template := teguh._task_template(p_task_id);
+  v_task teguh.t_template := teguh._fetch_template(p_task_id);
 begin
   return query
   select
@@ -5191,7 +5191,7 @@ begin
     where p.pronamespace = 'teguh'::regnamespace
       and substring(p.proname from '^_([a-z]+)_template$') in (
         'take', 'next', 'tick', 'put', 'new', 'done', 'flush', 'fail', 'nap', 'free', 'keep',
-        'mark', 'read', 'list', 'wait', 'emit', 'stop', 'retry', 'show', 'purge', 'sweep'
+        'mark', 'recall', 'list', 'wait', 'emit', 'stop', 'rerun', 'show', 'purge', 'sweep'
       )
   loop
     execute pg_catalog.format(

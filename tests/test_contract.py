@@ -285,6 +285,23 @@ def test_queues_with_names_like_tables_or_functions_do_not_meet(
     conn.execute("select teguh.spawn_task(%s, 'again', '{}')", (two,))
 
 
+def test_no_helper_is_named_as_a_function_of_some_queue_would_be(catalog: Connection) -> None:
+    met = names(
+        catalog,
+        r"""
+        select helper.proname
+        from pg_proc as helper
+        join pg_proc as f
+          on f.pronamespace = helper.pronamespace
+          and f.proname ~ '_template$'
+          and starts_with(helper.proname, regexp_replace(f.proname, 'template$', ''))
+        where helper.pronamespace = 'teguh'::regnamespace
+          and helper.proname !~ '_(template|q+)$'
+        """,
+    )
+    assert met == []
+
+
 def test_nothing_of_a_dropped_queue_is_left(catalog: Connection) -> None:
     catalog.execute("select teguh.drop_queue(%s)", (LONG_QUEUE,))
     left = names(

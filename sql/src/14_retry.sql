@@ -36,7 +36,7 @@ $$;
 -- strategy: exponential, base 1, factor 2, cap 300, jitter 0.1.  The jitter is a
 -- hash of task and failures, so the same failure always waits as long.  Grows to
 -- the cap and stays there: nothing overflows, however many failures there are.
-create or replace function teguh._retry_delay(
+create or replace function teguh._backoff(
   p_strategy jsonb,
   p_failures integer,
   p_task_id  uuid

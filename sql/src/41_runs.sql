@@ -316,7 +316,7 @@ declare
   v_number   integer := teguh._run_number(p_task.run_id) + 1;
   v_retry_at timestamptz := coalesce(
     p_retry_at,
-    teguh._after(p_now, teguh._retry_delay(p_task.retry_strategy, v_failures, p_task.task_id))
+    teguh._after(p_now, teguh._backoff(p_task.retry_strategy, v_failures, p_task.task_id))
   );
 begin
   if v_failures >= p_task.max_attempts or v_number > 1048575 then

@@ -89,7 +89,7 @@ comment on function teguh.set_task_checkpoint_state(
   'the run has ended.';
 
 -- The state of one checkpoint.
-create or replace function teguh._read_template(p_task_id uuid, p_step_name text)
+create or replace function teguh._recall_template(p_task_id uuid, p_step_name text)
   returns jsonb
   language plpgsql
   volatile
@@ -103,7 +103,7 @@ begin
   where c.task_id = p_task_id
     and c.checkpoint_name = p_step_name;
   if not found then
-    perform teguh._task_template(p_task_id);
+    perform teguh._fetch_template(p_task_id);
   end if;
 
   return v_state;
@@ -124,7 +124,7 @@ as $$
 declare
   v_state jsonb;
 begin
-  execute teguh._call('read', p_queue_name, 2) into v_state using p_task_id, p_step_name;
+  execute teguh._call('recall', p_queue_name, 2) into v_state using p_task_id, p_step_name;
   return v_state;
 end;
 $$;
@@ -158,7 +158,7 @@ begin
     )
   order by c.updated_at, c.checkpoint_name;
   if not found then
-    perform teguh._task_template(p_task_id);
+    perform teguh._fetch_template(p_task_id);
   end if;
 end;
 $$;

@@ -1,5 +1,5 @@
 -- Read a task, or raise TG003.
-create or replace function teguh._task_template(p_task_id uuid)
+create or replace function teguh._fetch_template(p_task_id uuid)
   returns teguh.t_template
   language plpgsql
   volatile
@@ -43,7 +43,7 @@ begin
     delete from teguh.w_template as w
     where w.task_id = p_task_id;
   else
-    perform teguh._task_template(p_task_id);
+    perform teguh._fetch_template(p_task_id);
   end if;
 end;
 $$;
@@ -66,7 +66,7 @@ comment on function teguh.cancel_task(text, uuid) is
 
 -- Run a task that is over once more: in place, keeping its checkpoints, or as a new
 -- task of the same name, params and options.
-create or replace function teguh._retry_template(
+create or replace function teguh._rerun_template(
   p_task_id      uuid,
   p_spawn_new    boolean,
   p_max_attempts integer
@@ -86,7 +86,7 @@ begin
   where t.task_id = p_task_id
   for no key update;
   if not found then
-    perform teguh._task_template(p_task_id);
+    perform teguh._fetch_template(p_task_id);
   elsif v_task.state not in ('failed', 'cancelled')
     and not (p_spawn_new and v_task.state = 'completed')
   then
@@ -190,7 +190,7 @@ begin
         hint = 'true spawns a new task, false runs the same one again.';
   end if;
 
-  return query execute teguh._call('retry', p_queue_name, 3)
+  return query execute teguh._call('rerun', p_queue_name, 3)
   using
     p_task_id,
     v_spawn_new::boolean,
@@ -226,7 +226,7 @@ create or replace function teguh._show_template(p_task_id uuid)
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_task teguh.t_template := teguh._task_template(p_task_id);
+  v_task teguh.t_template := teguh._fetch_template(p_task_id);
 begin
   return query
   select

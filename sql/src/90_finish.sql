@@ -31,7 +31,7 @@ begin
     where p.pronamespace = 'teguh'::regnamespace
       and substring(p.proname from '^_([a-z]+)_template$') in (
         'take', 'next', 'tick', 'put', 'new', 'done', 'flush', 'fail', 'nap', 'free', 'keep',
-        'mark', 'read', 'list', 'wait', 'emit', 'stop', 'retry', 'show', 'purge', 'sweep'
+        'mark', 'recall', 'list', 'wait', 'emit', 'stop', 'rerun', 'show', 'purge', 'sweep'
       )
   loop
     execute pg_catalog.format(
