@@ -74,6 +74,9 @@ cleanup_tasks(p_queue_name text, p_ttl_seconds double precision, p_limit integer
 cleanup_events(p_queue_name text, p_ttl_seconds double precision, p_limit integer) -> integer
 cleanup_all_queues(p_queue_name text)
   -> TABLE(queue_name text, tasks_deleted integer, events_deleted integer)
+rebuild_dispatch(p_queue_name text) -> bigint
+grant_access(p_role text, p_access text, p_queue_names text[]) -> void
+revoke_access(p_role text, p_access text, p_queue_names text[]) -> void
 """
 
 # The catalogue of errors: teguh's own codes, and PostgreSQL's where one fits.
@@ -91,6 +94,7 @@ SQLSTATES = {
     "25001": "claim_task outside READ COMMITTED",
     "40001": "serialization failure: try again",
     "42602": "a name that cannot be",
+    "42704": "the role does not exist",
     "42939": "a reserved name",
     "55P03": "a lock could not be had in time",
 }

@@ -3,6 +3,7 @@ create table if not exists teguh.queues (
   queue_name text        not null,
   policy     jsonb       not null default '{}',
   created_at timestamptz not null,
+  built_for  bigint,
   constraint queues_pkey primary key (queue_name)
 );
 
@@ -11,6 +12,24 @@ comment on table teguh.queues is
 comment on column teguh.queues.policy is
   'Settings given to create_queue(): notify, cleanup_ttl, cleanup_limit, '
   'default_max_attempts, default_retry_strategy.';
+
+comment on column teguh.queues.built_for is
+  'The database and table that the queue''s dispatch was built for, as a hash. Another '
+  'one tells that the queue was restored from a dump.';
+
+-- Who may do what.
+create table if not exists teguh.grants (
+  grantee    regrole not null,
+  access     text    not null,
+  queue_name text    not null,
+  constraint grants_pkey primary key (grantee, access, queue_name)
+);
+
+comment on table teguh.grants is
+  'Rights given by grant_access(): kept so that they can be given again for a new queue '
+  'or a new function.';
+comment on column teguh.grants.queue_name is
+  'The queue the right is for; * for every queue, also those to come.';
 
 -- The template queue: what create_queue() stamps out once per queue, replacing
 -- "template" by the queue's name.  No prefix contains another underscore, so

@@ -44,6 +44,7 @@ create or replace function teguh._policy(p_queue_name text)
   returns jsonb
   language plpgsql
   stable
+  security definer
   set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -189,6 +190,46 @@ begin
 end;
 $$;
 
+-- Number of the advisory lock that drop_queue() holds, and whoever goes through all queues
+-- shares: a queue that is being dropped is passed over.
+create or replace function teguh._lock_number(p_queue_name text)
+  returns bigint
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select hashtextextended('teguh.queue_' || p_queue_name, 0);
+$$;
+
+-- Keep a queue from being dropped until the transaction ends.  False if it is being dropped.
+create or replace function teguh._share_queue(p_queue_name text)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return pg_try_advisory_xact_lock_shared(teguh._lock_number(p_queue_name))
+         and to_regclass('teguh.t_' || p_queue_name) is not null;
+end;
+$$;
+
+-- Whether the caller may execute one of a queue's functions.
+create or replace function teguh._may(p_verb text, p_queue_name text)
+  returns boolean
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select exists (
+    select
+    from pg_proc as p
+    where p.pronamespace = 'teguh'::regnamespace
+      and p.proname = format('_%s_%s', p_verb, p_queue_name)
+      and has_function_privilege(p.oid, 'execute')
+  );
+$$;
+
 -- Run one statement on the template and on every queue: for upgrade scripts.
 create or replace function teguh._each_queue(p_ddl text)
   returns void
@@ -228,6 +269,9 @@ begin
     perform setval('teguh.fired_template'::regclass, 0);
     perform setval('teguh.clock_template'::regclass, 0);
     perform setval('teguh.carry_template'::regclass, 0);
+    update teguh.queues as q
+    set built_for = teguh._home('teguh.p0_template'::regclass)
+    where q.queue_name = substr('_template', 2);
   end if;
 end;
 $$;
@@ -269,6 +313,7 @@ create or replace function teguh.create_queue(p_queue_name text, p_policy jsonb 
   returns void
   language plpgsql
   volatile
+  security definer
   set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -291,6 +336,7 @@ begin
       execute teguh._stamp(v_ddl, p_queue_name);
     end loop;
     execute format('select teguh._init_%s()', p_queue_name);
+    perform teguh._grant_queue(p_queue_name);
   else
     update teguh.queues as q
     set policy = q.policy || v_policy
@@ -314,6 +360,22 @@ comment on function teguh.create_queue(text, jsonb) is
   'call, default 1000), default_max_attempts, default_retry_strategy. '
   'Raises 42602 or 42939 for a name that cannot be, TG005 for a bad policy.';
 
+-- Give up on a queue whose tables could not be locked.
+create or replace function teguh._refuse_busy(p_queue_name text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  raise exception 'queue "%" stays in use', p_queue_name
+    using
+      errcode = '55P03',
+      detail = 'Other transactions keep its tables locked.',
+      hint = 'Stop its workers, end idle transactions, and try again.';
+end;
+$$;
+
 -- Drop a queue with everything in it.
 --
 -- Never waits for a lock long enough to be part of a deadlock: all of it happens
@@ -322,6 +384,7 @@ create or replace function teguh.drop_queue(p_queue_name text)
   returns void
   language plpgsql
   volatile
+  security definer
   set search_path = pg_catalog, pg_temp
   set lock_timeout = '100ms'
 as $$
@@ -337,11 +400,7 @@ begin
     end;
   end loop;
 
-  raise exception 'queue "%" stays in use', p_queue_name
-    using
-      errcode = '55P03',
-      detail = 'Other transactions keep its tables locked.',
-      hint = 'Stop its workers, end idle transactions, and try again.';
+  perform teguh._refuse_busy(p_queue_name);
 end;
 $$;
 
@@ -361,11 +420,14 @@ declare
   v_tables text;
   v_drop   text;
 begin
+  perform pg_advisory_xact_lock(teguh._lock_number(p_queue_name));
   delete from teguh.queues as q
   where q.queue_name = p_queue_name;
   if not found then
     return;
   end if;
+  delete from teguh.grants as g
+  where g.queue_name = p_queue_name;
 
   select string_agg('teguh.' || teguh._stamp(c.relname, p_queue_name), ', ' order by c.relname)
   into v_tables
@@ -395,6 +457,7 @@ create or replace function teguh.list_queues()
   returns table(queue_name text, created_at timestamptz, policy jsonb)
   language sql
   stable
+  security definer
   set search_path = pg_catalog, pg_temp
 as $$
   select q.queue_name, q.created_at, q.policy

@@ -176,6 +176,7 @@ create or replace function teguh.cleanup_all_queues(p_queue_name text default nu
   returns table(queue_name text, tasks_deleted integer, events_deleted integer)
   language plpgsql
   volatile
+  security definer
   set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -188,8 +189,8 @@ begin
     from teguh.queues as q
     where p_queue_name is null or q.queue_name = p_queue_name
     order by q.queue_name
-    for key share skip locked
   loop
+    continue when not teguh._share_queue(queue_name);
     tasks_deleted := teguh.cleanup_tasks(queue_name);
     events_deleted := teguh.cleanup_events(queue_name);
     return next;

@@ -1,6 +1,7 @@
--- One tick of one queue: take a step in the rotation, deal with what is due.  The
--- step comes first, and only when the caller has written nothing yet: it moves a
--- register, and must not go by what may be rolled back.
+-- One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- restored from a dump, deal with what is due.  The step comes first, and only when the
+-- caller has written nothing yet: it moves a register, and must not go by what may be
+-- rolled back.
 create or replace function teguh._tick_template(
   p_now   timestamptz,
   p_fresh boolean,
@@ -14,6 +15,7 @@ as $$
 begin
   if p_fresh then
     perform teguh._turn_template();
+    perform teguh._settle_template();
   end if;
   return teguh._fire_template(p_now, p_fresh, p_limit);
 end;
@@ -24,6 +26,19 @@ create sequence if not exists teguh._ticked minvalue 0 start 0;
 
 comment on sequence teguh._ticked is
   'When the ticker last ran, in microseconds since 1970.';
+
+-- Note that the ticker has run.
+create or replace function teguh._set_ticked()
+  returns void
+  language plpgsql
+  volatile
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform setval('teguh._ticked'::regclass, teguh._micros(clock_timestamp()));
+end;
+$$;
 
 -- Tick one queue or all.
 create or replace function teguh.ticker(p_queue_name text default null)
@@ -46,30 +61,30 @@ begin
 
   for v_queue_name in
     select q.queue_name
-    from teguh.queues as q
-    where p_queue_name is null or q.queue_name = p_queue_name
-    order by q.queue_name
-    -- one that is being dropped is passed over
-    for key share skip locked
+    from teguh.list_queues() as q
+    where q.queue_name = p_queue_name
+      or (p_queue_name is null and teguh._may('tick', q.queue_name))
   loop
+    continue when not teguh._share_queue(v_queue_name);
     execute teguh._call('tick', v_queue_name, 3) into v_one
     using v_now, v_fresh, 10000;
     v_count := v_count + v_one;
   end loop;
 
-  perform setval('teguh._ticked'::regclass, teguh._micros(clock_timestamp()));
+  perform teguh._set_ticked();
   return v_count;
 end;
 $$;
 
 comment on function teguh.ticker(text) is
-  'Does for a queue (null: for every queue) what has come due: queues sleepers, ends '
-  'waits and leases that timed out, applies cancellation policies, takes a step in the '
-  'rotation of the dispatch tables, notifies. Bounded per call. Returns how many '
-  'tasks became claimable or changed state. Claims see to due tasks themselves; '
-  'rotation needs this called every few seconds or minutes, by pg_cron or a worker, '
-  'and does not happen in a transaction that has written before. '
-  'Raises TG001 for an unknown queue, 25001 unless the transaction is READ COMMITTED.';
+  'Does for a queue (null: for every queue the caller may tick) what has come due: queues '
+  'sleepers, ends waits and leases that timed out, applies cancellation policies, takes a '
+  'step in the rotation of the dispatch tables, builds them anew in a restored database, '
+  'notifies. Bounded per call. Returns how many tasks became claimable or changed state. '
+  'Claims see to due tasks themselves; rotation needs this called every few seconds or '
+  'minutes, by pg_cron or a worker, and does not happen in a transaction that has '
+  'written before. Raises TG001 for an unknown queue, 25001 unless the transaction is '
+  'READ COMMITTED.';
 
 -- Tick all queues again and again, with a commit after each round.
 --

@@ -66,6 +66,7 @@ create or replace function teguh.start(p_options jsonb default '{}')
   returns void
   language plpgsql
   volatile
+  security definer
   set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -108,6 +109,7 @@ create or replace function teguh.stop()
   returns void
   language plpgsql
   volatile
+  security definer
   set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -160,6 +162,7 @@ create or replace function teguh.status()
   )
   language plpgsql
   volatile
+  security definer
   set search_path = pg_catalog, pg_temp
 as $$
 begin

@@ -17,7 +17,10 @@ begin
 end;
 $$;
 
--- Fix the shape of the queue's plans.  Segments have no statistics, and a plan is
+-- These functions of a queue are the doors to its tables: they run with the rights of teguh's
+-- owner, and who may execute them is for grant_access() to say.
+--
+-- Fix the shape of their plans.  Segments have no statistics, and a plan is
 -- made while they are all but empty: every access must be by index, in order, row by
 -- row.  A task's table may be empty when a session makes its plans, too.  Where a plan
 -- cannot follow, the settings make it look so expensive that it would be compiled.
@@ -30,12 +33,13 @@ begin
     from pg_catalog.pg_proc as p
     where p.pronamespace = 'teguh'::regnamespace
       and substring(p.proname from '^_([a-z]+)_template$') in (
-        'take', 'next', 'tick', 'put', 'new', 'done', 'flush', 'fail', 'nap', 'free', 'keep',
-        'mark', 'recall', 'list', 'wait', 'emit', 'stop', 'rerun', 'show', 'purge', 'sweep'
+        select v.verb
+        from teguh._rights as r
+        cross join lateral unnest(r.verbs) as v(verb)
       )
   loop
     execute pg_catalog.format(
-      'alter function %s set plan_cache_mode = force_generic_plan '
+      'alter function %s security definer set plan_cache_mode = force_generic_plan '
       'set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off '
       'set enable_mergejoin = off set enable_sort = off set jit = off',
       v_function
@@ -61,7 +65,7 @@ begin
 end;
 $$;
 
--- Nothing is for everybody.
+-- Nothing is for everybody, but what was granted holds for new functions, too.
 do $$
 declare
   v_routine regprocedure;
@@ -73,6 +77,7 @@ begin
   loop
     execute pg_catalog.format('revoke all on routine %s from public', v_routine);
   end loop;
+  perform teguh._grant_again();
 end;
 $$;
 
