@@ -20,7 +20,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-matrix test-chaos bench bench-flat sql check-generated lint \
-  lint-style lint-sql lint-bodies lint-python lint-types plpgsql-check clean
+  lint-style lint-sql lint-bodies lint-safety lint-python lint-types plpgsql-check clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -51,7 +51,7 @@ sql: ## build sql/teguh.sql from sql/src
 check-generated: ## fail when sql/teguh.sql is not what sql/src gives
 	@$(PYTHON) tools/build_sql.py --check
 
-lint: check-generated lint-style lint-sql lint-bodies lint-python lint-types ## SQL inside and outside function bodies, Python, types
+lint: check-generated lint-style lint-sql lint-bodies lint-safety lint-python lint-types ## SQL inside and outside function bodies, Python, types
 
 lint-style: $(VENV)/dev
 	$(PY) tools/sqlstyle.py sql/src/*.sql
@@ -62,6 +62,10 @@ lint-sql: $(VENV)/dev
 lint-bodies: $(VENV)/dev
 	$(PY) tools/sqlshadow.py --into build/shadow sql/src/*.sql
 	$(VENV)/bin/sqlfluff lint --disable-progress-bar build/shadow
+
+# PS005 is T023 of lint-style, which knows what a path cannot reach.
+lint-safety: $(VENV)/dev
+	$(VENV)/bin/pgspot --ignore PS005 sql/teguh.sql
 
 lint-python: $(VENV)/dev
 	$(VENV)/bin/ruff check

@@ -9,209 +9,209 @@
 --
 -- Line  What stands there
 --  216  00_install.sql
---  251    version
---  264  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  266    current_time
---  285    _after
---  300    _micros
---  311  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  327    _random_bytes
---  346    _make_uuidv7
---  369    portable_uuidv7
---  399    uuidv7_timestamp
---  425    _task_id
---  449    _run_id
---  464    _run_task
---  475    _run_number
---  489  12_types.sql: The composite types that functions pass to each other
---  497    _gap (type)
---  503    _late (type)
---  508    _timer (type)
---  513    _picked (type)
---  522    _spawn (type)
---  550  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  552    _check_keys
---  585    _number_option
---  620    _integer_option
---  646    _text_option
---  672    _check_name
---  699    _check_seconds
---  727    _check_isolation
---  746    _check_policy
---  776    _check_spawn
---  813    _read_spawn_options
---  863    _available_at
---  903    _check_cancellation
---  920  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
---  923    _check_retry_strategy
---  959    _backoff
--- 1002    _fraction
--- 1013  20_tables.sql: Queues and the policy of each
--- 1015    queues (table)
--- 1034    grants (table)
--- 1053    t_template (table)
--- 1122    p0_template (table)
--- 1135    p1_template (table)
--- 1178    k0_template (table)
--- 1189    k1_template (table)
--- 1213    seq_template (sequence)
--- 1214    ring_template (sequence)
--- 1215    parked_template (sequence)
--- 1216    woken_template (sequence)
--- 1217    plan_template (sequence)
--- 1218    fired_template (sequence)
--- 1219    clock_template (sequence)
--- 1220    carry_template (sequence)
--- 1241    r_template (table)
--- 1258    c_template (table)
--- 1275    e_template (table)
--- 1292    w_template (table)
--- 1307  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 1310    validate_queue_name
--- 1350    _policy
--- 1378    _call
--- 1392    _template_ddl (view)
--- 1470    _stamp
--- 1480    _stamp_functions
--- 1502    _lock_number
--- 1512    _share_queue
--- 1525    _may
--- 1541    _each_queue
--- 1563    _init_template
--- 1589    _hush_template
--- 1610    _beyond
--- 1619    create_queue
--- 1671    _refuse_busy
--- 1690    drop_queue
--- 1720    _drop_all
--- 1763    list_queues
--- 1778  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 1787    _push_template
--- 1828    _fill
--- 1848    _add0_template
--- 1915    _back0_template
--- 1933  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 1937    _claim0_template
--- 1998    _pick0_template
--- 2089    _move0_template
--- 2151    _open_xids
--- 2171    _next0_template
--- 2199    _many0_template
--- 2228    _stuck0_template
--- 2265    _trim0_template
--- 2308    _take_template
--- 2388    _known_template
--- 2408    claim_task
--- 2460    _next_template
--- 2501    _soon0_template
--- 2557    next_due
--- 2577  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 2590    _due0_template
--- 2666    _last0_template
--- 2691    _any0_template
--- 2718    _miss0_template
--- 2754    _pass0_template
--- 2800    _fire_template
--- 2852    _expire_template
--- 2919    _over_template
--- 2940  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 2942    _segment_bytes
--- 2963    _turn_template
--- 2995    _turn0_template
--- 3030    _spent0_template
--- 3044    _dry0_template
--- 3071    _left0_template
--- 3102    _carry0_template
--- 3146  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 3152    _remake_template
--- 3194    _alive_template
--- 3249    _home
--- 3262    _settle_template
--- 3284    rebuild_dispatch
--- 3317  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 3322    _put_template
--- 3400    _new_template
--- 3442    _found_template
--- 3498    spawn_task
--- 3539    spawn_tasks
--- 3573    _read_task
--- 3590  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 3595    _hold_template
--- 3646    _own_template
--- 3666    _done_template
--- 3700    complete_run
--- 3723    _flush_template
--- 3781    _why_template
--- 3797    _read_runs
--- 3843    _explain_bad_run
--- 3868    complete_runs
--- 3893    _end_template
--- 3942    _file_template
--- 3966    _again_template
--- 4000    _queue_template
--- 4021    _fail_template
--- 4039    fail_run
--- 4063    _nap_template
--- 4089    schedule_run
--- 4119    _free_template
--- 4156    release_run
--- 4181    _keep_template
--- 4204    extend_claim
--- 4226  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 4231    _mark_template
--- 4253    _note_template
--- 4283    set_task_checkpoint_state
--- 4318    _recall_template
--- 4340    get_task_checkpoint_state
--- 4364    _list_template
--- 4393    get_task_checkpoint_states
--- 4419  43_events.sql: Wait for an event, or learn how the wait ended
--- 4426    _wait_template
--- 4498    _park_template
--- 4539    await_event
--- 4576    _emit_template
--- 4635    emit_event
--- 4660  44_control.sql: Read a task, or raise TG003
--- 4662    _fetch_template
--- 4688    _stop_template
--- 4712    cancel_task
--- 4729    _rerun_template
--- 4795    _renew_template
--- 4830    retry_task
--- 4869    _show_template
--- 4909    get_task_result
--- 4939  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 4946    _purge_template
--- 4982    _first_uuid
--- 4998    _sweep_template
--- 5038    _clean
--- 5072    cleanup_tasks
--- 5093    cleanup_events
--- 5114    cleanup_all_queues
--- 5144  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 5149    _tick_template
--- 5169    _ticked (sequence)
--- 5175    _set_ticked
--- 5188    ticker
--- 5236    ticker_loop (procedure)
--- 5262  51_cron.sql: Whether pg_cron is installed in this database
--- 5264    _has_cron
--- 5274    _cron_has_seconds
--- 5295    _explain_no_cron
--- 5327    start
--- 5370    stop
--- 5395    _maintain
--- 5417    status
--- 5453  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 5457    _rights (view)
--- 5513    _allowed
--- 5552    _grant
--- 5571    _grant_again
--- 5587    _grant_queue
--- 5602    _check_grant
--- 5635    grant_access
--- 5671    revoke_access
--- 5717  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  269    version
+--  282  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  284    current_time
+--  303    _after
+--  318    _micros
+--  329  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  345    _random_bytes
+--  364    _make_uuidv7
+--  387    portable_uuidv7
+--  417    uuidv7_timestamp
+--  443    _task_id
+--  467    _run_id
+--  482    _run_task
+--  493    _run_number
+--  507  12_types.sql: The composite types that functions pass to each other
+--  515    _gap (type)
+--  521    _late (type)
+--  526    _timer (type)
+--  531    _picked (type)
+--  540    _spawn (type)
+--  568  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  570    _check_keys
+--  603    _number_option
+--  638    _integer_option
+--  664    _text_option
+--  690    _check_name
+--  717    _check_seconds
+--  745    _check_isolation
+--  764    _check_policy
+--  794    _check_spawn
+--  831    _read_spawn_options
+--  881    _available_at
+--  921    _check_cancellation
+--  938  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+--  941    _check_retry_strategy
+--  977    _backoff
+-- 1020    _fraction
+-- 1031  20_tables.sql: Queues and the policy of each
+-- 1033    queues (table)
+-- 1052    grants (table)
+-- 1071    t_template (table)
+-- 1140    p0_template (table)
+-- 1153    p1_template (table)
+-- 1196    k0_template (table)
+-- 1207    k1_template (table)
+-- 1231    seq_template (sequence)
+-- 1232    ring_template (sequence)
+-- 1233    parked_template (sequence)
+-- 1234    woken_template (sequence)
+-- 1235    plan_template (sequence)
+-- 1236    fired_template (sequence)
+-- 1237    clock_template (sequence)
+-- 1238    carry_template (sequence)
+-- 1259    r_template (table)
+-- 1276    c_template (table)
+-- 1293    e_template (table)
+-- 1310    w_template (table)
+-- 1325  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 1328    validate_queue_name
+-- 1368    _policy
+-- 1396    _call
+-- 1410    _template_ddl (view)
+-- 1488    _stamp
+-- 1498    _stamp_functions
+-- 1520    _lock_number
+-- 1530    _share_queue
+-- 1543    _may
+-- 1559    _each_queue
+-- 1581    _init_template
+-- 1607    _hush_template
+-- 1628    _beyond
+-- 1637    create_queue
+-- 1689    _refuse_busy
+-- 1708    drop_queue
+-- 1738    _drop_all
+-- 1781    list_queues
+-- 1796  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 1805    _push_template
+-- 1846    _fill
+-- 1866    _add0_template
+-- 1933    _back0_template
+-- 1951  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 1955    _claim0_template
+-- 2016    _pick0_template
+-- 2107    _move0_template
+-- 2169    _open_xids
+-- 2189    _next0_template
+-- 2217    _many0_template
+-- 2246    _stuck0_template
+-- 2283    _trim0_template
+-- 2326    _take_template
+-- 2406    _known_template
+-- 2426    claim_task
+-- 2478    _next_template
+-- 2519    _soon0_template
+-- 2575    next_due
+-- 2595  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 2608    _due0_template
+-- 2684    _last0_template
+-- 2709    _any0_template
+-- 2736    _miss0_template
+-- 2772    _pass0_template
+-- 2818    _fire_template
+-- 2870    _expire_template
+-- 2937    _over_template
+-- 2958  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 2960    _segment_bytes
+-- 2981    _turn_template
+-- 3013    _turn0_template
+-- 3048    _spent0_template
+-- 3062    _dry0_template
+-- 3089    _left0_template
+-- 3120    _carry0_template
+-- 3164  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 3170    _remake_template
+-- 3212    _alive_template
+-- 3267    _home
+-- 3280    _settle_template
+-- 3302    rebuild_dispatch
+-- 3335  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 3340    _put_template
+-- 3418    _new_template
+-- 3460    _found_template
+-- 3516    spawn_task
+-- 3557    spawn_tasks
+-- 3591    _read_task
+-- 3608  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 3613    _hold_template
+-- 3664    _own_template
+-- 3684    _done_template
+-- 3718    complete_run
+-- 3741    _flush_template
+-- 3799    _why_template
+-- 3815    _read_runs
+-- 3861    _explain_bad_run
+-- 3886    complete_runs
+-- 3911    _end_template
+-- 3960    _file_template
+-- 3984    _again_template
+-- 4018    _queue_template
+-- 4039    _fail_template
+-- 4057    fail_run
+-- 4081    _nap_template
+-- 4107    schedule_run
+-- 4137    _free_template
+-- 4174    release_run
+-- 4199    _keep_template
+-- 4222    extend_claim
+-- 4244  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 4249    _mark_template
+-- 4271    _note_template
+-- 4301    set_task_checkpoint_state
+-- 4336    _recall_template
+-- 4358    get_task_checkpoint_state
+-- 4382    _list_template
+-- 4411    get_task_checkpoint_states
+-- 4437  43_events.sql: Wait for an event, or learn how the wait ended
+-- 4444    _wait_template
+-- 4516    _park_template
+-- 4557    await_event
+-- 4594    _emit_template
+-- 4653    emit_event
+-- 4678  44_control.sql: Read a task, or raise TG003
+-- 4680    _fetch_template
+-- 4706    _stop_template
+-- 4730    cancel_task
+-- 4747    _rerun_template
+-- 4813    _renew_template
+-- 4848    retry_task
+-- 4887    _show_template
+-- 4927    get_task_result
+-- 4957  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 4964    _purge_template
+-- 5000    _first_uuid
+-- 5016    _sweep_template
+-- 5056    _clean
+-- 5090    cleanup_tasks
+-- 5111    cleanup_events
+-- 5132    cleanup_all_queues
+-- 5162  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 5167    _tick_template
+-- 5187    _ticked (sequence)
+-- 5193    _set_ticked
+-- 5206    ticker
+-- 5254    ticker_loop (procedure)
+-- 5280  51_cron.sql: Whether pg_cron is installed in this database
+-- 5282    _has_cron
+-- 5292    _cron_has_seconds
+-- 5313    _explain_no_cron
+-- 5345    start
+-- 5388    stop
+-- 5413    _maintain
+-- 5435    status
+-- 5471  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 5475    _rights (view)
+-- 5531    _allowed
+-- 5570    _grant
+-- 5589    _grant_again
+-- 5605    _grant_queue
+-- 5620    _check_grant
+-- 5653    grant_access
+-- 5689    revoke_access
+-- 5735  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -219,6 +219,26 @@ begin;
 set local client_min_messages = warning;
 set local search_path = pg_catalog, pg_temp;
 set local check_function_bodies = off;
+
+-- A schema of that name that somebody else has made may hold anything, and the functions
+-- below run with the rights of whoever owns them.
+do $$
+declare
+  v_owner regrole := (
+    select n.nspowner::regrole from pg_namespace as n where n.nspname = 'teguh'
+  );
+begin
+  if v_owner is null then
+    create schema teguh;
+  elsif v_owner <> current_user::regrole then
+    raise exception 'schema "teguh" belongs to %', v_owner
+      using
+        errcode = '42501',
+        detail = 'Everything in it must belong to the role that owns it.',
+        hint = format('Run this as that role: set role %s;', v_owner);
+  end if;
+end;
+$$;
 
 -- Refuse to run over another version: tables change only through sql/upgrade.
 do $$
@@ -240,8 +260,6 @@ begin
   end if;
 end;
 $$;
-
-create schema if not exists teguh;
 
 comment on schema teguh is
   'Durable execution as SQL functions: tasks, retries, steps, sleeps, events. '
@@ -3220,7 +3238,7 @@ begin
   )
 
   select
-    (select b.task_id from batch as b order by b.task_id desc limit 1),
+    (select t.task_id from batch as t order by t.task_id desc limit 1),
     array_agg(b.task_id) filter (where b.state = 'pending'),
     array_agg(b.turn) filter (where b.state = 'pending'),
     array_agg(b.task_id) filter (where b.state = 'sleeping' and b.available_at is not null),
@@ -3237,9 +3255,9 @@ begin
     limited, limits
   from (
     select
-      b.*,
-      b.deadline_at is not null and b.state in ('pending', 'running', 'sleeping') as limited
-    from batch as b
+      t.*,
+      t.deadline_at is not null and t.state in ('pending', 'running', 'sleeping') as limited
+    from batch as t
   ) as b;
 end;
 $$;

@@ -93,6 +93,7 @@ SQLSTATES = {
     "22004": "null where a value is needed",
     "25001": "claim_task outside READ COMMITTED",
     "40001": "serialization failure: try again",
+    "42501": "no right to do that",
     "42602": "a name that cannot be",
     "42704": "the role does not exist",
     "42939": "a reserved name",
