@@ -8,210 +8,217 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  216  00_install.sql
---  269    version
---  282  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  284    current_time
---  303    _after
---  318    _micros
---  329  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  345    _random_bytes
---  364    _make_uuidv7
---  387    portable_uuidv7
---  417    uuidv7_timestamp
---  443    _task_id
---  467    _run_id
---  482    _run_task
---  493    _run_number
---  507  12_types.sql: The composite types that functions pass to each other
---  515    _gap (type)
---  521    _late (type)
---  526    _timer (type)
---  531    _picked (type)
---  540    _spawn (type)
---  568  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  570    _check_keys
---  603    _number_option
---  638    _integer_option
---  664    _text_option
---  690    _check_name
---  717    _check_seconds
---  745    _check_isolation
---  764    _check_policy
---  794    _check_spawn
---  831    _read_spawn_options
---  881    _available_at
---  921    _check_cancellation
---  938  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
---  941    _check_retry_strategy
---  977    _backoff
--- 1020    _fraction
--- 1031  20_tables.sql: Queues and the policy of each
--- 1033    queues (table)
--- 1052    grants (table)
--- 1071    t_template (table)
--- 1140    p0_template (table)
--- 1153    p1_template (table)
--- 1196    k0_template (table)
--- 1207    k1_template (table)
--- 1231    seq_template (sequence)
--- 1232    ring_template (sequence)
--- 1233    parked_template (sequence)
--- 1234    woken_template (sequence)
--- 1235    plan_template (sequence)
--- 1236    fired_template (sequence)
--- 1237    clock_template (sequence)
--- 1238    carry_template (sequence)
--- 1259    r_template (table)
--- 1276    c_template (table)
--- 1293    e_template (table)
--- 1310    w_template (table)
--- 1325  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 1328    validate_queue_name
--- 1368    _policy
--- 1396    _call
--- 1410    _template_ddl (view)
--- 1488    _stamp
--- 1498    _stamp_functions
--- 1520    _lock_number
--- 1530    _share_queue
--- 1543    _may
--- 1559    _each_queue
--- 1581    _init_template
--- 1607    _hush_template
--- 1628    _beyond
--- 1637    create_queue
--- 1689    _refuse_busy
--- 1708    drop_queue
--- 1738    _drop_all
--- 1781    list_queues
--- 1796  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 1805    _push_template
--- 1846    _fill
--- 1866    _add0_template
--- 1933    _back0_template
--- 1951  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 1955    _claim0_template
--- 2016    _pick0_template
--- 2107    _move0_template
--- 2169    _open_xids
--- 2189    _next0_template
--- 2217    _many0_template
--- 2246    _stuck0_template
--- 2283    _trim0_template
--- 2326    _take_template
--- 2406    _known_template
--- 2426    claim_task
--- 2478    _next_template
--- 2519    _soon0_template
--- 2575    next_due
--- 2595  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 2608    _due0_template
--- 2684    _last0_template
--- 2709    _any0_template
--- 2736    _miss0_template
--- 2772    _pass0_template
--- 2818    _fire_template
--- 2870    _expire_template
--- 2937    _over_template
--- 2958  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 2960    _segment_bytes
--- 2981    _turn_template
--- 3013    _turn0_template
--- 3048    _spent0_template
--- 3062    _dry0_template
--- 3089    _left0_template
--- 3120    _carry0_template
--- 3164  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 3170    _remake_template
--- 3212    _alive_template
--- 3267    _home
--- 3280    _settle_template
--- 3302    rebuild_dispatch
--- 3335  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 3340    _put_template
--- 3418    _new_template
--- 3460    _found_template
--- 3516    spawn_task
--- 3557    spawn_tasks
--- 3591    _read_task
--- 3608  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 3613    _hold_template
--- 3664    _own_template
--- 3684    _done_template
--- 3718    complete_run
--- 3741    _flush_template
--- 3799    _why_template
--- 3815    _read_runs
--- 3861    _explain_bad_run
--- 3886    complete_runs
--- 3911    _end_template
--- 3960    _file_template
--- 3984    _again_template
--- 4018    _queue_template
--- 4039    _fail_template
--- 4057    fail_run
--- 4081    _nap_template
--- 4107    schedule_run
--- 4137    _free_template
--- 4174    release_run
--- 4199    _keep_template
--- 4222    extend_claim
--- 4244  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 4249    _mark_template
--- 4271    _note_template
--- 4301    set_task_checkpoint_state
--- 4336    _recall_template
--- 4358    get_task_checkpoint_state
--- 4382    _list_template
--- 4411    get_task_checkpoint_states
--- 4437  43_events.sql: Wait for an event, or learn how the wait ended
--- 4444    _wait_template
--- 4516    _park_template
--- 4557    await_event
--- 4594    _emit_template
--- 4653    emit_event
--- 4678  44_control.sql: Read a task, or raise TG003
--- 4680    _fetch_template
--- 4706    _stop_template
--- 4730    cancel_task
--- 4747    _rerun_template
--- 4813    _renew_template
--- 4848    retry_task
--- 4887    _show_template
--- 4927    get_task_result
--- 4957  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 4964    _purge_template
--- 5000    _first_uuid
--- 5016    _sweep_template
--- 5056    _clean
--- 5090    cleanup_tasks
--- 5111    cleanup_events
--- 5132    cleanup_all_queues
--- 5162  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 5167    _tick_template
--- 5187    _ticked (sequence)
--- 5193    _set_ticked
--- 5206    ticker
--- 5254    ticker_loop (procedure)
--- 5280  51_cron.sql: Whether pg_cron is installed in this database
--- 5282    _has_cron
--- 5292    _cron_has_seconds
--- 5313    _explain_no_cron
--- 5345    start
--- 5388    stop
--- 5413    _maintain
--- 5435    status
--- 5471  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 5475    _rights (view)
--- 5531    _allowed
--- 5570    _grant
--- 5589    _grant_again
--- 5605    _grant_queue
--- 5620    _check_grant
--- 5653    grant_access
--- 5689    revoke_access
--- 5735  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  223  00_install.sql
+--  276    version
+--  289  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  291    current_time
+--  310    _after
+--  325    _micros
+--  336  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  352    _random_bytes
+--  371    _make_uuidv7
+--  394    portable_uuidv7
+--  424    uuidv7_timestamp
+--  450    _task_id
+--  474    _run_id
+--  489    _run_task
+--  500    _run_number
+--  514  12_types.sql: The composite types that functions pass to each other
+--  522    _gap (type)
+--  528    _late (type)
+--  533    _timer (type)
+--  538    _picked (type)
+--  547    _spawn (type)
+--  575  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  577    _check_keys
+--  610    _number_option
+--  645    _integer_option
+--  671    _text_option
+--  697    _check_name
+--  724    _check_seconds
+--  752    _check_isolation
+--  771    _check_policy
+--  801    _check_spawn
+--  838    _read_spawn_options
+--  888    _available_at
+--  928    _check_cancellation
+--  945  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+--  948    _check_retry_strategy
+--  986    _backoff
+-- 1032    _fraction
+-- 1043  20_tables.sql: Queues and the policy of each
+-- 1045    queues (table)
+-- 1068    grants (table)
+-- 1087    t_template (table)
+-- 1156    p0_template (table)
+-- 1169    p1_template (table)
+-- 1212    k0_template (table)
+-- 1223    k1_template (table)
+-- 1247    seq_template (sequence)
+-- 1248    ring_template (sequence)
+-- 1249    parked_template (sequence)
+-- 1250    woken_template (sequence)
+-- 1251    plan_template (sequence)
+-- 1252    fired_template (sequence)
+-- 1253    clock_template (sequence)
+-- 1254    carry_template (sequence)
+-- 1275    r_template (table)
+-- 1292    c_template (table)
+-- 1309    e_template (table)
+-- 1326    w_template (table)
+-- 1341  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 1344    validate_queue_name
+-- 1384    _policy
+-- 1417    _call
+-- 1431    _template_ddl (view)
+-- 1509    _stamp
+-- 1519    _stamp_functions
+-- 1541    _lock_number
+-- 1551    _share_queue
+-- 1564    _may
+-- 1580    _each_queue
+-- 1602    _init_template
+-- 1628    _hush_template
+-- 1649    _beyond
+-- 1658    create_queue
+-- 1711    _refuse_busy
+-- 1730    drop_queue
+-- 1760    _drop_all
+-- 1803    list_queues
+-- 1824  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 1833    _push_template
+-- 1874    _fill
+-- 1894    _add0_template
+-- 1961    _back0_template
+-- 1979  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 1983    _claim0_template
+-- 2044    _pick0_template
+-- 2135    _move0_template
+-- 2197    _open_xids
+-- 2217    _next0_template
+-- 2245    _many0_template
+-- 2274    _stuck0_template
+-- 2311    _trim0_template
+-- 2354    _take_template
+-- 2434    _known_template
+-- 2454    _paused_until
+-- 2467    claim_task
+-- 2525    _next_template
+-- 2566    _soon0_template
+-- 2622    next_due
+-- 2647  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 2660    _due0_template
+-- 2736    _last0_template
+-- 2761    _any0_template
+-- 2788    _miss0_template
+-- 2824    _pass0_template
+-- 2870    _fire_template
+-- 2922    _expire_template
+-- 2989    _over_template
+-- 3010  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 3012    _segment_bytes
+-- 3033    _turn_template
+-- 3065    _turn0_template
+-- 3100    _spent0_template
+-- 3114    _dry0_template
+-- 3141    _left0_template
+-- 3172    _carry0_template
+-- 3216  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 3222    _remake_template
+-- 3264    _alive_template
+-- 3319    _home
+-- 3332    _settle_template
+-- 3354    rebuild_dispatch
+-- 3387  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 3392    _put_template
+-- 3470    _new_template
+-- 3512    _found_template
+-- 3568    spawn_task
+-- 3609    spawn_tasks
+-- 3643    _read_task
+-- 3660  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 3665    _hold_template
+-- 3716    _own_template
+-- 3736    _done_template
+-- 3770    complete_run
+-- 3793    _flush_template
+-- 3851    _why_template
+-- 3867    _read_runs
+-- 3913    _explain_bad_run
+-- 3938    complete_runs
+-- 3963    _end_template
+-- 4012    _file_template
+-- 4036    _again_template
+-- 4070    _queue_template
+-- 4091    _fail_template
+-- 4109    fail_run
+-- 4133    _nap_template
+-- 4159    schedule_run
+-- 4189    _free_template
+-- 4226    release_run
+-- 4251    _keep_template
+-- 4274    extend_claim
+-- 4296  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 4301    _mark_template
+-- 4323    _note_template
+-- 4353    set_task_checkpoint_state
+-- 4388    _recall_template
+-- 4410    get_task_checkpoint_state
+-- 4434    _list_template
+-- 4463    get_task_checkpoint_states
+-- 4489  43_events.sql: Wait for an event, or learn how the wait ended
+-- 4496    _wait_template
+-- 4568    _park_template
+-- 4609    await_event
+-- 4646    _emit_template
+-- 4705    emit_event
+-- 4730  44_control.sql: Read a task, or raise TG003
+-- 4732    _fetch_template
+-- 4758    _stop_template
+-- 4782    cancel_task
+-- 4799    _rerun_template
+-- 4865    _renew_template
+-- 4900    retry_task
+-- 4939    _show_template
+-- 4979    get_task_result
+-- 5009  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 5016    _purge_template
+-- 5052    _first_uuid
+-- 5068    _sweep_template
+-- 5108    _clean
+-- 5142    cleanup_tasks
+-- 5163    cleanup_events
+-- 5184    cleanup_all_queues
+-- 5214  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 5216    _pause_template
+-- 5233    pause_queue
+-- 5261    resume_queue
+-- 5277    get_queue_policy
+-- 5296    set_queue_policy
+-- 5313  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 5318    _tick_template
+-- 5338    _ticked (sequence)
+-- 5344    _set_ticked
+-- 5357    ticker
+-- 5405    ticker_loop (procedure)
+-- 5431  51_cron.sql: Whether pg_cron is installed in this database
+-- 5433    _has_cron
+-- 5443    _cron_has_seconds
+-- 5464    _explain_no_cron
+-- 5496    start
+-- 5539    stop
+-- 5564    _maintain
+-- 5586    status
+-- 5622  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 5626    _rights (view)
+-- 5686    _allowed
+-- 5725    _grant
+-- 5744    _grant_again
+-- 5760    _grant_queue
+-- 5775    _check_grant
+-- 5808    grant_access
+-- 5844    revoke_access
+-- 5890  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -960,11 +967,13 @@ begin
   perform teguh._number_option(p_strategy, 'jitter', 0, 1);
 
   v_kind := teguh._text_option(p_strategy, 'kind');
-  if v_kind is null or v_kind not in ('none', 'fixed', 'exponential') then
+  if v_kind is null
+    or v_kind not in ('none', 'fixed', 'exponential', 'linear', 'quadratic')
+  then
     raise exception 'unknown retry strategy "%"', left(coalesce(v_kind, 'null'), 200)
       using
         errcode = 'TG005',
-        detail = 'Known kinds: none, fixed, exponential.',
+        detail = 'Known kinds: none, fixed, exponential, linear, quadratic.',
         hint = 'For instance {"kind": "fixed", "base_seconds": 10}.';
   end if;
 end;
@@ -1002,6 +1011,9 @@ begin
     return 0;
   elsif v_kind = 'fixed' then
     v_delay := coalesce(v_base, 60);
+  elsif v_kind in ('linear', 'quadratic') then
+    v_delay := coalesce(v_base, 30) * p_failures::double precision
+               * case v_kind when 'linear' then 1 else p_failures end;
   else
     v_base := coalesce(v_base, case when p_strategy is null then 1 else 30 end);
     -- v_base * v_factor ^ (p_failures - 1), by way of logarithms: power() overflows
@@ -1031,10 +1043,11 @@ $$;
 -- sql/src/20_tables.sql
 -- Queues and the policy of each.
 create table if not exists teguh.queues (
-  queue_name text        not null,
-  policy     jsonb       not null default '{}',
-  created_at timestamptz not null,
-  built_for  bigint,
+  queue_name   text        not null,
+  policy       jsonb       not null default '{}',
+  created_at   timestamptz not null,
+  built_for    bigint,
+  paused_until timestamptz,
   constraint queues_pkey primary key (queue_name)
 );
 
@@ -1047,6 +1060,9 @@ comment on column teguh.queues.policy is
 comment on column teguh.queues.built_for is
   'The database and table that the queue''s dispatch was built for, as a hash. Another '
   'one tells that the queue was restored from a dump.';
+
+comment on column teguh.queues.paused_until is
+  'Until when claims return nothing; null unless it was paused.';
 
 -- Who may do what.
 create table if not exists teguh.grants (
@@ -1375,7 +1391,12 @@ as $$
 declare
   v_policy jsonb;
 begin
-  select q.policy into v_policy
+  select
+    case
+      when q.paused_until is null then q.policy
+      else q.policy || jsonb_build_object('paused_until', q.paused_until)
+    end
+  into v_policy
   from teguh.queues as q
   where q.queue_name = p_queue_name;
 
@@ -1649,7 +1670,7 @@ begin
   perform teguh._check_policy(v_policy);
 
   insert into teguh.queues as q (queue_name, policy, created_at)
-  values (p_queue_name, v_policy, teguh.current_time())
+  values (p_queue_name, jsonb_strip_nulls(v_policy), teguh.current_time())
   on conflict (queue_name) do nothing;
 
   if found then
@@ -1664,9 +1685,9 @@ begin
     perform teguh._grant_queue(p_queue_name);
   else
     update teguh.queues as q
-    set policy = q.policy || v_policy
+    set policy = jsonb_strip_nulls(q.policy || v_policy)
     where q.queue_name = p_queue_name
-      and q.policy <> q.policy || v_policy;
+      and q.policy <> jsonb_strip_nulls(q.policy || v_policy);
     if not found then
       return;
     end if;
@@ -1682,7 +1703,8 @@ comment on function teguh.create_queue(text, jsonb) is
   'Creates a queue. On a queue that exists, sets the policy keys given and leaves '
   'the others. Policy: notify (auto, always, off), cleanup_ttl (seconds that '
   'finished tasks are kept, default 2592000), cleanup_limit (tasks removed per '
-  'call, default 1000), default_max_attempts, default_retry_strategy. '
+  'call, default 1000), default_max_attempts, default_retry_strategy; null sets a key back '
+  'to its default. '
   'Raises 42602 or 42939 for a name that cannot be, TG005 for a bad policy.';
 
 -- Give up on a queue whose tables could not be locked.
@@ -1779,19 +1801,25 @@ $$;
 
 -- The queues of this database.
 create or replace function teguh.list_queues()
-  returns table(queue_name text, created_at timestamptz, policy jsonb)
+  returns table(
+    queue_name   text,
+    created_at   timestamptz,
+    policy       jsonb,
+    paused_until timestamptz
+  )
   language sql
   stable
   security definer
   set search_path = pg_catalog, pg_temp
 as $$
-  select q.queue_name, q.created_at, q.policy
+  select q.queue_name, q.created_at, q.policy, q.paused_until
   from teguh.queues as q
   order by q.queue_name;
 $$;
 
 comment on function teguh.list_queues() is
-  'The queues of this database by name, each with the policy it was given.';
+  'The queues of this database by name, each with the policy it was given and until when '
+  'it is paused, null if it never was.';
 
 -- sql/src/30_enqueue.sql
 -- Queue tasks: ready to be claimed (kind r), or as timers that come due later
@@ -2422,6 +2450,19 @@ begin
 end;
 $$;
 
+-- Until when a queue is paused, by its policy; null if it is not.
+create or replace function teguh._paused_until(p_policy jsonb)
+  returns timestamptz
+  language sql
+  volatile
+as $$
+  select case
+    when pg_catalog.jsonb_object_field_text(p_policy, 'paused_until')::timestamp with time zone
+      operator(pg_catalog.>) teguh.current_time()
+      then pg_catalog.jsonb_object_field_text(p_policy, 'paused_until')::timestamp with time zone
+  end;
+$$;
+
 -- Claim runs of a queue.
 create or replace function teguh.claim_task(
   p_queue_name    text,
@@ -2448,9 +2489,15 @@ create or replace function teguh.claim_task(
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_policy jsonb := teguh._policy(p_queue_name);
 begin
   perform teguh._check_isolation('claim_task');
-  return query execute teguh._call('take', p_queue_name, 3)
+  if teguh._paused_until(v_policy) is not null then
+    return;
+  end if;
+
+  return query execute 'select * from teguh._take_' || p_queue_name || '($1, $2, $3)'
   using
     coalesce(nullif(btrim(p_worker_id), ''), 'worker'),
     nullif(p_claim_timeout, 'NaN'),
@@ -2579,9 +2626,14 @@ create or replace function teguh.next_due(p_queue_name text)
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_due timestamptz;
+  v_policy jsonb := teguh._policy(p_queue_name);
+  v_due    timestamptz := teguh._paused_until(v_policy);
 begin
-  execute teguh._call('next', p_queue_name, 0) into v_due;
+  if v_due is not null then
+    return nullif(v_due, 'infinity');
+  end if;
+
+  execute 'select teguh._next_' || p_queue_name || '()' into v_due;
   return v_due;
 end;
 $$;
@@ -2589,8 +2641,8 @@ $$;
 comment on function teguh.next_due(text) is
   'When the next delayed task of the queue is due; null if none is. A worker calls '
   'it before it waits, and waits no longer: the answer is the present moment if a '
-  'task is ready, and 10 ms from it while spawns are being committed. Raises TG001 '
-  'for an unknown queue.';
+  'task is ready, and 10 ms from it while spawns are being committed. While the queue is '
+  'paused: when that ends, null if not by itself. Raises TG001 for an unknown queue.';
 
 -- sql/src/32_timers.sql
 -- Collect the timers of one kind that have come due in a segment, up to p_limit,
@@ -3545,7 +3597,7 @@ $$;
 
 comment on function teguh.spawn_task(text, text, jsonb, jsonb) is
   'Spawns a task in the caller''s transaction: it exists once that commits. Options: '
-  'headers (object), retry_strategy ({"kind": none, fixed or exponential, '
+  'headers (object), retry_strategy ({"kind": none, fixed, exponential, linear, quadratic, '
   '"base_seconds", "factor", "max_seconds", "jitter"}), max_attempts (null: '
   'unlimited), cancellation ({"max_delay", "max_duration"} in seconds), '
   'idempotency_key, idempotency_mismatch (error or return), available_at, '
@@ -5159,6 +5211,105 @@ comment on function teguh.cleanup_all_queues(text) is
   'Removes old tasks and events of a queue (null: of every queue) as its policy says, '
   'one bounded batch each, and returns the counts. Raises TG001 for an unknown queue.';
 
+-- sql/src/46_policy.sql
+-- Set a queue's pause, or end it (null) and tell the workers that wait.
+create or replace function teguh._pause_template(p_until timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  update teguh.queues as q
+  set paused_until = p_until
+  where q.queue_name = substr('_template', 2);
+  if p_until is null then
+    perform pg_notify('teguh_template', '');
+  end if;
+end;
+$$;
+
+-- Pause a queue.
+create or replace function teguh.pause_queue(
+  p_queue_name text,
+  p_until      timestamptz default 'infinity'
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_until is null then
+    raise exception 'a pause must have an end'
+      using
+        errcode = '22004',
+        detail = 'The time until which the queue is paused is null.',
+        hint = 'Leave it out to pause until resume_queue() is called.';
+  end if;
+
+  execute teguh._call('pause', p_queue_name, 1) using p_until;
+end;
+$$;
+
+comment on function teguh.pause_queue(text, timestamptz) is
+  'Lets claims of a queue return nothing until p_until, or until resume_queue(). Spawns, '
+  'events, running tasks and timers go on. Raises TG001 for an unknown queue, 22004 for a '
+  'null time.';
+
+-- Resume a queue.
+create or replace function teguh.resume_queue(p_queue_name text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  execute teguh._call('pause', p_queue_name, 1) using null::timestamptz;
+end;
+$$;
+
+comment on function teguh.resume_queue(text) is
+  'Ends the pause of a queue and wakes its workers; one that is not paused stays as it is. '
+  'Raises TG001 for an unknown queue.';
+
+-- Read a queue's policy.
+create or replace function teguh.get_queue_policy(p_queue_name text)
+  returns jsonb
+  language plpgsql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return '{
+    "notify": "auto", "cleanup_ttl": 2592000, "cleanup_limit": 1000,
+    "default_max_attempts": null, "default_retry_strategy": null
+  }'::jsonb || (teguh._policy(p_queue_name) - 'paused_until');
+end;
+$$;
+
+comment on function teguh.get_queue_policy(text) is
+  'The policy of a queue, with the defaults for what was not set: see create_queue() for '
+  'the keys. Raises TG001 for an unknown queue.';
+
+-- Set keys of a queue's policy.
+create or replace function teguh.set_queue_policy(p_queue_name text, p_policy jsonb)
+  returns void
+  language plpgsql
+  volatile
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh.create_queue(p_queue_name, p_policy);
+end;
+$$;
+
+comment on function teguh.set_queue_policy(text, jsonb) is
+  'Sets the keys given of a queue''s policy and leaves the others; null sets a key back to '
+  'its default. Creates the queue if there is none: it is create_queue(). Raises 42602 or '
+  '42939 for a name that cannot be, TG005 for a bad policy.';
+
 -- sql/src/50_ticker.sql
 -- One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
 -- restored from a dump, deal with what is due.  The step comes first, and only when the
@@ -5488,6 +5639,7 @@ from (
     ('validate_queue_name',        '',            'client worker observer admin', false),
     ('list_queues',                '',            'client worker observer admin', false),
     ('status',                     '',            'client worker observer admin', false),
+    ('get_queue_policy',           '',            'client worker observer admin', false),
     ('get_task_result',            'show',        'client worker observer admin', false),
     ('get_task_checkpoint_state',  'recall',      'client worker observer admin', false),
     ('get_task_checkpoint_states', 'list',        'client worker observer admin', false),
@@ -5510,10 +5662,13 @@ from (
     ('cleanup_tasks',              'purge',       'admin',                        false),
     ('cleanup_events',             'sweep',       'admin',                        false),
     ('rebuild_dispatch',           'remake',      'admin',                        false),
+    ('pause_queue',                'pause',       'admin',                        false),
+    ('resume_queue',               'pause',       'admin',                        false),
     ('ticker_loop',                '',            'admin',                        true),
     ('cleanup_all_queues',         '',            'admin',                        true),
     ('create_queue',               '',            'admin',                        true),
     ('drop_queue',                 '',            'admin',                        true),
+    ('set_queue_policy',           '',            'admin',                        true),
     ('start',                      '',            'admin',                        true),
     ('stop',                       '',            'admin',                        true),
     ('grant_access',               '',            'admin',                        true),

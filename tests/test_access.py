@@ -41,7 +41,7 @@ CALLS = {
     "complete_run": f"select teguh.complete_run('{{q}}', {RUN})",
     "complete_runs": "select teguh.complete_runs('{q}', '[]')",
     "fail_run": f"select teguh.fail_run('{{q}}', {RUN}, '{{{{}}}}')",
-    "schedule_run": f"select teguh.schedule_run('{{q}}', {RUN}, now())",
+    "schedule_run": f"select teguh.schedule_run('{{q}}', {RUN}, '2020-01-01')",
     "release_run": f"select teguh.release_run('{{q}}', {RUN})",
     "extend_claim": f"select teguh.extend_claim('{{q}}', {RUN}, 1)",
     "set_task_checkpoint_state":
@@ -51,6 +51,10 @@ CALLS = {
     "cleanup_tasks": "select teguh.cleanup_tasks('{q}')",
     "cleanup_events": "select teguh.cleanup_events('{q}')",
     "rebuild_dispatch": "select teguh.rebuild_dispatch('{q}')",
+    "pause_queue": "select teguh.pause_queue('{q}', '2020-01-01')",
+    "resume_queue": "select teguh.resume_queue('{q}')",
+    "get_queue_policy": "select teguh.get_queue_policy('{q}')",
+    "set_queue_policy": "select teguh.set_queue_policy('{q}', '{{}}')",
     "ticker_loop": "call teguh.ticker_loop('{{\"max_seconds\": 0}}')",
     "cleanup_all_queues": "select * from teguh.cleanup_all_queues()",
     "create_queue": "select teguh.create_queue('{q}')",
@@ -61,14 +65,16 @@ CALLS = {
     "revoke_access": f"select teguh.revoke_access('{GUEST}', 'client')",
 }  # fmt: skip
 ANYWHERE = {"version", "current_time", "portable_uuidv7", "uuidv7_timestamp", "validate_queue_name",
-            "list_queues", "status"}  # fmt: skip
+            "list_queues", "status", "get_queue_policy"}  # fmt: skip
 READ = {"get_task_result", "get_task_checkpoint_state", "get_task_checkpoint_states"}
 CLIENT = READ | {"spawn_task", "spawn_tasks", "emit_event", "cancel_task", "retry_task"}
 WORKER = CLIENT | {
     "claim_task", "next_due", "complete_run", "complete_runs", "fail_run", "schedule_run",
     "release_run", "extend_claim", "set_task_checkpoint_state", "await_event", "ticker",
 }  # fmt: skip
-UPKEEP = WORKER | {"cleanup_tasks", "cleanup_events", "rebuild_dispatch"}
+UPKEEP = WORKER | {
+    "cleanup_tasks", "cleanup_events", "rebuild_dispatch", "pause_queue", "resume_queue",
+}  # fmt: skip
 MATRIX = {"client": CLIENT, "worker": WORKER, "observer": READ, "admin": UPKEEP}
 
 

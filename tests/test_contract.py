@@ -34,7 +34,12 @@ ticker_loop(IN p_options jsonb) -> None
 validate_queue_name(p_queue_name text) -> text
 create_queue(p_queue_name text, p_policy jsonb) -> void
 drop_queue(p_queue_name text) -> void
-list_queues() -> TABLE(queue_name text, created_at timestamp with time zone, policy jsonb)
+list_queues() -> TABLE(queue_name text, created_at timestamp with time zone, policy jsonb,
+  paused_until timestamp with time zone)
+get_queue_policy(p_queue_name text) -> jsonb
+set_queue_policy(p_queue_name text, p_policy jsonb) -> void
+pause_queue(p_queue_name text, p_until timestamp with time zone) -> void
+resume_queue(p_queue_name text) -> void
 spawn_task(p_queue_name text, p_task_name text, p_params jsonb, p_options jsonb)
   -> TABLE(task_id uuid, run_id uuid, attempt integer, created boolean)
 spawn_tasks(p_queue_name text, p_tasks jsonb)
