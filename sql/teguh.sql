@@ -68,150 +68,150 @@
 -- 1292    w_template (table)
 -- 1307  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
 -- 1310    validate_queue_name
--- 1350    _policy
--- 1378    _call
--- 1392    _template_ddl (view)
--- 1470    _stamp
--- 1480    _stamp_functions
--- 1502    _lock_number
--- 1512    _share_queue
--- 1525    _may
--- 1541    _each_queue
--- 1563    _init_template
--- 1589    _hush_template
--- 1610    _beyond
--- 1619    create_queue
--- 1671    _refuse_busy
--- 1690    drop_queue
--- 1720    _drop_all
--- 1763    list_queues
--- 1778  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 1787    _push_template
--- 1828    _fill
--- 1848    _add0_template
--- 1915    _back0_template
--- 1933  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 1937    _claim0_template
--- 1998    _pick0_template
--- 2089    _move0_template
--- 2151    _open_xids
--- 2171    _next0_template
--- 2199    _many0_template
--- 2228    _stuck0_template
--- 2265    _trim0_template
--- 2308    _take_template
--- 2388    _known_template
--- 2408    claim_task
--- 2460    _next_template
--- 2501    _soon0_template
--- 2557    next_due
--- 2577  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 2590    _due0_template
--- 2666    _last0_template
--- 2691    _any0_template
--- 2718    _miss0_template
--- 2754    _pass0_template
--- 2800    _fire_template
--- 2852    _expire_template
--- 2919    _over_template
--- 2940  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 2942    _segment_bytes
--- 2963    _turn_template
--- 2995    _turn0_template
--- 3030    _spent0_template
--- 3044    _dry0_template
--- 3071    _left0_template
--- 3102    _carry0_template
--- 3146  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 3152    _remake_template
--- 3194    _alive_template
--- 3249    _home
--- 3262    _settle_template
--- 3284    rebuild_dispatch
--- 3317  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 3322    _put_template
--- 3400    _new_template
--- 3442    _found_template
--- 3498    spawn_task
--- 3539    spawn_tasks
--- 3573    _read_task
--- 3590  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 3595    _hold_template
--- 3646    _own_template
--- 3666    _done_template
--- 3700    complete_run
--- 3723    _flush_template
--- 3781    _why_template
--- 3797    _read_runs
--- 3843    _explain_bad_run
--- 3868    complete_runs
--- 3893    _end_template
--- 3942    _file_template
--- 3966    _again_template
--- 4000    _queue_template
--- 4021    _fail_template
--- 4039    fail_run
--- 4063    _nap_template
--- 4089    schedule_run
--- 4119    _free_template
--- 4156    release_run
--- 4181    _keep_template
--- 4204    extend_claim
--- 4226  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 4231    _mark_template
--- 4253    _note_template
--- 4283    set_task_checkpoint_state
--- 4318    _recall_template
--- 4340    get_task_checkpoint_state
--- 4364    _list_template
--- 4393    get_task_checkpoint_states
--- 4419  43_events.sql: Wait for an event, or learn how the wait ended
--- 4426    _wait_template
--- 4498    _park_template
--- 4539    await_event
--- 4576    _emit_template
--- 4635    emit_event
--- 4660  44_control.sql: Read a task, or raise TG003
--- 4662    _fetch_template
--- 4688    _stop_template
--- 4712    cancel_task
--- 4729    _rerun_template
--- 4795    _renew_template
--- 4830    retry_task
--- 4869    _show_template
--- 4909    get_task_result
--- 4939  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 4946    _purge_template
--- 4982    _first_uuid
--- 4998    _sweep_template
--- 5038    _clean
--- 5072    cleanup_tasks
--- 5093    cleanup_events
--- 5114    cleanup_all_queues
--- 5144  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 5149    _tick_template
--- 5169    _ticked (sequence)
--- 5175    _set_ticked
--- 5188    ticker
--- 5236    ticker_loop (procedure)
--- 5262  51_cron.sql: Whether pg_cron is installed in this database
--- 5264    _has_cron
--- 5274    _cron_has_seconds
--- 5295    _explain_no_cron
--- 5327    start
--- 5370    stop
--- 5395    _maintain
--- 5417    status
--- 5453  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 5457    _rights (view)
--- 5513    _allowed
--- 5552    _grant
--- 5571    _grant_again
--- 5587    _grant_queue
--- 5602    _check_grant
--- 5635    grant_access
--- 5671    revoke_access
--- 5717  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 1352    _policy
+-- 1389    _call
+-- 1403    _template_ddl (view)
+-- 1481    _stamp
+-- 1491    _stamp_functions
+-- 1513    _lock_number
+-- 1523    _share_queue
+-- 1536    _may
+-- 1552    _each_queue
+-- 1574    _init_template
+-- 1600    _hush_template
+-- 1621    _beyond
+-- 1630    create_queue
+-- 1682    _refuse_busy
+-- 1701    drop_queue
+-- 1731    _drop_all
+-- 1774    list_queues
+-- 1789  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 1798    _push_template
+-- 1839    _fill
+-- 1859    _add0_template
+-- 1926    _back0_template
+-- 1944  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 1948    _claim0_template
+-- 2009    _pick0_template
+-- 2100    _move0_template
+-- 2162    _open_xids
+-- 2182    _next0_template
+-- 2210    _many0_template
+-- 2239    _stuck0_template
+-- 2276    _trim0_template
+-- 2319    _take_template
+-- 2399    _known_template
+-- 2419    claim_task
+-- 2471    _next_template
+-- 2512    _soon0_template
+-- 2568    next_due
+-- 2588  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 2601    _due0_template
+-- 2677    _last0_template
+-- 2702    _any0_template
+-- 2729    _miss0_template
+-- 2765    _pass0_template
+-- 2811    _fire_template
+-- 2863    _expire_template
+-- 2930    _over_template
+-- 2951  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 2953    _segment_bytes
+-- 2974    _turn_template
+-- 3006    _turn0_template
+-- 3041    _spent0_template
+-- 3055    _dry0_template
+-- 3082    _left0_template
+-- 3113    _carry0_template
+-- 3157  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 3163    _remake_template
+-- 3205    _alive_template
+-- 3260    _home
+-- 3273    _settle_template
+-- 3295    rebuild_dispatch
+-- 3328  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 3333    _put_template
+-- 3411    _new_template
+-- 3453    _found_template
+-- 3509    spawn_task
+-- 3550    spawn_tasks
+-- 3584    _read_task
+-- 3601  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 3606    _hold_template
+-- 3657    _own_template
+-- 3677    _done_template
+-- 3711    complete_run
+-- 3734    _flush_template
+-- 3792    _why_template
+-- 3808    _read_runs
+-- 3854    _explain_bad_run
+-- 3879    complete_runs
+-- 3904    _end_template
+-- 3953    _file_template
+-- 3977    _again_template
+-- 4011    _queue_template
+-- 4032    _fail_template
+-- 4050    fail_run
+-- 4074    _nap_template
+-- 4100    schedule_run
+-- 4130    _free_template
+-- 4167    release_run
+-- 4192    _keep_template
+-- 4215    extend_claim
+-- 4237  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 4242    _mark_template
+-- 4264    _note_template
+-- 4294    set_task_checkpoint_state
+-- 4329    _recall_template
+-- 4351    get_task_checkpoint_state
+-- 4375    _list_template
+-- 4404    get_task_checkpoint_states
+-- 4430  43_events.sql: Wait for an event, or learn how the wait ended
+-- 4437    _wait_template
+-- 4509    _park_template
+-- 4550    await_event
+-- 4587    _emit_template
+-- 4646    emit_event
+-- 4671  44_control.sql: Read a task, or raise TG003
+-- 4673    _fetch_template
+-- 4699    _stop_template
+-- 4723    cancel_task
+-- 4740    _rerun_template
+-- 4806    _renew_template
+-- 4841    retry_task
+-- 4880    _show_template
+-- 4920    get_task_result
+-- 4950  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 4957    _purge_template
+-- 4993    _first_uuid
+-- 5009    _sweep_template
+-- 5049    _clean
+-- 5083    cleanup_tasks
+-- 5104    cleanup_events
+-- 5125    cleanup_all_queues
+-- 5155  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 5160    _tick_template
+-- 5180    _ticked (sequence)
+-- 5186    _set_ticked
+-- 5199    ticker
+-- 5247    ticker_loop (procedure)
+-- 5273  51_cron.sql: Whether pg_cron is installed in this database
+-- 5275    _has_cron
+-- 5285    _cron_has_seconds
+-- 5306    _explain_no_cron
+-- 5338    start
+-- 5381    stop
+-- 5406    _maintain
+-- 5428    status
+-- 5464  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 5468    _rights (view)
+-- 5524    _allowed
+-- 5563    _grant
+-- 5582    _grant_again
+-- 5598    _grant_queue
+-- 5613    _check_grant
+-- 5646    grant_access
+-- 5682    revoke_access
+-- 5728  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -1346,7 +1346,9 @@ comment on function teguh.validate_queue_name(text) is
   'Returns the name if a queue may have it: 1 to 55 lowercase letters, digits and '
   'underscores, a letter first. Raises 42602 if not, 42939 for the reserved "template".';
 
--- The policy of a queue, or TG001.
+-- The policy of a queue, or TG001.  Every call that works on a queue comes through here, and
+-- waits here while an upgrade holds teguh.queues.  What was called before the upgrade would
+-- go on with functions from after it, and has to be called again.
 create or replace function teguh._policy(p_queue_name text)
   returns jsonb
   language plpgsql
@@ -1367,6 +1369,15 @@ begin
         errcode = 'TG001',
         detail = 'No queue of that name was created in this database.',
         hint = format('Create it: select teguh.create_queue(%L);', left(p_queue_name, 60));
+  end if;
+
+  if teguh.version() <> '0.1.0' then
+    raise exception 'teguh was upgraded while this call waited'
+      using
+        errcode = '40001',
+        detail = format('The call began with version 0.1.0, and %s is installed now.',
+          teguh.version()),
+        hint = 'Try again.';
   end if;
 
   return v_policy;
