@@ -18,6 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PLACEHOLDER = "@TEGUH_VERSION@"
+RELEASED = "tests/upgrade/released"
 MODULE_NAME = re.compile(r"\d\d_[a-z0-9_]+\.sql")
 OBJECT = re.compile(
     r"^ *create (?:or replace )?(?:unlogged )?(?P<kind>function|procedure|table|view|type|sequence)"
