@@ -1,4 +1,4 @@
--- Teguh 0.1.0: durable execution as a SQL library for PostgreSQL 14 and later.
+-- Teguh 0.2.0: durable execution as a SQL library for PostgreSQL 14 and later.
 --
 -- This one file makes a database a workflow engine: schema teguh with its tables and functions.
 -- Install it with `psql -f teguh.sql`, or send it through any driver as one string: it holds no
@@ -8,210 +8,217 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  216  00_install.sql
---  251    version
---  264  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  266    current_time
---  285    _after
---  300    _micros
---  311  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  327    _random_bytes
---  346    _make_uuidv7
---  369    portable_uuidv7
---  399    uuidv7_timestamp
---  425    _task_id
---  449    _run_id
---  464    _run_task
---  475    _run_number
---  489  12_types.sql: The composite types that functions pass to each other
---  497    _gap (type)
---  503    _late (type)
---  508    _timer (type)
---  513    _picked (type)
---  522    _spawn (type)
---  550  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  552    _check_keys
---  585    _number_option
---  620    _integer_option
---  646    _text_option
---  672    _check_name
---  699    _check_seconds
---  727    _check_isolation
---  746    _check_policy
---  776    _check_spawn
---  813    _read_spawn_options
---  863    _available_at
---  903    _check_cancellation
---  920  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
---  923    _check_retry_strategy
---  959    _backoff
--- 1002    _fraction
--- 1013  20_tables.sql: Queues and the policy of each
--- 1015    queues (table)
--- 1034    grants (table)
--- 1053    t_template (table)
--- 1122    p0_template (table)
--- 1135    p1_template (table)
--- 1178    k0_template (table)
--- 1189    k1_template (table)
--- 1213    seq_template (sequence)
--- 1214    ring_template (sequence)
--- 1215    parked_template (sequence)
--- 1216    woken_template (sequence)
--- 1217    plan_template (sequence)
--- 1218    fired_template (sequence)
--- 1219    clock_template (sequence)
--- 1220    carry_template (sequence)
--- 1241    r_template (table)
--- 1258    c_template (table)
--- 1275    e_template (table)
--- 1292    w_template (table)
--- 1307  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 1310    validate_queue_name
--- 1352    _policy
--- 1389    _call
--- 1403    _template_ddl (view)
--- 1481    _stamp
--- 1491    _stamp_functions
--- 1513    _lock_number
--- 1523    _share_queue
--- 1536    _may
--- 1552    _each_queue
--- 1574    _init_template
--- 1600    _hush_template
--- 1621    _beyond
--- 1630    create_queue
--- 1682    _refuse_busy
--- 1701    drop_queue
--- 1731    _drop_all
--- 1774    list_queues
--- 1789  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 1798    _push_template
--- 1839    _fill
--- 1859    _add0_template
--- 1926    _back0_template
--- 1944  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 1948    _claim0_template
--- 2009    _pick0_template
--- 2100    _move0_template
--- 2162    _open_xids
--- 2182    _next0_template
--- 2210    _many0_template
--- 2239    _stuck0_template
--- 2276    _trim0_template
--- 2319    _take_template
--- 2399    _known_template
--- 2419    claim_task
--- 2471    _next_template
--- 2512    _soon0_template
--- 2568    next_due
--- 2588  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 2601    _due0_template
--- 2677    _last0_template
--- 2702    _any0_template
--- 2729    _miss0_template
--- 2765    _pass0_template
--- 2811    _fire_template
--- 2863    _expire_template
--- 2930    _over_template
--- 2951  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 2953    _segment_bytes
--- 2974    _turn_template
--- 3006    _turn0_template
--- 3041    _spent0_template
--- 3055    _dry0_template
--- 3082    _left0_template
--- 3113    _carry0_template
--- 3157  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 3163    _remake_template
--- 3205    _alive_template
--- 3260    _home
--- 3273    _settle_template
--- 3295    rebuild_dispatch
--- 3328  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 3333    _put_template
--- 3411    _new_template
--- 3453    _found_template
--- 3509    spawn_task
--- 3550    spawn_tasks
--- 3584    _read_task
--- 3601  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 3606    _hold_template
--- 3657    _own_template
--- 3677    _done_template
--- 3711    complete_run
--- 3734    _flush_template
--- 3792    _why_template
--- 3808    _read_runs
--- 3854    _explain_bad_run
--- 3879    complete_runs
--- 3904    _end_template
--- 3953    _file_template
--- 3977    _again_template
--- 4011    _queue_template
--- 4032    _fail_template
--- 4050    fail_run
--- 4074    _nap_template
--- 4100    schedule_run
--- 4130    _free_template
--- 4167    release_run
--- 4192    _keep_template
--- 4215    extend_claim
--- 4237  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 4242    _mark_template
--- 4264    _note_template
--- 4294    set_task_checkpoint_state
--- 4329    _recall_template
--- 4351    get_task_checkpoint_state
--- 4375    _list_template
--- 4404    get_task_checkpoint_states
--- 4430  43_events.sql: Wait for an event, or learn how the wait ended
--- 4437    _wait_template
--- 4509    _park_template
--- 4550    await_event
--- 4587    _emit_template
--- 4646    emit_event
--- 4671  44_control.sql: Read a task, or raise TG003
--- 4673    _fetch_template
--- 4699    _stop_template
--- 4723    cancel_task
--- 4740    _rerun_template
--- 4806    _renew_template
--- 4841    retry_task
--- 4880    _show_template
--- 4920    get_task_result
--- 4950  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 4957    _purge_template
--- 4993    _first_uuid
--- 5009    _sweep_template
--- 5049    _clean
--- 5083    cleanup_tasks
--- 5104    cleanup_events
--- 5125    cleanup_all_queues
--- 5155  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 5160    _tick_template
--- 5180    _ticked (sequence)
--- 5186    _set_ticked
--- 5199    ticker
--- 5247    ticker_loop (procedure)
--- 5273  51_cron.sql: Whether pg_cron is installed in this database
--- 5275    _has_cron
--- 5285    _cron_has_seconds
--- 5306    _explain_no_cron
--- 5338    start
--- 5381    stop
--- 5406    _maintain
--- 5428    status
--- 5464  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 5468    _rights (view)
--- 5524    _allowed
--- 5563    _grant
--- 5582    _grant_again
--- 5598    _grant_queue
--- 5613    _check_grant
--- 5646    grant_access
--- 5682    revoke_access
--- 5728  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  223  00_install.sql
+--  253  01_version.sql: What the schema is, and its version
+--  260    version
+--  273  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  275    current_time
+--  294    _after
+--  309    _micros
+--  320  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  336    _random_bytes
+--  355    _make_uuidv7
+--  378    portable_uuidv7
+--  408    uuidv7_timestamp
+--  434    _task_id
+--  458    _run_id
+--  473    _run_task
+--  484    _run_number
+--  498  12_types.sql: The composite types that functions pass to each other
+--  503    _gap (type)
+--  511    _late (type)
+--  518    _timer (type)
+--  525    _picked (type)
+--  536    _spawn (type)
+--  568  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  570    _check_keys
+--  603    _number_option
+--  638    _integer_option
+--  664    _text_option
+--  690    _uuid_option
+--  717    _tags_option
+--  746    _check_name
+--  773    _check_seconds
+--  801    _check_isolation
+--  820    _check_policy
+--  850    _check_spawn
+--  887    _read_spawn_options
+--  944    _available_at
+--  984    _check_cancellation
+-- 1001  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1004    _check_retry_strategy
+-- 1040    _backoff
+-- 1083    _fraction
+-- 1094  20_tables.sql: Queues and the policy of each
+-- 1096    queues (table)
+-- 1115    grants (table)
+-- 1129    versions (table)
+-- 1144    t_template (table)
+-- 1222    p0_template (table)
+-- 1235    p1_template (table)
+-- 1278    k0_template (table)
+-- 1289    k1_template (table)
+-- 1313    seq_template (sequence)
+-- 1314    ring_template (sequence)
+-- 1315    parked_template (sequence)
+-- 1316    woken_template (sequence)
+-- 1317    plan_template (sequence)
+-- 1318    fired_template (sequence)
+-- 1319    clock_template (sequence)
+-- 1320    carry_template (sequence)
+-- 1341    r_template (table)
+-- 1358    c_template (table)
+-- 1375    e_template (table)
+-- 1392    w_template (table)
+-- 1407  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 1410    validate_queue_name
+-- 1452    _policy
+-- 1489    _call
+-- 1503    _template_ddl (view)
+-- 1588    _stamp
+-- 1600    _stamp_queue
+-- 1638    _stamp_functions
+-- 1676    _signature
+-- 1687    _leave_extension
+-- 1718    _lock_number
+-- 1728    _share_queue
+-- 1741    _may
+-- 1757    _each_queue
+-- 1779    _init_template
+-- 1805    _hush_template
+-- 1826    _beyond
+-- 1835    create_queue
+-- 1880    _refuse_busy
+-- 1899    drop_queue
+-- 1929    _drop_all
+-- 1972    list_queues
+-- 1987  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 1996    _push_template
+-- 2037    _fill
+-- 2057    _add0_template
+-- 2124    _back0_template
+-- 2142  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 2146    _claim0_template
+-- 2207    _pick0_template
+-- 2298    _move0_template
+-- 2360    _open_xids
+-- 2380    _next0_template
+-- 2408    _many0_template
+-- 2437    _stuck0_template
+-- 2474    _trim0_template
+-- 2517    _take_template
+-- 2597    _known_template
+-- 2617    claim_task
+-- 2669    _next_template
+-- 2710    _soon0_template
+-- 2766    next_due
+-- 2786  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 2799    _due0_template
+-- 2875    _last0_template
+-- 2900    _any0_template
+-- 2927    _miss0_template
+-- 2963    _pass0_template
+-- 3009    _fire_template
+-- 3061    _expire_template
+-- 3128    _over_template
+-- 3149  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 3151    _segment_bytes
+-- 3172    _turn_template
+-- 3204    _turn0_template
+-- 3239    _spent0_template
+-- 3253    _dry0_template
+-- 3280    _left0_template
+-- 3311    _carry0_template
+-- 3355  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 3361    _remake_template
+-- 3403    _alive_template
+-- 3458    _home
+-- 3471    _settle_template
+-- 3493    rebuild_dispatch
+-- 3526  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 3531    _put_template
+-- 3611    _new_template
+-- 3655    _found_template
+-- 3711    spawn_task
+-- 3753    spawn_tasks
+-- 3787    _read_task
+-- 3804  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 3809    _hold_template
+-- 3860    _own_template
+-- 3880    _done_template
+-- 3914    complete_run
+-- 3937    _flush_template
+-- 3995    _why_template
+-- 4011    _read_runs
+-- 4057    _explain_bad_run
+-- 4082    complete_runs
+-- 4107    _end_template
+-- 4156    _file_template
+-- 4180    _again_template
+-- 4214    _queue_template
+-- 4235    _fail_template
+-- 4253    fail_run
+-- 4277    _nap_template
+-- 4303    schedule_run
+-- 4333    _free_template
+-- 4370    release_run
+-- 4395    _keep_template
+-- 4418    extend_claim
+-- 4440  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 4445    _mark_template
+-- 4467    _note_template
+-- 4497    set_task_checkpoint_state
+-- 4532    _recall_template
+-- 4554    get_task_checkpoint_state
+-- 4578    _list_template
+-- 4607    get_task_checkpoint_states
+-- 4633  43_events.sql: Wait for an event, or learn how the wait ended
+-- 4640    _wait_template
+-- 4712    _park_template
+-- 4753    await_event
+-- 4790    _emit_template
+-- 4849    emit_event
+-- 4874  44_control.sql: Read a task, or raise TG003
+-- 4876    _fetch_template
+-- 4902    _stop_template
+-- 4926    cancel_task
+-- 4943    _rerun_template
+-- 5010    _renew_template
+-- 5045    retry_task
+-- 5084    _show_template
+-- 5130    get_task_result
+-- 5164  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 5171    _purge_template
+-- 5207    _first_uuid
+-- 5223    _sweep_template
+-- 5263    _clean
+-- 5297    cleanup_tasks
+-- 5318    cleanup_events
+-- 5339    cleanup_all_queues
+-- 5369  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 5374    _tick_template
+-- 5394    _ticked (sequence)
+-- 5400    _set_ticked
+-- 5413    ticker
+-- 5461    ticker_loop (procedure)
+-- 5487  51_cron.sql: Whether pg_cron is installed in this database
+-- 5489    _has_cron
+-- 5499    _cron_has_seconds
+-- 5520    _explain_no_cron
+-- 5552    start
+-- 5595    stop
+-- 5620    _maintain
+-- 5642    status
+-- 5678  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 5682    _rights (view)
+-- 5738    _allowed
+-- 5777    _grant
+-- 5796    _grant_again
+-- 5812    _grant_queue
+-- 5827    _check_grant
+-- 5860    grant_access
+-- 5896    revoke_access
+-- 5942  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -227,13 +234,13 @@ declare
 begin
   if to_regprocedure('teguh.version()') is not null then
     execute 'select teguh.version()' into v_found;
-    if v_found <> '0.1.0' then
-      raise exception 'teguh % is installed, this file is version 0.1.0', v_found
+    if v_found <> '0.2.0' then
+      raise exception 'teguh % is installed, this file is version 0.2.0', v_found
         using
           errcode = 'TG010',
           detail = 'Re-running the file refreshes one version and never changes tables.',
           hint = format(
-            'Run sql/upgrade/teguh--%s--0.1.0.sql, or install into another database.',
+            'Run sql/upgrade/teguh--%s--0.2.0.sql, or install into another database.',
             v_found
           );
     end if;
@@ -243,6 +250,8 @@ $$;
 
 create schema if not exists teguh;
 
+-- sql/src/01_version.sql
+-- What the schema is, and its version.
 comment on schema teguh is
   'Durable execution as SQL functions: tasks, retries, steps, sleeps, events. '
   'One set of tables and functions per queue, stamped from the queue "template".';
@@ -255,7 +264,7 @@ create or replace function teguh.version()
   parallel safe
   set search_path = pg_catalog, pg_temp
 as $$
-  select '0.1.0'::text;
+  select '0.2.0'::text;
 $$;
 
 comment on function teguh.version() is
@@ -490,46 +499,55 @@ $$;
 -- The composite types that functions pass to each other.
 do $$
 begin
-  if to_regtype('teguh._gap') is not null then
-    return;
+  if to_regtype('teguh._gap') is null then
+    create type teguh._gap as (
+      xid      xid8,
+      low_seq  bigint,
+      high_seq bigint
+    );
   end if;
 
-  create type teguh._gap as (
-    xid      xid8,
-    low_seq  bigint,
-    high_seq bigint
-  );
+  if to_regtype('teguh._late') is null then
+    create type teguh._late as (
+      xid   xid8,
+      since timestamptz
+    );
+  end if;
 
-  create type teguh._late as (
-    xid   xid8,
-    since timestamptz
-  );
+  if to_regtype('teguh._timer') is null then
+    create type teguh._timer as (
+      task_id uuid,
+      turn    integer
+    );
+  end if;
 
-  create type teguh._timer as (
-    task_id uuid,
-    turn    integer
-  );
+  if to_regtype('teguh._picked') is null then
+    create type teguh._picked as (
+      task_ids uuid[],
+      turns    integer[],
+      limited  uuid[],
+      limits   timestamptz[],
+      first    teguh._gap,
+      woke     bigint
+    );
+  end if;
 
-  create type teguh._picked as (
-    task_ids uuid[],
-    turns    integer[],
-    limited  uuid[],
-    limits   timestamptz[],
-    first    teguh._gap,
-    woke     bigint
-  );
-
-  create type teguh._spawn as (
-    task_name       text,
-    params          jsonb,
-    headers         jsonb,
-    retry_strategy  jsonb,
-    max_attempts    integer,
-    cancellation    jsonb,
-    idempotency_key text,
-    return_mismatch boolean,
-    available_at    timestamptz
-  );
+  if to_regtype('teguh._spawn') is null then
+    create type teguh._spawn as (
+      task_name       text,
+      params          jsonb,
+      headers         jsonb,
+      retry_strategy  jsonb,
+      max_attempts    integer,
+      cancellation    jsonb,
+      idempotency_key text,
+      return_mismatch boolean,
+      available_at    timestamptz,
+      tags            text[],
+      correlation_id  text,
+      parent_task_id  uuid
+    );
+  end if;
 end;
 $$;
 
@@ -665,6 +683,62 @@ begin
   end if;
 
   return p_options ->> p_key;
+end;
+$$;
+
+-- Read an option that must be a uuid; null when absent or null.
+create or replace function teguh._uuid_option(p_options jsonb, p_key text)
+  returns uuid
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_value text := teguh._text_option(p_options, p_key);
+begin
+  if v_value is null then
+    return null;
+  end if;
+
+  begin
+    return v_value::uuid;
+  exception
+    when invalid_text_representation then
+      raise exception '"%" must be a uuid', p_key
+        using
+          errcode = 'TG005',
+          detail = format('Found: "%s".', left(v_value, 200)),
+          hint = 'For instance the task_id that spawn_task() returned.';
+  end;
+end;
+$$;
+
+-- Read the tags of a spawn: an array of names; null when absent, null or empty.
+create or replace function teguh._tags_option(p_options jsonb)
+  returns text[]
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_value jsonb := nullif(p_options -> 'tags', 'null');
+  v_tags  text[];
+begin
+  if jsonb_typeof(v_value) <> 'array'
+    or jsonb_path_exists(v_value, 'strict $[*] ? (@.type() <> "string")')
+  then
+    raise exception '"tags" must be an array of strings'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(v_value::text, 200)),
+        hint = 'For instance ["nightly", "billing"].';
+  end if;
+
+  select array_agg(a.tag order by a.place) into v_tags
+  from jsonb_array_elements_text(v_value) with ordinality as a(tag, place);
+  perform teguh._check_name('tag', t.tag)
+  from unnest(v_tags) as t(tag);
+  return v_tags;
 end;
 $$;
 
@@ -822,7 +896,8 @@ declare
 begin
   perform teguh._check_keys('spawn options', p_options, array[
     'headers', 'retry_strategy', 'max_attempts', 'cancellation', 'idempotency_key',
-    'idempotency_mismatch', 'available_at', 'delay_seconds'
+    'idempotency_mismatch', 'available_at', 'delay_seconds', 'tags', 'correlation_id',
+    'parent_task_id'
   ]);
 
   v_spawn.headers := nullif(p_options -> 'headers', 'null');
@@ -855,6 +930,12 @@ begin
   v_spawn.return_mismatch := coalesce(v_mismatch = 'return', false);
 
   v_spawn.available_at := teguh._available_at(p_options);
+  v_spawn.tags := teguh._tags_option(p_options);
+  v_spawn.correlation_id := teguh._text_option(p_options, 'correlation_id');
+  if v_spawn.correlation_id is not null then
+    perform teguh._check_name('correlation id', v_spawn.correlation_id);
+  end if;
+  v_spawn.parent_task_id := teguh._uuid_option(p_options, 'parent_task_id');
   return v_spawn;
 end;
 $$;
@@ -1044,6 +1125,16 @@ comment on table teguh.grants is
 comment on column teguh.grants.queue_name is
   'The queue the right is for; * for every queue, also those to come.';
 
+-- Which versions this schema has had.
+create table if not exists teguh.versions (
+  version      text        not null,
+  installed_at timestamptz not null,
+  constraint versions_pkey primary key (version)
+);
+
+comment on table teguh.versions is
+  'One row per version that was installed here or that this schema was upgraded to.';
+
 -- The template queue: what create_queue() stamps out once per queue, replacing
 -- "template" by the queue's name.  No prefix contains another underscore, so
 -- the names of two queues cannot meet.
@@ -1076,6 +1167,9 @@ create table if not exists teguh.t_template (
   event_payload    jsonb,
   result           jsonb,
   failure_reason   jsonb,
+  tags             text[],
+  correlation_id   text,
+  parent_task_id   uuid,
   constraint tkey_template primary key (task_id),
   constraint tstate_template check (
     state in ('pending', 'running', 'sleeping', 'completed', 'failed', 'cancelled')
@@ -1115,6 +1209,12 @@ comment on column teguh.t_template.event_payload is
   'Payload of the event that woke the task; null if the wait timed out.';
 comment on column teguh.t_template.failure_reason is
   'Why the last run failed.';
+comment on column teguh.t_template.tags is
+  'Words given at the spawn to find the task by; null if there are none.';
+comment on column teguh.t_template.correlation_id is
+  'What ties tasks together that belong to one matter of the application.';
+comment on column teguh.t_template.parent_task_id is
+  'The task that this one was spawned for; it may lie in another queue.';
 
 -- Dispatch: what is ready, and what becomes so by the passing of time.  Two
 -- segments per queue, used in turn.  Rows are only ever inserted; a segment that
@@ -1371,11 +1471,11 @@ begin
         hint = format('Create it: select teguh.create_queue(%L);', left(p_queue_name, 60));
   end if;
 
-  if teguh.version() <> '0.1.0' then
+  if teguh.version() <> '0.2.0' then
     raise exception 'teguh was upgraded while this call waited'
       using
         errcode = '40001',
-        detail = format('The call began with version 0.1.0, and %s is installed now.',
+        detail = format('The call began with version 0.2.0, and %s is installed now.',
           teguh.version()),
         hint = 'Try again.';
   end if;
@@ -1413,7 +1513,8 @@ select
   1 as step,
   format(
     'create sequence teguh.%s minvalue %s start %s', s.sequencename, s.min_value, s.start_value
-  ) as ddl
+  ) as ddl,
+  s.sequencename as name
 from pg_catalog.pg_sequences as s
 where s.schemaname = 'teguh' and s.sequencename ~ '^_?[a-z0-9]+_template$'
 
@@ -1431,7 +1532,8 @@ select
       ', ' order by a.attnum
     ),
     ' with (' || array_to_string(t.reloptions, ', ') || ')'
-  )
+  ),
+  t.relname
 from template as t
 join pg_catalog.pg_attribute as a on a.attrelid = t.oid and a.attnum > 0 and not a.attisdropped
 left join pg_catalog.pg_attrdef as d on d.adrelid = a.attrelid and d.adnum = a.attnum
@@ -1443,38 +1545,43 @@ select
   3,
   format(
     'alter table teguh.%s add constraint %s %s', t.relname, k.conname, pg_get_constraintdef(k.oid)
-  )
+  ),
+  k.conname
 from template as t
 join pg_catalog.pg_constraint as k on k.conrelid = t.oid and k.contype <> 'n'
 
 union all
 
-select 4, pg_get_indexdef(i.indexrelid)
+select 4, pg_get_indexdef(i.indexrelid), c.relname
 from template as t
 join pg_catalog.pg_index as i on i.indrelid = t.oid
+join pg_catalog.pg_class as c on c.oid = i.indexrelid
 where not exists (select 1 from pg_catalog.pg_constraint as k where k.conindid = i.indexrelid)
 
 union all
 
-select 5, format('comment on table teguh.%s is %L', t.relname, obj_description(t.oid, 'pg_class'))
+select
+  5,
+  format('comment on table teguh.%s is %L', t.relname, obj_description(t.oid, 'pg_class')),
+  t.relname
 from template as t
 
 union all
 
-select 6, pg_get_functiondef(p.oid)
+select 6, pg_get_functiondef(p.oid), p.proname
 from pg_catalog.pg_proc as p
 where p.pronamespace = 'teguh'::regnamespace
   and p.proname ~ '^_?[a-z0-9]+_template$'
 
 union all
 
-select 7, format('revoke all on function %s from public', p.oid::regprocedure)
+select 7, format('revoke all on function %s from public', p.oid::regprocedure), p.proname
 from pg_catalog.pg_proc as p
 where p.pronamespace = 'teguh'::regnamespace
   and p.proname ~ '^_?[a-z0-9]+_template$';
 
 comment on view teguh._template_ddl is
-  'The template queue as DDL, in steps. Read back from the catalog, so that it is '
+  'The template queue as DDL, in steps, with the name of what each makes. Read back from the catalog, so that it is '
   'always what was written in the sources, upgrades included.';
 
 -- Rename the template queue to another wherever a text names it.
@@ -1487,8 +1594,10 @@ as $$
   select regexp_replace(p_ddl, '_template\M', '_' || p_queue_name, 'g');
 $$;
 
--- Create or refresh a queue's functions, as they are in the template.
-create or replace function teguh._stamp_functions(p_queue_name text)
+-- Bring a queue up to the template: create what it lacks, renew its comments and functions.
+-- So a new queue is made, and so an upgrade reaches the others.  Columns and whatever else
+-- changes in a table that is there already are for the upgrade's script.
+create or replace function teguh._stamp_queue(p_queue_name text)
   returns void
   language plpgsql
   volatile
@@ -1500,10 +1609,106 @@ begin
   for v_ddl in
     select d.ddl
     from teguh._template_ddl as d
-    where d.step >= 6
+    where case
+        when d.step = 3 then not exists (
+          select
+          from pg_constraint as k
+          where k.connamespace = 'teguh'::regnamespace
+            and k.conname = teguh._stamp(d.name, p_queue_name)
+        )
+        when d.step < 5 then to_regclass('teguh.' || teguh._stamp(d.name, p_queue_name)) is null
+        when d.step = 5 then
+          obj_description(to_regclass('teguh.' || teguh._stamp(d.name, p_queue_name)), 'pg_class')
+          is distinct from obj_description(to_regclass('teguh.' || d.name), 'pg_class')
+      end
     order by d.step, d.ddl
   loop
     execute teguh._stamp(v_ddl, p_queue_name);
+  end loop;
+
+  perform teguh._stamp_functions(p_queue_name);
+  perform teguh._leave_extension(p_queue_name);
+end;
+$$;
+
+-- Create or replace those functions of a queue that differ from the template's.
+--
+-- In an extension's script nothing may be replaced but what the extension has: there they
+-- join it for the moment.
+create or replace function teguh._stamp_functions(p_queue_name text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_extension boolean := exists (select from pg_extension as e where e.extname = 'teguh');
+  v_function  record;
+begin
+  for v_function in
+    select
+      teguh._stamp(d.ddl, p_queue_name) as ddl,
+      teguh._stamp(r.ddl, p_queue_name) as revoke_ddl,
+      o.oid::regprocedure as found,
+      teguh._signature(o.oid) = teguh._stamp(teguh._signature(p.oid), p_queue_name) as fits
+    from teguh._template_ddl as d
+    join teguh._template_ddl as r on r.step = 7 and r.name = d.name
+    join pg_proc as p on p.pronamespace = 'teguh'::regnamespace and p.proname = d.name
+    left join pg_proc as o
+      on o.pronamespace = p.pronamespace
+      and o.proname = teguh._stamp(p.proname, p_queue_name)
+    where d.step = 6
+      and pg_get_functiondef(o.oid) is distinct from teguh._stamp(d.ddl, p_queue_name)
+    order by p.proname
+  loop
+    if not v_function.fits then
+      execute format('drop function %s', v_function.found);
+    elsif v_function.fits and v_extension then
+      execute format('alter extension teguh add function %s', v_function.found);
+    end if;
+    execute v_function.ddl;
+    execute v_function.revoke_ddl;
+  end loop;
+end;
+$$;
+
+-- What of a function cannot be changed by replacing it.
+create or replace function teguh._signature(p_function oid)
+  returns text
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select pg_get_function_arguments(p_function) || ' -> ' || pg_get_function_result(p_function);
+$$;
+
+-- Take out of the extension what belongs to a queue.  Made in the extension's script, it
+-- would be the extension's, and neither be dumped nor be dropped with the queue.
+create or replace function teguh._leave_extension(p_queue_name text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_member text;
+begin
+  for v_member in
+    select i.type || ' ' || i.identity
+    from pg_extension as e
+    join pg_depend as d
+      on d.refclassid = 'pg_extension'::regclass
+      and d.refobjid = e.oid
+      and d.deptype = 'e'
+    cross join lateral pg_identify_object(d.classid, d.objid, d.objsubid) as i
+    join teguh._template_ddl as t
+      on teguh._stamp(t.name, p_queue_name)
+      = substring(i.identity from '^teguh[.]([a-z0-9_]+)')
+    where e.extname = 'teguh'
+      and t.step in (1, 2, 6)
+    order by 1
+  loop
+    execute 'alter extension teguh drop ' || v_member;
   end loop;
 end;
 $$;
@@ -1636,7 +1841,6 @@ create or replace function teguh.create_queue(p_queue_name text, p_policy jsonb 
 as $$
 declare
   v_policy jsonb := coalesce(p_policy, '{}');
-  v_ddl    text;
 begin
   perform teguh.validate_queue_name(p_queue_name);
   perform teguh._check_policy(v_policy);
@@ -1646,13 +1850,7 @@ begin
   on conflict (queue_name) do nothing;
 
   if found then
-    for v_ddl in
-      select d.ddl
-      from teguh._template_ddl as d
-      order by d.step, d.ddl
-    loop
-      execute teguh._stamp(v_ddl, p_queue_name);
-    end loop;
+    perform teguh._stamp_queue(p_queue_name);
     execute format('select teguh._init_%s()', p_queue_name);
     perform teguh._grant_queue(p_queue_name);
   else
@@ -3354,14 +3552,16 @@ begin
     select s.*, teguh._task_id(v_now) as task_id
     from unnest(p_tasks) with ordinality as s(
       task_name, params, headers, retry_strategy, max_attempts, cancellation,
-      idempotency_key, return_mismatch, available_at, place
+      idempotency_key, return_mismatch, available_at, tags, correlation_id, parent_task_id,
+      place
     )
   ),
 
   added as (
     insert into teguh.t_template as t (
       task_id, run_id, turn, state, created_at, available_at, deadline_at, max_attempts,
-      task_name, params, headers, retry_strategy, cancellation, idempotency_key
+      task_name, params, headers, retry_strategy, cancellation, idempotency_key, tags,
+      correlation_id, parent_task_id
     )
     select
       s.task_id,
@@ -3374,7 +3574,7 @@ begin
         greatest(s.available_at, v_now), (s.cancellation ->> 'max_delay')::double precision
       ),
       s.max_attempts, s.task_name, s.params, s.headers, s.retry_strategy, s.cancellation,
-      s.idempotency_key
+      s.idempotency_key, s.tags, s.correlation_id, s.parent_task_id
     from spawns as s
     order by s.idempotency_key nulls first, s.place
     on conflict (idempotency_key) where idempotency_key is not null do nothing
@@ -3432,13 +3632,15 @@ begin
 
   insert into teguh.t_template as t (
     task_id, run_id, turn, state, created_at, available_at, deadline_at, max_attempts,
-    task_name, params, headers, retry_strategy, cancellation
+    task_name, params, headers, retry_strategy, cancellation, tags, correlation_id,
+    parent_task_id
   )
   values (
     v_task_id, teguh._run_id(v_task_id, 1), 1,
     case when v_due_at > v_now then 'sleeping' else 'pending' end,
     v_now, v_due_at, v_deadline, p_spawn.max_attempts, p_spawn.task_name, p_spawn.params,
-    p_spawn.headers, p_spawn.retry_strategy, p_spawn.cancellation
+    p_spawn.headers, p_spawn.retry_strategy, p_spawn.cancellation, p_spawn.tags,
+    p_spawn.correlation_id, p_spawn.parent_task_id
   );
 
   perform teguh._queue_template(v_task_id, 1, v_due_at, v_now);
@@ -3542,9 +3744,10 @@ comment on function teguh.spawn_task(text, text, jsonb, jsonb) is
   '"base_seconds", "factor", "max_seconds", "jitter"}), max_attempts (null: '
   'unlimited), cancellation ({"max_delay", "max_duration"} in seconds), '
   'idempotency_key, idempotency_mismatch (error or return), available_at, '
-  'delay_seconds. created is false when the idempotency key was in use and the '
-  'existing task is returned. Raises TG001 for an unknown queue, TG005 for a bad '
-  'option, TG006 for a key that belongs to another task.';
+  'delay_seconds, tags (array of strings), correlation_id, parent_task_id (a task of any '
+  'queue). created is false when the idempotency key was in use and the existing task '
+  'is returned. Raises TG001 for an unknown queue, TG005 for a bad option, TG006 for a '
+  'key that belongs to another task.';
 
 -- Spawn many tasks with one statement.
 create or replace function teguh.spawn_tasks(p_queue_name text, p_tasks jsonb)
@@ -4773,7 +4976,8 @@ begin
     select *
     from teguh._put_template(array[row(
       v_task.task_name, v_task.params, v_task.headers, v_task.retry_strategy,
-      coalesce(p_max_attempts, v_task.max_attempts), v_task.cancellation, null, false, null
+      coalesce(p_max_attempts, v_task.max_attempts), v_task.cancellation, null, false, null,
+      v_task.tags, v_task.correlation_id, v_task.parent_task_id
     )::teguh._spawn]);
     return;
   end if;
@@ -4890,7 +5094,10 @@ create or replace function teguh._show_template(p_task_id uuid)
     created_at        timestamptz,
     available_at      timestamptz,
     first_started_at  timestamptz,
-    finished_at       timestamptz
+    finished_at       timestamptz,
+    tags              text[],
+    correlation_id    text,
+    parent_task_id    uuid
   )
   language plpgsql
   volatile
@@ -4912,7 +5119,10 @@ begin
     v_task.created_at,
     v_task.available_at,
     v_task.first_started_at,
-    v_task.finished_at;
+    v_task.finished_at,
+    v_task.tags,
+    v_task.correlation_id,
+    v_task.parent_task_id;
 end;
 $$;
 
@@ -4930,7 +5140,10 @@ create or replace function teguh.get_task_result(p_queue_name text, p_task_id uu
     created_at        timestamptz,
     available_at      timestamptz,
     first_started_at  timestamptz,
-    finished_at       timestamptz
+    finished_at       timestamptz,
+    tags              text[],
+    correlation_id    text,
+    parent_task_id    uuid
   )
   language plpgsql
   volatile
@@ -4944,7 +5157,8 @@ $$;
 comment on function teguh.get_task_result(text, uuid) is
   'Where a task stands and what came of it. state is pending, running, sleeping, '
   'completed, failed or cancelled; attempts is how often it was handed to a worker; '
-  'failure_reason is why its last failed run failed. Raises TG001 for an unknown '
+  'failure_reason is why its last failed run failed; tags, correlation_id and '
+  'parent_task_id are what it was spawned with. Raises TG001 for an unknown '
   'queue, TG003 for an unknown task.';
 
 -- sql/src/45_cleanup.sql
@@ -5776,8 +5990,8 @@ begin
 end;
 $$;
 
--- The template is a queue like any other; and queues that exist get the functions
--- of this file.
+-- The template is a queue like any other; and queues that exist get what it
+-- has.
 do $$
 declare
   v_queue_name text;
@@ -5788,7 +6002,7 @@ begin
     from teguh.queues as q
     order by q.queue_name
   loop
-    perform teguh._stamp_functions(v_queue_name);
+    perform teguh._stamp_queue(v_queue_name);
   end loop;
 end;
 $$;
@@ -5808,5 +6022,9 @@ begin
   perform teguh._grant_again();
 end;
 $$;
+
+insert into teguh.versions (version, installed_at)
+values (teguh.version(), teguh.current_time())
+on conflict do nothing;
 
 commit;

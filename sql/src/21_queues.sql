@@ -106,7 +106,8 @@ select
   1 as step,
   format(
     'create sequence teguh.%s minvalue %s start %s', s.sequencename, s.min_value, s.start_value
-  ) as ddl
+  ) as ddl,
+  s.sequencename as name
 from pg_catalog.pg_sequences as s
 where s.schemaname = 'teguh' and s.sequencename ~ '^_?[a-z0-9]+_template$'
 
@@ -124,7 +125,8 @@ select
       ', ' order by a.attnum
     ),
     ' with (' || array_to_string(t.reloptions, ', ') || ')'
-  )
+  ),
+  t.relname
 from template as t
 join pg_catalog.pg_attribute as a on a.attrelid = t.oid and a.attnum > 0 and not a.attisdropped
 left join pg_catalog.pg_attrdef as d on d.adrelid = a.attrelid and d.adnum = a.attnum
@@ -136,38 +138,43 @@ select
   3,
   format(
     'alter table teguh.%s add constraint %s %s', t.relname, k.conname, pg_get_constraintdef(k.oid)
-  )
+  ),
+  k.conname
 from template as t
 join pg_catalog.pg_constraint as k on k.conrelid = t.oid and k.contype <> 'n'
 
 union all
 
-select 4, pg_get_indexdef(i.indexrelid)
+select 4, pg_get_indexdef(i.indexrelid), c.relname
 from template as t
 join pg_catalog.pg_index as i on i.indrelid = t.oid
+join pg_catalog.pg_class as c on c.oid = i.indexrelid
 where not exists (select 1 from pg_catalog.pg_constraint as k where k.conindid = i.indexrelid)
 
 union all
 
-select 5, format('comment on table teguh.%s is %L', t.relname, obj_description(t.oid, 'pg_class'))
+select
+  5,
+  format('comment on table teguh.%s is %L', t.relname, obj_description(t.oid, 'pg_class')),
+  t.relname
 from template as t
 
 union all
 
-select 6, pg_get_functiondef(p.oid)
+select 6, pg_get_functiondef(p.oid), p.proname
 from pg_catalog.pg_proc as p
 where p.pronamespace = 'teguh'::regnamespace
   and p.proname ~ '^_?[a-z0-9]+_template$'
 
 union all
 
-select 7, format('revoke all on function %s from public', p.oid::regprocedure)
+select 7, format('revoke all on function %s from public', p.oid::regprocedure), p.proname
 from pg_catalog.pg_proc as p
 where p.pronamespace = 'teguh'::regnamespace
   and p.proname ~ '^_?[a-z0-9]+_template$';
 
 comment on view teguh._template_ddl is
-  'The template queue as DDL, in steps. Read back from the catalog, so that it is '
+  'The template queue as DDL, in steps, with the name of what each makes. Read back from the catalog, so that it is '
   'always what was written in the sources, upgrades included.';
 
 -- Rename the template queue to another wherever a text names it.
@@ -180,8 +187,10 @@ as $$
   select regexp_replace(p_ddl, '_template\M', '_' || p_queue_name, 'g');
 $$;
 
--- Create or refresh a queue's functions, as they are in the template.
-create or replace function teguh._stamp_functions(p_queue_name text)
+-- Bring a queue up to the template: create what it lacks, renew its comments and functions.
+-- So a new queue is made, and so an upgrade reaches the others.  Columns and whatever else
+-- changes in a table that is there already are for the upgrade's script.
+create or replace function teguh._stamp_queue(p_queue_name text)
   returns void
   language plpgsql
   volatile
@@ -193,10 +202,106 @@ begin
   for v_ddl in
     select d.ddl
     from teguh._template_ddl as d
-    where d.step >= 6
+    where case
+        when d.step = 3 then not exists (
+          select
+          from pg_constraint as k
+          where k.connamespace = 'teguh'::regnamespace
+            and k.conname = teguh._stamp(d.name, p_queue_name)
+        )
+        when d.step < 5 then to_regclass('teguh.' || teguh._stamp(d.name, p_queue_name)) is null
+        when d.step = 5 then
+          obj_description(to_regclass('teguh.' || teguh._stamp(d.name, p_queue_name)), 'pg_class')
+          is distinct from obj_description(to_regclass('teguh.' || d.name), 'pg_class')
+      end
     order by d.step, d.ddl
   loop
     execute teguh._stamp(v_ddl, p_queue_name);
+  end loop;
+
+  perform teguh._stamp_functions(p_queue_name);
+  perform teguh._leave_extension(p_queue_name);
+end;
+$$;
+
+-- Create or replace those functions of a queue that differ from the template's.
+--
+-- In an extension's script nothing may be replaced but what the extension has: there they
+-- join it for the moment.
+create or replace function teguh._stamp_functions(p_queue_name text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_extension boolean := exists (select from pg_extension as e where e.extname = 'teguh');
+  v_function  record;
+begin
+  for v_function in
+    select
+      teguh._stamp(d.ddl, p_queue_name) as ddl,
+      teguh._stamp(r.ddl, p_queue_name) as revoke_ddl,
+      o.oid::regprocedure as found,
+      teguh._signature(o.oid) = teguh._stamp(teguh._signature(p.oid), p_queue_name) as fits
+    from teguh._template_ddl as d
+    join teguh._template_ddl as r on r.step = 7 and r.name = d.name
+    join pg_proc as p on p.pronamespace = 'teguh'::regnamespace and p.proname = d.name
+    left join pg_proc as o
+      on o.pronamespace = p.pronamespace
+      and o.proname = teguh._stamp(p.proname, p_queue_name)
+    where d.step = 6
+      and pg_get_functiondef(o.oid) is distinct from teguh._stamp(d.ddl, p_queue_name)
+    order by p.proname
+  loop
+    if not v_function.fits then
+      execute format('drop function %s', v_function.found);
+    elsif v_function.fits and v_extension then
+      execute format('alter extension teguh add function %s', v_function.found);
+    end if;
+    execute v_function.ddl;
+    execute v_function.revoke_ddl;
+  end loop;
+end;
+$$;
+
+-- What of a function cannot be changed by replacing it.
+create or replace function teguh._signature(p_function oid)
+  returns text
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select pg_get_function_arguments(p_function) || ' -> ' || pg_get_function_result(p_function);
+$$;
+
+-- Take out of the extension what belongs to a queue.  Made in the extension's script, it
+-- would be the extension's, and neither be dumped nor be dropped with the queue.
+create or replace function teguh._leave_extension(p_queue_name text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_member text;
+begin
+  for v_member in
+    select i.type || ' ' || i.identity
+    from pg_extension as e
+    join pg_depend as d
+      on d.refclassid = 'pg_extension'::regclass
+      and d.refobjid = e.oid
+      and d.deptype = 'e'
+    cross join lateral pg_identify_object(d.classid, d.objid, d.objsubid) as i
+    join teguh._template_ddl as t
+      on teguh._stamp(t.name, p_queue_name)
+      = substring(i.identity from '^teguh[.]([a-z0-9_]+)')
+    where e.extname = 'teguh'
+      and t.step in (1, 2, 6)
+    order by 1
+  loop
+    execute 'alter extension teguh drop ' || v_member;
   end loop;
 end;
 $$;
@@ -329,7 +434,6 @@ create or replace function teguh.create_queue(p_queue_name text, p_policy jsonb 
 as $$
 declare
   v_policy jsonb := coalesce(p_policy, '{}');
-  v_ddl    text;
 begin
   perform teguh.validate_queue_name(p_queue_name);
   perform teguh._check_policy(v_policy);
@@ -339,13 +443,7 @@ begin
   on conflict (queue_name) do nothing;
 
   if found then
-    for v_ddl in
-      select d.ddl
-      from teguh._template_ddl as d
-      order by d.step, d.ddl
-    loop
-      execute teguh._stamp(v_ddl, p_queue_name);
-    end loop;
+    perform teguh._stamp_queue(p_queue_name);
     execute format('select teguh._init_%s()', p_queue_name);
     perform teguh._grant_queue(p_queue_name);
   else

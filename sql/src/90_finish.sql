@@ -48,8 +48,8 @@ begin
 end;
 $$;
 
--- The template is a queue like any other; and queues that exist get the functions
--- of this file.
+-- The template is a queue like any other; and queues that exist get what it
+-- has.
 do $$
 declare
   v_queue_name text;
@@ -60,7 +60,7 @@ begin
     from teguh.queues as q
     order by q.queue_name
   loop
-    perform teguh._stamp_functions(v_queue_name);
+    perform teguh._stamp_queue(v_queue_name);
   end loop;
 end;
 $$;
@@ -80,5 +80,9 @@ begin
   perform teguh._grant_again();
 end;
 $$;
+
+insert into teguh.versions (version, installed_at)
+values (teguh.version(), teguh.current_time())
+on conflict do nothing;
 
 commit;
