@@ -8,217 +8,219 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  223  00_install.sql
---  253  01_version.sql: What the schema is, and its version
---  260    version
---  273  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  275    current_time
---  294    _after
---  309    _micros
---  320  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  336    _random_bytes
---  355    _make_uuidv7
---  378    portable_uuidv7
---  408    uuidv7_timestamp
---  434    _task_id
---  458    _run_id
---  473    _run_task
---  484    _run_number
---  498  12_types.sql: The composite types that functions pass to each other
---  503    _gap (type)
---  511    _late (type)
---  518    _timer (type)
---  525    _picked (type)
---  536    _spawn (type)
---  568  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  570    _check_keys
---  603    _number_option
---  638    _integer_option
---  664    _text_option
---  690    _uuid_option
---  717    _tags_option
---  746    _check_name
---  773    _check_seconds
---  801    _check_isolation
---  820    _check_policy
---  850    _check_spawn
---  887    _read_spawn_options
---  944    _available_at
---  984    _check_cancellation
--- 1001  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1004    _check_retry_strategy
--- 1040    _backoff
--- 1083    _fraction
--- 1094  20_tables.sql: Queues and the policy of each
--- 1096    queues (table)
--- 1115    grants (table)
--- 1129    versions (table)
--- 1144    t_template (table)
--- 1222    p0_template (table)
--- 1235    p1_template (table)
--- 1278    k0_template (table)
--- 1289    k1_template (table)
--- 1313    seq_template (sequence)
--- 1314    ring_template (sequence)
--- 1315    parked_template (sequence)
--- 1316    woken_template (sequence)
--- 1317    plan_template (sequence)
--- 1318    fired_template (sequence)
--- 1319    clock_template (sequence)
--- 1320    carry_template (sequence)
--- 1341    r_template (table)
--- 1358    c_template (table)
--- 1375    e_template (table)
--- 1392    w_template (table)
--- 1407  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 1410    validate_queue_name
--- 1452    _policy
--- 1489    _call
--- 1503    _template_ddl (view)
--- 1588    _stamp
--- 1600    _stamp_queue
--- 1638    _stamp_functions
--- 1676    _signature
--- 1687    _leave_extension
--- 1718    _lock_number
--- 1728    _share_queue
--- 1741    _may
--- 1757    _each_queue
--- 1779    _init_template
--- 1805    _hush_template
--- 1826    _beyond
--- 1835    create_queue
--- 1880    _refuse_busy
--- 1899    drop_queue
--- 1929    _drop_all
--- 1972    list_queues
--- 1987  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 1996    _push_template
--- 2037    _fill
--- 2057    _add0_template
--- 2124    _back0_template
--- 2142  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 2146    _claim0_template
--- 2207    _pick0_template
--- 2298    _move0_template
--- 2360    _open_xids
--- 2380    _next0_template
--- 2408    _many0_template
--- 2437    _stuck0_template
--- 2474    _trim0_template
--- 2517    _take_template
--- 2597    _known_template
--- 2617    claim_task
--- 2669    _next_template
--- 2710    _soon0_template
--- 2766    next_due
--- 2786  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 2799    _due0_template
--- 2875    _last0_template
--- 2900    _any0_template
--- 2927    _miss0_template
--- 2963    _pass0_template
--- 3009    _fire_template
--- 3061    _expire_template
--- 3128    _over_template
--- 3149  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 3151    _segment_bytes
--- 3172    _turn_template
--- 3204    _turn0_template
--- 3239    _spent0_template
--- 3253    _dry0_template
--- 3280    _left0_template
--- 3311    _carry0_template
--- 3355  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 3361    _remake_template
--- 3403    _alive_template
--- 3458    _home
--- 3471    _settle_template
--- 3493    rebuild_dispatch
--- 3526  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 3531    _put_template
--- 3611    _new_template
--- 3655    _found_template
--- 3711    spawn_task
--- 3753    spawn_tasks
--- 3787    _read_task
--- 3804  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 3809    _hold_template
--- 3860    _own_template
--- 3880    _done_template
--- 3914    complete_run
--- 3937    _flush_template
--- 3995    _why_template
--- 4011    _read_runs
--- 4057    _explain_bad_run
--- 4082    complete_runs
--- 4107    _end_template
--- 4156    _file_template
--- 4180    _again_template
--- 4214    _queue_template
--- 4235    _fail_template
--- 4253    fail_run
--- 4277    _nap_template
--- 4303    schedule_run
--- 4333    _free_template
--- 4370    release_run
--- 4395    _keep_template
--- 4418    extend_claim
--- 4440  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 4445    _mark_template
--- 4467    _note_template
--- 4497    set_task_checkpoint_state
--- 4532    _recall_template
--- 4554    get_task_checkpoint_state
--- 4578    _list_template
--- 4607    get_task_checkpoint_states
--- 4633  43_events.sql: Wait for an event, or learn how the wait ended
--- 4640    _wait_template
--- 4712    _park_template
--- 4753    await_event
--- 4790    _emit_template
--- 4849    emit_event
--- 4874  44_control.sql: Read a task, or raise TG003
--- 4876    _fetch_template
--- 4902    _stop_template
--- 4926    cancel_task
--- 4943    _rerun_template
--- 5010    _renew_template
--- 5045    retry_task
--- 5084    _show_template
--- 5130    get_task_result
--- 5164  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 5171    _purge_template
--- 5207    _first_uuid
--- 5223    _sweep_template
--- 5263    _clean
--- 5297    cleanup_tasks
--- 5318    cleanup_events
--- 5339    cleanup_all_queues
--- 5369  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 5374    _tick_template
--- 5394    _ticked (sequence)
--- 5400    _set_ticked
--- 5413    ticker
--- 5461    ticker_loop (procedure)
--- 5487  51_cron.sql: Whether pg_cron is installed in this database
--- 5489    _has_cron
--- 5499    _cron_has_seconds
--- 5520    _explain_no_cron
--- 5552    start
--- 5595    stop
--- 5620    _maintain
--- 5642    status
--- 5678  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 5682    _rights (view)
--- 5738    _allowed
--- 5777    _grant
--- 5796    _grant_again
--- 5812    _grant_queue
--- 5827    _check_grant
--- 5860    grant_access
--- 5896    revoke_access
--- 5942  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  225  00_install.sql
+--  255  01_version.sql: What the schema is, and its version
+--  262    version
+--  275  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  277    current_time
+--  296    _after
+--  311    _micros
+--  322  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  338    _random_bytes
+--  357    _make_uuidv7
+--  380    portable_uuidv7
+--  410    uuidv7_timestamp
+--  436    _task_id
+--  460    _run_id
+--  475    _run_task
+--  486    _run_number
+--  500  12_types.sql: The composite types that functions pass to each other
+--  505    _gap (type)
+--  513    _late (type)
+--  520    _timer (type)
+--  527    _picked (type)
+--  538    _spawn (type)
+--  570  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  572    _check_keys
+--  605    _number_option
+--  640    _integer_option
+--  666    _text_option
+--  692    _uuid_option
+--  719    _tags_option
+--  748    _check_name
+--  775    _check_seconds
+--  803    _check_isolation
+--  822    _check_policy
+--  852    _check_spawn
+--  889    _read_spawn_options
+--  946    _available_at
+--  986    _check_cancellation
+-- 1003  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1006    _check_retry_strategy
+-- 1042    _backoff
+-- 1085    _fraction
+-- 1096  20_tables.sql: Queues and the policy of each
+-- 1098    queues (table)
+-- 1117    grants (table)
+-- 1131    versions (table)
+-- 1146    t_template (table)
+-- 1224    p0_template (table)
+-- 1237    p1_template (table)
+-- 1280    k0_template (table)
+-- 1291    k1_template (table)
+-- 1315    seq_template (sequence)
+-- 1316    ring_template (sequence)
+-- 1317    parked_template (sequence)
+-- 1318    woken_template (sequence)
+-- 1319    plan_template (sequence)
+-- 1320    fired_template (sequence)
+-- 1321    clock_template (sequence)
+-- 1322    carry_template (sequence)
+-- 1343    r_template (table)
+-- 1360    c_template (table)
+-- 1377    e_template (table)
+-- 1394    w_template (table)
+-- 1409  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 1412    validate_queue_name
+-- 1454    _policy
+-- 1491    _call
+-- 1505    _template_ddl (view)
+-- 1590    _stamp
+-- 1602    _stamp_queues
+-- 1630    _stamp_relation
+-- 1670    _stamp_function
+-- 1700    _function
+-- 1712    _signature
+-- 1723    _leave_extension
+-- 1749    _lock_number
+-- 1759    _share_queue
+-- 1772    _may
+-- 1788    _each_queue
+-- 1810    _init_template
+-- 1836    _hush_template
+-- 1857    _beyond
+-- 1866    create_queue
+-- 1911    _refuse_busy
+-- 1930    drop_queue
+-- 1960    _drop_all
+-- 2003    list_queues
+-- 2018  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 2027    _push_template
+-- 2068    _fill
+-- 2088    _add0_template
+-- 2155    _back0_template
+-- 2173  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 2177    _claim0_template
+-- 2238    _pick0_template
+-- 2329    _move0_template
+-- 2391    _open_xids
+-- 2411    _next0_template
+-- 2439    _many0_template
+-- 2468    _stuck0_template
+-- 2505    _trim0_template
+-- 2548    _take_template
+-- 2628    _known_template
+-- 2648    claim_task
+-- 2700    _next_template
+-- 2741    _soon0_template
+-- 2797    next_due
+-- 2817  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 2830    _due0_template
+-- 2906    _last0_template
+-- 2931    _any0_template
+-- 2958    _miss0_template
+-- 2994    _pass0_template
+-- 3040    _fire_template
+-- 3092    _expire_template
+-- 3159    _over_template
+-- 3180  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 3182    _segment_bytes
+-- 3203    _turn_template
+-- 3235    _turn0_template
+-- 3270    _spent0_template
+-- 3284    _dry0_template
+-- 3311    _left0_template
+-- 3342    _carry0_template
+-- 3386  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 3392    _remake_template
+-- 3434    _alive_template
+-- 3489    _home
+-- 3502    _settle_template
+-- 3524    rebuild_dispatch
+-- 3557  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 3562    _put_template
+-- 3642    _new_template
+-- 3686    _found_template
+-- 3742    spawn_task
+-- 3784    spawn_tasks
+-- 3818    _read_task
+-- 3835  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 3840    _hold_template
+-- 3891    _own_template
+-- 3911    _done_template
+-- 3945    complete_run
+-- 3968    _flush_template
+-- 4026    _why_template
+-- 4042    _read_runs
+-- 4088    _explain_bad_run
+-- 4113    complete_runs
+-- 4138    _end_template
+-- 4187    _file_template
+-- 4211    _again_template
+-- 4245    _queue_template
+-- 4266    _fail_template
+-- 4284    fail_run
+-- 4308    _nap_template
+-- 4334    schedule_run
+-- 4364    _free_template
+-- 4401    release_run
+-- 4426    _keep_template
+-- 4449    extend_claim
+-- 4471  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 4476    _mark_template
+-- 4498    _note_template
+-- 4528    set_task_checkpoint_state
+-- 4563    _recall_template
+-- 4585    get_task_checkpoint_state
+-- 4609    _list_template
+-- 4638    get_task_checkpoint_states
+-- 4664  43_events.sql: Wait for an event, or learn how the wait ended
+-- 4671    _wait_template
+-- 4743    _park_template
+-- 4784    await_event
+-- 4821    _emit_template
+-- 4880    emit_event
+-- 4905  44_control.sql: Read a task, or raise TG003
+-- 4907    _fetch_template
+-- 4933    _stop_template
+-- 4957    cancel_task
+-- 4974    _rerun_template
+-- 5041    _renew_template
+-- 5076    retry_task
+-- 5115    _show_template
+-- 5161    get_task_result
+-- 5195  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 5202    _purge_template
+-- 5238    _first_uuid
+-- 5254    _sweep_template
+-- 5294    _clean
+-- 5328    cleanup_tasks
+-- 5349    cleanup_events
+-- 5370    cleanup_all_queues
+-- 5400  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 5405    _tick_template
+-- 5425    _ticked (sequence)
+-- 5431    _set_ticked
+-- 5444    ticker
+-- 5492    ticker_loop (procedure)
+-- 5518  51_cron.sql: Whether pg_cron is installed in this database
+-- 5520    _has_cron
+-- 5530    _cron_has_seconds
+-- 5551    _explain_no_cron
+-- 5583    start
+-- 5626    stop
+-- 5651    _maintain
+-- 5673    status
+-- 5709  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 5713    _rights (view)
+-- 5769    _allowed
+-- 5808    _grant
+-- 5827    _grant_again
+-- 5843    _grant_queue
+-- 5858    _check_grant
+-- 5891    grant_access
+-- 5927    revoke_access
+-- 5973  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -1594,82 +1596,116 @@ as $$
   select regexp_replace(p_ddl, '_template\M', '_' || p_queue_name, 'g');
 $$;
 
--- Bring a queue up to the template: create what it lacks, renew its comments and functions.
--- So a new queue is made, and so an upgrade reaches the others.  Columns and whatever else
--- changes in a table that is there already are for the upgrade's script.
-create or replace function teguh._stamp_queue(p_queue_name text)
+-- Bring queues up to the template: create what they lack, renew comments and functions.  So a
+-- new queue is made, and so an upgrade reaches the others.  Columns and whatever else changes in
+-- a table that is there already are for the upgrade's script.
+create or replace function teguh._stamp_queues(p_queue_names text[])
   returns void
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_ddl text;
+  v_made       record;
+  v_queue_name text;
 begin
-  for v_ddl in
-    select d.ddl
+  for v_made in
+    select d.step, d.name, d.ddl
     from teguh._template_ddl as d
-    where case
-        when d.step = 3 then not exists (
-          select
-          from pg_constraint as k
-          where k.connamespace = 'teguh'::regnamespace
-            and k.conname = teguh._stamp(d.name, p_queue_name)
-        )
-        when d.step < 5 then to_regclass('teguh.' || teguh._stamp(d.name, p_queue_name)) is null
-        when d.step = 5 then
-          obj_description(to_regclass('teguh.' || teguh._stamp(d.name, p_queue_name)), 'pg_class')
-          is distinct from obj_description(to_regclass('teguh.' || d.name), 'pg_class')
-      end
+    where d.step <= 6
     order by d.step, d.ddl
   loop
-    execute teguh._stamp(v_ddl, p_queue_name);
+    foreach v_queue_name in array p_queue_names loop
+      if v_made.step = 6 then
+        perform teguh._stamp_function(v_made.name, v_made.ddl, v_queue_name);
+      else
+        perform teguh._stamp_relation(v_made.step, v_made.name, v_made.ddl, v_queue_name);
+      end if;
+    end loop;
   end loop;
-
-  perform teguh._stamp_functions(p_queue_name);
-  perform teguh._leave_extension(p_queue_name);
 end;
 $$;
 
--- Create or replace those functions of a queue that differ from the template's.
---
--- In an extension's script nothing may be replaced but what the extension has: there they
--- join it for the moment.
-create or replace function teguh._stamp_functions(p_queue_name text)
+-- Give a queue one sequence, table, constraint, index or comment that it lacks.
+create or replace function teguh._stamp_relation(
+  p_step       integer,
+  p_name       text,
+  p_ddl        text,
+  p_queue_name text
+)
   returns void
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_extension boolean := exists (select from pg_extension as e where e.extname = 'teguh');
-  v_function  record;
+  v_name text := teguh._stamp(p_name, p_queue_name);
+  v_done boolean := case p_step
+    when 3 then exists (
+      select
+      from pg_constraint as k
+      where k.connamespace = 'teguh'::regnamespace and k.conname = v_name
+    )
+    when 5 then
+      obj_description(to_regclass('teguh.' || v_name), 'pg_class')
+      = obj_description(to_regclass('teguh.' || p_name), 'pg_class')
+    else to_regclass('teguh.' || v_name) is not null
+  end;
 begin
-  for v_function in
-    select
-      teguh._stamp(d.ddl, p_queue_name) as ddl,
-      teguh._stamp(r.ddl, p_queue_name) as revoke_ddl,
-      o.oid::regprocedure as found,
-      teguh._signature(o.oid) = teguh._stamp(teguh._signature(p.oid), p_queue_name) as fits
-    from teguh._template_ddl as d
-    join teguh._template_ddl as r on r.step = 7 and r.name = d.name
-    join pg_proc as p on p.pronamespace = 'teguh'::regnamespace and p.proname = d.name
-    left join pg_proc as o
-      on o.pronamespace = p.pronamespace
-      and o.proname = teguh._stamp(p.proname, p_queue_name)
-    where d.step = 6
-      and pg_get_functiondef(o.oid) is distinct from teguh._stamp(d.ddl, p_queue_name)
-    order by p.proname
-  loop
-    if not v_function.fits then
-      execute format('drop function %s', v_function.found);
-    elsif v_function.fits and v_extension then
-      execute format('alter extension teguh add function %s', v_function.found);
-    end if;
-    execute v_function.ddl;
-    execute v_function.revoke_ddl;
-  end loop;
+  if v_done then
+    return;
+  end if;
+
+  execute teguh._stamp(p_ddl, p_queue_name);
+  if p_step in (1, 2) then
+    perform teguh._leave_extension('pg_class', to_regclass('teguh.' || v_name));
+  end if;
 end;
+$$;
+
+-- Create a queue's function, or replace one that differs from the template's.
+--
+-- In an extension's script nothing may be replaced but what the extension has: there the
+-- function joins it for the moment.
+create or replace function teguh._stamp_function(p_name text, p_ddl text, p_queue_name text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_ddl  text := teguh._stamp(p_ddl, p_queue_name);
+  v_name name := teguh._stamp(p_name, p_queue_name);
+  v_old  regprocedure := teguh._function(v_name);
+begin
+  if v_old is not null then
+    if pg_get_functiondef(v_old) = v_ddl then
+      return;
+    elsif teguh._signature(v_old)
+      <> teguh._stamp(teguh._signature(teguh._function(p_name::name)), p_queue_name)
+    then
+      execute format('drop function %s', v_old);
+    elsif exists (select from pg_extension as e where e.extname = 'teguh') then
+      execute format('alter extension teguh add function %s', v_old);
+    end if;
+  end if;
+
+  execute v_ddl;
+  execute format('revoke all on function %s from public', teguh._function(v_name));
+  perform teguh._leave_extension('pg_proc', teguh._function(v_name));
+end;
+$$;
+
+-- The function of a name; null if there is none.
+create or replace function teguh._function(p_name name)
+  returns regprocedure
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select p.oid
+  from pg_proc as p
+  where p.pronamespace = 'teguh'::regnamespace and p.proname = p_name;
 $$;
 
 -- What of a function cannot be changed by replacing it.
@@ -1682,34 +1718,29 @@ as $$
   select pg_get_function_arguments(p_function) || ' -> ' || pg_get_function_result(p_function);
 $$;
 
--- Take out of the extension what belongs to a queue.  Made in the extension's script, it
--- would be the extension's, and neither be dumped nor be dropped with the queue.
-create or replace function teguh._leave_extension(p_queue_name text)
+-- Take something of a queue out of the extension.  Made in the extension's script, it would be
+-- the extension's, and neither be dumped nor be dropped with the queue.
+create or replace function teguh._leave_extension(p_class regclass, p_object oid)
   returns void
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_member text;
-begin
-  for v_member in
+  v_member text := (
     select i.type || ' ' || i.identity
-    from pg_extension as e
-    join pg_depend as d
-      on d.refclassid = 'pg_extension'::regclass
-      and d.refobjid = e.oid
+    from pg_depend as d
+    join pg_extension as e on e.oid = d.refobjid and e.extname = 'teguh'
+    cross join lateral pg_identify_object(d.classid, d.objid, 0) as i
+    where d.classid = p_class
+      and d.objid = p_object
+      and d.refclassid = 'pg_extension'::regclass
       and d.deptype = 'e'
-    cross join lateral pg_identify_object(d.classid, d.objid, d.objsubid) as i
-    join teguh._template_ddl as t
-      on teguh._stamp(t.name, p_queue_name)
-      = substring(i.identity from '^teguh[.]([a-z0-9_]+)')
-    where e.extname = 'teguh'
-      and t.step in (1, 2, 6)
-    order by 1
-  loop
+  );
+begin
+  if v_member is not null then
     execute 'alter extension teguh drop ' || v_member;
-  end loop;
+  end if;
 end;
 $$;
 
@@ -1850,7 +1881,7 @@ begin
   on conflict (queue_name) do nothing;
 
   if found then
-    perform teguh._stamp_queue(p_queue_name);
+    perform teguh._stamp_queues(array[p_queue_name]);
     execute format('select teguh._init_%s()', p_queue_name);
     perform teguh._grant_queue(p_queue_name);
   else
@@ -5993,17 +6024,9 @@ $$;
 -- The template is a queue like any other; and queues that exist get what it
 -- has.
 do $$
-declare
-  v_queue_name text;
 begin
   perform teguh._init_template();
-  for v_queue_name in
-    select q.queue_name
-    from teguh.queues as q
-    order by q.queue_name
-  loop
-    perform teguh._stamp_queue(v_queue_name);
-  end loop;
+  perform teguh._stamp_queues(array(select q.queue_name from teguh.queues as q order by 1));
 end;
 $$;
 
@@ -6016,6 +6039,7 @@ begin
     select p.oid
     from pg_catalog.pg_proc as p
     where p.pronamespace = 'teguh'::regnamespace
+      and pg_catalog.has_function_privilege('public', p.oid, 'execute')
   loop
     execute pg_catalog.format('revoke all on routine %s from public', v_routine);
   end loop;

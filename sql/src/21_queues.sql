@@ -187,82 +187,116 @@ as $$
   select regexp_replace(p_ddl, '_template\M', '_' || p_queue_name, 'g');
 $$;
 
--- Bring a queue up to the template: create what it lacks, renew its comments and functions.
--- So a new queue is made, and so an upgrade reaches the others.  Columns and whatever else
--- changes in a table that is there already are for the upgrade's script.
-create or replace function teguh._stamp_queue(p_queue_name text)
+-- Bring queues up to the template: create what they lack, renew comments and functions.  So a
+-- new queue is made, and so an upgrade reaches the others.  Columns and whatever else changes in
+-- a table that is there already are for the upgrade's script.
+create or replace function teguh._stamp_queues(p_queue_names text[])
   returns void
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_ddl text;
+  v_made       record;
+  v_queue_name text;
 begin
-  for v_ddl in
-    select d.ddl
+  for v_made in
+    select d.step, d.name, d.ddl
     from teguh._template_ddl as d
-    where case
-        when d.step = 3 then not exists (
-          select
-          from pg_constraint as k
-          where k.connamespace = 'teguh'::regnamespace
-            and k.conname = teguh._stamp(d.name, p_queue_name)
-        )
-        when d.step < 5 then to_regclass('teguh.' || teguh._stamp(d.name, p_queue_name)) is null
-        when d.step = 5 then
-          obj_description(to_regclass('teguh.' || teguh._stamp(d.name, p_queue_name)), 'pg_class')
-          is distinct from obj_description(to_regclass('teguh.' || d.name), 'pg_class')
-      end
+    where d.step <= 6
     order by d.step, d.ddl
   loop
-    execute teguh._stamp(v_ddl, p_queue_name);
+    foreach v_queue_name in array p_queue_names loop
+      if v_made.step = 6 then
+        perform teguh._stamp_function(v_made.name, v_made.ddl, v_queue_name);
+      else
+        perform teguh._stamp_relation(v_made.step, v_made.name, v_made.ddl, v_queue_name);
+      end if;
+    end loop;
   end loop;
-
-  perform teguh._stamp_functions(p_queue_name);
-  perform teguh._leave_extension(p_queue_name);
 end;
 $$;
 
--- Create or replace those functions of a queue that differ from the template's.
---
--- In an extension's script nothing may be replaced but what the extension has: there they
--- join it for the moment.
-create or replace function teguh._stamp_functions(p_queue_name text)
+-- Give a queue one sequence, table, constraint, index or comment that it lacks.
+create or replace function teguh._stamp_relation(
+  p_step       integer,
+  p_name       text,
+  p_ddl        text,
+  p_queue_name text
+)
   returns void
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_extension boolean := exists (select from pg_extension as e where e.extname = 'teguh');
-  v_function  record;
+  v_name text := teguh._stamp(p_name, p_queue_name);
+  v_done boolean := case p_step
+    when 3 then exists (
+      select
+      from pg_constraint as k
+      where k.connamespace = 'teguh'::regnamespace and k.conname = v_name
+    )
+    when 5 then
+      obj_description(to_regclass('teguh.' || v_name), 'pg_class')
+      = obj_description(to_regclass('teguh.' || p_name), 'pg_class')
+    else to_regclass('teguh.' || v_name) is not null
+  end;
 begin
-  for v_function in
-    select
-      teguh._stamp(d.ddl, p_queue_name) as ddl,
-      teguh._stamp(r.ddl, p_queue_name) as revoke_ddl,
-      o.oid::regprocedure as found,
-      teguh._signature(o.oid) = teguh._stamp(teguh._signature(p.oid), p_queue_name) as fits
-    from teguh._template_ddl as d
-    join teguh._template_ddl as r on r.step = 7 and r.name = d.name
-    join pg_proc as p on p.pronamespace = 'teguh'::regnamespace and p.proname = d.name
-    left join pg_proc as o
-      on o.pronamespace = p.pronamespace
-      and o.proname = teguh._stamp(p.proname, p_queue_name)
-    where d.step = 6
-      and pg_get_functiondef(o.oid) is distinct from teguh._stamp(d.ddl, p_queue_name)
-    order by p.proname
-  loop
-    if not v_function.fits then
-      execute format('drop function %s', v_function.found);
-    elsif v_function.fits and v_extension then
-      execute format('alter extension teguh add function %s', v_function.found);
-    end if;
-    execute v_function.ddl;
-    execute v_function.revoke_ddl;
-  end loop;
+  if v_done then
+    return;
+  end if;
+
+  execute teguh._stamp(p_ddl, p_queue_name);
+  if p_step in (1, 2) then
+    perform teguh._leave_extension('pg_class', to_regclass('teguh.' || v_name));
+  end if;
 end;
+$$;
+
+-- Create a queue's function, or replace one that differs from the template's.
+--
+-- In an extension's script nothing may be replaced but what the extension has: there the
+-- function joins it for the moment.
+create or replace function teguh._stamp_function(p_name text, p_ddl text, p_queue_name text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_ddl  text := teguh._stamp(p_ddl, p_queue_name);
+  v_name name := teguh._stamp(p_name, p_queue_name);
+  v_old  regprocedure := teguh._function(v_name);
+begin
+  if v_old is not null then
+    if pg_get_functiondef(v_old) = v_ddl then
+      return;
+    elsif teguh._signature(v_old)
+      <> teguh._stamp(teguh._signature(teguh._function(p_name::name)), p_queue_name)
+    then
+      execute format('drop function %s', v_old);
+    elsif exists (select from pg_extension as e where e.extname = 'teguh') then
+      execute format('alter extension teguh add function %s', v_old);
+    end if;
+  end if;
+
+  execute v_ddl;
+  execute format('revoke all on function %s from public', teguh._function(v_name));
+  perform teguh._leave_extension('pg_proc', teguh._function(v_name));
+end;
+$$;
+
+-- The function of a name; null if there is none.
+create or replace function teguh._function(p_name name)
+  returns regprocedure
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select p.oid
+  from pg_proc as p
+  where p.pronamespace = 'teguh'::regnamespace and p.proname = p_name;
 $$;
 
 -- What of a function cannot be changed by replacing it.
@@ -275,34 +309,29 @@ as $$
   select pg_get_function_arguments(p_function) || ' -> ' || pg_get_function_result(p_function);
 $$;
 
--- Take out of the extension what belongs to a queue.  Made in the extension's script, it
--- would be the extension's, and neither be dumped nor be dropped with the queue.
-create or replace function teguh._leave_extension(p_queue_name text)
+-- Take something of a queue out of the extension.  Made in the extension's script, it would be
+-- the extension's, and neither be dumped nor be dropped with the queue.
+create or replace function teguh._leave_extension(p_class regclass, p_object oid)
   returns void
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_member text;
-begin
-  for v_member in
+  v_member text := (
     select i.type || ' ' || i.identity
-    from pg_extension as e
-    join pg_depend as d
-      on d.refclassid = 'pg_extension'::regclass
-      and d.refobjid = e.oid
+    from pg_depend as d
+    join pg_extension as e on e.oid = d.refobjid and e.extname = 'teguh'
+    cross join lateral pg_identify_object(d.classid, d.objid, 0) as i
+    where d.classid = p_class
+      and d.objid = p_object
+      and d.refclassid = 'pg_extension'::regclass
       and d.deptype = 'e'
-    cross join lateral pg_identify_object(d.classid, d.objid, d.objsubid) as i
-    join teguh._template_ddl as t
-      on teguh._stamp(t.name, p_queue_name)
-      = substring(i.identity from '^teguh[.]([a-z0-9_]+)')
-    where e.extname = 'teguh'
-      and t.step in (1, 2, 6)
-    order by 1
-  loop
+  );
+begin
+  if v_member is not null then
     execute 'alter extension teguh drop ' || v_member;
-  end loop;
+  end if;
 end;
 $$;
 
@@ -443,7 +472,7 @@ begin
   on conflict (queue_name) do nothing;
 
   if found then
-    perform teguh._stamp_queue(p_queue_name);
+    perform teguh._stamp_queues(array[p_queue_name]);
     execute format('select teguh._init_%s()', p_queue_name);
     perform teguh._grant_queue(p_queue_name);
   else
