@@ -117,7 +117,7 @@ select is_empty(
     from pg_attribute as a
     join relation as r on r.oid = a.attrelid and r.kind = 'r'
     where a.attnum > 0
-      and (a.attname ~ '_id$' and a.atttypid <> 'uuid'::regtype
+      and (a.attname ~ '_id$' and a.attname <> 'correlation_id' and a.atttypid <> 'uuid'::regtype
         or a.attname in ('n', 'seq', 'woke') and a.atttypid <> 'bigint'::regtype
         or a.attname = 'xid' and a.atttypid <> 'xid8'::regtype)
   $$,

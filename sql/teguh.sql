@@ -1,4 +1,4 @@
--- Teguh 0.1.0: durable execution as a SQL library for PostgreSQL 14 and later.
+-- Teguh 0.2.0: durable execution as a SQL library for PostgreSQL 14 and later.
 --
 -- This one file makes a database a workflow engine: schema teguh with its tables and functions.
 -- Install it with `psql -f teguh.sql`, or send it through any driver as one string: it holds no
@@ -8,217 +8,226 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  223  00_install.sql
---  276    version
---  289  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  291    current_time
---  310    _after
---  325    _micros
---  336  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  352    _random_bytes
---  371    _make_uuidv7
---  394    portable_uuidv7
---  424    uuidv7_timestamp
---  450    _task_id
---  474    _run_id
---  489    _run_task
---  500    _run_number
---  514  12_types.sql: The composite types that functions pass to each other
---  522    _gap (type)
---  528    _late (type)
---  533    _timer (type)
---  538    _picked (type)
---  547    _spawn (type)
---  575  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  577    _check_keys
---  610    _number_option
---  645    _integer_option
---  671    _text_option
---  697    _check_name
---  724    _check_seconds
---  752    _check_isolation
---  771    _check_policy
---  801    _check_spawn
---  838    _read_spawn_options
---  888    _available_at
---  928    _check_cancellation
---  945  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
---  948    _check_retry_strategy
---  986    _backoff
--- 1032    _fraction
--- 1043  20_tables.sql: Queues and the policy of each
--- 1045    queues (table)
--- 1068    grants (table)
--- 1087    t_template (table)
--- 1156    p0_template (table)
--- 1169    p1_template (table)
--- 1212    k0_template (table)
--- 1223    k1_template (table)
--- 1247    seq_template (sequence)
--- 1248    ring_template (sequence)
--- 1249    parked_template (sequence)
--- 1250    woken_template (sequence)
--- 1251    plan_template (sequence)
--- 1252    fired_template (sequence)
--- 1253    clock_template (sequence)
--- 1254    carry_template (sequence)
--- 1275    r_template (table)
--- 1292    c_template (table)
--- 1309    e_template (table)
--- 1326    w_template (table)
--- 1341  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 1344    validate_queue_name
--- 1384    _policy
--- 1417    _call
--- 1431    _template_ddl (view)
--- 1509    _stamp
--- 1519    _stamp_functions
--- 1541    _lock_number
--- 1551    _share_queue
--- 1564    _may
--- 1580    _each_queue
--- 1602    _init_template
--- 1628    _hush_template
--- 1649    _beyond
--- 1658    create_queue
--- 1711    _refuse_busy
--- 1730    drop_queue
--- 1760    _drop_all
--- 1803    list_queues
--- 1824  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 1833    _push_template
--- 1874    _fill
--- 1894    _add0_template
--- 1961    _back0_template
--- 1979  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 1983    _claim0_template
--- 2044    _pick0_template
--- 2135    _move0_template
--- 2197    _open_xids
--- 2217    _next0_template
--- 2245    _many0_template
--- 2274    _stuck0_template
--- 2311    _trim0_template
--- 2354    _take_template
--- 2434    _known_template
--- 2454    _paused_until
--- 2467    claim_task
--- 2525    _next_template
--- 2566    _soon0_template
--- 2622    next_due
--- 2647  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 2660    _due0_template
--- 2736    _last0_template
--- 2761    _any0_template
--- 2788    _miss0_template
--- 2824    _pass0_template
--- 2870    _fire_template
--- 2922    _expire_template
--- 2989    _over_template
--- 3010  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 3012    _segment_bytes
--- 3033    _turn_template
--- 3065    _turn0_template
--- 3100    _spent0_template
--- 3114    _dry0_template
--- 3141    _left0_template
--- 3172    _carry0_template
--- 3216  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 3222    _remake_template
--- 3264    _alive_template
--- 3319    _home
--- 3332    _settle_template
--- 3354    rebuild_dispatch
--- 3387  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 3392    _put_template
--- 3470    _new_template
--- 3512    _found_template
--- 3568    spawn_task
--- 3609    spawn_tasks
--- 3643    _read_task
--- 3660  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 3665    _hold_template
--- 3716    _own_template
--- 3736    _done_template
--- 3770    complete_run
--- 3793    _flush_template
--- 3851    _why_template
--- 3867    _read_runs
--- 3913    _explain_bad_run
--- 3938    complete_runs
--- 3963    _end_template
--- 4012    _file_template
--- 4036    _again_template
--- 4070    _queue_template
--- 4091    _fail_template
--- 4109    fail_run
--- 4133    _nap_template
--- 4159    schedule_run
--- 4189    _free_template
--- 4226    release_run
--- 4251    _keep_template
--- 4274    extend_claim
--- 4296  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 4301    _mark_template
--- 4323    _note_template
--- 4353    set_task_checkpoint_state
--- 4388    _recall_template
--- 4410    get_task_checkpoint_state
--- 4434    _list_template
--- 4463    get_task_checkpoint_states
--- 4489  43_events.sql: Wait for an event, or learn how the wait ended
--- 4496    _wait_template
--- 4568    _park_template
--- 4609    await_event
--- 4646    _emit_template
--- 4705    emit_event
--- 4730  44_control.sql: Read a task, or raise TG003
--- 4732    _fetch_template
--- 4758    _stop_template
--- 4782    cancel_task
--- 4799    _rerun_template
--- 4865    _renew_template
--- 4900    retry_task
--- 4939    _show_template
--- 4979    get_task_result
--- 5009  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 5016    _purge_template
--- 5052    _first_uuid
--- 5068    _sweep_template
--- 5108    _clean
--- 5142    cleanup_tasks
--- 5163    cleanup_events
--- 5184    cleanup_all_queues
--- 5214  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 5216    _pause_template
--- 5233    pause_queue
--- 5261    resume_queue
--- 5277    get_queue_policy
--- 5296    set_queue_policy
--- 5313  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 5318    _tick_template
--- 5338    _ticked (sequence)
--- 5344    _set_ticked
--- 5357    ticker
--- 5405    ticker_loop (procedure)
--- 5431  51_cron.sql: Whether pg_cron is installed in this database
--- 5433    _has_cron
--- 5443    _cron_has_seconds
--- 5464    _explain_no_cron
--- 5496    start
--- 5539    stop
--- 5564    _maintain
--- 5586    status
--- 5622  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 5626    _rights (view)
--- 5686    _allowed
--- 5725    _grant
--- 5744    _grant_again
--- 5760    _grant_queue
--- 5775    _check_grant
--- 5808    grant_access
--- 5844    revoke_access
--- 5890  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  232  00_install.sql
+--  280  01_version.sql: What the schema is, and its version
+--  287    version
+--  299  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  301    current_time
+--  320    _after
+--  335    _micros
+--  346  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  362    _random_bytes
+--  381    _make_uuidv7
+--  404    portable_uuidv7
+--  434    uuidv7_timestamp
+--  460    _task_id
+--  484    _run_id
+--  499    _run_task
+--  510    _run_number
+--  524  12_types.sql: The composite types that functions pass to each other
+--  529    _gap (type)
+--  537    _late (type)
+--  544    _timer (type)
+--  551    _picked (type)
+--  562    _spawn (type)
+--  594  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  596    _check_keys
+--  629    _number_option
+--  664    _integer_option
+--  690    _text_option
+--  716    _uuid_option
+--  743    _tags_option
+--  772    _check_name
+--  799    _check_seconds
+--  827    _check_isolation
+--  846    _check_policy
+--  876    _check_spawn
+--  913    _read_spawn_options
+--  970    _available_at
+-- 1010    _check_cancellation
+-- 1027  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1030    _check_retry_strategy
+-- 1068    _backoff
+-- 1114    _fraction
+-- 1125  20_tables.sql: Queues and the policy of each
+-- 1127    queues (table)
+-- 1150    grants (table)
+-- 1164    versions (table)
+-- 1179    t_template (table)
+-- 1257    p0_template (table)
+-- 1270    p1_template (table)
+-- 1313    k0_template (table)
+-- 1324    k1_template (table)
+-- 1348    seq_template (sequence)
+-- 1349    ring_template (sequence)
+-- 1350    parked_template (sequence)
+-- 1351    woken_template (sequence)
+-- 1352    plan_template (sequence)
+-- 1353    fired_template (sequence)
+-- 1354    clock_template (sequence)
+-- 1355    carry_template (sequence)
+-- 1376    r_template (table)
+-- 1393    c_template (table)
+-- 1410    e_template (table)
+-- 1427    w_template (table)
+-- 1442  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 1445    validate_queue_name
+-- 1487    _policy
+-- 1529    _call
+-- 1543    _template_ddl (view)
+-- 1628    _stamp
+-- 1640    _stamp_queues
+-- 1668    _stamp_relation
+-- 1708    _stamp_function
+-- 1738    _function
+-- 1750    _signature
+-- 1761    _leave_extension
+-- 1787    _lock_number
+-- 1797    _share_queue
+-- 1810    _may
+-- 1826    _each_queue
+-- 1848    _init_template
+-- 1874    _hush_template
+-- 1895    _beyond
+-- 1904    create_queue
+-- 1950    _refuse_busy
+-- 1969    drop_queue
+-- 1999    _drop_all
+-- 2042    list_queues
+-- 2063  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 2072    _push_template
+-- 2113    _fill
+-- 2133    _add0_template
+-- 2200    _back0_template
+-- 2218  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 2222    _claim0_template
+-- 2283    _pick0_template
+-- 2374    _move0_template
+-- 2436    _open_xids
+-- 2456    _next0_template
+-- 2484    _many0_template
+-- 2513    _stuck0_template
+-- 2550    _trim0_template
+-- 2593    _take_template
+-- 2673    _known_template
+-- 2693    _paused_until
+-- 2706    claim_task
+-- 2764    _next_template
+-- 2805    _soon0_template
+-- 2861    next_due
+-- 2886  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 2899    _due0_template
+-- 2975    _last0_template
+-- 3000    _any0_template
+-- 3027    _miss0_template
+-- 3063    _pass0_template
+-- 3109    _fire_template
+-- 3161    _expire_template
+-- 3228    _over_template
+-- 3249  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 3251    _segment_bytes
+-- 3272    _turn_template
+-- 3304    _turn0_template
+-- 3339    _spent0_template
+-- 3353    _dry0_template
+-- 3380    _left0_template
+-- 3411    _carry0_template
+-- 3455  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 3461    _remake_template
+-- 3503    _alive_template
+-- 3558    _home
+-- 3571    _settle_template
+-- 3593    rebuild_dispatch
+-- 3626  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 3631    _put_template
+-- 3711    _new_template
+-- 3755    _found_template
+-- 3811    spawn_task
+-- 3853    spawn_tasks
+-- 3887    _read_task
+-- 3904  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 3909    _hold_template
+-- 3960    _own_template
+-- 3980    _done_template
+-- 4014    complete_run
+-- 4037    _flush_template
+-- 4095    _why_template
+-- 4111    _read_runs
+-- 4157    _explain_bad_run
+-- 4182    complete_runs
+-- 4207    _end_template
+-- 4256    _file_template
+-- 4280    _again_template
+-- 4314    _queue_template
+-- 4335    _fail_template
+-- 4353    fail_run
+-- 4377    _nap_template
+-- 4403    schedule_run
+-- 4433    _free_template
+-- 4470    release_run
+-- 4495    _keep_template
+-- 4518    extend_claim
+-- 4540  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 4545    _mark_template
+-- 4567    _note_template
+-- 4597    set_task_checkpoint_state
+-- 4632    _recall_template
+-- 4654    get_task_checkpoint_state
+-- 4678    _list_template
+-- 4707    get_task_checkpoint_states
+-- 4733  43_events.sql: Wait for an event, or learn how the wait ended
+-- 4740    _wait_template
+-- 4812    _park_template
+-- 4853    await_event
+-- 4890    _emit_template
+-- 4949    emit_event
+-- 4974  44_control.sql: Read a task, or raise TG003
+-- 4976    _fetch_template
+-- 5002    _stop_template
+-- 5026    cancel_task
+-- 5043    _rerun_template
+-- 5110    _renew_template
+-- 5145    retry_task
+-- 5184    _show_template
+-- 5230    get_task_result
+-- 5264  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 5271    _purge_template
+-- 5307    _first_uuid
+-- 5323    _sweep_template
+-- 5363    _clean
+-- 5397    cleanup_tasks
+-- 5418    cleanup_events
+-- 5439    cleanup_all_queues
+-- 5469  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 5471    _pause_template
+-- 5488    pause_queue
+-- 5516    resume_queue
+-- 5532    get_queue_policy
+-- 5551    set_queue_policy
+-- 5568  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 5573    _tick_template
+-- 5593    _ticked (sequence)
+-- 5599    _set_ticked
+-- 5612    ticker
+-- 5660    ticker_loop (procedure)
+-- 5686  51_cron.sql: Whether pg_cron is installed in this database
+-- 5688    _has_cron
+-- 5698    _cron_has_seconds
+-- 5719    _explain_no_cron
+-- 5751    start
+-- 5794    stop
+-- 5819    _maintain
+-- 5841    status
+-- 5877  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 5881    _rights (view)
+-- 5941    _allowed
+-- 5980    _grant
+-- 5999    _grant_again
+-- 6015    _grant_queue
+-- 6030    _check_grant
+-- 6063    grant_access
+-- 6099    revoke_access
+-- 6145  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -254,13 +263,13 @@ declare
 begin
   if to_regprocedure('teguh.version()') is not null then
     execute 'select teguh.version()' into v_found;
-    if v_found <> '0.1.0' then
-      raise exception 'teguh % is installed, this file is version 0.1.0', v_found
+    if v_found <> '0.2.0' then
+      raise exception 'teguh % is installed, this file is version 0.2.0', v_found
         using
           errcode = 'TG010',
           detail = 'Re-running the file refreshes one version and never changes tables.',
           hint = format(
-            'Run sql/upgrade/teguh--%s--0.1.0.sql, or install into another database.',
+            'Run sql/upgrade/teguh--%s--0.2.0.sql, or install into another database.',
             v_found
           );
     end if;
@@ -268,6 +277,8 @@ begin
 end;
 $$;
 
+-- sql/src/01_version.sql
+-- What the schema is, and its version.
 comment on schema teguh is
   'Durable execution as SQL functions: tasks, retries, steps, sleeps, events. '
   'One set of tables and functions per queue, stamped from the queue "template".';
@@ -278,9 +289,8 @@ create or replace function teguh.version()
   language sql
   immutable
   parallel safe
-  set search_path = pg_catalog, pg_temp
 as $$
-  select '0.1.0'::text;
+  select '0.2.0'::pg_catalog.text;
 $$;
 
 comment on function teguh.version() is
@@ -515,46 +525,55 @@ $$;
 -- The composite types that functions pass to each other.
 do $$
 begin
-  if to_regtype('teguh._gap') is not null then
-    return;
+  if to_regtype('teguh._gap') is null then
+    create type teguh._gap as (
+      xid      xid8,
+      low_seq  bigint,
+      high_seq bigint
+    );
   end if;
 
-  create type teguh._gap as (
-    xid      xid8,
-    low_seq  bigint,
-    high_seq bigint
-  );
+  if to_regtype('teguh._late') is null then
+    create type teguh._late as (
+      xid   xid8,
+      since timestamptz
+    );
+  end if;
 
-  create type teguh._late as (
-    xid   xid8,
-    since timestamptz
-  );
+  if to_regtype('teguh._timer') is null then
+    create type teguh._timer as (
+      task_id uuid,
+      turn    integer
+    );
+  end if;
 
-  create type teguh._timer as (
-    task_id uuid,
-    turn    integer
-  );
+  if to_regtype('teguh._picked') is null then
+    create type teguh._picked as (
+      task_ids uuid[],
+      turns    integer[],
+      limited  uuid[],
+      limits   timestamptz[],
+      first    teguh._gap,
+      woke     bigint
+    );
+  end if;
 
-  create type teguh._picked as (
-    task_ids uuid[],
-    turns    integer[],
-    limited  uuid[],
-    limits   timestamptz[],
-    first    teguh._gap,
-    woke     bigint
-  );
-
-  create type teguh._spawn as (
-    task_name       text,
-    params          jsonb,
-    headers         jsonb,
-    retry_strategy  jsonb,
-    max_attempts    integer,
-    cancellation    jsonb,
-    idempotency_key text,
-    return_mismatch boolean,
-    available_at    timestamptz
-  );
+  if to_regtype('teguh._spawn') is null then
+    create type teguh._spawn as (
+      task_name       text,
+      params          jsonb,
+      headers         jsonb,
+      retry_strategy  jsonb,
+      max_attempts    integer,
+      cancellation    jsonb,
+      idempotency_key text,
+      return_mismatch boolean,
+      available_at    timestamptz,
+      tags            text[],
+      correlation_id  text,
+      parent_task_id  uuid
+    );
+  end if;
 end;
 $$;
 
@@ -690,6 +709,62 @@ begin
   end if;
 
   return p_options ->> p_key;
+end;
+$$;
+
+-- Read an option that must be a uuid; null when absent or null.
+create or replace function teguh._uuid_option(p_options jsonb, p_key text)
+  returns uuid
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_value text := teguh._text_option(p_options, p_key);
+begin
+  if v_value is null then
+    return null;
+  end if;
+
+  begin
+    return v_value::uuid;
+  exception
+    when invalid_text_representation then
+      raise exception '"%" must be a uuid', p_key
+        using
+          errcode = 'TG005',
+          detail = format('Found: "%s".', left(v_value, 200)),
+          hint = 'For instance the task_id that spawn_task() returned.';
+  end;
+end;
+$$;
+
+-- Read the tags of a spawn: an array of names; null when absent, null or empty.
+create or replace function teguh._tags_option(p_options jsonb)
+  returns text[]
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_value jsonb := nullif(p_options -> 'tags', 'null');
+  v_tags  text[];
+begin
+  if jsonb_typeof(v_value) <> 'array'
+    or jsonb_path_exists(v_value, 'strict $[*] ? (@.type() <> "string")')
+  then
+    raise exception '"tags" must be an array of strings'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(v_value::text, 200)),
+        hint = 'For instance ["nightly", "billing"].';
+  end if;
+
+  select array_agg(a.tag order by a.place) into v_tags
+  from jsonb_array_elements_text(v_value) with ordinality as a(tag, place);
+  perform teguh._check_name('tag', t.tag)
+  from unnest(v_tags) as t(tag);
+  return v_tags;
 end;
 $$;
 
@@ -847,7 +922,8 @@ declare
 begin
   perform teguh._check_keys('spawn options', p_options, array[
     'headers', 'retry_strategy', 'max_attempts', 'cancellation', 'idempotency_key',
-    'idempotency_mismatch', 'available_at', 'delay_seconds'
+    'idempotency_mismatch', 'available_at', 'delay_seconds', 'tags', 'correlation_id',
+    'parent_task_id'
   ]);
 
   v_spawn.headers := nullif(p_options -> 'headers', 'null');
@@ -880,6 +956,12 @@ begin
   v_spawn.return_mismatch := coalesce(v_mismatch = 'return', false);
 
   v_spawn.available_at := teguh._available_at(p_options);
+  v_spawn.tags := teguh._tags_option(p_options);
+  v_spawn.correlation_id := teguh._text_option(p_options, 'correlation_id');
+  if v_spawn.correlation_id is not null then
+    perform teguh._check_name('correlation id', v_spawn.correlation_id);
+  end if;
+  v_spawn.parent_task_id := teguh._uuid_option(p_options, 'parent_task_id');
   return v_spawn;
 end;
 $$;
@@ -1078,6 +1160,16 @@ comment on table teguh.grants is
 comment on column teguh.grants.queue_name is
   'The queue the right is for; * for every queue, also those to come.';
 
+-- Which versions this schema has had.
+create table if not exists teguh.versions (
+  version      text        not null,
+  installed_at timestamptz not null,
+  constraint versions_pkey primary key (version)
+);
+
+comment on table teguh.versions is
+  'One row per version that was installed here or that this schema was upgraded to.';
+
 -- The template queue: what create_queue() stamps out once per queue, replacing
 -- "template" by the queue's name.  No prefix contains another underscore, so
 -- the names of two queues cannot meet.
@@ -1110,6 +1202,9 @@ create table if not exists teguh.t_template (
   event_payload    jsonb,
   result           jsonb,
   failure_reason   jsonb,
+  tags             text[],
+  correlation_id   text,
+  parent_task_id   uuid,
   constraint tkey_template primary key (task_id),
   constraint tstate_template check (
     state in ('pending', 'running', 'sleeping', 'completed', 'failed', 'cancelled')
@@ -1149,6 +1244,12 @@ comment on column teguh.t_template.event_payload is
   'Payload of the event that woke the task; null if the wait timed out.';
 comment on column teguh.t_template.failure_reason is
   'Why the last run failed.';
+comment on column teguh.t_template.tags is
+  'Words given at the spawn to find the task by; null if there are none.';
+comment on column teguh.t_template.correlation_id is
+  'What ties tasks together that belong to one matter of the application.';
+comment on column teguh.t_template.parent_task_id is
+  'The task that this one was spawned for; it may lie in another queue.';
 
 -- Dispatch: what is ready, and what becomes so by the passing of time.  Two
 -- segments per queue, used in turn.  Rows are only ever inserted; a segment that
@@ -1380,7 +1481,9 @@ comment on function teguh.validate_queue_name(text) is
   'Returns the name if a queue may have it: 1 to 55 lowercase letters, digits and '
   'underscores, a letter first. Raises 42602 if not, 42939 for the reserved "template".';
 
--- The policy of a queue, or TG001.
+-- The policy of a queue, or TG001.  Every call that works on a queue comes through here, and
+-- waits here while an upgrade holds teguh.queues.  What was called before the upgrade would
+-- go on with functions from after it, and has to be called again.
 create or replace function teguh._policy(p_queue_name text)
   returns jsonb
   language plpgsql
@@ -1406,6 +1509,15 @@ begin
         errcode = 'TG001',
         detail = 'No queue of that name was created in this database.',
         hint = format('Create it: select teguh.create_queue(%L);', left(p_queue_name, 60));
+  end if;
+
+  if teguh.version() <> '0.2.0' then
+    raise exception 'teguh was upgraded while this call waited'
+      using
+        errcode = '40001',
+        detail = format('The call began with version 0.2.0, and %s is installed now.',
+          teguh.version()),
+        hint = 'Try again.';
   end if;
 
   return v_policy;
@@ -1441,7 +1553,8 @@ select
   1 as step,
   format(
     'create sequence teguh.%s minvalue %s start %s', s.sequencename, s.min_value, s.start_value
-  ) as ddl
+  ) as ddl,
+  s.sequencename as name
 from pg_catalog.pg_sequences as s
 where s.schemaname = 'teguh' and s.sequencename ~ '^_?[a-z0-9]+_template$'
 
@@ -1459,7 +1572,8 @@ select
       ', ' order by a.attnum
     ),
     ' with (' || array_to_string(t.reloptions, ', ') || ')'
-  )
+  ),
+  t.relname
 from template as t
 join pg_catalog.pg_attribute as a on a.attrelid = t.oid and a.attnum > 0 and not a.attisdropped
 left join pg_catalog.pg_attrdef as d on d.adrelid = a.attrelid and d.adnum = a.attnum
@@ -1471,38 +1585,43 @@ select
   3,
   format(
     'alter table teguh.%s add constraint %s %s', t.relname, k.conname, pg_get_constraintdef(k.oid)
-  )
+  ),
+  k.conname
 from template as t
 join pg_catalog.pg_constraint as k on k.conrelid = t.oid and k.contype <> 'n'
 
 union all
 
-select 4, pg_get_indexdef(i.indexrelid)
+select 4, pg_get_indexdef(i.indexrelid), c.relname
 from template as t
 join pg_catalog.pg_index as i on i.indrelid = t.oid
+join pg_catalog.pg_class as c on c.oid = i.indexrelid
 where not exists (select 1 from pg_catalog.pg_constraint as k where k.conindid = i.indexrelid)
 
 union all
 
-select 5, format('comment on table teguh.%s is %L', t.relname, obj_description(t.oid, 'pg_class'))
+select
+  5,
+  format('comment on table teguh.%s is %L', t.relname, obj_description(t.oid, 'pg_class')),
+  t.relname
 from template as t
 
 union all
 
-select 6, pg_get_functiondef(p.oid)
+select 6, pg_get_functiondef(p.oid), p.proname
 from pg_catalog.pg_proc as p
 where p.pronamespace = 'teguh'::regnamespace
   and p.proname ~ '^_?[a-z0-9]+_template$'
 
 union all
 
-select 7, format('revoke all on function %s from public', p.oid::regprocedure)
+select 7, format('revoke all on function %s from public', p.oid::regprocedure), p.proname
 from pg_catalog.pg_proc as p
 where p.pronamespace = 'teguh'::regnamespace
   and p.proname ~ '^_?[a-z0-9]+_template$';
 
 comment on view teguh._template_ddl is
-  'The template queue as DDL, in steps. Read back from the catalog, so that it is '
+  'The template queue as DDL, in steps, with the name of what each makes. Read back from the catalog, so that it is '
   'always what was written in the sources, upgrades included.';
 
 -- Rename the template queue to another wherever a text names it.
@@ -1515,24 +1634,151 @@ as $$
   select regexp_replace(p_ddl, '_template\M', '_' || p_queue_name, 'g');
 $$;
 
--- Create or refresh a queue's functions, as they are in the template.
-create or replace function teguh._stamp_functions(p_queue_name text)
+-- Bring queues up to the template: create what they lack, renew comments and functions.  So a
+-- new queue is made, and so an upgrade reaches the others.  Columns and whatever else changes in
+-- a table that is there already are for the upgrade's script.
+create or replace function teguh._stamp_queues(p_queue_names text[])
   returns void
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_ddl text;
+  v_made       record;
+  v_queue_name text;
 begin
-  for v_ddl in
-    select d.ddl
+  for v_made in
+    select d.step, d.name, d.ddl
     from teguh._template_ddl as d
-    where d.step >= 6
+    where d.step <= 6
     order by d.step, d.ddl
   loop
-    execute teguh._stamp(v_ddl, p_queue_name);
+    foreach v_queue_name in array p_queue_names loop
+      if v_made.step = 6 then
+        perform teguh._stamp_function(v_made.name, v_made.ddl, v_queue_name);
+      else
+        perform teguh._stamp_relation(v_made.step, v_made.name, v_made.ddl, v_queue_name);
+      end if;
+    end loop;
   end loop;
+end;
+$$;
+
+-- Give a queue one sequence, table, constraint, index or comment that it lacks.
+create or replace function teguh._stamp_relation(
+  p_step       integer,
+  p_name       text,
+  p_ddl        text,
+  p_queue_name text
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_name text := teguh._stamp(p_name, p_queue_name);
+  v_done boolean := case p_step
+    when 3 then exists (
+      select
+      from pg_constraint as k
+      where k.connamespace = 'teguh'::regnamespace and k.conname = v_name
+    )
+    when 5 then
+      obj_description(to_regclass('teguh.' || v_name), 'pg_class')
+      = obj_description(to_regclass('teguh.' || p_name), 'pg_class')
+    else to_regclass('teguh.' || v_name) is not null
+  end;
+begin
+  if v_done then
+    return;
+  end if;
+
+  execute teguh._stamp(p_ddl, p_queue_name);
+  if p_step in (1, 2) then
+    perform teguh._leave_extension('pg_class', to_regclass('teguh.' || v_name));
+  end if;
+end;
+$$;
+
+-- Create a queue's function, or replace one that differs from the template's.
+--
+-- In an extension's script nothing may be replaced but what the extension has: there the
+-- function joins it for the moment.
+create or replace function teguh._stamp_function(p_name text, p_ddl text, p_queue_name text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_ddl  text := teguh._stamp(p_ddl, p_queue_name);
+  v_name name := teguh._stamp(p_name, p_queue_name);
+  v_old  regprocedure := teguh._function(v_name);
+begin
+  if v_old is not null then
+    if pg_get_functiondef(v_old) = v_ddl then
+      return;
+    elsif teguh._signature(v_old)
+      <> teguh._stamp(teguh._signature(teguh._function(p_name::name)), p_queue_name)
+    then
+      execute format('drop function %s', v_old);
+    elsif exists (select from pg_extension as e where e.extname = 'teguh') then
+      execute format('alter extension teguh add function %s', v_old);
+    end if;
+  end if;
+
+  execute v_ddl;
+  execute format('revoke all on function %s from public', teguh._function(v_name));
+  perform teguh._leave_extension('pg_proc', teguh._function(v_name));
+end;
+$$;
+
+-- The function of a name; null if there is none.
+create or replace function teguh._function(p_name name)
+  returns regprocedure
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select p.oid
+  from pg_proc as p
+  where p.pronamespace = 'teguh'::regnamespace and p.proname = p_name;
+$$;
+
+-- What of a function cannot be changed by replacing it.
+create or replace function teguh._signature(p_function oid)
+  returns text
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select pg_get_function_arguments(p_function) || ' -> ' || pg_get_function_result(p_function);
+$$;
+
+-- Take something of a queue out of the extension.  Made in the extension's script, it would be
+-- the extension's, and neither be dumped nor be dropped with the queue.
+create or replace function teguh._leave_extension(p_class regclass, p_object oid)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_member text := (
+    select i.type || ' ' || i.identity
+    from pg_depend as d
+    join pg_extension as e on e.oid = d.refobjid and e.extname = 'teguh'
+    cross join lateral pg_identify_object(d.classid, d.objid, 0) as i
+    where d.classid = p_class
+      and d.objid = p_object
+      and d.refclassid = 'pg_extension'::regclass
+      and d.deptype = 'e'
+  );
+begin
+  if v_member is not null then
+    execute 'alter extension teguh drop ' || v_member;
+  end if;
 end;
 $$;
 
@@ -1664,7 +1910,6 @@ create or replace function teguh.create_queue(p_queue_name text, p_policy jsonb 
 as $$
 declare
   v_policy jsonb := coalesce(p_policy, '{}');
-  v_ddl    text;
 begin
   perform teguh.validate_queue_name(p_queue_name);
   perform teguh._check_policy(v_policy);
@@ -1674,13 +1919,7 @@ begin
   on conflict (queue_name) do nothing;
 
   if found then
-    for v_ddl in
-      select d.ddl
-      from teguh._template_ddl as d
-      order by d.step, d.ddl
-    loop
-      execute teguh._stamp(v_ddl, p_queue_name);
-    end loop;
+    perform teguh._stamp_queues(array[p_queue_name]);
     execute format('select teguh._init_%s()', p_queue_name);
     perform teguh._grant_queue(p_queue_name);
   else
@@ -3413,14 +3652,16 @@ begin
     select s.*, teguh._task_id(v_now) as task_id
     from unnest(p_tasks) with ordinality as s(
       task_name, params, headers, retry_strategy, max_attempts, cancellation,
-      idempotency_key, return_mismatch, available_at, place
+      idempotency_key, return_mismatch, available_at, tags, correlation_id, parent_task_id,
+      place
     )
   ),
 
   added as (
     insert into teguh.t_template as t (
       task_id, run_id, turn, state, created_at, available_at, deadline_at, max_attempts,
-      task_name, params, headers, retry_strategy, cancellation, idempotency_key
+      task_name, params, headers, retry_strategy, cancellation, idempotency_key, tags,
+      correlation_id, parent_task_id
     )
     select
       s.task_id,
@@ -3433,7 +3674,7 @@ begin
         greatest(s.available_at, v_now), (s.cancellation ->> 'max_delay')::double precision
       ),
       s.max_attempts, s.task_name, s.params, s.headers, s.retry_strategy, s.cancellation,
-      s.idempotency_key
+      s.idempotency_key, s.tags, s.correlation_id, s.parent_task_id
     from spawns as s
     order by s.idempotency_key nulls first, s.place
     on conflict (idempotency_key) where idempotency_key is not null do nothing
@@ -3491,13 +3732,15 @@ begin
 
   insert into teguh.t_template as t (
     task_id, run_id, turn, state, created_at, available_at, deadline_at, max_attempts,
-    task_name, params, headers, retry_strategy, cancellation
+    task_name, params, headers, retry_strategy, cancellation, tags, correlation_id,
+    parent_task_id
   )
   values (
     v_task_id, teguh._run_id(v_task_id, 1), 1,
     case when v_due_at > v_now then 'sleeping' else 'pending' end,
     v_now, v_due_at, v_deadline, p_spawn.max_attempts, p_spawn.task_name, p_spawn.params,
-    p_spawn.headers, p_spawn.retry_strategy, p_spawn.cancellation
+    p_spawn.headers, p_spawn.retry_strategy, p_spawn.cancellation, p_spawn.tags,
+    p_spawn.correlation_id, p_spawn.parent_task_id
   );
 
   perform teguh._queue_template(v_task_id, 1, v_due_at, v_now);
@@ -3601,9 +3844,10 @@ comment on function teguh.spawn_task(text, text, jsonb, jsonb) is
   '"base_seconds", "factor", "max_seconds", "jitter"}), max_attempts (null: '
   'unlimited), cancellation ({"max_delay", "max_duration"} in seconds), '
   'idempotency_key, idempotency_mismatch (error or return), available_at, '
-  'delay_seconds. created is false when the idempotency key was in use and the '
-  'existing task is returned. Raises TG001 for an unknown queue, TG005 for a bad '
-  'option, TG006 for a key that belongs to another task.';
+  'delay_seconds, tags (array of strings), correlation_id, parent_task_id (a task of any '
+  'queue). created is false when the idempotency key was in use and the existing task '
+  'is returned. Raises TG001 for an unknown queue, TG005 for a bad option, TG006 for a '
+  'key that belongs to another task.';
 
 -- Spawn many tasks with one statement.
 create or replace function teguh.spawn_tasks(p_queue_name text, p_tasks jsonb)
@@ -4832,7 +5076,8 @@ begin
     select *
     from teguh._put_template(array[row(
       v_task.task_name, v_task.params, v_task.headers, v_task.retry_strategy,
-      coalesce(p_max_attempts, v_task.max_attempts), v_task.cancellation, null, false, null
+      coalesce(p_max_attempts, v_task.max_attempts), v_task.cancellation, null, false, null,
+      v_task.tags, v_task.correlation_id, v_task.parent_task_id
     )::teguh._spawn]);
     return;
   end if;
@@ -4949,7 +5194,10 @@ create or replace function teguh._show_template(p_task_id uuid)
     created_at        timestamptz,
     available_at      timestamptz,
     first_started_at  timestamptz,
-    finished_at       timestamptz
+    finished_at       timestamptz,
+    tags              text[],
+    correlation_id    text,
+    parent_task_id    uuid
   )
   language plpgsql
   volatile
@@ -4971,7 +5219,10 @@ begin
     v_task.created_at,
     v_task.available_at,
     v_task.first_started_at,
-    v_task.finished_at;
+    v_task.finished_at,
+    v_task.tags,
+    v_task.correlation_id,
+    v_task.parent_task_id;
 end;
 $$;
 
@@ -4989,7 +5240,10 @@ create or replace function teguh.get_task_result(p_queue_name text, p_task_id uu
     created_at        timestamptz,
     available_at      timestamptz,
     first_started_at  timestamptz,
-    finished_at       timestamptz
+    finished_at       timestamptz,
+    tags              text[],
+    correlation_id    text,
+    parent_task_id    uuid
   )
   language plpgsql
   volatile
@@ -5003,7 +5257,8 @@ $$;
 comment on function teguh.get_task_result(text, uuid) is
   'Where a task stands and what came of it. state is pending, running, sleeping, '
   'completed, failed or cancelled; attempts is how often it was handed to a worker; '
-  'failure_reason is why its last failed run failed. Raises TG001 for an unknown '
+  'failure_reason is why its last failed run failed; tags, correlation_id and '
+  'parent_task_id are what it was spawned with. Raises TG001 for an unknown '
   'queue, TG003 for an unknown task.';
 
 -- sql/src/45_cleanup.sql
@@ -5938,20 +6193,12 @@ begin
 end;
 $$;
 
--- The template is a queue like any other; and queues that exist get the functions
--- of this file.
+-- The template is a queue like any other; and queues that exist get what it
+-- has.
 do $$
-declare
-  v_queue_name text;
 begin
   perform teguh._init_template();
-  for v_queue_name in
-    select q.queue_name
-    from teguh.queues as q
-    order by q.queue_name
-  loop
-    perform teguh._stamp_functions(v_queue_name);
-  end loop;
+  perform teguh._stamp_queues(array(select q.queue_name from teguh.queues as q order by 1));
 end;
 $$;
 
@@ -5964,11 +6211,16 @@ begin
     select p.oid
     from pg_catalog.pg_proc as p
     where p.pronamespace = 'teguh'::regnamespace
+      and pg_catalog.has_function_privilege('public', p.oid, 'execute')
   loop
     execute pg_catalog.format('revoke all on routine %s from public', v_routine);
   end loop;
   perform teguh._grant_again();
 end;
 $$;
+
+insert into teguh.versions (version, installed_at)
+values (teguh.version(), teguh.current_time())
+on conflict do nothing;
 
 commit;

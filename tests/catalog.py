@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 # One row of text per object: its kind, its name, and all that defines it.
 DEFINITIONS: LiteralString = """
-select 'schema', n.nspname, format('%s %s', n.nspacl, obj_description(n.oid, 'pg_namespace'))
+select 'schema', n.nspname::text, format('%s %s', n.nspacl, obj_description(n.oid, 'pg_namespace'))
 from pg_namespace as n
 where n.nspname = 'teguh'
 union all
@@ -39,7 +39,13 @@ select
   'column',
   format('%s.%s', c.relname, a.attname),
   format(
-    '%s %s %s %s %s %s', a.attnum, format_type(a.atttypid, a.atttypmod), a.attnotnull,
+    '%s %s %s %s %s %s',
+    (
+      -- the place among those that are there: a column that was dropped has left a gap
+      select count(*) from pg_attribute as b
+      where b.attrelid = a.attrelid and b.attnum between 1 and a.attnum and not b.attisdropped
+    ),
+    format_type(a.atttypid, a.atttypmod), a.attnotnull,
     a.attstorage, pg_get_expr(d.adbin, d.adrelid), col_description(c.oid, a.attnum)
   )
 from pg_class as c
@@ -55,6 +61,16 @@ select 'index', i.indexrelid::regclass::text, pg_get_indexdef(i.indexrelid)
 from pg_index as i
 join pg_class as c on c.oid = i.indexrelid
 where c.relnamespace = 'teguh'::regnamespace
+union all
+select
+  'sequence',
+  s.sequencename,
+  format(
+    '%s %s %s %s %s %s %s %s', s.data_type, s.start_value, s.min_value, s.max_value,
+    s.increment_by, s.cycle, s.cache_size, s.sequenceowner
+  )
+from pg_sequences as s
+where s.schemaname = 'teguh'
 union all
 select 'type', t.typname, format('%s %s', t.typtype, obj_description(t.oid, 'pg_type'))
 from pg_type as t

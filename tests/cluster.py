@@ -7,6 +7,8 @@ database once, by a role that is no superuser; each test gets a copy, which take
     TEGUH_TEST_DSN   an existing server instead, as superuser
     TEGUH_PGCRYPTO   where pgcrypto is: public, extensions (a schema of that name) or absent;
                      by default in public where the server has it
+    TEGUH_INSTALL    how teguh gets there: fresh (default), upgraded (from the oldest release),
+                     extension (create extension), extension-upgraded (alter extension update)
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
+import teguh
+from tools.build_extension import files as extension_files
+from tools.build_sql import RELEASED
 from tools.servers import GUEST, OWNER, Databases, server_from_environment
 
 if TYPE_CHECKING:
@@ -29,6 +34,32 @@ ROOT = Path(__file__).resolve().parent.parent
 TEGUH_SQL = ROOT / "sql" / "teguh.sql"
 PGTAP_SQL = ROOT / "pg_tap" / "vendor" / "pgtap.sql"
 PGCRYPTO_PLACES = ("public", "extensions", "absent")
+WAYS = ("fresh", "upgraded", "extension", "extension-upgraded")
+RELEASES = sorted(
+    (path.name for path in (ROOT / RELEASED).iterdir()),
+    key=lambda name: [int(number) for number in name.split(".")],
+)
+
+
+def released_sql(release: str) -> str:
+    """Return the teguh.sql of a release."""
+    return (ROOT / RELEASED / release / "teguh.sql").read_text(encoding="utf-8")
+
+
+def install(dsn: str, way: str) -> None:
+    """Get teguh into a database in one of the WAYS."""
+    if way == "fresh":
+        send(dsn, TEGUH_SQL.read_text(encoding="utf-8"))
+    elif way == "upgraded":
+        send(dsn, released_sql(RELEASES[0]))
+        teguh.upgrade(dsn)
+    elif way == "extension":
+        send(dsn, "create extension teguh")
+    elif way == "extension-upgraded":
+        send(dsn, f"create extension teguh version '{RELEASES[0]}'")
+        send(dsn, "alter extension teguh update")
+    else:
+        raise pytest.UsageError(f"TEGUH_INSTALL is one of {', '.join(WAYS)}")
 
 
 def send(dsn: str, text: str) -> None:
@@ -52,8 +83,9 @@ def add_pgcrypto(superuser_dsn: str, place: str) -> None:
 class Cluster:
     """A running server, the template databases on it, and copies of them."""
 
-    def __init__(self, server: Databases) -> None:
+    def __init__(self, server: Databases, way: str = "fresh") -> None:
         self.server = server
+        self.way = way
         self.prefix = f"teguh_test_{os.getpid()}"
         self._numbers = itertools.count(1)
         self._templates: dict[str, str] = {}
@@ -78,7 +110,7 @@ class Cluster:
                 add_pgcrypto(self.server.dsn(name), self.pgcrypto)
             elif kind == "teguh":
                 self.server.create_database(name, template=self.template("empty"), owner=OWNER)
-                send(self.server.dsn(name, OWNER), TEGUH_SQL.read_text(encoding="utf-8"))
+                install(self.server.dsn(name, OWNER), self.way)
             else:
                 self.server.create_database(name, template=self.template("teguh"), owner=OWNER)
                 send(self.server.dsn(name), PGTAP_SQL.read_text(encoding="utf-8"))
@@ -110,10 +142,12 @@ _CLUSTER = pytest.StashKey[Cluster]()
 def cluster_of(config: pytest.Config) -> Cluster:
     """Return the session's cluster; the first call starts its server."""
     if _CLUSTER not in config.stash:
-        server = server_from_environment()
+        way = os.environ.get("TEGUH_INSTALL") or "fresh"
+        extension = extension_files(released=True) if way.startswith("extension") else None
+        server = server_from_environment(extension=extension)
         config.add_cleanup(lambda: server.__exit__(None, None, None))
         server.__enter__()
-        cluster = Cluster(server)
+        cluster = Cluster(server, way)
         config.add_cleanup(cluster.close)
         config.stash[_CLUSTER] = cluster
     return config.stash[_CLUSTER]

@@ -74,7 +74,8 @@ get_task_result(p_queue_name text, p_task_id uuid)
   -> TABLE(task_id uuid, state text, attempts integer, completed_payload jsonb,
   cancelled_at timestamp with time zone, failure_reason jsonb, failures integer, task_name text,
   created_at timestamp with time zone, available_at timestamp with time zone,
-  first_started_at timestamp with time zone, finished_at timestamp with time zone)
+  first_started_at timestamp with time zone, finished_at timestamp with time zone, tags text[],
+  correlation_id text, parent_task_id uuid)
 cleanup_tasks(p_queue_name text, p_ttl_seconds double precision, p_limit integer) -> integer
 cleanup_events(p_queue_name text, p_ttl_seconds double precision, p_limit integer) -> integer
 cleanup_all_queues(p_queue_name text)

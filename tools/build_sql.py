@@ -1,8 +1,16 @@
-"""Build sql/teguh.sql: the modules of sql/src in the order of their names, with a map on top.
+"""Build the SQL files that are committed from the modules of sql/src.
 
 usage: python tools/build_sql.py [--check]
 
-``--check`` writes nothing and fails when the file that is there differs from what the sources
+sql/teguh.sql
+    All modules in the order of their names, with a map on top.
+sql/upgrade/teguh--A--B.sql
+    For each release A in tests/upgrade/released that has a delta sql/upgrade/src/A--B.sql to the
+    present version B: wait until nobody is in the middle of a call, the delta, the modules again,
+    remove what is left over.  What of A cannot be replaced (routines with other arguments or
+    results, views and types with another text) is found by comparing the two versions.
+
+``--check`` writes nothing and fails when a file that is there differs from what the sources
 give.  A source may say ``@TEGUH_VERSION@``: the version stands in META.json and nowhere else.
 """
 
@@ -13,15 +21,35 @@ import difflib
 import json
 import re
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PLACEHOLDER = "@TEGUH_VERSION@"
+RELEASED = "tests/upgrade/released"
 MODULE_NAME = re.compile(r"\d\d_[a-z0-9_]+\.sql")
 OBJECT = re.compile(
     r"^ *create (?:or replace )?(?:unlogged )?(?P<kind>function|procedure|table|view|type|sequence)"
     r" (?:if not exists )?teguh\.(?P<name>\w+)"
+)
+
+
+# Opens a fresh installation and nothing else: transaction, settings, version guard, schema.
+OPENING = "00_install.sql"
+UPGRADES = "sql/upgrade"
+SETTINGS = """\
+set local client_min_messages = warning;
+set local search_path = pg_catalog, pg_temp;
+set local check_function_bodies = off;
+"""
+
+# What a text says of the objects in it that `create or replace` may not be able to change.
+ROUTINE = re.compile(
+    r"create or replace (?:function|procedure) teguh\.(\w+)(\(.*?)\n +language ", re.DOTALL
+)
+VIEW_OR_TYPE = re.compile(
+    r"create (?:or replace )?(?:view|type) teguh\.(\w+) as\b(.*?);\n", re.DOTALL
 )
 
 HEADER = """\
@@ -35,6 +63,15 @@ HEADER = """\
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there"""
+
+UPGRADE_HEADER = """\
+-- Upgrade teguh @FROM@ to @TO@: one transaction, with workers running.
+--
+-- Run it with `psql -v ON_ERROR_STOP=1 -f`, send it through any driver as one string, or say
+-- `teguh upgrade`; as the role that owns the schema teguh, or as superuser.
+--
+-- Generated from sql/upgrade/src and sql/src by tools/build_sql.py (`make sql`).
+"""
 
 
 class BuildError(Exception):
@@ -98,29 +135,110 @@ def build(root: Path = ROOT) -> str:
     return whole.replace(PLACEHOLDER, version(root))
 
 
+def modules(root: Path = ROOT, *, opening: bool = True) -> str:
+    """Return the modules under their names, with or without what frames an installation."""
+    text: list[str] = []
+    for path in sorted((root / "sql" / "src").glob("*.sql")):
+        if opening or path.name != OPENING:
+            text += ["", f"-- sql/src/{path.name}", *Module.read(path).lines]
+    whole = "\n".join([*text, ""])
+    if not opening:
+        whole = whole.removesuffix("\ncommit;\n")
+    return whole.replace(PLACEHOLDER, version(root))
+
+
+def changed(old: str, new: str) -> list[str]:
+    """Return the names of what is in both texts, or only in the old, and has to be dropped."""
+    names: set[str] = set()
+    for pattern in (ROUTINE, VIEW_OR_TYPE):
+        before, after = (
+            {name: " ".join(rest.split()) for name, rest in pattern.findall(text)}
+            for text in (old, new)
+        )
+        # A routine that is gone does no harm until all is done; it goes with what is left over.
+        gone = set() if pattern is ROUTINE else set(before) - set(after)
+        names |= gone | {n for n in before.keys() & after.keys() if before[n] != after[n]}
+    # 90_finish.sql derives the functions of segment 1.
+    names |= {n.replace("0_template", "1_template") for n in names}
+    return sorted(names)
+
+
+def upgrade(old: str, root: Path = ROOT) -> str:
+    """Return the statements that upgrade release `old` to the present version, unframed."""
+    new = version(root)
+    source = root / UPGRADES / "src"
+    delta = (source / f"{old}--{new}.sql").read_text(encoding="utf-8")
+    released = (root / RELEASED / old / "teguh.sql").read_text(encoding="utf-8")
+    names = {
+        "@FROM@": old,
+        "@TO@": new,
+        "@TABLES@": array(sorted(set(re.findall(r"table teguh\.([a-z0-9]+)_template\b", delta)))),
+        "@CHANGED@": array(changed(released, build(root))),
+    }
+    parts = [
+        SETTINGS,
+        (source / "before.sql").read_text(encoding="utf-8"),
+        f"-- {UPGRADES}/src/{old}--{new}.sql\n{delta}",
+        modules(root, opening=False).strip("\n") + "\n",
+        (source / "after.sql").read_text(encoding="utf-8"),
+    ]
+    text = "\n".join(parts)
+    for name, value in names.items():
+        text = text.replace(name, value)
+    return text
+
+
+def array(words: list[str]) -> str:
+    """Return words as the text of an array, on lines of a readable width."""
+    return textwrap.fill(
+        "{" + ", ".join(words) + "}", 90, subsequent_indent="    ", break_long_words=False
+    )
+
+
+def upgrades(root: Path = ROOT) -> list[str]:
+    """Return the releases from which there is a delta to the present version."""
+    deltas = sorted((root / UPGRADES / "src").glob(f"*--{version(root)}.sql"))
+    return [path.name.split("--")[0] for path in deltas]
+
+
+def committed(root: Path = ROOT) -> dict[Path, str]:
+    """Return every file that is built and committed, with its text."""
+    new = version(root)
+    files = {root / "sql" / "teguh.sql": build(root)}
+    for old in upgrades(root):
+        head = UPGRADE_HEADER.replace("@FROM@", old).replace("@TO@", new)
+        files[root / UPGRADES / f"teguh--{old}--{new}.sql"] = (
+            f"{head}\nbegin;\n\n{upgrade(old, root)}\ncommit;\n"
+        )
+    return files
+
+
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
-    """Build or check; the exit code says whether the file is what it should be."""
+    """Build or check; the exit code says whether the files are what they should be."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing, fail when stale")
     options = parser.parse_args(arguments)
-    target = root / "sql" / "teguh.sql"
     try:
-        wanted = build(root)
-    except BuildError as error:
+        files = committed(root)
+    except (BuildError, FileNotFoundError) as error:
         print(f"build_sql: {error}", file=sys.stderr)
         return 1
-    found = target.read_text(encoding="utf-8") if target.exists() else ""
-    if found == wanted:
-        return 0
-    if not options.check:
-        target.write_text(wanted, encoding="utf-8")
-        return 0
-    changes = difflib.unified_diff(
-        found.splitlines(), wanted.splitlines(), "sql/teguh.sql", "sql/src", lineterm="", n=0
-    )
-    print("\n".join(list(changes)[:20]), file=sys.stderr)
-    print("build_sql: sql/teguh.sql is stale: run `make sql` and commit it", file=sys.stderr)
-    return 1
+    stale = False
+    for target, wanted in files.items():
+        found = target.read_text(encoding="utf-8") if target.exists() else ""
+        if found == wanted:
+            continue
+        if not options.check:
+            target.write_text(wanted, encoding="utf-8")
+            continue
+        stale = True
+        name = str(target.relative_to(root))
+        changes = difflib.unified_diff(
+            found.splitlines(), wanted.splitlines(), name, "sql/src", lineterm="", n=0
+        )
+        print("\n".join(list(changes)[:20]), file=sys.stderr)
+        print(f"build_sql: {name} is stale: run `make sql` and commit it", file=sys.stderr)
+    return int(stale)
 
 
 if __name__ == "__main__":

@@ -85,6 +85,7 @@ class Build:
     root: Path
     lib: Path | None = None  # to be put in LD_LIBRARY_PATH; inside `root` or beside it
     settings: tuple[tuple[str, str], ...] = ()
+    share: Path | None = None  # where the files of extensions are, if not under `root`
 
     @property
     def bin(self) -> Path:
@@ -93,18 +94,32 @@ class Build:
 
     def copy_to(self, target: Path) -> Build:
         """Copy the whole build under `target`, readable by everybody."""
-        root = target / "postgresql"
+        root, lib, share = target / "postgresql", self.lib, self.share
+        if share is not None:
+            # The programs look for it where it stands as seen from them.
+            root = target / self.root.relative_to("/")
+            share = target / share.relative_to("/")
+            shutil.copytree(self.share or share, share, symlinks=True)
         shutil.copytree(self.root, root, symlinks=True)
-        lib = self.lib
         if lib is not None and lib.is_relative_to(self.root):
             lib = root / lib.relative_to(self.root)
         elif lib is not None:
             lib = shutil.copytree(lib, target / "lib", symlinks=True)
-        for path in (root, *root.rglob("*"), *([lib, *lib.rglob("*")] if lib else [])):
-            if not path.is_symlink():
+        tops = [top for top in (root, lib, share) if top is not None]
+        for path in (inside for top in tops for inside in (*top.parents, top, *top.rglob("*"))):
+            if not path.is_symlink() and path.is_relative_to(target):
                 programs = path.is_dir() or path.parent == root / "bin"
                 path.chmod(path.stat().st_mode | (0o555 if programs else 0o444))
-        return Build(root, lib, self.settings)
+        return Build(root, lib, self.settings, share)
+
+    @property
+    def extensions(self) -> Path:
+        """The directory of control files and scripts."""
+        for top in (self.share, self.root):
+            if top is not None:
+                for control in top.rglob("plpgsql.control"):
+                    return control.parent
+        raise ServerError(f"no plpgsql.control under {self.root}")
 
 
 def _embedded() -> Build:
@@ -150,7 +165,7 @@ def _debian(major: int | None) -> Build:
             ("shared_preload_libraries", "pg_cron"),
             ("cron.host", HOME),  # jobs connect through the socket
         )
-    return Build(root, None, settings)
+    return Build(root, None, settings, Path("/usr/share/postgresql") / str(major))
 
 
 def find_build(kind: str) -> Build:
@@ -279,10 +294,20 @@ class Server(Databases):
 
     can_restart = True
 
-    def __init__(self, kind: str = "embedded", settings: Mapping[str, str] | None = None) -> None:
-        """Choose the kind; `settings` go over SETTINGS into postgresql.conf."""
+    def __init__(
+        self,
+        kind: str = "embedded",
+        settings: Mapping[str, str] | None = None,
+        extension: Mapping[str, str] | None = None,
+    ) -> None:
+        """Choose the kind; `settings` go over SETTINGS into postgresql.conf.
+
+        `extension` are files by name to be put where `create extension` looks: into a copy of the
+        build, which stays as it is.
+        """
         self.kind = kind
         self._settings = dict(settings or {})
+        self._extension = dict(extension or {})
         self._process: subprocess.Popen[bytes] | None = None
         self._home: Path | None = None
 
@@ -432,6 +457,12 @@ class Server(Databases):
 
     def _reachable(self, build: Build) -> Build:
         """Return the build, or a copy of it where the server's account may read it."""
+        if self._extension:
+            copy = build.copy_to(self.home)
+            for name, text in self._extension.items():
+                (copy.extensions / name).write_text(text, encoding="utf-8")
+                (copy.extensions / name).chmod(0o644)
+            return copy
         self._build = build
         try:
             self.run("postgres", "--version")
@@ -570,11 +601,13 @@ class ExistingServer(Databases):
         return make_conninfo("", **parameters)
 
 
-def server_from_environment(settings: Mapping[str, str] | None = None) -> Server | ExistingServer:
+def server_from_environment(
+    settings: Mapping[str, str] | None = None, extension: Mapping[str, str] | None = None
+) -> Server | ExistingServer:
     """Return the server that TEGUH_TEST_DSN or TEGUH_PG asks for, not yet started."""
     if existing := os.environ.get("TEGUH_TEST_DSN"):
         return ExistingServer(existing)
-    return Server(os.environ.get("TEGUH_PG") or "embedded", settings)
+    return Server(os.environ.get("TEGUH_PG") or "embedded", settings, extension)
 
 
 def main() -> int:

@@ -44,21 +44,3 @@ begin
   end if;
 end;
 $$;
-
-comment on schema teguh is
-  'Durable execution as SQL functions: tasks, retries, steps, sleeps, events. '
-  'One set of tables and functions per queue, stamped from the queue "template".';
-
--- The version of the installed schema.
-create or replace function teguh.version()
-  returns text
-  language sql
-  immutable
-  parallel safe
-  set search_path = pg_catalog, pg_temp
-as $$
-  select '@TEGUH_VERSION@'::text;
-$$;
-
-comment on function teguh.version() is
-  'The version of the installed schema.';

@@ -1,46 +1,55 @@
 -- The composite types that functions pass to each other.
 do $$
 begin
-  if to_regtype('teguh._gap') is not null then
-    return;
+  if to_regtype('teguh._gap') is null then
+    create type teguh._gap as (
+      xid      xid8,
+      low_seq  bigint,
+      high_seq bigint
+    );
   end if;
 
-  create type teguh._gap as (
-    xid      xid8,
-    low_seq  bigint,
-    high_seq bigint
-  );
+  if to_regtype('teguh._late') is null then
+    create type teguh._late as (
+      xid   xid8,
+      since timestamptz
+    );
+  end if;
 
-  create type teguh._late as (
-    xid   xid8,
-    since timestamptz
-  );
+  if to_regtype('teguh._timer') is null then
+    create type teguh._timer as (
+      task_id uuid,
+      turn    integer
+    );
+  end if;
 
-  create type teguh._timer as (
-    task_id uuid,
-    turn    integer
-  );
+  if to_regtype('teguh._picked') is null then
+    create type teguh._picked as (
+      task_ids uuid[],
+      turns    integer[],
+      limited  uuid[],
+      limits   timestamptz[],
+      first    teguh._gap,
+      woke     bigint
+    );
+  end if;
 
-  create type teguh._picked as (
-    task_ids uuid[],
-    turns    integer[],
-    limited  uuid[],
-    limits   timestamptz[],
-    first    teguh._gap,
-    woke     bigint
-  );
-
-  create type teguh._spawn as (
-    task_name       text,
-    params          jsonb,
-    headers         jsonb,
-    retry_strategy  jsonb,
-    max_attempts    integer,
-    cancellation    jsonb,
-    idempotency_key text,
-    return_mismatch boolean,
-    available_at    timestamptz
-  );
+  if to_regtype('teguh._spawn') is null then
+    create type teguh._spawn as (
+      task_name       text,
+      params          jsonb,
+      headers         jsonb,
+      retry_strategy  jsonb,
+      max_attempts    integer,
+      cancellation    jsonb,
+      idempotency_key text,
+      return_mismatch boolean,
+      available_at    timestamptz,
+      tags            text[],
+      correlation_id  text,
+      parent_task_id  uuid
+    );
+  end if;
 end;
 $$;
 

@@ -118,6 +118,62 @@ begin
 end;
 $$;
 
+-- Read an option that must be a uuid; null when absent or null.
+create or replace function teguh._uuid_option(p_options jsonb, p_key text)
+  returns uuid
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_value text := teguh._text_option(p_options, p_key);
+begin
+  if v_value is null then
+    return null;
+  end if;
+
+  begin
+    return v_value::uuid;
+  exception
+    when invalid_text_representation then
+      raise exception '"%" must be a uuid', p_key
+        using
+          errcode = 'TG005',
+          detail = format('Found: "%s".', left(v_value, 200)),
+          hint = 'For instance the task_id that spawn_task() returned.';
+  end;
+end;
+$$;
+
+-- Read the tags of a spawn: an array of names; null when absent, null or empty.
+create or replace function teguh._tags_option(p_options jsonb)
+  returns text[]
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_value jsonb := nullif(p_options -> 'tags', 'null');
+  v_tags  text[];
+begin
+  if jsonb_typeof(v_value) <> 'array'
+    or jsonb_path_exists(v_value, 'strict $[*] ? (@.type() <> "string")')
+  then
+    raise exception '"tags" must be an array of strings'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(v_value::text, 200)),
+        hint = 'For instance ["nightly", "billing"].';
+  end if;
+
+  select array_agg(a.tag order by a.place) into v_tags
+  from jsonb_array_elements_text(v_value) with ordinality as a(tag, place);
+  perform teguh._check_name('tag', t.tag)
+  from unnest(v_tags) as t(tag);
+  return v_tags;
+end;
+$$;
+
 -- Refuse a blank or overlong name.  Names are index keys, hence the limit.
 create or replace function teguh._check_name(p_what text, p_name text)
   returns void
@@ -272,7 +328,8 @@ declare
 begin
   perform teguh._check_keys('spawn options', p_options, array[
     'headers', 'retry_strategy', 'max_attempts', 'cancellation', 'idempotency_key',
-    'idempotency_mismatch', 'available_at', 'delay_seconds'
+    'idempotency_mismatch', 'available_at', 'delay_seconds', 'tags', 'correlation_id',
+    'parent_task_id'
   ]);
 
   v_spawn.headers := nullif(p_options -> 'headers', 'null');
@@ -305,6 +362,12 @@ begin
   v_spawn.return_mismatch := coalesce(v_mismatch = 'return', false);
 
   v_spawn.available_at := teguh._available_at(p_options);
+  v_spawn.tags := teguh._tags_option(p_options);
+  v_spawn.correlation_id := teguh._text_option(p_options, 'correlation_id');
+  if v_spawn.correlation_id is not null then
+    perform teguh._check_name('correlation id', v_spawn.correlation_id);
+  end if;
+  v_spawn.parent_task_id := teguh._uuid_option(p_options, 'parent_task_id');
   return v_spawn;
 end;
 $$;

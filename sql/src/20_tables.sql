@@ -35,6 +35,16 @@ comment on table teguh.grants is
 comment on column teguh.grants.queue_name is
   'The queue the right is for; * for every queue, also those to come.';
 
+-- Which versions this schema has had.
+create table if not exists teguh.versions (
+  version      text        not null,
+  installed_at timestamptz not null,
+  constraint versions_pkey primary key (version)
+);
+
+comment on table teguh.versions is
+  'One row per version that was installed here or that this schema was upgraded to.';
+
 -- The template queue: what create_queue() stamps out once per queue, replacing
 -- "template" by the queue's name.  No prefix contains another underscore, so
 -- the names of two queues cannot meet.
@@ -67,6 +77,9 @@ create table if not exists teguh.t_template (
   event_payload    jsonb,
   result           jsonb,
   failure_reason   jsonb,
+  tags             text[],
+  correlation_id   text,
+  parent_task_id   uuid,
   constraint tkey_template primary key (task_id),
   constraint tstate_template check (
     state in ('pending', 'running', 'sleeping', 'completed', 'failed', 'cancelled')
@@ -106,6 +119,12 @@ comment on column teguh.t_template.event_payload is
   'Payload of the event that woke the task; null if the wait timed out.';
 comment on column teguh.t_template.failure_reason is
   'Why the last run failed.';
+comment on column teguh.t_template.tags is
+  'Words given at the spawn to find the task by; null if there are none.';
+comment on column teguh.t_template.correlation_id is
+  'What ties tasks together that belong to one matter of the application.';
+comment on column teguh.t_template.parent_task_id is
+  'The task that this one was spawned for; it may lie in another queue.';
 
 -- Dispatch: what is ready, and what becomes so by the passing of time.  Two
 -- segments per queue, used in turn.  Rows are only ever inserted; a segment that

@@ -39,7 +39,9 @@ comment on function teguh.validate_queue_name(text) is
   'Returns the name if a queue may have it: 1 to 55 lowercase letters, digits and '
   'underscores, a letter first. Raises 42602 if not, 42939 for the reserved "template".';
 
--- The policy of a queue, or TG001.
+-- The policy of a queue, or TG001.  Every call that works on a queue comes through here, and
+-- waits here while an upgrade holds teguh.queues.  What was called before the upgrade would
+-- go on with functions from after it, and has to be called again.
 create or replace function teguh._policy(p_queue_name text)
   returns jsonb
   language plpgsql
@@ -65,6 +67,15 @@ begin
         errcode = 'TG001',
         detail = 'No queue of that name was created in this database.',
         hint = format('Create it: select teguh.create_queue(%L);', left(p_queue_name, 60));
+  end if;
+
+  if teguh.version() <> '@TEGUH_VERSION@' then
+    raise exception 'teguh was upgraded while this call waited'
+      using
+        errcode = '40001',
+        detail = format('The call began with version @TEGUH_VERSION@, and %s is installed now.',
+          teguh.version()),
+        hint = 'Try again.';
   end if;
 
   return v_policy;
@@ -100,7 +111,8 @@ select
   1 as step,
   format(
     'create sequence teguh.%s minvalue %s start %s', s.sequencename, s.min_value, s.start_value
-  ) as ddl
+  ) as ddl,
+  s.sequencename as name
 from pg_catalog.pg_sequences as s
 where s.schemaname = 'teguh' and s.sequencename ~ '^_?[a-z0-9]+_template$'
 
@@ -118,7 +130,8 @@ select
       ', ' order by a.attnum
     ),
     ' with (' || array_to_string(t.reloptions, ', ') || ')'
-  )
+  ),
+  t.relname
 from template as t
 join pg_catalog.pg_attribute as a on a.attrelid = t.oid and a.attnum > 0 and not a.attisdropped
 left join pg_catalog.pg_attrdef as d on d.adrelid = a.attrelid and d.adnum = a.attnum
@@ -130,38 +143,43 @@ select
   3,
   format(
     'alter table teguh.%s add constraint %s %s', t.relname, k.conname, pg_get_constraintdef(k.oid)
-  )
+  ),
+  k.conname
 from template as t
 join pg_catalog.pg_constraint as k on k.conrelid = t.oid and k.contype <> 'n'
 
 union all
 
-select 4, pg_get_indexdef(i.indexrelid)
+select 4, pg_get_indexdef(i.indexrelid), c.relname
 from template as t
 join pg_catalog.pg_index as i on i.indrelid = t.oid
+join pg_catalog.pg_class as c on c.oid = i.indexrelid
 where not exists (select 1 from pg_catalog.pg_constraint as k where k.conindid = i.indexrelid)
 
 union all
 
-select 5, format('comment on table teguh.%s is %L', t.relname, obj_description(t.oid, 'pg_class'))
+select
+  5,
+  format('comment on table teguh.%s is %L', t.relname, obj_description(t.oid, 'pg_class')),
+  t.relname
 from template as t
 
 union all
 
-select 6, pg_get_functiondef(p.oid)
+select 6, pg_get_functiondef(p.oid), p.proname
 from pg_catalog.pg_proc as p
 where p.pronamespace = 'teguh'::regnamespace
   and p.proname ~ '^_?[a-z0-9]+_template$'
 
 union all
 
-select 7, format('revoke all on function %s from public', p.oid::regprocedure)
+select 7, format('revoke all on function %s from public', p.oid::regprocedure), p.proname
 from pg_catalog.pg_proc as p
 where p.pronamespace = 'teguh'::regnamespace
   and p.proname ~ '^_?[a-z0-9]+_template$';
 
 comment on view teguh._template_ddl is
-  'The template queue as DDL, in steps. Read back from the catalog, so that it is '
+  'The template queue as DDL, in steps, with the name of what each makes. Read back from the catalog, so that it is '
   'always what was written in the sources, upgrades included.';
 
 -- Rename the template queue to another wherever a text names it.
@@ -174,24 +192,151 @@ as $$
   select regexp_replace(p_ddl, '_template\M', '_' || p_queue_name, 'g');
 $$;
 
--- Create or refresh a queue's functions, as they are in the template.
-create or replace function teguh._stamp_functions(p_queue_name text)
+-- Bring queues up to the template: create what they lack, renew comments and functions.  So a
+-- new queue is made, and so an upgrade reaches the others.  Columns and whatever else changes in
+-- a table that is there already are for the upgrade's script.
+create or replace function teguh._stamp_queues(p_queue_names text[])
   returns void
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_ddl text;
+  v_made       record;
+  v_queue_name text;
 begin
-  for v_ddl in
-    select d.ddl
+  for v_made in
+    select d.step, d.name, d.ddl
     from teguh._template_ddl as d
-    where d.step >= 6
+    where d.step <= 6
     order by d.step, d.ddl
   loop
-    execute teguh._stamp(v_ddl, p_queue_name);
+    foreach v_queue_name in array p_queue_names loop
+      if v_made.step = 6 then
+        perform teguh._stamp_function(v_made.name, v_made.ddl, v_queue_name);
+      else
+        perform teguh._stamp_relation(v_made.step, v_made.name, v_made.ddl, v_queue_name);
+      end if;
+    end loop;
   end loop;
+end;
+$$;
+
+-- Give a queue one sequence, table, constraint, index or comment that it lacks.
+create or replace function teguh._stamp_relation(
+  p_step       integer,
+  p_name       text,
+  p_ddl        text,
+  p_queue_name text
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_name text := teguh._stamp(p_name, p_queue_name);
+  v_done boolean := case p_step
+    when 3 then exists (
+      select
+      from pg_constraint as k
+      where k.connamespace = 'teguh'::regnamespace and k.conname = v_name
+    )
+    when 5 then
+      obj_description(to_regclass('teguh.' || v_name), 'pg_class')
+      = obj_description(to_regclass('teguh.' || p_name), 'pg_class')
+    else to_regclass('teguh.' || v_name) is not null
+  end;
+begin
+  if v_done then
+    return;
+  end if;
+
+  execute teguh._stamp(p_ddl, p_queue_name);
+  if p_step in (1, 2) then
+    perform teguh._leave_extension('pg_class', to_regclass('teguh.' || v_name));
+  end if;
+end;
+$$;
+
+-- Create a queue's function, or replace one that differs from the template's.
+--
+-- In an extension's script nothing may be replaced but what the extension has: there the
+-- function joins it for the moment.
+create or replace function teguh._stamp_function(p_name text, p_ddl text, p_queue_name text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_ddl  text := teguh._stamp(p_ddl, p_queue_name);
+  v_name name := teguh._stamp(p_name, p_queue_name);
+  v_old  regprocedure := teguh._function(v_name);
+begin
+  if v_old is not null then
+    if pg_get_functiondef(v_old) = v_ddl then
+      return;
+    elsif teguh._signature(v_old)
+      <> teguh._stamp(teguh._signature(teguh._function(p_name::name)), p_queue_name)
+    then
+      execute format('drop function %s', v_old);
+    elsif exists (select from pg_extension as e where e.extname = 'teguh') then
+      execute format('alter extension teguh add function %s', v_old);
+    end if;
+  end if;
+
+  execute v_ddl;
+  execute format('revoke all on function %s from public', teguh._function(v_name));
+  perform teguh._leave_extension('pg_proc', teguh._function(v_name));
+end;
+$$;
+
+-- The function of a name; null if there is none.
+create or replace function teguh._function(p_name name)
+  returns regprocedure
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select p.oid
+  from pg_proc as p
+  where p.pronamespace = 'teguh'::regnamespace and p.proname = p_name;
+$$;
+
+-- What of a function cannot be changed by replacing it.
+create or replace function teguh._signature(p_function oid)
+  returns text
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select pg_get_function_arguments(p_function) || ' -> ' || pg_get_function_result(p_function);
+$$;
+
+-- Take something of a queue out of the extension.  Made in the extension's script, it would be
+-- the extension's, and neither be dumped nor be dropped with the queue.
+create or replace function teguh._leave_extension(p_class regclass, p_object oid)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_member text := (
+    select i.type || ' ' || i.identity
+    from pg_depend as d
+    join pg_extension as e on e.oid = d.refobjid and e.extname = 'teguh'
+    cross join lateral pg_identify_object(d.classid, d.objid, 0) as i
+    where d.classid = p_class
+      and d.objid = p_object
+      and d.refclassid = 'pg_extension'::regclass
+      and d.deptype = 'e'
+  );
+begin
+  if v_member is not null then
+    execute 'alter extension teguh drop ' || v_member;
+  end if;
 end;
 $$;
 
@@ -323,7 +468,6 @@ create or replace function teguh.create_queue(p_queue_name text, p_policy jsonb 
 as $$
 declare
   v_policy jsonb := coalesce(p_policy, '{}');
-  v_ddl    text;
 begin
   perform teguh.validate_queue_name(p_queue_name);
   perform teguh._check_policy(v_policy);
@@ -333,13 +477,7 @@ begin
   on conflict (queue_name) do nothing;
 
   if found then
-    for v_ddl in
-      select d.ddl
-      from teguh._template_ddl as d
-      order by d.step, d.ddl
-    loop
-      execute teguh._stamp(v_ddl, p_queue_name);
-    end loop;
+    perform teguh._stamp_queues(array[p_queue_name]);
     execute format('select teguh._init_%s()', p_queue_name);
     perform teguh._grant_queue(p_queue_name);
   else

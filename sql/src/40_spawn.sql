@@ -26,14 +26,16 @@ begin
     select s.*, teguh._task_id(v_now) as task_id
     from unnest(p_tasks) with ordinality as s(
       task_name, params, headers, retry_strategy, max_attempts, cancellation,
-      idempotency_key, return_mismatch, available_at, place
+      idempotency_key, return_mismatch, available_at, tags, correlation_id, parent_task_id,
+      place
     )
   ),
 
   added as (
     insert into teguh.t_template as t (
       task_id, run_id, turn, state, created_at, available_at, deadline_at, max_attempts,
-      task_name, params, headers, retry_strategy, cancellation, idempotency_key
+      task_name, params, headers, retry_strategy, cancellation, idempotency_key, tags,
+      correlation_id, parent_task_id
     )
     select
       s.task_id,
@@ -46,7 +48,7 @@ begin
         greatest(s.available_at, v_now), (s.cancellation ->> 'max_delay')::double precision
       ),
       s.max_attempts, s.task_name, s.params, s.headers, s.retry_strategy, s.cancellation,
-      s.idempotency_key
+      s.idempotency_key, s.tags, s.correlation_id, s.parent_task_id
     from spawns as s
     order by s.idempotency_key nulls first, s.place
     on conflict (idempotency_key) where idempotency_key is not null do nothing
@@ -104,13 +106,15 @@ begin
 
   insert into teguh.t_template as t (
     task_id, run_id, turn, state, created_at, available_at, deadline_at, max_attempts,
-    task_name, params, headers, retry_strategy, cancellation
+    task_name, params, headers, retry_strategy, cancellation, tags, correlation_id,
+    parent_task_id
   )
   values (
     v_task_id, teguh._run_id(v_task_id, 1), 1,
     case when v_due_at > v_now then 'sleeping' else 'pending' end,
     v_now, v_due_at, v_deadline, p_spawn.max_attempts, p_spawn.task_name, p_spawn.params,
-    p_spawn.headers, p_spawn.retry_strategy, p_spawn.cancellation
+    p_spawn.headers, p_spawn.retry_strategy, p_spawn.cancellation, p_spawn.tags,
+    p_spawn.correlation_id, p_spawn.parent_task_id
   );
 
   perform teguh._queue_template(v_task_id, 1, v_due_at, v_now);
@@ -214,9 +218,10 @@ comment on function teguh.spawn_task(text, text, jsonb, jsonb) is
   '"base_seconds", "factor", "max_seconds", "jitter"}), max_attempts (null: '
   'unlimited), cancellation ({"max_delay", "max_duration"} in seconds), '
   'idempotency_key, idempotency_mismatch (error or return), available_at, '
-  'delay_seconds. created is false when the idempotency key was in use and the '
-  'existing task is returned. Raises TG001 for an unknown queue, TG005 for a bad '
-  'option, TG006 for a key that belongs to another task.';
+  'delay_seconds, tags (array of strings), correlation_id, parent_task_id (a task of any '
+  'queue). created is false when the idempotency key was in use and the existing task '
+  'is returned. Raises TG001 for an unknown queue, TG005 for a bad option, TG006 for a '
+  'key that belongs to another task.';
 
 -- Spawn many tasks with one statement.
 create or replace function teguh.spawn_tasks(p_queue_name text, p_tasks jsonb)

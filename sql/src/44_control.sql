@@ -102,7 +102,8 @@ begin
     select *
     from teguh._put_template(array[row(
       v_task.task_name, v_task.params, v_task.headers, v_task.retry_strategy,
-      coalesce(p_max_attempts, v_task.max_attempts), v_task.cancellation, null, false, null
+      coalesce(p_max_attempts, v_task.max_attempts), v_task.cancellation, null, false, null,
+      v_task.tags, v_task.correlation_id, v_task.parent_task_id
     )::teguh._spawn]);
     return;
   end if;
@@ -219,7 +220,10 @@ create or replace function teguh._show_template(p_task_id uuid)
     created_at        timestamptz,
     available_at      timestamptz,
     first_started_at  timestamptz,
-    finished_at       timestamptz
+    finished_at       timestamptz,
+    tags              text[],
+    correlation_id    text,
+    parent_task_id    uuid
   )
   language plpgsql
   volatile
@@ -241,7 +245,10 @@ begin
     v_task.created_at,
     v_task.available_at,
     v_task.first_started_at,
-    v_task.finished_at;
+    v_task.finished_at,
+    v_task.tags,
+    v_task.correlation_id,
+    v_task.parent_task_id;
 end;
 $$;
 
@@ -259,7 +266,10 @@ create or replace function teguh.get_task_result(p_queue_name text, p_task_id uu
     created_at        timestamptz,
     available_at      timestamptz,
     first_started_at  timestamptz,
-    finished_at       timestamptz
+    finished_at       timestamptz,
+    tags              text[],
+    correlation_id    text,
+    parent_task_id    uuid
   )
   language plpgsql
   volatile
@@ -273,5 +283,6 @@ $$;
 comment on function teguh.get_task_result(text, uuid) is
   'Where a task stands and what came of it. state is pending, running, sleeping, '
   'completed, failed or cancelled; attempts is how often it was handed to a worker; '
-  'failure_reason is why its last failed run failed. Raises TG001 for an unknown '
+  'failure_reason is why its last failed run failed; tags, correlation_id and '
+  'parent_task_id are what it was spawned with. Raises TG001 for an unknown '
   'queue, TG003 for an unknown task.';

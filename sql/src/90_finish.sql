@@ -48,20 +48,12 @@ begin
 end;
 $$;
 
--- The template is a queue like any other; and queues that exist get the functions
--- of this file.
+-- The template is a queue like any other; and queues that exist get what it
+-- has.
 do $$
-declare
-  v_queue_name text;
 begin
   perform teguh._init_template();
-  for v_queue_name in
-    select q.queue_name
-    from teguh.queues as q
-    order by q.queue_name
-  loop
-    perform teguh._stamp_functions(v_queue_name);
-  end loop;
+  perform teguh._stamp_queues(array(select q.queue_name from teguh.queues as q order by 1));
 end;
 $$;
 
@@ -74,11 +66,16 @@ begin
     select p.oid
     from pg_catalog.pg_proc as p
     where p.pronamespace = 'teguh'::regnamespace
+      and pg_catalog.has_function_privilege('public', p.oid, 'execute')
   loop
     execute pg_catalog.format('revoke all on routine %s from public', v_routine);
   end loop;
   perform teguh._grant_again();
 end;
 $$;
+
+insert into teguh.versions (version, installed_at)
+values (teguh.version(), teguh.current_time())
+on conflict do nothing;
 
 commit;

@@ -2,12 +2,13 @@
 
 Spawn tasks and look at them with a :class:`Client` (or :class:`AsyncClient`), execute them
 with a :class:`Worker` (or :class:`AsyncWorker`), write them against a :class:`TaskContext` (or
-:class:`AsyncTaskContext`), and install the schema with :func:`install`.
+:class:`AsyncTaskContext`), and install the schema with :func:`install`, or bring it up to this
+package's version with :func:`upgrade`.
 """
 
 from teguh._async.client import AsyncClient
 from teguh._async.context import AsyncTaskContext
-from teguh._install import install
+from teguh._install import install, upgrade
 from teguh._sync.client import Client
 from teguh._sync.context import TaskContext
 from teguh._types import (
@@ -95,4 +96,5 @@ __all__ = [
     "WorkerOptions",
     "WrongState",
     "install",
+    "upgrade",
 ]

@@ -88,7 +88,8 @@ from teguh.retry_task(%(queue)s, %(task)s, %(options)s::jsonb)
 """
 GET_TASK_RESULT = """
 select task_id, state, attempts, completed_payload, cancelled_at, failure_reason, failures,
-       task_name, created_at, available_at, first_started_at, finished_at
+       task_name, created_at, available_at, first_started_at, finished_at,
+       tags, correlation_id, parent_task_id
 from teguh.get_task_result(%(queue)s, %(task)s)
 """
 CLEANUP_TASKS = "select teguh.cleanup_tasks(%(queue)s, %(ttl)s, %(limit)s)"

@@ -42,6 +42,9 @@ class SpawnOptions(TypedDict, total=False):
     idempotency_mismatch: Literal["error", "return"]
     available_at: datetime
     delay_seconds: float
+    tags: Sequence[str]
+    correlation_id: str
+    parent_task_id: UUID | str
 
 
 class QueuePolicy(TypedDict, total=False):
@@ -137,6 +140,9 @@ class TaskResult:
     available_at: datetime | None
     first_started_at: datetime | None
     finished_at: datetime | None
+    tags: list[str] | None = None
+    correlation_id: str | None = None
+    parent_task_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +181,11 @@ def options_json(options: Mapping[str, Any]) -> dict[str, Any]:
     at = values.get("available_at")
     if isinstance(at, datetime):
         values["available_at"] = iso(at, "available_at")
+    if "tags" in values:
+        values["tags"] = list(values["tags"])
+    parent = values.get("parent_task_id")
+    if isinstance(parent, UUID):
+        values["parent_task_id"] = str(parent)
     return values
 
 

@@ -1,4 +1,4 @@
-"""The command line: install, worker, spawn, demo."""
+"""The command line: install, upgrade, worker, spawn, demo."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from teguh._install import install
+from teguh._install import install, upgrade
 from teguh._sync.client import Client
 from teguh.errors import TeguhError
 from teguh.registry import Registry
@@ -67,6 +67,11 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(command=_install)
 
     command = commands.add_parser(
+        "upgrade", parents=[database], help="bring an installed teguh to this version"
+    )
+    command.set_defaults(command=_upgrade)
+
+    command = commands.add_parser(
         "worker", parents=[database], help="execute tasks until SIGTERM or Ctrl-C"
     )
     command.add_argument("registry", help="a teguh.Registry, as module:name")
@@ -113,6 +118,11 @@ def _install(args: argparse.Namespace) -> int:
             for queue in args.queue:
                 client.create_queue(queue)
                 print(f"queue {queue} exists")
+    return 0
+
+
+def _upgrade(args: argparse.Namespace) -> int:
+    print(f"teguh {upgrade(args.dsn)} is installed")
     return 0
 
 

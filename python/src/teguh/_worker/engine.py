@@ -16,6 +16,7 @@ from teguh import _sql
 from teguh._async.context import AsyncTaskContext
 from teguh._async.pool import AsyncPool
 from teguh._connect import is_lost, open_async, open_sync, worker_conninfo
+from teguh._install import check_version
 from teguh._json import dumps, printable
 from teguh._sync.context import TaskContext
 from teguh._sync.pool import Pool
@@ -182,8 +183,9 @@ class Engine:
         settings = self._settings
         backoff = Backoff()
         empty = Backoff(0.005, 1.0)
-        async with self._claims.connection():
-            pass  # what fails before the first connection will hardly get better
+        # What fails before the first claim will hardly get better.
+        ((version,),) = await self._claims.fetch(_sql.VERSION, {})
+        check_version(version)
         tick_at = time.monotonic()
         while not self._stopping.is_set():
             until_tick = settings.poll_interval

@@ -1,0 +1,67 @@
+-- Drop the routines that @TO@ does not have: those that this script has neither made nor replaced,
+-- but for those of the queues, where only what differs is replaced.  A routine of somebody else
+-- has no place in this schema.
+do $$
+declare
+  v_drop text;
+begin
+  for v_drop in
+    select format('drop routine %s', p.oid::regprocedure)
+    from pg_proc as p
+    where p.pronamespace = 'teguh'::regnamespace
+      and age(p.xmin) > 0
+      and p.proname not in (
+        select teguh._stamp(t.name, q.queue_name)
+        from teguh._template_ddl as t
+        cross join teguh.queues as q
+        where t.step = 6
+      )
+  loop
+    execute v_drop;
+  end loop;
+end;
+$$;
+
+-- Everything belongs to the schema's owner, whoever runs this; and rights that were given hold.
+do $$
+declare
+  v_owner   regrole := (
+    select n.nspowner from pg_namespace as n where n.oid = 'teguh'::regnamespace
+  );
+  v_routine regprocedure;
+  v_table   regclass;
+  v_grant   record;
+begin
+  for v_routine in
+    select p.oid from pg_proc as p
+    where p.pronamespace = 'teguh'::regnamespace and p.proowner <> v_owner
+  loop
+    execute format('alter routine %s owner to %s', v_routine, v_owner);
+  end loop;
+  for v_table in
+    select c.oid from pg_class as c
+    where c.relnamespace = 'teguh'::regnamespace
+      and c.relkind in ('r', 'v', 'S', 'c')
+      and c.relowner <> v_owner
+  loop
+    execute format(
+      'alter %s %s owner to %s',
+      (select case c.relkind when 'c' then 'type' else 'table' end
+       from pg_class as c where c.oid = v_table),
+      v_table, v_owner
+    );
+  end loop;
+
+  for v_grant in
+    select p.oid::regprocedure as routine, k.role, k.option
+    from jsonb_to_recordset(current_setting('teguh.kept_grants')::jsonb)
+      as k(name name, role text, option boolean)
+    join pg_proc as p on p.pronamespace = 'teguh'::regnamespace and p.proname = k.name
+  loop
+    execute format(
+      'grant execute on routine %s to %s%s', v_grant.routine, v_grant.role,
+      case when v_grant.option then ' with grant option' else '' end
+    );
+  end loop;
+end;
+$$;

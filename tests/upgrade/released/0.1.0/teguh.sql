@@ -1,0 +1,5239 @@
+-- Teguh 0.1.0: durable execution as a SQL library for PostgreSQL 14 and later.
+--
+-- This one file makes a database a workflow engine: schema teguh with its tables and functions.
+-- Install it with `psql -f teguh.sql`, or send it through any driver as one string: it holds no
+-- psql command.  It needs CREATE on the database, no superuser and no extension.  Running it again
+-- over the same version changes nothing but refreshes the functions.
+--
+-- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
+--
+-- Line  What stands there
+--  195  00_install.sql
+--  230    version
+--  243  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  245    current_time
+--  264    _after
+--  279    _micros
+--  290  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  306    _random_bytes
+--  325    _make_uuidv7
+--  348    portable_uuidv7
+--  378    uuidv7_timestamp
+--  404    _task_id
+--  428    _run_id
+--  443    _run_task
+--  454    _run_number
+--  468  12_types.sql: The composite types that functions pass to each other
+--  476    _gap (type)
+--  482    _late (type)
+--  487    _timer (type)
+--  492    _picked (type)
+--  501    _spawn (type)
+--  529  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  531    _check_keys
+--  564    _number_option
+--  599    _integer_option
+--  625    _text_option
+--  651    _check_name
+--  678    _check_seconds
+--  706    _check_isolation
+--  725    _check_policy
+--  755    _check_spawn
+--  792    _read_spawn_options
+--  842    _available_at
+--  882    _check_cancellation
+--  899  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+--  902    _check_retry_strategy
+--  938    _backoff
+--  981    _fraction
+--  992  20_tables.sql: Queues and the policy of each
+--  994    queues (table)
+-- 1013    t_template (table)
+-- 1082    p0_template (table)
+-- 1095    p1_template (table)
+-- 1138    k0_template (table)
+-- 1149    k1_template (table)
+-- 1173    seq_template (sequence)
+-- 1174    ring_template (sequence)
+-- 1175    parked_template (sequence)
+-- 1176    woken_template (sequence)
+-- 1177    plan_template (sequence)
+-- 1178    fired_template (sequence)
+-- 1179    clock_template (sequence)
+-- 1180    carry_template (sequence)
+-- 1201    r_template (table)
+-- 1218    c_template (table)
+-- 1235    e_template (table)
+-- 1252    w_template (table)
+-- 1267  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 1270    validate_queue_name
+-- 1310    _policy
+-- 1337    _call
+-- 1351    _template_ddl (view)
+-- 1429    _stamp
+-- 1439    _stamp_functions
+-- 1460    _each_queue
+-- 1482    _init_template
+-- 1505    _hush_template
+-- 1526    _beyond
+-- 1535    create_queue
+-- 1588    drop_queue
+-- 1621    _drop_all
+-- 1661    list_queues
+-- 1675  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 1684    _push_template
+-- 1725    _fill
+-- 1745    _add0_template
+-- 1812    _back0_template
+-- 1830  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 1834    _claim0_template
+-- 1895    _pick0_template
+-- 1986    _move0_template
+-- 2048    _open_xids
+-- 2068    _next0_template
+-- 2096    _many0_template
+-- 2125    _stuck0_template
+-- 2162    _trim0_template
+-- 2205    _take_template
+-- 2285    _known_template
+-- 2305    claim_task
+-- 2357    _next_template
+-- 2398    _soon0_template
+-- 2454    next_due
+-- 2474  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 2487    _due0_template
+-- 2563    _last0_template
+-- 2588    _any0_template
+-- 2615    _miss0_template
+-- 2651    _pass0_template
+-- 2697    _fire_template
+-- 2749    _expire_template
+-- 2816    _over_template
+-- 2837  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 2839    _segment_bytes
+-- 2860    _turn_template
+-- 2892    _turn0_template
+-- 2927    _spent0_template
+-- 2941    _dry0_template
+-- 2968    _left0_template
+-- 2999    _carry0_template
+-- 3043  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 3048    _put_template
+-- 3126    _new_template
+-- 3168    _found_template
+-- 3224    spawn_task
+-- 3265    spawn_tasks
+-- 3299    _read_task
+-- 3316  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 3321    _hold_template
+-- 3372    _own_template
+-- 3392    _done_template
+-- 3426    complete_run
+-- 3449    _flush_template
+-- 3507    _why_template
+-- 3523    _read_runs
+-- 3569    _explain_bad_run
+-- 3594    complete_runs
+-- 3619    _end_template
+-- 3668    _file_template
+-- 3692    _again_template
+-- 3726    _queue_template
+-- 3747    _fail_template
+-- 3765    fail_run
+-- 3789    _nap_template
+-- 3815    schedule_run
+-- 3845    _free_template
+-- 3882    release_run
+-- 3907    _keep_template
+-- 3930    extend_claim
+-- 3952  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 3957    _mark_template
+-- 3979    _note_template
+-- 4009    set_task_checkpoint_state
+-- 4044    _recall_template
+-- 4066    get_task_checkpoint_state
+-- 4090    _list_template
+-- 4119    get_task_checkpoint_states
+-- 4145  43_events.sql: Wait for an event, or learn how the wait ended
+-- 4152    _wait_template
+-- 4224    _park_template
+-- 4265    await_event
+-- 4302    _emit_template
+-- 4361    emit_event
+-- 4386  44_control.sql: Read a task, or raise TG003
+-- 4388    _fetch_template
+-- 4414    _stop_template
+-- 4438    cancel_task
+-- 4455    _rerun_template
+-- 4521    _renew_template
+-- 4556    retry_task
+-- 4595    _show_template
+-- 4635    get_task_result
+-- 4665  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 4672    _purge_template
+-- 4708    _first_uuid
+-- 4724    _sweep_template
+-- 4764    _clean
+-- 4798    cleanup_tasks
+-- 4819    cleanup_events
+-- 4840    cleanup_all_queues
+-- 4869  50_ticker.sql: One tick of one queue: take a step in the rotation, deal with what is due.  The
+-- 4873    _tick_template
+-- 4892    _ticked (sequence)
+-- 4898    ticker
+-- 4946    ticker_loop (procedure)
+-- 4972  51_cron.sql: Whether pg_cron is installed in this database
+-- 4974    _has_cron
+-- 4984    _cron_has_seconds
+-- 5005    _explain_no_cron
+-- 5037    start
+-- 5079    stop
+-- 5103    _maintain
+-- 5125    status
+-- 5160  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+
+-- sql/src/00_install.sql
+begin;
+
+set local client_min_messages = warning;
+set local search_path = pg_catalog, pg_temp;
+set local check_function_bodies = off;
+
+-- Refuse to run over another version: tables change only through sql/upgrade.
+do $$
+declare
+  v_found text;
+begin
+  if to_regprocedure('teguh.version()') is not null then
+    execute 'select teguh.version()' into v_found;
+    if v_found <> '0.1.0' then
+      raise exception 'teguh % is installed, this file is version 0.1.0', v_found
+        using
+          errcode = 'TG010',
+          detail = 'Re-running the file refreshes one version and never changes tables.',
+          hint = format(
+            'Run sql/upgrade/teguh--%s--0.1.0.sql, or install into another database.',
+            v_found
+          );
+    end if;
+  end if;
+end;
+$$;
+
+create schema if not exists teguh;
+
+comment on schema teguh is
+  'Durable execution as SQL functions: tasks, retries, steps, sleeps, events. '
+  'One set of tables and functions per queue, stamped from the queue "template".';
+
+-- The version of the installed schema.
+create or replace function teguh.version()
+  returns text
+  language sql
+  immutable
+  parallel safe
+  set search_path = pg_catalog, pg_temp
+as $$
+  select '0.1.0'::text;
+$$;
+
+comment on function teguh.version() is
+  'The version of the installed schema.';
+
+-- sql/src/10_clock.sql
+-- The one clock of the engine.  The setting teguh.fake_now stops it for tests.
+create or replace function teguh.current_time()
+  returns timestamptz
+  language sql
+  volatile
+as $$
+  select case
+    when pg_catalog.length(pg_catalog.btrim(pg_catalog.current_setting('teguh.fake_now', true)))
+      operator(pg_catalog.>) 0
+      then pg_catalog.current_setting('teguh.fake_now', true)::timestamp with time zone
+    else pg_catalog.clock_timestamp()
+  end;
+$$;
+
+comment on function teguh.current_time() is
+  'The time every part of teguh goes by: the setting teguh.fake_now when it is '
+  'not blank (a clock for tests), else clock_timestamp(). Raises 22007 when '
+  'teguh.fake_now is not a timestamp.';
+
+-- A moment some seconds after another.  Saturates instead of overflowing.
+create or replace function teguh._after(p_from timestamptz, p_seconds double precision)
+  returns timestamptz
+  language sql
+  stable
+as $$
+  select case
+    when p_seconds operator(pg_catalog.>) 3e9::double precision
+      then 'infinity'::timestamp with time zone
+    when p_seconds operator(pg_catalog.<) '-3e9'::double precision
+      then '-infinity'::timestamp with time zone
+    else p_from operator(pg_catalog.+) pg_catalog.make_interval(secs => p_seconds)
+  end;
+$$;
+
+-- A moment as microseconds since 1970, the form in which a register keeps it.
+create or replace function teguh._micros(p_at timestamptz)
+  returns bigint
+  language sql
+  stable
+as $$
+  select (
+    pg_catalog.date_part('epoch', least(p_at, '9999-12-31 00:00:00+00'::timestamp with time zone))
+    operator(pg_catalog.*) 1000000
+  )::bigint;
+$$;
+
+-- sql/src/11_uuid.sql
+-- Ten random bytes.  pgcrypto's generator is used when the extension is
+-- installed, in whatever schema; else the random bytes of a version 4 uuid
+-- (all but its bytes 6 to 8, which hold version and variant).  The choice is
+-- made here, once: run this file again after adding pgcrypto.
+do $$
+declare
+  v_source text := (
+    select format('%I.gen_random_bytes(10)', n.nspname)
+    from pg_catalog.pg_extension as e
+    join pg_catalog.pg_namespace as n on n.oid = e.extnamespace
+    where e.extname = 'pgcrypto'
+  );
+begin
+  execute format(
+    $sql$
+      create or replace function teguh._random_bytes()
+        returns bytea
+        language plpgsql
+        volatile
+        set search_path = pg_catalog, pg_temp
+      as $body$
+      declare
+        v_uuid bytea := uuid_send(gen_random_uuid());
+      begin
+        return %s;
+      end;
+      $body$
+    $sql$,
+    coalesce(v_source, 'substr(v_uuid, 1, 6) || substr(v_uuid, 10, 4)')
+  );
+end;
+$$;
+
+-- Build a version 7 uuid (RFC 9562): 48 bits of milliseconds, 74 random bits.
+create or replace function teguh._make_uuidv7(p_at timestamptz)
+  returns uuid
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_bytes bytea := substr(int8send(floor(date_part('epoch', p_at) * 1000)::bigint), 3)
+                   || teguh._random_bytes();
+begin
+  v_bytes := set_byte(v_bytes, 6, (get_byte(v_bytes, 6) & 15) | 112);
+  v_bytes := set_byte(v_bytes, 8, (get_byte(v_bytes, 8) & 63) | 128);
+  return encode(v_bytes, 'hex')::uuid;
+end;
+$$;
+
+-- PostgreSQL 18 has uuidv7(); it cannot follow the test clock.
+do $$
+declare
+  v_native boolean := to_regprocedure('pg_catalog.uuidv7()') is not null;
+begin
+  execute format(
+    $sql$
+      create or replace function teguh.portable_uuidv7()
+        returns uuid
+        language plpgsql
+        volatile
+        set search_path = pg_catalog, pg_temp
+      as $body$
+      begin
+        %s
+        return teguh._make_uuidv7(teguh.current_time());
+      end;
+      $body$
+    $sql$,
+    case
+      when v_native
+        then $native$
+        if nullif(btrim(current_setting('teguh.fake_now', true)), '') is null then
+          return uuidv7();
+        end if;
+        $native$
+    end
+  );
+end;
+$$;
+
+comment on function teguh.portable_uuidv7() is
+  'A new version 7 uuid (RFC 9562) with 74 random bits: the built-in uuidv7() of '
+  'PostgreSQL 18 unless teguh.fake_now is set, else from gen_random_bytes() of '
+  'pgcrypto where that is installed, else from gen_random_uuid().';
+
+-- The time inside a version 7 uuid.
+create or replace function teguh.uuidv7_timestamp(p_uuid uuid)
+  returns timestamptz
+  language sql
+  immutable
+  strict
+  parallel safe
+  set search_path = pg_catalog, pg_temp
+as $$
+  select
+    case
+      when get_byte(b.bytes, 6) >> 4 = 7 and get_byte(b.bytes, 8) >> 6 = 2
+        then to_timestamp(
+          ('x' || encode(substr(b.bytes, 1, 6), 'hex'))::bit(48)::bigint / 1000.0
+        )
+    end
+  from (select uuid_send(p_uuid) as bytes) as b;
+$$;
+
+comment on function teguh.uuidv7_timestamp(uuid) is
+  'The time, to the millisecond, at which a version 7 uuid was made. Null when the '
+  'uuid is null or of another version.';
+
+-- A task's id is a version 7 uuid whose bits 52 to 63 and 120 to 127 are zero;
+-- its runs are numbered in those 20 bits.  A run's id therefore leads to its
+-- task by primary key, and 54 random bits remain beside the millisecond.  Bytes 8
+-- to 14 of a version 4 uuid are the variant and just as many random bits.
+create or replace function teguh._task_id(p_now timestamptz)
+  returns uuid
+  language sql
+  volatile
+as $$
+  select pg_catalog.encode(
+    pg_catalog.byteacat(
+      pg_catalog.substr(
+        pg_catalog.int8send(
+          pg_catalog.floor(pg_catalog.date_part('epoch', p_now) operator(pg_catalog.*) 1000)::bigint
+        ), 3
+      ),
+      pg_catalog.byteacat(
+        '\x7000',
+        pg_catalog.byteacat(
+          pg_catalog.substr(pg_catalog.uuid_send(pg_catalog.gen_random_uuid()), 9, 7), '\x00'
+        )
+      )
+    ),
+    'hex'
+  )::pg_catalog.uuid;
+$$;
+
+-- The id of a task's run with this number, 1 to 1048575: five hexadecimal digits.
+create or replace function teguh._run_id(p_task_id uuid, p_number integer)
+  returns uuid
+  language sql
+  immutable
+as $$
+  select pg_catalog.overlay(
+    pg_catalog.overlay(
+      p_task_id::pg_catalog.text,
+      pg_catalog.substr(pg_catalog.lpad(pg_catalog.to_hex(p_number), 5, '0'), 1, 3), 16, 3
+    ),
+    pg_catalog.substr(pg_catalog.lpad(pg_catalog.to_hex(p_number), 5, '0'), 4, 2), 35, 2
+  )::pg_catalog.uuid;
+$$;
+
+-- The task to which a run belongs.
+create or replace function teguh._run_task(p_run_id uuid)
+  returns uuid
+  language sql
+  immutable
+as $$
+  select pg_catalog.overlay(
+    pg_catalog.overlay(p_run_id::pg_catalog.text, '000', 16, 3), '00', 35, 2
+  )::pg_catalog.uuid;
+$$;
+
+-- A run's number within its task.
+create or replace function teguh._run_number(p_run_id uuid)
+  returns integer
+  language sql
+  immutable
+as $$
+  select pg_catalog.textcat(
+    'x',
+    pg_catalog.textcat(
+      pg_catalog.substr(p_run_id::pg_catalog.text, 16, 3),
+      pg_catalog.substr(p_run_id::pg_catalog.text, 35, 2)
+    )
+  )::bit(20)::integer;
+$$;
+
+-- sql/src/12_types.sql
+-- The composite types that functions pass to each other.
+do $$
+begin
+  if to_regtype('teguh._gap') is not null then
+    return;
+  end if;
+
+  create type teguh._gap as (
+    xid      xid8,
+    low_seq  bigint,
+    high_seq bigint
+  );
+
+  create type teguh._late as (
+    xid   xid8,
+    since timestamptz
+  );
+
+  create type teguh._timer as (
+    task_id uuid,
+    turn    integer
+  );
+
+  create type teguh._picked as (
+    task_ids uuid[],
+    turns    integer[],
+    limited  uuid[],
+    limits   timestamptz[],
+    first    teguh._gap,
+    woke     bigint
+  );
+
+  create type teguh._spawn as (
+    task_name       text,
+    params          jsonb,
+    headers         jsonb,
+    retry_strategy  jsonb,
+    max_attempts    integer,
+    cancellation    jsonb,
+    idempotency_key text,
+    return_mismatch boolean,
+    available_at    timestamptz
+  );
+end;
+$$;
+
+comment on type teguh._gap is
+  'A stretch of one transaction''s ready rows, both ends included, that the scan '
+  'position has left behind and claims still look at.';
+comment on type teguh._late is
+  'A transaction that was open when the timer position moved, and the position '
+  'from which its rows may still turn up.';
+comment on type teguh._timer is
+  'A timer that has come due: a task and the turn it was set for.';
+comment on type teguh._picked is
+  'What a claim took: tasks and their turns, those that have a deadline now, the '
+  'place of the first one past the scan position, the most of their woke.';
+comment on type teguh._spawn is
+  'One task to spawn, its options checked.';
+
+-- sql/src/13_options.sql
+-- Refuse keys that are not options.  An option misspelt must never be ignored.
+create or replace function teguh._check_keys(p_what text, p_options jsonb, p_known text[])
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_unknown text;
+begin
+  if jsonb_typeof(p_options) is distinct from 'object' then
+    raise exception '% must be a JSON object', p_what
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(coalesce(p_options::text, 'null'), 200)),
+        hint = 'Pass an object such as {}.';
+  end if;
+
+  select k.key into v_unknown
+  from jsonb_object_keys(p_options) as k(key)
+  where k.key <> all (p_known)
+  limit 1;
+
+  if found then
+    raise exception 'unknown key "%" in %', left(v_unknown, 200), p_what
+      using
+        errcode = 'TG005',
+        detail = format('Known keys: %s.', array_to_string(p_known, ', ')),
+        hint = 'Check the spelling.';
+  end if;
+end;
+$$;
+
+-- Read an option that must be a number within bounds; null when absent or null.
+create or replace function teguh._number_option(
+  p_options jsonb,
+  p_key     text,
+  p_least   double precision,
+  p_most    double precision
+)
+  returns double precision
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_value jsonb := p_options -> p_key;
+begin
+  if v_value is null or v_value = 'null' then
+    return null;
+  end if;
+
+  if jsonb_typeof(v_value) <> 'number'
+    or v_value::numeric < p_least::numeric
+    or v_value::numeric > p_most::numeric
+  then
+    raise exception '"%" must be a number from % to %', p_key, p_least, p_most
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(v_value::text, 200)),
+        hint = 'Durations are in seconds.';
+  end if;
+
+  -- what is too small for a double precision is an error to the cast
+  return case when abs(v_value::numeric) >= 1e-300 then v_value::double precision else 0 end;
+end;
+$$;
+
+-- Read an option that must be a whole number within bounds; null when absent.
+create or replace function teguh._integer_option(
+  p_options jsonb,
+  p_key     text,
+  p_least   integer
+)
+  returns integer
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_value double precision := teguh._number_option(p_options, p_key, p_least, 2147483647);
+begin
+  if v_value <> floor(v_value) then
+    raise exception '"%" must be a whole number', p_key
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', p_options -> p_key),
+        hint = format('Use %s or %s.', floor(v_value), ceil(v_value));
+  end if;
+
+  return v_value::integer;
+end;
+$$;
+
+-- Read an option that must be a string; null when absent or null.
+create or replace function teguh._text_option(p_options jsonb, p_key text)
+  returns text
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_value jsonb := p_options -> p_key;
+begin
+  if v_value is null or v_value = 'null' then
+    return null;
+  end if;
+
+  if jsonb_typeof(v_value) <> 'string' then
+    raise exception '"%" must be a string', p_key
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(v_value::text, 200)),
+        hint = 'Put the value in double quotes.';
+  end if;
+
+  return p_options ->> p_key;
+end;
+$$;
+
+-- Refuse a blank or overlong name.  Names are index keys, hence the limit.
+create or replace function teguh._check_name(p_what text, p_name text)
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_name is null or btrim(p_name) = '' then
+    raise exception '% must not be blank', p_what
+      using
+        errcode = 'TG005',
+        detail = 'The name is null, empty or only spaces.',
+        hint = 'Give it a name.';
+  end if;
+
+  if octet_length(p_name) > 1024 then
+    raise exception '% is longer than 1024 bytes', p_what
+      using
+        errcode = 'TG005',
+        detail = format('It has %s bytes and begins with "%s".', octet_length(p_name),
+          left(p_name, 60)),
+        hint = 'Put the data into params or the payload, and a short name here.';
+  end if;
+end;
+$$;
+
+-- Refuse a duration that is null, not a number, or below a bound.
+create or replace function teguh._check_seconds(
+  p_what    text,
+  p_seconds double precision,
+  p_zero_ok boolean
+)
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_seconds is null
+    or p_seconds = 'NaN'
+    or p_seconds < 0
+    or (p_seconds = 0 and not p_zero_ok)
+  then
+    raise exception '% must be % of seconds', p_what,
+      case when p_zero_ok then 'zero or a positive number' else 'a positive number' end
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', coalesce(p_seconds::text, 'null')),
+        hint = 'Fractions such as 0.5 are fine.';
+  end if;
+end;
+$$;
+
+-- Functions that look at what others have just committed need a fresh snapshot
+-- per statement.
+create or replace function teguh._check_isolation(p_function text)
+  returns void
+  language plpgsql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
+    raise exception '% must run in a READ COMMITTED transaction', p_function
+      using
+        errcode = '25001',
+        detail = format('The isolation level is %s: what others commit meanwhile cannot be seen.',
+          upper(current_setting('transaction_isolation'))),
+        hint = 'Call it outside of the transaction, or begin that with READ COMMITTED.';
+  end if;
+end;
+$$;
+
+-- Read the options of a queue's policy, refusing what is not understood.
+create or replace function teguh._check_policy(p_policy jsonb)
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_notify text;
+begin
+  perform teguh._check_keys('queue policy', p_policy, array[
+    'notify', 'cleanup_ttl', 'cleanup_limit', 'default_max_attempts', 'default_retry_strategy'
+  ]);
+  perform teguh._number_option(p_policy, 'cleanup_ttl', 0, 1e12);
+  perform teguh._integer_option(p_policy, 'cleanup_limit', 1);
+  perform teguh._integer_option(p_policy, 'default_max_attempts', 1);
+  perform teguh._check_retry_strategy(p_policy -> 'default_retry_strategy');
+
+  v_notify := teguh._text_option(p_policy, 'notify');
+  if v_notify not in ('auto', 'always', 'off') then
+    raise exception 'unknown notify policy "%"', left(v_notify, 200)
+      using
+        errcode = 'TG005',
+        detail = 'Known policies: auto, always, off.',
+        hint = 'auto notifies when a worker is waiting.';
+  end if;
+end;
+$$;
+
+-- Turn one task and its options into a row to insert, or raise.  p_policy gives
+-- the defaults of the queue.
+create or replace function teguh._check_spawn(
+  p_task_name text,
+  p_params    jsonb,
+  p_options   jsonb,
+  p_policy    jsonb
+)
+  returns teguh._spawn
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_options jsonb := coalesce(p_options, '{}');
+  v_spawn   teguh._spawn;
+begin
+  perform teguh._check_name('task name', p_task_name);
+  v_spawn.task_name := p_task_name;
+  v_spawn.params := coalesce(p_params, 'null');
+  v_spawn.return_mismatch := false;
+
+  if v_options <> '{}' then
+    v_spawn := teguh._read_spawn_options(v_spawn, v_options);
+  end if;
+
+  if p_policy <> '{}' then
+    if v_spawn.retry_strategy is null then
+      v_spawn.retry_strategy := nullif(p_policy -> 'default_retry_strategy', 'null');
+    end if;
+    if not v_options ? 'max_attempts' then
+      v_spawn.max_attempts := (p_policy ->> 'default_max_attempts')::integer;
+    end if;
+  end if;
+  return v_spawn;
+end;
+$$;
+
+-- Read the options of one spawn into the row.
+create or replace function teguh._read_spawn_options(p_spawn teguh._spawn, p_options jsonb)
+  returns teguh._spawn
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_spawn    teguh._spawn := p_spawn;
+  v_mismatch text;
+begin
+  perform teguh._check_keys('spawn options', p_options, array[
+    'headers', 'retry_strategy', 'max_attempts', 'cancellation', 'idempotency_key',
+    'idempotency_mismatch', 'available_at', 'delay_seconds'
+  ]);
+
+  v_spawn.headers := nullif(p_options -> 'headers', 'null');
+  if jsonb_typeof(v_spawn.headers) <> 'object' then
+    raise exception '"headers" must be a JSON object'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(v_spawn.headers::text, 200)),
+        hint = 'For instance {"traceparent": "00-…"}.';
+  end if;
+
+  v_spawn.retry_strategy := nullif(p_options -> 'retry_strategy', 'null');
+  perform teguh._check_retry_strategy(v_spawn.retry_strategy);
+  v_spawn.max_attempts := teguh._integer_option(p_options, 'max_attempts', 1);
+  v_spawn.cancellation := nullif(p_options -> 'cancellation', 'null');
+  perform teguh._check_cancellation(v_spawn.cancellation);
+
+  v_spawn.idempotency_key := teguh._text_option(p_options, 'idempotency_key');
+  if v_spawn.idempotency_key is not null then
+    perform teguh._check_name('idempotency key', v_spawn.idempotency_key);
+  end if;
+  v_mismatch := teguh._text_option(p_options, 'idempotency_mismatch');
+  if v_mismatch not in ('return', 'error') then
+    raise exception 'unknown idempotency_mismatch "%"', left(v_mismatch, 200)
+      using
+        errcode = 'TG005',
+        detail = 'Known values: error, return.',
+        hint = 'With return the existing task is returned whatever it was spawned with.';
+  end if;
+  v_spawn.return_mismatch := coalesce(v_mismatch = 'return', false);
+
+  v_spawn.available_at := teguh._available_at(p_options);
+  return v_spawn;
+end;
+$$;
+
+-- When a task may start: null means at once.
+create or replace function teguh._available_at(p_options jsonb)
+  returns timestamptz
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_at    text := teguh._text_option(p_options, 'available_at');
+  v_delay double precision := teguh._number_option(p_options, 'delay_seconds', 0, 1e12);
+begin
+  if v_at is not null and v_delay is not null then
+    raise exception 'both "available_at" and "delay_seconds" are given'
+      using
+        errcode = 'TG005',
+        detail = 'They name the same moment in two ways.',
+        hint = 'Give one of them.';
+  end if;
+
+  if v_delay is not null then
+    return teguh._after(teguh.current_time(), v_delay);
+  end if;
+
+  if v_at is null then
+    return null;
+  end if;
+
+  begin
+    return v_at::timestamptz;
+  exception
+    when invalid_datetime_format or datetime_field_overflow or invalid_parameter_value then
+      raise exception '"available_at" is not a timestamp'
+        using
+          errcode = 'TG005',
+          detail = format('Found: "%s".', left(v_at, 200)),
+          hint = 'Use ISO 8601 with an offset, for instance 2027-01-31T09:00:00+00.';
+  end;
+end;
+$$;
+
+-- Refuse a cancellation policy with anything but positive seconds.
+create or replace function teguh._check_cancellation(p_cancellation jsonb)
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_cancellation is null then
+    return;
+  end if;
+
+  perform teguh._check_keys('cancellation', p_cancellation, array['max_delay', 'max_duration']);
+  perform teguh._number_option(p_cancellation, 'max_delay', 1e-6, 1e12);
+  perform teguh._number_option(p_cancellation, 'max_duration', 1e-6, 1e12);
+end;
+$$;
+
+-- sql/src/14_retry.sql
+-- Refuse a retry strategy that could not be carried out.  Null is the default
+-- strategy.
+create or replace function teguh._check_retry_strategy(p_strategy jsonb)
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_kind text;
+begin
+  if p_strategy is null or p_strategy = 'null' then
+    return;
+  end if;
+
+  perform teguh._check_keys('retry strategy', p_strategy, array[
+    'kind', 'base_seconds', 'factor', 'max_seconds', 'jitter'
+  ]);
+  perform teguh._number_option(p_strategy, 'base_seconds', 0, 1e12);
+  perform teguh._number_option(p_strategy, 'factor', 1, 1e6);
+  perform teguh._number_option(p_strategy, 'max_seconds', 0, 1e12);
+  perform teguh._number_option(p_strategy, 'jitter', 0, 1);
+
+  v_kind := teguh._text_option(p_strategy, 'kind');
+  if v_kind is null or v_kind not in ('none', 'fixed', 'exponential') then
+    raise exception 'unknown retry strategy "%"', left(coalesce(v_kind, 'null'), 200)
+      using
+        errcode = 'TG005',
+        detail = 'Known kinds: none, fixed, exponential.',
+        hint = 'For instance {"kind": "fixed", "base_seconds": 10}.';
+  end if;
+end;
+$$;
+
+-- Seconds to wait before the run that follows this many failures.  Without a
+-- strategy: exponential, base 1, factor 2, cap 300, jitter 0.1.  The jitter is a
+-- hash of task and failures, so the same failure always waits as long.  Grows to
+-- the cap and stays there: nothing overflows, however many failures there are.
+create or replace function teguh._backoff(
+  p_strategy jsonb,
+  p_failures integer,
+  p_task_id  uuid
+)
+  returns double precision
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_kind   text := coalesce(p_strategy ->> 'kind', 'exponential');
+  v_base   double precision := (p_strategy ->> 'base_seconds')::double precision;
+  v_factor double precision := coalesce((p_strategy ->> 'factor')::double precision, 2);
+  v_most   double precision := coalesce(
+    (p_strategy ->> 'max_seconds')::double precision,
+    case when p_strategy is null then 300 else 1e9 end
+  );
+  v_jitter double precision := coalesce(
+    (p_strategy ->> 'jitter')::double precision,
+    case when p_strategy is null then 0.1 else 0 end
+  );
+  v_delay  double precision;
+begin
+  if v_kind = 'none' then
+    return 0;
+  elsif v_kind = 'fixed' then
+    v_delay := coalesce(v_base, 60);
+  else
+    v_base := coalesce(v_base, case when p_strategy is null then 1 else 30 end);
+    -- v_base * v_factor ^ (p_failures - 1), by way of logarithms: power() overflows
+    v_delay := case
+      when v_base = 0 then 0
+      else exp(least(ln(v_base) + (p_failures - 1) * ln(v_factor), ln(1e12::double precision)))
+    end;
+  end if;
+
+  v_delay := least(v_delay, v_most);
+  return v_delay * (1 - v_jitter * teguh._fraction(p_task_id::text || p_failures));
+end;
+$$;
+
+-- A number from 0 up to 1 that is always the same for the same text.
+create or replace function teguh._fraction(p_text text)
+  returns double precision
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return (hashtextextended(p_text, 0) & 1048575) / 1048576.0::double precision;
+end;
+$$;
+
+-- sql/src/20_tables.sql
+-- Queues and the policy of each.
+create table if not exists teguh.queues (
+  queue_name text        not null,
+  policy     jsonb       not null default '{}',
+  created_at timestamptz not null,
+  constraint queues_pkey primary key (queue_name)
+);
+
+comment on table teguh.queues is
+  'One row per queue. A queue''s own tables are named after it: t_<queue> and so on.';
+comment on column teguh.queues.policy is
+  'Settings given to create_queue(): notify, cleanup_ttl, cleanup_limit, '
+  'default_max_attempts, default_retry_strategy.';
+
+-- The template queue: what create_queue() stamps out once per queue, replacing
+-- "template" by the queue's name.  No prefix contains another underscore, so
+-- the names of two queues cannot meet.
+
+-- Tasks.  No index on a column that changes: every update is a HOT update, and
+-- the fill factor leaves room on the page for the versions of one life.
+create table if not exists teguh.t_template (
+  task_id          uuid        not null,
+  run_id           uuid        not null,
+  turn             integer     not null,
+  attempt          integer     not null default 0,
+  failures         integer     not null default 0,
+  state            text        not null,
+  created_at       timestamptz not null,
+  available_at     timestamptz,
+  deadline_at      timestamptz,
+  first_started_at timestamptz,
+  started_at       timestamptz,
+  lease_expires_at timestamptz,
+  finished_at      timestamptz,
+  max_attempts     integer,
+  task_name        text        not null,
+  claimed_by       text,
+  params           jsonb       not null,
+  headers          jsonb,
+  retry_strategy   jsonb,
+  cancellation     jsonb,
+  idempotency_key  text,
+  wake_event       text,
+  event_payload    jsonb,
+  result           jsonb,
+  failure_reason   jsonb,
+  constraint tkey_template primary key (task_id),
+  constraint tstate_template check (
+    state in ('pending', 'running', 'sleeping', 'completed', 'failed', 'cancelled')
+  )
+)
+with (
+  fillfactor = 25,
+  autovacuum_vacuum_scale_factor = 0.05,
+  autovacuum_analyze_scale_factor = 0.05
+);
+
+create unique index if not exists tonce_template
+  on teguh.t_template (idempotency_key)
+  where idempotency_key is not null;
+
+comment on table teguh.t_template is
+  'Tasks: what was asked for, where it stands, and what came of it.';
+comment on column teguh.t_template.run_id is
+  'The current run. Its number is in the bits that the task''s id leaves zero.';
+comment on column teguh.t_template.turn is
+  'How often the task has been queued. Dispatch rows and timers name the turn '
+  'they are for, and mean nothing once it has passed.';
+comment on column teguh.t_template.attempt is
+  'How often a worker has been handed the task.';
+comment on column teguh.t_template.failures is
+  'How many runs failed: by their handler, or because the lease expired.';
+comment on column teguh.t_template.available_at is
+  'When the task may run; null while only an event can wake it.';
+comment on column teguh.t_template.deadline_at is
+  'When the task is cancelled by its own policy: max_delay before its first '
+  'start, max_duration after.';
+comment on column teguh.t_template.lease_expires_at is
+  'When the worker''s claim ends; null unless running, or when it never does.';
+comment on column teguh.t_template.wake_event is
+  'The event that is awaited, or that woke the current turn.';
+comment on column teguh.t_template.event_payload is
+  'Payload of the event that woke the task; null if the wait timed out.';
+comment on column teguh.t_template.failure_reason is
+  'Why the last run failed.';
+
+-- Dispatch: what is ready, and what becomes so by the passing of time.  Two
+-- segments per queue, used in turn.  Rows are only ever inserted; a segment that
+-- has nothing left to say is truncated.
+create table if not exists teguh.p0_template (
+  xid        xid8    not null default pg_current_xact_id(),
+  seq        bigint  not null,
+  woke       bigint,
+  due_at     timestamptz,
+  turn       integer not null,
+  kind       "char"  not null,
+  task_id    uuid    not null,
+  more_ids   uuid[],
+  more_turns integer[]
+)
+with (autovacuum_enabled = off);
+
+create table if not exists teguh.p1_template (
+  xid        xid8    not null default pg_current_xact_id(),
+  seq        bigint  not null,
+  woke       bigint,
+  due_at     timestamptz,
+  turn       integer not null,
+  kind       "char"  not null,
+  task_id    uuid    not null,
+  more_ids   uuid[],
+  more_turns integer[]
+)
+with (autovacuum_enabled = off);
+
+create index if not exists p0ready_template
+  on teguh.p0_template (xid, seq)
+  where kind = 'r';
+create index if not exists p0due_template
+  on teguh.p0_template (kind, due_at, seq)
+  where kind <> 'r';
+create index if not exists p1ready_template
+  on teguh.p1_template (xid, seq)
+  where kind = 'r';
+create index if not exists p1due_template
+  on teguh.p1_template (kind, due_at, seq)
+  where kind <> 'r';
+
+comment on table teguh.p0_template is
+  'Dispatch rows, one of two segments. A row is a hint that may be stale or '
+  'double; whether its task is to be had, the task says.';
+comment on column teguh.p0_template.kind is
+  'r: ready to be claimed. s: a sleeper''s timer. l: a lease''s or deadline''s timer.';
+comment on column teguh.p0_template.turn is
+  'The task''s turn that the row is for; 0 for the timer of a deadline.';
+comment on column teguh.p0_template.more_ids is
+  'Further tasks of the same claim, whose leases end at the same time; their turns '
+  'are in more_turns.';
+comment on column teguh.p0_template.woke is
+  'The waiting workers that were notified of this row: see _push_template.';
+comment on table teguh.p1_template is
+  'Dispatch rows, the other segment: see p0.';
+
+-- Positions: how far a segment has been worked off.  Each row is a statement
+-- that stays true; the latest is the most useful.
+create table if not exists teguh.k0_template (
+  n      bigint not null,
+  kind   "char" not null,
+  xid    xid8,
+  seq    bigint not null,
+  due_at timestamptz,
+  gaps   teguh._gap[],
+  late   teguh._late[]
+)
+with (autovacuum_enabled = off);
+
+create table if not exists teguh.k1_template (
+  n      bigint not null,
+  kind   "char" not null,
+  xid    xid8,
+  seq    bigint not null,
+  due_at timestamptz,
+  gaps   teguh._gap[],
+  late   teguh._late[]
+)
+with (autovacuum_enabled = off);
+
+create index if not exists k0last_template
+  on teguh.k0_template (kind, n);
+create index if not exists k1last_template
+  on teguh.k1_template (kind, n);
+
+comment on table teguh.k0_template is
+  'Positions in segment p0: every row before one has been dealt with, but for '
+  'those in gaps (ready rows) or of the transactions in late (timers).';
+comment on table teguh.k1_template is
+  'Positions in segment p1: see k0.';
+
+-- Registers.  A sequence is changed in place: no dead rows, and every session
+-- sees the present value whatever its snapshot.
+create sequence if not exists teguh.seq_template;
+create sequence if not exists teguh.ring_template minvalue 0 start 0;
+create sequence if not exists teguh.parked_template minvalue 0 start 0;
+create sequence if not exists teguh.woken_template minvalue 0 start 0;
+create sequence if not exists teguh.plan_template minvalue 0 start 0;
+create sequence if not exists teguh.fired_template minvalue 0 start 0;
+create sequence if not exists teguh.clock_template minvalue 0 start 0;
+create sequence if not exists teguh.carry_template minvalue 0 start 0;
+
+comment on sequence teguh.seq_template is
+  'Numbers dispatch rows and positions.';
+comment on sequence teguh.ring_template is
+  'Which segments are in use: 2g means generation g alone, 2g+1 both g and g+1; '
+  'generation g lies in segment g mod 2. New rows go to the latest.';
+comment on sequence teguh.parked_template is
+  'Counts claims that came back short: each may be a worker about to wait.';
+comment on sequence teguh.woken_template is
+  'The claims among those whose worker is known to have been notified since.';
+comment on sequence teguh.plan_template is
+  'When a waiting worker looks next of its own accord, in microseconds since 1970.';
+comment on sequence teguh.fired_template is
+  'When a claim last looked for due timers, in milliseconds since 1970.';
+comment on sequence teguh.clock_template is
+  'The latest timer position, in microseconds since 1970.';
+comment on sequence teguh.carry_template is
+  'Bytes that the last change of segment carried over.';
+
+-- Runs that ended while their task went on.  The task holds its current run.
+create table if not exists teguh.r_template (
+  task_id          uuid        not null,
+  run_id           uuid        not null,
+  attempt          integer     not null,
+  state            text        not null,
+  claimed_by       text,
+  started_at       timestamptz,
+  lease_expires_at timestamptz,
+  finished_at      timestamptz not null,
+  failure_reason   jsonb,
+  constraint rkey_template primary key (task_id, run_id)
+);
+
+comment on table teguh.r_template is
+  'History: runs that failed or were cancelled and were followed by another.';
+
+-- Checkpoints.
+create table if not exists teguh.c_template (
+  task_id         uuid        not null,
+  checkpoint_name text        not null,
+  state           jsonb       not null,
+  status          text        not null,
+  owner_run_id    uuid        not null,
+  updated_at      timestamptz not null,
+  constraint ckey_template primary key (task_id, checkpoint_name),
+  constraint cstatus_template check (status in ('committed', 'timed_out'))
+);
+
+comment on table teguh.c_template is
+  'Checkpoints: the results of steps and of waits that are over.';
+comment on column teguh.c_template.status is
+  'committed, or timed_out when the awaited event did not come in time.';
+
+-- Events.
+create table if not exists teguh.e_template (
+  event_name text        not null,
+  created_at timestamptz not null,
+  emitted_at timestamptz,
+  payload    jsonb,
+  constraint ekey_template primary key (event_name)
+);
+
+create index if not exists eage_template
+  on teguh.e_template (created_at);
+
+comment on table teguh.e_template is
+  'Events that were emitted, or are awaited. The row is also the lock between the two.';
+comment on column teguh.e_template.emitted_at is
+  'When the event was first emitted; null while it is only awaited.';
+
+-- Waits.
+create table if not exists teguh.w_template (
+  task_id    uuid    not null,
+  event_name text    not null,
+  step_name  text    not null,
+  turn       integer not null,
+  timeout_at timestamptz,
+  constraint wkey_template primary key (task_id)
+);
+
+create index if not exists wevent_template
+  on teguh.w_template (event_name);
+
+comment on table teguh.w_template is
+  'Waits: the event each waiting task waits for, and until when.';
+
+-- sql/src/21_queues.sql
+-- Check a queue's name and hand it back.  Names of tables and functions are made
+-- of it, and the notify channel.
+create or replace function teguh.validate_queue_name(p_queue_name text)
+  returns text
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_queue_name is null or btrim(p_queue_name) = '' then
+    raise exception 'queue name must not be blank'
+      using
+        errcode = '42602',
+        detail = 'The name is null, empty or only spaces.',
+        hint = 'Give the queue a name such as orders.';
+  end if;
+
+  if octet_length(p_queue_name) > 55 or p_queue_name !~ '^[a-z][a-z0-9_]*$' then
+    raise exception 'queue name "%" is not valid', left(p_queue_name, 60)
+      using
+        errcode = '42602',
+        detail = format('It has %s bytes.', octet_length(p_queue_name)),
+        hint = 'Use 1 to 55 lowercase letters, digits and underscores, a letter first.';
+  end if;
+
+  if p_queue_name = 'template' then
+    raise exception 'queue name "template" is reserved'
+      using
+        errcode = '42939',
+        detail = 'Every queue is made in the likeness of the one called template.',
+        hint = 'Choose another name.';
+  end if;
+
+  return p_queue_name;
+end;
+$$;
+
+comment on function teguh.validate_queue_name(text) is
+  'Returns the name if a queue may have it: 1 to 55 lowercase letters, digits and '
+  'underscores, a letter first. Raises 42602 if not, 42939 for the reserved "template".';
+
+-- The policy of a queue, or TG001.
+create or replace function teguh._policy(p_queue_name text)
+  returns jsonb
+  language plpgsql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_policy jsonb;
+begin
+  select q.policy into v_policy
+  from teguh.queues as q
+  where q.queue_name = p_queue_name;
+
+  if not found then
+    raise exception 'queue "%" does not exist', left(coalesce(p_queue_name, 'null'), 60)
+      using
+        errcode = 'TG001',
+        detail = 'No queue of that name was created in this database.',
+        hint = format('Create it: select teguh.create_queue(%L);', left(p_queue_name, 60));
+  end if;
+
+  return v_policy;
+end;
+$$;
+
+-- The queue's own function behind a public one, as text to execute.  Names of
+-- queues that exist need no quoting.
+create or replace function teguh._call(p_verb text, p_queue_name text, p_arguments integer)
+  returns text
+  language plpgsql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._policy(p_queue_name);
+  return 'select * from teguh._' || p_verb || '_' || p_queue_name
+         || '(' || substr('$1, $2, $3, $4, $5', 1, greatest(4 * p_arguments - 2, 0)) || ')';
+end;
+$$;
+
+-- What the template queue is made of, as DDL in the order to run it.
+create or replace view teguh._template_ddl as
+with template as (
+  select c.oid, c.relname, c.reloptions
+  from pg_catalog.pg_class as c
+  where c.relnamespace = 'teguh'::regnamespace
+    and c.relkind = 'r'
+    and c.relname ~ '^_?[a-z0-9]+_template$'
+)
+
+select
+  1 as step,
+  format(
+    'create sequence teguh.%s minvalue %s start %s', s.sequencename, s.min_value, s.start_value
+  ) as ddl
+from pg_catalog.pg_sequences as s
+where s.schemaname = 'teguh' and s.sequencename ~ '^_?[a-z0-9]+_template$'
+
+union all
+
+select
+  2,
+  format(
+    'create table teguh.%s (%s)%s',
+    t.relname,
+    string_agg(
+      format('%I %s', a.attname, format_type(a.atttypid, a.atttypmod))
+      || case when a.attnotnull then ' not null' else '' end
+      || coalesce(' default ' || pg_get_expr(d.adbin, d.adrelid), ''),
+      ', ' order by a.attnum
+    ),
+    ' with (' || array_to_string(t.reloptions, ', ') || ')'
+  )
+from template as t
+join pg_catalog.pg_attribute as a on a.attrelid = t.oid and a.attnum > 0 and not a.attisdropped
+left join pg_catalog.pg_attrdef as d on d.adrelid = a.attrelid and d.adnum = a.attnum
+group by t.relname, t.reloptions
+
+union all
+
+select
+  3,
+  format(
+    'alter table teguh.%s add constraint %s %s', t.relname, k.conname, pg_get_constraintdef(k.oid)
+  )
+from template as t
+join pg_catalog.pg_constraint as k on k.conrelid = t.oid and k.contype <> 'n'
+
+union all
+
+select 4, pg_get_indexdef(i.indexrelid)
+from template as t
+join pg_catalog.pg_index as i on i.indrelid = t.oid
+where not exists (select 1 from pg_catalog.pg_constraint as k where k.conindid = i.indexrelid)
+
+union all
+
+select 5, format('comment on table teguh.%s is %L', t.relname, obj_description(t.oid, 'pg_class'))
+from template as t
+
+union all
+
+select 6, pg_get_functiondef(p.oid)
+from pg_catalog.pg_proc as p
+where p.pronamespace = 'teguh'::regnamespace
+  and p.proname ~ '^_?[a-z0-9]+_template$'
+
+union all
+
+select 7, format('revoke all on function %s from public', p.oid::regprocedure)
+from pg_catalog.pg_proc as p
+where p.pronamespace = 'teguh'::regnamespace
+  and p.proname ~ '^_?[a-z0-9]+_template$';
+
+comment on view teguh._template_ddl is
+  'The template queue as DDL, in steps. Read back from the catalog, so that it is '
+  'always what was written in the sources, upgrades included.';
+
+-- Rename the template queue to another wherever a text names it.
+create or replace function teguh._stamp(p_ddl text, p_queue_name text)
+  returns text
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select regexp_replace(p_ddl, '_template\M', '_' || p_queue_name, 'g');
+$$;
+
+-- Create or refresh a queue's functions, as they are in the template.
+create or replace function teguh._stamp_functions(p_queue_name text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_ddl text;
+begin
+  for v_ddl in
+    select d.ddl
+    from teguh._template_ddl as d
+    where d.step >= 6
+    order by d.step, d.ddl
+  loop
+    execute teguh._stamp(v_ddl, p_queue_name);
+  end loop;
+end;
+$$;
+
+-- Run one statement on the template and on every queue: for upgrade scripts.
+create or replace function teguh._each_queue(p_ddl text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text;
+begin
+  execute p_ddl;
+
+  for v_queue_name in
+    select q.queue_name
+    from teguh.queues as q
+    order by q.queue_name
+  loop
+    execute teguh._stamp(p_ddl, v_queue_name);
+  end loop;
+end;
+$$;
+
+-- Give the queue's registers their first values: a sequence has none before that.
+create or replace function teguh._init_template()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if pg_sequence_last_value('teguh.ring_template'::regclass) is null then
+    perform nextval('teguh.seq_template'::regclass);
+    perform nextval('teguh.parked_template'::regclass);
+    perform setval('teguh.ring_template'::regclass, 0);
+    perform setval('teguh.woken_template'::regclass, 0);
+    perform setval('teguh.plan_template'::regclass, teguh._beyond());
+    perform setval('teguh.fired_template'::regclass, 0);
+    perform setval('teguh.clock_template'::regclass, 0);
+    perform setval('teguh.carry_template'::regclass, 0);
+  end if;
+end;
+$$;
+
+-- Set the notify policy.  Always: the count of waiting workers is beyond what any
+-- dispatch row can answer.  Off: so is the answer.  The count itself goes on, because
+-- dispatch rows refer to it.
+create or replace function teguh._hush_template(p_notify text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_count bigint := nextval('teguh.parked_template'::regclass) % teguh._beyond();
+begin
+  perform setval(
+    'teguh.parked_template'::regclass,
+    v_count + case when p_notify = 'always' then teguh._beyond() else 0 end
+  );
+  perform setval(
+    'teguh.woken_template'::regclass,
+    case when p_notify = 'off' then teguh._beyond() else 0 end
+  );
+end;
+$$;
+
+-- A number that no register reaches by counting.
+create or replace function teguh._beyond()
+  returns bigint
+  language sql
+  immutable
+as $$
+  select 4611686018427387904;
+$$;
+
+-- Create a queue, or set policy keys of one that exists.
+create or replace function teguh.create_queue(p_queue_name text, p_policy jsonb default '{}')
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_policy jsonb := coalesce(p_policy, '{}');
+  v_ddl    text;
+begin
+  perform teguh.validate_queue_name(p_queue_name);
+  perform teguh._check_policy(v_policy);
+
+  insert into teguh.queues as q (queue_name, policy, created_at)
+  values (p_queue_name, v_policy, teguh.current_time())
+  on conflict (queue_name) do nothing;
+
+  if found then
+    for v_ddl in
+      select d.ddl
+      from teguh._template_ddl as d
+      order by d.step, d.ddl
+    loop
+      execute teguh._stamp(v_ddl, p_queue_name);
+    end loop;
+    execute format('select teguh._init_%s()', p_queue_name);
+  else
+    update teguh.queues as q
+    set policy = q.policy || v_policy
+    where q.queue_name = p_queue_name
+      and q.policy <> q.policy || v_policy;
+    if not found then
+      return;
+    end if;
+  end if;
+
+  if v_policy ? 'notify' then
+    execute format('select teguh._hush_%s($1)', p_queue_name) using v_policy ->> 'notify';
+  end if;
+end;
+$$;
+
+comment on function teguh.create_queue(text, jsonb) is
+  'Creates a queue. On a queue that exists, sets the policy keys given and leaves '
+  'the others. Policy: notify (auto, always, off), cleanup_ttl (seconds that '
+  'finished tasks are kept, default 2592000), cleanup_limit (tasks removed per '
+  'call, default 1000), default_max_attempts, default_retry_strategy. '
+  'Raises 42602 or 42939 for a name that cannot be, TG005 for a bad policy.';
+
+-- Drop a queue with everything in it.
+--
+-- Never waits for a lock long enough to be part of a deadlock: all of it happens
+-- under a short lock_timeout and, if others are busy there, is undone and tried again.
+create or replace function teguh.drop_queue(p_queue_name text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+  set lock_timeout = '100ms'
+as $$
+begin
+  perform teguh._policy(p_queue_name);
+  for v_try in 1..300 loop
+    begin
+      perform teguh._drop_all(p_queue_name);
+      return;
+    exception
+      when lock_not_available then
+        perform pg_sleep(0.1 * random());
+    end;
+  end loop;
+
+  raise exception 'queue "%" stays in use', p_queue_name
+    using
+      errcode = '55P03',
+      detail = 'Other transactions keep its tables locked.',
+      hint = 'Stop its workers, end idle transactions, and try again.';
+end;
+$$;
+
+comment on function teguh.drop_queue(text) is
+  'Drops a queue and all its tasks, in whatever state. Waits up to a minute for '
+  'transactions that are using it. Raises TG001 if there is no such queue, 55P03 '
+  'if it stays busy.';
+
+-- Drop what belongs to a queue, unless somebody else just did.
+create or replace function teguh._drop_all(p_queue_name text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_tables text;
+  v_drop   text;
+begin
+  delete from teguh.queues as q
+  where q.queue_name = p_queue_name;
+  if not found then
+    return;
+  end if;
+
+  select string_agg('teguh.' || teguh._stamp(c.relname, p_queue_name), ', ' order by c.relname)
+  into v_tables
+  from pg_class as c
+  where c.relnamespace = 'teguh'::regnamespace
+    and c.relkind = 'r'
+    and c.relname ~ '^_?[a-z0-9]+_template$';
+  execute 'lock table ' || v_tables || ' in access exclusive mode';
+
+  for v_drop in
+    select format('drop function %s', teguh._stamp(p.oid::regprocedure::text, p_queue_name))
+    from pg_proc as p
+    where p.pronamespace = 'teguh'::regnamespace and p.proname ~ '^_?[a-z0-9]+_template$'
+    union all
+    select format('drop sequence teguh.%s', teguh._stamp(s.sequencename, p_queue_name))
+    from pg_sequences as s
+    where s.schemaname = 'teguh' and s.sequencename ~ '^_?[a-z0-9]+_template$'
+  loop
+    execute v_drop;
+  end loop;
+  execute 'drop table ' || v_tables;
+end;
+$$;
+
+-- The queues of this database.
+create or replace function teguh.list_queues()
+  returns table(queue_name text, created_at timestamptz, policy jsonb)
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select q.queue_name, q.created_at, q.policy
+  from teguh.queues as q
+  order by q.queue_name;
+$$;
+
+comment on function teguh.list_queues() is
+  'The queues of this database by name, each with the policy it was given.';
+
+-- sql/src/30_enqueue.sql
+-- Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- (kinds s and l, with p_due_at: one moment for each, or one for all).  Without tasks
+-- (null) nothing is done.
+--
+-- The transaction gets its id before it has the row, so whoever takes a snapshot
+-- meanwhile sees it running.  The ring is read again after the insert: if a new
+-- segment was opened in between, the rows go there as well; the first ones are
+-- doubles, which do no harm.
+create or replace function teguh._push_template(
+  p_kind     "char",
+  p_task_ids uuid[],
+  p_turns    integer[],
+  p_due_at   timestamptz[] default '{}'
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_newest bigint;
+  v_seen   bigint;
+  v_woke   bigint;
+begin
+  if p_task_ids is null then
+    return;
+  end if;
+
+  perform pg_current_xact_id();
+  v_newest := (pg_sequence_last_value('teguh.ring_template'::regclass) + 1) / 2;
+  loop
+    v_seen := v_newest;
+    if v_seen % 2 = 0 then
+      v_woke := teguh._add0_template(p_kind, p_task_ids, p_turns, p_due_at);
+    else
+      v_woke := teguh._add1_template(p_kind, p_task_ids, p_turns, p_due_at);
+    end if;
+
+    v_newest := (pg_sequence_last_value('teguh.ring_template'::regclass) + 1) / 2;
+    exit when v_newest = v_seen;
+  end loop;
+
+  if v_woke is not null then
+    perform pg_notify('teguh_template', '');
+  end if;
+end;
+$$;
+
+-- A number as often as there are tasks.
+create or replace function teguh._fill(p_number integer, p_task_ids uuid[])
+  returns integer[]
+  language sql
+  immutable
+as $$
+  select pg_catalog.array_fill(p_number, array[coalesce(pg_catalog.cardinality(p_task_ids), 0)]);
+$$;
+
+-- Insert dispatch rows into one segment.  Returns null unless a waiting worker must
+-- be notified: for ready rows, if some have not been since they were counted, the
+-- count; for a sleeper, if it is due before any of them would look again.
+--
+-- The registers are read when the insert already holds its lock on the segment.  A
+-- worker about to wait counts itself first and looks for such locks second
+-- (_next_template): one of the two always sees the other.
+--
+-- A timer is never due at the present moment, so that a timer position, which is
+-- a moment that has passed, cannot be ahead of it.  Timers that are due together share
+-- rows, 64 tasks in each: what a claim hands out is seldom there any more when its lease
+-- would end, and should cost little.
+create or replace function teguh._add0_template(
+  p_kind     "char",
+  p_task_ids uuid[],
+  p_turns    integer[],
+  p_due_at   timestamptz[]
+)
+  returns bigint
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_soonest timestamptz := teguh.current_time() + interval '1 microsecond';
+  v_first   timestamptz;
+  v_woke    bigint;
+begin
+  if p_kind = 'l' and cardinality(p_task_ids) > cardinality(p_due_at) then
+    v_first := greatest(p_due_at[1], v_soonest);
+    insert into teguh.p0_template as p (seq, due_at, kind, task_id, turn, more_ids, more_turns)
+    select
+      nextval('teguh.seq_template'::regclass), v_first, p_kind,
+      p_task_ids[g.i], p_turns[g.i], p_task_ids[g.i + 1:g.i + 63], p_turns[g.i + 1:g.i + 63]
+    from generate_series(1, cardinality(p_task_ids), 64) as g(i);
+  else
+    with added as (
+      insert into teguh.p0_template as p (seq, woke, due_at, kind, task_id, turn)
+      select
+        nextval('teguh.seq_template'::regclass),
+        (
+          select nullif(greatest(w.parked, w.woken), w.woken)
+          from (
+            select
+              pg_sequence_last_value('teguh.parked_template'::regclass) as parked,
+              pg_sequence_last_value('teguh.woken_template'::regclass) as woken
+            where p_kind <> 'l'
+          ) as w
+        ),
+        case when p_kind <> 'r' then greatest(u.due_at, v_soonest) end,
+        p_kind,
+        u.task_id,
+        u.turn
+      from unnest(p_task_ids, p_turns, p_due_at) as u(task_id, turn, due_at)
+      returning p.woke, p.due_at
+    )
+
+    select max(a.woke), min(a.due_at) into v_woke, v_first
+    from added as a;
+  end if;
+
+  if v_first < 'infinity'
+    and teguh._micros(v_first) <= pg_sequence_last_value('teguh.clock_template'::regclass)
+  then
+    perform teguh._back0_template(p_kind, v_first);
+  end if;
+
+  if p_kind = 's'
+    and teguh._micros(v_first) >= pg_sequence_last_value('teguh.plan_template'::regclass)
+    and v_woke < teguh._beyond()
+  then
+    return null;
+  end if;
+  return v_woke;
+end;
+$$;
+
+-- Move the timer position back before a timer that was set with a clock behind
+-- the one by which the position was, or is just being, moved.
+create or replace function teguh._back0_template(p_kind "char", p_due_at timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_from teguh.k0_template := teguh._last0_template(p_kind);
+begin
+  insert into teguh.k0_template as k (n, kind, seq, due_at, late)
+  values (
+    nextval('teguh.seq_template'::regclass), p_kind, 0,
+    least(v_from.due_at, p_due_at - interval '1 microsecond'),
+    v_from.late
+  );
+end;
+$$;
+
+-- sql/src/31_claim.sql
+-- Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- their leases and, at a first start, of their max_duration.  Moves the scan
+-- position on when it has fallen 32 rows behind.  Returns the tasks claimed.
+create or replace function teguh._claim0_template(
+  p_worker text,
+  p_now    timestamptz,
+  p_until  timestamptz,
+  p_qty    integer
+)
+  returns uuid[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_from   teguh.k0_template;
+  v_picked teguh._picked;
+begin
+  select k.* into v_from
+  from teguh.k0_template as k
+  where k.kind = 'r'
+  order by k.kind desc, k.n desc
+  limit 1;
+  if not found then
+    v_from.xid := '0';
+    v_from.seq := 0;
+  end if;
+
+  v_picked := teguh._pick0_template(p_worker, p_now, p_until, p_qty, v_from);
+
+  if v_picked.woke > pg_sequence_last_value('teguh.woken_template'::regclass)
+    and v_picked.woke < teguh._beyond()
+  then
+    perform setval('teguh.woken_template'::regclass, v_picked.woke);
+  end if;
+  if v_picked.task_ids is not null and p_until is not null then
+    perform teguh._push_template('l', v_picked.task_ids, v_picked.turns, array[p_until]);
+  end if;
+  if v_picked.limited is not null then
+    perform teguh._push_template(
+      'l', v_picked.limited, teguh._fill(0, v_picked.limited), v_picked.limits
+    );
+  end if;
+
+  if teguh._many0_template(
+    32, v_from.xid, v_from.seq,
+    coalesce((v_picked.first).xid, '18446744073709551615'),
+    coalesce((v_picked.first).low_seq, 0)
+  ) then
+    perform teguh._move0_template(
+      v_from.xid, v_from.seq, v_from.gaps,
+      (v_picked.first).xid, (v_picked.first).low_seq
+    );
+  end if;
+
+  return v_picked.task_ids;
+end;
+$$;
+
+-- Claim up to p_qty tasks among the ready rows that lie in a gap or from a place on.
+--
+-- The task's row is the arbiter.  A dispatch row only says where to look; the row
+-- lock, taken with skip locked, re-reads the task, so that one which was claimed or
+-- cancelled since the statement's snapshot is passed over.
+create or replace function teguh._pick0_template(
+  p_worker text,
+  p_now    timestamptz,
+  p_until  timestamptz,
+  p_qty    integer,
+  p_from   teguh.k0_template
+)
+  returns teguh._picked
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_picked teguh._picked;
+begin
+  with ready as materialized (
+    select p.xid, p.seq, p.woke, t.task_id
+    from (
+      select p.*
+      from unnest(p_from.gaps) as g
+      cross join lateral (
+        select p.*
+        from teguh.p0_template as p
+        where p.kind = 'r'
+          and p.xid = g.xid
+          and p.seq between g.low_seq and g.high_seq
+        order by p.seq
+      ) as p
+      union all
+      (
+        select p.*
+        from teguh.p0_template as p
+        where p.kind = 'r'
+          and (p.xid, p.seq) >= (p_from.xid, p_from.seq)
+        order by p.xid, p.seq
+      )
+    ) as p
+    cross join lateral (
+      select t.task_id
+      from teguh.t_template as t
+      where (t.task_id, t.turn) = (p.task_id, p.turn)
+        and t.state in ('pending', 'sleeping')
+        and (t.deadline_at is null or t.deadline_at > p_now)
+      for no key update skip locked
+    ) as t
+    limit p_qty
+  ),
+
+  claimed as (
+    update teguh.t_template as t
+    set
+      state = 'running',
+      attempt = t.attempt + 1,
+      claimed_by = p_worker,
+      started_at = p_now,
+      first_started_at = coalesce(t.first_started_at, p_now),
+      lease_expires_at = p_until,
+      deadline_at = case
+        when t.attempt > 0 or t.cancellation is null then t.deadline_at
+        else teguh._after(p_now, (t.cancellation ->> 'max_duration')::double precision)
+      end
+    from ready as r
+    where t.task_id = r.task_id
+    returning t.task_id, t.turn, t.attempt, t.deadline_at, r.xid, r.seq, r.woke
+  )
+
+  select
+    array_agg(c.task_id),
+    array_agg(c.turn),
+    array_agg(c.task_id) filter (where c.attempt = 1 and c.deadline_at is not null),
+    array_agg(c.deadline_at) filter (where c.attempt = 1 and c.deadline_at is not null),
+    (array_agg(row(c.xid, c.seq, null)::teguh._gap)
+      filter (where (c.xid, c.seq) >= (p_from.xid, p_from.seq)))[1],
+    max(c.woke)
+  into v_picked
+  from claimed as c;
+
+  return v_picked;
+end;
+$$;
+
+-- Move the scan position of a segment to its first row that is still to be had.
+--
+-- What is written must stay true: every row before the position, visible now or
+-- later, is claimed or stale, unless it lies in a gap.  So the position never
+-- passes the id of a transaction that may still insert rows, and it is looked up
+-- after the list of those was taken.  What would hold it back for long becomes a
+-- gap once 256 rows have come to lie behind it: rows that an open claim keeps
+-- locked, or an open transaction, whose rows are claimed right after it commits.
+--
+-- p_first_xid and p_first_seq: the first row this claim took past the position.
+create or replace function teguh._move0_template(
+  p_xid       xid8,
+  p_seq       bigint,
+  p_gaps      teguh._gap[],
+  p_first_xid xid8,
+  p_first_seq bigint
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_n        bigint := nextval('teguh.seq_template'::regclass);
+  v_snapshot pg_snapshot := pg_current_snapshot();
+  v_open     xid8[] := teguh._open_xids(v_snapshot);
+  v_gaps     teguh._gap[] := teguh._trim0_template(p_gaps, v_open);
+  v_room     integer := 128 - coalesce(cardinality(v_gaps), 0);
+  v_xid      xid8;
+  v_seq      bigint;
+  v_writer   xid8;
+begin
+  select r.xid, r.seq into v_xid, v_seq
+  from teguh._next0_template(p_xid, p_seq) as r;
+  while v_room > 0 and teguh._many0_template(256, v_xid, v_seq, p_first_xid, p_first_seq) loop
+    v_gaps := v_gaps || teguh._stuck0_template(v_xid, v_seq, p_first_xid, p_first_seq);
+    v_room := v_room - 1;
+    select r.xid, r.seq into v_xid, v_seq
+    from teguh._next0_template(v_xid, (v_gaps[cardinality(v_gaps)]).high_seq + 1) as r;
+  end loop;
+
+  if v_xid is null or v_xid >= pg_snapshot_xmax(v_snapshot) then
+    v_xid := pg_snapshot_xmax(v_snapshot);
+    v_seq := 0;
+  end if;
+
+  foreach v_writer in array v_open loop
+    exit when (v_writer, 0) >= (v_xid, v_seq);
+    continue when exists (
+      select from unnest(v_gaps) as g
+      where g.xid = v_writer and g.low_seq = 0
+    );
+    if v_room > 0 and teguh._many0_template(256, v_writer, 0, v_xid, v_seq) then
+      v_gaps := v_gaps || row(v_writer, 0, 9223372036854775807)::teguh._gap;
+      v_room := v_room - 1;
+    else
+      v_xid := v_writer;
+      v_seq := 0;
+      exit;
+    end if;
+  end loop;
+
+  if (v_xid, v_seq) > (p_xid, p_seq)
+    or ((v_xid, v_seq) = (p_xid, p_seq) and v_gaps is distinct from p_gaps)
+  then
+    insert into teguh.k0_template as k (n, kind, xid, seq, gaps)
+    values (v_n, 'r', v_xid, v_seq, v_gaps);
+  end if;
+end;
+$$;
+
+-- The transactions that may still insert rows, ascending; our own is one of them.
+create or replace function teguh._open_xids(p_snapshot pg_snapshot)
+  returns xid8[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return array(
+    select x.xid
+    from (
+      select pg_snapshot_xip(p_snapshot) as xid
+      union
+      select pg_current_xact_id()
+    ) as x
+    order by x.xid
+  );
+end;
+$$;
+
+-- The first row of a segment, from a place on, whose task is still to be had.
+create or replace function teguh._next0_template(
+  p_xid   xid8,
+  p_seq   bigint,
+  out xid xid8,
+  out seq bigint
+)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  select p.xid, p.seq into xid, seq
+  from teguh.p0_template as p
+  where p.kind = 'r'
+    and (p.xid, p.seq) >= (p_xid, p_seq)
+    and exists (
+      select from teguh.t_template as t
+      where t.task_id = p.task_id
+        and t.turn = p.turn
+        and t.state in ('pending', 'sleeping')
+      offset 0
+    )
+  order by p.xid, p.seq
+  limit 1;
+end;
+$$;
+
+-- Whether at least so many rows lie between two places; false if one is null.
+create or replace function teguh._many0_template(
+  p_count   integer,
+  p_xid     xid8,
+  p_seq     bigint,
+  p_end_xid xid8,
+  p_end_seq bigint
+)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_xid xid8;
+  v_seq bigint;
+begin
+  -- an upper bound in the query would not end the scan inside one transaction
+  select p.xid, p.seq into v_xid, v_seq
+  from teguh.p0_template as p
+  where p.kind = 'r'
+    and (p.xid, p.seq) >= (p_xid, p_seq)
+  order by p.xid, p.seq
+  limit 1 offset p_count - 1;
+  return coalesce((v_xid, v_seq) < (p_end_xid, p_end_seq), false);
+end;
+$$;
+
+-- The stretch from a row that is still to be had to the last such row of the same
+-- transaction before another place: what open claims hold locked.
+create or replace function teguh._stuck0_template(
+  p_xid     xid8,
+  p_seq     bigint,
+  p_end_xid xid8,
+  p_end_seq bigint
+)
+  returns teguh._gap
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_last bigint;
+begin
+  select p.seq into v_last
+  from teguh.p0_template as p
+  where p.kind = 'r'
+    and p.xid = p_xid
+    and p.seq >= p_seq
+    and p.seq < case when p_xid = p_end_xid then p_end_seq else 9223372036854775807 end
+    and exists (
+      select from teguh.t_template as t
+      where t.task_id = p.task_id
+        and t.turn = p.turn
+        and t.state in ('pending', 'sleeping')
+      offset 0
+    )
+  order by p.xid desc, p.seq desc
+  limit 1;
+
+  -- none: they were claimed or given up a moment ago
+  return row(p_xid, p_seq, coalesce(v_last, p_seq))::teguh._gap;
+end;
+$$;
+
+-- Bring each gap's low end up to its first row that is still to be had, and drop a
+-- gap that has none, unless its transaction is still open.
+create or replace function teguh._trim0_template(p_gaps teguh._gap[], p_open xid8[])
+  returns teguh._gap[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_gap  teguh._gap;
+  v_gaps teguh._gap[];
+begin
+  foreach v_gap in array coalesce(p_gaps, '{}') loop
+    if v_gap.xid <> all (p_open) then
+      select p.seq into v_gap.low_seq
+      from teguh.p0_template as p
+      where p.kind = 'r'
+        and p.xid = v_gap.xid
+        and p.seq between v_gap.low_seq and v_gap.high_seq
+        and exists (
+          select from teguh.t_template as t
+          where t.task_id = p.task_id
+            and t.turn = p.turn
+            and t.state in ('pending', 'sleeping')
+          offset 0
+        )
+      order by p.seq
+      limit 1;
+    end if;
+
+    if v_gap.low_seq is not null then
+      v_gaps := v_gaps || v_gap;
+    end if;
+  end loop;
+
+  return v_gaps;
+end;
+$$;
+
+-- Claim up to p_qty runs of the queue.
+--
+-- Due timers are looked at first when no claim has done so for 20 ms, and in any
+-- case before a claim comes back short: nothing due waits for a ticker.  A claim
+-- that does come back short counts its worker as waiting, so that the next spawn
+-- notifies.
+create or replace function teguh._take_template(
+  p_worker  text,
+  p_timeout double precision,
+  p_qty     integer
+)
+  returns table(
+    run_id           uuid,
+    task_id          uuid,
+    attempt          integer,
+    task_name        text,
+    params           jsonb,
+    retry_strategy   jsonb,
+    max_attempts     integer,
+    headers          jsonb,
+    wake_event       text,
+    event_payload    jsonb,
+    failures         integer,
+    checkpoints      jsonb,
+    lease_expires_at timestamptz
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_now      timestamptz := teguh.current_time();
+  v_fresh    boolean := pg_current_xact_id_if_assigned() is null;
+  v_until    timestamptz := case when p_timeout > 0 then teguh._after(v_now, p_timeout) end;
+  v_millis   bigint := teguh._micros(clock_timestamp()) / 1000;
+  v_fired    integer := -1;
+  v_left     integer := p_qty;
+  v_before   integer;
+  v_ring     bigint;
+  v_task_ids uuid[] := '{}';
+begin
+  if v_millis - pg_sequence_last_value('teguh.fired_template'::regclass) not between 0 and 19 then
+    perform setval('teguh.fired_template'::regclass, v_millis);
+    v_fired := teguh._fire_template(v_now, v_fresh, 1000);
+  end if;
+
+  loop
+    v_before := v_left;
+    v_ring := pg_sequence_last_value('teguh.ring_template'::regclass);
+    for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
+      exit when v_left <= 0;
+      v_task_ids := v_task_ids || case
+        when v_gen % 2 = 0 then teguh._claim0_template(p_worker, v_now, v_until, v_left)
+        else teguh._claim1_template(p_worker, v_now, v_until, v_left)
+      end;
+      v_left := p_qty - cardinality(v_task_ids);
+    end loop;
+
+    -- what was fired and could not be had is locked by somebody else
+    exit when v_left <= 0 or v_fired = 0 or (v_fired > 0 and v_left = v_before);
+    v_fired := teguh._fire_template(v_now, v_fresh, least(v_left, 1000) + 100);
+    exit when v_fired = 0;
+  end loop;
+
+  if v_left > 0 then
+    perform nextval('teguh.parked_template'::regclass);
+  end if;
+
+  return query
+  select
+    t.run_id, t.task_id, t.attempt, t.task_name, t.params, t.retry_strategy, t.max_attempts,
+    t.headers, t.wake_event, t.event_payload, t.failures,
+    case when t.turn = 1 then '{}'::jsonb else teguh._known_template(t.task_id) end,
+    t.lease_expires_at
+  from unnest(v_task_ids) as u(task_id)
+  cross join lateral (
+    select t.*
+    from teguh.t_template as t
+    where t.task_id = u.task_id
+    offset 0
+  ) as t;
+end;
+$$;
+
+-- All checkpoints of a task, as one object.
+create or replace function teguh._known_template(p_task_id uuid)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return coalesce(
+    (
+      select jsonb_object_agg(c.checkpoint_name, c.state)
+      from teguh.c_template as c
+      where c.task_id = p_task_id
+        and c.status = 'committed'
+    ),
+    '{}'
+  );
+end;
+$$;
+
+-- Claim runs of a queue.
+create or replace function teguh.claim_task(
+  p_queue_name    text,
+  p_worker_id     text,
+  p_claim_timeout double precision default 30,
+  p_qty           integer default 1
+)
+  returns table(
+    run_id           uuid,
+    task_id          uuid,
+    attempt          integer,
+    task_name        text,
+    params           jsonb,
+    retry_strategy   jsonb,
+    max_attempts     integer,
+    headers          jsonb,
+    wake_event       text,
+    event_payload    jsonb,
+    failures         integer,
+    checkpoints      jsonb,
+    lease_expires_at timestamptz
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_isolation('claim_task');
+  return query execute teguh._call('take', p_queue_name, 3)
+  using
+    coalesce(nullif(btrim(p_worker_id), ''), 'worker'),
+    nullif(p_claim_timeout, 'NaN'),
+    greatest(coalesce(p_qty, 1), 1);
+end;
+$$;
+
+comment on function teguh.claim_task(text, text, double precision, integer) is
+  'Hands up to p_qty due runs to a worker, oldest due first, under a lease of '
+  'p_claim_timeout seconds (zero, less or null: without end). A blank worker id counts '
+  'as "worker", a quantity below 1 as 1. attempt is how often the task has been '
+  'handed out, this time included; checkpoints maps step names to their stored '
+  'states; wake_event is the event that woke the run, with its payload, or the '
+  'event whose wait timed out, with payload SQL null. Raises TG001 for an unknown '
+  'queue, 25001 unless the transaction is READ COMMITTED.';
+
+-- When the next sleeper is due, and whether it is safe to wait until then.
+--
+-- A caller that waits for a notification must hear of every task that was spawned
+-- without one.  Such a spawn was made before this worker was counted as waiting,
+-- so its transaction either is still open, seen by its lock on the newest segment,
+-- or has committed, seen by the look for ready tasks that comes after.  Likewise for
+-- sleepers: while the register of the next planned look says never, each one that is
+-- spawned notifies; so that is what it says before the look.
+create or replace function teguh._next_template()
+  returns timestamptz
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now   timestamptz := teguh.current_time();
+  v_ring  bigint := pg_sequence_last_value('teguh.ring_template'::regclass);
+  v_due   timestamptz;
+  v_first timestamptz;
+begin
+  perform setval('teguh.plan_template'::regclass, teguh._beyond());
+  if exists (
+    select from pg_locks as l
+    where l.relation in ('teguh.p0_template'::regclass, 'teguh.p1_template'::regclass)
+      and l.mode = 'RowExclusiveLock'
+      and l.database = (select d.oid from pg_database as d where d.datname = current_database())
+      and l.pid is distinct from pg_backend_pid()
+  ) then
+    v_due := v_now + interval '10 milliseconds';
+  end if;
+
+  for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
+    v_first := case
+      when v_gen % 2 = 0 then teguh._soon0_template(v_now)
+      else teguh._soon1_template(v_now)
+    end;
+    v_due := least(v_due, v_first);
+  end loop;
+
+  if v_due is not null then
+    perform setval('teguh.plan_template'::regclass, greatest(teguh._micros(v_due), 0));
+  end if;
+  return v_due;
+end;
+$$;
+
+-- When a segment next has a task for a worker: now, when a timer is due, or null.
+-- Timers whose task was woken before them are passed over, the first hundred of
+-- them; past that the moment may come too early, never too late.
+create or replace function teguh._soon0_template(p_now timestamptz)
+  returns timestamptz
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_ready  teguh.k0_template;
+  v_timers teguh.k0_template := teguh._last0_template('s');
+  v_timer  record;
+  v_count  integer := 0;
+begin
+  select k.* into v_ready
+  from teguh.k0_template as k
+  where k.kind = 'r'
+  order by k.kind desc, k.n desc
+  limit 1;
+
+  perform from teguh._next0_template(coalesce(v_ready.xid, '0'), coalesce(v_ready.seq, 0)) as r
+  where r.xid is not null;
+  if found or teguh._trim0_template(v_ready.gaps, '{}') is not null then
+    return p_now;
+  end if;
+
+  perform from unnest(v_timers.late) as l
+  join teguh.p0_template as p on p.xid = l.xid
+  where p.kind = 's'
+    and p.kind <> 'r'
+    and p.due_at >= l.since
+    and p.due_at <= v_timers.due_at;
+  if found then
+    return p_now;
+  end if;
+
+  for v_timer in
+    select p.due_at, p.task_id, p.turn
+    from teguh.p0_template as p
+    where p.kind = 's'
+      and p.kind <> 'r'
+      and (p.due_at, p.seq) > (v_timers.due_at, v_timers.seq)
+    order by p.due_at, p.seq
+    limit 100
+  loop
+    v_count := v_count + 1;
+    perform from teguh.t_template as t
+    where (t.task_id, t.turn, t.state) = (v_timer.task_id, v_timer.turn, 'sleeping');
+    if found or v_count = 100 then
+      return nullif(v_timer.due_at, 'infinity');
+    end if;
+  end loop;
+
+  return null;
+end;
+$$;
+
+-- When the next delayed task of a queue is due.
+create or replace function teguh.next_due(p_queue_name text)
+  returns timestamptz
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_due timestamptz;
+begin
+  execute teguh._call('next', p_queue_name, 0) into v_due;
+  return v_due;
+end;
+$$;
+
+comment on function teguh.next_due(text) is
+  'When the next delayed task of the queue is due; null if none is. A worker calls '
+  'it before it waits, and waits no longer: the answer is the present moment if a '
+  'task is ready, and 10 ms from it while spawns are being committed. Raises TG001 '
+  'for an unknown queue.';
+
+-- sql/src/32_timers.sql
+-- Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- and move that kind's timer position past them.
+--
+-- What is written must stay true: every timer at or before the position, visible
+-- now or later, was collected by a transaction that commits with it, unless the
+-- transaction that set it is in "late".  Those were open when the position
+-- moved; when one has ended, its timers are looked for once.
+--
+-- A transaction that got its id after p_now was read sets no timer that is due by
+-- then.  So ids below our own are all that matter, if our own is such a one (p_fresh).
+-- If not, the position stays, and sleepers that were collected and claimed are
+-- passed over instead.
+create or replace function teguh._due0_template(
+  p_kind  "char",
+  p_now   timestamptz,
+  p_fresh boolean,
+  p_limit integer
+)
+  returns teguh._timer[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_n        bigint;
+  v_snapshot pg_snapshot;
+  v_from     teguh.k0_template;
+  v_to       teguh.k0_template;
+  v_due      teguh._timer[];
+  v_rows     bigint;
+begin
+  if not teguh._any0_template(p_kind, p_now, teguh._last0_template(p_kind)) then
+    return '{}';
+  end if;
+
+  -- in this order: whoever sets a timer with a clock behind ours then either has an
+  -- open transaction in the snapshot, or is seen in the position read after it, or
+  -- finds the clock and outnumbers this position
+  if teguh._micros(p_now) > pg_sequence_last_value('teguh.clock_template'::regclass) then
+    perform setval('teguh.clock_template'::regclass, teguh._micros(p_now));
+  end if;
+  v_n := nextval('teguh.seq_template'::regclass);
+  v_snapshot := pg_current_snapshot();
+  v_from := teguh._last0_template(p_kind);
+
+  select
+    array_agg(row(u.task_id, u.turn)::teguh._timer order by d.due_at, d.seq),
+    count(distinct d.seq)
+  into v_due, v_rows
+  from (
+    select p.task_id, p.turn, p.more_ids, p.more_turns, p.due_at, p.seq
+    from teguh.p0_template as p
+    where p.kind = p_kind
+      and p.kind <> 'r'
+      and (p.due_at, p.seq) > (v_from.due_at, v_from.seq)
+      and p.due_at <= p_now
+      and (p_fresh or p_kind = 'l' or exists (
+        select from teguh.t_template as t
+        where (t.task_id, t.turn, t.state) = (p.task_id, p.turn, 'sleeping')
+        offset 0
+      ))
+    order by p.due_at, p.seq
+    limit p_limit
+  ) as d
+  cross join lateral unnest(d.task_id || d.more_ids, d.turn || d.more_turns) as u(task_id, turn);
+
+  if not p_fresh then
+    return coalesce(v_due, '{}') || teguh._miss0_template(v_from, v_snapshot);
+  end if;
+
+  v_to.due_at := greatest(v_from.due_at, p_now);
+  v_to.seq := 9223372036854775807;
+  if v_rows = p_limit then
+    select p.due_at, p.seq into v_to.due_at, v_to.seq
+    from teguh.p0_template as p
+    where p.kind = p_kind
+      and p.kind <> 'r'
+      and (p.due_at, p.seq) > (v_from.due_at, v_from.seq)
+    order by p.due_at, p.seq
+    limit 1 offset p_limit - 1;
+  end if;
+  perform teguh._pass0_template(v_n, p_kind, v_snapshot, v_from, v_to);
+
+  return coalesce(v_due, '{}') || teguh._miss0_template(v_from, v_snapshot);
+end;
+$$;
+
+-- The latest timer position of one kind; the beginning of time if there is none.
+create or replace function teguh._last0_template(p_kind "char")
+  returns teguh.k0_template
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_last teguh.k0_template;
+begin
+  select k.* into v_last
+  from teguh.k0_template as k
+  where k.kind = p_kind
+  order by k.kind desc, k.n desc
+  limit 1;
+  if not found then
+    v_last.kind := p_kind;
+    v_last.seq := 0;
+    v_last.due_at := '-infinity';
+  end if;
+
+  return v_last;
+end;
+$$;
+
+-- Whether there is a timer to collect after a position, or may be one before it.
+create or replace function teguh._any0_template(
+  p_kind "char",
+  p_now  timestamptz,
+  p_from teguh.k0_template
+)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform from teguh.p0_template as p
+  where p.kind = p_kind
+    and p.kind <> 'r'
+    and (p.due_at, p.seq) > (p_from.due_at, p_from.seq)
+    and p.due_at <= p_now
+  order by p.due_at, p.seq
+  limit 1;
+  return found or exists (
+    select from unnest(p_from.late) as l
+    where pg_visible_in_snapshot(l.xid, pg_current_snapshot())
+  );
+end;
+$$;
+
+-- The timers before a position whose transactions were open when it moved, and have
+-- ended by now.
+create or replace function teguh._miss0_template(
+  p_from     teguh.k0_template,
+  p_snapshot pg_snapshot
+)
+  returns teguh._timer[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_ended xid8[];
+  v_since timestamptz;
+begin
+  select array_agg(l.xid), min(l.since) into v_ended, v_since
+  from unnest(p_from.late) as l
+  where pg_visible_in_snapshot(l.xid, p_snapshot);
+  if v_ended is null then
+    return '{}';
+  end if;
+
+  return array(
+    select row(u.task_id, u.turn)::teguh._timer
+    from teguh.p0_template as p
+    cross join lateral unnest(p.task_id || p.more_ids, p.turn || p.more_turns) as u(task_id, turn)
+    where p.kind = p_from.kind
+      and p.kind <> 'r'
+      and p.due_at >= v_since
+      and p.due_at <= p_from.due_at
+      and p.xid = any (v_ended)
+  );
+end;
+$$;
+
+-- Write a timer position, with the transactions that may still insert timers
+-- before it.  With very many of them open the position stays where it is, and
+-- timers already collected are collected again, which does no harm.
+create or replace function teguh._pass0_template(
+  p_n        bigint,
+  p_kind     "char",
+  p_snapshot pg_snapshot,
+  p_from     teguh.k0_template,
+  p_to       teguh.k0_template
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_after bigint := pg_snapshot_xmax(p_snapshot)::text::bigint;
+  v_own   bigint := pg_current_xact_id()::text::bigint;
+  v_late  teguh._late[];
+begin
+  if v_own - v_after > 128 then
+    return;
+  end if;
+
+  -- transactions that are open with an id past xmax are not in the snapshot's list
+  select array_agg(row(x.xid, coalesce(l.since, p_from.due_at))::teguh._late) into v_late
+  from (
+    select pg_snapshot_xip(p_snapshot) as xid
+    union
+    select g.id::text::xid8
+    from generate_series(v_after, v_own - 1) as g(id)
+  ) as x
+  left join unnest(p_from.late) as l on l.xid = x.xid;
+  if cardinality(v_late) > 128 then
+    return;
+  end if;
+
+  insert into teguh.k0_template as k (n, kind, due_at, seq, late)
+  values (p_n, p_kind, p_to.due_at, p_to.seq, v_late);
+end;
+$$;
+
+-- Deal with the timers that have come due: queue sleepers, end runs whose lease
+-- expired, cancel tasks past their deadline.  Up to p_limit of each kind per
+-- segment.  Returns how many tasks have become claimable or changed.  p_fresh: our
+-- transaction had no id yet when p_now was read.
+--
+-- A timer is a hint like any dispatch row.  Several transactions may deal with
+-- the same one; the task's turn and state decide.
+create or replace function teguh._fire_template(
+  p_now   timestamptz,
+  p_fresh boolean,
+  p_limit integer
+)
+  returns integer
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_ring     bigint := pg_sequence_last_value('teguh.ring_template'::regclass);
+  v_sleepers teguh._timer[] := '{}';
+  v_leases   teguh._timer[] := '{}';
+  v_task_ids uuid[];
+  v_turns    integer[];
+begin
+  for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
+    if v_gen % 2 = 0 then
+      v_sleepers := v_sleepers || teguh._due0_template('s', p_now, p_fresh, p_limit);
+      v_leases := v_leases || teguh._due0_template('l', p_now, p_fresh, p_limit);
+    else
+      v_sleepers := v_sleepers || teguh._due1_template('s', p_now, p_fresh, p_limit);
+      v_leases := v_leases || teguh._due1_template('l', p_now, p_fresh, p_limit);
+    end if;
+  end loop;
+
+  if v_sleepers <> '{}' then
+    select array_agg(d.task_id order by d.place), array_agg(d.turn order by d.place)
+    into v_task_ids, v_turns
+    from (
+      select u.task_id, u.turn, min(u.place) as place
+      from unnest(v_sleepers) with ordinality as u(task_id, turn, place)
+      group by u.task_id, u.turn
+    ) as d
+    where exists (
+      select from teguh.t_template as t
+      where (t.task_id, t.turn, t.state) = (d.task_id, d.turn, 'sleeping')
+      offset 0
+    );
+    if v_task_ids is not null then
+      perform teguh._push_template('r', v_task_ids, v_turns);
+    end if;
+  end if;
+
+  return coalesce(cardinality(v_task_ids), 0) + teguh._expire_template(v_leases, p_now);
+end;
+$$;
+
+-- Deal with timers of leases and of deadlines (turn 0).  A lease that was
+-- extended gets a new timer; so does a task that somebody holds locked, to be
+-- looked at again in a second.  Returns how many tasks have changed.
+create or replace function teguh._expire_template(p_timers teguh._timer[], p_now timestamptz)
+  returns integer
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_timer record;
+  v_task  teguh.t_template;
+  v_count integer := 0;
+begin
+  for v_timer in
+    select
+      d.task_id,
+      d.turn,
+      case when d.turn = 0 then t.deadline_at else t.lease_expires_at end as due_at
+    from (select distinct u.task_id, u.turn from unnest(p_timers) as u) as d
+    cross join lateral (
+      select t.turn, t.state, t.deadline_at, t.lease_expires_at
+      from teguh.t_template as t
+      where t.task_id = d.task_id
+      offset 0
+    ) as t
+    where (d.turn = t.turn and t.state = 'running')
+      or (d.turn = 0 and t.state in ('pending', 'running', 'sleeping'))
+    order by d.task_id
+  loop
+    continue when v_timer.due_at is null;
+    if v_timer.due_at > p_now then
+      perform teguh._push_template(
+        'l', array[v_timer.task_id], array[v_timer.turn], array[v_timer.due_at]
+      );
+      continue;
+    end if;
+
+    select t.* into v_task
+    from teguh.t_template as t
+    where t.task_id = v_timer.task_id
+    for no key update skip locked;
+    if not found then
+      perform teguh._push_template(
+        'l', array[v_timer.task_id], array[v_timer.turn], array[p_now + interval '1 second']
+      );
+    elsif v_timer.turn = 0 then
+      v_count := v_count + teguh._over_template(v_task, p_now);
+    elsif v_task.state = 'running'
+      and v_task.turn = v_timer.turn
+      and v_task.lease_expires_at <= p_now
+    then
+      perform teguh._end_template(
+        v_task,
+        jsonb_build_object(
+          'name', '$ClaimTimeout',
+          'message', format('the lease of worker %s expired', v_task.claimed_by)
+        ),
+        null,
+        p_now
+      );
+      v_count := v_count + 1;
+    end if;
+  end loop;
+
+  return v_count;
+end;
+$$;
+
+-- Cancel a locked task whose deadline has passed.
+create or replace function teguh._over_template(
+  p_task teguh.t_template,
+  p_now  timestamptz
+)
+  returns integer
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_task.deadline_at > p_now
+    or p_task.state not in ('pending', 'running', 'sleeping')
+  then
+    return 0;
+  end if;
+
+  perform teguh._stop_template(p_task.task_id, p_now);
+  return 1;
+end;
+$$;
+
+-- sql/src/33_rotate.sql
+-- Bytes a segment may grow to before the other one is opened.
+create or replace function teguh._segment_bytes()
+  returns bigint
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(
+    nullif(btrim(current_setting('teguh.segment_bytes', true)), '')::bigint,
+    67108864
+  );
+$$;
+
+-- Take one step in the use of the two segments, if one is due:
+--
+--   one in use, grown large             -> open the other, if that is empty
+--   two in use, the older has no say    -> stop looking at the older
+--   one in use, the other not empty     -> truncate the other
+--
+-- The ring moves only on what is committed, because a register does not roll
+-- back.  Nothing waits for a lock: a step that cannot have it is left to a later
+-- call.
+create or replace function teguh._turn_template()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_ring   bigint;
+  v_limit  bigint;
+  v_newest bigint;
+begin
+  if not pg_try_advisory_xact_lock(hashtextextended('teguh.ring_template', 0)) then
+    return;
+  end if;
+
+  v_ring := pg_sequence_last_value('teguh.ring_template'::regclass);
+  v_newest := (v_ring + 1) / 2 % 2;
+  -- what was carried over does not count, or the next change would come at once
+  v_limit := greatest(
+    teguh._segment_bytes(),
+    3 * pg_sequence_last_value('teguh.carry_template'::regclass)
+  );
+
+  if v_newest = 0 then
+    perform teguh._turn0_template(v_ring, v_limit);
+  else
+    perform teguh._turn1_template(v_ring, v_limit);
+  end if;
+end;
+$$;
+
+-- The step to take while segment 0 gets the new rows.
+create or replace function teguh._turn0_template(p_ring bigint, p_limit bigint)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_full boolean := pg_relation_size('teguh.p0_template'::regclass) >= p_limit;
+begin
+  if p_ring % 2 = 1 then
+    -- nobody inserts into the older segment any more, and nobody still might
+    lock table teguh.p1_template in share mode nowait;
+    if not teguh._spent1_template() then
+      if v_full then
+        perform teguh._carry1_template();
+      end if;
+      return;
+    end if;
+    perform setval('teguh.ring_template'::regclass, p_ring + 1);
+  elsif pg_relation_size('teguh.p1_template'::regclass) > 0
+    or pg_relation_size('teguh.k1_template'::regclass) > 0
+  then
+    lock table teguh.p1_template, teguh.k1_template in access exclusive mode nowait;
+    truncate teguh.p1_template, teguh.k1_template;
+  elsif v_full then
+    perform setval('teguh.ring_template'::regclass, p_ring + 1);
+  end if;
+exception
+  when lock_not_available then
+    return;
+end;
+$$;
+
+-- Whether a segment into which nobody inserts has nothing left to say: every
+-- ready row is stale or claimed, every timer collected.
+create or replace function teguh._spent0_template()
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return teguh._dry0_template()
+         and not exists (select from teguh._left0_template('s', 1))
+         and not exists (select from teguh._left0_template('l', 1));
+end;
+$$;
+
+-- Whether no ready row of a segment is still to be had.
+create or replace function teguh._dry0_template()
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_from teguh.k0_template;
+begin
+  select k.* into v_from
+  from teguh.k0_template as k
+  where k.kind = 'r'
+  order by k.kind desc, k.n desc
+  limit 1;
+
+  return teguh._trim0_template(v_from.gaps, '{}') is null
+         and not exists (
+           select
+           from teguh._next0_template(
+             coalesce(v_from.xid, '0'), coalesce(v_from.seq, 0)
+           ) as r
+           where r.xid is not null
+         );
+end;
+$$;
+
+-- The timers of a segment that have not been collected, up to p_limit (null: all).
+create or replace function teguh._left0_template(p_kind "char", p_limit integer)
+  returns setof teguh.p0_template
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_from teguh.k0_template := teguh._last0_template(p_kind);
+begin
+  return query
+  select p.*
+  from teguh.p0_template as p
+  where p.kind = p_kind
+    and p.kind <> 'r'
+    and (p.due_at, p.seq) > (v_from.due_at, v_from.seq)
+  order by p.due_at, p.seq
+  limit p_limit;
+
+  return query
+  select p.*
+  from unnest(v_from.late) as l
+  join teguh.p0_template as p on p.xid = l.xid
+  where p.kind = p_kind
+    and p.kind <> 'r'
+    and p.due_at between l.since and v_from.due_at
+  limit p_limit;
+end;
+$$;
+
+-- Carry the timers of a drained segment over to the newest one, so that long
+-- sleepers do not keep it.  Timers that mean nothing any more stay behind.
+create or replace function teguh._carry0_template()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_kind     "char";
+  v_task_ids uuid[];
+  v_turns    integer[];
+  v_due_at   timestamptz[];
+  v_count    bigint := 0;
+begin
+  if not teguh._dry0_template() then
+    return;
+  end if;
+
+  foreach v_kind in array array['s', 'l']::"char"[] loop
+    select array_agg(u.task_id), array_agg(u.turn), array_agg(p.due_at)
+    into v_task_ids, v_turns, v_due_at
+    from teguh._left0_template(v_kind, null) as p
+    cross join lateral unnest(p.task_id || p.more_ids, p.turn || p.more_turns) as u(task_id, turn)
+    where exists (
+      select from teguh.t_template as t
+      where t.task_id = u.task_id
+        and u.turn in (0, t.turn)
+        and t.state in ('pending', 'running', 'sleeping')
+      offset 0
+    );
+    if v_task_ids is not null then
+      perform teguh._push_template(v_kind, v_task_ids, v_turns, v_due_at);
+      v_count := v_count + cardinality(v_task_ids);
+    end if;
+
+    insert into teguh.k0_template as k (n, kind, due_at, seq)
+    values (
+      nextval('teguh.seq_template'::regclass), v_kind, 'infinity', 9223372036854775807
+    );
+  end loop;
+
+  perform setval('teguh.carry_template'::regclass, v_count * 100);
+end;
+$$;
+
+-- sql/src/40_spawn.sql
+-- Insert tasks and queue them.  Rows come back in the order of p_tasks.
+--
+-- Tasks with a key are inserted in the order of their keys, so that callers who
+-- spawn the same keys wait for each other in one direction only.
+create or replace function teguh._put_template(p_tasks teguh._spawn[])
+  returns table(task_id uuid, run_id uuid, attempt integer, created boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_now      timestamptz;
+  v_ids      uuid[];
+  v_added    uuid[];
+  v_ready    uuid[];
+  v_sleepers uuid[];
+  v_due_at   timestamptz[];
+  v_limited  uuid[];
+  v_limits   timestamptz[];
+begin
+  perform pg_current_xact_id();
+  v_now := teguh.current_time();
+
+  with spawns as materialized (
+    select s.*, teguh._task_id(v_now) as task_id
+    from unnest(p_tasks) with ordinality as s(
+      task_name, params, headers, retry_strategy, max_attempts, cancellation,
+      idempotency_key, return_mismatch, available_at, place
+    )
+  ),
+
+  added as (
+    insert into teguh.t_template as t (
+      task_id, run_id, turn, state, created_at, available_at, deadline_at, max_attempts,
+      task_name, params, headers, retry_strategy, cancellation, idempotency_key
+    )
+    select
+      s.task_id,
+      teguh._run_id(s.task_id, 1),
+      1,
+      case when s.available_at > v_now then 'sleeping' else 'pending' end,
+      v_now,
+      coalesce(s.available_at, v_now),
+      teguh._after(
+        greatest(s.available_at, v_now), (s.cancellation ->> 'max_delay')::double precision
+      ),
+      s.max_attempts, s.task_name, s.params, s.headers, s.retry_strategy, s.cancellation,
+      s.idempotency_key
+    from spawns as s
+    order by s.idempotency_key nulls first, s.place
+    on conflict (idempotency_key) where idempotency_key is not null do nothing
+    returning t.task_id, t.state, t.available_at, t.deadline_at
+  )
+
+  select
+    array(select s.task_id from spawns as s order by s.place),
+    array_agg(a.task_id),
+    array_agg(a.task_id) filter (where a.state = 'pending'),
+    array_agg(a.task_id) filter (where a.state = 'sleeping'),
+    array_agg(a.available_at) filter (where a.state = 'sleeping'),
+    array_agg(a.task_id) filter (where a.deadline_at is not null),
+    array_agg(a.deadline_at) filter (where a.deadline_at is not null)
+  into v_ids, v_added, v_ready, v_sleepers, v_due_at, v_limited, v_limits
+  from added as a;
+
+  perform teguh._push_template('r', v_ready, teguh._fill(1, v_ready));
+  perform teguh._push_template('s', v_sleepers, teguh._fill(1, v_sleepers), v_due_at);
+  perform teguh._push_template('l', v_limited, teguh._fill(0, v_limited), v_limits);
+
+  if cardinality(v_added) = cardinality(p_tasks) then
+    return query
+    select u.task_id, teguh._run_id(u.task_id, 1), 1, true
+    from unnest(v_ids) as u(task_id);
+  else
+    return query select * from teguh._found_template(p_tasks, v_ids, v_added);
+  end if;
+end;
+$$;
+
+-- Insert one task without an idempotency key, and queue it.  Returns its id.  Most spawns
+-- are such, and this costs half of what _put_template does.
+create or replace function teguh._new_template(p_spawn teguh._spawn)
+  returns uuid
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now      timestamptz;
+  v_task_id  uuid;
+  v_due_at   timestamptz;
+  v_deadline timestamptz;
+begin
+  perform pg_current_xact_id();
+  v_now := teguh.current_time();
+  v_task_id := teguh._task_id(v_now);
+  v_due_at := coalesce(p_spawn.available_at, v_now);
+  if p_spawn.cancellation is not null then
+    v_deadline := teguh._after(
+      greatest(v_due_at, v_now), (p_spawn.cancellation ->> 'max_delay')::double precision
+    );
+  end if;
+
+  insert into teguh.t_template as t (
+    task_id, run_id, turn, state, created_at, available_at, deadline_at, max_attempts,
+    task_name, params, headers, retry_strategy, cancellation
+  )
+  values (
+    v_task_id, teguh._run_id(v_task_id, 1), 1,
+    case when v_due_at > v_now then 'sleeping' else 'pending' end,
+    v_now, v_due_at, v_deadline, p_spawn.max_attempts, p_spawn.task_name, p_spawn.params,
+    p_spawn.headers, p_spawn.retry_strategy, p_spawn.cancellation
+  );
+
+  perform teguh._queue_template(v_task_id, 1, v_due_at, v_now);
+  if v_deadline is not null then
+    perform teguh._push_template('l', array[v_task_id], array[0], array[v_deadline]);
+  end if;
+  return v_task_id;
+end;
+$$;
+
+-- The results of a spawn that met idempotency keys already in use.
+create or replace function teguh._found_template(
+  p_tasks teguh._spawn[],
+  p_ids   uuid[],
+  p_added uuid[]
+)
+  returns table(task_id uuid, run_id uuid, attempt integer, created boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task teguh.t_template;
+begin
+  for v_place in 1 .. cardinality(p_tasks) loop
+    task_id := p_ids[v_place];
+    created := coalesce(task_id = any (p_added), false);
+    if created then
+      run_id := teguh._run_id(task_id, 1);
+      attempt := 1;
+      return next;
+      continue;
+    end if;
+
+    select t.* into v_task
+    from teguh.t_template as t
+    where t.idempotency_key = p_tasks[v_place].idempotency_key;
+    if not found then
+      raise exception 'the task with idempotency key "%" was just removed',
+        p_tasks[v_place].idempotency_key
+        using
+          errcode = '40001',
+          detail = 'It was there when this spawn began, and is gone now.',
+          hint = 'Spawn again.';
+    end if;
+
+    if not p_tasks[v_place].return_mismatch
+      and (v_task.task_name, v_task.params)
+          is distinct from (p_tasks[v_place].task_name, p_tasks[v_place].params)
+    then
+      raise exception 'idempotency key "%" belongs to another task', v_task.idempotency_key
+        using
+          errcode = 'TG006',
+          detail = format('Task %s was spawned with another name or other params.',
+            v_task.task_id),
+          hint = 'Use another key, or "idempotency_mismatch": "return" to get that task.';
+    end if;
+
+    task_id := v_task.task_id;
+    run_id := v_task.run_id;
+    attempt := greatest(v_task.attempt, 1);
+    return next;
+  end loop;
+end;
+$$;
+
+-- Spawn one task.
+create or replace function teguh.spawn_task(
+  p_queue_name text,
+  p_task_name  text,
+  p_params     jsonb,
+  p_options    jsonb default '{}'
+)
+  returns table(task_id uuid, run_id uuid, attempt integer, created boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_spawn teguh._spawn := teguh._check_spawn(
+    p_task_name, p_params, p_options, teguh._policy(p_queue_name)
+  );
+begin
+  if v_spawn.idempotency_key is not null then
+    return query execute 'select * from teguh._put_' || p_queue_name || '($1)'
+    using array[v_spawn];
+    return;
+  end if;
+
+  execute 'select teguh._new_' || p_queue_name || '($1)' into task_id using v_spawn;
+  run_id := teguh._run_id(task_id, 1);
+  attempt := 1;
+  created := true;
+  return next;
+end;
+$$;
+
+comment on function teguh.spawn_task(text, text, jsonb, jsonb) is
+  'Spawns a task in the caller''s transaction: it exists once that commits. Options: '
+  'headers (object), retry_strategy ({"kind": none, fixed or exponential, '
+  '"base_seconds", "factor", "max_seconds", "jitter"}), max_attempts (null: '
+  'unlimited), cancellation ({"max_delay", "max_duration"} in seconds), '
+  'idempotency_key, idempotency_mismatch (error or return), available_at, '
+  'delay_seconds. created is false when the idempotency key was in use and the '
+  'existing task is returned. Raises TG001 for an unknown queue, TG005 for a bad '
+  'option, TG006 for a key that belongs to another task.';
+
+-- Spawn many tasks with one statement.
+create or replace function teguh.spawn_tasks(p_queue_name text, p_tasks jsonb)
+  returns table(task_id uuid, run_id uuid, attempt integer, created boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_policy jsonb := teguh._policy(p_queue_name);
+  v_spawns teguh._spawn[];
+begin
+  if jsonb_typeof(p_tasks) is distinct from 'array' then
+    raise exception 'tasks must be a JSON array'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(coalesce(p_tasks::text, 'null'), 200)),
+        hint = 'For instance [{"task_name": "send", "params": {}, "options": {}}].';
+  end if;
+
+  select array_agg(teguh._read_task(a.task, v_policy) order by a.place) into v_spawns
+  from jsonb_array_elements(p_tasks) with ordinality as a(task, place);
+  if v_spawns is null then
+    return;
+  end if;
+
+  return query execute 'select * from teguh._put_' || p_queue_name || '($1)'
+  using v_spawns;
+end;
+$$;
+
+comment on function teguh.spawn_tasks(text, jsonb) is
+  'Spawns an array of {"task_name", "params", "options"}, all or none; the rows come '
+  'back in the order of the array. Options and errors are those of spawn_task().';
+
+-- Read one element of an array of tasks.
+create or replace function teguh._read_task(p_task jsonb, p_policy jsonb)
+  returns teguh._spawn
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_keys('task', p_task, array['task_name', 'params', 'options']);
+  return teguh._check_spawn(
+    teguh._text_option(p_task, 'task_name'),
+    p_task -> 'params',
+    nullif(p_task -> 'options', 'null'),
+    p_policy
+  );
+end;
+$$;
+
+-- sql/src/41_runs.sql
+-- Lock the task of a run that a worker holds, or raise why it does not.
+--
+-- Every call of a worker comes through here, or makes the same checks in one
+-- update.  The row lock keeps the run from ending under the caller until commit.
+create or replace function teguh._hold_template(p_run_id uuid)
+  returns teguh.t_template
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task teguh.t_template;
+  v_late boolean;
+begin
+  select t.* into v_task
+  from teguh.t_template as t
+  where t.task_id = teguh._run_task(p_run_id)
+  for no key update;
+
+  if v_task.run_id = p_run_id and v_task.state = 'running' then
+    return v_task;
+  end if;
+
+  v_late := teguh._run_number(p_run_id) < teguh._run_number(v_task.run_id);
+  if v_task.task_id is null
+    or teguh._run_number(p_run_id) not between 1 and teguh._run_number(v_task.run_id)
+  then
+    raise exception 'run "%" does not exist', p_run_id
+      using
+        errcode = 'TG002',
+        detail = 'No task of this queue has a run with that id.',
+        hint = 'Check the queue, and that the id is a run''s and not a task''s.';
+  elsif v_task.state = 'cancelled' then
+    raise exception 'task "%" is cancelled', v_task.task_id
+      using
+        errcode = 'AB001',
+        detail = format('It was cancelled at %s.', v_task.finished_at),
+        hint = 'Stop working on it.';
+  elsif v_late or v_task.state in ('completed', 'failed') then
+    raise exception 'run "%" has ended', p_run_id
+      using
+        errcode = 'AB002',
+        detail = format('Its task is %s, in run "%s".', v_task.state, v_task.run_id),
+        hint = 'Stop working on it: it was finished, or its lease was lost.';
+  end if;
+
+  raise exception 'run "%" is not running', p_run_id
+    using
+      errcode = 'TG004',
+      detail = format('It is %s: no worker holds it.', v_task.state),
+      hint = 'Claim it first.';
+end;
+$$;
+
+-- The same, and the run must be one of this task.
+create or replace function teguh._own_template(p_task_id uuid, p_run_id uuid)
+  returns teguh.t_template
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_task_id is distinct from teguh._run_task(p_run_id) then
+    raise exception 'run "%" is not a run of task "%"', p_run_id, p_task_id
+      using
+        errcode = 'TG002',
+        detail = 'A run may write only to its own task.',
+        hint = 'Pass the task_id and run_id that claim_task returned together.';
+  end if;
+
+  return teguh._hold_template(p_run_id);
+end;
+$$;
+
+-- End a run with success.
+create or replace function teguh._done_template(p_run_id uuid, p_state jsonb)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task_id uuid := teguh._run_task(p_run_id);
+  v_turn    integer;
+begin
+  update teguh.t_template as t
+  set
+    state = 'completed',
+    result = p_state,
+    failure_reason = null,
+    lease_expires_at = null,
+    finished_at = teguh.current_time()
+  where t.task_id = v_task_id
+    and t.run_id = p_run_id
+    and t.state = 'running'
+  returning t.turn into v_turn;
+  if not found then
+    perform teguh._hold_template(p_run_id);
+  end if;
+
+  -- a task in its first turn has never waited
+  if v_turn > 1 then
+    delete from teguh.w_template as w
+    where w.task_id = v_task_id;
+  end if;
+end;
+$$;
+
+-- Complete a run.
+create or replace function teguh.complete_run(
+  p_queue_name text,
+  p_run_id     uuid,
+  p_state      jsonb default null
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  execute teguh._call('done', p_queue_name, 2) using p_run_id, p_state;
+end;
+$$;
+
+comment on function teguh.complete_run(text, uuid, jsonb) is
+  'Ends a run with success and stores p_state as the result of its task. Raises '
+  'TG001 for an unknown queue, TG002 for an unknown run, TG004 if nobody holds the '
+  'run, AB001 if the task is cancelled, AB002 if the run has ended.';
+
+-- End many runs with success, in the order of their ids: the rows are locked as they are
+-- updated.  A run that is no longer held is reported, and does not keep the others from
+-- ending.
+create or replace function teguh._flush_template(p_run_ids uuid[], p_states jsonb[])
+  returns table(run_id uuid, applied boolean, error text)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_now    timestamptz := teguh.current_time();
+  v_done   uuid[];
+  v_waited uuid[];
+  v_errors text[];
+begin
+  with runs as materialized (
+    select teguh._run_task(u.run_id) as task_id, u.run_id, u.state
+    from unnest(p_run_ids, p_states) as u(run_id, state)
+    order by 1
+  ),
+
+  done as (
+    update teguh.t_template as t
+    set
+      state = 'completed',
+      result = r.state,
+      failure_reason = null,
+      lease_expires_at = null,
+      finished_at = v_now
+    from runs as r
+    where t.task_id = r.task_id
+      and t.run_id = r.run_id
+      and t.state = 'running'
+    returning t.task_id, t.run_id, t.turn
+  )
+
+  select array_agg(d.run_id), array_agg(d.task_id) filter (where d.turn > 1)
+  into v_done, v_waited
+  from done as d;
+
+  -- a task in its first turn has never waited
+  if v_waited is not null then
+    delete from teguh.w_template as w
+    where w.task_id = any (v_waited);
+  end if;
+
+  if cardinality(v_done) is distinct from cardinality(p_run_ids) then
+    v_errors := array(
+      select case when u.run_id = any (v_done) then null else teguh._why_template(u.run_id) end
+      from unnest(p_run_ids) as u(run_id)
+    );
+  end if;
+
+  return query
+  select u.run_id, u.error is null, u.error
+  from unnest(p_run_ids, v_errors) as u(run_id, error);
+end;
+$$;
+
+-- Why a run could not be completed, as the SQLSTATE that complete_run() raises.
+create or replace function teguh._why_template(p_run_id uuid)
+  returns text
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._hold_template(p_run_id);
+  return 'AB002';
+exception
+  when sqlstate 'AB001' or sqlstate 'AB002' or sqlstate 'TG002' or sqlstate 'TG004' then
+    return sqlstate;
+end;
+$$;
+
+-- Read an array of runs to complete, or raise TG005.
+create or replace function teguh._read_runs(
+  p_runs      jsonb,
+  out run_ids uuid[],
+  out states  jsonb[]
+)
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_good boolean;
+begin
+  if jsonb_typeof(p_runs) is distinct from 'array' then
+    raise exception 'runs must be a JSON array'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(coalesce(p_runs::text, 'null'), 200)),
+        hint = 'For instance [{"run_id": "…", "state": {}}].';
+  end if;
+
+  begin
+    select
+      array_agg((a.run ->> 'run_id')::uuid),
+      array_agg(nullif(a.run -> 'state', 'null')),
+      bool_and(coalesce(a.run - '{run_id,state}'::text[] = '{}', false))
+    into run_ids, states, v_good
+    from jsonb_array_elements(p_runs) as a(run);
+  exception
+    when invalid_text_representation or invalid_parameter_value then
+      v_good := false;
+  end;
+  if not v_good or array_position(run_ids, null) is not null then
+    perform teguh._explain_bad_run(p_runs);
+  end if;
+
+  if (select count(distinct u.run_id) from unnest(run_ids) as u(run_id)) < cardinality(run_ids) then
+    raise exception 'a run is listed twice'
+      using
+        errcode = 'TG005',
+        detail = 'A run ends once, with one result.',
+        hint = 'List each run_id once.';
+  end if;
+end;
+$$;
+
+-- Raise which element of an array is no run.
+create or replace function teguh._explain_bad_run(p_runs jsonb)
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_bad jsonb;
+begin
+  select a.run into v_bad
+  from jsonb_array_elements(p_runs) as a(run)
+  where jsonb_typeof(a.run) <> 'object'
+    or a.run - '{run_id,state}'::text[] <> '{}'
+    or coalesce(a.run ->> 'run_id', '') !~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
+  limit 1;
+
+  raise exception 'not a run to complete'
+    using
+      errcode = 'TG005',
+      detail = format('Found: %s.', left(v_bad::text, 200)),
+      hint = 'An element is {"run_id": a run''s id, "state": its result}, and nothing else.';
+end;
+$$;
+
+-- Complete many runs with one statement.
+create or replace function teguh.complete_runs(p_queue_name text, p_runs jsonb)
+  returns table(run_id uuid, applied boolean, error text)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_runs record;
+begin
+  v_runs := teguh._read_runs(p_runs);
+  return query execute teguh._call('flush', p_queue_name, 2) using v_runs.run_ids, v_runs.states;
+end;
+$$;
+
+comment on function teguh.complete_runs(text, jsonb) is
+  'Ends an array of {"run_id", "state"} with success. Each run comes back with '
+  'applied; where that is false, error is the SQLSTATE that complete_run() would '
+  'have raised, and the other runs are completed all the same. Raises TG001 for an '
+  'unknown queue, TG005 for anything but an array.';
+
+-- End a run of a locked task with failure: queue the next run, or end the task.
+--
+-- The task keeps its current run only, so what ended goes to the history when
+-- another run follows.  A retry that could not start before the task's deadline
+-- is a cancellation.
+create or replace function teguh._end_template(
+  p_task     teguh.t_template,
+  p_reason   jsonb,
+  p_retry_at timestamptz,
+  p_now      timestamptz
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_failures integer := p_task.failures + 1;
+  v_number   integer := teguh._run_number(p_task.run_id) + 1;
+  v_retry_at timestamptz := coalesce(
+    p_retry_at,
+    teguh._after(p_now, teguh._backoff(p_task.retry_strategy, v_failures, p_task.task_id))
+  );
+begin
+  if v_failures >= p_task.max_attempts or v_number > 1048575 then
+    update teguh.t_template as t
+    set
+      state = 'failed',
+      failures = v_failures,
+      failure_reason = p_reason,
+      lease_expires_at = null,
+      finished_at = p_now
+    where t.task_id = p_task.task_id;
+    delete from teguh.w_template as w
+    where w.task_id = p_task.task_id;
+    return;
+  end if;
+
+  if v_retry_at >= p_task.deadline_at then
+    update teguh.t_template as t
+    set
+      failures = v_failures,
+      failure_reason = p_reason
+    where t.task_id = p_task.task_id;
+    perform teguh._stop_template(p_task.task_id, p_now);
+    return;
+  end if;
+
+  perform teguh._file_template(p_task, 'failed', p_reason, p_now);
+  perform teguh._again_template(p_task, v_number, v_failures, p_reason, v_retry_at, p_now);
+end;
+$$;
+
+-- Write the run that a locked task is leaving behind into the history.
+create or replace function teguh._file_template(
+  p_task   teguh.t_template,
+  p_state  text,
+  p_reason jsonb,
+  p_now    timestamptz
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  insert into teguh.r_template as r (
+    task_id, run_id, attempt, state, claimed_by, started_at, lease_expires_at, finished_at,
+    failure_reason
+  )
+  values (
+    p_task.task_id, p_task.run_id, p_task.attempt, p_state, p_task.claimed_by,
+    p_task.started_at, p_task.lease_expires_at, p_now, p_reason
+  );
+end;
+$$;
+
+-- Begin the next run of a locked task: at once, or when p_at has come.
+create or replace function teguh._again_template(
+  p_task     teguh.t_template,
+  p_number   integer,
+  p_failures integer,
+  p_reason   jsonb,
+  p_at       timestamptz,
+  p_now      timestamptz
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  update teguh.t_template as t
+  set
+    run_id = teguh._run_id(p_task.task_id, p_number),
+    turn = p_task.turn + 1,
+    failures = p_failures,
+    state = case when p_at > p_now then 'sleeping' else 'pending' end,
+    available_at = greatest(p_at, p_now),
+    claimed_by = null,
+    lease_expires_at = null,
+    finished_at = null,
+    wake_event = null,
+    event_payload = null,
+    failure_reason = p_reason
+  where t.task_id = p_task.task_id;
+
+  perform teguh._queue_template(p_task.task_id, p_task.turn + 1, p_at, p_now);
+end;
+$$;
+
+-- Queue a task for a turn that begins at once, or when p_at has come.
+create or replace function teguh._queue_template(
+  p_task_id uuid,
+  p_turn    integer,
+  p_at      timestamptz,
+  p_now     timestamptz
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_at > p_now then
+    perform teguh._push_template('s', array[p_task_id], array[p_turn], array[p_at]);
+  else
+    perform teguh._push_template('r', array[p_task_id], array[p_turn]);
+  end if;
+end;
+$$;
+
+-- End a run with failure.
+create or replace function teguh._fail_template(
+  p_run_id   uuid,
+  p_reason   jsonb,
+  p_retry_at timestamptz
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._end_template(
+    teguh._hold_template(p_run_id), coalesce(p_reason, 'null'), p_retry_at, teguh.current_time()
+  );
+end;
+$$;
+
+-- Fail a run.
+create or replace function teguh.fail_run(
+  p_queue_name text,
+  p_run_id     uuid,
+  p_reason     jsonb,
+  p_retry_at   timestamptz default null
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  execute teguh._call('fail', p_queue_name, 3) using p_run_id, p_reason, p_retry_at;
+end;
+$$;
+
+comment on function teguh.fail_run(text, uuid, jsonb, timestamptz) is
+  'Ends a run with failure. While the task has failed fewer than max_attempts times '
+  'another run follows, at p_retry_at or, if that is null, after the delay of its '
+  'retry strategy; else the task ends as failed. p_reason is kept per run. Raises '
+  'TG001 for an unknown queue, TG002 for an unknown run, TG004 if nobody holds the '
+  'run, AB001 if the task is cancelled, AB002 if the run has ended.';
+
+-- Put a run to sleep.
+create or replace function teguh._nap_template(p_run_id uuid, p_wake_at timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task teguh.t_template := teguh._hold_template(p_run_id);
+  v_now  timestamptz := teguh.current_time();
+begin
+  update teguh.t_template as t
+  set
+    turn = v_task.turn + 1,
+    state = case when p_wake_at > v_now then 'sleeping' else 'pending' end,
+    available_at = greatest(p_wake_at, v_now),
+    claimed_by = null,
+    lease_expires_at = null,
+    wake_event = null,
+    event_payload = null
+  where t.task_id = v_task.task_id;
+
+  perform teguh._queue_template(v_task.task_id, v_task.turn + 1, p_wake_at, v_now);
+end;
+$$;
+
+-- Let a run sleep until a moment.
+create or replace function teguh.schedule_run(
+  p_queue_name text,
+  p_run_id     uuid,
+  p_wake_at    timestamptz
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_wake_at is null then
+    raise exception 'wake time must not be null'
+      using
+        errcode = '22004',
+        detail = 'A run that sleeps must have a time to wake at.',
+        hint = 'Pass a timestamp; one in the past wakes the run at once.';
+  end if;
+
+  execute teguh._call('nap', p_queue_name, 2) using p_run_id, p_wake_at;
+end;
+$$;
+
+comment on function teguh.schedule_run(text, uuid, timestamptz) is
+  'Lets a run sleep until p_wake_at; at once if that has passed. It keeps its id and '
+  'consumes no attempt of max_attempts. Raises 22004 for a null time, TG001 for an '
+  'unknown queue, TG002 for an unknown run, TG004 if nobody holds the run, AB001 if '
+  'the task is cancelled, AB002 if the run has ended.';
+
+-- Hand a run back as if it had not been claimed.
+create or replace function teguh._free_template(p_run_id uuid, p_delay double precision)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task    teguh.t_template := teguh._hold_template(p_run_id);
+  v_now     timestamptz := teguh.current_time();
+  v_at      timestamptz := teguh._after(v_now, p_delay);
+  v_unbegun boolean := v_task.attempt = 1;
+  v_limit   timestamptz := v_task.deadline_at;
+begin
+  if v_unbegun then
+    v_limit := teguh._after(v_at, (v_task.cancellation ->> 'max_delay')::double precision);
+  end if;
+
+  update teguh.t_template as t
+  set
+    turn = v_task.turn + 1,
+    attempt = v_task.attempt - 1,
+    state = case when v_at > v_now then 'sleeping' else 'pending' end,
+    available_at = v_at,
+    deadline_at = v_limit,
+    first_started_at = case when not v_unbegun then t.first_started_at end,
+    claimed_by = null,
+    lease_expires_at = null
+  where t.task_id = v_task.task_id;
+
+  if v_unbegun and v_limit is not null then
+    perform teguh._push_template('l', array[v_task.task_id], array[0], array[v_limit]);
+  end if;
+  perform teguh._queue_template(v_task.task_id, v_task.turn + 1, v_at, v_now);
+end;
+$$;
+
+-- Hand a run back.
+create or replace function teguh.release_run(
+  p_queue_name text,
+  p_run_id     uuid,
+  p_delay      double precision default 0
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_seconds('delay', p_delay, true);
+  execute teguh._call('free', p_queue_name, 2) using p_run_id, p_delay;
+end;
+$$;
+
+comment on function teguh.release_run(text, uuid, double precision) is
+  'Hands a run back to the queue, claimable again after p_delay seconds. Neither its '
+  'attempt nor its failures change: for a worker that shuts down, or does not know '
+  'the task. Raises TG001 for an unknown queue, TG002 for an unknown run, TG004 if '
+  'nobody holds the run, TG005 for a bad delay, AB001 if the task is cancelled, AB002 '
+  'if the run has ended.';
+
+-- Move the end of a lease.  An earlier end than before needs a timer of its own; a
+-- later one is found out when the present timer comes due.
+create or replace function teguh._keep_template(p_run_id uuid, p_extend_by double precision)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task  teguh.t_template := teguh._hold_template(p_run_id);
+  v_until timestamptz := teguh._after(teguh.current_time(), p_extend_by);
+begin
+  update teguh.t_template as t
+  set lease_expires_at = v_until
+  where t.task_id = v_task.task_id;
+
+  if v_task.lease_expires_at is null or v_until < v_task.lease_expires_at then
+    perform teguh._push_template(
+      'l', array[v_task.task_id], array[v_task.turn], array[v_until]
+    );
+  end if;
+end;
+$$;
+
+-- Extend a lease: the heartbeat.
+create or replace function teguh.extend_claim(
+  p_queue_name text,
+  p_run_id     uuid,
+  p_extend_by  double precision
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_seconds('extension', p_extend_by, false);
+  execute teguh._call('keep', p_queue_name, 2) using p_run_id, p_extend_by;
+end;
+$$;
+
+comment on function teguh.extend_claim(text, uuid, double precision) is
+  'Sets the end of a run''s lease to p_extend_by seconds from now: it never adds up. '
+  'Raises TG001 for an unknown queue, TG002 for an unknown run, TG004 if nobody holds '
+  'the run, TG005 unless p_extend_by is positive, AB001 if the task is cancelled, '
+  'AB002 if the run has ended.';
+
+-- sql/src/42_checkpoints.sql
+-- Store a step's state under the fence of a run that is held.  The lock on the
+-- task lasts until the caller commits, so what the caller writes in the same
+-- transaction and the checkpoint stand or fall together.  A checkpoint of a later
+-- run is never overwritten by an earlier one.
+create or replace function teguh._mark_template(
+  p_task_id   uuid,
+  p_step_name text,
+  p_state     jsonb,
+  p_run_id    uuid,
+  p_extend_by double precision
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._own_template(p_task_id, p_run_id);
+  perform teguh._note_template(p_task_id, p_step_name, p_state, 'committed', p_run_id);
+  if p_extend_by is not null then
+    perform teguh._keep_template(p_run_id, p_extend_by);
+  end if;
+end;
+$$;
+
+-- Write a checkpoint of a task that is locked.
+create or replace function teguh._note_template(
+  p_task_id   uuid,
+  p_step_name text,
+  p_state     jsonb,
+  p_status    text,
+  p_run_id    uuid
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  insert into teguh.c_template as c (
+    task_id, checkpoint_name, state, status, owner_run_id, updated_at
+  )
+  values (
+    p_task_id, p_step_name, coalesce(p_state, 'null'), p_status, p_run_id, teguh.current_time()
+  )
+  on conflict (task_id, checkpoint_name) do update
+  set
+    state = excluded.state,
+    status = excluded.status,
+    owner_run_id = excluded.owner_run_id,
+    updated_at = excluded.updated_at
+  where teguh._run_number(c.owner_run_id) <= teguh._run_number(excluded.owner_run_id);
+end;
+$$;
+
+-- Store the state of a step.
+create or replace function teguh.set_task_checkpoint_state(
+  p_queue_name      text,
+  p_task_id         uuid,
+  p_step_name       text,
+  p_state           jsonb,
+  p_owner_run       uuid,
+  p_extend_claim_by double precision default null
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_name('step name', p_step_name);
+  if p_extend_claim_by is not null then
+    perform teguh._check_seconds('extension', p_extend_claim_by, false);
+  end if;
+
+  execute teguh._call('mark', p_queue_name, 5)
+  using p_task_id, p_step_name, p_state, p_owner_run, p_extend_claim_by;
+end;
+$$;
+
+comment on function teguh.set_task_checkpoint_state(
+  text, uuid, text, jsonb, uuid, double precision
+) is
+  'Stores the state of a step, null as JSON null, in the caller''s transaction: '
+  'business writes made there commit together with it. p_extend_claim_by also sets '
+  'the end of the lease to that many seconds from now. Raises TG001 for an unknown '
+  'queue, TG002 for an unknown run or one of another task, TG004 if nobody holds the '
+  'run, TG005 for a bad name or extension, AB001 if the task is cancelled, AB002 if '
+  'the run has ended.';
+
+-- The state of one checkpoint.
+create or replace function teguh._recall_template(p_task_id uuid, p_step_name text)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_state jsonb;
+begin
+  select c.state into v_state
+  from teguh.c_template as c
+  where c.task_id = p_task_id
+    and c.checkpoint_name = p_step_name;
+  if not found then
+    perform teguh._fetch_template(p_task_id);
+  end if;
+
+  return v_state;
+end;
+$$;
+
+-- Read the state of a step.
+create or replace function teguh.get_task_checkpoint_state(
+  p_queue_name text,
+  p_task_id    uuid,
+  p_step_name  text
+)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_state jsonb;
+begin
+  execute teguh._call('recall', p_queue_name, 2) into v_state using p_task_id, p_step_name;
+  return v_state;
+end;
+$$;
+
+comment on function teguh.get_task_checkpoint_state(text, uuid, text) is
+  'The stored state of a step; SQL null if there is none, JSON null if that is what '
+  'was stored or the step is a wait that timed out. Raises TG001 for an unknown '
+  'queue, TG003 for an unknown task.';
+
+-- The checkpoints of a task that a run may see: its own and those of earlier runs.
+create or replace function teguh._list_template(p_task_id uuid, p_run_id uuid)
+  returns table(
+    checkpoint_name text,
+    state           jsonb,
+    status          text,
+    owner_run_id    uuid,
+    updated_at      timestamptz
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+  select c.checkpoint_name, c.state, c.status, c.owner_run_id, c.updated_at
+  from teguh.c_template as c
+  where c.task_id = p_task_id
+    and (
+      p_run_id is null
+      or teguh._run_number(c.owner_run_id) <= teguh._run_number(p_run_id)
+    )
+  order by c.updated_at, c.checkpoint_name;
+  if not found then
+    perform teguh._fetch_template(p_task_id);
+  end if;
+end;
+$$;
+
+-- List the checkpoints of a task.
+create or replace function teguh.get_task_checkpoint_states(
+  p_queue_name text,
+  p_task_id    uuid,
+  p_run_id     uuid
+)
+  returns table(
+    checkpoint_name text,
+    state           jsonb,
+    status          text,
+    owner_run_id    uuid,
+    updated_at      timestamptz
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query execute teguh._call('list', p_queue_name, 2) using p_task_id, p_run_id;
+end;
+$$;
+
+comment on function teguh.get_task_checkpoint_states(text, uuid, uuid) is
+  'The checkpoints of a task that were written by this run or earlier ones (null: '
+  'all), oldest first. status is committed, or timed_out for a wait that timed out. '
+  'Raises TG001 for an unknown queue, TG003 for an unknown task.';
+
+-- sql/src/43_events.sql
+-- Wait for an event, or learn how the wait ended.
+--
+-- The event's row is locked first, the task's second, as emit does: of an emit
+-- and an await at the same time one sees what the other did.  The outcome, also
+-- that the wait timed out, becomes a checkpoint, so that a replay sees the same.
+-- A wait whose time is over has timed out even if the event came a moment later.
+create or replace function teguh._wait_template(
+  p_task_id    uuid,
+  p_run_id     uuid,
+  p_step_name  text,
+  p_event_name text,
+  p_timeout    double precision
+)
+  returns table(should_suspend boolean, payload jsonb, timed_out boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now   timestamptz := teguh.current_time();
+  v_event teguh.e_template;
+  v_task  teguh.t_template;
+  v_wait  teguh.w_template;
+  v_over  boolean;
+begin
+  select false, c.state, c.status = 'timed_out' into should_suspend, payload, timed_out
+  from teguh.c_template as c
+  where c.task_id = p_task_id
+    and c.checkpoint_name = p_step_name;
+  if found then
+    perform teguh._own_template(p_task_id, p_run_id);
+    payload := case when not timed_out then payload end;
+    return next;
+    return;
+  end if;
+
+  -- cleanup may remove the row in between
+  loop
+    insert into teguh.e_template as e (event_name, created_at)
+    values (p_event_name, v_now)
+    on conflict (event_name) do nothing;
+    select e.* into v_event
+    from teguh.e_template as e
+    where e.event_name = p_event_name
+    for share;
+    exit when found;
+  end loop;
+
+  v_task := teguh._own_template(p_task_id, p_run_id);
+  select w.* into v_wait
+  from teguh.w_template as w
+  where w.task_id = p_task_id
+    and w.step_name = p_step_name
+    and w.event_name = p_event_name;
+  v_over := coalesce(v_wait.timeout_at <= v_now, false)
+            or coalesce(p_timeout = 0 and v_event.emitted_at is null, false);
+
+  if v_event.emitted_at is null and not v_over then
+    perform teguh._park_template(
+      v_task, p_step_name, p_event_name,
+      coalesce(v_wait.timeout_at, teguh._after(v_now, p_timeout))
+    );
+    return query select true, null::jsonb, false;
+    return;
+  end if;
+
+  payload := case when not v_over then v_event.payload end;
+  perform teguh._note_template(
+    p_task_id, p_step_name, payload, case when v_over then 'timed_out' else 'committed' end,
+    p_run_id
+  );
+  delete from teguh.w_template as w
+  where w.task_id = p_task_id;
+  return query select false, payload, v_over;
+end;
+$$;
+
+-- Put a locked task to sleep until an event is emitted, or its timeout has come.
+create or replace function teguh._park_template(
+  p_task       teguh.t_template,
+  p_step_name  text,
+  p_event_name text,
+  p_timeout_at timestamptz
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  update teguh.t_template as t
+  set
+    turn = p_task.turn + 1,
+    state = 'sleeping',
+    available_at = p_timeout_at,
+    claimed_by = null,
+    lease_expires_at = null,
+    wake_event = p_event_name,
+    event_payload = null
+  where t.task_id = p_task.task_id;
+
+  insert into teguh.w_template as w (task_id, event_name, step_name, turn, timeout_at)
+  values (p_task.task_id, p_event_name, p_step_name, p_task.turn + 1, p_timeout_at)
+  on conflict (task_id) do update
+  set
+    event_name = excluded.event_name,
+    step_name = excluded.step_name,
+    turn = excluded.turn,
+    timeout_at = excluded.timeout_at;
+
+  if p_timeout_at is not null then
+    perform teguh._push_template(
+      's', array[p_task.task_id], array[p_task.turn + 1], array[p_timeout_at]
+    );
+  end if;
+end;
+$$;
+
+-- Wait for an event.
+create or replace function teguh.await_event(
+  p_queue_name text,
+  p_task_id    uuid,
+  p_run_id     uuid,
+  p_step_name  text,
+  p_event_name text,
+  p_timeout    double precision default null
+)
+  returns table(should_suspend boolean, payload jsonb, timed_out boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_isolation('await_event');
+  perform teguh._check_name('step name', p_step_name);
+  perform teguh._check_name('event name', p_event_name);
+  if p_timeout is not null then
+    perform teguh._check_seconds('timeout', p_timeout, true);
+  end if;
+
+  return query execute teguh._call('wait', p_queue_name, 5)
+  using p_task_id, p_run_id, p_step_name, p_event_name, p_timeout;
+end;
+$$;
+
+comment on function teguh.await_event(text, uuid, uuid, text, text, double precision) is
+  'Waits for an event in a step of a run. should_suspend: the run now sleeps until '
+  'the event is emitted or p_timeout seconds (null: for ever) have passed; the worker '
+  'lets go of it and calls again when it is claimed next. Otherwise the wait is over, '
+  'with the payload or timed_out, and stays so for this step. Raises TG001 for an '
+  'unknown queue, TG002 for an unknown run or one of another task, TG004 if nobody '
+  'holds the run, TG005 for a bad name or timeout, AB001 if the task is cancelled, '
+  'AB002 if the run has ended, 25001 unless the transaction is READ COMMITTED.';
+
+-- Emit an event and wake every task that waits for it.  Tasks are locked in the
+-- order of their ids.  Each waiter gets its checkpoint here.
+create or replace function teguh._emit_template(p_event_name text, p_payload jsonb)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now      timestamptz := teguh.current_time();
+  v_wait     teguh.w_template;
+  v_task     teguh.t_template;
+  v_task_ids uuid[] := '{}';
+  v_turns    integer[] := '{}';
+begin
+  insert into teguh.e_template as e (event_name, created_at, emitted_at, payload)
+  values (p_event_name, v_now, v_now, p_payload)
+  on conflict (event_name) do update
+  set
+    emitted_at = excluded.emitted_at,
+    payload = excluded.payload
+  where e.emitted_at is null;
+  if not found then
+    return;
+  end if;
+
+  for v_wait in
+    select w.*
+    from teguh.w_template as w
+    where w.event_name = p_event_name
+    order by w.task_id
+  loop
+    continue when v_wait.timeout_at <= v_now;
+    update teguh.t_template as t
+    set
+      turn = t.turn + 1,
+      state = 'pending',
+      available_at = v_now,
+      event_payload = p_payload
+    where t.task_id = v_wait.task_id
+      and t.turn = v_wait.turn
+      and t.state = 'sleeping'
+    returning t.* into v_task;
+    if found then
+      perform teguh._note_template(
+        v_task.task_id, v_wait.step_name, p_payload, 'committed', v_task.run_id
+      );
+      delete from teguh.w_template as w
+      where w.task_id = v_wait.task_id;
+      v_task_ids := v_task_ids || v_task.task_id;
+      v_turns := v_turns || v_task.turn;
+    end if;
+  end loop;
+
+  if v_task_ids <> '{}' then
+    perform teguh._push_template('r', v_task_ids, v_turns);
+  end if;
+end;
+$$;
+
+-- Emit an event.
+create or replace function teguh.emit_event(
+  p_queue_name text,
+  p_event_name text,
+  p_payload    jsonb default null
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_isolation('emit_event');
+  perform teguh._check_name('event name', p_event_name);
+  execute teguh._call('emit', p_queue_name, 2)
+  using p_event_name, coalesce(p_payload, 'null');
+end;
+$$;
+
+comment on function teguh.emit_event(text, text, jsonb) is
+  'Emits an event in the caller''s transaction: every task that waits for it becomes '
+  'claimable, every task that will wait for it goes on at once. The first emit of a '
+  'name counts, later ones change nothing; a null payload is JSON null. Raises TG001 '
+  'for an unknown queue, TG005 for a bad name, 25001 unless the transaction is READ '
+  'COMMITTED.';
+
+-- sql/src/44_control.sql
+-- Read a task, or raise TG003.
+create or replace function teguh._fetch_template(p_task_id uuid)
+  returns teguh.t_template
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task teguh.t_template;
+begin
+  select t.* into v_task
+  from teguh.t_template as t
+  where t.task_id = p_task_id;
+  if not found then
+    raise exception 'task "%" does not exist', p_task_id
+      using
+        errcode = 'TG003',
+        detail = 'This queue has no task with that id.',
+        hint = 'Check the queue; or the task was removed by cleanup.';
+  end if;
+
+  return v_task;
+end;
+$$;
+
+-- Cancel a task that is not over.  Its dispatch rows and timers mean nothing from
+-- then on; a worker that holds it meets AB001 at its next call.
+create or replace function teguh._stop_template(p_task_id uuid, p_now timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  update teguh.t_template as t
+  set
+    state = 'cancelled',
+    lease_expires_at = null,
+    finished_at = p_now
+  where t.task_id = p_task_id
+    and t.state in ('pending', 'running', 'sleeping');
+  if found then
+    delete from teguh.w_template as w
+    where w.task_id = p_task_id;
+  else
+    perform teguh._fetch_template(p_task_id);
+  end if;
+end;
+$$;
+
+-- Cancel a task.
+create or replace function teguh.cancel_task(p_queue_name text, p_task_id uuid)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  execute teguh._call('stop', p_queue_name, 2) using p_task_id, teguh.current_time();
+end;
+$$;
+
+comment on function teguh.cancel_task(text, uuid) is
+  'Cancels a task. One that is over stays as it is; a worker that holds it meets '
+  'AB001 at its next call. Raises TG001 for an unknown queue, TG003 for an unknown task.';
+
+-- Run a task that is over once more: in place, keeping its checkpoints, or as a new
+-- task of the same name, params and options.
+create or replace function teguh._rerun_template(
+  p_task_id      uuid,
+  p_spawn_new    boolean,
+  p_max_attempts integer
+)
+  returns table(task_id uuid, run_id uuid, attempt integer, created boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_now  timestamptz := teguh.current_time();
+  v_task teguh.t_template;
+begin
+  select t.* into v_task
+  from teguh.t_template as t
+  where t.task_id = p_task_id
+  for no key update;
+  if not found then
+    perform teguh._fetch_template(p_task_id);
+  elsif v_task.state not in ('failed', 'cancelled')
+    and not (p_spawn_new and v_task.state = 'completed')
+  then
+    raise exception 'task "%" is %', p_task_id, v_task.state
+      using
+        errcode = 'TG004',
+        detail = 'Only a task that failed or was cancelled can be retried in place.',
+        hint = 'With {"spawn_new": true} a completed one can be run again as a new task.';
+  end if;
+
+  if p_spawn_new then
+    return query
+    select *
+    from teguh._put_template(array[row(
+      v_task.task_name, v_task.params, v_task.headers, v_task.retry_strategy,
+      coalesce(p_max_attempts, v_task.max_attempts), v_task.cancellation, null, false, null
+    )::teguh._spawn]);
+    return;
+  end if;
+
+  if p_max_attempts <= v_task.failures then
+    raise exception 'max_attempts % is used up', p_max_attempts
+      using
+        errcode = 'TG005',
+        detail = format('The task has failed %s times.', v_task.failures),
+        hint = format('Give at least %s.', v_task.failures + 1);
+  end if;
+
+  perform teguh._file_template(
+    v_task, v_task.state, v_task.failure_reason, v_task.finished_at
+  );
+  perform teguh._again_template(
+    v_task, teguh._run_number(v_task.run_id) + 1, v_task.failures, v_task.failure_reason,
+    v_now, v_now
+  );
+  perform teguh._renew_template(v_task, p_max_attempts, v_now);
+
+  return query
+  select t.task_id, t.run_id, t.attempt + 1, false
+  from teguh.t_template as t
+  where t.task_id = p_task_id;
+end;
+$$;
+
+-- Give a task that is retried in place room for another run and a new deadline.
+create or replace function teguh._renew_template(
+  p_task         teguh.t_template,
+  p_max_attempts integer,
+  p_now          timestamptz
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_key   text := case
+    when p_task.first_started_at is null then 'max_delay' else 'max_duration'
+  end;
+  v_limit timestamptz := teguh._after(
+    p_now, (p_task.cancellation ->> v_key)::double precision
+  );
+begin
+  update teguh.t_template as t
+  set
+    max_attempts = case
+      when p_max_attempts is not null then p_max_attempts
+      when t.max_attempts <= t.failures then t.failures + 1
+      else t.max_attempts
+    end,
+    deadline_at = v_limit
+  where t.task_id = p_task.task_id;
+
+  if v_limit is not null then
+    perform teguh._push_template('l', array[p_task.task_id], array[0], array[v_limit]);
+  end if;
+end;
+$$;
+
+-- Retry a task.
+create or replace function teguh.retry_task(
+  p_queue_name text,
+  p_task_id    uuid,
+  p_options    jsonb default '{}'
+)
+  returns table(task_id uuid, run_id uuid, attempt integer, created boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_options   jsonb := coalesce(p_options, '{}');
+  v_spawn_new jsonb := coalesce(nullif(v_options -> 'spawn_new', 'null'), 'false');
+begin
+  perform teguh._check_keys('retry options', v_options, array['spawn_new', 'max_attempts']);
+  if jsonb_typeof(v_spawn_new) <> 'boolean' then
+    raise exception '"spawn_new" must be true or false'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(v_spawn_new::text, 200)),
+        hint = 'true spawns a new task, false runs the same one again.';
+  end if;
+
+  return query execute teguh._call('rerun', p_queue_name, 3)
+  using
+    p_task_id,
+    v_spawn_new::boolean,
+    teguh._integer_option(v_options, 'max_attempts', 1);
+end;
+$$;
+
+comment on function teguh.retry_task(text, uuid, jsonb) is
+  'Runs a failed or cancelled task once more, from its checkpoints on. Options: '
+  'spawn_new (true: leave the task and spawn a new one like it; also for completed '
+  'tasks), max_attempts (default: room for at least one more run). attempt is the '
+  'number that the next claim will show. Raises TG001 for an unknown queue, TG003 for '
+  'an unknown task, TG004 if it is not over, TG005 for a bad option.';
+
+-- A task's state and result.
+create or replace function teguh._show_template(p_task_id uuid)
+  returns table(
+    task_id           uuid,
+    state             text,
+    attempts          integer,
+    completed_payload jsonb,
+    cancelled_at      timestamptz,
+    failure_reason    jsonb,
+    failures          integer,
+    task_name         text,
+    created_at        timestamptz,
+    available_at      timestamptz,
+    first_started_at  timestamptz,
+    finished_at       timestamptz
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task teguh.t_template := teguh._fetch_template(p_task_id);
+begin
+  return query
+  select
+    v_task.task_id,
+    v_task.state,
+    v_task.attempt,
+    v_task.result,
+    case when v_task.state = 'cancelled' then v_task.finished_at end,
+    v_task.failure_reason,
+    v_task.failures,
+    v_task.task_name,
+    v_task.created_at,
+    v_task.available_at,
+    v_task.first_started_at,
+    v_task.finished_at;
+end;
+$$;
+
+-- Look up a task's result.
+create or replace function teguh.get_task_result(p_queue_name text, p_task_id uuid)
+  returns table(
+    task_id           uuid,
+    state             text,
+    attempts          integer,
+    completed_payload jsonb,
+    cancelled_at      timestamptz,
+    failure_reason    jsonb,
+    failures          integer,
+    task_name         text,
+    created_at        timestamptz,
+    available_at      timestamptz,
+    first_started_at  timestamptz,
+    finished_at       timestamptz
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query execute teguh._call('show', p_queue_name, 1) using p_task_id;
+end;
+$$;
+
+comment on function teguh.get_task_result(text, uuid) is
+  'Where a task stands and what came of it. state is pending, running, sleeping, '
+  'completed, failed or cancelled; attempts is how often it was handed to a worker; '
+  'failure_reason is why its last failed run failed. Raises TG001 for an unknown '
+  'queue, TG003 for an unknown task.';
+
+-- sql/src/45_cleanup.sql
+-- Remove tasks that have been over for longer than p_ttl seconds, with their
+-- checkpoints and history, up to p_limit.
+--
+-- A task finished after it was made, and ids are in the order of their making, so
+-- only tasks made before the limit are looked at.  Their state is read again under
+-- the lock: a task that is being retried stays.
+create or replace function teguh._purge_template(p_ttl double precision, p_limit integer)
+  returns integer
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_before   timestamptz := greatest(teguh._after(teguh.current_time(), -p_ttl), 'epoch');
+  v_upto     uuid := teguh._first_uuid(v_before + interval '1 millisecond');
+  v_task_ids uuid[];
+begin
+  v_task_ids := array(
+    select t.task_id
+    from teguh.t_template as t
+    where t.task_id < v_upto
+      and t.state in ('completed', 'failed', 'cancelled')
+      and t.finished_at <= v_before
+    order by t.task_id
+    limit p_limit
+    for update skip locked
+  );
+
+  delete from teguh.t_template as t
+  where t.task_id = any (v_task_ids);
+  delete from teguh.c_template as c
+  where c.task_id = any (v_task_ids);
+  delete from teguh.r_template as r
+  where r.task_id = any (v_task_ids);
+  delete from teguh.w_template as w
+  where w.task_id = any (v_task_ids);
+
+  return cardinality(v_task_ids);
+end;
+$$;
+
+-- The least version 7 uuid of a millisecond.
+create or replace function teguh._first_uuid(p_at timestamptz)
+  returns uuid
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select encode(
+    substr(int8send(floor(date_part('epoch', p_at) * 1000)::bigint), 3)
+    || '\x70008000000000000000'::bytea,
+    'hex'
+  )::uuid;
+$$;
+
+-- Remove events that were emitted, or first awaited, longer than p_ttl seconds ago,
+-- up to p_limit.  Never one that a task waits for: a waiter shares the lock of the
+-- event's row, and is looked for when that row is locked.
+create or replace function teguh._sweep_template(p_ttl double precision, p_limit integer)
+  returns integer
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_before timestamptz := teguh._after(teguh.current_time(), -p_ttl);
+  v_names  text[];
+  v_count  integer;
+begin
+  v_names := array(
+    select e.event_name
+    from teguh.e_template as e
+    where e.created_at <= v_before
+      and coalesce(e.emitted_at, e.created_at) <= v_before
+      and not exists (
+        select from teguh.w_template as w
+        where w.event_name = e.event_name
+        offset 0
+      )
+    order by e.created_at
+    limit p_limit
+    for update of e skip locked
+  );
+
+  delete from teguh.e_template as e
+  where e.event_name = any (v_names)
+    and not exists (
+      select from teguh.w_template as w
+      where w.event_name = e.event_name
+      offset 0
+    );
+  get diagnostics v_count = row_count;
+  return v_count;
+end;
+$$;
+
+-- Check what cleanup was asked for, with the queue's policy for what was not said,
+-- and do it.
+create or replace function teguh._clean(
+  p_verb       text,
+  p_queue_name text,
+  p_ttl        double precision,
+  p_limit      integer
+)
+  returns integer
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_policy jsonb := teguh._policy(p_queue_name);
+  v_ttl    double precision := coalesce(
+    p_ttl, (v_policy ->> 'cleanup_ttl')::double precision, 2592000
+  );
+  v_limit  integer := coalesce(p_limit, (v_policy ->> 'cleanup_limit')::integer, 1000);
+  v_count  integer;
+begin
+  perform teguh._check_seconds('ttl', v_ttl, true);
+  if v_limit < 1 then
+    raise exception 'limit must be at least 1'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', v_limit),
+        hint = 'Leave it out for the limit of the queue''s policy.';
+  end if;
+
+  execute teguh._call(p_verb, p_queue_name, 2) into v_count using v_ttl, v_limit;
+  return v_count;
+end;
+$$;
+
+-- Remove old tasks.
+create or replace function teguh.cleanup_tasks(
+  p_queue_name  text,
+  p_ttl_seconds double precision default null,
+  p_limit       integer default null
+)
+  returns integer
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return teguh._clean('purge', p_queue_name, p_ttl_seconds, p_limit);
+end;
+$$;
+
+comment on function teguh.cleanup_tasks(text, double precision, integer) is
+  'Removes tasks that completed, failed or were cancelled more than p_ttl_seconds ago, '
+  'up to p_limit, and returns how many. Null: what the queue''s policy says, else 30 '
+  'days and 1000. Raises TG001 for an unknown queue, TG005 for a bad argument.';
+
+-- Remove old events.
+create or replace function teguh.cleanup_events(
+  p_queue_name  text,
+  p_ttl_seconds double precision default null,
+  p_limit       integer default null
+)
+  returns integer
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return teguh._clean('sweep', p_queue_name, p_ttl_seconds, p_limit);
+end;
+$$;
+
+comment on function teguh.cleanup_events(text, double precision, integer) is
+  'Removes events emitted more than p_ttl_seconds ago, up to p_limit, and returns how '
+  'many. An event that a task waits for stays. Null: what the queue''s policy says, '
+  'else 30 days and 1000. Raises TG001 for an unknown queue, TG005 for a bad argument.';
+
+-- Remove old tasks and events of one queue or of all.
+create or replace function teguh.cleanup_all_queues(p_queue_name text default null)
+  returns table(queue_name text, tasks_deleted integer, events_deleted integer)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_queue_name is not null then
+    perform teguh._policy(p_queue_name);
+  end if;
+
+  for queue_name in
+    select q.queue_name
+    from teguh.queues as q
+    where p_queue_name is null or q.queue_name = p_queue_name
+    order by q.queue_name
+    for key share skip locked
+  loop
+    tasks_deleted := teguh.cleanup_tasks(queue_name);
+    events_deleted := teguh.cleanup_events(queue_name);
+    return next;
+  end loop;
+end;
+$$;
+
+comment on function teguh.cleanup_all_queues(text) is
+  'Removes old tasks and events of a queue (null: of every queue) as its policy says, '
+  'one bounded batch each, and returns the counts. Raises TG001 for an unknown queue.';
+
+-- sql/src/50_ticker.sql
+-- One tick of one queue: take a step in the rotation, deal with what is due.  The
+-- step comes first, and only when the caller has written nothing yet: it moves a
+-- register, and must not go by what may be rolled back.
+create or replace function teguh._tick_template(
+  p_now   timestamptz,
+  p_fresh boolean,
+  p_limit integer
+)
+  returns integer
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_fresh then
+    perform teguh._turn_template();
+  end if;
+  return teguh._fire_template(p_now, p_fresh, p_limit);
+end;
+$$;
+
+-- When the ticker last ran, in microseconds since 1970.
+create sequence if not exists teguh._ticked minvalue 0 start 0;
+
+comment on sequence teguh._ticked is
+  'When the ticker last ran, in microseconds since 1970.';
+
+-- Tick one queue or all.
+create or replace function teguh.ticker(p_queue_name text default null)
+  returns integer
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now        timestamptz := teguh.current_time();
+  v_fresh      boolean := pg_current_xact_id_if_assigned() is null;
+  v_queue_name text;
+  v_one        integer;
+  v_count      integer := 0;
+begin
+  perform teguh._check_isolation('ticker');
+  if p_queue_name is not null then
+    perform teguh._policy(p_queue_name);
+  end if;
+
+  for v_queue_name in
+    select q.queue_name
+    from teguh.queues as q
+    where p_queue_name is null or q.queue_name = p_queue_name
+    order by q.queue_name
+    -- one that is being dropped is passed over
+    for key share skip locked
+  loop
+    execute teguh._call('tick', v_queue_name, 3) into v_one
+    using v_now, v_fresh, 10000;
+    v_count := v_count + v_one;
+  end loop;
+
+  perform setval('teguh._ticked'::regclass, teguh._micros(clock_timestamp()));
+  return v_count;
+end;
+$$;
+
+comment on function teguh.ticker(text) is
+  'Does for a queue (null: for every queue) what has come due: queues sleepers, ends '
+  'waits and leases that timed out, applies cancellation policies, takes a step in the '
+  'rotation of the dispatch tables, notifies. Bounded per call. Returns how many '
+  'tasks became claimable or changed state. Claims see to due tasks themselves; '
+  'rotation needs this called every few seconds or minutes, by pg_cron or a worker, '
+  'and does not happen in a transaction that has written before. '
+  'Raises TG001 for an unknown queue, 25001 unless the transaction is READ COMMITTED.';
+
+-- Tick all queues again and again, with a commit after each round.
+--
+-- A procedure that commits cannot pin its search_path: every name is qualified.
+create or replace procedure teguh.ticker_loop(p_options jsonb default '{}')
+  language plpgsql
+as $$
+declare
+  v_pause double precision;
+  v_until timestamptz;
+begin
+  perform teguh._check_keys('ticker options', p_options, array['tick_seconds', 'max_seconds']);
+  v_pause := coalesce(teguh._number_option(p_options, 'tick_seconds', 0.001, 3600), 0.1);
+  v_until := pg_catalog.clock_timestamp() operator(pg_catalog.+) pg_catalog.make_interval(
+    secs => coalesce(teguh._number_option(p_options, 'max_seconds', 0, 86400), 55)
+  );
+
+  loop
+    perform teguh.ticker();
+    commit;
+    exit when pg_catalog.clock_timestamp() operator(pg_catalog.>=) v_until;
+    perform pg_catalog.pg_sleep(v_pause);
+  end loop;
+end;
+$$;
+
+comment on procedure teguh.ticker_loop(jsonb) is
+  'Calls ticker() every tick_seconds (default 0.1) for max_seconds (default 55), '
+  'committing in between. Raises TG005 for a bad option.';
+
+-- sql/src/51_cron.sql
+-- Whether pg_cron is installed in this database.
+create or replace function teguh._has_cron()
+  returns boolean
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select exists (select from pg_extension as e where e.extname = 'pg_cron');
+$$;
+
+-- Whether the server's pg_cron can run a job every second, as it can from 1.5 on.
+create or replace function teguh._cron_has_seconds()
+  returns boolean
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(
+    bool_and(
+      string_to_array(
+        substring(coalesce(a.installed_version, a.default_version) from '^[0-9]+[.][0-9]+'), '.'
+      )::integer[] >= array[1, 5]
+    ),
+    true
+  )
+  from pg_available_extensions as a
+  where a.name = 'pg_cron';
+$$;
+
+-- Tell how to get a ticker without pg_cron at hand.  pg_cron lives in one database
+-- of a server and can run jobs in the others, but must be asked there.  Which one
+-- that is, an ordinary role cannot know.
+create or replace function teguh._explain_no_cron(
+  p_ticker  text,
+  p_command text,
+  p_cleanup text
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if not exists (select from pg_available_extensions as a where a.name = 'pg_cron') then
+    raise notice 'pg_cron is not installed: nothing was scheduled'
+      using
+        detail = 'Workers see to due tasks themselves, and tick while they run.',
+        hint = 'Install pg_cron, or call teguh.ticker() and teguh.cleanup_all_queues() yourself.';
+    return;
+  end if;
+
+  raise notice 'pg_cron is not in this database: nothing was scheduled'
+    using
+      detail = 'It lives in one database of the server and can run jobs in the others.',
+      hint = format(
+        'In that database: select cron.schedule_in_database(%L, %L, %L, %L); '
+        'select cron.schedule_in_database(%L, %L, %L, %L);',
+        'teguh_ticker', p_ticker, p_command, current_database(),
+        'teguh_maint', p_cleanup, 'select teguh._maintain()', current_database()
+      );
+end;
+$$;
+
+-- Schedule ticker and cleanup.
+create or replace function teguh.start(p_options jsonb default '{}')
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_options jsonb := coalesce(p_options, '{}');
+  v_ticker  text;
+  v_command text := 'select teguh.ticker()';
+  v_cleanup text;
+begin
+  perform teguh._check_keys(
+    'start options', v_options, array['ticker_schedule', 'cleanup_schedule']
+  );
+  v_ticker := coalesce(
+    teguh._text_option(v_options, 'ticker_schedule'),
+    case when teguh._cron_has_seconds() then '1 seconds' else '* * * * *' end
+  );
+  if v_ticker = '* * * * *' then
+    v_command := 'call teguh.ticker_loop(''{"tick_seconds": 1}'')';
+  end if;
+  v_cleanup := coalesce(teguh._text_option(v_options, 'cleanup_schedule'), '*/5 * * * *');
+
+  if not teguh._has_cron() then
+    perform teguh._explain_no_cron(v_ticker, v_command, v_cleanup);
+    return;
+  end if;
+
+  perform cron.schedule('teguh_ticker', v_ticker, v_command);
+  perform cron.schedule('teguh_maint', v_cleanup, 'select teguh._maintain()');
+end;
+$$;
+
+comment on function teguh.start(jsonb) is
+  'Schedules the jobs teguh_ticker and teguh_maint by pg_cron: ticker() every second '
+  '(before pg_cron 1.5: a loop every minute that ticks every second), cleanup every '
+  'five minutes. Options: ticker_schedule, cleanup_schedule, in pg_cron''s syntax. Calling '
+  'it again changes the schedules. Without pg_cron in this database: a notice, with '
+  'the statements to run where it is. Raises TG005 for an unknown option.';
+
+-- Unschedule ticker and cleanup.
+create or replace function teguh.stop()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if not teguh._has_cron() then
+    return;
+  end if;
+
+  perform cron.unschedule(j.jobid)
+  from cron.job as j
+  where j.jobname in ('teguh_ticker', 'teguh_maint')
+    and j.database = current_database();
+end;
+$$;
+
+comment on function teguh.stop() is
+  'Unschedules what start() scheduled. A job that is already gone, or pg_cron not '
+  'being there, is no error.';
+
+-- The maintenance job: cleanup of all queues, and of pg_cron's log of our own jobs,
+-- which nobody else clears.
+create or replace function teguh._maintain()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh.cleanup_all_queues();
+
+  if teguh._has_cron() then
+    delete from cron.job_run_details as d
+    where d.jobid in (
+        select j.jobid
+        from cron.job as j
+        where j.jobname in ('teguh_ticker', 'teguh_maint')
+      )
+      and d.end_time < clock_timestamp() - interval '1 hour';
+  end if;
+end;
+$$;
+
+-- Show whether somebody ticks.
+create or replace function teguh.status()
+  returns table(
+    scheduler    text,
+    ticker_job   text,
+    cleanup_job  text,
+    last_tick_at timestamptz,
+    lag_seconds  double precision
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if teguh._has_cron() then
+    scheduler := 'pg_cron';
+    select
+      max(j.schedule) filter (where j.jobname = 'teguh_ticker'),
+      max(j.schedule) filter (where j.jobname = 'teguh_maint')
+    into ticker_job, cleanup_job
+    from cron.job as j
+    where j.database = current_database();
+  end if;
+
+  last_tick_at := timestamptz 'epoch'
+                  + pg_sequence_last_value('teguh._ticked'::regclass) * interval '1 microsecond';
+  lag_seconds := extract(epoch from clock_timestamp() - last_tick_at);
+  return next;
+end;
+$$;
+
+comment on function teguh.status() is
+  'One row: scheduler is pg_cron where that is installed, else null; the schedules of '
+  'the two jobs, null where not scheduled; when ticker() last ran, by whomever, and '
+  'how many seconds ago, both null if never.';
+
+-- sql/src/90_finish.sql
+-- The second segment's functions are those of the first with 0 and 1 exchanged.
+do $$
+declare
+  v_ddl text;
+begin
+  for v_ddl in
+    select pg_catalog.pg_get_functiondef(p.oid)
+    from pg_catalog.pg_proc as p
+    where p.pronamespace = 'teguh'::regnamespace
+      and p.proname ~ '^_[a-z]+0_template$'
+  loop
+    execute replace(
+      replace(replace(v_ddl, '0_template', '#_template'), '1_template', '0_template'),
+      '#_template', '1_template'
+    );
+  end loop;
+end;
+$$;
+
+-- Fix the shape of the queue's plans.  Segments have no statistics, and a plan is
+-- made while they are all but empty: every access must be by index, in order, row by
+-- row.  A task's table may be empty when a session makes its plans, too.  Where a plan
+-- cannot follow, the settings make it look so expensive that it would be compiled.
+do $$
+declare
+  v_function regprocedure;
+begin
+  for v_function in
+    select p.oid
+    from pg_catalog.pg_proc as p
+    where p.pronamespace = 'teguh'::regnamespace
+      and substring(p.proname from '^_([a-z]+)_template$') in (
+        'take', 'next', 'tick', 'put', 'new', 'done', 'flush', 'fail', 'nap', 'free', 'keep',
+        'mark', 'recall', 'list', 'wait', 'emit', 'stop', 'rerun', 'show', 'purge', 'sweep'
+      )
+  loop
+    execute pg_catalog.format(
+      'alter function %s set plan_cache_mode = force_generic_plan '
+      'set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off '
+      'set enable_mergejoin = off set enable_sort = off set jit = off',
+      v_function
+    );
+  end loop;
+end;
+$$;
+
+-- The template is a queue like any other; and queues that exist get the functions
+-- of this file.
+do $$
+declare
+  v_queue_name text;
+begin
+  perform teguh._init_template();
+  for v_queue_name in
+    select q.queue_name
+    from teguh.queues as q
+    order by q.queue_name
+  loop
+    perform teguh._stamp_functions(v_queue_name);
+  end loop;
+end;
+$$;
+
+-- Nothing is for everybody.
+do $$
+declare
+  v_routine regprocedure;
+begin
+  for v_routine in
+    select p.oid
+    from pg_catalog.pg_proc as p
+    where p.pronamespace = 'teguh'::regnamespace
+  loop
+    execute pg_catalog.format('revoke all on routine %s from public', v_routine);
+  end loop;
+end;
+$$;
+
+commit;
