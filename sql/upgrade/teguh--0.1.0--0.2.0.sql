@@ -45,7 +45,7 @@ begin
       raise exception 'this script upgrades teguh 0.1.0 to 0.2.0'
         using
           errcode = 'TG010',
-          detail = coalesce(format('Version %s is installed.', v_found), 'No teguh is installed.'),
+          detail = coalesce('Version ' || v_found || ' is installed.', 'No teguh is installed.'),
           hint = case v_found
             when '0.2.0' then 'There is nothing left to do.'
             else 'Run the script that is named after the installed version.'
@@ -98,12 +98,12 @@ begin
 end;
 $$;
 
--- Drop what cannot be replaced: the routines whose arguments or results differ from those of
--- 0.1.0, the views and types that differ.  A type that a table uses is for the delta to change.
+-- Drop what 0.2.0 does not have, and what cannot be replaced: routines whose arguments or results
+-- differ from those of 0.1.0, views and types that differ.  A type that a table uses is for the delta to change.
 -- Rights that were given on them are kept in mind.
 do $$
 declare
-  v_changed text[] := '{_show_template, _spawn, _template_ddl, get_task_result}';
+  v_changed text[] := '{_show_template, _spawn, _stamp_functions, _template_ddl, get_task_result}';
   v_types   oid[] := array(
     select t.oid
     from pg_type as t
@@ -5983,9 +5983,8 @@ insert into teguh.versions (version, installed_at)
 values (teguh.version(), teguh.current_time())
 on conflict do nothing;
 
--- Drop the routines that 0.2.0 does not have: those that this script has neither made nor replaced,
--- but for those of the queues, where only what differs is replaced.  A routine of somebody else
--- has no place in this schema.
+-- Drop the routines of queues that 0.2.0 does not have any more, and whatever else this script has
+-- neither made nor replaced.  What somebody else has put into this schema has no place here.
 do $$
 declare
   v_drop text;
@@ -5996,10 +5995,12 @@ begin
     where p.pronamespace = 'teguh'::regnamespace
       and age(p.xmin) > 0
       and p.proname not in (
-        select teguh._stamp(t.name, q.queue_name)
-        from teguh._template_ddl as t
+        select teguh._stamp(t.proname, q.queue_name)
+        from pg_proc as t
         cross join teguh.queues as q
-        where t.step = 6
+        where t.pronamespace = 'teguh'::regnamespace
+          and t.proname ~ '_template$'
+          and age(t.xmin) <= 0
       )
   loop
     execute v_drop;

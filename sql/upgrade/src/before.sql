@@ -32,7 +32,7 @@ begin
       raise exception 'this script upgrades teguh @FROM@ to @TO@'
         using
           errcode = 'TG010',
-          detail = coalesce(format('Version %s is installed.', v_found), 'No teguh is installed.'),
+          detail = coalesce('Version ' || v_found || ' is installed.', 'No teguh is installed.'),
           hint = case v_found
             when '@TO@' then 'There is nothing left to do.'
             else 'Run the script that is named after the installed version.'
@@ -85,8 +85,8 @@ begin
 end;
 $$;
 
--- Drop what cannot be replaced: the routines whose arguments or results differ from those of
--- @FROM@, the views and types that differ.  A type that a table uses is for the delta to change.
+-- Drop what @TO@ does not have, and what cannot be replaced: routines whose arguments or results
+-- differ from those of @FROM@, views and types that differ.  A type that a table uses is for the delta to change.
 -- Rights that were given on them are kept in mind.
 do $$
 declare
