@@ -11,6 +11,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import zipfile
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,7 +21,6 @@ from tools.build_extension import files  # noqa: E402 - after the path is set
 from tools.build_sql import RELEASED, version  # noqa: E402 - after the path is set
 
 BUILT = "build/extension"
-LATER = (2100, 1, 1, 0, 0, 0)  # than the sources, or make would build them again
 
 
 def main() -> int:
@@ -35,8 +35,11 @@ def main() -> int:
         check=True,
     )  # fmt: skip
     with zipfile.ZipFile(target, "a", zipfile.ZIP_DEFLATED) as archive:
+        # Later than the sources, or make would build them again.
+        latest = max(datetime(*file.date_time, tzinfo=UTC) for file in archive.infolist())
+        moment = (latest + timedelta(seconds=2)).timetuple()[:6]
         for file, text in files().items():
-            archive.writestr(zipfile.ZipInfo(f"{name}/{BUILT}/{file}", LATER), text)
+            archive.writestr(zipfile.ZipInfo(f"{name}/{BUILT}/{file}", moment), text)
     print(target.relative_to(ROOT))
     return 0
 
