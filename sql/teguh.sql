@@ -1583,8 +1583,8 @@ where p.pronamespace = 'teguh'::regnamespace
   and p.proname ~ '^_?[a-z0-9]+_template$';
 
 comment on view teguh._template_ddl is
-  'The template queue as DDL, in steps, with the name of what each makes. Read back from the catalog, so that it is '
-  'always what was written in the sources, upgrades included.';
+  'The template queue as DDL, in steps, with the name of what each makes. Read back from '
+  'the catalog, so that it is always what was written in the sources, upgrades included.';
 
 -- Rename the template queue to another wherever a text names it.
 create or replace function teguh._stamp(p_ddl text, p_queue_name text)

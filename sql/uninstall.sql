@@ -1,4 +1,5 @@
--- Remove teguh from a database: all of it, and its jobs of pg_cron.
+-- Remove teguh from a database: all of it, and its jobs of pg_cron, if that is in this database
+-- (if it is in another, say there: select cron.unschedule('teguh_ticker'), and 'teguh_maint').
 --
 -- It refuses while there are queues.  Drop them first, or say that their tasks are to go, too:
 --
@@ -14,6 +15,7 @@ set local search_path = pg_catalog, pg_temp;
 do $$
 declare
   v_queues text;
+  v_others text;
 begin
   if to_regnamespace('teguh') is null then
     raise exception 'teguh is not installed in this database'
@@ -44,6 +46,22 @@ begin
         detail = format('Queues: %s.', left(v_queues, 500)),
         hint = 'Drop them, or remove them with all their tasks: '
                'set teguh.uninstall_queues = ''drop'';';
+  end if;
+
+  select string_agg(distinct i.identity, ', ') into v_others
+  from pg_depend as d
+  cross join lateral pg_identify_object(d.classid, d.objid, 0) as i
+  cross join lateral pg_identify_object(d.refclassid, d.refobjid, 0) as r
+  where r.schema = 'teguh'
+    and d.deptype = 'n'
+    and i.schema is distinct from 'teguh'
+    and i.identity !~ ' teguh[.]';
+  if v_others is not null then
+    raise exception 'other objects depend on teguh: nothing was removed'
+      using
+        errcode = '2BP01',
+        detail = format('They are: %s.', left(v_others, 500)),
+        hint = 'Drop them first.';
   end if;
 
   perform teguh.stop();

@@ -58,6 +58,20 @@ def test_while_there_are_queues_nothing_is_removed(plain_dsn: str) -> None:
     assert "teguh.uninstall_queues" in str(said.message_hint)
 
 
+def test_what_somebody_built_upon_it_is_not_removed_with_it(plain_dsn: str) -> None:
+    send(
+        plain_dsn,
+        "create view public.states as select * from teguh.status();"
+        "create table public.things (at timestamptz default teguh.current_time())",
+    )
+    said = refused(plain_dsn)
+    assert said.sqlstate == "2BP01"
+    assert "public.states" in str(said.message_detail)
+    assert "public.things" in str(said.message_detail)
+    send(plain_dsn, "drop view public.states; drop table public.things")
+    send(plain_dsn, TEXT)
+
+
 def test_without_queues_nothing_is_left(empty_dsn: str) -> None:
     with psycopg.connect(empty_dsn, autocommit=True) as connection:
         before = connection.execute(OBJECTS.encode()).fetchall()

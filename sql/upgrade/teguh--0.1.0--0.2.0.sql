@@ -59,7 +59,11 @@ begin
       select string_agg(c.oid::regclass::text, ', ' order by c.relname)
       into v_tables
       from pg_class as c
-      join (select 'template' as name union all select q.queue_name from teguh.queues as q) as q
+      join (
+        select 'template' as name
+        union all
+        select q.queue_name from teguh.queues as q
+      ) as q
         on c.relname in (
           select t.prefix || '_' || q.name
           from unnest('{t}'::text[]) as t(prefix)
@@ -99,8 +103,8 @@ end;
 $$;
 
 -- Drop what 0.2.0 does not have, and what cannot be replaced: routines whose arguments or results
--- differ from those of 0.1.0, views and types that differ.  A type that a table uses is for the delta to change.
--- Rights that were given on them are kept in mind.
+-- differ from those of 0.1.0, views and types that differ.  A type that a table uses is for the
+-- delta to change.  Rights that were given on them are kept in mind.
 do $$
 declare
   v_changed text[] := '{_show_template, _spawn, _stamp_functions, _template_ddl, get_task_result}';
@@ -125,7 +129,7 @@ begin
     coalesce(
       jsonb_agg(
         jsonb_build_object(
-          'name', p.proname, 'role', a.grantee::regrole::text, 'option', a.is_grantable
+          'name', p.proname, 'role', a.grantee::regrole::text, 'grantable', a.is_grantable
         )
       )::text,
       '[]'
@@ -1515,8 +1519,8 @@ where p.pronamespace = 'teguh'::regnamespace
   and p.proname ~ '^_?[a-z0-9]+_template$';
 
 comment on view teguh._template_ddl is
-  'The template queue as DDL, in steps, with the name of what each makes. Read back from the catalog, so that it is '
-  'always what was written in the sources, upgrades included.';
+  'The template queue as DDL, in steps, with the name of what each makes. Read back from '
+  'the catalog, so that it is always what was written in the sources, upgrades included.';
 
 -- Rename the template queue to another wherever a text names it.
 create or replace function teguh._stamp(p_ddl text, p_queue_name text)
@@ -6039,14 +6043,14 @@ begin
   end loop;
 
   for v_grant in
-    select p.oid::regprocedure as routine, k.role, k.option
+    select p.oid::regprocedure as target, k.role, k.grantable
     from jsonb_to_recordset(current_setting('teguh.kept_grants')::jsonb)
-      as k(name name, role text, option boolean)
+      as k(name name, role text, grantable boolean)
     join pg_proc as p on p.pronamespace = 'teguh'::regnamespace and p.proname = k.name
   loop
     execute format(
-      'grant execute on routine %s to %s%s', v_grant.routine, v_grant.role,
-      case when v_grant.option then ' with grant option' else '' end
+      'grant execute on routine %s to %s%s', v_grant.target, v_grant.role,
+      case when v_grant.grantable then ' with grant option' else '' end
     );
   end loop;
 end;

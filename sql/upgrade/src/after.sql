@@ -54,14 +54,14 @@ begin
   end loop;
 
   for v_grant in
-    select p.oid::regprocedure as routine, k.role, k.option
+    select p.oid::regprocedure as target, k.role, k.grantable
     from jsonb_to_recordset(current_setting('teguh.kept_grants')::jsonb)
-      as k(name name, role text, option boolean)
+      as k(name name, role text, grantable boolean)
     join pg_proc as p on p.pronamespace = 'teguh'::regnamespace and p.proname = k.name
   loop
     execute format(
-      'grant execute on routine %s to %s%s', v_grant.routine, v_grant.role,
-      case when v_grant.option then ' with grant option' else '' end
+      'grant execute on routine %s to %s%s', v_grant.target, v_grant.role,
+      case when v_grant.grantable then ' with grant option' else '' end
     );
   end loop;
 end;
