@@ -19,12 +19,32 @@ export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-matrix test-chaos bench bench-flat sql check-generated lint \
-  lint-style lint-sql lint-bodies lint-safety lint-python lint-types plpgsql-check clean
+.PHONY: help all install uninstall dist demo test test-matrix test-installs test-chaos bench \
+  bench-flat sql check-generated freeze lint lint-style lint-sql lint-bodies lint-safety \
+  lint-python lint-types plpgsql-check clean
+
+# Every way in which teguh gets into a database but the first, which `make test` takes.
+WAYS ?= upgraded extension extension-upgraded
+
+# What is linted beside the modules.
+SCRIPTS := $(wildcard sql/upgrade/src/*.sql sql/extension/*.sql) sql/uninstall.sql
+
+PG_CONFIG ?= pg_config
 
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
 	  || sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1: \2/p' Makefile
+
+all: build/extension/teguh.control ## the files of the extension, into build/extension
+
+install: all ## put the extension where PG_CONFIG's server finds it
+	$(MAKE) -f pgxs.mk install PG_CONFIG=$(PG_CONFIG)
+
+uninstall: all ## take it away from there
+	$(MAKE) -f pgxs.mk uninstall PG_CONFIG=$(PG_CONFIG)
+
+dist: all ## the archive for PGXN, into dist
+	$(PYTHON) tools/make_dist.py
 
 demo: $(VENV)/demo ## an order workflow whose worker is killed half-way
 	@$(VENV)/bin/teguh demo $(ARGS)
@@ -36,6 +56,11 @@ test-matrix: $(VENV)/dev check-generated ## the suite on PostgreSQL 14-18 with e
 	@$(if $(MAJORS),$(PY) -m tools.servers install $(MAJORS))
 	@$(PY) tools/matrix.py --majors $(MAJORS) --pgcrypto $(PGCRYPTO) -- $(ARGS)
 
+test-installs: $(VENV)/dev check-generated ## the pgTAP files on an upgraded database, on the extension
+	@for way in $(WAYS); do \
+	  echo "=== $$way"; TEGUH_INSTALL=$$way $(PY) -m pytest -q pg_tap $(ARGS) || exit 1; \
+	done
+
 test-chaos: $(VENV)/dev check-generated ## the long torture, TEGUH_CHAOS_SECONDS=300
 	@TEGUH_CHAOS_SECONDS=$(TEGUH_CHAOS_SECONDS) $(PY) -m pytest -m chaos --timeout 0 $(ARGS)
 
@@ -45,22 +70,28 @@ bench: $(VENV)/dev check-generated ## speed beside the hand-written minimum
 bench-flat: $(VENV)/dev check-generated ## claim cost under an old snapshot, as a curve
 	@$(PY) bench/flat.py $(ARGS)
 
-sql: ## build sql/teguh.sql from sql/src
+sql: ## build sql/teguh.sql and the upgrade script from sql/src
 	@$(PYTHON) tools/build_sql.py
 
-check-generated: ## fail when sql/teguh.sql is not what sql/src gives
+check-generated: ## fail when these are not what sql/src gives
 	@$(PYTHON) tools/build_sql.py --check
+
+freeze: $(VENV)/dev ## freeze a release under tests/upgrade/released (ARGS=revision)
+	@$(PY) tools/freeze.py $(ARGS)
+
+build/extension/teguh.control: META.json $(wildcard sql/*.sql sql/*/*.sql) tools/build_extension.py
+	$(PYTHON) tools/build_extension.py
 
 lint: check-generated lint-style lint-sql lint-bodies lint-safety lint-python lint-types ## SQL inside and outside function bodies, Python, types
 
 lint-style: $(VENV)/dev
-	$(PY) tools/sqlstyle.py sql/src/*.sql
+	$(PY) tools/sqlstyle.py sql/src/*.sql $(SCRIPTS)
 
 lint-sql: $(VENV)/dev
-	$(VENV)/bin/sqlfluff lint --disable-progress-bar sql/src
+	$(VENV)/bin/sqlfluff lint --disable-progress-bar sql/src $(SCRIPTS)
 
 lint-bodies: $(VENV)/dev
-	$(PY) tools/sqlshadow.py --into build/shadow sql/src/*.sql
+	$(PY) tools/sqlshadow.py --into build/shadow sql/src/*.sql $(SCRIPTS)
 	$(VENV)/bin/sqlfluff lint --disable-progress-bar build/shadow
 
 # PS005 is T023 of lint-style, which knows what a path cannot reach. To pgspot a variable of one of

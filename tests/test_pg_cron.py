@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
-from tests.cluster import TEGUH_SQL, send
+from tests.cluster import ROOT, TEGUH_SQL, send
 from tools.servers import OWNER, Databases, Server
 
 if TYPE_CHECKING:
@@ -153,6 +153,14 @@ def test_the_maintenance_job_clears_our_rows_of_the_job_log_and_no_others(
     assert cron_server.execute(
         "select runid from cron.job_run_details where runid in (900001, 900002)", HOME
     ) == [(900002,)]
+
+
+def test_uninstalling_unschedules_the_jobs_of_this_database(cron_server: Server) -> None:
+    with connected(cron_server.dsn(HOME, OWNER)) as (connection, _):
+        connection.execute("select teguh.start()")
+        connection.execute((ROOT / "sql" / "uninstall.sql").read_bytes())
+        assert connection.execute(JOBS).fetchall() == []
+        connection.execute(TEGUH_SQL.read_bytes())
 
 
 def test_sleepers_wake_without_a_worker_in_pg_crons_database_and_in_another_until_stopped(

@@ -148,16 +148,14 @@ def modules(root: Path = ROOT, *, opening: bool = True) -> str:
 
 
 def changed(old: str, new: str) -> list[str]:
-    """Return the names of what is in both texts, or only in the old, and has to be dropped."""
+    """Return the names of what the old text has and the new one has otherwise or not at all."""
     names: set[str] = set()
     for pattern in (ROUTINE, VIEW_OR_TYPE):
         before, after = (
             {name: " ".join(rest.split()) for name, rest in pattern.findall(text)}
             for text in (old, new)
         )
-        # A routine that is gone does no harm until all is done; it goes with what is left over.
-        gone = set() if pattern is ROUTINE else set(before) - set(after)
-        names |= gone | {n for n in before.keys() & after.keys() if before[n] != after[n]}
+        names |= {name for name in before if after.get(name) != before[name]}
     # 90_finish.sql derives the functions of segment 1.
     names |= {n.replace("0_template", "1_template") for n in names}
     return sorted(names)

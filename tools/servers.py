@@ -333,6 +333,11 @@ class Server(Databases):
         return self._home
 
     @property
+    def build(self) -> Build:
+        """The PostgreSQL that runs: a copy, where one had to be made."""
+        return self._build
+
+    @property
     def pid(self) -> int:
         """The postmaster's process id."""
         if self._process is None:

@@ -7,12 +7,10 @@ begin
   for v_table in
     select c.oid, c.relname
     from pg_extension as e
-    join pg_depend as d
-      on d.refclassid = 'pg_extension'::regclass
-      and d.refobjid = e.oid
-      and d.deptype = 'e'
+    join pg_depend as d on d.refobjid = e.oid and d.deptype = 'e'
     join pg_class as c on d.classid = 'pg_class'::regclass and c.oid = d.objid
     where e.extname = 'teguh'
+      and d.refclassid = 'pg_extension'::regclass
       and c.relkind = 'r'
       and c.relname !~ '_template$'
     order by c.relname

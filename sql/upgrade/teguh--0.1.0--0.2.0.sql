@@ -45,7 +45,7 @@ begin
       raise exception 'this script upgrades teguh 0.1.0 to 0.2.0'
         using
           errcode = 'TG010',
-          detail = coalesce(format('Version %s is installed.', v_found), 'No teguh is installed.'),
+          detail = coalesce('Version ' || v_found || ' is installed.', 'No teguh is installed.'),
           hint = case v_found
             when '0.2.0' then 'There is nothing left to do.'
             else 'Run the script that is named after the installed version.'
@@ -59,7 +59,11 @@ begin
       select string_agg(c.oid::regclass::text, ', ' order by c.relname)
       into v_tables
       from pg_class as c
-      join (select 'template' as name union all select q.queue_name from teguh.queues as q) as q
+      join (
+        select 'template' as name
+        union all
+        select q.queue_name from teguh.queues as q
+      ) as q
         on c.relname in (
           select t.prefix || '_' || q.name
           from unnest('{t}'::text[]) as t(prefix)
@@ -98,12 +102,12 @@ begin
 end;
 $$;
 
--- Drop what cannot be replaced: the routines whose arguments or results differ from those of
--- 0.1.0, the views and types that differ.  A type that a table uses is for the delta to change.
--- Rights that were given on them are kept in mind.
+-- Drop what 0.2.0 does not have, and what cannot be replaced: routines whose arguments or results
+-- differ from those of 0.1.0, views and types that differ.  A type that a table uses is for the
+-- delta to change.  Rights that were given on them are kept in mind.
 do $$
 declare
-  v_changed text[] := '{_show_template, _spawn, _template_ddl, get_task_result, list_queues}';
+  v_changed text[] := '{_show_template, _spawn, _stamp_functions, _template_ddl, get_task_result, list_queues}';
   v_types   oid[] := array(
     select t.oid
     from pg_type as t
@@ -125,7 +129,7 @@ begin
     coalesce(
       jsonb_agg(
         jsonb_build_object(
-          'name', p.proname, 'role', a.grantee::regrole::text, 'option', a.is_grantable
+          'name', p.proname, 'role', a.grantee::regrole::text, 'grantable', a.is_grantable
         )
       )::text,
       '[]'
@@ -188,9 +192,10 @@ select teguh._each_queue('alter table teguh.t_template add column parent_task_id
 alter table teguh.queues add column built_for bigint;
 alter table teguh.queues add column paused_until timestamptz;
 update teguh.queues as q
-set built_for = hashtextextended(
-  d.oid::text || '/' || format('teguh.p0_%s', q.queue_name)::regclass::oid::text, 0
-)
+set
+  built_for = hashtextextended(
+    d.oid::text || '/' || format('teguh.p0_%s', q.queue_name)::regclass::oid::text, 0
+  )
 from pg_database as d
 where d.datname = current_database();
 
@@ -6140,9 +6145,8 @@ insert into teguh.versions (version, installed_at)
 values (teguh.version(), teguh.current_time())
 on conflict do nothing;
 
--- Drop the routines that 0.2.0 does not have: those that this script has neither made nor replaced,
--- but for those of the queues, where only what differs is replaced.  A routine of somebody else
--- has no place in this schema.
+-- Drop the routines of queues that 0.2.0 does not have any more, and whatever else this script has
+-- neither made nor replaced.  What somebody else has put into this schema has no place here.
 do $$
 declare
   v_drop text;
@@ -6153,10 +6157,12 @@ begin
     where p.pronamespace = 'teguh'::regnamespace
       and age(p.xmin) > 0
       and p.proname not in (
-        select teguh._stamp(t.name, q.queue_name)
-        from teguh._template_ddl as t
+        select teguh._stamp(t.proname, q.queue_name)
+        from pg_proc as t
         cross join teguh.queues as q
-        where t.step = 6
+        where t.pronamespace = 'teguh'::regnamespace
+          and t.proname ~ '_template$'
+          and age(t.xmin) <= 0
       )
   loop
     execute v_drop;
@@ -6195,14 +6201,14 @@ begin
   end loop;
 
   for v_grant in
-    select p.oid::regprocedure as routine, k.role, k.option
+    select p.oid::regprocedure as target, k.role, k.grantable
     from jsonb_to_recordset(current_setting('teguh.kept_grants')::jsonb)
-      as k(name name, role text, option boolean)
+      as k(name name, role text, grantable boolean)
     join pg_proc as p on p.pronamespace = 'teguh'::regnamespace and p.proname = k.name
   loop
     execute format(
-      'grant execute on routine %s to %s%s', v_grant.routine, v_grant.role,
-      case when v_grant.option then ' with grant option' else '' end
+      'grant execute on routine %s to %s%s', v_grant.target, v_grant.role,
+      case when v_grant.grantable then ' with grant option' else '' end
     );
   end loop;
 end;

@@ -1,6 +1,5 @@
--- Drop the routines that @TO@ does not have: those that this script has neither made nor replaced,
--- but for those of the queues, where only what differs is replaced.  A routine of somebody else
--- has no place in this schema.
+-- Drop the routines of queues that @TO@ does not have any more, and whatever else this script has
+-- neither made nor replaced.  What somebody else has put into this schema has no place here.
 do $$
 declare
   v_drop text;
@@ -11,10 +10,12 @@ begin
     where p.pronamespace = 'teguh'::regnamespace
       and age(p.xmin) > 0
       and p.proname not in (
-        select teguh._stamp(t.name, q.queue_name)
-        from teguh._template_ddl as t
+        select teguh._stamp(t.proname, q.queue_name)
+        from pg_proc as t
         cross join teguh.queues as q
-        where t.step = 6
+        where t.pronamespace = 'teguh'::regnamespace
+          and t.proname ~ '_template$'
+          and age(t.xmin) <= 0
       )
   loop
     execute v_drop;
@@ -53,14 +54,14 @@ begin
   end loop;
 
   for v_grant in
-    select p.oid::regprocedure as routine, k.role, k.option
+    select p.oid::regprocedure as target, k.role, k.grantable
     from jsonb_to_recordset(current_setting('teguh.kept_grants')::jsonb)
-      as k(name name, role text, option boolean)
+      as k(name name, role text, grantable boolean)
     join pg_proc as p on p.pronamespace = 'teguh'::regnamespace and p.proname = k.name
   loop
     execute format(
-      'grant execute on routine %s to %s%s', v_grant.routine, v_grant.role,
-      case when v_grant.option then ' with grant option' else '' end
+      'grant execute on routine %s to %s%s', v_grant.target, v_grant.role,
+      case when v_grant.grantable then ' with grant option' else '' end
     );
   end loop;
 end;

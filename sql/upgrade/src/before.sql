@@ -32,7 +32,7 @@ begin
       raise exception 'this script upgrades teguh @FROM@ to @TO@'
         using
           errcode = 'TG010',
-          detail = coalesce(format('Version %s is installed.', v_found), 'No teguh is installed.'),
+          detail = coalesce('Version ' || v_found || ' is installed.', 'No teguh is installed.'),
           hint = case v_found
             when '@TO@' then 'There is nothing left to do.'
             else 'Run the script that is named after the installed version.'
@@ -46,7 +46,11 @@ begin
       select string_agg(c.oid::regclass::text, ', ' order by c.relname)
       into v_tables
       from pg_class as c
-      join (select 'template' as name union all select q.queue_name from teguh.queues as q) as q
+      join (
+        select 'template' as name
+        union all
+        select q.queue_name from teguh.queues as q
+      ) as q
         on c.relname in (
           select t.prefix || '_' || q.name
           from unnest('@TABLES@'::text[]) as t(prefix)
@@ -85,9 +89,9 @@ begin
 end;
 $$;
 
--- Drop what cannot be replaced: the routines whose arguments or results differ from those of
--- @FROM@, the views and types that differ.  A type that a table uses is for the delta to change.
--- Rights that were given on them are kept in mind.
+-- Drop what @TO@ does not have, and what cannot be replaced: routines whose arguments or results
+-- differ from those of @FROM@, views and types that differ.  A type that a table uses is for the
+-- delta to change.  Rights that were given on them are kept in mind.
 do $$
 declare
   v_changed text[] := '@CHANGED@';
@@ -112,7 +116,7 @@ begin
     coalesce(
       jsonb_agg(
         jsonb_build_object(
-          'name', p.proname, 'role', a.grantee::regrole::text, 'option', a.is_grantable
+          'name', p.proname, 'role', a.grantee::regrole::text, 'grantable', a.is_grantable
         )
       )::text,
       '[]'
