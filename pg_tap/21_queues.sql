@@ -1,6 +1,6 @@
 -- Queues are created, changed, listed and dropped by name, and never meet.
 begin;
-select plan(52);
+select plan(53);
 
 -- Given names that a queue may have
 -- Then
@@ -309,6 +309,23 @@ select is(
   ),
   (select count(*) + 1 from teguh.list_queues()),
   'an upgrade reaches the template and every queue'
+);
+
+-- Given another version, come while a call waited
+create or replace function teguh.version()
+  returns text
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select '99.0.0'::text;
+$$;
+
+-- Then
+select throws_ok(
+  $$ select * from teguh.spawn_task('jobs', 'late', '{}') $$,
+  '40001', null,
+  'a call that was overtaken by an upgrade is to be tried again'
 );
 
 select * from finish();

@@ -67,130 +67,130 @@
 -- 1252    w_template (table)
 -- 1267  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
 -- 1270    validate_queue_name
--- 1310    _policy
--- 1337    _call
--- 1351    _template_ddl (view)
--- 1429    _stamp
--- 1439    _stamp_functions
--- 1460    _each_queue
--- 1482    _init_template
--- 1505    _hush_template
--- 1526    _beyond
--- 1535    create_queue
--- 1588    drop_queue
--- 1621    _drop_all
--- 1661    list_queues
--- 1675  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 1684    _push_template
--- 1725    _fill
--- 1745    _add0_template
--- 1812    _back0_template
--- 1830  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 1834    _claim0_template
--- 1895    _pick0_template
--- 1986    _move0_template
--- 2048    _open_xids
--- 2068    _next0_template
--- 2096    _many0_template
--- 2125    _stuck0_template
--- 2162    _trim0_template
--- 2205    _take_template
--- 2285    _known_template
--- 2305    claim_task
--- 2357    _next_template
--- 2398    _soon0_template
--- 2454    next_due
--- 2474  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 2487    _due0_template
--- 2563    _last0_template
--- 2588    _any0_template
--- 2615    _miss0_template
--- 2651    _pass0_template
--- 2697    _fire_template
--- 2749    _expire_template
--- 2816    _over_template
--- 2837  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 2839    _segment_bytes
--- 2860    _turn_template
--- 2892    _turn0_template
--- 2927    _spent0_template
--- 2941    _dry0_template
--- 2968    _left0_template
--- 2999    _carry0_template
--- 3043  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 3048    _put_template
--- 3126    _new_template
--- 3168    _found_template
--- 3224    spawn_task
--- 3265    spawn_tasks
--- 3299    _read_task
--- 3316  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 3321    _hold_template
--- 3372    _own_template
--- 3392    _done_template
--- 3426    complete_run
--- 3449    _flush_template
--- 3507    _why_template
--- 3523    _read_runs
--- 3569    _explain_bad_run
--- 3594    complete_runs
--- 3619    _end_template
--- 3668    _file_template
--- 3692    _again_template
--- 3726    _queue_template
--- 3747    _fail_template
--- 3765    fail_run
--- 3789    _nap_template
--- 3815    schedule_run
--- 3845    _free_template
--- 3882    release_run
--- 3907    _keep_template
--- 3930    extend_claim
--- 3952  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 3957    _mark_template
--- 3979    _note_template
--- 4009    set_task_checkpoint_state
--- 4044    _recall_template
--- 4066    get_task_checkpoint_state
--- 4090    _list_template
--- 4119    get_task_checkpoint_states
--- 4145  43_events.sql: Wait for an event, or learn how the wait ended
--- 4152    _wait_template
--- 4224    _park_template
--- 4265    await_event
--- 4302    _emit_template
--- 4361    emit_event
--- 4386  44_control.sql: Read a task, or raise TG003
--- 4388    _fetch_template
--- 4414    _stop_template
--- 4438    cancel_task
--- 4455    _rerun_template
--- 4521    _renew_template
--- 4556    retry_task
--- 4595    _show_template
--- 4635    get_task_result
--- 4665  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 4672    _purge_template
--- 4708    _first_uuid
--- 4724    _sweep_template
--- 4764    _clean
--- 4798    cleanup_tasks
--- 4819    cleanup_events
--- 4840    cleanup_all_queues
--- 4869  50_ticker.sql: One tick of one queue: take a step in the rotation, deal with what is due.  The
--- 4873    _tick_template
--- 4892    _ticked (sequence)
--- 4898    ticker
--- 4946    ticker_loop (procedure)
--- 4972  51_cron.sql: Whether pg_cron is installed in this database
--- 4974    _has_cron
--- 4984    _cron_has_seconds
--- 5005    _explain_no_cron
--- 5037    start
--- 5079    stop
--- 5103    _maintain
--- 5125    status
--- 5160  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 1312    _policy
+-- 1348    _call
+-- 1362    _template_ddl (view)
+-- 1440    _stamp
+-- 1450    _stamp_functions
+-- 1471    _each_queue
+-- 1493    _init_template
+-- 1516    _hush_template
+-- 1537    _beyond
+-- 1546    create_queue
+-- 1599    drop_queue
+-- 1632    _drop_all
+-- 1672    list_queues
+-- 1686  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 1695    _push_template
+-- 1736    _fill
+-- 1756    _add0_template
+-- 1823    _back0_template
+-- 1841  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 1845    _claim0_template
+-- 1906    _pick0_template
+-- 1997    _move0_template
+-- 2059    _open_xids
+-- 2079    _next0_template
+-- 2107    _many0_template
+-- 2136    _stuck0_template
+-- 2173    _trim0_template
+-- 2216    _take_template
+-- 2296    _known_template
+-- 2316    claim_task
+-- 2368    _next_template
+-- 2409    _soon0_template
+-- 2465    next_due
+-- 2485  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 2498    _due0_template
+-- 2574    _last0_template
+-- 2599    _any0_template
+-- 2626    _miss0_template
+-- 2662    _pass0_template
+-- 2708    _fire_template
+-- 2760    _expire_template
+-- 2827    _over_template
+-- 2848  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 2850    _segment_bytes
+-- 2871    _turn_template
+-- 2903    _turn0_template
+-- 2938    _spent0_template
+-- 2952    _dry0_template
+-- 2979    _left0_template
+-- 3010    _carry0_template
+-- 3054  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 3059    _put_template
+-- 3137    _new_template
+-- 3179    _found_template
+-- 3235    spawn_task
+-- 3276    spawn_tasks
+-- 3310    _read_task
+-- 3327  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 3332    _hold_template
+-- 3383    _own_template
+-- 3403    _done_template
+-- 3437    complete_run
+-- 3460    _flush_template
+-- 3518    _why_template
+-- 3534    _read_runs
+-- 3580    _explain_bad_run
+-- 3605    complete_runs
+-- 3630    _end_template
+-- 3679    _file_template
+-- 3703    _again_template
+-- 3737    _queue_template
+-- 3758    _fail_template
+-- 3776    fail_run
+-- 3800    _nap_template
+-- 3826    schedule_run
+-- 3856    _free_template
+-- 3893    release_run
+-- 3918    _keep_template
+-- 3941    extend_claim
+-- 3963  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 3968    _mark_template
+-- 3990    _note_template
+-- 4020    set_task_checkpoint_state
+-- 4055    _recall_template
+-- 4077    get_task_checkpoint_state
+-- 4101    _list_template
+-- 4130    get_task_checkpoint_states
+-- 4156  43_events.sql: Wait for an event, or learn how the wait ended
+-- 4163    _wait_template
+-- 4235    _park_template
+-- 4276    await_event
+-- 4313    _emit_template
+-- 4372    emit_event
+-- 4397  44_control.sql: Read a task, or raise TG003
+-- 4399    _fetch_template
+-- 4425    _stop_template
+-- 4449    cancel_task
+-- 4466    _rerun_template
+-- 4532    _renew_template
+-- 4567    retry_task
+-- 4606    _show_template
+-- 4646    get_task_result
+-- 4676  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 4683    _purge_template
+-- 4719    _first_uuid
+-- 4735    _sweep_template
+-- 4775    _clean
+-- 4809    cleanup_tasks
+-- 4830    cleanup_events
+-- 4851    cleanup_all_queues
+-- 4880  50_ticker.sql: One tick of one queue: take a step in the rotation, deal with what is due.  The
+-- 4884    _tick_template
+-- 4903    _ticked (sequence)
+-- 4909    ticker
+-- 4957    ticker_loop (procedure)
+-- 4983  51_cron.sql: Whether pg_cron is installed in this database
+-- 4985    _has_cron
+-- 4995    _cron_has_seconds
+-- 5016    _explain_no_cron
+-- 5048    start
+-- 5090    stop
+-- 5114    _maintain
+-- 5136    status
+-- 5171  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -1306,7 +1306,9 @@ comment on function teguh.validate_queue_name(text) is
   'Returns the name if a queue may have it: 1 to 55 lowercase letters, digits and '
   'underscores, a letter first. Raises 42602 if not, 42939 for the reserved "template".';
 
--- The policy of a queue, or TG001.
+-- The policy of a queue, or TG001.  Every call that works on a queue comes through here, and
+-- waits here while an upgrade holds teguh.queues.  What was called before the upgrade would
+-- go on with functions from after it, and has to be called again.
 create or replace function teguh._policy(p_queue_name text)
   returns jsonb
   language plpgsql
@@ -1326,6 +1328,15 @@ begin
         errcode = 'TG001',
         detail = 'No queue of that name was created in this database.',
         hint = format('Create it: select teguh.create_queue(%L);', left(p_queue_name, 60));
+  end if;
+
+  if teguh.version() <> '0.1.0' then
+    raise exception 'teguh was upgraded while this call waited'
+      using
+        errcode = '40001',
+        detail = format('The call began with version 0.1.0, and %s is installed now.',
+          teguh.version()),
+        hint = 'Try again.';
   end if;
 
   return v_policy;

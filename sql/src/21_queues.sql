@@ -39,7 +39,9 @@ comment on function teguh.validate_queue_name(text) is
   'Returns the name if a queue may have it: 1 to 55 lowercase letters, digits and '
   'underscores, a letter first. Raises 42602 if not, 42939 for the reserved "template".';
 
--- The policy of a queue, or TG001.
+-- The policy of a queue, or TG001.  Every call that works on a queue comes through here, and
+-- waits here while an upgrade holds teguh.queues.  What was called before the upgrade would
+-- go on with functions from after it, and has to be called again.
 create or replace function teguh._policy(p_queue_name text)
   returns jsonb
   language plpgsql
@@ -59,6 +61,15 @@ begin
         errcode = 'TG001',
         detail = 'No queue of that name was created in this database.',
         hint = format('Create it: select teguh.create_queue(%L);', left(p_queue_name, 60));
+  end if;
+
+  if teguh.version() <> '@TEGUH_VERSION@' then
+    raise exception 'teguh was upgraded while this call waited'
+      using
+        errcode = '40001',
+        detail = format('The call began with version @TEGUH_VERSION@, and %s is installed now.',
+          teguh.version()),
+        hint = 'Try again.';
   end if;
 
   return v_policy;
