@@ -10,187 +10,187 @@
 -- Line  What stands there
 --  195  00_install.sql
 --  230    version
---  243  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  245    current_time
---  264    _after
---  279    _micros
---  290  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  306    _random_bytes
---  325    _make_uuidv7
---  348    portable_uuidv7
---  378    uuidv7_timestamp
---  404    _task_id
---  428    _run_id
---  443    _run_task
---  454    _run_number
---  468  12_types.sql: The composite types that functions pass to each other
---  476    _gap (type)
---  482    _late (type)
---  487    _timer (type)
---  492    _picked (type)
---  501    _spawn (type)
---  529  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  531    _check_keys
---  564    _number_option
---  599    _integer_option
---  625    _text_option
---  651    _check_name
---  678    _check_seconds
---  706    _check_isolation
---  725    _check_policy
---  755    _check_spawn
---  792    _read_spawn_options
---  842    _available_at
---  882    _check_cancellation
---  899  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
---  902    _check_retry_strategy
---  938    _backoff
---  981    _fraction
---  992  20_tables.sql: Queues and the policy of each
---  994    queues (table)
--- 1013    t_template (table)
--- 1082    p0_template (table)
--- 1095    p1_template (table)
--- 1138    k0_template (table)
--- 1149    k1_template (table)
--- 1173    seq_template (sequence)
--- 1174    ring_template (sequence)
--- 1175    parked_template (sequence)
--- 1176    woken_template (sequence)
--- 1177    plan_template (sequence)
--- 1178    fired_template (sequence)
--- 1179    clock_template (sequence)
--- 1180    carry_template (sequence)
--- 1201    r_template (table)
--- 1218    c_template (table)
--- 1235    e_template (table)
--- 1252    w_template (table)
--- 1267  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 1270    validate_queue_name
--- 1312    _policy
--- 1348    _call
--- 1362    _template_ddl (view)
--- 1440    _stamp
--- 1450    _stamp_functions
--- 1471    _each_queue
--- 1493    _init_template
--- 1516    _hush_template
--- 1537    _beyond
--- 1546    create_queue
--- 1599    drop_queue
--- 1632    _drop_all
--- 1672    list_queues
--- 1686  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 1695    _push_template
--- 1736    _fill
--- 1756    _add0_template
--- 1823    _back0_template
--- 1841  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 1845    _claim0_template
--- 1906    _pick0_template
--- 1997    _move0_template
--- 2059    _open_xids
--- 2079    _next0_template
--- 2107    _many0_template
--- 2136    _stuck0_template
--- 2173    _trim0_template
--- 2216    _take_template
--- 2296    _known_template
--- 2316    claim_task
--- 2368    _next_template
--- 2409    _soon0_template
--- 2465    next_due
--- 2485  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 2498    _due0_template
--- 2574    _last0_template
--- 2599    _any0_template
--- 2626    _miss0_template
--- 2662    _pass0_template
--- 2708    _fire_template
--- 2760    _expire_template
--- 2827    _over_template
--- 2848  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 2850    _segment_bytes
--- 2871    _turn_template
--- 2903    _turn0_template
--- 2938    _spent0_template
--- 2952    _dry0_template
--- 2979    _left0_template
--- 3010    _carry0_template
--- 3054  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 3059    _put_template
--- 3137    _new_template
--- 3179    _found_template
--- 3235    spawn_task
--- 3276    spawn_tasks
--- 3310    _read_task
--- 3327  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 3332    _hold_template
--- 3383    _own_template
--- 3403    _done_template
--- 3437    complete_run
--- 3460    _flush_template
--- 3518    _why_template
--- 3534    _read_runs
--- 3580    _explain_bad_run
--- 3605    complete_runs
--- 3630    _end_template
--- 3679    _file_template
--- 3703    _again_template
--- 3737    _queue_template
--- 3758    _fail_template
--- 3776    fail_run
--- 3800    _nap_template
--- 3826    schedule_run
--- 3856    _free_template
--- 3893    release_run
--- 3918    _keep_template
--- 3941    extend_claim
--- 3963  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 3968    _mark_template
--- 3990    _note_template
--- 4020    set_task_checkpoint_state
--- 4055    _recall_template
--- 4077    get_task_checkpoint_state
--- 4101    _list_template
--- 4130    get_task_checkpoint_states
--- 4156  43_events.sql: Wait for an event, or learn how the wait ended
--- 4163    _wait_template
--- 4235    _park_template
--- 4276    await_event
--- 4313    _emit_template
--- 4372    emit_event
--- 4397  44_control.sql: Read a task, or raise TG003
--- 4399    _fetch_template
--- 4425    _stop_template
--- 4449    cancel_task
--- 4466    _rerun_template
--- 4532    _renew_template
--- 4567    retry_task
--- 4606    _show_template
--- 4646    get_task_result
--- 4676  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 4683    _purge_template
--- 4719    _first_uuid
--- 4735    _sweep_template
--- 4775    _clean
--- 4809    cleanup_tasks
--- 4830    cleanup_events
--- 4851    cleanup_all_queues
--- 4880  50_ticker.sql: One tick of one queue: take a step in the rotation, deal with what is due.  The
--- 4884    _tick_template
--- 4903    _ticked (sequence)
--- 4909    ticker
--- 4957    ticker_loop (procedure)
--- 4983  51_cron.sql: Whether pg_cron is installed in this database
--- 4985    _has_cron
--- 4995    _cron_has_seconds
--- 5016    _explain_no_cron
--- 5048    start
--- 5090    stop
--- 5114    _maintain
--- 5136    status
--- 5171  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  242  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  244    current_time
+--  263    _after
+--  278    _micros
+--  289  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  305    _random_bytes
+--  324    _make_uuidv7
+--  347    portable_uuidv7
+--  377    uuidv7_timestamp
+--  403    _task_id
+--  427    _run_id
+--  442    _run_task
+--  453    _run_number
+--  467  12_types.sql: The composite types that functions pass to each other
+--  475    _gap (type)
+--  481    _late (type)
+--  486    _timer (type)
+--  491    _picked (type)
+--  500    _spawn (type)
+--  528  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  530    _check_keys
+--  563    _number_option
+--  598    _integer_option
+--  624    _text_option
+--  650    _check_name
+--  677    _check_seconds
+--  705    _check_isolation
+--  724    _check_policy
+--  754    _check_spawn
+--  791    _read_spawn_options
+--  841    _available_at
+--  881    _check_cancellation
+--  898  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+--  901    _check_retry_strategy
+--  937    _backoff
+--  980    _fraction
+--  991  20_tables.sql: Queues and the policy of each
+--  993    queues (table)
+-- 1012    t_template (table)
+-- 1081    p0_template (table)
+-- 1094    p1_template (table)
+-- 1137    k0_template (table)
+-- 1148    k1_template (table)
+-- 1172    seq_template (sequence)
+-- 1173    ring_template (sequence)
+-- 1174    parked_template (sequence)
+-- 1175    woken_template (sequence)
+-- 1176    plan_template (sequence)
+-- 1177    fired_template (sequence)
+-- 1178    clock_template (sequence)
+-- 1179    carry_template (sequence)
+-- 1200    r_template (table)
+-- 1217    c_template (table)
+-- 1234    e_template (table)
+-- 1251    w_template (table)
+-- 1266  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 1269    validate_queue_name
+-- 1311    _policy
+-- 1347    _call
+-- 1361    _template_ddl (view)
+-- 1439    _stamp
+-- 1449    _stamp_functions
+-- 1470    _each_queue
+-- 1492    _init_template
+-- 1515    _hush_template
+-- 1536    _beyond
+-- 1545    create_queue
+-- 1598    drop_queue
+-- 1631    _drop_all
+-- 1671    list_queues
+-- 1685  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 1694    _push_template
+-- 1735    _fill
+-- 1755    _add0_template
+-- 1822    _back0_template
+-- 1840  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 1844    _claim0_template
+-- 1905    _pick0_template
+-- 1996    _move0_template
+-- 2058    _open_xids
+-- 2078    _next0_template
+-- 2106    _many0_template
+-- 2135    _stuck0_template
+-- 2172    _trim0_template
+-- 2215    _take_template
+-- 2295    _known_template
+-- 2315    claim_task
+-- 2367    _next_template
+-- 2408    _soon0_template
+-- 2464    next_due
+-- 2484  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 2497    _due0_template
+-- 2573    _last0_template
+-- 2598    _any0_template
+-- 2625    _miss0_template
+-- 2661    _pass0_template
+-- 2707    _fire_template
+-- 2759    _expire_template
+-- 2826    _over_template
+-- 2847  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 2849    _segment_bytes
+-- 2870    _turn_template
+-- 2902    _turn0_template
+-- 2937    _spent0_template
+-- 2951    _dry0_template
+-- 2978    _left0_template
+-- 3009    _carry0_template
+-- 3053  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 3058    _put_template
+-- 3136    _new_template
+-- 3178    _found_template
+-- 3234    spawn_task
+-- 3275    spawn_tasks
+-- 3309    _read_task
+-- 3326  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 3331    _hold_template
+-- 3382    _own_template
+-- 3402    _done_template
+-- 3436    complete_run
+-- 3459    _flush_template
+-- 3517    _why_template
+-- 3533    _read_runs
+-- 3579    _explain_bad_run
+-- 3604    complete_runs
+-- 3629    _end_template
+-- 3678    _file_template
+-- 3702    _again_template
+-- 3736    _queue_template
+-- 3757    _fail_template
+-- 3775    fail_run
+-- 3799    _nap_template
+-- 3825    schedule_run
+-- 3855    _free_template
+-- 3892    release_run
+-- 3917    _keep_template
+-- 3940    extend_claim
+-- 3962  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 3967    _mark_template
+-- 3989    _note_template
+-- 4019    set_task_checkpoint_state
+-- 4054    _recall_template
+-- 4076    get_task_checkpoint_state
+-- 4100    _list_template
+-- 4129    get_task_checkpoint_states
+-- 4155  43_events.sql: Wait for an event, or learn how the wait ended
+-- 4162    _wait_template
+-- 4234    _park_template
+-- 4275    await_event
+-- 4312    _emit_template
+-- 4371    emit_event
+-- 4396  44_control.sql: Read a task, or raise TG003
+-- 4398    _fetch_template
+-- 4424    _stop_template
+-- 4448    cancel_task
+-- 4465    _rerun_template
+-- 4531    _renew_template
+-- 4566    retry_task
+-- 4605    _show_template
+-- 4645    get_task_result
+-- 4675  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 4682    _purge_template
+-- 4718    _first_uuid
+-- 4734    _sweep_template
+-- 4774    _clean
+-- 4808    cleanup_tasks
+-- 4829    cleanup_events
+-- 4850    cleanup_all_queues
+-- 4879  50_ticker.sql: One tick of one queue: take a step in the rotation, deal with what is due.  The
+-- 4883    _tick_template
+-- 4902    _ticked (sequence)
+-- 4908    ticker
+-- 4956    ticker_loop (procedure)
+-- 4982  51_cron.sql: Whether pg_cron is installed in this database
+-- 4984    _has_cron
+-- 4994    _cron_has_seconds
+-- 5015    _explain_no_cron
+-- 5047    start
+-- 5089    stop
+-- 5113    _maintain
+-- 5135    status
+-- 5170  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -232,9 +232,8 @@ create or replace function teguh.version()
   language sql
   immutable
   parallel safe
-  set search_path = pg_catalog, pg_temp
 as $$
-  select '0.1.0'::text;
+  select '0.1.0'::pg_catalog.text;
 $$;
 
 comment on function teguh.version() is
