@@ -10,187 +10,187 @@
 -- Line  What stands there
 --  195  00_install.sql
 --  230    version
---  243  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  245    current_time
---  264    _after
---  279    _micros
---  290  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  306    _random_bytes
---  325    _make_uuidv7
---  348    portable_uuidv7
---  378    uuidv7_timestamp
---  404    _task_id
---  428    _run_id
---  443    _run_task
---  454    _run_number
---  468  12_types.sql: The composite types that functions pass to each other
---  476    _gap (type)
---  482    _late (type)
---  487    _timer (type)
---  492    _picked (type)
---  501    _spawn (type)
---  529  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  531    _check_keys
---  564    _number_option
---  599    _integer_option
---  625    _text_option
---  651    _check_name
---  678    _check_seconds
---  706    _check_isolation
---  725    _check_policy
---  755    _check_spawn
---  792    _read_spawn_options
---  842    _available_at
---  882    _check_cancellation
---  899  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
---  902    _check_retry_strategy
---  938    _backoff
---  981    _fraction
---  992  20_tables.sql: Queues and the policy of each
---  994    queues (table)
--- 1013    t_template (table)
--- 1082    p0_template (table)
--- 1095    p1_template (table)
--- 1138    k0_template (table)
--- 1149    k1_template (table)
--- 1173    seq_template (sequence)
--- 1174    ring_template (sequence)
--- 1175    parked_template (sequence)
--- 1176    woken_template (sequence)
--- 1177    plan_template (sequence)
--- 1178    fired_template (sequence)
--- 1179    clock_template (sequence)
--- 1180    carry_template (sequence)
--- 1201    r_template (table)
--- 1218    c_template (table)
--- 1235    e_template (table)
--- 1252    w_template (table)
--- 1267  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 1270    validate_queue_name
--- 1310    _policy
--- 1337    _call
--- 1351    _template_ddl (view)
--- 1429    _stamp
--- 1439    _stamp_functions
--- 1460    _each_queue
--- 1482    _init_template
--- 1505    _hush_template
--- 1526    _beyond
--- 1535    create_queue
--- 1588    drop_queue
--- 1621    _drop_all
--- 1661    list_queues
--- 1675  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 1684    _push_template
--- 1725    _fill
--- 1745    _add0_template
--- 1812    _back0_template
--- 1830  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 1834    _claim0_template
--- 1895    _pick0_template
--- 1986    _move0_template
--- 2048    _open_xids
--- 2068    _next0_template
--- 2096    _many0_template
--- 2125    _stuck0_template
--- 2162    _trim0_template
--- 2205    _take_template
--- 2285    _known_template
--- 2305    claim_task
--- 2357    _next_template
--- 2398    _soon0_template
--- 2454    next_due
--- 2474  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 2487    _due0_template
--- 2563    _last0_template
--- 2588    _any0_template
--- 2615    _miss0_template
--- 2651    _pass0_template
--- 2697    _fire_template
--- 2749    _expire_template
--- 2816    _over_template
--- 2837  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 2839    _segment_bytes
--- 2860    _turn_template
--- 2892    _turn0_template
--- 2927    _spent0_template
--- 2941    _dry0_template
--- 2968    _left0_template
--- 2999    _carry0_template
--- 3043  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 3048    _put_template
--- 3126    _new_template
--- 3168    _found_template
--- 3224    spawn_task
--- 3265    spawn_tasks
--- 3299    _read_task
--- 3316  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 3321    _hold_template
--- 3372    _own_template
--- 3392    _done_template
--- 3426    complete_run
--- 3449    _flush_template
--- 3507    _why_template
--- 3523    _read_runs
--- 3569    _explain_bad_run
--- 3594    complete_runs
--- 3619    _end_template
--- 3668    _file_template
--- 3692    _again_template
--- 3726    _queue_template
--- 3747    _fail_template
--- 3765    fail_run
--- 3789    _nap_template
--- 3815    schedule_run
--- 3845    _free_template
--- 3882    release_run
--- 3907    _keep_template
--- 3930    extend_claim
--- 3952  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 3957    _mark_template
--- 3979    _note_template
--- 4009    set_task_checkpoint_state
--- 4044    _recall_template
--- 4066    get_task_checkpoint_state
--- 4090    _list_template
--- 4119    get_task_checkpoint_states
--- 4145  43_events.sql: Wait for an event, or learn how the wait ended
--- 4152    _wait_template
--- 4224    _park_template
--- 4265    await_event
--- 4302    _emit_template
--- 4361    emit_event
--- 4386  44_control.sql: Read a task, or raise TG003
--- 4388    _fetch_template
--- 4414    _stop_template
--- 4438    cancel_task
--- 4455    _rerun_template
--- 4521    _renew_template
--- 4556    retry_task
--- 4595    _show_template
--- 4635    get_task_result
--- 4665  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 4672    _purge_template
--- 4708    _first_uuid
--- 4724    _sweep_template
--- 4764    _clean
--- 4798    cleanup_tasks
--- 4819    cleanup_events
--- 4840    cleanup_all_queues
--- 4869  50_ticker.sql: One tick of one queue: take a step in the rotation, deal with what is due.  The
--- 4873    _tick_template
--- 4892    _ticked (sequence)
--- 4898    ticker
--- 4946    ticker_loop (procedure)
--- 4972  51_cron.sql: Whether pg_cron is installed in this database
--- 4974    _has_cron
--- 4984    _cron_has_seconds
--- 5005    _explain_no_cron
--- 5037    start
--- 5079    stop
--- 5103    _maintain
--- 5125    status
--- 5160  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  242  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  244    current_time
+--  263    _after
+--  278    _micros
+--  289  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  305    _random_bytes
+--  324    _make_uuidv7
+--  347    portable_uuidv7
+--  377    uuidv7_timestamp
+--  403    _task_id
+--  427    _run_id
+--  442    _run_task
+--  453    _run_number
+--  467  12_types.sql: The composite types that functions pass to each other
+--  475    _gap (type)
+--  481    _late (type)
+--  486    _timer (type)
+--  491    _picked (type)
+--  500    _spawn (type)
+--  528  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  530    _check_keys
+--  563    _number_option
+--  598    _integer_option
+--  624    _text_option
+--  650    _check_name
+--  677    _check_seconds
+--  705    _check_isolation
+--  724    _check_policy
+--  754    _check_spawn
+--  791    _read_spawn_options
+--  841    _available_at
+--  881    _check_cancellation
+--  898  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+--  901    _check_retry_strategy
+--  937    _backoff
+--  980    _fraction
+--  991  20_tables.sql: Queues and the policy of each
+--  993    queues (table)
+-- 1012    t_template (table)
+-- 1081    p0_template (table)
+-- 1094    p1_template (table)
+-- 1137    k0_template (table)
+-- 1148    k1_template (table)
+-- 1172    seq_template (sequence)
+-- 1173    ring_template (sequence)
+-- 1174    parked_template (sequence)
+-- 1175    woken_template (sequence)
+-- 1176    plan_template (sequence)
+-- 1177    fired_template (sequence)
+-- 1178    clock_template (sequence)
+-- 1179    carry_template (sequence)
+-- 1200    r_template (table)
+-- 1217    c_template (table)
+-- 1234    e_template (table)
+-- 1251    w_template (table)
+-- 1266  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 1269    validate_queue_name
+-- 1311    _policy
+-- 1347    _call
+-- 1361    _template_ddl (view)
+-- 1439    _stamp
+-- 1449    _stamp_functions
+-- 1470    _each_queue
+-- 1492    _init_template
+-- 1515    _hush_template
+-- 1536    _beyond
+-- 1545    create_queue
+-- 1598    drop_queue
+-- 1631    _drop_all
+-- 1671    list_queues
+-- 1685  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 1694    _push_template
+-- 1735    _fill
+-- 1755    _add0_template
+-- 1822    _back0_template
+-- 1840  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 1844    _claim0_template
+-- 1905    _pick0_template
+-- 1996    _move0_template
+-- 2058    _open_xids
+-- 2078    _next0_template
+-- 2106    _many0_template
+-- 2135    _stuck0_template
+-- 2172    _trim0_template
+-- 2215    _take_template
+-- 2295    _known_template
+-- 2315    claim_task
+-- 2367    _next_template
+-- 2408    _soon0_template
+-- 2464    next_due
+-- 2484  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 2497    _due0_template
+-- 2573    _last0_template
+-- 2598    _any0_template
+-- 2625    _miss0_template
+-- 2661    _pass0_template
+-- 2707    _fire_template
+-- 2759    _expire_template
+-- 2826    _over_template
+-- 2847  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 2849    _segment_bytes
+-- 2870    _turn_template
+-- 2902    _turn0_template
+-- 2937    _spent0_template
+-- 2951    _dry0_template
+-- 2978    _left0_template
+-- 3009    _carry0_template
+-- 3053  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 3058    _put_template
+-- 3136    _new_template
+-- 3178    _found_template
+-- 3234    spawn_task
+-- 3275    spawn_tasks
+-- 3309    _read_task
+-- 3326  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 3331    _hold_template
+-- 3382    _own_template
+-- 3402    _done_template
+-- 3436    complete_run
+-- 3459    _flush_template
+-- 3517    _why_template
+-- 3533    _read_runs
+-- 3579    _explain_bad_run
+-- 3604    complete_runs
+-- 3629    _end_template
+-- 3678    _file_template
+-- 3702    _again_template
+-- 3736    _queue_template
+-- 3757    _fail_template
+-- 3775    fail_run
+-- 3799    _nap_template
+-- 3825    schedule_run
+-- 3855    _free_template
+-- 3892    release_run
+-- 3917    _keep_template
+-- 3940    extend_claim
+-- 3962  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 3967    _mark_template
+-- 3989    _note_template
+-- 4019    set_task_checkpoint_state
+-- 4054    _recall_template
+-- 4076    get_task_checkpoint_state
+-- 4100    _list_template
+-- 4129    get_task_checkpoint_states
+-- 4155  43_events.sql: Wait for an event, or learn how the wait ended
+-- 4162    _wait_template
+-- 4234    _park_template
+-- 4275    await_event
+-- 4312    _emit_template
+-- 4371    emit_event
+-- 4396  44_control.sql: Read a task, or raise TG003
+-- 4398    _fetch_template
+-- 4424    _stop_template
+-- 4448    cancel_task
+-- 4465    _rerun_template
+-- 4531    _renew_template
+-- 4566    retry_task
+-- 4605    _show_template
+-- 4645    get_task_result
+-- 4675  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 4682    _purge_template
+-- 4718    _first_uuid
+-- 4734    _sweep_template
+-- 4774    _clean
+-- 4808    cleanup_tasks
+-- 4829    cleanup_events
+-- 4850    cleanup_all_queues
+-- 4879  50_ticker.sql: One tick of one queue: take a step in the rotation, deal with what is due.  The
+-- 4883    _tick_template
+-- 4902    _ticked (sequence)
+-- 4908    ticker
+-- 4956    ticker_loop (procedure)
+-- 4982  51_cron.sql: Whether pg_cron is installed in this database
+-- 4984    _has_cron
+-- 4994    _cron_has_seconds
+-- 5015    _explain_no_cron
+-- 5047    start
+-- 5089    stop
+-- 5113    _maintain
+-- 5135    status
+-- 5170  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -232,9 +232,8 @@ create or replace function teguh.version()
   language sql
   immutable
   parallel safe
-  set search_path = pg_catalog, pg_temp
 as $$
-  select '0.1.0'::text;
+  select '0.1.0'::pg_catalog.text;
 $$;
 
 comment on function teguh.version() is
@@ -1306,7 +1305,9 @@ comment on function teguh.validate_queue_name(text) is
   'Returns the name if a queue may have it: 1 to 55 lowercase letters, digits and '
   'underscores, a letter first. Raises 42602 if not, 42939 for the reserved "template".';
 
--- The policy of a queue, or TG001.
+-- The policy of a queue, or TG001.  Every call that works on a queue comes through here, and
+-- waits here while an upgrade holds teguh.queues.  What was called before the upgrade would
+-- go on with functions from after it, and has to be called again.
 create or replace function teguh._policy(p_queue_name text)
   returns jsonb
   language plpgsql
@@ -1326,6 +1327,15 @@ begin
         errcode = 'TG001',
         detail = 'No queue of that name was created in this database.',
         hint = format('Create it: select teguh.create_queue(%L);', left(p_queue_name, 60));
+  end if;
+
+  if teguh.version() <> '0.1.0' then
+    raise exception 'teguh was upgraded while this call waited'
+      using
+        errcode = '40001',
+        detail = format('The call began with version 0.1.0, and %s is installed now.',
+          teguh.version()),
+        hint = 'Try again.';
   end if;
 
   return v_policy;
