@@ -150,7 +150,7 @@ select is(
 -- Given names of strategies
 -- Then
 select throws_ok(
-  $$ select teguh._check_retry_strategy('{"kind": "linear"}') $$,
+  $$ select teguh._check_retry_strategy('{"kind": "cubic"}') $$,
   'TG005', null,
   'a kind that is not known is refused'
 );

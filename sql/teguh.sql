@@ -8,219 +8,226 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  225  00_install.sql
---  255  01_version.sql: What the schema is, and its version
---  262    version
---  275  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  277    current_time
---  296    _after
---  311    _micros
---  322  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  338    _random_bytes
---  357    _make_uuidv7
---  380    portable_uuidv7
---  410    uuidv7_timestamp
---  436    _task_id
---  460    _run_id
---  475    _run_task
---  486    _run_number
---  500  12_types.sql: The composite types that functions pass to each other
---  505    _gap (type)
---  513    _late (type)
---  520    _timer (type)
---  527    _picked (type)
---  538    _spawn (type)
---  570  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  572    _check_keys
---  605    _number_option
---  640    _integer_option
---  666    _text_option
---  692    _uuid_option
---  719    _tags_option
---  748    _check_name
---  775    _check_seconds
---  803    _check_isolation
---  822    _check_policy
---  852    _check_spawn
---  889    _read_spawn_options
---  946    _available_at
---  986    _check_cancellation
--- 1003  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1006    _check_retry_strategy
--- 1042    _backoff
--- 1085    _fraction
--- 1096  20_tables.sql: Queues and the policy of each
--- 1098    queues (table)
--- 1117    grants (table)
--- 1131    versions (table)
--- 1146    t_template (table)
--- 1224    p0_template (table)
--- 1237    p1_template (table)
--- 1280    k0_template (table)
--- 1291    k1_template (table)
--- 1315    seq_template (sequence)
--- 1316    ring_template (sequence)
--- 1317    parked_template (sequence)
--- 1318    woken_template (sequence)
--- 1319    plan_template (sequence)
--- 1320    fired_template (sequence)
--- 1321    clock_template (sequence)
--- 1322    carry_template (sequence)
--- 1343    r_template (table)
--- 1360    c_template (table)
--- 1377    e_template (table)
--- 1394    w_template (table)
--- 1409  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 1412    validate_queue_name
--- 1454    _policy
--- 1491    _call
--- 1505    _template_ddl (view)
--- 1590    _stamp
--- 1602    _stamp_queues
--- 1630    _stamp_relation
--- 1670    _stamp_function
--- 1700    _function
--- 1712    _signature
--- 1723    _leave_extension
--- 1749    _lock_number
--- 1759    _share_queue
--- 1772    _may
--- 1788    _each_queue
--- 1810    _init_template
--- 1836    _hush_template
--- 1857    _beyond
--- 1866    create_queue
--- 1911    _refuse_busy
--- 1930    drop_queue
--- 1960    _drop_all
--- 2003    list_queues
--- 2018  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 2027    _push_template
--- 2068    _fill
--- 2088    _add0_template
--- 2155    _back0_template
--- 2173  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 2177    _claim0_template
--- 2238    _pick0_template
--- 2329    _move0_template
--- 2391    _open_xids
--- 2411    _next0_template
--- 2439    _many0_template
--- 2468    _stuck0_template
--- 2505    _trim0_template
--- 2548    _take_template
--- 2628    _known_template
--- 2648    claim_task
--- 2700    _next_template
--- 2741    _soon0_template
--- 2797    next_due
--- 2817  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 2830    _due0_template
--- 2906    _last0_template
--- 2931    _any0_template
--- 2958    _miss0_template
--- 2994    _pass0_template
--- 3040    _fire_template
--- 3092    _expire_template
--- 3159    _over_template
--- 3180  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 3182    _segment_bytes
--- 3203    _turn_template
--- 3235    _turn0_template
--- 3270    _spent0_template
--- 3284    _dry0_template
--- 3311    _left0_template
--- 3342    _carry0_template
--- 3386  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 3392    _remake_template
--- 3434    _alive_template
--- 3489    _home
--- 3502    _settle_template
--- 3524    rebuild_dispatch
--- 3557  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 3562    _put_template
--- 3642    _new_template
--- 3686    _found_template
--- 3742    spawn_task
--- 3784    spawn_tasks
--- 3818    _read_task
--- 3835  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 3840    _hold_template
--- 3891    _own_template
--- 3911    _done_template
--- 3945    complete_run
--- 3968    _flush_template
--- 4026    _why_template
--- 4042    _read_runs
--- 4088    _explain_bad_run
--- 4113    complete_runs
--- 4138    _end_template
--- 4187    _file_template
--- 4211    _again_template
--- 4245    _queue_template
--- 4266    _fail_template
--- 4284    fail_run
--- 4308    _nap_template
--- 4334    schedule_run
--- 4364    _free_template
--- 4401    release_run
--- 4426    _keep_template
--- 4449    extend_claim
--- 4471  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 4476    _mark_template
--- 4498    _note_template
--- 4528    set_task_checkpoint_state
--- 4563    _recall_template
--- 4585    get_task_checkpoint_state
--- 4609    _list_template
--- 4638    get_task_checkpoint_states
--- 4664  43_events.sql: Wait for an event, or learn how the wait ended
--- 4671    _wait_template
--- 4743    _park_template
--- 4784    await_event
--- 4821    _emit_template
--- 4880    emit_event
--- 4905  44_control.sql: Read a task, or raise TG003
--- 4907    _fetch_template
--- 4933    _stop_template
--- 4957    cancel_task
--- 4974    _rerun_template
--- 5041    _renew_template
--- 5076    retry_task
--- 5115    _show_template
--- 5161    get_task_result
--- 5195  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 5202    _purge_template
--- 5238    _first_uuid
--- 5254    _sweep_template
--- 5294    _clean
--- 5328    cleanup_tasks
--- 5349    cleanup_events
--- 5370    cleanup_all_queues
--- 5400  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 5405    _tick_template
--- 5425    _ticked (sequence)
--- 5431    _set_ticked
--- 5444    ticker
--- 5492    ticker_loop (procedure)
--- 5518  51_cron.sql: Whether pg_cron is installed in this database
--- 5520    _has_cron
--- 5530    _cron_has_seconds
--- 5551    _explain_no_cron
--- 5583    start
--- 5626    stop
--- 5651    _maintain
--- 5673    status
--- 5709  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 5713    _rights (view)
--- 5769    _allowed
--- 5808    _grant
--- 5827    _grant_again
--- 5843    _grant_queue
--- 5858    _check_grant
--- 5891    grant_access
--- 5927    revoke_access
--- 5973  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  232  00_install.sql
+--  280  01_version.sql: What the schema is, and its version
+--  287    version
+--  299  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  301    current_time
+--  320    _after
+--  335    _micros
+--  346  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  362    _random_bytes
+--  381    _make_uuidv7
+--  404    portable_uuidv7
+--  434    uuidv7_timestamp
+--  460    _task_id
+--  484    _run_id
+--  499    _run_task
+--  510    _run_number
+--  524  12_types.sql: The composite types that functions pass to each other
+--  529    _gap (type)
+--  537    _late (type)
+--  544    _timer (type)
+--  551    _picked (type)
+--  562    _spawn (type)
+--  594  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  596    _check_keys
+--  629    _number_option
+--  664    _integer_option
+--  690    _text_option
+--  716    _uuid_option
+--  743    _tags_option
+--  772    _check_name
+--  799    _check_seconds
+--  827    _check_isolation
+--  846    _check_policy
+--  876    _check_spawn
+--  913    _read_spawn_options
+--  970    _available_at
+-- 1010    _check_cancellation
+-- 1027  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1030    _check_retry_strategy
+-- 1068    _backoff
+-- 1114    _fraction
+-- 1125  20_tables.sql: Queues and the policy of each
+-- 1127    queues (table)
+-- 1150    grants (table)
+-- 1164    versions (table)
+-- 1179    t_template (table)
+-- 1257    p0_template (table)
+-- 1270    p1_template (table)
+-- 1313    k0_template (table)
+-- 1324    k1_template (table)
+-- 1348    seq_template (sequence)
+-- 1349    ring_template (sequence)
+-- 1350    parked_template (sequence)
+-- 1351    woken_template (sequence)
+-- 1352    plan_template (sequence)
+-- 1353    fired_template (sequence)
+-- 1354    clock_template (sequence)
+-- 1355    carry_template (sequence)
+-- 1376    r_template (table)
+-- 1393    c_template (table)
+-- 1410    e_template (table)
+-- 1427    w_template (table)
+-- 1442  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 1445    validate_queue_name
+-- 1487    _policy
+-- 1529    _call
+-- 1543    _template_ddl (view)
+-- 1628    _stamp
+-- 1640    _stamp_queues
+-- 1668    _stamp_relation
+-- 1708    _stamp_function
+-- 1738    _function
+-- 1750    _signature
+-- 1761    _leave_extension
+-- 1787    _lock_number
+-- 1797    _share_queue
+-- 1810    _may
+-- 1826    _each_queue
+-- 1848    _init_template
+-- 1874    _hush_template
+-- 1895    _beyond
+-- 1904    create_queue
+-- 1950    _refuse_busy
+-- 1969    drop_queue
+-- 1999    _drop_all
+-- 2042    list_queues
+-- 2063  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 2072    _push_template
+-- 2113    _fill
+-- 2133    _add0_template
+-- 2200    _back0_template
+-- 2218  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 2222    _claim0_template
+-- 2283    _pick0_template
+-- 2374    _move0_template
+-- 2436    _open_xids
+-- 2456    _next0_template
+-- 2484    _many0_template
+-- 2513    _stuck0_template
+-- 2550    _trim0_template
+-- 2593    _take_template
+-- 2673    _known_template
+-- 2693    _paused_until
+-- 2706    claim_task
+-- 2764    _next_template
+-- 2805    _soon0_template
+-- 2861    next_due
+-- 2886  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 2899    _due0_template
+-- 2975    _last0_template
+-- 3000    _any0_template
+-- 3027    _miss0_template
+-- 3063    _pass0_template
+-- 3109    _fire_template
+-- 3161    _expire_template
+-- 3228    _over_template
+-- 3249  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 3251    _segment_bytes
+-- 3272    _turn_template
+-- 3304    _turn0_template
+-- 3339    _spent0_template
+-- 3353    _dry0_template
+-- 3380    _left0_template
+-- 3411    _carry0_template
+-- 3455  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 3461    _remake_template
+-- 3503    _alive_template
+-- 3558    _home
+-- 3571    _settle_template
+-- 3593    rebuild_dispatch
+-- 3626  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 3631    _put_template
+-- 3711    _new_template
+-- 3755    _found_template
+-- 3811    spawn_task
+-- 3853    spawn_tasks
+-- 3887    _read_task
+-- 3904  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 3909    _hold_template
+-- 3960    _own_template
+-- 3980    _done_template
+-- 4014    complete_run
+-- 4037    _flush_template
+-- 4095    _why_template
+-- 4111    _read_runs
+-- 4157    _explain_bad_run
+-- 4182    complete_runs
+-- 4207    _end_template
+-- 4256    _file_template
+-- 4280    _again_template
+-- 4314    _queue_template
+-- 4335    _fail_template
+-- 4353    fail_run
+-- 4377    _nap_template
+-- 4403    schedule_run
+-- 4433    _free_template
+-- 4470    release_run
+-- 4495    _keep_template
+-- 4518    extend_claim
+-- 4540  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 4545    _mark_template
+-- 4567    _note_template
+-- 4597    set_task_checkpoint_state
+-- 4632    _recall_template
+-- 4654    get_task_checkpoint_state
+-- 4678    _list_template
+-- 4707    get_task_checkpoint_states
+-- 4733  43_events.sql: Wait for an event, or learn how the wait ended
+-- 4740    _wait_template
+-- 4812    _park_template
+-- 4853    await_event
+-- 4890    _emit_template
+-- 4949    emit_event
+-- 4974  44_control.sql: Read a task, or raise TG003
+-- 4976    _fetch_template
+-- 5002    _stop_template
+-- 5026    cancel_task
+-- 5043    _rerun_template
+-- 5110    _renew_template
+-- 5145    retry_task
+-- 5184    _show_template
+-- 5230    get_task_result
+-- 5264  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 5271    _purge_template
+-- 5307    _first_uuid
+-- 5323    _sweep_template
+-- 5363    _clean
+-- 5397    cleanup_tasks
+-- 5418    cleanup_events
+-- 5439    cleanup_all_queues
+-- 5469  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 5471    _pause_template
+-- 5488    pause_queue
+-- 5516    resume_queue
+-- 5532    get_queue_policy
+-- 5551    set_queue_policy
+-- 5568  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 5573    _tick_template
+-- 5593    _ticked (sequence)
+-- 5599    _set_ticked
+-- 5612    ticker
+-- 5660    ticker_loop (procedure)
+-- 5686  51_cron.sql: Whether pg_cron is installed in this database
+-- 5688    _has_cron
+-- 5698    _cron_has_seconds
+-- 5719    _explain_no_cron
+-- 5751    start
+-- 5794    stop
+-- 5819    _maintain
+-- 5841    status
+-- 5877  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 5881    _rights (view)
+-- 5941    _allowed
+-- 5980    _grant
+-- 5999    _grant_again
+-- 6015    _grant_queue
+-- 6030    _check_grant
+-- 6063    grant_access
+-- 6099    revoke_access
+-- 6145  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -228,6 +235,26 @@ begin;
 set local client_min_messages = warning;
 set local search_path = pg_catalog, pg_temp;
 set local check_function_bodies = off;
+
+-- A schema of that name that somebody else has made may hold anything, and the functions
+-- below run with the rights of whoever owns them.
+do $$
+declare
+  v_owner regrole := (
+    select n.nspowner::regrole from pg_namespace as n where n.nspname = 'teguh'
+  );
+begin
+  if v_owner is null then
+    create schema teguh;
+  elsif v_owner <> current_user::regrole then
+    raise exception 'schema "teguh" belongs to %', v_owner
+      using
+        errcode = '42501',
+        detail = 'Everything in it must belong to the role that owns it.',
+        hint = format('Run this as that role: set role %s;', v_owner);
+  end if;
+end;
+$$;
 
 -- Refuse to run over another version: tables change only through sql/upgrade.
 do $$
@@ -250,8 +277,6 @@ begin
 end;
 $$;
 
-create schema if not exists teguh;
-
 -- sql/src/01_version.sql
 -- What the schema is, and its version.
 comment on schema teguh is
@@ -264,9 +289,8 @@ create or replace function teguh.version()
   language sql
   immutable
   parallel safe
-  set search_path = pg_catalog, pg_temp
 as $$
-  select '0.2.0'::text;
+  select '0.2.0'::pg_catalog.text;
 $$;
 
 comment on function teguh.version() is
@@ -1025,11 +1049,13 @@ begin
   perform teguh._number_option(p_strategy, 'jitter', 0, 1);
 
   v_kind := teguh._text_option(p_strategy, 'kind');
-  if v_kind is null or v_kind not in ('none', 'fixed', 'exponential') then
+  if v_kind is null
+    or v_kind not in ('none', 'fixed', 'exponential', 'linear', 'quadratic')
+  then
     raise exception 'unknown retry strategy "%"', left(coalesce(v_kind, 'null'), 200)
       using
         errcode = 'TG005',
-        detail = 'Known kinds: none, fixed, exponential.',
+        detail = 'Known kinds: none, fixed, exponential, linear, quadratic.',
         hint = 'For instance {"kind": "fixed", "base_seconds": 10}.';
   end if;
 end;
@@ -1067,6 +1093,9 @@ begin
     return 0;
   elsif v_kind = 'fixed' then
     v_delay := coalesce(v_base, 60);
+  elsif v_kind in ('linear', 'quadratic') then
+    v_delay := coalesce(v_base, 30) * p_failures::double precision
+               * case v_kind when 'linear' then 1 else p_failures end;
   else
     v_base := coalesce(v_base, case when p_strategy is null then 1 else 30 end);
     -- v_base * v_factor ^ (p_failures - 1), by way of logarithms: power() overflows
@@ -1096,10 +1125,11 @@ $$;
 -- sql/src/20_tables.sql
 -- Queues and the policy of each.
 create table if not exists teguh.queues (
-  queue_name text        not null,
-  policy     jsonb       not null default '{}',
-  created_at timestamptz not null,
-  built_for  bigint,
+  queue_name   text        not null,
+  policy       jsonb       not null default '{}',
+  created_at   timestamptz not null,
+  built_for    bigint,
+  paused_until timestamptz,
   constraint queues_pkey primary key (queue_name)
 );
 
@@ -1112,6 +1142,9 @@ comment on column teguh.queues.policy is
 comment on column teguh.queues.built_for is
   'The database and table that the queue''s dispatch was built for, as a hash. Another '
   'one tells that the queue was restored from a dump.';
+
+comment on column teguh.queues.paused_until is
+  'Until when claims return nothing; null unless it was paused.';
 
 -- Who may do what.
 create table if not exists teguh.grants (
@@ -1461,7 +1494,12 @@ as $$
 declare
   v_policy jsonb;
 begin
-  select q.policy into v_policy
+  select
+    case
+      when q.paused_until is null then q.policy
+      else q.policy || jsonb_build_object('paused_until', q.paused_until)
+    end
+  into v_policy
   from teguh.queues as q
   where q.queue_name = p_queue_name;
 
@@ -1877,7 +1915,7 @@ begin
   perform teguh._check_policy(v_policy);
 
   insert into teguh.queues as q (queue_name, policy, created_at)
-  values (p_queue_name, v_policy, teguh.current_time())
+  values (p_queue_name, jsonb_strip_nulls(v_policy), teguh.current_time())
   on conflict (queue_name) do nothing;
 
   if found then
@@ -1886,9 +1924,9 @@ begin
     perform teguh._grant_queue(p_queue_name);
   else
     update teguh.queues as q
-    set policy = q.policy || v_policy
+    set policy = jsonb_strip_nulls(q.policy || v_policy)
     where q.queue_name = p_queue_name
-      and q.policy <> q.policy || v_policy;
+      and q.policy <> jsonb_strip_nulls(q.policy || v_policy);
     if not found then
       return;
     end if;
@@ -1904,7 +1942,8 @@ comment on function teguh.create_queue(text, jsonb) is
   'Creates a queue. On a queue that exists, sets the policy keys given and leaves '
   'the others. Policy: notify (auto, always, off), cleanup_ttl (seconds that '
   'finished tasks are kept, default 2592000), cleanup_limit (tasks removed per '
-  'call, default 1000), default_max_attempts, default_retry_strategy. '
+  'call, default 1000), default_max_attempts, default_retry_strategy; null sets a key back '
+  'to its default. '
   'Raises 42602 or 42939 for a name that cannot be, TG005 for a bad policy.';
 
 -- Give up on a queue whose tables could not be locked.
@@ -2001,19 +2040,25 @@ $$;
 
 -- The queues of this database.
 create or replace function teguh.list_queues()
-  returns table(queue_name text, created_at timestamptz, policy jsonb)
+  returns table(
+    queue_name   text,
+    created_at   timestamptz,
+    policy       jsonb,
+    paused_until timestamptz
+  )
   language sql
   stable
   security definer
   set search_path = pg_catalog, pg_temp
 as $$
-  select q.queue_name, q.created_at, q.policy
+  select q.queue_name, q.created_at, q.policy, q.paused_until
   from teguh.queues as q
   order by q.queue_name;
 $$;
 
 comment on function teguh.list_queues() is
-  'The queues of this database by name, each with the policy it was given.';
+  'The queues of this database by name, each with the policy it was given and until when '
+  'it is paused, null if it never was.';
 
 -- sql/src/30_enqueue.sql
 -- Queue tasks: ready to be claimed (kind r), or as timers that come due later
@@ -2644,6 +2689,19 @@ begin
 end;
 $$;
 
+-- Until when a queue is paused, by its policy; null if it is not.
+create or replace function teguh._paused_until(p_policy jsonb)
+  returns timestamptz
+  language sql
+  volatile
+as $$
+  select case
+    when pg_catalog.jsonb_object_field_text(p_policy, 'paused_until')::timestamp with time zone
+      operator(pg_catalog.>) teguh.current_time()
+      then pg_catalog.jsonb_object_field_text(p_policy, 'paused_until')::timestamp with time zone
+  end;
+$$;
+
 -- Claim runs of a queue.
 create or replace function teguh.claim_task(
   p_queue_name    text,
@@ -2670,9 +2728,15 @@ create or replace function teguh.claim_task(
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_policy jsonb := teguh._policy(p_queue_name);
 begin
   perform teguh._check_isolation('claim_task');
-  return query execute teguh._call('take', p_queue_name, 3)
+  if teguh._paused_until(v_policy) is not null then
+    return;
+  end if;
+
+  return query execute 'select * from teguh._take_' || p_queue_name || '($1, $2, $3)'
   using
     coalesce(nullif(btrim(p_worker_id), ''), 'worker'),
     nullif(p_claim_timeout, 'NaN'),
@@ -2801,9 +2865,14 @@ create or replace function teguh.next_due(p_queue_name text)
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_due timestamptz;
+  v_policy jsonb := teguh._policy(p_queue_name);
+  v_due    timestamptz := teguh._paused_until(v_policy);
 begin
-  execute teguh._call('next', p_queue_name, 0) into v_due;
+  if v_due is not null then
+    return nullif(v_due, 'infinity');
+  end if;
+
+  execute 'select teguh._next_' || p_queue_name || '()' into v_due;
   return v_due;
 end;
 $$;
@@ -2811,8 +2880,8 @@ $$;
 comment on function teguh.next_due(text) is
   'When the next delayed task of the queue is due; null if none is. A worker calls '
   'it before it waits, and waits no longer: the answer is the present moment if a '
-  'task is ready, and 10 ms from it while spawns are being committed. Raises TG001 '
-  'for an unknown queue.';
+  'task is ready, and 10 ms from it while spawns are being committed. While the queue is '
+  'paused: when that ends, null if not by itself. Raises TG001 for an unknown queue.';
 
 -- sql/src/32_timers.sql
 -- Collect the timers of one kind that have come due in a segment, up to p_limit,
@@ -3460,7 +3529,7 @@ begin
   )
 
   select
-    (select b.task_id from batch as b order by b.task_id desc limit 1),
+    (select t.task_id from batch as t order by t.task_id desc limit 1),
     array_agg(b.task_id) filter (where b.state = 'pending'),
     array_agg(b.turn) filter (where b.state = 'pending'),
     array_agg(b.task_id) filter (where b.state = 'sleeping' and b.available_at is not null),
@@ -3477,9 +3546,9 @@ begin
     limited, limits
   from (
     select
-      b.*,
-      b.deadline_at is not null and b.state in ('pending', 'running', 'sleeping') as limited
-    from batch as b
+      t.*,
+      t.deadline_at is not null and t.state in ('pending', 'running', 'sleeping') as limited
+    from batch as t
   ) as b;
 end;
 $$;
@@ -3771,7 +3840,7 @@ $$;
 
 comment on function teguh.spawn_task(text, text, jsonb, jsonb) is
   'Spawns a task in the caller''s transaction: it exists once that commits. Options: '
-  'headers (object), retry_strategy ({"kind": none, fixed or exponential, '
+  'headers (object), retry_strategy ({"kind": none, fixed, exponential, linear, quadratic, '
   '"base_seconds", "factor", "max_seconds", "jitter"}), max_attempts (null: '
   'unlimited), cancellation ({"max_delay", "max_duration"} in seconds), '
   'idempotency_key, idempotency_mismatch (error or return), available_at, '
@@ -5397,6 +5466,105 @@ comment on function teguh.cleanup_all_queues(text) is
   'Removes old tasks and events of a queue (null: of every queue) as its policy says, '
   'one bounded batch each, and returns the counts. Raises TG001 for an unknown queue.';
 
+-- sql/src/46_policy.sql
+-- Set a queue's pause, or end it (null) and tell the workers that wait.
+create or replace function teguh._pause_template(p_until timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  update teguh.queues as q
+  set paused_until = p_until
+  where q.queue_name = substr('_template', 2);
+  if p_until is null then
+    perform pg_notify('teguh_template', '');
+  end if;
+end;
+$$;
+
+-- Pause a queue.
+create or replace function teguh.pause_queue(
+  p_queue_name text,
+  p_until      timestamptz default 'infinity'
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_until is null then
+    raise exception 'a pause must have an end'
+      using
+        errcode = '22004',
+        detail = 'The time until which the queue is paused is null.',
+        hint = 'Leave it out to pause until resume_queue() is called.';
+  end if;
+
+  execute teguh._call('pause', p_queue_name, 1) using p_until;
+end;
+$$;
+
+comment on function teguh.pause_queue(text, timestamptz) is
+  'Lets claims of a queue return nothing until p_until, or until resume_queue(). Spawns, '
+  'events, running tasks and timers go on. Raises TG001 for an unknown queue, 22004 for a '
+  'null time.';
+
+-- Resume a queue.
+create or replace function teguh.resume_queue(p_queue_name text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  execute teguh._call('pause', p_queue_name, 1) using null::timestamptz;
+end;
+$$;
+
+comment on function teguh.resume_queue(text) is
+  'Ends the pause of a queue and wakes its workers; one that is not paused stays as it is. '
+  'Raises TG001 for an unknown queue.';
+
+-- Read a queue's policy.
+create or replace function teguh.get_queue_policy(p_queue_name text)
+  returns jsonb
+  language plpgsql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return '{
+    "notify": "auto", "cleanup_ttl": 2592000, "cleanup_limit": 1000,
+    "default_max_attempts": null, "default_retry_strategy": null
+  }'::jsonb || (teguh._policy(p_queue_name) - 'paused_until');
+end;
+$$;
+
+comment on function teguh.get_queue_policy(text) is
+  'The policy of a queue, with the defaults for what was not set: see create_queue() for '
+  'the keys. Raises TG001 for an unknown queue.';
+
+-- Set keys of a queue's policy.
+create or replace function teguh.set_queue_policy(p_queue_name text, p_policy jsonb)
+  returns void
+  language plpgsql
+  volatile
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh.create_queue(p_queue_name, p_policy);
+end;
+$$;
+
+comment on function teguh.set_queue_policy(text, jsonb) is
+  'Sets the keys given of a queue''s policy and leaves the others; null sets a key back to '
+  'its default. Creates the queue if there is none: it is create_queue(). Raises 42602 or '
+  '42939 for a name that cannot be, TG005 for a bad policy.';
+
 -- sql/src/50_ticker.sql
 -- One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
 -- restored from a dump, deal with what is due.  The step comes first, and only when the
@@ -5726,6 +5894,7 @@ from (
     ('validate_queue_name',        '',            'client worker observer admin', false),
     ('list_queues',                '',            'client worker observer admin', false),
     ('status',                     '',            'client worker observer admin', false),
+    ('get_queue_policy',           '',            'client worker observer admin', false),
     ('get_task_result',            'show',        'client worker observer admin', false),
     ('get_task_checkpoint_state',  'recall',      'client worker observer admin', false),
     ('get_task_checkpoint_states', 'list',        'client worker observer admin', false),
@@ -5748,10 +5917,13 @@ from (
     ('cleanup_tasks',              'purge',       'admin',                        false),
     ('cleanup_events',             'sweep',       'admin',                        false),
     ('rebuild_dispatch',           'remake',      'admin',                        false),
+    ('pause_queue',                'pause',       'admin',                        false),
+    ('resume_queue',               'pause',       'admin',                        false),
     ('ticker_loop',                '',            'admin',                        true),
     ('cleanup_all_queues',         '',            'admin',                        true),
     ('create_queue',               '',            'admin',                        true),
     ('drop_queue',                 '',            'admin',                        true),
+    ('set_queue_policy',           '',            'admin',                        true),
     ('start',                      '',            'admin',                        true),
     ('stop',                       '',            'admin',                        true),
     ('grant_access',               '',            'admin',                        true),

@@ -34,7 +34,12 @@ ticker_loop(IN p_options jsonb) -> None
 validate_queue_name(p_queue_name text) -> text
 create_queue(p_queue_name text, p_policy jsonb) -> void
 drop_queue(p_queue_name text) -> void
-list_queues() -> TABLE(queue_name text, created_at timestamp with time zone, policy jsonb)
+list_queues() -> TABLE(queue_name text, created_at timestamp with time zone, policy jsonb,
+  paused_until timestamp with time zone)
+get_queue_policy(p_queue_name text) -> jsonb
+set_queue_policy(p_queue_name text, p_policy jsonb) -> void
+pause_queue(p_queue_name text, p_until timestamp with time zone) -> void
+resume_queue(p_queue_name text) -> void
 spawn_task(p_queue_name text, p_task_name text, p_params jsonb, p_options jsonb)
   -> TABLE(task_id uuid, run_id uuid, attempt integer, created boolean)
 spawn_tasks(p_queue_name text, p_tasks jsonb)
@@ -69,7 +74,8 @@ get_task_result(p_queue_name text, p_task_id uuid)
   -> TABLE(task_id uuid, state text, attempts integer, completed_payload jsonb,
   cancelled_at timestamp with time zone, failure_reason jsonb, failures integer, task_name text,
   created_at timestamp with time zone, available_at timestamp with time zone,
-  first_started_at timestamp with time zone, finished_at timestamp with time zone)
+  first_started_at timestamp with time zone, finished_at timestamp with time zone, tags text[],
+  correlation_id text, parent_task_id uuid)
 cleanup_tasks(p_queue_name text, p_ttl_seconds double precision, p_limit integer) -> integer
 cleanup_events(p_queue_name text, p_ttl_seconds double precision, p_limit integer) -> integer
 cleanup_all_queues(p_queue_name text)
@@ -93,6 +99,7 @@ SQLSTATES = {
     "22004": "null where a value is needed",
     "25001": "claim_task outside READ COMMITTED",
     "40001": "serialization failure: try again",
+    "42501": "no right to do that",
     "42602": "a name that cannot be",
     "42704": "the role does not exist",
     "42939": "a reserved name",

@@ -33,6 +33,8 @@ schema = teguh
 relocatable = false
 superuser = false
 """
+# Where what opens a teguh.sql ends: transaction, guards, schema.
+SECOND_MODULE = "\n-- sql/src/01_version.sql\n"
 SCHEMA = "create schema if not exists teguh;\n"
 NO_PSQL = r'\echo Use "{command}" to load this file. \quit'
 PGTLE = """\
@@ -85,9 +87,11 @@ def literal(text: object) -> str:
 
 def fresh(text: str, root: Path = ROOT) -> str:
     """Return a teguh.sql as the script of an extension, without its schema."""
-    _, found, body = text.partition(SCHEMA)
+    _, found, body = text.partition(SECOND_MODULE)
+    if not found:  # 0.1.0 has all of it in the first
+        _, found, body = text.partition(SCHEMA)
     if not found:
-        raise ValueError("teguh.sql does not create the schema in the line that was expected")
+        raise ValueError("what opens teguh.sql does not end where it was expected")
     return SETTINGS + body.removesuffix("\ncommit;\n") + "\n" + registries(root)
 
 

@@ -57,6 +57,7 @@ NPM_CACHE = ROOT / ".cache" / "postgres"
 SUPERUSER = "postgres"
 OWNER = "teguh_owner"  # installs teguh: owns its database, is no superuser
 GUEST = "teguh_guest"  # may log in and nothing else; the owner may `set role` to it
+WORKER = "teguh_worker"  # likewise, until it is granted the access of a worker
 MAJORS = (14, 15, 16, 17, 18)
 
 # Small, and safe against a killed server; a power cut may lose the data, which nobody wants back.
@@ -274,7 +275,7 @@ class Databases:
 
     def _create_roles(self, password: str | None = None) -> None:
         with self.connect() as connection:
-            for role in (OWNER, GUEST):
+            for role in (OWNER, GUEST, WORKER):
                 found = connection.execute(
                     "select 1 from pg_catalog.pg_roles where rolname = %s", (role,)
                 ).fetchone()
@@ -285,7 +286,7 @@ class Databases:
                         sql.SQL("password {}").format(password) if password else sql.SQL(""),
                     )
                 )
-            connection.execute(f"grant {GUEST} to {OWNER}".encode())
+            connection.execute(f"grant {GUEST}, {WORKER} to {OWNER}".encode())
 
 
 class Server(Databases):
@@ -395,6 +396,32 @@ class Server(Databases):
             shutil.rmtree(self._home, ignore_errors=True)
             self._home = None
 
+    # Programs
+
+    @property
+    def data(self) -> Path:
+        """Where the data are."""
+        return self.home / "data"
+
+    @property
+    def programs(self) -> Path:
+        """Where the server's programs are; not every kind has more than it needs to run."""
+        return self._build.bin
+
+    def run(self, program: str, *arguments: str) -> str:
+        """Run one of the server's programs as the server's user; return what it printed."""
+        done: subprocess.CompletedProcess[str] = subprocess.run(
+            [self.programs / program, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            **self._options(),
+        )
+        if done.returncode != 0:
+            raise ServerError(f"{program} failed:\n{done.stdout}")
+        return done.stdout
+
     # Addresses
 
     def dsn(self, database: str = "postgres", user: str = SUPERUSER) -> str:
@@ -415,22 +442,23 @@ class Server(Databases):
         if account is not None:
             os.chown(self.home, account.pw_uid, account.pw_gid)
         self._build = self._reachable(build)
-        made = self.run(
-            "initdb", "--pgdata", str(self.home / "data"), "--username", SUPERUSER,
-            "--auth", "trust", "--encoding", "UTF8", "--no-locale", "--no-sync",
-        )  # fmt: skip
-        if made.returncode != 0:
-            raise ServerError(f"initdb failed:\n{made.stdout}")
+        self._make_data()
         settings = {
             **SETTINGS,
             **dict(build.settings),
             "unix_socket_directories": HOME,
             **self._settings,
         }
-        with (self.home / "data" / "postgresql.auto.conf").open("a", encoding="utf-8") as file:
+        with (self.data / "postgresql.auto.conf").open("a", encoding="utf-8") as file:
             for name, given in settings.items():
                 value = given.replace(HOME, str(self.home)).replace("'", "''")
                 file.write(f"{name} = '{value}'\n")
+
+    def _make_data(self, *options: str) -> None:
+        self.run(
+            "initdb", "--pgdata", str(self.data), "--username", SUPERUSER, "--auth", "trust",
+            "--encoding", "UTF8", "--no-locale", "--no-sync", *options,
+        )  # fmt: skip
 
     def _reachable(self, build: Build) -> Build:
         """Return the build, or a copy of it where the server's account may read it."""
@@ -442,11 +470,10 @@ class Server(Databases):
             return copy
         self._build = build
         try:
-            if self.run("postgres", "--version").returncode == 0:
-                return build
-        except PermissionError:
-            pass
-        return build.copy_to(self.home)
+            self.run("postgres", "--version")
+        except (PermissionError, ServerError):
+            return build.copy_to(self.home)
+        return build
 
     def _options(self) -> dict[str, Any]:
         """How the server's programs are started: as whom, where, with which libraries."""
@@ -460,23 +487,12 @@ class Server(Databases):
             options |= {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
         return options
 
-    def run(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run one of the build's programs as the server's account; output and errors as one."""
-        return subprocess.run(
-            [self._build.bin / program, *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-            **self._options(),
-        )
-
     def _launch(self) -> None:
         deadline = time.monotonic() + 60
         while True:
             with (self.home / "log").open("ab") as log:
                 self._process = subprocess.Popen(
-                    [self._build.bin / "postgres", "-D", self.home / "data"],
+                    [self.programs / "postgres", "-D", self.data],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -518,6 +534,52 @@ class Server(Databases):
             if int(fields[1]) == self.pid:
                 children.append(int(stat.parent.name))
         return children
+
+
+class Standby(Server):
+    """A hot standby of a running server."""
+
+    def __init__(self, primary: Server) -> None:
+        """Choose the server to follow."""
+        super().__init__(primary.kind)
+        self._primary = primary
+
+    def _make_data(self, *options: str) -> None:
+        self.run(
+            "pg_basebackup", "--pgdata", str(self.data), "--write-recovery-conf",
+            "--checkpoint", "fast", "--no-sync", "--dbname", self._primary.dsn(), *options,
+        )  # fmt: skip
+
+    def _create_roles(self, password: str | None = None) -> None:
+        """They come with the data."""
+
+
+class Upgraded(Server):
+    """A server of a newer major version with the data of a stopped older one, by pg_upgrade."""
+
+    def __init__(self, kind: str, old: Server) -> None:
+        """Choose the new kind and the server to take the data from."""
+        super().__init__(kind)
+        self._old = old
+
+    def _make_data(self, *options: str) -> None:
+        checksums = "--no-data-checksums" in self.run("initdb", "--help")
+        super()._make_data(*options, *(["--no-data-checksums"] if checksums else []))
+        self.run(
+            "pg_upgrade", "--old-bindir", str(self._old_programs()), "--old-datadir",
+            str(self._old.data), "--new-bindir", str(self.programs), "--new-datadir",
+            str(self.data), "--username", SUPERUSER, "--socketdir", str(self.home),
+        )  # fmt: skip
+
+    def _old_programs(self) -> Path:
+        """The old server's programs; what npm's lacks is Debian's of the same version."""
+        programs = self.home / "old-programs"
+        programs.mkdir()
+        for name in ("postgres", "pg_ctl", "pg_controldata", "pg_resetwal"):
+            own = self._old.programs / name
+            major = self._old.kind.rpartition(":")[2]
+            (programs / name).symlink_to(own if own.exists() else _debian(int(major)).bin / name)
+        return programs
 
 
 class ExistingServer(Databases):

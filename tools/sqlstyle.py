@@ -168,6 +168,9 @@ def parsed(source: str) -> tuple[list[Function], set[str]]:
         node, start = raw.stmt, raw.stmt_location or 0
         if isinstance(node, ast.CreateFunctionStmt):
             end = start + raw.stmt_len if raw.stmt_len else len(source)
+            # what a statement is said to begin with is, for some parsers, the comment above it
+            if above := re.match(r"(?:\s+|--[^\n]*\n)+", source[start:]):
+                start += above.end()
             functions.append(Function(node, dotted(node.funcname), start, source[start:end]))
         elif isinstance(node, ast.CommentStmt) and isinstance(node.object, ast.ObjectWithArgs):
             commented.add(dotted(node.object.objname))

@@ -4,6 +4,26 @@ set local client_min_messages = warning;
 set local search_path = pg_catalog, pg_temp;
 set local check_function_bodies = off;
 
+-- A schema of that name that somebody else has made may hold anything, and the functions
+-- below run with the rights of whoever owns them.
+do $$
+declare
+  v_owner regrole := (
+    select n.nspowner::regrole from pg_namespace as n where n.nspname = 'teguh'
+  );
+begin
+  if v_owner is null then
+    create schema teguh;
+  elsif v_owner <> current_user::regrole then
+    raise exception 'schema "teguh" belongs to %', v_owner
+      using
+        errcode = '42501',
+        detail = 'Everything in it must belong to the role that owns it.',
+        hint = format('Run this as that role: set role %s;', v_owner);
+  end if;
+end;
+$$;
+
 -- Refuse to run over another version: tables change only through sql/upgrade.
 do $$
 declare
@@ -24,5 +44,3 @@ begin
   end if;
 end;
 $$;
-
-create schema if not exists teguh;

@@ -9,9 +9,8 @@ create or replace function teguh.version()
   language sql
   immutable
   parallel safe
-  set search_path = pg_catalog, pg_temp
 as $$
-  select '@TEGUH_VERSION@'::text;
+  select '@TEGUH_VERSION@'::pg_catalog.text;
 $$;
 
 comment on function teguh.version() is

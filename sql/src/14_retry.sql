@@ -22,11 +22,13 @@ begin
   perform teguh._number_option(p_strategy, 'jitter', 0, 1);
 
   v_kind := teguh._text_option(p_strategy, 'kind');
-  if v_kind is null or v_kind not in ('none', 'fixed', 'exponential') then
+  if v_kind is null
+    or v_kind not in ('none', 'fixed', 'exponential', 'linear', 'quadratic')
+  then
     raise exception 'unknown retry strategy "%"', left(coalesce(v_kind, 'null'), 200)
       using
         errcode = 'TG005',
-        detail = 'Known kinds: none, fixed, exponential.',
+        detail = 'Known kinds: none, fixed, exponential, linear, quadratic.',
         hint = 'For instance {"kind": "fixed", "base_seconds": 10}.';
   end if;
 end;
@@ -64,6 +66,9 @@ begin
     return 0;
   elsif v_kind = 'fixed' then
     v_delay := coalesce(v_base, 60);
+  elsif v_kind in ('linear', 'quadratic') then
+    v_delay := coalesce(v_base, 30) * p_failures::double precision
+               * case v_kind when 'linear' then 1 else p_failures end;
   else
     v_base := coalesce(v_base, case when p_strategy is null then 1 else 30 end);
     -- v_base * v_factor ^ (p_failures - 1), by way of logarithms: power() overflows

@@ -1,9 +1,10 @@
 -- Queues and the policy of each.
 create table if not exists teguh.queues (
-  queue_name text        not null,
-  policy     jsonb       not null default '{}',
-  created_at timestamptz not null,
-  built_for  bigint,
+  queue_name   text        not null,
+  policy       jsonb       not null default '{}',
+  created_at   timestamptz not null,
+  built_for    bigint,
+  paused_until timestamptz,
   constraint queues_pkey primary key (queue_name)
 );
 
@@ -16,6 +17,9 @@ comment on column teguh.queues.policy is
 comment on column teguh.queues.built_for is
   'The database and table that the queue''s dispatch was built for, as a hash. Another '
   'one tells that the queue was restored from a dump.';
+
+comment on column teguh.queues.paused_until is
+  'Until when claims return nothing; null unless it was paused.';
 
 -- Who may do what.
 create table if not exists teguh.grants (

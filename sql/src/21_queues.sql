@@ -52,7 +52,12 @@ as $$
 declare
   v_policy jsonb;
 begin
-  select q.policy into v_policy
+  select
+    case
+      when q.paused_until is null then q.policy
+      else q.policy || jsonb_build_object('paused_until', q.paused_until)
+    end
+  into v_policy
   from teguh.queues as q
   where q.queue_name = p_queue_name;
 
@@ -468,7 +473,7 @@ begin
   perform teguh._check_policy(v_policy);
 
   insert into teguh.queues as q (queue_name, policy, created_at)
-  values (p_queue_name, v_policy, teguh.current_time())
+  values (p_queue_name, jsonb_strip_nulls(v_policy), teguh.current_time())
   on conflict (queue_name) do nothing;
 
   if found then
@@ -477,9 +482,9 @@ begin
     perform teguh._grant_queue(p_queue_name);
   else
     update teguh.queues as q
-    set policy = q.policy || v_policy
+    set policy = jsonb_strip_nulls(q.policy || v_policy)
     where q.queue_name = p_queue_name
-      and q.policy <> q.policy || v_policy;
+      and q.policy <> jsonb_strip_nulls(q.policy || v_policy);
     if not found then
       return;
     end if;
@@ -495,7 +500,8 @@ comment on function teguh.create_queue(text, jsonb) is
   'Creates a queue. On a queue that exists, sets the policy keys given and leaves '
   'the others. Policy: notify (auto, always, off), cleanup_ttl (seconds that '
   'finished tasks are kept, default 2592000), cleanup_limit (tasks removed per '
-  'call, default 1000), default_max_attempts, default_retry_strategy. '
+  'call, default 1000), default_max_attempts, default_retry_strategy; null sets a key back '
+  'to its default. '
   'Raises 42602 or 42939 for a name that cannot be, TG005 for a bad policy.';
 
 -- Give up on a queue whose tables could not be locked.
@@ -592,16 +598,22 @@ $$;
 
 -- The queues of this database.
 create or replace function teguh.list_queues()
-  returns table(queue_name text, created_at timestamptz, policy jsonb)
+  returns table(
+    queue_name   text,
+    created_at   timestamptz,
+    policy       jsonb,
+    paused_until timestamptz
+  )
   language sql
   stable
   security definer
   set search_path = pg_catalog, pg_temp
 as $$
-  select q.queue_name, q.created_at, q.policy
+  select q.queue_name, q.created_at, q.policy, q.paused_until
   from teguh.queues as q
   order by q.queue_name;
 $$;
 
 comment on function teguh.list_queues() is
-  'The queues of this database by name, each with the policy it was given.';
+  'The queues of this database by name, each with the policy it was given and until when '
+  'it is paused, null if it never was.';

@@ -471,6 +471,19 @@ begin
 end;
 $$;
 
+-- Until when a queue is paused, by its policy; null if it is not.
+create or replace function teguh._paused_until(p_policy jsonb)
+  returns timestamptz
+  language sql
+  volatile
+as $$
+  select case
+    when pg_catalog.jsonb_object_field_text(p_policy, 'paused_until')::timestamp with time zone
+      operator(pg_catalog.>) teguh.current_time()
+      then pg_catalog.jsonb_object_field_text(p_policy, 'paused_until')::timestamp with time zone
+  end;
+$$;
+
 -- Claim runs of a queue.
 create or replace function teguh.claim_task(
   p_queue_name    text,
@@ -497,9 +510,15 @@ create or replace function teguh.claim_task(
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_policy jsonb := teguh._policy(p_queue_name);
 begin
   perform teguh._check_isolation('claim_task');
-  return query execute teguh._call('take', p_queue_name, 3)
+  if teguh._paused_until(v_policy) is not null then
+    return;
+  end if;
+
+  return query execute 'select * from teguh._take_' || p_queue_name || '($1, $2, $3)'
   using
     coalesce(nullif(btrim(p_worker_id), ''), 'worker'),
     nullif(p_claim_timeout, 'NaN'),
@@ -628,9 +647,14 @@ create or replace function teguh.next_due(p_queue_name text)
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_due timestamptz;
+  v_policy jsonb := teguh._policy(p_queue_name);
+  v_due    timestamptz := teguh._paused_until(v_policy);
 begin
-  execute teguh._call('next', p_queue_name, 0) into v_due;
+  if v_due is not null then
+    return nullif(v_due, 'infinity');
+  end if;
+
+  execute 'select teguh._next_' || p_queue_name || '()' into v_due;
   return v_due;
 end;
 $$;
@@ -638,5 +662,5 @@ $$;
 comment on function teguh.next_due(text) is
   'When the next delayed task of the queue is due; null if none is. A worker calls '
   'it before it waits, and waits no longer: the answer is the present moment if a '
-  'task is ready, and 10 ms from it while spawns are being committed. Raises TG001 '
-  'for an unknown queue.';
+  'task is ready, and 10 ms from it while spawns are being committed. While the queue is '
+  'paused: when that ends, null if not by itself. Raises TG001 for an unknown queue.';

@@ -74,7 +74,7 @@ begin
   )
 
   select
-    (select b.task_id from batch as b order by b.task_id desc limit 1),
+    (select t.task_id from batch as t order by t.task_id desc limit 1),
     array_agg(b.task_id) filter (where b.state = 'pending'),
     array_agg(b.turn) filter (where b.state = 'pending'),
     array_agg(b.task_id) filter (where b.state = 'sleeping' and b.available_at is not null),
@@ -91,9 +91,9 @@ begin
     limited, limits
   from (
     select
-      b.*,
-      b.deadline_at is not null and b.state in ('pending', 'running', 'sleeping') as limited
-    from batch as b
+      t.*,
+      t.deadline_at is not null and t.state in ('pending', 'running', 'sleeping') as limited
+    from batch as t
   ) as b;
 end;
 $$;

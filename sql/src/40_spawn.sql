@@ -214,7 +214,7 @@ $$;
 
 comment on function teguh.spawn_task(text, text, jsonb, jsonb) is
   'Spawns a task in the caller''s transaction: it exists once that commits. Options: '
-  'headers (object), retry_strategy ({"kind": none, fixed or exponential, '
+  'headers (object), retry_strategy ({"kind": none, fixed, exponential, linear, quadratic, '
   '"base_seconds", "factor", "max_seconds", "jitter"}), max_attempts (null: '
   'unlimited), cancellation ({"max_delay", "max_duration"} in seconds), '
   'idempotency_key, idempotency_mismatch (error or return), available_at, '

@@ -107,7 +107,7 @@ $$;
 -- delta to change.  Rights that were given on them are kept in mind.
 do $$
 declare
-  v_changed text[] := '{_show_template, _spawn, _stamp_functions, _template_ddl, get_task_result}';
+  v_changed text[] := '{_show_template, _spawn, _stamp_functions, _template_ddl, get_task_result, list_queues}';
   v_types   oid[] := array(
     select t.oid
     from pg_type as t
@@ -188,6 +188,16 @@ select teguh._each_queue('alter table teguh.t_template add column tags text[]');
 select teguh._each_queue('alter table teguh.t_template add column correlation_id text');
 select teguh._each_queue('alter table teguh.t_template add column parent_task_id uuid');
 
+-- A queue knows what its dispatch was built for (teguh._home), and can be paused.
+alter table teguh.queues add column built_for bigint;
+alter table teguh.queues add column paused_until timestamptz;
+update teguh.queues as q
+set built_for = hashtextextended(
+  d.oid::text || '/' || format('teguh.p0_%s', q.queue_name)::regclass::oid::text, 0
+)
+from pg_database as d
+where d.datname = current_database();
+
 -- sql/src/01_version.sql
 -- What the schema is, and its version.
 comment on schema teguh is
@@ -200,9 +210,8 @@ create or replace function teguh.version()
   language sql
   immutable
   parallel safe
-  set search_path = pg_catalog, pg_temp
 as $$
-  select '0.2.0'::text;
+  select '0.2.0'::pg_catalog.text;
 $$;
 
 comment on function teguh.version() is
@@ -961,11 +970,13 @@ begin
   perform teguh._number_option(p_strategy, 'jitter', 0, 1);
 
   v_kind := teguh._text_option(p_strategy, 'kind');
-  if v_kind is null or v_kind not in ('none', 'fixed', 'exponential') then
+  if v_kind is null
+    or v_kind not in ('none', 'fixed', 'exponential', 'linear', 'quadratic')
+  then
     raise exception 'unknown retry strategy "%"', left(coalesce(v_kind, 'null'), 200)
       using
         errcode = 'TG005',
-        detail = 'Known kinds: none, fixed, exponential.',
+        detail = 'Known kinds: none, fixed, exponential, linear, quadratic.',
         hint = 'For instance {"kind": "fixed", "base_seconds": 10}.';
   end if;
 end;
@@ -1003,6 +1014,9 @@ begin
     return 0;
   elsif v_kind = 'fixed' then
     v_delay := coalesce(v_base, 60);
+  elsif v_kind in ('linear', 'quadratic') then
+    v_delay := coalesce(v_base, 30) * p_failures::double precision
+               * case v_kind when 'linear' then 1 else p_failures end;
   else
     v_base := coalesce(v_base, case when p_strategy is null then 1 else 30 end);
     -- v_base * v_factor ^ (p_failures - 1), by way of logarithms: power() overflows
@@ -1032,10 +1046,11 @@ $$;
 -- sql/src/20_tables.sql
 -- Queues and the policy of each.
 create table if not exists teguh.queues (
-  queue_name text        not null,
-  policy     jsonb       not null default '{}',
-  created_at timestamptz not null,
-  built_for  bigint,
+  queue_name   text        not null,
+  policy       jsonb       not null default '{}',
+  created_at   timestamptz not null,
+  built_for    bigint,
+  paused_until timestamptz,
   constraint queues_pkey primary key (queue_name)
 );
 
@@ -1048,6 +1063,9 @@ comment on column teguh.queues.policy is
 comment on column teguh.queues.built_for is
   'The database and table that the queue''s dispatch was built for, as a hash. Another '
   'one tells that the queue was restored from a dump.';
+
+comment on column teguh.queues.paused_until is
+  'Until when claims return nothing; null unless it was paused.';
 
 -- Who may do what.
 create table if not exists teguh.grants (
@@ -1397,7 +1415,12 @@ as $$
 declare
   v_policy jsonb;
 begin
-  select q.policy into v_policy
+  select
+    case
+      when q.paused_until is null then q.policy
+      else q.policy || jsonb_build_object('paused_until', q.paused_until)
+    end
+  into v_policy
   from teguh.queues as q
   where q.queue_name = p_queue_name;
 
@@ -1813,7 +1836,7 @@ begin
   perform teguh._check_policy(v_policy);
 
   insert into teguh.queues as q (queue_name, policy, created_at)
-  values (p_queue_name, v_policy, teguh.current_time())
+  values (p_queue_name, jsonb_strip_nulls(v_policy), teguh.current_time())
   on conflict (queue_name) do nothing;
 
   if found then
@@ -1822,9 +1845,9 @@ begin
     perform teguh._grant_queue(p_queue_name);
   else
     update teguh.queues as q
-    set policy = q.policy || v_policy
+    set policy = jsonb_strip_nulls(q.policy || v_policy)
     where q.queue_name = p_queue_name
-      and q.policy <> q.policy || v_policy;
+      and q.policy <> jsonb_strip_nulls(q.policy || v_policy);
     if not found then
       return;
     end if;
@@ -1840,7 +1863,8 @@ comment on function teguh.create_queue(text, jsonb) is
   'Creates a queue. On a queue that exists, sets the policy keys given and leaves '
   'the others. Policy: notify (auto, always, off), cleanup_ttl (seconds that '
   'finished tasks are kept, default 2592000), cleanup_limit (tasks removed per '
-  'call, default 1000), default_max_attempts, default_retry_strategy. '
+  'call, default 1000), default_max_attempts, default_retry_strategy; null sets a key back '
+  'to its default. '
   'Raises 42602 or 42939 for a name that cannot be, TG005 for a bad policy.';
 
 -- Give up on a queue whose tables could not be locked.
@@ -1937,19 +1961,25 @@ $$;
 
 -- The queues of this database.
 create or replace function teguh.list_queues()
-  returns table(queue_name text, created_at timestamptz, policy jsonb)
+  returns table(
+    queue_name   text,
+    created_at   timestamptz,
+    policy       jsonb,
+    paused_until timestamptz
+  )
   language sql
   stable
   security definer
   set search_path = pg_catalog, pg_temp
 as $$
-  select q.queue_name, q.created_at, q.policy
+  select q.queue_name, q.created_at, q.policy, q.paused_until
   from teguh.queues as q
   order by q.queue_name;
 $$;
 
 comment on function teguh.list_queues() is
-  'The queues of this database by name, each with the policy it was given.';
+  'The queues of this database by name, each with the policy it was given and until when '
+  'it is paused, null if it never was.';
 
 -- sql/src/30_enqueue.sql
 -- Queue tasks: ready to be claimed (kind r), or as timers that come due later
@@ -2580,6 +2610,19 @@ begin
 end;
 $$;
 
+-- Until when a queue is paused, by its policy; null if it is not.
+create or replace function teguh._paused_until(p_policy jsonb)
+  returns timestamptz
+  language sql
+  volatile
+as $$
+  select case
+    when pg_catalog.jsonb_object_field_text(p_policy, 'paused_until')::timestamp with time zone
+      operator(pg_catalog.>) teguh.current_time()
+      then pg_catalog.jsonb_object_field_text(p_policy, 'paused_until')::timestamp with time zone
+  end;
+$$;
+
 -- Claim runs of a queue.
 create or replace function teguh.claim_task(
   p_queue_name    text,
@@ -2606,9 +2649,15 @@ create or replace function teguh.claim_task(
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_policy jsonb := teguh._policy(p_queue_name);
 begin
   perform teguh._check_isolation('claim_task');
-  return query execute teguh._call('take', p_queue_name, 3)
+  if teguh._paused_until(v_policy) is not null then
+    return;
+  end if;
+
+  return query execute 'select * from teguh._take_' || p_queue_name || '($1, $2, $3)'
   using
     coalesce(nullif(btrim(p_worker_id), ''), 'worker'),
     nullif(p_claim_timeout, 'NaN'),
@@ -2737,9 +2786,14 @@ create or replace function teguh.next_due(p_queue_name text)
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_due timestamptz;
+  v_policy jsonb := teguh._policy(p_queue_name);
+  v_due    timestamptz := teguh._paused_until(v_policy);
 begin
-  execute teguh._call('next', p_queue_name, 0) into v_due;
+  if v_due is not null then
+    return nullif(v_due, 'infinity');
+  end if;
+
+  execute 'select teguh._next_' || p_queue_name || '()' into v_due;
   return v_due;
 end;
 $$;
@@ -2747,8 +2801,8 @@ $$;
 comment on function teguh.next_due(text) is
   'When the next delayed task of the queue is due; null if none is. A worker calls '
   'it before it waits, and waits no longer: the answer is the present moment if a '
-  'task is ready, and 10 ms from it while spawns are being committed. Raises TG001 '
-  'for an unknown queue.';
+  'task is ready, and 10 ms from it while spawns are being committed. While the queue is '
+  'paused: when that ends, null if not by itself. Raises TG001 for an unknown queue.';
 
 -- sql/src/32_timers.sql
 -- Collect the timers of one kind that have come due in a segment, up to p_limit,
@@ -3396,7 +3450,7 @@ begin
   )
 
   select
-    (select b.task_id from batch as b order by b.task_id desc limit 1),
+    (select t.task_id from batch as t order by t.task_id desc limit 1),
     array_agg(b.task_id) filter (where b.state = 'pending'),
     array_agg(b.turn) filter (where b.state = 'pending'),
     array_agg(b.task_id) filter (where b.state = 'sleeping' and b.available_at is not null),
@@ -3413,9 +3467,9 @@ begin
     limited, limits
   from (
     select
-      b.*,
-      b.deadline_at is not null and b.state in ('pending', 'running', 'sleeping') as limited
-    from batch as b
+      t.*,
+      t.deadline_at is not null and t.state in ('pending', 'running', 'sleeping') as limited
+    from batch as t
   ) as b;
 end;
 $$;
@@ -3707,7 +3761,7 @@ $$;
 
 comment on function teguh.spawn_task(text, text, jsonb, jsonb) is
   'Spawns a task in the caller''s transaction: it exists once that commits. Options: '
-  'headers (object), retry_strategy ({"kind": none, fixed or exponential, '
+  'headers (object), retry_strategy ({"kind": none, fixed, exponential, linear, quadratic, '
   '"base_seconds", "factor", "max_seconds", "jitter"}), max_attempts (null: '
   'unlimited), cancellation ({"max_delay", "max_duration"} in seconds), '
   'idempotency_key, idempotency_mismatch (error or return), available_at, '
@@ -5333,6 +5387,105 @@ comment on function teguh.cleanup_all_queues(text) is
   'Removes old tasks and events of a queue (null: of every queue) as its policy says, '
   'one bounded batch each, and returns the counts. Raises TG001 for an unknown queue.';
 
+-- sql/src/46_policy.sql
+-- Set a queue's pause, or end it (null) and tell the workers that wait.
+create or replace function teguh._pause_template(p_until timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  update teguh.queues as q
+  set paused_until = p_until
+  where q.queue_name = substr('_template', 2);
+  if p_until is null then
+    perform pg_notify('teguh_template', '');
+  end if;
+end;
+$$;
+
+-- Pause a queue.
+create or replace function teguh.pause_queue(
+  p_queue_name text,
+  p_until      timestamptz default 'infinity'
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_until is null then
+    raise exception 'a pause must have an end'
+      using
+        errcode = '22004',
+        detail = 'The time until which the queue is paused is null.',
+        hint = 'Leave it out to pause until resume_queue() is called.';
+  end if;
+
+  execute teguh._call('pause', p_queue_name, 1) using p_until;
+end;
+$$;
+
+comment on function teguh.pause_queue(text, timestamptz) is
+  'Lets claims of a queue return nothing until p_until, or until resume_queue(). Spawns, '
+  'events, running tasks and timers go on. Raises TG001 for an unknown queue, 22004 for a '
+  'null time.';
+
+-- Resume a queue.
+create or replace function teguh.resume_queue(p_queue_name text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  execute teguh._call('pause', p_queue_name, 1) using null::timestamptz;
+end;
+$$;
+
+comment on function teguh.resume_queue(text) is
+  'Ends the pause of a queue and wakes its workers; one that is not paused stays as it is. '
+  'Raises TG001 for an unknown queue.';
+
+-- Read a queue's policy.
+create or replace function teguh.get_queue_policy(p_queue_name text)
+  returns jsonb
+  language plpgsql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return '{
+    "notify": "auto", "cleanup_ttl": 2592000, "cleanup_limit": 1000,
+    "default_max_attempts": null, "default_retry_strategy": null
+  }'::jsonb || (teguh._policy(p_queue_name) - 'paused_until');
+end;
+$$;
+
+comment on function teguh.get_queue_policy(text) is
+  'The policy of a queue, with the defaults for what was not set: see create_queue() for '
+  'the keys. Raises TG001 for an unknown queue.';
+
+-- Set keys of a queue's policy.
+create or replace function teguh.set_queue_policy(p_queue_name text, p_policy jsonb)
+  returns void
+  language plpgsql
+  volatile
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh.create_queue(p_queue_name, p_policy);
+end;
+$$;
+
+comment on function teguh.set_queue_policy(text, jsonb) is
+  'Sets the keys given of a queue''s policy and leaves the others; null sets a key back to '
+  'its default. Creates the queue if there is none: it is create_queue(). Raises 42602 or '
+  '42939 for a name that cannot be, TG005 for a bad policy.';
+
 -- sql/src/50_ticker.sql
 -- One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
 -- restored from a dump, deal with what is due.  The step comes first, and only when the
@@ -5662,6 +5815,7 @@ from (
     ('validate_queue_name',        '',            'client worker observer admin', false),
     ('list_queues',                '',            'client worker observer admin', false),
     ('status',                     '',            'client worker observer admin', false),
+    ('get_queue_policy',           '',            'client worker observer admin', false),
     ('get_task_result',            'show',        'client worker observer admin', false),
     ('get_task_checkpoint_state',  'recall',      'client worker observer admin', false),
     ('get_task_checkpoint_states', 'list',        'client worker observer admin', false),
@@ -5684,10 +5838,13 @@ from (
     ('cleanup_tasks',              'purge',       'admin',                        false),
     ('cleanup_events',             'sweep',       'admin',                        false),
     ('rebuild_dispatch',           'remake',      'admin',                        false),
+    ('pause_queue',                'pause',       'admin',                        false),
+    ('resume_queue',               'pause',       'admin',                        false),
     ('ticker_loop',                '',            'admin',                        true),
     ('cleanup_all_queues',         '',            'admin',                        true),
     ('create_queue',               '',            'admin',                        true),
     ('drop_queue',                 '',            'admin',                        true),
+    ('set_queue_policy',           '',            'admin',                        true),
     ('start',                      '',            'admin',                        true),
     ('stop',                       '',            'admin',                        true),
     ('grant_access',               '',            'admin',                        true),

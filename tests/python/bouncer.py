@@ -15,6 +15,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from tests.python.support import POOLER_PORT, until
+from tools.servers import OWNER, WORKER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 NOT_POOLED = {
     "test_an_idle_worker_is_woken_by_a_notification": "there are no notifications to wake it",
     "test_a_worker_wakes_at_the_exact_next_due_time": "waits until the worker listens",
+    "test_a_worker_of_a_paused_queue_goes_on_at_once_when_it_is_resumed": "it waits likewise",
     "test_an_idle_worker_sends_less_than_one_statement_a_second": "counts the pooler's, too",
     "test_poll_only_mode_needs_no_session": "looks at the worker's own sessions by their names",
 }
@@ -34,16 +36,16 @@ def bouncer(dsn: str) -> Iterator[Path]:
     """Run a PgBouncer before the server of `dsn`; yield the directory of its socket."""
     program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
     settings = conninfo_to_dict(dsn)
-    host, user = str(settings.get("host", "")), settings.get("user")
+    host = str(settings.get("host", ""))
     if program is None or not host.startswith("/"):
         pytest.skip("needs pgbouncer, and a server on a socket of its own")
     with tempfile.TemporaryDirectory() as directory:
         home = Path(directory)
-        (home / "users").write_text(f'"{user}" ""\n')
+        (home / "users").write_text("".join(f'"{role}" ""\n' for role in (OWNER, WORKER)))
         (home / "ini").write_text(
-            f"[databases]\n* = host={host} user={user}\n"
+            f"[databases]\n* = host={host}\n"
             f"[pgbouncer]\nlisten_addr =\nunix_socket_dir = {home}\nlisten_port = {POOLER_PORT}\n"
-            f"auth_type = any\nauth_file = {home}/users\npool_mode = transaction\n"
+            f"auth_type = trust\nauth_file = {home}/users\npool_mode = transaction\n"
             "default_pool_size = 3\n"
         )
         command = [program, str(home / "ini")]

@@ -7,9 +7,11 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar, Unpack
 
-from psycopg.conninfo import conninfo_to_dict
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 import teguh
+from tools.servers import OWNER, WORKER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,6 +33,20 @@ def until(condition: Callable[[], T], what: str = "the condition") -> T:
     return value
 
 
+def as_worker(dsn: str) -> str:
+    """Return the owner's address for a role that may do what a worker may, and nothing else.
+
+    What tests have put into schema public is for everybody.
+    """
+    if conninfo_to_dict(dsn)["user"] != OWNER:
+        return dsn
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("select teguh.grant_access(%s, 'worker')", (WORKER,))
+        connection.execute("grant all on all tables in schema public to public")
+        connection.execute("alter default privileges grant all on tables to public")
+    return make_conninfo(dsn, user=WORKER)
+
+
 @contextmanager
 def running(
     dsn: str, queue: str, tasks: teguh.Registry, **options: Unpack[teguh.WorkerOptions]
@@ -42,7 +58,7 @@ def running(
     if conninfo_to_dict(dsn).get("port") == POOLER_PORT:
         often = min(options.get("poll_interval", 0.05), 0.05)
         options = {**options, "listen": False, "poll_interval": often}
-    worker = teguh.Worker(dsn, queue, tasks, **options)
+    worker = teguh.Worker(as_worker(dsn), queue, tasks, **options)
     raised: list[BaseException] = []
 
     def run() -> None:

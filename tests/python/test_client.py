@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 import teguh
+from tools.servers import GUEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -242,8 +243,35 @@ def test_queues_are_listed_with_their_policy_and_dropped(client: teguh.Client) -
     assert queue.queue_name == "mail"
     assert queue.policy["notify"] == "off"
     assert queue.policy["default_max_attempts"] == 4
+    client.set_queue_policy("mail", cleanup_ttl=None)
+    assert client.get_queue_policy("mail")["cleanup_ttl"] == 2592000
     client.drop_queue("mail")
     assert client.list_queues() == []
+
+
+def test_a_queue_is_paused_until_a_time_or_until_it_is_resumed(
+    client: teguh.Client, queue: str
+) -> None:
+    client.spawn_task(queue, "n")
+    end = client.current_time() + timedelta(hours=1)
+    client.pause_queue(queue, end)
+    assert client.list_queues()[0].paused_until == end
+    client.pause_queue(queue)
+    assert client.claim_task(queue) == []
+    client.resume_queue(queue)
+    assert len(client.claim_task(queue)) == 1
+    assert client.rebuild_dispatch(queue) == 0
+
+
+def test_access_is_given_and_taken(client: teguh.Client, queue: str, guest_dsn: str) -> None:
+    with teguh.Client.connect(guest_dsn) as guest:
+        client.grant_access(GUEST, "client", [queue])
+        assert guest.spawn_task(queue, "n").created
+        client.revoke_access(GUEST, "client")
+        client.grant_access(GUEST, "observer")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            guest.spawn_task(queue, "n")
+        client.revoke_access(GUEST)
 
 
 def test_ended_tasks_and_old_events_are_cleaned_up(client: teguh.Client, queue: str) -> None:

@@ -604,3 +604,16 @@ def test_a_poll_finds_what_no_notification_told(
     with running(dsn, queue, tasks, poll_interval=0.1):
         for _ in range(3):
             finished(client, queue, client.spawn_task(queue, "n").task_id)
+
+
+def test_a_worker_of_a_paused_queue_goes_on_at_once_when_it_is_resumed(
+    dsn: str, client: teguh.Client, queue: str, tasks: teguh.Registry
+) -> None:
+    tasks.task("n")(lambda _: None)
+    client.pause_queue(queue)
+    with running(dsn, queue, tasks, poll_interval=60, claim_timeout=60, ticker_interval=None):
+        task_id = client.spawn_task(queue, "n").task_id
+        listens = "select 1 from pg_stat_activity where query ilike 'listen%'"
+        until(lambda: client.connection.execute(listens).fetchall(), "the worker's ear")
+        client.resume_queue(queue)
+        assert finished(client, queue, task_id).state == "completed"

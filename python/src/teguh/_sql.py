@@ -22,7 +22,11 @@ TICKER_LOOP = "call teguh.ticker_loop(%(options)s::jsonb)"
 VALIDATE_QUEUE_NAME = "select teguh.validate_queue_name(%(queue)s)"
 CREATE_QUEUE = "select teguh.create_queue(%(queue)s, %(policy)s::jsonb)"
 DROP_QUEUE = "select teguh.drop_queue(%(queue)s)"
-LIST_QUEUES = "select queue_name, created_at, policy from teguh.list_queues()"
+LIST_QUEUES = "select queue_name, created_at, policy, paused_until from teguh.list_queues()"
+GET_QUEUE_POLICY = "select teguh.get_queue_policy(%(queue)s)"
+SET_QUEUE_POLICY = "select teguh.set_queue_policy(%(queue)s, %(policy)s::jsonb)"
+PAUSE_QUEUE = "select teguh.pause_queue(%(queue)s, coalesce(%(until)s, 'infinity'::timestamptz))"
+RESUME_QUEUE = "select teguh.resume_queue(%(queue)s)"
 
 # Spawning
 
@@ -68,6 +72,12 @@ select should_suspend, payload, timed_out
 from teguh.await_event(%(queue)s, %(task)s, %(run)s, %(step)s, %(event)s, %(timeout)s)
 """
 EMIT_EVENT = "select teguh.emit_event(%(queue)s, %(event)s, %(payload)s::jsonb)"
+
+# Rights and repair
+
+GRANT_ACCESS = "select teguh.grant_access(%(role)s, %(access)s, %(queues)s)"
+REVOKE_ACCESS = "select teguh.revoke_access(%(role)s, %(access)s, %(queues)s)"
+REBUILD_DISPATCH = "select teguh.rebuild_dispatch(%(queue)s)"
 
 # Controlling and looking
 

@@ -10,13 +10,14 @@ from uuid import UUID
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+Access = Literal["client", "worker", "observer", "admin"]
 State = Literal["pending", "running", "sleeping", "completed", "failed", "cancelled"]
 
 
 class RetryStrategy(TypedDict, total=False):
     """How long to wait between failed runs. Durations in seconds."""
 
-    kind: Literal["none", "fixed", "exponential"]
+    kind: Literal["none", "fixed", "exponential", "linear", "quadratic"]
     base_seconds: float
     factor: float
     max_seconds: float
@@ -151,6 +152,7 @@ class Queue:
     queue_name: str
     created_at: datetime
     policy: dict[str, Any]
+    paused_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

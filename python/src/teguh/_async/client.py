@@ -9,6 +9,7 @@ from teguh import _sql
 from teguh._connect import AsyncConn, open_async
 from teguh._json import dumps
 from teguh._types import (
+    Access,
     Awaited,
     Checkpoint,
     ClaimedRun,
@@ -160,6 +161,49 @@ class AsyncClient:
     async def list_queues(self) -> list[Queue]:
         """Return all queues. SQL: ``list_queues``."""
         return [Queue(*row) for row in await self._all(_sql.LIST_QUEUES)]
+
+    async def get_queue_policy(self, queue: str) -> dict[str, Any]:
+        """Return a queue's policy, defaults included. SQL: ``get_queue_policy``."""
+        return cast("dict[str, Any]", await self._one(_sql.GET_QUEUE_POLICY, queue=queue))
+
+    async def set_queue_policy(self, queue: str, **policy: Unpack[QueuePolicy]) -> None:
+        """Set the policy keys given; None sets one back. SQL: ``set_queue_policy``.
+
+        Create the queue if there is none. Raise :class:`teguh.InvalidOption` for a bad policy.
+        """
+        await self._all(_sql.SET_QUEUE_POLICY, queue=queue, policy=dumps(policy, "the policy"))
+
+    async def pause_queue(self, queue: str, until: datetime | None = None) -> None:
+        """Let claims return nothing until a time, or until ``resume_queue``.
+
+        What is running goes on. SQL: ``pause_queue``.
+        """
+        await self._all(_sql.PAUSE_QUEUE, queue=queue, until=until)
+
+    async def resume_queue(self, queue: str) -> None:
+        """End a queue's pause and wake its workers. SQL: ``resume_queue``."""
+        await self._all(_sql.RESUME_QUEUE, queue=queue)
+
+    async def rebuild_dispatch(self, queue: str) -> int:
+        """Build a queue's dispatch tables anew from its tasks. SQL: ``rebuild_dispatch``.
+
+        Return how many tasks wait for a worker or a time.
+        """
+        return cast("int", await self._one(_sql.REBUILD_DISPATCH, queue=queue))
+
+    async def grant_access(
+        self, role: str, access: Access, queues: Sequence[str] | None = None
+    ) -> None:
+        """Let a role use the queues named, or all, also those to come. SQL: ``grant_access``."""
+        await self._all(_sql.GRANT_ACCESS, role=role, access=access, queues=queues and list(queues))
+
+    async def revoke_access(
+        self, role: str, access: Access | None = None, queues: Sequence[str] | None = None
+    ) -> None:
+        """Take access away: one kind or all, for some queues or all. SQL: ``revoke_access``."""
+        await self._all(
+            _sql.REVOKE_ACCESS, role=role, access=access, queues=queues and list(queues)
+        )
 
     # Spawning
 

@@ -8,210 +8,189 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  216  00_install.sql
---  251    version
---  264  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  266    current_time
---  285    _after
---  300    _micros
---  311  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  327    _random_bytes
---  346    _make_uuidv7
---  369    portable_uuidv7
---  399    uuidv7_timestamp
---  425    _task_id
---  449    _run_id
---  464    _run_task
---  475    _run_number
---  489  12_types.sql: The composite types that functions pass to each other
---  497    _gap (type)
---  503    _late (type)
---  508    _timer (type)
---  513    _picked (type)
---  522    _spawn (type)
---  550  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  552    _check_keys
---  585    _number_option
---  620    _integer_option
---  646    _text_option
---  672    _check_name
---  699    _check_seconds
---  727    _check_isolation
---  746    _check_policy
---  776    _check_spawn
---  813    _read_spawn_options
---  863    _available_at
---  903    _check_cancellation
---  920  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
---  923    _check_retry_strategy
---  959    _backoff
--- 1002    _fraction
--- 1013  20_tables.sql: Queues and the policy of each
--- 1015    queues (table)
--- 1034    grants (table)
--- 1053    t_template (table)
--- 1122    p0_template (table)
--- 1135    p1_template (table)
--- 1178    k0_template (table)
--- 1189    k1_template (table)
--- 1213    seq_template (sequence)
--- 1214    ring_template (sequence)
--- 1215    parked_template (sequence)
--- 1216    woken_template (sequence)
--- 1217    plan_template (sequence)
--- 1218    fired_template (sequence)
--- 1219    clock_template (sequence)
--- 1220    carry_template (sequence)
--- 1241    r_template (table)
--- 1258    c_template (table)
--- 1275    e_template (table)
--- 1292    w_template (table)
--- 1307  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 1310    validate_queue_name
--- 1352    _policy
--- 1389    _call
--- 1403    _template_ddl (view)
--- 1481    _stamp
--- 1491    _stamp_functions
--- 1513    _lock_number
--- 1523    _share_queue
--- 1536    _may
--- 1552    _each_queue
--- 1574    _init_template
--- 1600    _hush_template
--- 1621    _beyond
--- 1630    create_queue
--- 1682    _refuse_busy
--- 1701    drop_queue
--- 1731    _drop_all
--- 1774    list_queues
--- 1789  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 1798    _push_template
--- 1839    _fill
--- 1859    _add0_template
--- 1926    _back0_template
--- 1944  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 1948    _claim0_template
--- 2009    _pick0_template
--- 2100    _move0_template
--- 2162    _open_xids
--- 2182    _next0_template
--- 2210    _many0_template
--- 2239    _stuck0_template
--- 2276    _trim0_template
--- 2319    _take_template
--- 2399    _known_template
--- 2419    claim_task
--- 2471    _next_template
--- 2512    _soon0_template
--- 2568    next_due
--- 2588  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 2601    _due0_template
--- 2677    _last0_template
--- 2702    _any0_template
--- 2729    _miss0_template
--- 2765    _pass0_template
--- 2811    _fire_template
--- 2863    _expire_template
--- 2930    _over_template
--- 2951  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 2953    _segment_bytes
--- 2974    _turn_template
--- 3006    _turn0_template
--- 3041    _spent0_template
--- 3055    _dry0_template
--- 3082    _left0_template
--- 3113    _carry0_template
--- 3157  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 3163    _remake_template
--- 3205    _alive_template
--- 3260    _home
--- 3273    _settle_template
--- 3295    rebuild_dispatch
--- 3328  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 3333    _put_template
--- 3411    _new_template
--- 3453    _found_template
--- 3509    spawn_task
--- 3550    spawn_tasks
--- 3584    _read_task
--- 3601  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 3606    _hold_template
--- 3657    _own_template
--- 3677    _done_template
--- 3711    complete_run
--- 3734    _flush_template
--- 3792    _why_template
--- 3808    _read_runs
--- 3854    _explain_bad_run
--- 3879    complete_runs
--- 3904    _end_template
--- 3953    _file_template
--- 3977    _again_template
--- 4011    _queue_template
--- 4032    _fail_template
--- 4050    fail_run
--- 4074    _nap_template
--- 4100    schedule_run
--- 4130    _free_template
--- 4167    release_run
--- 4192    _keep_template
--- 4215    extend_claim
--- 4237  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 4242    _mark_template
--- 4264    _note_template
--- 4294    set_task_checkpoint_state
--- 4329    _recall_template
--- 4351    get_task_checkpoint_state
--- 4375    _list_template
--- 4404    get_task_checkpoint_states
--- 4430  43_events.sql: Wait for an event, or learn how the wait ended
--- 4437    _wait_template
--- 4509    _park_template
--- 4550    await_event
--- 4587    _emit_template
--- 4646    emit_event
--- 4671  44_control.sql: Read a task, or raise TG003
--- 4673    _fetch_template
--- 4699    _stop_template
--- 4723    cancel_task
--- 4740    _rerun_template
--- 4806    _renew_template
--- 4841    retry_task
--- 4880    _show_template
--- 4920    get_task_result
--- 4950  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 4957    _purge_template
--- 4993    _first_uuid
--- 5009    _sweep_template
--- 5049    _clean
--- 5083    cleanup_tasks
--- 5104    cleanup_events
--- 5125    cleanup_all_queues
--- 5155  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 5160    _tick_template
--- 5180    _ticked (sequence)
--- 5186    _set_ticked
--- 5199    ticker
--- 5247    ticker_loop (procedure)
--- 5273  51_cron.sql: Whether pg_cron is installed in this database
--- 5275    _has_cron
--- 5285    _cron_has_seconds
--- 5306    _explain_no_cron
--- 5338    start
--- 5381    stop
--- 5406    _maintain
--- 5428    status
--- 5464  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 5468    _rights (view)
--- 5524    _allowed
--- 5563    _grant
--- 5582    _grant_again
--- 5598    _grant_queue
--- 5613    _check_grant
--- 5646    grant_access
--- 5682    revoke_access
--- 5728  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  195  00_install.sql
+--  230    version
+--  243  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  245    current_time
+--  264    _after
+--  279    _micros
+--  290  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  306    _random_bytes
+--  325    _make_uuidv7
+--  348    portable_uuidv7
+--  378    uuidv7_timestamp
+--  404    _task_id
+--  428    _run_id
+--  443    _run_task
+--  454    _run_number
+--  468  12_types.sql: The composite types that functions pass to each other
+--  476    _gap (type)
+--  482    _late (type)
+--  487    _timer (type)
+--  492    _picked (type)
+--  501    _spawn (type)
+--  529  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  531    _check_keys
+--  564    _number_option
+--  599    _integer_option
+--  625    _text_option
+--  651    _check_name
+--  678    _check_seconds
+--  706    _check_isolation
+--  725    _check_policy
+--  755    _check_spawn
+--  792    _read_spawn_options
+--  842    _available_at
+--  882    _check_cancellation
+--  899  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+--  902    _check_retry_strategy
+--  938    _backoff
+--  981    _fraction
+--  992  20_tables.sql: Queues and the policy of each
+--  994    queues (table)
+-- 1013    t_template (table)
+-- 1082    p0_template (table)
+-- 1095    p1_template (table)
+-- 1138    k0_template (table)
+-- 1149    k1_template (table)
+-- 1173    seq_template (sequence)
+-- 1174    ring_template (sequence)
+-- 1175    parked_template (sequence)
+-- 1176    woken_template (sequence)
+-- 1177    plan_template (sequence)
+-- 1178    fired_template (sequence)
+-- 1179    clock_template (sequence)
+-- 1180    carry_template (sequence)
+-- 1201    r_template (table)
+-- 1218    c_template (table)
+-- 1235    e_template (table)
+-- 1252    w_template (table)
+-- 1267  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 1270    validate_queue_name
+-- 1310    _policy
+-- 1337    _call
+-- 1351    _template_ddl (view)
+-- 1429    _stamp
+-- 1439    _stamp_functions
+-- 1460    _each_queue
+-- 1482    _init_template
+-- 1505    _hush_template
+-- 1526    _beyond
+-- 1535    create_queue
+-- 1588    drop_queue
+-- 1621    _drop_all
+-- 1661    list_queues
+-- 1675  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 1684    _push_template
+-- 1725    _fill
+-- 1745    _add0_template
+-- 1812    _back0_template
+-- 1830  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 1834    _claim0_template
+-- 1895    _pick0_template
+-- 1986    _move0_template
+-- 2048    _open_xids
+-- 2068    _next0_template
+-- 2096    _many0_template
+-- 2125    _stuck0_template
+-- 2162    _trim0_template
+-- 2205    _take_template
+-- 2285    _known_template
+-- 2305    claim_task
+-- 2357    _next_template
+-- 2398    _soon0_template
+-- 2454    next_due
+-- 2474  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 2487    _due0_template
+-- 2563    _last0_template
+-- 2588    _any0_template
+-- 2615    _miss0_template
+-- 2651    _pass0_template
+-- 2697    _fire_template
+-- 2749    _expire_template
+-- 2816    _over_template
+-- 2837  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 2839    _segment_bytes
+-- 2860    _turn_template
+-- 2892    _turn0_template
+-- 2927    _spent0_template
+-- 2941    _dry0_template
+-- 2968    _left0_template
+-- 2999    _carry0_template
+-- 3043  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 3048    _put_template
+-- 3126    _new_template
+-- 3168    _found_template
+-- 3224    spawn_task
+-- 3265    spawn_tasks
+-- 3299    _read_task
+-- 3316  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 3321    _hold_template
+-- 3372    _own_template
+-- 3392    _done_template
+-- 3426    complete_run
+-- 3449    _flush_template
+-- 3507    _why_template
+-- 3523    _read_runs
+-- 3569    _explain_bad_run
+-- 3594    complete_runs
+-- 3619    _end_template
+-- 3668    _file_template
+-- 3692    _again_template
+-- 3726    _queue_template
+-- 3747    _fail_template
+-- 3765    fail_run
+-- 3789    _nap_template
+-- 3815    schedule_run
+-- 3845    _free_template
+-- 3882    release_run
+-- 3907    _keep_template
+-- 3930    extend_claim
+-- 3952  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 3957    _mark_template
+-- 3979    _note_template
+-- 4009    set_task_checkpoint_state
+-- 4044    _recall_template
+-- 4066    get_task_checkpoint_state
+-- 4090    _list_template
+-- 4119    get_task_checkpoint_states
+-- 4145  43_events.sql: Wait for an event, or learn how the wait ended
+-- 4152    _wait_template
+-- 4224    _park_template
+-- 4265    await_event
+-- 4302    _emit_template
+-- 4361    emit_event
+-- 4386  44_control.sql: Read a task, or raise TG003
+-- 4388    _fetch_template
+-- 4414    _stop_template
+-- 4438    cancel_task
+-- 4455    _rerun_template
+-- 4521    _renew_template
+-- 4556    retry_task
+-- 4595    _show_template
+-- 4635    get_task_result
+-- 4665  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 4672    _purge_template
+-- 4708    _first_uuid
+-- 4724    _sweep_template
+-- 4764    _clean
+-- 4798    cleanup_tasks
+-- 4819    cleanup_events
+-- 4840    cleanup_all_queues
+-- 4869  50_ticker.sql: One tick of one queue: take a step in the rotation, deal with what is due.  The
+-- 4873    _tick_template
+-- 4892    _ticked (sequence)
+-- 4898    ticker
+-- 4946    ticker_loop (procedure)
+-- 4972  51_cron.sql: Whether pg_cron is installed in this database
+-- 4974    _has_cron
+-- 4984    _cron_has_seconds
+-- 5005    _explain_no_cron
+-- 5037    start
+-- 5079    stop
+-- 5103    _maintain
+-- 5125    status
+-- 5160  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -1016,7 +995,6 @@ create table if not exists teguh.queues (
   queue_name text        not null,
   policy     jsonb       not null default '{}',
   created_at timestamptz not null,
-  built_for  bigint,
   constraint queues_pkey primary key (queue_name)
 );
 
@@ -1025,24 +1003,6 @@ comment on table teguh.queues is
 comment on column teguh.queues.policy is
   'Settings given to create_queue(): notify, cleanup_ttl, cleanup_limit, '
   'default_max_attempts, default_retry_strategy.';
-
-comment on column teguh.queues.built_for is
-  'The database and table that the queue''s dispatch was built for, as a hash. Another '
-  'one tells that the queue was restored from a dump.';
-
--- Who may do what.
-create table if not exists teguh.grants (
-  grantee    regrole not null,
-  access     text    not null,
-  queue_name text    not null,
-  constraint grants_pkey primary key (grantee, access, queue_name)
-);
-
-comment on table teguh.grants is
-  'Rights given by grant_access(): kept so that they can be given again for a new queue '
-  'or a new function.';
-comment on column teguh.grants.queue_name is
-  'The queue the right is for; * for every queue, also those to come.';
 
 -- The template queue: what create_queue() stamps out once per queue, replacing
 -- "template" by the queue's name.  No prefix contains another underscore, so
@@ -1346,14 +1306,11 @@ comment on function teguh.validate_queue_name(text) is
   'Returns the name if a queue may have it: 1 to 55 lowercase letters, digits and '
   'underscores, a letter first. Raises 42602 if not, 42939 for the reserved "template".';
 
--- The policy of a queue, or TG001.  Every call that works on a queue comes through here, and
--- waits here while an upgrade holds teguh.queues.  What was called before the upgrade would
--- go on with functions from after it, and has to be called again.
+-- The policy of a queue, or TG001.
 create or replace function teguh._policy(p_queue_name text)
   returns jsonb
   language plpgsql
   stable
-  security definer
   set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -1369,15 +1326,6 @@ begin
         errcode = 'TG001',
         detail = 'No queue of that name was created in this database.',
         hint = format('Create it: select teguh.create_queue(%L);', left(p_queue_name, 60));
-  end if;
-
-  if teguh.version() <> '0.1.0' then
-    raise exception 'teguh was upgraded while this call waited'
-      using
-        errcode = '40001',
-        detail = format('The call began with version 0.1.0, and %s is installed now.',
-          teguh.version()),
-        hint = 'Try again.';
   end if;
 
   return v_policy;
@@ -1508,46 +1456,6 @@ begin
 end;
 $$;
 
--- Number of the advisory lock that drop_queue() holds, and whoever goes through all queues
--- shares: a queue that is being dropped is passed over.
-create or replace function teguh._lock_number(p_queue_name text)
-  returns bigint
-  language sql
-  immutable
-  set search_path = pg_catalog, pg_temp
-as $$
-  select hashtextextended('teguh.queue_' || p_queue_name, 0);
-$$;
-
--- Keep a queue from being dropped until the transaction ends.  False if it is being dropped.
-create or replace function teguh._share_queue(p_queue_name text)
-  returns boolean
-  language plpgsql
-  volatile
-  set search_path = pg_catalog, pg_temp
-as $$
-begin
-  return pg_try_advisory_xact_lock_shared(teguh._lock_number(p_queue_name))
-         and to_regclass('teguh.t_' || p_queue_name) is not null;
-end;
-$$;
-
--- Whether the caller may execute one of a queue's functions.
-create or replace function teguh._may(p_verb text, p_queue_name text)
-  returns boolean
-  language sql
-  stable
-  set search_path = pg_catalog, pg_temp
-as $$
-  select exists (
-    select
-    from pg_proc as p
-    where p.pronamespace = 'teguh'::regnamespace
-      and p.proname = format('_%s_%s', p_verb, p_queue_name)
-      and has_function_privilege(p.oid, 'execute')
-  );
-$$;
-
 -- Run one statement on the template and on every queue: for upgrade scripts.
 create or replace function teguh._each_queue(p_ddl text)
   returns void
@@ -1587,9 +1495,6 @@ begin
     perform setval('teguh.fired_template'::regclass, 0);
     perform setval('teguh.clock_template'::regclass, 0);
     perform setval('teguh.carry_template'::regclass, 0);
-    update teguh.queues as q
-    set built_for = teguh._home('teguh.p0_template'::regclass)
-    where q.queue_name = substr('_template', 2);
   end if;
 end;
 $$;
@@ -1631,7 +1536,6 @@ create or replace function teguh.create_queue(p_queue_name text, p_policy jsonb 
   returns void
   language plpgsql
   volatile
-  security definer
   set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -1654,7 +1558,6 @@ begin
       execute teguh._stamp(v_ddl, p_queue_name);
     end loop;
     execute format('select teguh._init_%s()', p_queue_name);
-    perform teguh._grant_queue(p_queue_name);
   else
     update teguh.queues as q
     set policy = q.policy || v_policy
@@ -1678,22 +1581,6 @@ comment on function teguh.create_queue(text, jsonb) is
   'call, default 1000), default_max_attempts, default_retry_strategy. '
   'Raises 42602 or 42939 for a name that cannot be, TG005 for a bad policy.';
 
--- Give up on a queue whose tables could not be locked.
-create or replace function teguh._refuse_busy(p_queue_name text)
-  returns void
-  language plpgsql
-  volatile
-  set search_path = pg_catalog, pg_temp
-as $$
-begin
-  raise exception 'queue "%" stays in use', p_queue_name
-    using
-      errcode = '55P03',
-      detail = 'Other transactions keep its tables locked.',
-      hint = 'Stop its workers, end idle transactions, and try again.';
-end;
-$$;
-
 -- Drop a queue with everything in it.
 --
 -- Never waits for a lock long enough to be part of a deadlock: all of it happens
@@ -1702,7 +1589,6 @@ create or replace function teguh.drop_queue(p_queue_name text)
   returns void
   language plpgsql
   volatile
-  security definer
   set search_path = pg_catalog, pg_temp
   set lock_timeout = '100ms'
 as $$
@@ -1718,7 +1604,11 @@ begin
     end;
   end loop;
 
-  perform teguh._refuse_busy(p_queue_name);
+  raise exception 'queue "%" stays in use', p_queue_name
+    using
+      errcode = '55P03',
+      detail = 'Other transactions keep its tables locked.',
+      hint = 'Stop its workers, end idle transactions, and try again.';
 end;
 $$;
 
@@ -1738,14 +1628,11 @@ declare
   v_tables text;
   v_drop   text;
 begin
-  perform pg_advisory_xact_lock(teguh._lock_number(p_queue_name));
   delete from teguh.queues as q
   where q.queue_name = p_queue_name;
   if not found then
     return;
   end if;
-  delete from teguh.grants as g
-  where g.queue_name = p_queue_name;
 
   select string_agg('teguh.' || teguh._stamp(c.relname, p_queue_name), ', ' order by c.relname)
   into v_tables
@@ -1775,7 +1662,6 @@ create or replace function teguh.list_queues()
   returns table(queue_name text, created_at timestamptz, policy jsonb)
   language sql
   stable
-  security definer
   set search_path = pg_catalog, pg_temp
 as $$
   select q.queue_name, q.created_at, q.policy
@@ -3153,177 +3039,6 @@ begin
   perform setval('teguh.carry_template'::regclass, v_count * 100);
 end;
 $$;
-
--- sql/src/34_rebuild.sql
--- Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- for a worker or a time.
---
--- All of it happens under exclusive locks: nobody sees a queue half built.  The ring
--- stays where it is, because a register does not roll back; both segments are empty.
-create or replace function teguh._remake_template()
-  returns bigint
-  language plpgsql
-  volatile
-  set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_count bigint := 0;
-  v_after uuid := '00000000-0000-0000-0000-000000000000';
-  v_batch record;
-begin
-  lock table
-    teguh.t_template, teguh.p0_template, teguh.p1_template, teguh.k0_template, teguh.k1_template
-    in access exclusive mode;
-  perform teguh._init_template();
-  truncate teguh.p0_template, teguh.p1_template, teguh.k0_template, teguh.k1_template;
-  perform setval('teguh.plan_template'::regclass, teguh._beyond());
-
-  loop
-    v_batch := teguh._alive_template(v_after, 10000);
-    exit when v_batch.last is null;
-    v_after := v_batch.last;
-    v_count := v_count
-               + coalesce(cardinality(v_batch.ready), 0)
-               + coalesce(cardinality(v_batch.sleepers), 0);
-    perform teguh._push_template('r', v_batch.ready, v_batch.ready_turns);
-    perform teguh._push_template('s', v_batch.sleepers, v_batch.sleeper_turns, v_batch.due_at);
-    perform teguh._push_template('l', v_batch.leased, v_batch.lease_turns, v_batch.leases);
-    perform teguh._push_template(
-      'l', v_batch.limited, teguh._fill(0, v_batch.limited), v_batch.limits
-    );
-  end loop;
-
-  update teguh.queues as q
-  set built_for = teguh._home('teguh.p0_template'::regclass)
-  where q.queue_name = substr('_template', 2);
-  return v_count;
-end;
-$$;
-
--- The next tasks, in the order of their ids, that dispatch has to know of: those that are
--- ready, that sleep until a time, that have a lease, that have a deadline.
-create or replace function teguh._alive_template(
-  p_after           uuid,
-  p_limit           integer,
-  out last          uuid,
-  out ready         uuid[],
-  out ready_turns   integer[],
-  out sleepers      uuid[],
-  out sleeper_turns integer[],
-  out due_at        timestamptz[],
-  out leased        uuid[],
-  out lease_turns   integer[],
-  out leases        timestamptz[],
-  out limited       uuid[],
-  out limits        timestamptz[]
-)
-  language plpgsql
-  volatile
-  set search_path = pg_catalog, pg_temp
-as $$
-begin
-  with batch as materialized (
-    select t.task_id, t.turn, t.state, t.available_at, t.lease_expires_at, t.deadline_at
-    from teguh.t_template as t
-    where t.task_id > p_after
-    order by t.task_id
-    limit p_limit
-  )
-
-  select
-    (select b.task_id from batch as b order by b.task_id desc limit 1),
-    array_agg(b.task_id) filter (where b.state = 'pending'),
-    array_agg(b.turn) filter (where b.state = 'pending'),
-    array_agg(b.task_id) filter (where b.state = 'sleeping' and b.available_at is not null),
-    array_agg(b.turn) filter (where b.state = 'sleeping' and b.available_at is not null),
-    array_agg(b.available_at) filter (where b.state = 'sleeping' and b.available_at is not null),
-    array_agg(b.task_id) filter (where b.state = 'running' and b.lease_expires_at is not null),
-    array_agg(b.turn) filter (where b.state = 'running' and b.lease_expires_at is not null),
-    array_agg(b.lease_expires_at)
-      filter (where b.state = 'running' and b.lease_expires_at is not null),
-    array_agg(b.task_id) filter (where b.limited),
-    array_agg(b.deadline_at) filter (where b.limited)
-  into
-    last, ready, ready_turns, sleepers, sleeper_turns, due_at, leased, lease_turns, leases,
-    limited, limits
-  from (
-    select
-      b.*,
-      b.deadline_at is not null and b.state in ('pending', 'running', 'sleeping') as limited
-    from batch as b
-  ) as b;
-end;
-$$;
-
--- What dispatch was built for: this database and table.  Transaction ids, which the
--- dispatch tables are made of, mean nothing in the copy that a restored dump is.
-create or replace function teguh._home(p_table regclass)
-  returns bigint
-  language sql
-  stable
-  set search_path = pg_catalog, pg_temp
-as $$
-  select hashtextextended(d.oid::text || '/' || p_table::oid::text, 0)
-  from pg_database as d
-  where d.datname = current_database();
-$$;
-
--- Build dispatch anew if the queue was brought here by a dump or a copy.  If the locks are
--- not to be had, a later call will do it.
-create or replace function teguh._settle_template()
-  returns void
-  language plpgsql
-  volatile
-  set search_path = pg_catalog, pg_temp
-  set lock_timeout = '100ms'
-as $$
-begin
-  perform from teguh.queues as q
-  where q.queue_name = substr('_template', 2)
-    and q.built_for = teguh._home('teguh.p0_template'::regclass)
-    and pg_sequence_last_value('teguh.ring_template'::regclass) is not null;
-  if not found then
-    perform teguh._remake_template();
-  end if;
-exception
-  when lock_not_available then
-    return;
-end;
-$$;
-
--- Build dispatch anew.
-create or replace function teguh.rebuild_dispatch(p_queue_name text)
-  returns bigint
-  language plpgsql
-  volatile
-  set search_path = pg_catalog, pg_temp
-  set lock_timeout = '100ms'
-as $$
-declare
-  v_call  text := teguh._call('remake', p_queue_name, 0);
-  v_count bigint;
-begin
-  for v_try in 1..300 loop
-    begin
-      execute v_call into v_count;
-      return v_count;
-    exception
-      when lock_not_available then
-        perform pg_sleep(0.1 * random());
-    end;
-  end loop;
-
-  perform teguh._refuse_busy(p_queue_name);
-end;
-$$;
-
-comment on function teguh.rebuild_dispatch(text) is
-  'Builds the dispatch tables of a queue anew from its tasks: what is ready, what sleeps '
-  'until when, what is leased until when. ticker() does so by itself in a database '
-  'that was restored from a dump; call this after a copy by other means, or when those '
-  'tables were damaged. Waits up to a minute for transactions that are using the '
-  'queue. Returns how many tasks wait for a worker or a time. Raises TG001 for an unknown '
-  'queue, 55P03 if it stays busy.';
 
 -- sql/src/40_spawn.sql
 -- Insert tasks and queue them.  Rows come back in the order of p_tasks.
@@ -5126,7 +4841,6 @@ create or replace function teguh.cleanup_all_queues(p_queue_name text default nu
   returns table(queue_name text, tasks_deleted integer, events_deleted integer)
   language plpgsql
   volatile
-  security definer
   set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -5139,8 +4853,8 @@ begin
     from teguh.queues as q
     where p_queue_name is null or q.queue_name = p_queue_name
     order by q.queue_name
+    for key share skip locked
   loop
-    continue when not teguh._share_queue(queue_name);
     tasks_deleted := teguh.cleanup_tasks(queue_name);
     events_deleted := teguh.cleanup_events(queue_name);
     return next;
@@ -5153,10 +4867,9 @@ comment on function teguh.cleanup_all_queues(text) is
   'one bounded batch each, and returns the counts. Raises TG001 for an unknown queue.';
 
 -- sql/src/50_ticker.sql
--- One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- restored from a dump, deal with what is due.  The step comes first, and only when the
--- caller has written nothing yet: it moves a register, and must not go by what may be
--- rolled back.
+-- One tick of one queue: take a step in the rotation, deal with what is due.  The
+-- step comes first, and only when the caller has written nothing yet: it moves a
+-- register, and must not go by what may be rolled back.
 create or replace function teguh._tick_template(
   p_now   timestamptz,
   p_fresh boolean,
@@ -5170,7 +4883,6 @@ as $$
 begin
   if p_fresh then
     perform teguh._turn_template();
-    perform teguh._settle_template();
   end if;
   return teguh._fire_template(p_now, p_fresh, p_limit);
 end;
@@ -5181,19 +4893,6 @@ create sequence if not exists teguh._ticked minvalue 0 start 0;
 
 comment on sequence teguh._ticked is
   'When the ticker last ran, in microseconds since 1970.';
-
--- Note that the ticker has run.
-create or replace function teguh._set_ticked()
-  returns void
-  language plpgsql
-  volatile
-  security definer
-  set search_path = pg_catalog, pg_temp
-as $$
-begin
-  perform setval('teguh._ticked'::regclass, teguh._micros(clock_timestamp()));
-end;
-$$;
 
 -- Tick one queue or all.
 create or replace function teguh.ticker(p_queue_name text default null)
@@ -5216,30 +4915,30 @@ begin
 
   for v_queue_name in
     select q.queue_name
-    from teguh.list_queues() as q
-    where q.queue_name = p_queue_name
-      or (p_queue_name is null and teguh._may('tick', q.queue_name))
+    from teguh.queues as q
+    where p_queue_name is null or q.queue_name = p_queue_name
+    order by q.queue_name
+    -- one that is being dropped is passed over
+    for key share skip locked
   loop
-    continue when not teguh._share_queue(v_queue_name);
     execute teguh._call('tick', v_queue_name, 3) into v_one
     using v_now, v_fresh, 10000;
     v_count := v_count + v_one;
   end loop;
 
-  perform teguh._set_ticked();
+  perform setval('teguh._ticked'::regclass, teguh._micros(clock_timestamp()));
   return v_count;
 end;
 $$;
 
 comment on function teguh.ticker(text) is
-  'Does for a queue (null: for every queue the caller may tick) what has come due: queues '
-  'sleepers, ends waits and leases that timed out, applies cancellation policies, takes a '
-  'step in the rotation of the dispatch tables, builds them anew in a restored database, '
-  'notifies. Bounded per call. Returns how many tasks became claimable or changed state. '
-  'Claims see to due tasks themselves; rotation needs this called every few seconds or '
-  'minutes, by pg_cron or a worker, and does not happen in a transaction that has '
-  'written before. Raises TG001 for an unknown queue, 25001 unless the transaction is '
-  'READ COMMITTED.';
+  'Does for a queue (null: for every queue) what has come due: queues sleepers, ends '
+  'waits and leases that timed out, applies cancellation policies, takes a step in the '
+  'rotation of the dispatch tables, notifies. Bounded per call. Returns how many '
+  'tasks became claimable or changed state. Claims see to due tasks themselves; '
+  'rotation needs this called every few seconds or minutes, by pg_cron or a worker, '
+  'and does not happen in a transaction that has written before. '
+  'Raises TG001 for an unknown queue, 25001 unless the transaction is READ COMMITTED.';
 
 -- Tick all queues again and again, with a commit after each round.
 --
@@ -5339,7 +5038,6 @@ create or replace function teguh.start(p_options jsonb default '{}')
   returns void
   language plpgsql
   volatile
-  security definer
   set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -5382,7 +5080,6 @@ create or replace function teguh.stop()
   returns void
   language plpgsql
   volatile
-  security definer
   set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -5435,7 +5132,6 @@ create or replace function teguh.status()
   )
   language plpgsql
   volatile
-  security definer
   set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -5461,270 +5157,6 @@ comment on function teguh.status() is
   'the two jobs, null where not scheduled; when ticker() last ran, by whomever, and '
   'how many seconds ago, both null if never.';
 
--- sql/src/52_access.sql
--- Who may call what: each public function, the functions of a queue behind it, and the kinds
--- of access that include it.  What concerns all queues at once is only for those who have
--- access to all (everywhere).
-create or replace view teguh._rights as
-select
-  r.routine,
-  string_to_array(r.verbs, ' ') as verbs,
-  string_to_array(r.access, ' ') as access,
-  r.everywhere
-from (
-  -- noqa: disable=LT01,LT02
-  values
-    ('version',                    '',            'client worker observer admin', false),
-    ('current_time',               '',            'client worker observer admin', false),
-    ('portable_uuidv7',            '',            'client worker observer admin', false),
-    ('uuidv7_timestamp',           '',            'client worker observer admin', false),
-    ('validate_queue_name',        '',            'client worker observer admin', false),
-    ('list_queues',                '',            'client worker observer admin', false),
-    ('status',                     '',            'client worker observer admin', false),
-    ('get_task_result',            'show',        'client worker observer admin', false),
-    ('get_task_checkpoint_state',  'recall',      'client worker observer admin', false),
-    ('get_task_checkpoint_states', 'list',        'client worker observer admin', false),
-    ('spawn_task',                 'new put',     'client worker admin',          false),
-    ('spawn_tasks',                'put',         'client worker admin',          false),
-    ('emit_event',                 'emit',        'client worker admin',          false),
-    ('cancel_task',                'stop',        'client worker admin',          false),
-    ('retry_task',                 'rerun',       'client worker admin',          false),
-    ('claim_task',                 'take',        'worker admin',                 false),
-    ('next_due',                   'next',        'worker admin',                 false),
-    ('complete_run',               'done',        'worker admin',                 false),
-    ('complete_runs',              'flush',       'worker admin',                 false),
-    ('fail_run',                   'fail',        'worker admin',                 false),
-    ('schedule_run',               'nap',         'worker admin',                 false),
-    ('release_run',                'free',        'worker admin',                 false),
-    ('extend_claim',               'keep',        'worker admin',                 false),
-    ('set_task_checkpoint_state',  'mark',        'worker admin',                 false),
-    ('await_event',                'wait',        'worker admin',                 false),
-    ('ticker',                     'tick',        'worker admin',                 false),
-    ('cleanup_tasks',              'purge',       'admin',                        false),
-    ('cleanup_events',             'sweep',       'admin',                        false),
-    ('rebuild_dispatch',           'remake',      'admin',                        false),
-    ('ticker_loop',                '',            'admin',                        true),
-    ('cleanup_all_queues',         '',            'admin',                        true),
-    ('create_queue',               '',            'admin',                        true),
-    ('drop_queue',                 '',            'admin',                        true),
-    ('start',                      '',            'admin',                        true),
-    ('stop',                       '',            'admin',                        true),
-    ('grant_access',               '',            'admin',                        true),
-    ('revoke_access',              '',            'admin',                        true)
-  -- noqa: enable=LT01,LT02
-) as r(routine, verbs, access, everywhere);
-
-comment on view teguh._rights is
-  'What client, worker, observer and admin may call.';
-
--- The functions that this access to a queue (*: to all) allows to execute.
---
--- Helpers are for everybody who has access at all: they run with the rights of whoever calls
--- them, and give none.
-create or replace function teguh._allowed(p_access text, p_queue_name text)
-  returns setof regprocedure
-  language sql
-  stable
-  set search_path = pg_catalog, pg_temp
-as $$
-  select p.oid::regprocedure
-  from pg_proc as p
-  where p.pronamespace = 'teguh'::regnamespace
-    and (
-      p.proname in ('_policy', '_set_ticked')
-      or (
-        p.proname ~ '^_'
-        and not p.prosecdef
-        and not exists (
-          select
-          from pg_proc as f
-          where f.pronamespace = p.pronamespace
-            and f.proname ~ '_template$'
-            and starts_with(p.proname, substr(f.proname, 1, length(f.proname) - 8))
-        )
-      )
-      or p.proname in (
-        select r.routine
-        from teguh._rights as r
-        where p_access = any (r.access)
-          and (p_queue_name = '*' or not r.everywhere)
-      )
-      or p.proname in (
-        select format('_%s_%s', v.verb, q.queue_name)
-        from teguh._rights as r
-        cross join lateral unnest(r.verbs) as v(verb)
-        join teguh.queues as q on p_queue_name in ('*', q.queue_name)
-        where p_access = any (r.access)
-      )
-    );
-$$;
-
--- Carry out one row of teguh.grants.
-create or replace function teguh._grant(p_grantee regrole, p_access text, p_queue_name text)
-  returns void
-  language plpgsql
-  volatile
-  set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_routines text := (
-    select string_agg(a.routine::text, ', ')
-    from teguh._allowed(p_access, p_queue_name) as a(routine)
-  );
-begin
-  execute format('grant usage on schema teguh to %s', p_grantee);
-  execute format('grant execute on routine %s to %s', v_routines, p_grantee);
-end;
-$$;
-
--- Carry out again all that was granted: there are new functions.  Rows of roles that were
--- dropped meanwhile go.
-create or replace function teguh._grant_again()
-  returns void
-  language plpgsql
-  volatile
-  set search_path = pg_catalog, pg_temp
-as $$
-begin
-  delete from teguh.grants as g
-  where not exists (select from pg_roles as r where r.oid = g.grantee);
-
-  perform teguh._grant(g.grantee, g.access, g.queue_name)
-  from teguh.grants as g;
-end;
-$$;
-
--- Give those who have access to all queues access to a new one.
-create or replace function teguh._grant_queue(p_queue_name text)
-  returns void
-  language plpgsql
-  volatile
-  set search_path = pg_catalog, pg_temp
-as $$
-begin
-  perform teguh._grant(g.grantee, g.access, p_queue_name)
-  from teguh.grants as g
-  join pg_roles as r on r.oid = g.grantee
-  where g.queue_name = '*';
-end;
-$$;
-
--- Find a role, and refuse a kind of access that is none.
-create or replace function teguh._check_grant(p_role text, p_access text)
-  returns regrole
-  language plpgsql
-  stable
-  set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_role oid;
-begin
-  if p_access not in ('client', 'worker', 'observer', 'admin') then
-    raise exception 'unknown access "%"', left(p_access, 200)
-      using
-        errcode = 'TG005',
-        detail = 'Known kinds of access: client, worker, observer, admin.',
-        hint = 'worker includes what client may do, admin includes all.';
-  end if;
-
-  select r.oid into v_role
-  from pg_roles as r
-  where r.rolname = p_role;
-  if not found then
-    raise exception 'role "%" does not exist', left(coalesce(p_role, 'null'), 200)
-      using
-        errcode = '42704',
-        detail = 'Access is given to roles that exist.',
-        hint = 'Create it first: create role … login;';
-  end if;
-
-  return v_role;
-end;
-$$;
-
--- Give a role access.
-create or replace function teguh.grant_access(
-  p_role        text,
-  p_access      text,
-  p_queue_names text[] default null
-)
-  returns void
-  language plpgsql
-  volatile
-  security definer
-  set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_role       regrole := teguh._check_grant(p_role, coalesce(p_access, 'null'));
-  v_queue_name text;
-begin
-  foreach v_queue_name in array coalesce(p_queue_names, '{*}') loop
-    if p_queue_names is not null then
-      perform teguh._policy(v_queue_name);
-    end if;
-    insert into teguh.grants as g (grantee, access, queue_name)
-    values (v_role, p_access, v_queue_name)
-    on conflict do nothing;
-    perform teguh._grant(v_role, p_access, v_queue_name);
-  end loop;
-end;
-$$;
-
-comment on function teguh.grant_access(text, text, text[]) is
-  'Lets a role use the queues named, or all, also those to come, if p_queue_names is null. '
-  'client: spawn, cancel, retry, emit events, read results. worker: that, and claim runs and '
-  'report on them, tick. observer: read. admin: all of it and cleanup; for all queues '
-  'also create and drop queues, schedule, grant. Everything goes through functions; nobody '
-  'gets at the tables. Raises 42704 for an unknown role, TG001 for an unknown queue, TG005 '
-  'for an unknown kind of access.';
-
--- Take access away.
-create or replace function teguh.revoke_access(
-  p_role        text,
-  p_access      text default null,
-  p_queue_names text[] default null
-)
-  returns void
-  language plpgsql
-  volatile
-  security definer
-  set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_role regrole := teguh._check_grant(p_role, p_access);
-begin
-  perform from teguh.grants as g
-  where g.grantee = v_role
-    and g.access = coalesce(p_access, g.access)
-    and g.queue_name = '*'
-    and p_queue_names is not null;
-  if found then
-    raise exception 'role "%" has access to all queues', p_role
-      using
-        errcode = 'TG004',
-        detail = 'It cannot be taken away for some of them.',
-        hint = 'Revoke it for all (p_queue_names => null), and grant what is to stay.';
-  end if;
-
-  delete from teguh.grants as g
-  where g.grantee = v_role
-    and g.access = coalesce(p_access, g.access)
-    and (p_queue_names is null or g.queue_name = any (p_queue_names));
-
-  execute format('revoke all on all routines in schema teguh from %s', v_role);
-  execute format('revoke all on schema teguh from %s', v_role);
-  perform teguh._grant(g.grantee, g.access, g.queue_name)
-  from teguh.grants as g
-  where g.grantee = v_role;
-end;
-$$;
-
-comment on function teguh.revoke_access(text, text, text[]) is
-  'Takes from a role what grant_access() gave: one kind of access or, if p_access is null, '
-  'all; for the queues named or, if p_queue_names is null, for all. What a role was '
-  'never given is no error. Raises 42704 for an unknown role, TG004 when the role has '
-  'access to all queues and only some are named, TG005 for an unknown kind of access.';
-
 -- sql/src/90_finish.sql
 -- The second segment's functions are those of the first with 0 and 1 exchanged.
 do $$
@@ -5745,10 +5177,7 @@ begin
 end;
 $$;
 
--- These functions of a queue are the doors to its tables: they run with the rights of teguh's
--- owner, and who may execute them is for grant_access() to say.
---
--- Fix the shape of their plans.  Segments have no statistics, and a plan is
+-- Fix the shape of the queue's plans.  Segments have no statistics, and a plan is
 -- made while they are all but empty: every access must be by index, in order, row by
 -- row.  A task's table may be empty when a session makes its plans, too.  Where a plan
 -- cannot follow, the settings make it look so expensive that it would be compiled.
@@ -5761,13 +5190,12 @@ begin
     from pg_catalog.pg_proc as p
     where p.pronamespace = 'teguh'::regnamespace
       and substring(p.proname from '^_([a-z]+)_template$') in (
-        select v.verb
-        from teguh._rights as r
-        cross join lateral unnest(r.verbs) as v(verb)
+        'take', 'next', 'tick', 'put', 'new', 'done', 'flush', 'fail', 'nap', 'free', 'keep',
+        'mark', 'recall', 'list', 'wait', 'emit', 'stop', 'rerun', 'show', 'purge', 'sweep'
       )
   loop
     execute pg_catalog.format(
-      'alter function %s security definer set plan_cache_mode = force_generic_plan '
+      'alter function %s set plan_cache_mode = force_generic_plan '
       'set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off '
       'set enable_mergejoin = off set enable_sort = off set jit = off',
       v_function
@@ -5793,7 +5221,7 @@ begin
 end;
 $$;
 
--- Nothing is for everybody, but what was granted holds for new functions, too.
+-- Nothing is for everybody.
 do $$
 declare
   v_routine regprocedure;
@@ -5805,7 +5233,6 @@ begin
   loop
     execute pg_catalog.format('revoke all on routine %s from public', v_routine);
   end loop;
-  perform teguh._grant_again();
 end;
 $$;
 

@@ -1,0 +1,233 @@
+"""Who may do what: every public function, as every kind of role, on its queue and on another."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+
+from tests.cluster import TEGUH_SQL, Cluster, send
+from tools.servers import GUEST
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+TASK = "'00000000-0000-7000-8000-000000000000'"
+RUN = "'00000000-0000-7000-8000-000000000001'"
+
+# A call of each function. {q} is the queue.
+CALLS = {
+    "version": "select teguh.version()",
+    "current_time": "select teguh.current_time()",
+    "portable_uuidv7": "select teguh.portable_uuidv7()",
+    "uuidv7_timestamp": f"select teguh.uuidv7_timestamp({TASK})",
+    "validate_queue_name": "select teguh.validate_queue_name('{q}')",
+    "list_queues": "select * from teguh.list_queues()",
+    "status": "select * from teguh.status()",
+    "get_task_result": f"select teguh.get_task_result('{{q}}', {TASK})",
+    "get_task_checkpoint_state": f"select teguh.get_task_checkpoint_state('{{q}}', {TASK}, 's')",
+    "get_task_checkpoint_states":
+        f"select teguh.get_task_checkpoint_states('{{q}}', {TASK}, {RUN})",
+    "spawn_task": "select teguh.spawn_task('{q}', 't', '{{}}')",
+    "spawn_tasks": "select teguh.spawn_tasks('{q}', '[{{\"task_name\": \"t\"}}]')",
+    "emit_event": "select teguh.emit_event('{q}', 'e')",
+    "cancel_task": f"select teguh.cancel_task('{{q}}', {TASK})",
+    "retry_task": f"select teguh.retry_task('{{q}}', {TASK})",
+    "claim_task": "select * from teguh.claim_task('{q}', 'w')",
+    "next_due": "select teguh.next_due('{q}')",
+    "complete_run": f"select teguh.complete_run('{{q}}', {RUN})",
+    "complete_runs": "select teguh.complete_runs('{q}', '[]')",
+    "fail_run": f"select teguh.fail_run('{{q}}', {RUN}, '{{{{}}}}')",
+    "schedule_run": f"select teguh.schedule_run('{{q}}', {RUN}, '2020-01-01')",
+    "release_run": f"select teguh.release_run('{{q}}', {RUN})",
+    "extend_claim": f"select teguh.extend_claim('{{q}}', {RUN}, 1)",
+    "set_task_checkpoint_state":
+        f"select teguh.set_task_checkpoint_state('{{q}}', {TASK}, 's', '1', {RUN})",
+    "await_event": f"select teguh.await_event('{{q}}', {TASK}, {RUN}, 's', 'e')",
+    "ticker": "select teguh.ticker('{q}')",
+    "cleanup_tasks": "select teguh.cleanup_tasks('{q}')",
+    "cleanup_events": "select teguh.cleanup_events('{q}')",
+    "rebuild_dispatch": "select teguh.rebuild_dispatch('{q}')",
+    "pause_queue": "select teguh.pause_queue('{q}', '2020-01-01')",
+    "resume_queue": "select teguh.resume_queue('{q}')",
+    "get_queue_policy": "select teguh.get_queue_policy('{q}')",
+    "set_queue_policy": "select teguh.set_queue_policy('{q}', '{{}}')",
+    "ticker_loop": "call teguh.ticker_loop('{{\"max_seconds\": 0}}')",
+    "cleanup_all_queues": "select * from teguh.cleanup_all_queues()",
+    "create_queue": "select teguh.create_queue('{q}')",
+    "drop_queue": "select teguh.drop_queue('brief')",
+    "start": "select teguh.start()",
+    "stop": "select teguh.stop()",
+    "grant_access": f"select teguh.grant_access('{GUEST}', 'observer')",
+    "revoke_access": f"select teguh.revoke_access('{GUEST}', 'client')",
+}  # fmt: skip
+ANYWHERE = {"version", "current_time", "portable_uuidv7", "uuidv7_timestamp", "validate_queue_name",
+            "list_queues", "status", "get_queue_policy"}  # fmt: skip
+READ = {"get_task_result", "get_task_checkpoint_state", "get_task_checkpoint_states"}
+CLIENT = READ | {"spawn_task", "spawn_tasks", "emit_event", "cancel_task", "retry_task"}
+WORKER = CLIENT | {
+    "claim_task", "next_due", "complete_run", "complete_runs", "fail_run", "schedule_run",
+    "release_run", "extend_claim", "set_task_checkpoint_state", "await_event", "ticker",
+}  # fmt: skip
+UPKEEP = WORKER | {
+    "cleanup_tasks", "cleanup_events", "rebuild_dispatch", "pause_queue", "resume_queue",
+}  # fmt: skip
+MATRIX = {"client": CLIENT, "worker": WORKER, "observer": READ, "admin": UPKEEP}
+
+
+@pytest.fixture
+def queues(conn: Connection) -> None:
+    """Queues `own`, `other` and `brief`."""
+    for name in ("own", "other", "brief"):
+        conn.execute("select teguh.create_queue(%s)", (name,))
+
+
+@pytest.fixture
+def guest(guest_dsn: str) -> Iterator[Connection]:
+    """A connection of a role without rights of its own."""
+    with psycopg.connect(guest_dsn, autocommit=True) as connection:
+        yield connection
+
+
+def allowed(connection: Connection, queue: str) -> set[str]:
+    """Return the functions that may be called: with or without success, but not refused."""
+    found = set()
+    for name, call in CALLS.items():
+        try:
+            connection.execute(call.format(q=queue).encode())
+        except psycopg.errors.InsufficientPrivilege:
+            continue
+        except psycopg.Error as error:
+            if error.sqlstate not in {"TG002", "TG003"}:  # it got through to look for them
+                raise
+        found.add(name)
+    return found
+
+
+def test_the_list_names_every_public_function(conn: Connection) -> None:
+    rows = conn.execute(
+        "select distinct proname from pg_proc"
+        " where pronamespace = 'teguh'::regnamespace and proname !~ '^_'"
+    ).fetchall()
+    assert {str(row[0]) for row in rows} == set(CALLS)
+
+
+def test_a_role_without_access_may_do_nothing(guest: Connection, queues: None) -> None:
+    assert allowed(guest, "own") == set()
+
+
+@pytest.mark.parametrize("access", MATRIX)
+def test_access_to_one_queue_allows_what_it_says_there_and_nothing_on_another(
+    conn: Connection, guest: Connection, queues: None, access: str
+) -> None:
+    conn.execute("select teguh.grant_access(%s, %s, '{own}')", (GUEST, access))
+    assert allowed(guest, "own") == ANYWHERE | MATRIX[access]
+    assert allowed(guest, "other") == ANYWHERE
+
+
+@pytest.mark.parametrize("access", MATRIX)
+def test_access_to_all_queues_allows_it_on_each_and_admins_everything(
+    conn: Connection, guest: Connection, queues: None, access: str
+) -> None:
+    conn.execute("select teguh.grant_access(%s, %s)", (GUEST, access))
+    conn.execute("select teguh.create_queue('later')")
+    everything = set(CALLS) if access == "admin" else ANYWHERE | MATRIX[access]
+    assert allowed(guest, "later") == everything
+
+
+def test_whoever_has_access_still_has_no_right_to_any_table(
+    conn: Connection, guest: Connection, queues: None
+) -> None:
+    conn.execute("select teguh.grant_access(%s, 'admin')", (GUEST,))
+    rows = guest.execute(
+        """
+        select c.oid::regclass
+        from pg_class as c
+        where c.relnamespace = 'teguh'::regnamespace
+          and case
+            when c.relkind in ('r', 'v') then
+              has_table_privilege(c.oid, 'select, insert, update, delete, truncate, references')
+            when c.relkind = 'S' then has_sequence_privilege(c.oid, 'usage, select, update')
+          end
+        """
+    ).fetchall()
+    assert rows == []
+
+
+def test_rights_survive_that_the_file_is_run_again(
+    dsn: str, conn: Connection, guest: Connection, queues: None
+) -> None:
+    conn.execute("select teguh.grant_access(%s, 'worker', '{own}')", (GUEST,))
+    send(dsn, TEGUH_SQL.read_text(encoding="utf-8"))
+    assert allowed(guest, "own") == ANYWHERE | WORKER
+    assert allowed(guest, "other") == ANYWHERE
+
+
+def test_a_role_can_be_dropped_once_its_access_is_revoked(
+    conn: Connection, superuser_dsn: str, queues: None
+) -> None:
+    with psycopg.connect(superuser_dsn, autocommit=True) as superuser:
+        superuser.execute('create role "Odd, role"')
+        try:
+            conn.execute("select teguh.grant_access('Odd, role', 'admin')")
+            conn.execute("select teguh.revoke_access('Odd, role')")
+        finally:
+            superuser.execute('drop role "Odd, role"')
+    assert conn.execute("select * from teguh.grants").fetchall() == []
+
+
+def test_a_schema_that_somebody_else_has_made_is_not_installed_into(
+    cluster: Cluster, empty_dsn: str
+) -> None:
+    with psycopg.connect(empty_dsn, autocommit=True) as owner:
+        superuser_dsn = cluster.server.dsn(owner.info.dbname)
+        with psycopg.connect(superuser_dsn, autocommit=True) as superuser:
+            superuser.execute(f"create schema teguh authorization {GUEST}".encode())
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="belongs to teguh_guest"):
+            owner.execute(TEGUH_SQL.read_bytes())
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="belongs to teguh_guest"):
+            send(superuser_dsn, TEGUH_SQL.read_text(encoding="utf-8"))
+
+
+# What a hostile user with `create` on schema public puts there: functions and operators that
+# match better than pg_catalog's, and that tell who called them.
+TRAPS = """
+create table public.caught (who text);
+grant insert on public.caught to public;
+create function public.now() returns timestamptz language plpgsql as $$
+begin insert into public.caught values (current_user); return clock_timestamp(); end $$;
+create function public.format(text, text) returns text language plpgsql as $$
+begin insert into public.caught values (current_user); return $2; end $$;
+create function public.coalesce(text) returns text language sql as 'select null::text';
+create function public.trap(text, text) returns text language plpgsql as $$
+begin insert into public.caught values (current_user); return $1; end $$;
+create operator public.|| (leftarg = text, rightarg = text, function = public.trap);
+create function public.trap(timestamptz, timestamptz) returns boolean language plpgsql as $$
+begin insert into public.caught values (current_user); return true; end $$;
+create operator public.> (leftarg = timestamptz, rightarg = timestamptz, function = public.trap);
+create function public.length(text) returns integer language plpgsql as $$
+begin insert into public.caught values (current_user); return 0; end $$;
+"""
+
+
+def test_what_a_hostile_user_puts_into_public_is_never_called(
+    conn: Connection, superuser_dsn: str, queues: None
+) -> None:
+    with psycopg.connect(superuser_dsn, autocommit=True) as superuser:
+        superuser.execute(f"grant create on schema public to {GUEST}".encode())
+        superuser.execute(f"set role {GUEST}".encode())
+        superuser.execute(TRAPS.encode())
+        superuser.execute("reset role")
+        superuser.execute("set search_path = public, pg_catalog")
+        assert superuser.execute("select now() > now()").fetchall() == [(True,)]
+        caught = superuser.execute("delete from public.caught returning who").rowcount
+        assert caught > 0  # the traps are set
+        allowed(superuser, "own")
+        superuser.execute("select teguh.create_queue('another')")
+        superuser.execute("select teguh.spawn_task('another', 't', '{}', '{\"delay_seconds\": 1}')")
+        superuser.execute("select * from teguh.claim_task('another', 'w', 1, 10)")
+        superuser.execute("select teguh.ticker()")
+        assert superuser.execute("select who from public.caught").fetchall() == []

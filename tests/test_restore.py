@@ -1,0 +1,97 @@
+"""Copies of a database: a restored dump, a standby, an upgraded server."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+
+from tests import lifecycle
+from tests.cluster import TEGUH_SQL, send
+from tools.servers import OWNER, WORKER, Server, ServerError, Standby, Upgraded, find_build
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def needs(server: Server, *programs: str) -> None:
+    """Skip a test when the server comes without these programs."""
+    missing = [program for program in programs if not (server.programs / program).exists()]
+    if missing:
+        pytest.skip(f"the {server.kind} server comes without {', '.join(missing)}")
+
+
+@pytest.fixture
+def filled(own_server: Server) -> str:
+    """A database on a server of its own with a task in every state."""
+    dsn = own_server.create_database("origin", owner=OWNER)
+    send(dsn, TEGUH_SQL.read_text(encoding="utf-8"))
+    lifecycle.fill(dsn)
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("select teguh.grant_access(%s, 'worker')", (WORKER,))
+        # transactions enough that the ids of another server are far behind
+        for _ in range(2000):
+            connection.execute("select pg_current_xact_id()")
+    return dsn
+
+
+def test_a_restored_dump_goes_on_where_it_was(
+    filled: str, own_server: Server, tmp_path: Path
+) -> None:
+    needs(own_server, "pg_dump", "pg_restore")
+    with Server(own_server.kind) as other:
+        dump = own_server.home / "dump"
+        own_server.run("pg_dump", "--format=custom", f"--file={dump}", own_server.dsn("origin"))
+        copy = other.create_database("copy", owner=OWNER)
+        dump.chmod(0o644)
+        dump.parent.chmod(0o755)
+        other.run("pg_restore", "--exit-on-error", f"--dbname={other.dsn('copy')}", str(dump))
+        lifecycle.go_on(copy)
+        with psycopg.connect(copy) as connection:
+            assert connection.execute(
+                "select grantee, access, queue_name from teguh.grants"
+            ).fetchall() == [(WORKER, "worker", "*")]
+
+
+def test_a_standby_answers_questions_and_goes_on_when_it_is_promoted(
+    filled: str, own_server: Server
+) -> None:
+    needs(own_server, "pg_basebackup")
+    with Standby(own_server) as standby:
+        dsn = standby.dsn("origin", OWNER)
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            rows = connection.execute(
+                "select r.state, count(*) from teguh.t_jobs as t"
+                " cross join lateral teguh.get_task_result('jobs', t.task_id) as r"
+                " group by r.state"
+            ).fetchall()
+            states = list(lifecycle.states(connection, "jobs").values())
+            assert dict(rows) == {s: states.count(s) for s in states}
+            for question in (
+                "select * from teguh.list_queues()",
+                "select * from teguh.status()",
+                "select teguh.version(), teguh.current_time()",
+                "select teguh.get_task_checkpoint_state('jobs', task_id, 'b') from teguh.t_jobs",
+                "select teguh.get_task_checkpoint_states('jobs', task_id, null) from teguh.t_jobs",
+            ):
+                assert connection.execute(question.encode()).fetchall()
+            with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+                connection.execute("select teguh.claim_task('jobs', 'w')")
+        own_server.stop()
+        standby.execute("select pg_promote()")
+        lifecycle.go_on(dsn)
+
+
+def test_a_server_upgraded_by_pg_upgrade_goes_on_where_it_was() -> None:
+    try:
+        find_build("npm:15"), find_build("debian:15"), find_build("embedded")
+    except ServerError as error:
+        pytest.skip(str(error))
+    with Server("npm:15") as old:
+        dsn = old.create_database("origin", owner=OWNER)
+        send(dsn, TEGUH_SQL.read_text(encoding="utf-8"))
+        lifecycle.fill(dsn)
+        old.stop()
+        with Upgraded("embedded", old) as new:
+            lifecycle.go_on(new.dsn("origin", OWNER))
