@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PATIENCE = 20.0
+POOLER_PORT = "6432"
 
 
 def until(condition: Callable[[], T], what: str = "the condition") -> T:
@@ -50,7 +51,13 @@ def as_worker(dsn: str) -> str:
 def running(
     dsn: str, queue: str, tasks: teguh.Registry, **options: Unpack[teguh.WorkerOptions]
 ) -> Iterator[teguh.Worker]:
-    """Run a worker in a thread; stop it at the end, and raise what it raised."""
+    """Run a worker in a thread; stop it at the end, and raise what it raised.
+
+    Behind PgBouncer it polls only, and often: what a notification would tell it finds late.
+    """
+    if conninfo_to_dict(dsn).get("port") == POOLER_PORT:
+        often = min(options.get("poll_interval", 0.05), 0.05)
+        options = {**options, "listen": False, "poll_interval": often}
     worker = teguh.Worker(as_worker(dsn), queue, tasks, **options)
     raised: list[BaseException] = []
 

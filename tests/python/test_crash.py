@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
-import shutil
 import signal
 import socket
 import subprocess
@@ -13,7 +11,6 @@ import tempfile
 import threading
 import time
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
@@ -21,10 +18,12 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 import teguh
 from tests.cluster import ROOT
+from tests.python.bouncer import through
 from tests.python.support import PATIENCE, Gate, finished, running, state, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     import psycopg
 
@@ -308,38 +307,8 @@ def test_stopping_ends_although_the_server_is_gone(
     gate.open()
 
 
-@pytest.fixture
-def pooled(dsn: str) -> Iterator[str]:
-    """The database `dsn` behind a PgBouncer in transaction mode."""
-    pgbouncer = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
-    settings = conninfo_to_dict(dsn)
-    host, user = str(settings.get("host", "")), settings.get("user")
-    if pgbouncer is None or not host.startswith("/"):
-        pytest.skip("needs pgbouncer, and a server on a socket of its own")
-    with tempfile.TemporaryDirectory() as directory:
-        home = Path(directory)
-        (home / "users").write_text(f'"{user}" ""\n')
-        (home / "ini").write_text(
-            f"[databases]\n* = host={host} user={user}\n"
-            f"[pgbouncer]\nlisten_addr =\nunix_socket_dir = {home}\nlisten_port = 6432\n"
-            f"auth_type = any\nauth_file = {home}/users\npool_mode = transaction\n"
-            "default_pool_size = 3\n"
-        )
-        command = [pgbouncer, str(home / "ini")]
-        if os.geteuid() == 0:  # which it refuses to run as
-            os.chown(home, pwd.getpwnam("nobody").pw_uid, -1)
-            command[1:1] = ["-u", "nobody"]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            until((home / ".s.PGSQL.6432").exists, "pgbouncer's socket")
-            yield f"postgresql://{user}@/{settings['dbname']}?host={home}&port=6432"
-        finally:
-            process.terminate()
-            process.wait()
-
-
 def test_poll_only_mode_works_behind_pgbouncer_in_transaction_mode(
-    pooled: str, client: teguh.Client, queue: str, tasks: teguh.Registry
+    dsn: str, bouncer_home: Path, client: teguh.Client, queue: str, tasks: teguh.Registry
 ) -> None:
     client.connection.execute(LEDGER)
 
@@ -356,6 +325,7 @@ def test_poll_only_mode_works_behind_pgbouncer_in_transaction_mode(
 
     spawned = client.spawn_tasks(queue, [teguh.NewTask("it", n) for n in range(60)])
     options: teguh.WorkerOptions = {"listen": False, "poll_interval": 0.05}
+    pooled = through(bouncer_home, dsn)
     with running(pooled, queue, tasks, **options), running(pooled, queue, tasks, **options):
         for n, task in enumerate(spawned):
             assert finished(client, queue, task.task_id).completed_payload == n

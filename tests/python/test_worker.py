@@ -90,7 +90,8 @@ def test_a_burst_of_spawns_leaves_no_task_behind(
     spawned: list[Any] = []
 
     def spawn() -> None:
-        with teguh.Client.connect(dsn) as spawner:
+        with psycopg.connect(dsn, autocommit=True, prepare_threshold=None) as connection:
+            spawner = teguh.Client(connection)
             spawned.extend(spawner.spawn_task(queue, "n").task_id for _ in range(40))
 
     with running(dsn, queue, tasks, poll_interval=60, claim_timeout=60):
@@ -345,7 +346,7 @@ def test_leases_are_renewed_while_a_handler_blocks_the_event_loop(
 ) -> None:
     @tasks.task("it")
     async def blocks(_: teguh.AsyncTaskContext) -> int:
-        with psycopg.connect(dsn, autocommit=True) as other:
+        with psycopg.connect(dsn, autocommit=True, prepare_threshold=None) as other:
 
             def lease() -> Any:
                 return other.execute("select lease_expires_at from teguh.t_jobs").fetchone()
