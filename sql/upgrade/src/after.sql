@@ -54,13 +54,13 @@ begin
   end loop;
 
   for v_grant in
-    select p.oid::regprocedure as target, k.role, k.grantable
+    select p.oid::regprocedure as function_name, k.role, k.grantable
     from jsonb_to_recordset(current_setting('teguh.kept_grants')::jsonb)
       as k(name name, role text, grantable boolean)
     join pg_proc as p on p.pronamespace = 'teguh'::regnamespace and p.proname = k.name
   loop
     execute format(
-      'grant execute on routine %s to %s%s', v_grant.target, v_grant.role,
+      'grant execute on routine %s to %s%s', v_grant.function_name, v_grant.role,
       case when v_grant.grantable then ' with grant option' else '' end
     );
   end loop;
