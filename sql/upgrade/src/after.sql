@@ -54,9 +54,9 @@ begin
   end loop;
 
   for v_grant in
-    select p.oid::regprocedure as target, k.role, k.grantable
+    select p.oid::regprocedure as target, k.role, k.passes_on
     from jsonb_to_recordset(current_setting('teguh.kept_grants')::jsonb)
-      as k(name name, role text, grantable boolean)
+      as k(name name, role text, passes_on boolean)
     join pg_proc as p on p.pronamespace = 'teguh'::regnamespace and p.proname = k.name
   loop
     execute format(
