@@ -129,7 +129,7 @@ begin
     coalesce(
       jsonb_agg(
         jsonb_build_object(
-          'name', p.proname, 'role', a.grantee::regrole::text, 'grantable', a.is_grantable
+          'name', p.proname, 'role', a.grantee::regrole::text, 'passes_on', a.is_grantable
         )
       )::text,
       '[]'
@@ -6201,14 +6201,14 @@ begin
   end loop;
 
   for v_grant in
-    select p.oid::regprocedure as function_name, k.role, k.grantable
+    select p.oid::regprocedure as callee, k.role, k.passes_on
     from jsonb_to_recordset(current_setting('teguh.kept_grants')::jsonb)
-      as k(name name, role text, grantable boolean)
+      as k(name name, role text, passes_on boolean)
     join pg_proc as p on p.pronamespace = 'teguh'::regnamespace and p.proname = k.name
   loop
     execute format(
-      'grant execute on routine %s to %s%s', v_grant.function_name, v_grant.role,
-      case when v_grant.grantable then ' with grant option' else '' end
+      'grant execute on routine %s to %s%s', v_grant.callee, v_grant.role,
+      case when v_grant.passes_on then ' with grant option' else '' end
     );
   end loop;
 end;

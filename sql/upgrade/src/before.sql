@@ -116,7 +116,7 @@ begin
     coalesce(
       jsonb_agg(
         jsonb_build_object(
-          'name', p.proname, 'role', a.grantee::regrole::text, 'grantable', a.is_grantable
+          'name', p.proname, 'role', a.grantee::regrole::text, 'passes_on', a.is_grantable
         )
       )::text,
       '[]'
