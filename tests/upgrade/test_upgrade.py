@@ -344,7 +344,8 @@ def test_rights_and_owners_outlive_an_upgrade_by_a_superuser(
         ((owner,),) = connection.execute("select current_user").fetchall()
         guest = conninfo_user(cluster.guest_dsn(connection.info.dbname))
         connection.execute(
-            f"grant execute on function teguh.get_task_result(text, uuid) to {guest}".encode()
+            f"grant execute on function teguh.get_task_result(text, uuid) to {guest}"
+            " with grant option".encode()
         )
         superuser = cluster.server.dsn(connection.info.dbname)
     teguh.upgrade(superuser)
@@ -357,7 +358,8 @@ def test_rights_and_owners_outlive_an_upgrade_by_a_superuser(
     assert owners == [(owner,)]
     assert rows(
         old_dsn,
-        "select has_function_privilege(%s, 'teguh.get_task_result(text, uuid)', 'execute')",
+        "select has_function_privilege(%s, 'teguh.get_task_result(text, uuid)',"
+        " 'execute with grant option')",
         guest,
     ) == [(True,)]
 
