@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from tools.servers import Server
+from tools.servers import Server, find_build
 
 if TYPE_CHECKING:
     from tools.servers import Databases
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 def _programs(server: Databases) -> list[tuple[Path, dict[str, str]]]:
     """Directories that may hold pg_dump, each with the environment that its programs need."""
-    found: list[tuple[Path, dict[str, str]]] = []
-    if isinstance(server, Server):
-        build = server.build
-        found.append((build.bin, {"LD_LIBRARY_PATH": str(build.lib)} if build.lib else {}))
+    builds = [server.build] if isinstance(server, Server) else []
+    builds.append(find_build("embedded"))  # the newest there is
+    found: list[tuple[Path, dict[str, str]]] = [
+        (build.bin, {"LD_LIBRARY_PATH": str(build.lib)} if build.lib else {}) for build in builds
+    ]
     found += [(path, {}) for path in sorted(Path("/usr/lib/postgresql").glob("*/bin"))]
     return found
 

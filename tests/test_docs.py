@@ -53,7 +53,12 @@ def test_the_python_of_the_readme_runs_an_order(dsn: str) -> None:
         assert db.execute("select courier from shipments").fetchall() == [("Ada",)]
 
 
-@pytest.mark.parametrize("document", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"])
+DOCUMENTS = [
+    "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/managed.md", "docs/upgrading.md",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_what_a_document_links_to_exists(document: str) -> None:
     text = (ROOT / document).read_text()
     for target in re.findall(r"\]\(([^)#]+)\)", text):
@@ -68,6 +73,22 @@ def test_the_architecture_names_every_module() -> None:
 
 def test_every_make_target_of_the_documents_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for document in ("README.md", "CONTRIBUTING.md"):
+    for document in DOCUMENTS:
         text = (ROOT / document).read_text()
         assert set(re.findall(r"(?:`|^    )make ([a-z-]+)", text, re.MULTILINE)) <= targets
+
+
+def test_every_test_that_a_document_names_exists() -> None:
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    for document in DOCUMENTS:
+        for name in re.findall(r"`(test_\w+)`", (ROOT / document).read_text()):
+            assert f"def {name}(" in tests, name
+
+
+def test_the_providers_cite_documents_that_are_listed_and_restrictions_that_are_tested() -> None:
+    text = (ROOT / "docs" / "managed.md").read_text()
+    listed = set(re.findall(r"(?m)^(\d+)\. ", text))
+    assert set(re.findall(r"\[(\d+)\]", text)) == listed
+    tested = set(re.findall(r"(?m)^\| (R\d+) \|", text))
+    assert set(re.findall(r"\bR\d+\b", text)) == tested
+    assert len(re.findall(r"(?m)^\| [A-Z][^|]* \| [^|]* \| R", text)) == 12

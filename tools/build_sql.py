@@ -10,6 +10,9 @@ sql/upgrade/teguh--A--B.sql
     remove what is left over.  What of A cannot be replaced (routines with other arguments or
     results, views and types with another text) is found by comparing the two versions.
 
+META.json
+    The version that the archive provides is the archive's own.
+
 ``--check`` writes nothing and fails when a file that is there differs from what the sources
 give.  A source may say ``@TEGUH_VERSION@``: the version stands in META.json and nowhere else.
 """
@@ -202,7 +205,12 @@ def upgrades(root: Path = ROOT) -> list[str]:
 def committed(root: Path = ROOT) -> dict[Path, str]:
     """Return every file that is built and committed, with its text."""
     new = version(root)
-    files = {root / "sql" / "teguh.sql": build(root)}
+    meta = (root / "META.json").read_text(encoding="utf-8")
+    files = {
+        root / "sql" / "teguh.sql": build(root),
+        # What the archive provides has its version.
+        root / "META.json": re.sub(r'(?m)^(      "version": )"[^"]*"', rf'\1"{new}"', meta),
+    }
     for old in upgrades(root):
         head = UPGRADE_HEADER.replace("@FROM@", old).replace("@TO@", new)
         files[root / UPGRADES / f"teguh--{old}--{new}.sql"] = (

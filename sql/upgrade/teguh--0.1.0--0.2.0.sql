@@ -6208,7 +6208,7 @@ begin
   loop
     execute format(
       'grant execute on routine %s to %s%s', v_grant.callee, v_grant.role,
-      case when v_grant.grantable then ' with grant option' else '' end
+      case when v_grant.passes_on then ' with grant option' else '' end
     );
   end loop;
 end;
