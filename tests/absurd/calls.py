@@ -51,8 +51,8 @@ class Calls:
         )
 
     def relation(self, letter: str, **where: Any) -> list[DictRow]:
-        """The rows of one of the queue's relations."""
-        query = SQL("select * from absurd.{}").format(Identifier(f"{letter}_{self.queue}".replace("%", "%%") if where else f"{letter}_{self.queue}"))
+        """The rows of one of the queue's relations; %% is psycopg's way to write %."""
+        query = SQL("select * from absurd.{}").format(Identifier(f"{letter}_{self.queue}".replace("%", "%%")))
         if where:
             query += SQL(" where ") + SQL(" and ").join(
                 SQL("{} = %s").format(Identifier(name)) for name in where

@@ -39,12 +39,18 @@ def ours(absurd_dsn: str) -> Iterator[Calls]:
 
 
 @pytest.fixture(params=["teguh", "absurd"])
-def jobs(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Calls]:
-    """The same, on ours and on absurd itself: what is true of one is true of the other."""
+def both_dsn(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[str]:
+    """Ours, then absurd itself: what is true of one is true of the other."""
     kind = "absurd" if request.param == "teguh" else "real_absurd"
     with cluster.database(kind) as name:
-        calls = Calls(cluster.owner_dsn(name))
-        with calls.connection:
-            calls.call("create_queue")
-            calls.set_time(0)
-            yield calls
+        yield cluster.owner_dsn(name)
+
+
+@pytest.fixture
+def jobs(both_dsn: str) -> Iterator[Calls]:
+    """Calls of a queue at a fixed time, on ours and on absurd itself."""
+    calls = Calls(both_dsn)
+    with calls.connection:
+        calls.call("create_queue")
+        calls.set_time(0)
+        yield calls
