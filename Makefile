@@ -11,6 +11,10 @@ ARGS   ?=
 MAJORS   ?= 14 15 16 17 18
 PGCRYPTO ?= public extensions absent
 
+# The npm packages that sql/compat/absurd.sql is tested with.
+ABSURD_NPM := 0.5.0
+PG_NPM     := 8.23.1
+
 # Seconds that the long torture runs.
 TEGUH_CHAOS_SECONDS ?= 300
 
@@ -19,7 +23,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-matrix test-chaos bench bench-flat sql check-generated lint \
+.PHONY: help demo test absurd-npm test-matrix test-chaos bench bench-flat sql check-generated lint \
   lint-style lint-sql lint-bodies lint-python lint-types plpgsql-check clean
 
 help: ## say what there is
@@ -29,7 +33,7 @@ help: ## say what there is
 demo: $(VENV)/demo ## an order workflow whose worker is killed half-way
 	@$(VENV)/bin/teguh demo $(ARGS)
 
-test: $(VENV)/dev check-generated ## the whole suite on an embedded server
+test: $(VENV)/dev check-generated absurd-npm ## the whole suite on an embedded server
 	@$(PY) -m pytest $(ARGS)
 
 test-matrix: $(VENV)/dev check-generated ## the suite on PostgreSQL 14-18 with every pgcrypto (needs npm)
@@ -38,6 +42,15 @@ test-matrix: $(VENV)/dev check-generated ## the suite on PostgreSQL 14-18 with e
 
 test-chaos: $(VENV)/dev check-generated ## the long torture, TEGUH_CHAOS_SECONDS=300
 	@TEGUH_CHAOS_SECONDS=$(TEGUH_CHAOS_SECONDS) $(PY) -m pytest -m chaos --timeout 0 $(ARGS)
+
+absurd-npm: .cache/absurd-npm/made ## absurd's npm package, for its tests (skipped without npm)
+
+# A test that lacks it is skipped, so a fetch that fails does not keep the others from running.
+.cache/absurd-npm/made: Makefile
+	@command -v npm >/dev/null || exit 0; mkdir -p $(@D) && echo '{}' > $(@D)/package.json \
+	  && npm install --prefix $(@D) --no-save --ignore-scripts --no-audit --no-fund --silent \
+	    absurd-sdk@$(ABSURD_NPM) pg@$(PG_NPM) && touch $@ \
+	  || echo 'npm could not fetch absurd-sdk: its tests are skipped' >&2
 
 bench: $(VENV)/dev check-generated ## speed beside the hand-written minimum
 	@$(PY) bench/run.py $(ARGS)
@@ -54,13 +67,13 @@ check-generated: ## fail when sql/teguh.sql is not what sql/src gives
 lint: check-generated lint-style lint-sql lint-bodies lint-python lint-types ## SQL inside and outside function bodies, Python, types
 
 lint-style: $(VENV)/dev
-	$(PY) tools/sqlstyle.py sql/src/*.sql
+	$(PY) tools/sqlstyle.py sql/src/*.sql sql/compat/*.sql
 
 lint-sql: $(VENV)/dev
-	$(VENV)/bin/sqlfluff lint --disable-progress-bar sql/src
+	$(VENV)/bin/sqlfluff lint --disable-progress-bar sql/src sql/compat
 
 lint-bodies: $(VENV)/dev
-	$(PY) tools/sqlshadow.py --into build/shadow sql/src/*.sql
+	$(PY) tools/sqlshadow.py --into build/shadow sql/src/*.sql sql/compat/*.sql
 	$(VENV)/bin/sqlfluff lint --disable-progress-bar build/shadow
 
 lint-python: $(VENV)/dev
