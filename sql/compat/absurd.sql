@@ -732,6 +732,204 @@ begin
 end;
 $$;
 
+-- Copy the tasks of an absurd queue, see copy_from_schema(), with their last runs.  An
+-- id keeps its time and 54 of its random bits, the others are what teguh numbers runs
+-- in.  All begin in turn 2: a task in its first turn could have no checkpoints.
+create or replace function absurd._move_template()
+  returns bigint
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_count bigint;
+begin
+  insert into teguh.t_template as t (
+    task_id, run_id, turn, attempt, failures, state, created_at, available_at, deadline_at,
+    first_started_at, started_at, lease_expires_at, finished_at, max_attempts, task_name,
+    claimed_by, params, headers, retry_strategy, cancellation, idempotency_key, wake_event,
+    event_payload, result, failure_reason
+  )
+  select
+    absurd._task_id(o.task_id),
+    teguh._run_id(absurd._task_id(o.task_id), r.attempt),
+    2, h.begun, h.failures, o.state, o.enqueue_at,
+    nullif(r.available_at, 'infinity'),
+    case
+      when o.state in ('completed', 'failed', 'cancelled') then null
+      when h.begun > 0
+        then teguh._after(o.first_started_at, (c.limits ->> 'max_duration')::double precision)
+      else teguh._after(o.enqueue_at, (c.limits ->> 'max_delay')::double precision)
+    end,
+    o.first_started_at, r.started_at,
+    case when o.state = 'running' then r.claim_expires_at end,
+    case o.state
+      when 'completed' then coalesce(r.completed_at, r.created_at)
+      when 'failed' then coalesce(r.failed_at, r.created_at)
+      when 'cancelled' then coalesce(o.cancelled_at, r.created_at)
+    end,
+    o.max_attempts, o.task_name, r.claimed_by, o.params,
+    case when jsonb_typeof(o.headers) = 'object' then o.headers end,
+    absurd._copied_strategy(o.retry_strategy), c.limits, o.idempotency_key, r.wake_event,
+    r.event_payload, o.completed_payload, h.reason
+  from pg_temp.absurd_t as o
+  join pg_temp.absurd_r as r on r.run_id = o.last_attempt_run
+  join (
+    select
+      r.task_id,
+      count(r.started_at) as begun,
+      count(*) filter (where r.state = 'failed') as failures,
+      (array_agg(r.failure_reason order by r.attempt desc)
+        filter (where r.state = 'failed'))[1] as reason
+    from pg_temp.absurd_r as r
+    group by r.task_id
+  ) as h on h.task_id = o.task_id
+  cross join lateral (select absurd._to_cancellation(o.cancellation) as limits) as c;
+  get diagnostics v_count = row_count;
+  return v_count;
+end;
+$$;
+
+-- Copy the runs that were followed by another.
+create or replace function absurd._past_template()
+  returns bigint
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_count bigint;
+begin
+  insert into teguh.r_template as r (
+    task_id, run_id, attempt, state, claimed_by, started_at, lease_expires_at, finished_at,
+    failure_reason
+  )
+  select
+    absurd._task_id(h.task_id),
+    teguh._run_id(absurd._task_id(h.task_id), h.attempt),
+    h.begun, h.state, h.claimed_by, h.started_at, h.claim_expires_at,
+    coalesce(h.failed_at, o.cancelled_at, h.created_at),
+    h.failure_reason
+  from (
+    select r.*, count(r.started_at) over (partition by r.task_id order by r.attempt) as begun
+    from pg_temp.absurd_r as r
+  ) as h
+  join pg_temp.absurd_t as o on o.task_id = h.task_id
+  where h.run_id <> o.last_attempt_run;
+  get diagnostics v_count = row_count;
+  return v_count;
+end;
+$$;
+
+-- Copy checkpoints.
+create or replace function absurd._steps_template()
+  returns bigint
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_count bigint;
+begin
+  insert into teguh.c_template as c (
+    task_id, checkpoint_name, state, status, owner_run_id, updated_at
+  )
+  select
+    absurd._task_id(o.task_id), o.checkpoint_name, coalesce(o.state, 'null'), o.status,
+    teguh._run_id(absurd._task_id(o.task_id), coalesce(r.attempt, 1)), o.updated_at
+  from pg_temp.absurd_c as o
+  left join pg_temp.absurd_r as r on r.run_id = o.owner_run_id
+  where o.status = 'committed';
+  get diagnostics v_count = row_count;
+  return v_count;
+end;
+$$;
+
+-- Copy events, those that were emitted and those that are awaited.
+create or replace function absurd._events_template()
+  returns bigint
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_count bigint;
+begin
+  insert into teguh.e_template as e (event_name, created_at, emitted_at, payload)
+  select
+    o.event_name,
+    case when o.payload is null then teguh.current_time() else o.emitted_at end,
+    case when o.payload is not null then o.emitted_at end,
+    o.payload
+  from pg_temp.absurd_e as o
+  where o.payload is not null
+    or o.event_name in (select w.event_name from pg_temp.absurd_w as w);
+  get diagnostics v_count = row_count;
+  return v_count;
+end;
+$$;
+
+-- Copy the waits of runs that sleep.
+create or replace function absurd._waits_template()
+  returns bigint
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_count bigint;
+begin
+  insert into teguh.w_template as w (task_id, event_name, step_name, turn, timeout_at)
+  select distinct on (o.task_id)
+    absurd._task_id(o.task_id), o.event_name, o.step_name, 2, o.timeout_at
+  from pg_temp.absurd_w as o
+  join pg_temp.absurd_r as r on r.run_id = o.run_id
+  where r.state = 'sleeping'
+    and r.wake_event = o.event_name
+  order by o.task_id, o.created_at desc;
+  get diagnostics v_count = row_count;
+  return v_count;
+end;
+$$;
+
+-- Queue what was copied: ready tasks in the order they became due, sleepers, leases,
+-- and deadlines.
+create or replace function absurd._line_template()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_ids    uuid[];
+  v_due_at timestamptz[];
+begin
+  v_ids := (
+    select array_agg(t.task_id order by t.available_at, t.task_id)
+    from teguh.t_template as t
+    where t.state = 'pending'
+  );
+  perform teguh._push_template('r', v_ids, teguh._fill(2, v_ids));
+
+  select array_agg(t.task_id), array_agg(t.available_at) into v_ids, v_due_at
+  from teguh.t_template as t
+  where t.state = 'sleeping'
+    and t.available_at is not null;
+  perform teguh._push_template('s', v_ids, teguh._fill(2, v_ids), v_due_at);
+
+  select array_agg(t.task_id), array_agg(t.lease_expires_at) into v_ids, v_due_at
+  from teguh.t_template as t
+  where t.state = 'running'
+    and t.lease_expires_at is not null;
+  perform teguh._push_template('l', v_ids, teguh._fill(2, v_ids), v_due_at);
+
+  select array_agg(t.task_id), array_agg(t.deadline_at) into v_ids, v_due_at
+  from teguh.t_template as t
+  where t.deadline_at is not null;
+  perform teguh._push_template('l', v_ids, teguh._fill(0, v_ids), v_due_at);
+end;
+$$;
+
 -- The functions that each queue gets a copy of.
 create or replace view absurd._template_functions as
 select p.oid::regprocedure as function, p.proname
@@ -739,7 +937,8 @@ from pg_catalog.pg_proc as p
 where p.pronamespace = 'absurd'::regnamespace
   and p.proname ~ '^_[a-z]+_template$';
 
--- The plans of these functions must not depend on statistics, as in teguh.
+-- The plans of these functions must not depend on statistics, as in teguh; but for those
+-- that copy, which read whole tables.
 do $$
 declare
   v_function regprocedure;
@@ -747,6 +946,7 @@ begin
   for v_function in
     select f.function
     from absurd._template_functions as f
+    where f.proname !~ '^_(move|past|steps|events|waits|line)_'
   loop
     execute pg_catalog.format(
       'alter function %s set plan_cache_mode = force_generic_plan '
@@ -1134,6 +1334,28 @@ comment on function absurd.set_queue_policy(text, jsonb) is
   '(none, empty), default_partition (enabled, disabled). Raises P0001 for an unknown '
   'queue or key, or a bad value.';
 
+-- Turn absurd's cancellation policy into teguh's; null if it has no limit.  Teguh has no
+-- limit of zero: a microsecond is over at the first look, too.
+create or replace function absurd._to_cancellation(p_cancellation jsonb)
+  returns jsonb
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_delay    numeric := p_cancellation ->> 'max_delay';
+  v_duration numeric := p_cancellation ->> 'max_duration';
+begin
+  return nullif(
+    jsonb_strip_nulls(jsonb_build_object(
+      'max_delay', case when v_delay <= 0 then 1e-6 else v_delay end,
+      'max_duration', case when v_duration <= 0 then 1e-6 else v_duration end
+    )),
+    '{}'
+  );
+end;
+$$;
+
 -- Turn the options of a spawn into teguh's.  Keys that absurd does not know are
 -- passed over, as there, but for teguh's two that delay a start.
 create or replace function absurd._spawn_options(p_options jsonb)
@@ -1143,10 +1365,7 @@ create or replace function absurd._spawn_options(p_options jsonb)
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_attempts     integer := (p_options ->> 'max_attempts')::integer;
-  v_cancellation jsonb := p_options -> 'cancellation';
-  v_delay        numeric;
-  v_duration     numeric;
+  v_attempts integer := (p_options ->> 'max_attempts')::integer;
 begin
   if v_attempts < 1 then
     raise exception 'max_attempts must be at least 1'
@@ -1156,21 +1375,11 @@ begin
         hint = 'Leave it out for no limit.';
   end if;
 
-  -- a limit of zero is over at the first look, and teguh has none
-  if jsonb_typeof(v_cancellation) = 'object' then
-    v_delay := v_cancellation ->> 'max_delay';
-    v_duration := v_cancellation ->> 'max_duration';
-    v_cancellation := jsonb_strip_nulls(jsonb_build_object(
-      'max_delay', case when v_delay <= 0 then 1e-6 else v_delay end,
-      'max_duration', case when v_duration <= 0 then 1e-6 else v_duration end
-    ));
-  end if;
-
   return jsonb_build_object(
       'headers', p_options -> 'headers',
       'retry_strategy', absurd._to_strategy(p_options -> 'retry_strategy'),
       'max_attempts', v_attempts,
-      'cancellation', nullif(v_cancellation, '{}'),
+      'cancellation', absurd._to_cancellation(p_options -> 'cancellation'),
       'idempotency_key', p_options ->> 'idempotency_key',
       'idempotency_mismatch', 'return'
     )
@@ -2147,6 +2356,120 @@ comment on function absurd.disable_cron(text) is
   'Unschedules what enable_cron() scheduled for a queue (null: for all queues), and what '
   'absurd itself had scheduled there, and returns the jobs. Teguh''s ticker goes on. Raises '
   'P0001 without pg_cron.';
+
+-- The strategy of a task that is copied.  One that absurd itself would not accept any
+-- more must not keep the others from being copied.
+create or replace function absurd._copied_strategy(p_strategy jsonb)
+  returns jsonb
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return absurd._to_strategy(p_strategy);
+exception
+  when sqlstate 'AB003' then
+    return absurd._to_strategy(null);
+end;
+$$;
+
+-- Create an absurd queue's twin, which must be empty, with its policy.
+create or replace function absurd._create_copy(p_queue jsonb)
+  returns text
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text := p_queue ->> 'queue_name';
+  v_mode       text := coalesce(p_queue ->> 'storage_mode', 'unpartitioned');
+  v_policy     jsonb := p_queue - '{queue_name,created_at,storage_mode}'::text[];
+  v_name       text;
+  v_busy       boolean;
+begin
+  perform absurd.create_queue(v_queue_name, v_mode);
+  v_name := absurd._queue(v_queue_name);
+  execute format('select exists (select from teguh.%I)', 't_' || v_name) into v_busy;
+  if v_busy then
+    raise exception 'queue "%" has tasks already', v_queue_name
+      using
+        errcode = 'P0001',
+        detail = 'Tasks are copied into an empty queue only.',
+        hint = format('Drop it first: select absurd.drop_queue(%L);', v_queue_name);
+  end if;
+
+  if v_mode = 'unpartitioned' then
+    v_policy := v_policy - 'default_partition';
+  end if;
+  perform absurd.set_queue_policy(v_queue_name, v_policy);
+  update absurd._queues as q
+  set created_at = (p_queue ->> 'created_at')::timestamptz
+  where q.queue_name = v_queue_name;
+
+  return v_name;
+end;
+$$;
+
+-- Copy everything from the schema of an absurd installation.  Its tables are locked
+-- against writes, and shown under fixed names to the functions of each queue.
+create or replace function absurd.copy_from_schema(p_schema text)
+  returns table(
+    queue_name  text,
+    tasks       bigint,
+    runs        bigint,
+    checkpoints bigint,
+    events      bigint,
+    waits       bigint
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue  jsonb;
+  v_name   text;
+  v_letter text;
+  v_table  text;
+begin
+  if p_schema = 'absurd' or to_regclass(format('%I.queues', p_schema)) is null then
+    raise exception 'schema "%" is no absurd installation to copy from', p_schema
+      using
+        errcode = 'P0001',
+        detail = 'It must have a table "queues", and another name than this schema has.',
+        hint = 'Rename absurd''s schema before this one is installed.';
+  end if;
+
+  for v_queue in
+    execute format('select to_jsonb(q) from %I.queues as q order by q.queue_name', p_schema)
+  loop
+    queue_name := v_queue ->> 'queue_name';
+    v_name := absurd._create_copy(v_queue);
+    foreach v_letter in array array['t', 'r', 'c', 'e', 'w'] loop
+      v_table := format('%I.%I', p_schema, v_letter || '_' || queue_name);
+      execute format('lock table %s in share mode', v_table);
+      execute format('create temp view absurd_%s as select * from %s', v_letter, v_table);
+    end loop;
+
+    execute format('select absurd._move_%s()', v_name) into tasks;
+    execute format('select absurd._past_%s()', v_name) into runs;
+    execute format('select absurd._steps_%s()', v_name) into checkpoints;
+    execute format('select absurd._events_%s()', v_name) into events;
+    execute format('select absurd._waits_%s()', v_name) into waits;
+    execute format('select absurd._line_%s()', v_name);
+    drop view pg_temp.absurd_t, pg_temp.absurd_r, pg_temp.absurd_c, pg_temp.absurd_e,
+      pg_temp.absurd_w;
+    runs := runs + tasks;
+    return next;
+  end loop;
+end;
+$$;
+
+comment on function absurd.copy_from_schema(text) is
+  'Copies queues, policies, tasks, runs, checkpoints, events and waits from a schema in '
+  'which absurd 0.5.1 is installed, under another name than absurd, in the caller''s '
+  'transaction, and returns what was copied of each queue. The ids of tasks and runs lose '
+  'some bits; functions that take a task''s id accept the old one. Raises P0001 if there '
+  'is no absurd in that schema, or a queue of that name has tasks here.';
 
 -- Queues that exist get the functions and views of this file.
 do $$
