@@ -45,150 +45,150 @@
 --  897  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
 --  900    _check_retry_strategy
 --  936    _retry_delay
---  979    _fraction
---  990  20_tables.sql: Queues and the policy of each
---  992    queues (table)
--- 1011    t_template (table)
--- 1080    p0_template (table)
--- 1091    p1_template (table)
--- 1129    k0_template (table)
--- 1140    k1_template (table)
--- 1164    seq_template (sequence)
--- 1165    ring_template (sequence)
--- 1166    parked_template (sequence)
--- 1167    woken_template (sequence)
--- 1168    plan_template (sequence)
--- 1169    fired_template (sequence)
--- 1170    clock_template (sequence)
--- 1171    carry_template (sequence)
--- 1192    r_template (table)
--- 1209    c_template (table)
--- 1226    e_template (table)
--- 1243    w_template (table)
--- 1258  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 1261    validate_queue_name
--- 1301    _policy
--- 1328    _call
--- 1342    _template_ddl (view)
--- 1420    _stamp
--- 1430    _stamp_functions
--- 1451    _each_queue
--- 1473    _init_template
--- 1496    _hush_template
--- 1517    _beyond
--- 1529    create_queue
--- 1582    drop_queue
--- 1615    _drop_all
--- 1655    list_queues
--- 1669  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 1677    _push_template
--- 1718    _fill
--- 1739    _add0_template
--- 1797    _back0_template
--- 1815  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 1819    _claim0_template
--- 1883    _pick0_template
--- 1974    _move0_template
--- 2036    _open_xids
--- 2056    _next0_template
--- 2084    _many0_template
--- 2113    _stuck0_template
--- 2150    _trim0_template
--- 2193    _take_template
--- 2273    _known_template
--- 2293    claim_task
--- 2345    _next_template
--- 2386    _soon0_template
--- 2442    next_due
--- 2462  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 2475    _due0_template
--- 2546    _last0_template
--- 2571    _any0_template
--- 2598    _miss0_template
--- 2633    _pass0_template
--- 2679    _fire_template
--- 2731    _expire_template
--- 2798    _over_template
--- 2819  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 2821    _segment_bytes
--- 2842    _turn_template
--- 2874    _turn0_template
--- 2909    _spent0_template
--- 2923    _dry0_template
--- 2950    _left0_template
--- 2981    _carry0_template
--- 3024  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 3029    _put_template
--- 3106    _found_template
--- 3162    spawn_task
--- 3192    spawn_tasks
--- 3226    _read_task
--- 3243  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 3248    _hold_template
--- 3299    _own_template
--- 3319    _done_template
--- 3353    complete_run
--- 3376    _flush_template
--- 3440    _why_template
--- 3456    _check_runs
--- 3494    complete_runs
--- 3525    _end_template
--- 3574    _file_template
--- 3598    _again_template
--- 3632    _queue_template
--- 3653    _fail_template
--- 3671    fail_run
--- 3695    _nap_template
--- 3721    schedule_run
--- 3751    _free_template
--- 3788    release_run
--- 3813    _keep_template
--- 3836    extend_claim
--- 3858  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 3863    _mark_template
--- 3885    _note_template
--- 3915    set_task_checkpoint_state
--- 3950    _read_template
--- 3972    get_task_checkpoint_state
--- 3996    _list_template
--- 4025    get_task_checkpoint_states
--- 4051  43_events.sql: Wait for an event, or learn how the wait ended
--- 4058    _wait_template
--- 4130    _park_template
--- 4171    await_event
--- 4208    _emit_template
--- 4267    emit_event
--- 4292  44_control.sql: Read a task, or raise TG003
--- 4294    _task_template
--- 4320    _stop_template
--- 4344    cancel_task
--- 4361    _retry_template
--- 4427    _renew_template
--- 4462    retry_task
--- 4501    _show_template
--- 4541    get_task_result
--- 4571  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 4578    _purge_template
--- 4614    _first_uuid
--- 4630    _sweep_template
--- 4670    _clean
--- 4704    cleanup_tasks
--- 4725    cleanup_events
--- 4746    cleanup_all_queues
--- 4775  50_ticker.sql: One tick of one queue: take a step in the rotation, deal with what is due.  The
--- 4779    _tick_template
--- 4798    _ticked (sequence)
--- 4804    ticker
--- 4852    ticker_loop (procedure)
--- 4878  51_cron.sql: Whether pg_cron is installed in this database
--- 4880    _has_cron
--- 4890    _cron_has_seconds
--- 4911    _explain_no_cron
--- 4943    start
--- 4985    stop
--- 5009    _maintain
--- 5031    status
--- 5066  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  986    _fraction
+--  997  20_tables.sql: Queues and the policy of each
+--  999    queues (table)
+-- 1018    t_template (table)
+-- 1087    p0_template (table)
+-- 1098    p1_template (table)
+-- 1136    k0_template (table)
+-- 1147    k1_template (table)
+-- 1171    seq_template (sequence)
+-- 1172    ring_template (sequence)
+-- 1173    parked_template (sequence)
+-- 1174    woken_template (sequence)
+-- 1175    plan_template (sequence)
+-- 1176    fired_template (sequence)
+-- 1177    clock_template (sequence)
+-- 1178    carry_template (sequence)
+-- 1199    r_template (table)
+-- 1216    c_template (table)
+-- 1233    e_template (table)
+-- 1250    w_template (table)
+-- 1265  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 1268    validate_queue_name
+-- 1308    _policy
+-- 1335    _call
+-- 1349    _template_ddl (view)
+-- 1427    _stamp
+-- 1437    _stamp_functions
+-- 1458    _each_queue
+-- 1480    _init_template
+-- 1503    _hush_template
+-- 1524    _beyond
+-- 1536    create_queue
+-- 1589    drop_queue
+-- 1622    _drop_all
+-- 1662    list_queues
+-- 1676  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 1684    _push_template
+-- 1725    _fill
+-- 1746    _add0_template
+-- 1804    _back0_template
+-- 1822  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 1826    _claim0_template
+-- 1890    _pick0_template
+-- 1981    _move0_template
+-- 2043    _open_xids
+-- 2063    _next0_template
+-- 2091    _many0_template
+-- 2120    _stuck0_template
+-- 2157    _trim0_template
+-- 2200    _take_template
+-- 2280    _known_template
+-- 2300    claim_task
+-- 2352    _next_template
+-- 2393    _soon0_template
+-- 2449    next_due
+-- 2469  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 2482    _due0_template
+-- 2553    _last0_template
+-- 2578    _any0_template
+-- 2605    _miss0_template
+-- 2640    _pass0_template
+-- 2686    _fire_template
+-- 2738    _expire_template
+-- 2805    _over_template
+-- 2826  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 2828    _segment_bytes
+-- 2849    _turn_template
+-- 2881    _turn0_template
+-- 2916    _spent0_template
+-- 2930    _dry0_template
+-- 2957    _left0_template
+-- 2988    _carry0_template
+-- 3031  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 3036    _put_template
+-- 3113    _found_template
+-- 3169    spawn_task
+-- 3199    spawn_tasks
+-- 3233    _read_task
+-- 3250  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 3255    _hold_template
+-- 3306    _own_template
+-- 3326    _done_template
+-- 3360    complete_run
+-- 3383    _flush_template
+-- 3447    _why_template
+-- 3463    _check_runs
+-- 3501    complete_runs
+-- 3532    _end_template
+-- 3581    _file_template
+-- 3605    _again_template
+-- 3639    _queue_template
+-- 3660    _fail_template
+-- 3678    fail_run
+-- 3702    _nap_template
+-- 3728    schedule_run
+-- 3758    _free_template
+-- 3795    release_run
+-- 3820    _keep_template
+-- 3843    extend_claim
+-- 3865  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 3870    _mark_template
+-- 3892    _note_template
+-- 3922    set_task_checkpoint_state
+-- 3957    _read_template
+-- 3979    get_task_checkpoint_state
+-- 4003    _list_template
+-- 4032    get_task_checkpoint_states
+-- 4058  43_events.sql: Wait for an event, or learn how the wait ended
+-- 4065    _wait_template
+-- 4137    _park_template
+-- 4178    await_event
+-- 4215    _emit_template
+-- 4274    emit_event
+-- 4299  44_control.sql: Read a task, or raise TG003
+-- 4301    _task_template
+-- 4327    _stop_template
+-- 4351    cancel_task
+-- 4368    _retry_template
+-- 4434    _renew_template
+-- 4469    retry_task
+-- 4508    _show_template
+-- 4548    get_task_result
+-- 4578  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 4585    _purge_template
+-- 4621    _first_uuid
+-- 4637    _sweep_template
+-- 4677    _clean
+-- 4711    cleanup_tasks
+-- 4732    cleanup_events
+-- 4753    cleanup_all_queues
+-- 4782  50_ticker.sql: One tick of one queue: take a step in the rotation, deal with what is due.  The
+-- 4786    _tick_template
+-- 4805    _ticked (sequence)
+-- 4811    ticker
+-- 4859    ticker_loop (procedure)
+-- 4885  51_cron.sql: Whether pg_cron is installed in this database
+-- 4887    _has_cron
+-- 4897    _cron_has_seconds
+-- 4918    _explain_no_cron
+-- 4950    start
+-- 4992    stop
+-- 5016    _maintain
+-- 5038    status
+-- 5073  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -914,7 +914,7 @@ begin
     'kind', 'base_seconds', 'factor', 'max_seconds', 'jitter'
   ]);
   perform teguh._number_option(p_strategy, 'base_seconds', 0, 1e12);
-  perform teguh._number_option(p_strategy, 'factor', 1, 1e6);
+  perform teguh._number_option(p_strategy, 'factor', 0, 1e6);
   perform teguh._number_option(p_strategy, 'max_seconds', 0, 1e12);
   perform teguh._number_option(p_strategy, 'jitter', 0, 1);
 
@@ -963,10 +963,17 @@ begin
     v_delay := coalesce(v_base, 60);
   else
     v_base := coalesce(v_base, case when p_strategy is null then 1 else 30 end);
-    -- v_base * v_factor ^ (p_failures - 1), by way of logarithms: power() overflows
+    -- v_base * v_factor ^ (p_failures - 1), by way of logarithms: power() overflows, and
+    -- exp() raises when it underflows
     v_delay := case
       when v_base = 0 then 0
-      else exp(least(ln(v_base) + (p_failures - 1) * ln(v_factor), ln(1e12::double precision)))
+      else exp(greatest(
+        least(
+          ln(v_base) + (p_failures - 1) * ln(greatest(v_factor, 1e-12)),
+          ln(1e12::double precision)
+        ),
+        -600
+      ))
     end;
   end if;
 
