@@ -456,39 +456,55 @@ select
   t.idempotency_key
 from teguh.t_template as t;
 
--- Runs: the current one of each task, and those that were followed by another.  A task
--- that was cancelled because its run failed too late for a retry has a failed run.  A
--- run exists from the end of the one before; it has started if its task was handed
--- out since.
+-- The state of a task's current run.  A task that was cancelled because its run failed
+-- too late for a retry has a failed run.
+create or replace function absurd._run_state(p_state text, p_failures integer, p_run_id uuid)
+  returns text
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return case
+    when p_state = 'cancelled' and p_failures >= absurd._attempt(p_run_id) then 'failed'
+    else p_state
+  end;
+end;
+$$;
+
+-- Runs: the current one of each task, and those that were followed by another.  A run
+-- exists from the end of the one before; it has started if its task was handed out
+-- since.
 create or replace view absurd._runs as
+with newest as (
+  select
+    t.*,
+    absurd._run_state(t.state, t.failures, t.run_id) as run_state
+  from teguh.t_template as t
+)
+
 select
   t.run_id,
   t.task_id,
-  n.attempt,
-  n.state,
-  case when n.state <> 'cancelled' then t.claimed_by end as claimed_by,
+  absurd._attempt(t.run_id) as attempt,
+  t.run_state as state,
+  case when t.run_state <> 'cancelled' then t.claimed_by end as claimed_by,
   t.lease_expires_at as claim_expires_at,
   case
-    when n.state in ('running', 'completed') then t.started_at
+    when t.run_state in ('running', 'completed') then t.started_at
     else coalesce(t.available_at, 'infinity')
   end as available_at,
-  case when n.state <> 'failed' and t.event_payload is null then t.wake_event end as wake_event,
+  case
+    when t.run_state <> 'failed' and t.event_payload is null then t.wake_event
+  end as wake_event,
   t.event_payload,
   case when t.attempt > coalesce(b.attempt, 0) then t.started_at end as started_at,
-  case when n.state = 'completed' then t.finished_at end as completed_at,
-  case when n.state = 'failed' then t.finished_at end as failed_at,
+  case when t.run_state = 'completed' then t.finished_at end as completed_at,
+  case when t.run_state = 'failed' then t.finished_at end as failed_at,
   t.result,
-  case when n.state = 'failed' then t.failure_reason end as failure_reason,
+  case when t.run_state = 'failed' then t.failure_reason end as failure_reason,
   coalesce(b.finished_at, t.created_at) as created_at
-from teguh.t_template as t
-cross join lateral (
-  select
-    absurd._attempt(t.run_id) as attempt,
-    case
-      when t.state = 'cancelled' and t.failures >= absurd._attempt(t.run_id) then 'failed'
-      else t.state
-    end as state
-) as n
+from newest as t
 left join lateral (
   select r.attempt, r.finished_at
   from teguh.r_template as r
@@ -571,13 +587,13 @@ declare
   v_attempt integer := absurd._attempt(p_run_id);
   v_run     absurd._run;
   v_current uuid;
-  v_failed  boolean;
 begin
   select
-    t.task_id, t.run_id, t.state, t.lease_expires_at, t.max_attempts, t.failures >= v_attempt
+    t.task_id, t.run_id, t.state, t.lease_expires_at, t.max_attempts,
+    absurd._run_state(t.state, t.failures, t.run_id)
   into
     v_run.task_id, v_current, v_run.task_state, v_run.lease_expires_at, v_run.max_attempts,
-    v_failed
+    v_run.state
   from teguh.t_template as t
   where t.task_id = v_task_id;
   if not found or v_attempt not between 1 and absurd._attempt(v_current) then
@@ -586,14 +602,11 @@ begin
 
   v_run.run_id := p_run_id;
   v_run.attempt := v_attempt;
-  v_run.state := v_run.task_state;
   if p_run_id <> v_current then
     v_run.lease_expires_at := null;
     select r.state into v_run.state
     from teguh.r_template as r
     where (r.task_id, r.run_id) = (v_task_id, p_run_id);
-  elsif v_run.state = 'cancelled' and v_failed then
-    v_run.state := 'failed';
   end if;
 
   return v_run;
@@ -744,6 +757,22 @@ as $$
 declare
   v_count bigint;
 begin
+  with totals as (
+    select
+      r.task_id,
+      count(r.started_at) as begun,
+      count(*) filter (where r.state = 'failed') as failures,
+      (array_agg(r.failure_reason order by r.attempt desc)
+        filter (where r.state = 'failed'))[1] as reason
+    from pg_temp.absurd_r as r
+    group by r.task_id
+  ),
+
+  tasks as (
+    select o.*, absurd._to_cancellation(o.cancellation) as limits
+    from pg_temp.absurd_t as o
+  )
+
   insert into teguh.t_template as t (
     task_id, run_id, turn, attempt, failures, state, created_at, available_at, deadline_at,
     first_started_at, started_at, lease_expires_at, finished_at, max_attempts, task_name,
@@ -758,8 +787,8 @@ begin
     case
       when o.state in ('completed', 'failed', 'cancelled') then null
       when h.begun > 0
-        then teguh._after(o.first_started_at, (c.limits ->> 'max_duration')::double precision)
-      else teguh._after(o.enqueue_at, (c.limits ->> 'max_delay')::double precision)
+        then teguh._after(o.first_started_at, (o.limits ->> 'max_duration')::double precision)
+      else teguh._after(o.enqueue_at, (o.limits ->> 'max_delay')::double precision)
     end,
     o.first_started_at, r.started_at,
     case when o.state = 'running' then r.claim_expires_at end,
@@ -770,21 +799,11 @@ begin
     end,
     o.max_attempts, o.task_name, r.claimed_by, o.params,
     case when jsonb_typeof(o.headers) = 'object' then o.headers end,
-    absurd._copied_strategy(o.retry_strategy), c.limits, o.idempotency_key, r.wake_event,
+    absurd._copied_strategy(o.retry_strategy), o.limits, o.idempotency_key, r.wake_event,
     r.event_payload, o.completed_payload, h.reason
-  from pg_temp.absurd_t as o
+  from tasks as o
   join pg_temp.absurd_r as r on r.run_id = o.last_attempt_run
-  join (
-    select
-      r.task_id,
-      count(r.started_at) as begun,
-      count(*) filter (where r.state = 'failed') as failures,
-      (array_agg(r.failure_reason order by r.attempt desc)
-        filter (where r.state = 'failed'))[1] as reason
-    from pg_temp.absurd_r as r
-    group by r.task_id
-  ) as h on h.task_id = o.task_id
-  cross join lateral (select absurd._to_cancellation(o.cancellation) as limits) as c;
+  join totals as h on h.task_id = o.task_id;
   get diagnostics v_count = row_count;
   return v_count;
 end;
@@ -800,6 +819,11 @@ as $$
 declare
   v_count bigint;
 begin
+  with counted as (
+    select r.*, count(r.started_at) over (partition by r.task_id order by r.attempt) as begun
+    from pg_temp.absurd_r as r
+  )
+
   insert into teguh.r_template as r (
     task_id, run_id, attempt, state, claimed_by, started_at, lease_expires_at, finished_at,
     failure_reason
@@ -810,10 +834,7 @@ begin
     h.begun, h.state, h.claimed_by, h.started_at, h.claim_expires_at,
     coalesce(h.failed_at, o.cancelled_at, h.created_at),
     h.failure_reason
-  from (
-    select r.*, count(r.started_at) over (partition by r.task_id order by r.attempt) as begun
-    from pg_temp.absurd_r as r
-  ) as h
+  from counted as h
   join pg_temp.absurd_t as o on o.task_id = h.task_id
   where h.run_id <> o.last_attempt_run;
   get diagnostics v_count = row_count;
@@ -886,7 +907,7 @@ begin
   join pg_temp.absurd_r as r on r.run_id = o.run_id
   where r.state = 'sleeping'
     and r.wake_event = o.event_name
-  order by o.task_id, o.created_at desc;
+  order by o.task_id asc, o.created_at desc;
   get diagnostics v_count = row_count;
   return v_count;
 end;
@@ -932,7 +953,7 @@ $$;
 
 -- The functions that each queue gets a copy of.
 create or replace view absurd._template_functions as
-select p.oid::regprocedure as function, p.proname
+select p.oid::regprocedure as signature, p.proname
 from pg_catalog.pg_proc as p
 where p.pronamespace = 'absurd'::regnamespace
   and p.proname ~ '^_[a-z]+_template$';
@@ -941,10 +962,10 @@ where p.pronamespace = 'absurd'::regnamespace
 -- that copy, which read whole tables.
 do $$
 declare
-  v_function regprocedure;
+  v_routine regprocedure;
 begin
-  for v_function in
-    select f.function
+  for v_routine in
+    select f.signature
     from absurd._template_functions as f
     where f.proname !~ '^_(move|past|steps|events|waits|line)_'
   loop
@@ -952,7 +973,7 @@ begin
       'alter function %s set plan_cache_mode = force_generic_plan '
       'set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off '
       'set enable_mergejoin = off set enable_sort = off set jit = off',
-      v_function
+      v_routine
     );
   end loop;
 end;
@@ -976,8 +997,8 @@ create or replace function absurd._stamp_queue(p_queue_name text, p_name text)
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_view     text;
-  v_function regprocedure;
+  v_view    text;
+  v_routine regprocedure;
 begin
   foreach v_view in array array['tasks', 'runs', 'checkpoints', 'events', 'waits'] loop
     execute format(
@@ -987,13 +1008,13 @@ begin
     );
   end loop;
 
-  for v_function in
-    select f.function
+  for v_routine in
+    select f.signature
     from absurd._template_functions as f
   loop
-    execute absurd._stamp(pg_get_functiondef(v_function), p_name);
+    execute absurd._stamp(pg_get_functiondef(v_routine), p_name);
     execute format(
-      'revoke all on function %s from public', absurd._stamp(v_function::text, p_name)
+      'revoke all on function %s from public', absurd._stamp(v_routine::text, p_name)
     );
   end loop;
 end;
@@ -1007,18 +1028,18 @@ create or replace function absurd._unstamp_queue(p_queue_name text, p_name text)
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_letter   text;
-  v_function regprocedure;
+  v_letter  text;
+  v_routine regprocedure;
 begin
   foreach v_letter in array array['w', 'e', 'c', 'r', 't'] loop
     execute format('drop view if exists absurd.%I', v_letter || '_' || p_queue_name);
   end loop;
 
-  for v_function in
-    select f.function
+  for v_routine in
+    select f.signature
     from absurd._template_functions as f
   loop
-    execute format('drop function if exists %s', absurd._stamp(v_function::text, p_name));
+    execute format('drop function if exists %s', absurd._stamp(v_routine::text, p_name));
   end loop;
 end;
 $$;
@@ -1422,6 +1443,24 @@ comment on function absurd.spawn_task(text, text, jsonb, jsonb) is
   'the key was in use and the existing task is returned. Raises 42P01 for an unknown '
   'queue, AB003 for a bad retry strategy, P0001 or TG005 for other bad options.';
 
+-- Tick when nobody has for ten seconds.  Absurd's workers know of no ticker, and without
+-- one teguh's dispatch tables would not be truncated.  Several workers may do so at once.
+create or replace function absurd._tick()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now  bigint := teguh._micros(clock_timestamp());
+  v_last bigint := pg_sequence_last_value('teguh._ticked'::regclass);
+begin
+  if v_last is null or v_now - v_last not between 0 and 10000000 then
+    perform teguh.ticker();
+  end if;
+end;
+$$;
+
 -- Claim runs.
 create or replace function absurd.claim_task(
   p_queue_name    text,
@@ -1452,6 +1491,7 @@ declare
   v_task_ids uuid[];
   v_claims   integer;
 begin
+  perform absurd._tick();
   for
     run_id, task_id, attempt, task_name, params, retry_strategy, max_attempts, headers,
     wake_event, event_payload, v_claims

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-from uuid import UUID
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg.rows import DictRow, dict_row
 from psycopg.sql import SQL, Identifier
 from psycopg.types.json import Jsonb
+
+if TYPE_CHECKING:
+    from uuid import UUID
 
 START = "2027-01-01 00:00:00+00"
 
@@ -52,7 +54,9 @@ class Calls:
 
     def relation(self, letter: str, **where: Any) -> list[DictRow]:
         """The rows of one of the queue's relations; %% is psycopg's way to write %."""
-        query = SQL("select * from absurd.{}").format(Identifier(f"{letter}_{self.queue}".replace("%", "%%")))
+        query = SQL("select * from absurd.{}").format(
+            Identifier(f"{letter}_{self.queue}".replace("%", "%%"))
+        )
         if where:
             query += SQL(" where ") + SQL(" and ").join(
                 SQL("{} = %s").format(Identifier(name)) for name in where

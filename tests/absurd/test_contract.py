@@ -45,8 +45,7 @@ def test_every_function_of_absurd_is_here(absurd_dsn: str, real_dsn: str) -> Non
     wanted.discard("create_queue(p_queue_name text) -> void")
     wanted.discard("create_queue(p_queue_name text, p_storage_mode text) -> void")
     wanted.add(
-        "create_queue(p_queue_name text, p_storage_mode text DEFAULT 'unpartitioned'::text)"
-        " -> void"
+        "create_queue(p_queue_name text, p_storage_mode text DEFAULT 'unpartitioned'::text) -> void"
     )
     found = {text for (text,) in rows(absurd_dsn, FUNCTIONS)}
     assert {f for f in found if not f.startswith("copy_from_schema(")} == wanted

@@ -14,7 +14,12 @@ from tests.absurd.test_runs import at
 from tests.cluster import ABSURD_SQL, send
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from psycopg.rows import DictRow
+
+    # what is called, the tasks by name, what was shown before, what the copy said
+    Moved = tuple[Calls, dict[str, DictRow], dict[str, list[DictRow]], list[DictRow]]
 
 
 def shorter(given: UUID) -> UUID:
@@ -103,7 +108,7 @@ def move(dsn: str) -> list[DictRow]:
 
 
 @pytest.fixture(params=["unpartitioned", "partitioned"])
-def moved(request: pytest.FixtureRequest, dsn: str) -> tuple[Calls, dict[str, DictRow], Any, Any]:
+def moved(request: pytest.FixtureRequest, dsn: str) -> Iterator[Moved]:
     """A database that moved over, the tasks in it, and what was shown before."""
     send(dsn, BUNDLED_SCHEMA_SQL)
     db = Calls(dsn, "My jobs")
@@ -116,11 +121,11 @@ def moved(request: pytest.FixtureRequest, dsn: str) -> tuple[Calls, dict[str, Di
     copied = move(dsn)
     after = Calls(dsn, "My jobs")
     after.set_time(20)
-    request.addfinalizer(after.connection.close)
-    return after, tasks, before, copied
+    with after.connection:
+        yield after, tasks, before, copied
 
 
-def test_all_is_copied(moved: tuple[Calls, dict[str, DictRow], Any, Any]) -> None:
+def test_all_is_copied(moved: Moved) -> None:
     db, tasks, before, copied = moved
     assert copied == [
         {
@@ -139,12 +144,13 @@ def test_all_is_copied(moved: tuple[Calls, dict[str, DictRow], Any, Any]) -> Non
     assert (policy["cleanup_ttl"].days, policy["cleanup_limit"]) == (5, 50)
 
 
-def test_old_ids_of_tasks_still_work(moved: tuple[Calls, dict[str, DictRow], Any, Any]) -> None:
+def test_old_ids_of_tasks_still_work(moved: Moved) -> None:
     db, tasks, _, _ = moved
     for name, state in (
         ("completed", "completed"), ("failed", "failed"), ("cancelled", "cancelled"),
         ("cancelled by failing", "cancelled"), ("sleeping", "sleeping"), ("waiting", "sleeping"),
-        ("retrying", "sleeping"), ("woken", "pending"), ("running", "running"), ("pending", "pending"),
+        ("retrying", "sleeping"), ("woken", "pending"), ("running", "running"),
+        ("pending", "pending"),
     ):  # fmt: skip
         [found] = db.call("get_task_result", tasks[name]["task_id"])
         assert found["state"] == state, name
@@ -157,7 +163,7 @@ def test_old_ids_of_tasks_still_work(moved: tuple[Calls, dict[str, DictRow], Any
     assert db.spawn(idempotency_key="gone")["task_id"] == shorter(tasks["cancelled"]["task_id"])
 
 
-def test_work_goes_on_where_it_was(moved: tuple[Calls, dict[str, DictRow], Any, Any]) -> None:
+def test_work_goes_on_where_it_was(moved: Moved) -> None:
     db, tasks, _, _ = moved
 
     def claimed() -> dict[str, tuple[int, str | None]]:

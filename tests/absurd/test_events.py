@@ -30,9 +30,7 @@ def test_json_null_is_a_delivery(jobs: Calls) -> None:
     jobs.call("emit_event", "e", None)
     woken = jobs.claim_one()
     assert woken["wake_event"] is None
-    [seen] = jobs.rows(
-        'select r.event_payload::text as payload from absurd.r_jobs as r'
-    )
+    [seen] = jobs.rows("select r.event_payload::text as payload from absurd.r_jobs as r")
     assert seen["payload"] == "null"
     [step] = jobs.relation("c")
     assert (step["checkpoint_name"], step["state"]) == ("wait e", None)
@@ -139,9 +137,7 @@ def test_the_first_emit_wins(jobs: Calls) -> None:
     jobs.call("emit_event", "e", {"n": 1})
     jobs.set_time(5)
     jobs.call("emit_event", "e", {"n": 2})
-    assert jobs.relation("e") == [
-        {"event_name": "e", "payload": {"n": 1}, "emitted_at": at(0)}
-    ]
+    assert jobs.relation("e") == [{"event_name": "e", "payload": {"n": 1}, "emitted_at": at(0)}]
     jobs.spawn()
     assert jobs.wait(jobs.claim_one(), "e") == {"should_suspend": False, "payload": {"n": 1}}
     assert jobs.relation("c")[0]["state"] == {"n": 1}

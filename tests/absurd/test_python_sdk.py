@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import absurd_sdk
 import psycopg
 import pytest
-from absurd_sdk import Absurd, AsyncAbsurd, TimeoutError, get_current_context
+from absurd_sdk import Absurd, AsyncAbsurd, get_current_context
 
-from tests.absurd.calls import Calls
 from tests.absurd.test_runs import START
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.absurd.calls import Calls
 
 ORDER = {"order_id": "42", "amount": 9999, "items": ["a", "b"], "email": "ada@example.org"}
 FULFILLED = {
@@ -95,19 +96,19 @@ def test_the_order_of_the_readme(app: Absurd) -> None:
     def process_order(params: Any, ctx: Any) -> Any:
         step = ctx.run_step
 
-        @step("process-payment")
+        @step("process-payment")  # type: ignore[untyped-decorator]
         def payment() -> Any:
             ran.append("payment")
             return {"payment_id": f"pay-{params['order_id']}", "amount": params["amount"]}
 
-        @step("reserve-inventory")
+        @step("reserve-inventory")  # type: ignore[untyped-decorator]
         def inventory() -> Any:
             ran.append("inventory")
             return {"reserved_items": params["items"]}
 
         shipment = ctx.await_event(f"shipment.packed:{params['order_id']}")
 
-        @step("send-notification")
+        @step("send-notification")  # type: ignore[untyped-decorator]
         def notification() -> Any:
             ran.append("notification")
             return {
@@ -183,8 +184,12 @@ def test_steps_are_not_run_again_after_a_failure(app: Absurd) -> None:
 
     @app.register_task("flaky")
     def flaky(params: Any, ctx: Any) -> Any:
-        first = ctx.step("one", lambda: ran.append("one") or len(ran))
-        second = ctx.step("one", lambda: ran.append("one#2") or len(ran))
+        def note() -> int:
+            ran.append("one")
+            return len(ran)
+
+        first = ctx.step("one", note)
+        second = ctx.step("one", note)
         if len(ran) < 3:
             ran.append("failed")
             raise ValueError("not yet")
@@ -197,7 +202,7 @@ def test_steps_are_not_run_again_after_a_failure(app: Absurd) -> None:
     assert state(app, task) == "pending"
     app.work_batch()
     assert result(app, task) == [1, 2, "three"]
-    assert ran == ["one", "one#2", "failed"]
+    assert ran == ["one", "one", "failed"]
 
 
 def test_a_task_fails_after_its_last_attempt_and_is_retried(app: Absurd) -> None:
@@ -277,7 +282,7 @@ def test_a_wait_times_out(app: Absurd, clock: Clock) -> None:
     def patient(params: Any, ctx: Any) -> Any:
         try:
             return ctx.await_event("never", timeout=60)
-        except TimeoutError:
+        except absurd_sdk.TimeoutError:
             return ctx.step("give-up", lambda: "gave up")
 
     task = app.spawn("patient", None)
@@ -457,7 +462,7 @@ def test_a_parent_awaits_its_child(connection: psycopg.Connection[Any], app: Abs
 
 def test_a_result_that_does_not_come_in_time(app: Absurd) -> None:
     task = app.spawn("nobody", None, queue="default")
-    with pytest.raises(TimeoutError):
+    with pytest.raises(absurd_sdk.TimeoutError):
         app.await_task_result(task["task_id"], timeout=0)
     with pytest.raises(Exception, match="not found"):
         app.await_task_result("01a20f05-a735-7000-9783-b1efc6b93f00", timeout=0)
@@ -577,7 +582,7 @@ async def life(dsn: str, clock: Clock) -> list[Any]:
             await ctx.sleep_for("nap", 10)
             try:
                 await ctx.await_event("never", timeout=10)
-            except TimeoutError:
+            except absurd_sdk.TimeoutError:
                 seen.append("timeout")
             if ctx._task["attempt"] == 1:
                 raise ValueError("once")

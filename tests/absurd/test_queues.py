@@ -177,9 +177,7 @@ def test_the_clock_can_be_set(jobs: Calls) -> None:
     assert jobs.rows("select absurd.current_time() as t") == [{"t": at(42)}]
     assert jobs.task(jobs.spawn()["task_id"])["enqueue_at"] == at(42)
     jobs.rows("select set_config('absurd.fake_now', '', false)")
-    [row] = jobs.rows(
-        "select absurd.current_time() - clock_timestamp() < interval '1 second' as t"
-    )
+    [row] = jobs.rows("select absurd.current_time() - clock_timestamp() < interval '1 second' as t")
     assert row == {"t": True}
     [row] = jobs.rows(
         "select t.enqueue_at - clock_timestamp() < interval '1 second' as t"
@@ -270,3 +268,25 @@ def test_there_are_no_partitions(ours: Calls) -> None:
 def test_cron_needs_pg_cron(ours: Calls) -> None:
     assert ours.error("enable_cron") == "P0001"
     assert ours.error("disable_cron") == "P0001"
+
+
+def test_claims_tick_so_that_the_dispatch_tables_are_truncated(ours: Calls) -> None:
+    ours.rows("select set_config('teguh.segment_bytes', '1', false)")
+    for _ in range(12):
+        ours.spawn()
+        ours.call("complete_run", ours.claim_one()["run_id"])
+        # as if ten seconds had passed
+        ours.rows("select setval('teguh._ticked', 0)")
+    [row] = ours.rows(
+        "select pg_sequence_last_value('teguh.ring_jobs') as turns,"
+        " (select count(*) from teguh.p0_jobs) + (select count(*) from teguh.p1_jobs) as rows"
+    )
+    assert row["turns"] > 1
+    assert row["rows"] < 24
+
+
+def test_a_claim_ticks_once_in_ten_seconds(ours: Calls) -> None:
+    ours.claim()
+    [before] = ours.rows("select pg_sequence_last_value('teguh._ticked') as at")
+    ours.claim()
+    assert ours.rows("select pg_sequence_last_value('teguh._ticked') as at") == [before]

@@ -321,6 +321,8 @@ def test_without_a_strategy_a_retry_is_due_at_once_and_without_limit(jobs: Calls
         ({"kind": "exponential", "base_seconds": 2, "factor": 3}, [2, 6, 18]),
         ({"kind": "exponential", "base_seconds": 2, "factor": 3, "max_seconds": 7}, [2, 6, 7]),
         ({"kind": "exponential", "base_seconds": 0}, [0, 0, 0]),
+        ({"kind": "exponential", "base_seconds": 8, "factor": 0.5}, [8, 4, 2]),
+        ({"kind": "exponential", "base_seconds": 8, "factor": 0}, [8, 0, 0]),
         ({"kind": "exponential", "base_seconds": 40000, "factor": 2}, [40000, 80000, 86400]),
     ],
 )
