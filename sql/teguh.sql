@@ -49,146 +49,146 @@
 --  997  20_tables.sql: Queues and the policy of each
 --  999    queues (table)
 -- 1018    t_template (table)
--- 1087    p0_template (table)
--- 1098    p1_template (table)
--- 1136    k0_template (table)
--- 1147    k1_template (table)
--- 1171    seq_template (sequence)
--- 1172    ring_template (sequence)
--- 1173    parked_template (sequence)
--- 1174    woken_template (sequence)
--- 1175    plan_template (sequence)
--- 1176    fired_template (sequence)
--- 1177    clock_template (sequence)
--- 1178    carry_template (sequence)
--- 1199    r_template (table)
--- 1216    c_template (table)
--- 1233    e_template (table)
--- 1250    w_template (table)
--- 1265  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 1268    validate_queue_name
--- 1308    _policy
--- 1335    _call
--- 1349    _template_ddl (view)
--- 1427    _stamp
--- 1437    _stamp_functions
--- 1458    _each_queue
--- 1480    _init_template
--- 1503    _hush_template
--- 1524    _beyond
--- 1536    create_queue
--- 1589    drop_queue
--- 1622    _drop_all
--- 1662    list_queues
--- 1676  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 1684    _push_template
--- 1725    _fill
--- 1746    _add0_template
--- 1804    _back0_template
--- 1822  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 1826    _claim0_template
--- 1890    _pick0_template
--- 1981    _move0_template
--- 2043    _open_xids
--- 2063    _next0_template
--- 2091    _many0_template
--- 2120    _stuck0_template
--- 2157    _trim0_template
--- 2200    _take_template
--- 2280    _known_template
--- 2300    claim_task
--- 2352    _next_template
--- 2393    _soon0_template
--- 2449    next_due
--- 2469  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 2482    _due0_template
--- 2553    _last0_template
--- 2578    _any0_template
--- 2605    _miss0_template
--- 2640    _pass0_template
--- 2686    _fire_template
--- 2738    _expire_template
--- 2805    _over_template
--- 2826  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 2828    _segment_bytes
--- 2849    _turn_template
--- 2881    _turn0_template
--- 2916    _spent0_template
--- 2930    _dry0_template
--- 2957    _left0_template
--- 2988    _carry0_template
--- 3031  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 3036    _put_template
--- 3113    _found_template
--- 3169    spawn_task
--- 3199    spawn_tasks
--- 3233    _read_task
--- 3250  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 3255    _hold_template
--- 3306    _own_template
--- 3326    _done_template
+-- 1088    p0_template (table)
+-- 1099    p1_template (table)
+-- 1137    k0_template (table)
+-- 1148    k1_template (table)
+-- 1172    seq_template (sequence)
+-- 1173    ring_template (sequence)
+-- 1174    parked_template (sequence)
+-- 1175    woken_template (sequence)
+-- 1176    plan_template (sequence)
+-- 1177    fired_template (sequence)
+-- 1178    clock_template (sequence)
+-- 1179    carry_template (sequence)
+-- 1200    r_template (table)
+-- 1217    c_template (table)
+-- 1234    e_template (table)
+-- 1251    w_template (table)
+-- 1266  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 1269    validate_queue_name
+-- 1309    _policy
+-- 1336    _call
+-- 1350    _template_ddl (view)
+-- 1428    _stamp
+-- 1438    _stamp_functions
+-- 1459    _each_queue
+-- 1481    _init_template
+-- 1504    _hush_template
+-- 1525    _beyond
+-- 1537    create_queue
+-- 1590    drop_queue
+-- 1623    _drop_all
+-- 1663    list_queues
+-- 1677  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 1685    _push_template
+-- 1726    _fill
+-- 1747    _add0_template
+-- 1805    _back0_template
+-- 1823  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 1827    _claim0_template
+-- 1891    _pick0_template
+-- 1982    _move0_template
+-- 2044    _open_xids
+-- 2064    _next0_template
+-- 2092    _many0_template
+-- 2121    _stuck0_template
+-- 2158    _trim0_template
+-- 2201    _take_template
+-- 2281    _known_template
+-- 2301    claim_task
+-- 2353    _next_template
+-- 2394    _soon0_template
+-- 2450    next_due
+-- 2470  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 2483    _due0_template
+-- 2554    _last0_template
+-- 2579    _any0_template
+-- 2606    _miss0_template
+-- 2641    _pass0_template
+-- 2687    _fire_template
+-- 2739    _expire_template
+-- 2806    _over_template
+-- 2827  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 2829    _segment_bytes
+-- 2850    _turn_template
+-- 2882    _turn0_template
+-- 2917    _spent0_template
+-- 2931    _dry0_template
+-- 2958    _left0_template
+-- 2989    _carry0_template
+-- 3032  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 3037    _put_template
+-- 3114    _found_template
+-- 3170    spawn_task
+-- 3200    spawn_tasks
+-- 3234    _read_task
+-- 3251  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 3256    _hold_template
+-- 3307    _own_template
+-- 3327    _done_template
 -- 3360    complete_run
 -- 3383    _flush_template
--- 3447    _why_template
--- 3463    _check_runs
--- 3501    complete_runs
--- 3532    _end_template
--- 3581    _file_template
--- 3605    _again_template
--- 3639    _queue_template
--- 3660    _fail_template
--- 3678    fail_run
--- 3702    _nap_template
--- 3728    schedule_run
--- 3758    _free_template
--- 3795    release_run
--- 3820    _keep_template
--- 3843    extend_claim
--- 3865  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 3870    _mark_template
--- 3892    _note_template
--- 3922    set_task_checkpoint_state
--- 3957    _read_template
--- 3979    get_task_checkpoint_state
--- 4003    _list_template
--- 4032    get_task_checkpoint_states
--- 4058  43_events.sql: Wait for an event, or learn how the wait ended
--- 4065    _wait_template
--- 4137    _park_template
--- 4178    await_event
--- 4215    _emit_template
--- 4274    emit_event
--- 4299  44_control.sql: Read a task, or raise TG003
--- 4301    _task_template
--- 4327    _stop_template
--- 4351    cancel_task
--- 4368    _retry_template
--- 4434    _renew_template
--- 4469    retry_task
--- 4508    _show_template
--- 4548    get_task_result
--- 4578  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 4585    _purge_template
--- 4621    _first_uuid
--- 4637    _sweep_template
--- 4677    _clean
--- 4711    cleanup_tasks
--- 4732    cleanup_events
--- 4753    cleanup_all_queues
--- 4782  50_ticker.sql: One tick of one queue: take a step in the rotation, deal with what is due.  The
--- 4786    _tick_template
--- 4805    _ticked (sequence)
--- 4811    ticker
--- 4859    ticker_loop (procedure)
--- 4885  51_cron.sql: Whether pg_cron is installed in this database
--- 4887    _has_cron
--- 4897    _cron_has_seconds
--- 4918    _explain_no_cron
--- 4950    start
--- 4992    stop
--- 5016    _maintain
--- 5038    status
--- 5073  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 3446    _why_template
+-- 3462    _check_runs
+-- 3500    complete_runs
+-- 3531    _end_template
+-- 3579    _file_template
+-- 3603    _again_template
+-- 3637    _queue_template
+-- 3658    _fail_template
+-- 3676    fail_run
+-- 3700    _nap_template
+-- 3726    schedule_run
+-- 3756    _free_template
+-- 3793    release_run
+-- 3818    _keep_template
+-- 3841    extend_claim
+-- 3863  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 3868    _mark_template
+-- 3890    _note_template
+-- 3920    set_task_checkpoint_state
+-- 3955    _read_template
+-- 3977    get_task_checkpoint_state
+-- 4001    _list_template
+-- 4030    get_task_checkpoint_states
+-- 4056  43_events.sql: Wait for an event, or learn how the wait ended
+-- 4063    _wait_template
+-- 4135    _park_template
+-- 4176    await_event
+-- 4213    _emit_template
+-- 4272    emit_event
+-- 4297  44_control.sql: Read a task, or raise TG003
+-- 4299    _task_template
+-- 4325    _stop_template
+-- 4349    cancel_task
+-- 4366    _retry_template
+-- 4432    _renew_template
+-- 4467    retry_task
+-- 4506    _show_template
+-- 4546    get_task_result
+-- 4576  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 4583    _purge_template
+-- 4619    _first_uuid
+-- 4635    _sweep_template
+-- 4675    _clean
+-- 4709    cleanup_tasks
+-- 4730    cleanup_events
+-- 4751    cleanup_all_queues
+-- 4780  50_ticker.sql: One tick of one queue: take a step in the rotation, deal with what is due.  The
+-- 4784    _tick_template
+-- 4803    _ticked (sequence)
+-- 4809    ticker
+-- 4857    ticker_loop (procedure)
+-- 4883  51_cron.sql: Whether pg_cron is installed in this database
+-- 4885    _has_cron
+-- 4895    _cron_has_seconds
+-- 4916    _explain_no_cron
+-- 4948    start
+-- 4990    stop
+-- 5014    _maintain
+-- 5036    status
+-- 5071  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -1073,7 +1073,8 @@ comment on column teguh.t_template.deadline_at is
   'When the task is cancelled by its own policy: max_delay before its first '
   'start, max_duration after.';
 comment on column teguh.t_template.lease_expires_at is
-  'When the worker''s claim ends; null unless running, or when it never does.';
+  'When the worker''s claim ends, or would have; null while nobody holds the task, and '
+  'when it never ends.';
 comment on column teguh.t_template.wake_event is
   'The event that is awaited, or that woke the current turn.';
 comment on column teguh.t_template.event_payload is
@@ -3338,7 +3339,6 @@ begin
     state = 'completed',
     result = p_state,
     failure_reason = null,
-    lease_expires_at = null,
     finished_at = teguh.current_time()
   where t.task_id = v_task_id
     and t.run_id = p_run_id
@@ -3417,7 +3417,6 @@ begin
       state = 'completed',
       result = h.state,
       failure_reason = null,
-      lease_expires_at = null,
       finished_at = v_now
     from held as h
     where t.task_id = h.task_id
@@ -3554,7 +3553,6 @@ begin
       state = 'failed',
       failures = v_failures,
       failure_reason = p_reason,
-      lease_expires_at = null,
       finished_at = p_now
     where t.task_id = p_task.task_id;
     delete from teguh.w_template as w

@@ -88,7 +88,6 @@ begin
     state = 'completed',
     result = p_state,
     failure_reason = null,
-    lease_expires_at = null,
     finished_at = teguh.current_time()
   where t.task_id = v_task_id
     and t.run_id = p_run_id
@@ -167,7 +166,6 @@ begin
       state = 'completed',
       result = h.state,
       failure_reason = null,
-      lease_expires_at = null,
       finished_at = v_now
     from held as h
     where t.task_id = h.task_id
@@ -304,7 +302,6 @@ begin
       state = 'failed',
       failures = v_failures,
       failure_reason = p_reason,
-      lease_expires_at = null,
       finished_at = p_now
     where t.task_id = p_task.task_id;
     delete from teguh.w_template as w
