@@ -472,6 +472,30 @@ begin
 end;
 $$;
 
+-- Why a run failed.  Where its lease expired absurd also says whose it was.
+create or replace function absurd._reason(
+  p_reason     jsonb,
+  p_worker     text,
+  p_expired_at timestamptz,
+  p_attempt    integer
+)
+  returns jsonb
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_reason ->> 'name' is distinct from '$ClaimTimeout' then
+    return p_reason;
+  end if;
+
+  return jsonb_strip_nulls(jsonb_build_object(
+      'workerId', p_worker, 'claimExpiredAt', p_expired_at, 'attempt', p_attempt
+    ))
+    || p_reason;
+end;
+$$;
+
 -- Runs: the current one of each task, and those that were followed by another.  A run
 -- exists from the end of the one before; it has started if its task was handed out
 -- since.
@@ -502,7 +526,12 @@ select
   case when t.run_state = 'completed' then t.finished_at end as completed_at,
   case when t.run_state = 'failed' then t.finished_at end as failed_at,
   t.result,
-  case when t.run_state = 'failed' then t.failure_reason end as failure_reason,
+  case
+    when t.run_state = 'failed'
+      then absurd._reason(
+        t.failure_reason, t.claimed_by, t.lease_expires_at, absurd._attempt(t.run_id)
+      )
+  end as failure_reason,
   coalesce(b.finished_at, t.created_at) as created_at
 from newest as t
 left join lateral (
@@ -529,7 +558,7 @@ select
   null,
   case when h.state = 'failed' then h.finished_at end,
   null,
-  h.failure_reason,
+  absurd._reason(h.failure_reason, h.claimed_by, h.lease_expires_at, absurd._attempt(h.run_id)),
   coalesce(b.finished_at, t.created_at)
 from teguh.r_template as h
 join teguh.t_template as t on t.task_id = h.task_id
@@ -610,6 +639,30 @@ begin
   end if;
 
   return v_run;
+end;
+$$;
+
+-- The state of a task and what came of it; no row if there is no such task.
+create or replace function absurd._show_template(p_task_id uuid)
+  returns table(task_id uuid, state text, result jsonb, failure_reason jsonb)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+  select
+    t.task_id,
+    t.state,
+    t.result,
+    case
+      when t.state = 'failed'
+        then absurd._reason(
+          t.failure_reason, t.claimed_by, t.lease_expires_at, absurd._attempt(t.run_id)
+        )
+    end
+  from teguh.t_template as t
+  where t.task_id = p_task_id;
 end;
 $$;
 
@@ -790,8 +843,7 @@ begin
         then teguh._after(o.first_started_at, (o.limits ->> 'max_duration')::double precision)
       else teguh._after(o.enqueue_at, (o.limits ->> 'max_delay')::double precision)
     end,
-    o.first_started_at, r.started_at,
-    case when o.state = 'running' then r.claim_expires_at end,
+    o.first_started_at, r.started_at, r.claim_expires_at,
     case o.state
       when 'completed' then coalesce(r.completed_at, r.created_at)
       when 'failed' then coalesce(r.failed_at, r.created_at)
@@ -1723,18 +1775,8 @@ create or replace function absurd.get_task_result(p_queue_name text, p_task_id u
   security definer
   set search_path = pg_catalog, pg_temp
 as $$
-#variable_conflict use_column
-declare
-  v_name text := absurd._queue(p_queue_name);
 begin
-  return query
-  select
-    r.task_id, r.state, r.completed_payload,
-    case when r.state = 'failed' then r.failure_reason end
-  from teguh.get_task_result(v_name, absurd._task_id(p_task_id)) as r;
-exception
-  when sqlstate 'TG003' then
-    return;
+  return query execute absurd._call('show', p_queue_name, 1) using absurd._task_id(p_task_id);
 end;
 $$;
 

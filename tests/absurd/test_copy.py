@@ -91,7 +91,7 @@ def snapshot(db: Calls) -> dict[str, list[DictRow]]:
     # what teguh does not keep
     for row in shown["r"]:
         if row["state"] in ("completed", "failed", "cancelled"):
-            row["available_at"] = row["claim_expires_at"] = None
+            row["available_at"] = None
     for row in shown["w"]:
         row["created_at"] = None
     shown["e"] = [row for row in shown["e"] if row["payload"] is not None]

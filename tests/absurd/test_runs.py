@@ -99,7 +99,7 @@ def test_the_history_has_one_row_per_attempt(jobs: Calls) -> None:
     assert ids(runs) == [spawned["run_id"], second["run_id"], third["run_id"]]
     assert [row["state"] for row in runs] == ["failed", "failed", "completed"]
     assert [row["claimed_by"] for row in runs] == ["first", "second", "third"]
-    assert [row["claim_expires_at"] for row in runs[:2]] == [at(61), at(63)]
+    assert [row["claim_expires_at"] for row in runs] == [at(61), at(63), at(123)]
     assert [row["started_at"] for row in runs] == [at(1), at(3), at(63)]
     assert [row["failed_at"] for row in runs] == [at(2), at(63), None]
     assert [row["completed_at"] for row in runs] == [None, None, at(70)]
@@ -288,12 +288,16 @@ def test_a_lease_that_expires_is_a_failed_attempt_and_the_same_claim_returns_the
     assert (again["task_id"], again["attempt"]) == (row["task_id"], 2)
     first = jobs.run(row["run_id"])
     assert first["state"] == "failed"
-    assert first["failure_reason"]["name"] == "$ClaimTimeout"
+    reason = first["failure_reason"]
+    assert (reason["name"], reason["workerId"], reason["attempt"]) == ("$ClaimTimeout", "w", 1)
+    assert datetime.fromisoformat(reason["claimExpiredAt"]) == at(30)
     jobs.set_time(60)
     assert jobs.claim() == []
     [result] = jobs.call("get_task_result", row["task_id"])
     assert result["state"] == "failed"
     assert result["failure_reason"]["name"] == "$ClaimTimeout"
+    assert result["failure_reason"]["workerId"] == "w"
+    assert result["failure_reason"]["attempt"] == 2
 
 
 # Retries
