@@ -23,7 +23,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test absurd-npm test-matrix test-chaos bench bench-flat sql check-generated lint \
+.PHONY: help demo test absurd-npm test-matrix test-chaos bench bench-flat bench-absurd sql check-generated lint \
   lint-style lint-sql lint-bodies lint-python lint-types plpgsql-check clean
 
 help: ## say what there is
@@ -57,6 +57,9 @@ bench: $(VENV)/dev check-generated ## speed beside the hand-written minimum
 
 bench-flat: $(VENV)/dev check-generated ## claim cost under an old snapshot, as a curve
 	@$(PY) bench/flat.py $(ARGS)
+
+bench-absurd: $(VENV)/dev check-generated ## speed beside absurd, through its own functions
+	@$(PY) bench/absurd.py $(ARGS)
 
 sql: ## build sql/teguh.sql from sql/src
 	@$(PYTHON) tools/build_sql.py
