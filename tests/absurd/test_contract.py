@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -153,6 +154,29 @@ def test_a_queue_that_teguh_has_is_taken_over(ours: Calls) -> None:
     ours.queue = "shared"
     ours.call("create_queue")
     assert ours.claim_one()["attempt"] == 1
+
+
+def test_teguh_does_not_drop_a_queue_that_absurd_shows(ours: Calls) -> None:
+    with pytest.raises(psycopg.errors.DependentObjectsStillExist):
+        ours.rows("select teguh.drop_queue('jobs')")
+    ours.spawn()
+    ours.call("drop_queue")
+    assert ours.rows("select queue_name from teguh.list_queues()") == []
+
+
+def test_two_sessions_may_create_the_same_queue(absurd_dsn: str) -> None:
+    first, second, watch = (Calls(absurd_dsn, "same") for _ in range(3))
+    with first.connection, second.connection, watch.connection:
+        pid = second.connection.info.backend_pid
+        with first.connection.transaction():
+            first.call("create_queue")
+            thread = threading.Thread(target=second.call, args=("create_queue",))
+            thread.start()
+            waits = "select wait_event_type as w from pg_stat_activity where pid = %s"
+            while watch.rows(waits, pid) != [{"w": "Lock"}]:
+                assert thread.is_alive()
+        thread.join()
+        assert second.spawn()["created"]
 
 
 def test_simple_columns_of_the_relations_can_be_updated(ours: Calls) -> None:
