@@ -419,7 +419,7 @@ create or replace function absurd.retry_delay_seconds(p_strategy jsonb, p_attemp
 as $$
 begin
   return round(
-    teguh._retry_delay(
+    teguh._backoff(
       absurd._to_strategy(p_strategy),
       greatest(coalesce(p_attempt, 1), 1),
       '00000000-0000-0000-0000-000000000000'
