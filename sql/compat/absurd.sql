@@ -93,14 +93,15 @@ begin
       state            text,
       task_state       text,
       lease_expires_at timestamptz,
-      max_attempts     integer
+      max_attempts     integer,
+      teguh_name       text
     );
   end if;
 end;
 $$;
 
 comment on type absurd._run is
-  'A run, its state as absurd has it, and the state of its task.';
+  'A run, its state as absurd has it, the state of its task, and teguh''s name of its queue.';
 
 -- The version of absurd whose functions these are.
 create or replace function absurd.get_schema_version()
@@ -194,7 +195,7 @@ create or replace function absurd._call(p_verb text, p_queue_name text, p_argume
 as $$
 begin
   return 'select * from absurd._' || p_verb || '_' || absurd._queue(p_queue_name)
-         || '(' || substr('$1, $2, $3, $4', 1, 4 * p_arguments - 2) || ')';
+         || '(' || substr('$1, $2, $3', 1, 4 * p_arguments - 2) || ')';
 end;
 $$;
 
@@ -233,9 +234,10 @@ create or replace function absurd._find_run(p_queue_name text, p_run_id uuid)
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_run absurd._run;
+  v_name text := absurd._queue(p_queue_name);
+  v_run  absurd._run;
 begin
-  execute absurd._call('run', p_queue_name, 1) into v_run using p_run_id;
+  execute 'select * from absurd._run_' || v_name || '($1)' into v_run using p_run_id;
   if v_run.run_id is null then
     raise exception 'run "%" not found in queue "%"', p_run_id, p_queue_name
       using
@@ -244,6 +246,7 @@ begin
         hint = 'Check the queue, and that the id is a run''s and not a task''s.';
   end if;
 
+  v_run.teguh_name := v_name;
   return v_run;
 end;
 $$;
@@ -503,7 +506,10 @@ create or replace view absurd._runs as
 with newest as (
   select
     t.*,
-    absurd._run_state(t.state, t.failures, t.run_id) as run_state
+    absurd._run_state(t.state, t.failures, t.run_id) as run_state,
+    absurd._reason(
+      t.failure_reason, t.claimed_by, t.lease_expires_at, absurd._attempt(t.run_id)
+    ) as reason
   from teguh.t_template as t
 )
 
@@ -526,12 +532,7 @@ select
   case when t.run_state = 'completed' then t.finished_at end as completed_at,
   case when t.run_state = 'failed' then t.finished_at end as failed_at,
   t.result,
-  case
-    when t.run_state = 'failed'
-      then absurd._reason(
-          t.failure_reason, t.claimed_by, t.lease_expires_at, absurd._attempt(t.run_id)
-        )
-  end as failure_reason,
+  case when t.run_state = 'failed' then t.reason end as failure_reason,
   coalesce(b.finished_at, t.created_at) as created_at
 from newest as t
 left join lateral (
@@ -1561,7 +1562,7 @@ begin
   end loop;
 
   if v_task_ids is not null then
-    execute absurd._call('forget', p_queue_name, 1) using v_task_ids;
+    execute 'select absurd._forget_' || v_name || '($1)' using v_task_ids;
   end if;
 end;
 $$;
@@ -1589,7 +1590,7 @@ declare
 begin
   case v_run.state
     when 'running' then
-      perform teguh.complete_run(absurd._queue(p_queue_name), p_run_id, p_state);
+      perform teguh.complete_run(v_run.teguh_name, p_run_id, p_state);
     when 'cancelled' then
       perform absurd._refuse_cancelled(v_run);
     when 'failed' then
@@ -1623,7 +1624,7 @@ begin
     perform absurd._refuse_state(v_run, 'running');
   end if;
 
-  perform teguh.schedule_run(absurd._queue(p_queue_name), p_run_id, p_wake_at);
+  perform teguh.schedule_run(v_run.teguh_name, p_run_id, p_wake_at);
 end;
 $$;
 
@@ -1652,9 +1653,10 @@ declare
 begin
   case v_run.state
     when 'running' then
-      perform teguh.fail_run(absurd._queue(p_queue_name), p_run_id, p_reason, v_retry_at);
+      perform teguh.fail_run(v_run.teguh_name, p_run_id, p_reason, v_retry_at);
     when 'sleeping' then
-      execute absurd._call('fail', p_queue_name, 3) using p_run_id, p_reason, v_retry_at;
+      execute 'select absurd._fail_' || v_run.teguh_name || '($1, $2, $3)'
+      using p_run_id, p_reason, v_retry_at;
     when 'cancelled' then
       perform absurd._refuse_cancelled(v_run);
     when 'failed' then
@@ -1712,7 +1714,7 @@ begin
   return query
   select r.task_id, r.run_id, absurd._attempt(r.run_id), r.created
   from teguh.retry_task(
-    absurd._queue(p_queue_name),
+    v_run.teguh_name,
     v_run.task_id,
     jsonb_build_object('spawn_new', v_new, 'max_attempts', v_most)
   ) as r;
@@ -1736,7 +1738,7 @@ as $$
 declare
   v_run absurd._run := absurd._last_run(p_queue_name, p_task_id);
 begin
-  perform teguh.cancel_task(absurd._queue(p_queue_name), v_run.task_id);
+  perform teguh.cancel_task(v_run.teguh_name, v_run.task_id);
 end;
 $$;
 
@@ -1752,9 +1754,11 @@ create or replace function absurd._last_run(p_queue_name text, p_task_id uuid)
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_run absurd._run;
+  v_name text := absurd._queue(p_queue_name);
+  v_run  absurd._run;
 begin
-  execute absurd._call('last', p_queue_name, 1) into v_run using absurd._task_id(p_task_id);
+  execute 'select * from absurd._last_' || v_name || '($1)' into v_run
+  using absurd._task_id(p_task_id);
   if v_run.run_id is null then
     raise exception 'task "%" not found in queue "%"', p_task_id, p_queue_name
       using
@@ -1763,6 +1767,7 @@ begin
         hint = 'Check the queue; or the task was removed by cleanup.';
   end if;
 
+  v_run.teguh_name := v_name;
   return v_run;
 end;
 $$;
@@ -1805,20 +1810,21 @@ declare
 begin
   perform absurd._check_name('step_name', p_step_name);
   v_run := absurd._find_run(p_queue_name, p_owner_run);
-  perform absurd._check_owner(p_queue_name, v_run, v_task_id);
-  if v_run.task_state = 'cancelled' then
+  if v_run.task_id is distinct from v_task_id then
+    perform absurd._refuse_owner(p_queue_name, v_run, v_task_id);
+  elsif v_run.task_state = 'cancelled' then
     perform absurd._refuse_cancelled(v_run);
   elsif v_run.state = 'failed' then
     perform absurd._refuse_failed(v_run);
   elsif v_run.state = 'running' then
     perform teguh.set_task_checkpoint_state(
-      absurd._queue(p_queue_name), v_task_id, p_step_name, p_state, p_owner_run,
+      v_run.teguh_name, v_task_id, p_step_name, p_state, p_owner_run,
       case
         when p_extend_claim_by > 0 and v_run.lease_expires_at is not null then p_extend_claim_by
       end
     );
   else
-    execute absurd._call('mark', p_queue_name, 4)
+    execute 'select absurd._mark_' || v_run.teguh_name || '($1, $2, $3, $4)'
     using v_task_id, p_step_name, p_state, p_owner_run;
   end if;
 end;
@@ -1830,8 +1836,8 @@ comment on function absurd.set_task_checkpoint_state(text, uuid, text, jsonb, uu
   'for an unknown queue, AB001 if the task is cancelled, AB002 if the run has failed, '
   'P0001 for an unknown run, one of another task, or a blank name.';
 
--- Refuse a run of another task.
-create or replace function absurd._check_owner(
+-- Raise that a run is one of another task.
+create or replace function absurd._refuse_owner(
   p_queue_name text,
   p_run        absurd._run,
   p_task_id    uuid
@@ -1842,14 +1848,12 @@ create or replace function absurd._check_owner(
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if p_run.task_id is distinct from p_task_id then
-    raise exception 'run "%" does not belong to task "%" in queue "%"', p_run.run_id, p_task_id,
-      p_queue_name
-      using
-        errcode = 'P0001',
-        detail = format('It is a run of task "%s".', p_run.task_id),
-        hint = 'Pass the task_id and run_id that claim_task returned together.';
-  end if;
+  raise exception 'run "%" does not belong to task "%" in queue "%"', p_run.run_id, p_task_id,
+    p_queue_name
+    using
+      errcode = 'P0001',
+      detail = format('It is a run of task "%s".', p_run.task_id),
+      hint = 'Pass the task_id and run_id that claim_task returned together.';
 end;
 $$;
 
@@ -1887,7 +1891,7 @@ begin
     perform absurd._refuse_state(v_run, 'under a lease');
   end if;
 
-  perform teguh.extend_claim(absurd._queue(p_queue_name), p_run_id, p_extend_by);
+  perform teguh.extend_claim(v_run.teguh_name, p_run_id, p_extend_by);
 end;
 $$;
 
@@ -1947,11 +1951,14 @@ as $$
 declare
   v_run absurd._run := absurd._find_run(p_queue_name, p_run_id);
 begin
-  perform absurd._check_owner(p_queue_name, v_run, absurd._task_id(p_task_id));
+  if v_run.task_id is distinct from absurd._task_id(p_task_id) then
+    perform absurd._refuse_owner(p_queue_name, v_run, p_task_id);
+  end if;
+
   return query
   select c.checkpoint_name, c.state, c.status, c.owner_run_id, c.updated_at
   from teguh.get_task_checkpoint_states(
-    absurd._queue(p_queue_name), v_run.task_id, p_run_id
+    v_run.teguh_name, v_run.task_id, p_run_id
   ) as c
   where c.status = 'committed';
 end;
@@ -2012,7 +2019,7 @@ begin
         v_name, v_task_id, p_run_id, p_step_name, p_event_name, v_timeout
       ) as a;
       exit when not v_timed_out;
-      execute absurd._call('again', p_queue_name, 3) into v_emitted
+      execute 'select absurd._again_' || v_name || '($1, $2, $3)' into v_emitted
       using v_task_id, p_step_name, p_event_name;
       exit when not v_emitted;
     end loop;
