@@ -11,6 +11,10 @@ ARGS   ?=
 MAJORS   ?= 14 15 16 17 18
 PGCRYPTO ?= public extensions absent
 
+# The npm packages that sql/compat/absurd.sql is tested with.
+ABSURD_NPM := 0.5.0
+PG_NPM     := 8.23.1
+
 # Seconds that the long torture runs.
 TEGUH_CHAOS_SECONDS ?= 300
 
@@ -19,15 +23,15 @@ export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help all install uninstall dist demo test test-matrix test-installs test-chaos bench \
-  bench-flat sql check-generated freeze lint lint-style lint-sql lint-bodies lint-safety \
+.PHONY: help all install uninstall dist demo test test-matrix test-installs test-chaos \
+  absurd-npm bench bench-absurd bench-flat sql check-generated freeze lint lint-style lint-sql lint-bodies lint-safety \
   lint-python lint-types plpgsql-check clean
 
 # Every way in which teguh gets into a database but the first, which `make test` takes.
 WAYS ?= upgraded extension extension-upgraded
 
 # What is linted beside the modules.
-SCRIPTS := $(wildcard sql/upgrade/src/*.sql sql/extension/*.sql) sql/uninstall.sql
+SCRIPTS := $(wildcard sql/upgrade/src/*.sql sql/extension/*.sql sql/compat/*.sql) sql/uninstall.sql
 
 PG_CONFIG ?= pg_config
 
@@ -49,7 +53,7 @@ dist: all ## the archive for PGXN, into dist
 demo: $(VENV)/demo ## an order workflow whose worker is killed half-way
 	@$(VENV)/bin/teguh demo $(ARGS)
 
-test: $(VENV)/dev check-generated ## the whole suite on an embedded server
+test: $(VENV)/dev check-generated absurd-npm ## the whole suite on an embedded server
 	@$(PY) -m pytest $(ARGS)
 
 test-matrix: $(VENV)/dev check-generated ## the suite on PostgreSQL 14-18 with every pgcrypto (needs npm)
@@ -64,11 +68,23 @@ test-installs: $(VENV)/dev check-generated ## the pgTAP files on an upgraded dat
 test-chaos: $(VENV)/dev check-generated ## the long torture, TEGUH_CHAOS_SECONDS=300
 	@TEGUH_CHAOS_SECONDS=$(TEGUH_CHAOS_SECONDS) $(PY) -m pytest -m chaos --timeout 0 $(ARGS)
 
+absurd-npm: .cache/absurd-npm/made ## absurd's npm package, for its tests (skipped without npm)
+
+# A test that lacks it is skipped, so a fetch that fails does not keep the others from running.
+.cache/absurd-npm/made: Makefile
+	@command -v npm >/dev/null || exit 0; mkdir -p $(@D) && echo '{}' > $(@D)/package.json \
+	  && npm install --prefix $(@D) --no-save --ignore-scripts --no-audit --no-fund --silent \
+	    absurd-sdk@$(ABSURD_NPM) pg@$(PG_NPM) && touch $@ \
+	  || echo 'npm could not fetch absurd-sdk: its tests are skipped' >&2
+
 bench: $(VENV)/dev check-generated ## speed beside the hand-written minimum
 	@$(PY) bench/run.py $(ARGS)
 
 bench-flat: $(VENV)/dev check-generated ## claim cost under an old snapshot, as a curve
 	@$(PY) bench/flat.py $(ARGS)
+
+bench-absurd: $(VENV)/dev check-generated ## speed beside absurd, through its own functions
+	@$(PY) bench/absurd.py $(ARGS)
 
 sql: ## build sql/teguh.sql and the upgrade script from sql/src
 	@$(PYTHON) tools/build_sql.py

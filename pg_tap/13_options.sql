@@ -29,7 +29,7 @@ values
   ('{"retry_strategy": {"kind": "fixed", "base_seconds": -1}}', 'base_seconds is not negative'),
   ('{"retry_strategy": {"kind": "fixed", "base_seconds": "1"}}', 'base_seconds is a number'),
   ('{"retry_strategy": {"kind": "fixed", "base_seconds": 1e13}}', 'base_seconds has a limit'),
-  ('{"retry_strategy": {"kind": "exponential", "factor": 0.5}}', 'factor is at least 1'),
+  ('{"retry_strategy": {"kind": "exponential", "factor": -0.5}}', 'factor is at least 0'),
   ('{"retry_strategy": {"kind": "exponential", "factor": 1e7}}', 'factor has a limit'),
   ('{"retry_strategy": {"kind": "exponential", "max_seconds": -1}}', 'max_seconds is positive'),
   ('{"retry_strategy": {"kind": "exponential", "jitter": 1.1}}', 'jitter is at most 1'),

@@ -1,6 +1,6 @@
 -- The delay before a retry follows the strategy, saturates at its cap and never overflows.
 begin;
-select plan(26);
+select plan(28);
 
 -- Given a task
 create temporary table task as
@@ -68,6 +68,8 @@ values
   ('{"kind": "exponential", "base_seconds": 2, "factor": 3}', 4, 54, 'base and factor count'),
   ('{"kind": "exponential", "base_seconds": 2, "max_seconds": 5}', 3, 5, 'the cap is kept'),
   ('{"kind": "exponential", "base_seconds": 0}', 50, 0, 'a base of zero stays zero'),
+  ('{"kind": "exponential", "factor": 0.5}', 3, 7.5, 'a factor below one shortens the delay'),
+  ('{"kind": "exponential", "factor": 0}', 2147483647, 0, 'and never underflows'),
   ('{"kind": "exponential", "factor": 1}', 1000000, 30, 'a factor of one stays with the base');
 
 -- Then

@@ -62,10 +62,10 @@ select results_eq(
   $$
     values (
       'completed', '{"paid": true}'::jsonb, '2031-05-01 12:00:00+00'::timestamptz,
-      null::timestamptz
+      '2031-05-01 12:00:30+00'::timestamptz
     )
   $$,
-  'a completed task holds the result'
+  'a completed task holds the result and the end of its last lease'
 );
 
 select throws_ok(

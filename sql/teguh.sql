@@ -48,186 +48,186 @@
 -- 1027  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
 -- 1030    _check_retry_strategy
 -- 1068    _backoff
--- 1114    _fraction
--- 1125  20_tables.sql: Queues and the policy of each
--- 1127    queues (table)
--- 1150    grants (table)
--- 1164    versions (table)
--- 1179    t_template (table)
--- 1257    p0_template (table)
--- 1270    p1_template (table)
--- 1313    k0_template (table)
--- 1324    k1_template (table)
--- 1348    seq_template (sequence)
--- 1349    ring_template (sequence)
--- 1350    parked_template (sequence)
--- 1351    woken_template (sequence)
--- 1352    plan_template (sequence)
--- 1353    fired_template (sequence)
--- 1354    clock_template (sequence)
--- 1355    carry_template (sequence)
--- 1376    r_template (table)
--- 1393    c_template (table)
--- 1410    e_template (table)
--- 1427    w_template (table)
--- 1442  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 1445    validate_queue_name
--- 1487    _policy
--- 1529    _call
--- 1543    _template_ddl (view)
--- 1628    _stamp
--- 1640    _stamp_queues
--- 1668    _stamp_relation
--- 1708    _stamp_function
--- 1738    _function
--- 1750    _signature
--- 1761    _leave_extension
--- 1787    _lock_number
--- 1797    _share_queue
--- 1810    _may
--- 1826    _each_queue
--- 1848    _init_template
--- 1874    _hush_template
--- 1895    _beyond
--- 1904    create_queue
--- 1950    _refuse_busy
--- 1969    drop_queue
--- 1999    _drop_all
--- 2042    list_queues
--- 2063  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 2072    _push_template
--- 2113    _fill
--- 2133    _add0_template
--- 2200    _back0_template
--- 2218  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 2222    _claim0_template
--- 2283    _pick0_template
--- 2374    _move0_template
--- 2436    _open_xids
--- 2456    _next0_template
--- 2484    _many0_template
--- 2513    _stuck0_template
--- 2550    _trim0_template
--- 2593    _take_template
--- 2673    _known_template
--- 2693    _paused_until
--- 2706    claim_task
--- 2764    _next_template
--- 2805    _soon0_template
--- 2861    next_due
--- 2886  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 2899    _due0_template
--- 2975    _last0_template
--- 3000    _any0_template
--- 3027    _miss0_template
--- 3063    _pass0_template
--- 3109    _fire_template
--- 3161    _expire_template
--- 3228    _over_template
--- 3249  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 3251    _segment_bytes
--- 3272    _turn_template
--- 3304    _turn0_template
--- 3339    _spent0_template
--- 3353    _dry0_template
--- 3380    _left0_template
--- 3411    _carry0_template
--- 3455  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 3461    _remake_template
--- 3503    _alive_template
--- 3558    _home
--- 3571    _settle_template
--- 3593    rebuild_dispatch
--- 3626  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 3631    _put_template
--- 3711    _new_template
--- 3755    _found_template
--- 3811    spawn_task
--- 3853    spawn_tasks
--- 3887    _read_task
--- 3904  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 3909    _hold_template
--- 3960    _own_template
--- 3980    _done_template
--- 4014    complete_run
--- 4037    _flush_template
--- 4095    _why_template
--- 4111    _read_runs
--- 4157    _explain_bad_run
--- 4182    complete_runs
--- 4207    _end_template
--- 4256    _file_template
--- 4280    _again_template
--- 4314    _queue_template
--- 4335    _fail_template
--- 4353    fail_run
--- 4377    _nap_template
--- 4403    schedule_run
--- 4433    _free_template
--- 4470    release_run
--- 4495    _keep_template
--- 4518    extend_claim
--- 4540  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 4545    _mark_template
--- 4567    _note_template
--- 4597    set_task_checkpoint_state
--- 4632    _recall_template
--- 4654    get_task_checkpoint_state
--- 4678    _list_template
--- 4707    get_task_checkpoint_states
--- 4733  43_events.sql: Wait for an event, or learn how the wait ended
--- 4740    _wait_template
--- 4812    _park_template
--- 4853    await_event
--- 4890    _emit_template
--- 4949    emit_event
--- 4974  44_control.sql: Read a task, or raise TG003
--- 4976    _fetch_template
--- 5002    _stop_template
--- 5026    cancel_task
--- 5043    _rerun_template
--- 5110    _renew_template
--- 5145    retry_task
--- 5184    _show_template
--- 5230    get_task_result
--- 5264  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 5271    _purge_template
--- 5307    _first_uuid
--- 5323    _sweep_template
--- 5363    _clean
--- 5397    cleanup_tasks
--- 5418    cleanup_events
--- 5439    cleanup_all_queues
--- 5469  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 5471    _pause_template
--- 5488    pause_queue
--- 5516    resume_queue
--- 5532    get_queue_policy
--- 5551    set_queue_policy
--- 5568  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 5573    _tick_template
--- 5593    _ticked (sequence)
--- 5599    _set_ticked
--- 5612    ticker
--- 5660    ticker_loop (procedure)
--- 5686  51_cron.sql: Whether pg_cron is installed in this database
--- 5688    _has_cron
--- 5698    _cron_has_seconds
--- 5719    _explain_no_cron
--- 5751    start
--- 5794    stop
--- 5819    _maintain
--- 5841    status
--- 5877  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 5881    _rights (view)
--- 5941    _allowed
--- 5980    _grant
--- 5999    _grant_again
--- 6015    _grant_queue
--- 6030    _check_grant
--- 6063    grant_access
--- 6099    revoke_access
--- 6145  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 1121    _fraction
+-- 1132  20_tables.sql: Queues and the policy of each
+-- 1134    queues (table)
+-- 1157    grants (table)
+-- 1171    versions (table)
+-- 1186    t_template (table)
+-- 1265    p0_template (table)
+-- 1278    p1_template (table)
+-- 1321    k0_template (table)
+-- 1332    k1_template (table)
+-- 1356    seq_template (sequence)
+-- 1357    ring_template (sequence)
+-- 1358    parked_template (sequence)
+-- 1359    woken_template (sequence)
+-- 1360    plan_template (sequence)
+-- 1361    fired_template (sequence)
+-- 1362    clock_template (sequence)
+-- 1363    carry_template (sequence)
+-- 1384    r_template (table)
+-- 1401    c_template (table)
+-- 1418    e_template (table)
+-- 1435    w_template (table)
+-- 1450  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 1453    validate_queue_name
+-- 1495    _policy
+-- 1537    _call
+-- 1551    _template_ddl (view)
+-- 1636    _stamp
+-- 1648    _stamp_queues
+-- 1676    _stamp_relation
+-- 1716    _stamp_function
+-- 1746    _function
+-- 1758    _signature
+-- 1769    _leave_extension
+-- 1795    _lock_number
+-- 1805    _share_queue
+-- 1818    _may
+-- 1834    _each_queue
+-- 1856    _init_template
+-- 1882    _hush_template
+-- 1903    _beyond
+-- 1912    create_queue
+-- 1958    _refuse_busy
+-- 1977    drop_queue
+-- 2007    _drop_all
+-- 2050    list_queues
+-- 2071  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 2080    _push_template
+-- 2121    _fill
+-- 2141    _add0_template
+-- 2208    _back0_template
+-- 2226  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 2230    _claim0_template
+-- 2291    _pick0_template
+-- 2382    _move0_template
+-- 2444    _open_xids
+-- 2464    _next0_template
+-- 2492    _many0_template
+-- 2521    _stuck0_template
+-- 2558    _trim0_template
+-- 2601    _take_template
+-- 2681    _known_template
+-- 2701    _paused_until
+-- 2714    claim_task
+-- 2772    _next_template
+-- 2813    _soon0_template
+-- 2869    next_due
+-- 2894  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 2907    _due0_template
+-- 2983    _last0_template
+-- 3008    _any0_template
+-- 3035    _miss0_template
+-- 3071    _pass0_template
+-- 3117    _fire_template
+-- 3169    _expire_template
+-- 3236    _over_template
+-- 3257  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 3259    _segment_bytes
+-- 3280    _turn_template
+-- 3312    _turn0_template
+-- 3347    _spent0_template
+-- 3361    _dry0_template
+-- 3388    _left0_template
+-- 3419    _carry0_template
+-- 3463  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 3469    _remake_template
+-- 3511    _alive_template
+-- 3566    _home
+-- 3579    _settle_template
+-- 3601    rebuild_dispatch
+-- 3634  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 3639    _put_template
+-- 3719    _new_template
+-- 3763    _found_template
+-- 3819    spawn_task
+-- 3861    spawn_tasks
+-- 3895    _read_task
+-- 3912  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 3917    _hold_template
+-- 3968    _own_template
+-- 3988    _done_template
+-- 4021    complete_run
+-- 4044    _flush_template
+-- 4101    _why_template
+-- 4117    _read_runs
+-- 4163    _explain_bad_run
+-- 4188    complete_runs
+-- 4213    _end_template
+-- 4261    _file_template
+-- 4285    _again_template
+-- 4319    _queue_template
+-- 4340    _fail_template
+-- 4358    fail_run
+-- 4382    _nap_template
+-- 4408    schedule_run
+-- 4438    _free_template
+-- 4475    release_run
+-- 4500    _keep_template
+-- 4523    extend_claim
+-- 4545  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 4550    _mark_template
+-- 4572    _note_template
+-- 4602    set_task_checkpoint_state
+-- 4637    _recall_template
+-- 4659    get_task_checkpoint_state
+-- 4683    _list_template
+-- 4712    get_task_checkpoint_states
+-- 4738  43_events.sql: Wait for an event, or learn how the wait ended
+-- 4745    _wait_template
+-- 4817    _park_template
+-- 4858    await_event
+-- 4895    _emit_template
+-- 4954    emit_event
+-- 4979  44_control.sql: Read a task, or raise TG003
+-- 4981    _fetch_template
+-- 5007    _stop_template
+-- 5031    cancel_task
+-- 5048    _rerun_template
+-- 5115    _renew_template
+-- 5150    retry_task
+-- 5189    _show_template
+-- 5235    get_task_result
+-- 5269  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 5276    _purge_template
+-- 5312    _first_uuid
+-- 5328    _sweep_template
+-- 5368    _clean
+-- 5402    cleanup_tasks
+-- 5423    cleanup_events
+-- 5444    cleanup_all_queues
+-- 5474  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 5476    _pause_template
+-- 5493    pause_queue
+-- 5521    resume_queue
+-- 5537    get_queue_policy
+-- 5556    set_queue_policy
+-- 5573  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 5578    _tick_template
+-- 5598    _ticked (sequence)
+-- 5604    _set_ticked
+-- 5617    ticker
+-- 5665    ticker_loop (procedure)
+-- 5691  51_cron.sql: Whether pg_cron is installed in this database
+-- 5693    _has_cron
+-- 5703    _cron_has_seconds
+-- 5724    _explain_no_cron
+-- 5756    start
+-- 5799    stop
+-- 5824    _maintain
+-- 5846    status
+-- 5882  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 5886    _rights (view)
+-- 5946    _allowed
+-- 5985    _grant
+-- 6004    _grant_again
+-- 6020    _grant_queue
+-- 6035    _check_grant
+-- 6068    grant_access
+-- 6104    revoke_access
+-- 6150  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -1044,7 +1044,7 @@ begin
     'kind', 'base_seconds', 'factor', 'max_seconds', 'jitter'
   ]);
   perform teguh._number_option(p_strategy, 'base_seconds', 0, 1e12);
-  perform teguh._number_option(p_strategy, 'factor', 1, 1e6);
+  perform teguh._number_option(p_strategy, 'factor', 0, 1e6);
   perform teguh._number_option(p_strategy, 'max_seconds', 0, 1e12);
   perform teguh._number_option(p_strategy, 'jitter', 0, 1);
 
@@ -1098,10 +1098,17 @@ begin
                * case v_kind when 'linear' then 1 else p_failures end;
   else
     v_base := coalesce(v_base, case when p_strategy is null then 1 else 30 end);
-    -- v_base * v_factor ^ (p_failures - 1), by way of logarithms: power() overflows
+    -- v_base * v_factor ^ (p_failures - 1), by way of logarithms: power() overflows, and
+    -- exp() raises when it underflows
     v_delay := case
       when v_base = 0 then 0
-      else exp(least(ln(v_base) + (p_failures - 1) * ln(v_factor), ln(1e12::double precision)))
+      else exp(greatest(
+        least(
+          ln(v_base) + (p_failures - 1) * ln(greatest(v_factor, 1e-12)),
+          ln(1e12::double precision)
+        ),
+        -600
+      ))
     end;
   end if;
 
@@ -1237,7 +1244,8 @@ comment on column teguh.t_template.deadline_at is
   'When the task is cancelled by its own policy: max_delay before its first '
   'start, max_duration after.';
 comment on column teguh.t_template.lease_expires_at is
-  'When the worker''s claim ends; null unless running, or when it never does.';
+  'When the worker''s claim ends, or would have; null while nobody holds the task, and '
+  'when it never ends.';
 comment on column teguh.t_template.wake_event is
   'The event that is awaited, or that woke the current turn.';
 comment on column teguh.t_template.event_payload is
@@ -3992,7 +4000,6 @@ begin
     state = 'completed',
     result = p_state,
     failure_reason = null,
-    lease_expires_at = null,
     finished_at = teguh.current_time()
   where t.task_id = v_task_id
     and t.run_id = p_run_id
@@ -4059,7 +4066,6 @@ begin
       state = 'completed',
       result = r.state,
       failure_reason = null,
-      lease_expires_at = null,
       finished_at = v_now
     from runs as r
     where t.task_id = r.task_id
@@ -4229,7 +4235,6 @@ begin
       state = 'failed',
       failures = v_failures,
       failure_reason = p_reason,
-      lease_expires_at = null,
       finished_at = p_now
     where t.task_id = p_task.task_id;
     delete from teguh.w_template as w

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 TEGUH_SQL = ROOT / "sql" / "teguh.sql"
+ABSURD_SQL = ROOT / "sql" / "compat" / "absurd.sql"
 PGTAP_SQL = ROOT / "pg_tap" / "vendor" / "pgtap.sql"
 PGCRYPTO_PLACES = ("public", "extensions", "absent")
 WAYS = ("fresh", "upgraded", "extension", "extension-upgraded")
@@ -102,7 +103,7 @@ class Cluster:
             self.server.drop_database(name)
 
     def template(self, kind: str) -> str:
-        """Return the name of a template database: empty, teguh or pgtap."""
+        """Return the name of a template database: empty, teguh, pgtap, absurd or real_absurd."""
         if kind not in self._templates:
             name = f"{self.prefix}_{kind}"
             if kind == "empty":
@@ -111,6 +112,14 @@ class Cluster:
             elif kind == "teguh":
                 self.server.create_database(name, template=self.template("empty"), owner=OWNER)
                 install(self.server.dsn(name, OWNER), self.way)
+            elif kind == "absurd":
+                self.server.create_database(name, template=self.template("teguh"), owner=OWNER)
+                send(self.server.dsn(name, OWNER), ABSURD_SQL.read_text(encoding="utf-8"))
+            elif kind == "real_absurd":
+                from absurdctl import BUNDLED_SCHEMA_SQL
+
+                self.server.create_database(name, template=self.template("empty"), owner=OWNER)
+                send(self.server.dsn(name, OWNER), BUNDLED_SCHEMA_SQL)
             else:
                 self.server.create_database(name, template=self.template("teguh"), owner=OWNER)
                 send(self.server.dsn(name), PGTAP_SQL.read_text(encoding="utf-8"))

@@ -17,7 +17,7 @@ begin
     'kind', 'base_seconds', 'factor', 'max_seconds', 'jitter'
   ]);
   perform teguh._number_option(p_strategy, 'base_seconds', 0, 1e12);
-  perform teguh._number_option(p_strategy, 'factor', 1, 1e6);
+  perform teguh._number_option(p_strategy, 'factor', 0, 1e6);
   perform teguh._number_option(p_strategy, 'max_seconds', 0, 1e12);
   perform teguh._number_option(p_strategy, 'jitter', 0, 1);
 
@@ -71,10 +71,17 @@ begin
                * case v_kind when 'linear' then 1 else p_failures end;
   else
     v_base := coalesce(v_base, case when p_strategy is null then 1 else 30 end);
-    -- v_base * v_factor ^ (p_failures - 1), by way of logarithms: power() overflows
+    -- v_base * v_factor ^ (p_failures - 1), by way of logarithms: power() overflows, and
+    -- exp() raises when it underflows
     v_delay := case
       when v_base = 0 then 0
-      else exp(least(ln(v_base) + (p_failures - 1) * ln(v_factor), ln(1e12::double precision)))
+      else exp(greatest(
+        least(
+          ln(v_base) + (p_failures - 1) * ln(greatest(v_factor, 1e-12)),
+          ln(1e12::double precision)
+        ),
+        -600
+      ))
     end;
   end if;
 

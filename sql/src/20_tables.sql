@@ -112,7 +112,8 @@ comment on column teguh.t_template.deadline_at is
   'When the task is cancelled by its own policy: max_delay before its first '
   'start, max_duration after.';
 comment on column teguh.t_template.lease_expires_at is
-  'When the worker''s claim ends; null unless running, or when it never does.';
+  'When the worker''s claim ends, or would have; null while nobody holds the task, and '
+  'when it never ends.';
 comment on column teguh.t_template.wake_event is
   'The event that is awaited, or that woke the current turn.';
 comment on column teguh.t_template.event_payload is

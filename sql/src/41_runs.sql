@@ -88,7 +88,6 @@ begin
     state = 'completed',
     result = p_state,
     failure_reason = null,
-    lease_expires_at = null,
     finished_at = teguh.current_time()
   where t.task_id = v_task_id
     and t.run_id = p_run_id
@@ -155,7 +154,6 @@ begin
       state = 'completed',
       result = r.state,
       failure_reason = null,
-      lease_expires_at = null,
       finished_at = v_now
     from runs as r
     where t.task_id = r.task_id
@@ -325,7 +323,6 @@ begin
       state = 'failed',
       failures = v_failures,
       failure_reason = p_reason,
-      lease_expires_at = null,
       finished_at = p_now
     where t.task_id = p_task.task_id;
     delete from teguh.w_template as w

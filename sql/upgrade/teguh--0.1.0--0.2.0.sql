@@ -966,7 +966,7 @@ begin
     'kind', 'base_seconds', 'factor', 'max_seconds', 'jitter'
   ]);
   perform teguh._number_option(p_strategy, 'base_seconds', 0, 1e12);
-  perform teguh._number_option(p_strategy, 'factor', 1, 1e6);
+  perform teguh._number_option(p_strategy, 'factor', 0, 1e6);
   perform teguh._number_option(p_strategy, 'max_seconds', 0, 1e12);
   perform teguh._number_option(p_strategy, 'jitter', 0, 1);
 
@@ -1020,10 +1020,17 @@ begin
                * case v_kind when 'linear' then 1 else p_failures end;
   else
     v_base := coalesce(v_base, case when p_strategy is null then 1 else 30 end);
-    -- v_base * v_factor ^ (p_failures - 1), by way of logarithms: power() overflows
+    -- v_base * v_factor ^ (p_failures - 1), by way of logarithms: power() overflows, and
+    -- exp() raises when it underflows
     v_delay := case
       when v_base = 0 then 0
-      else exp(least(ln(v_base) + (p_failures - 1) * ln(v_factor), ln(1e12::double precision)))
+      else exp(greatest(
+        least(
+          ln(v_base) + (p_failures - 1) * ln(greatest(v_factor, 1e-12)),
+          ln(1e12::double precision)
+        ),
+        -600
+      ))
     end;
   end if;
 
@@ -1159,7 +1166,8 @@ comment on column teguh.t_template.deadline_at is
   'When the task is cancelled by its own policy: max_delay before its first '
   'start, max_duration after.';
 comment on column teguh.t_template.lease_expires_at is
-  'When the worker''s claim ends; null unless running, or when it never does.';
+  'When the worker''s claim ends, or would have; null while nobody holds the task, and '
+  'when it never ends.';
 comment on column teguh.t_template.wake_event is
   'The event that is awaited, or that woke the current turn.';
 comment on column teguh.t_template.event_payload is
@@ -3914,7 +3922,6 @@ begin
     state = 'completed',
     result = p_state,
     failure_reason = null,
-    lease_expires_at = null,
     finished_at = teguh.current_time()
   where t.task_id = v_task_id
     and t.run_id = p_run_id
@@ -3981,7 +3988,6 @@ begin
       state = 'completed',
       result = r.state,
       failure_reason = null,
-      lease_expires_at = null,
       finished_at = v_now
     from runs as r
     where t.task_id = r.task_id
@@ -4151,7 +4157,6 @@ begin
       state = 'failed',
       failures = v_failures,
       failure_reason = p_reason,
-      lease_expires_at = null,
       finished_at = p_now
     where t.task_id = p_task.task_id;
     delete from teguh.w_template as w

@@ -31,6 +31,14 @@ def test_install_installs_and_creates_queues_and_may_be_repeated(
         assert f"teguh {client.version()} is installed" in capsys.readouterr().out
 
 
+def test_install_brings_the_schema_for_clients_of_absurd_when_asked(empty_dsn: str) -> None:
+    for options in ([], ["--absurd"], ["--absurd"]):
+        assert main(["install", "--dsn", empty_dsn, *options]) == 0
+        with psycopg.connect(empty_dsn) as connection:
+            row = connection.execute("select to_regclass('absurd.queues') is not null").fetchone()
+        assert row == (bool(options),)
+
+
 def test_install_on_a_connection_leaves_it_as_it_was(empty_dsn: str) -> None:
     with psycopg.connect(empty_dsn) as connection:
         version = teguh.install(connection)

@@ -33,6 +33,11 @@ def schema_sql() -> str:
     return _sources("teguh.sql").read_text(encoding="utf-8")
 
 
+def absurd_sql() -> str:
+    """Return the text of absurd.sql, the schema for clients of absurd."""
+    return _sources("compat/absurd.sql").read_text(encoding="utf-8")
+
+
 def package_version() -> str:
     """Return the version of the schema that this package installs and is made for."""
     found = re.match(r"-- Teguh (\S+):", schema_sql())
@@ -117,16 +122,19 @@ def _numbers(version: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", version)]
 
 
-def install(target: str | Conn = "") -> str:
+def install(target: str | Conn = "", *, absurd: bool = False) -> str:
     """Install teguh into a database and return the version.
 
     `target` is a conninfo, or a connection outside of any transaction: the schema comes as a
     transaction of its own. The role needs the right to create a schema, nothing more.
+    With `absurd` it also installs the schema for clients of absurd.
     Installing the same version again is safe. Raise :class:`teguh.VersionMismatch` if another
     version is there: :func:`upgrade` it instead.
     """
     with _connected(target) as connection, translated():
         connection.execute(schema_sql().encode())
+        if absurd:
+            connection.execute(absurd_sql().encode())
         return installed_version(connection) or ""
 
 

@@ -64,6 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--queue", action="append", default=[], help="also create this queue; may be repeated"
     )
+    command.add_argument(
+        "--absurd", action="store_true", help="also the schema absurd, for clients of absurd"
+    )
     command.set_defaults(command=_install)
 
     command = commands.add_parser(
@@ -111,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _install(args: argparse.Namespace) -> int:
-    version = install(args.dsn)
+    version = install(args.dsn, absurd=args.absurd)
     print(f"teguh {version} is installed")
     if args.queue:
         with Client.connect(args.dsn) as client:
