@@ -1,6 +1,6 @@
 -- Options are checked at the call: an unknown key or a bad value raises TG005.
 begin;
-select plan(69);
+select plan(82);
 
 -- Given a queue, and each way to get an option of spawn_task wrong
 select teguh.create_queue('q');
@@ -184,6 +184,30 @@ select is(
   ),
   '{await_event,claim_task,emit_event,ticker}',
   'four functions ask for READ COMMITTED'
+);
+
+-- Given tags and ids that say where a task belongs
+-- Then
+select throws_ok(
+  format($$ select teguh._check_spawn('a', '1', %L, '{}') $$, n.options),
+  'TG005', null,
+  format('a spawn refuses %s', n.options)
+)
+from unnest(array[
+  '{"tags": "a"}', '{"tags": {"a": 1}}', '{"tags": ["a", 1]}', '{"tags": ["a", null]}',
+  '{"tags": ["a", " "]}', '{"correlation_id": ""}', '{"correlation_id": 7}',
+  '{"parent_task_id": "a"}', '{"parent_task_id": 7}'
+]) as n(options);
+
+select is(
+  (teguh._check_spawn('a', '1', n.options, '{}')).tags, null,
+  format('%s gives no tags', n.options)
+)
+from unnest(array['{}', '{"tags": null}', '{"tags": []}']::jsonb[]) as n(options);
+
+select is(
+  (teguh._check_spawn('a', '1', '{"tags": ["b", "a"]}', '{}')).tags, '{b,a}',
+  'tags stay in their order'
 );
 
 select * from finish();

@@ -1,6 +1,6 @@
 -- A spawn makes a task of what it was given, once per idempotency key, in the caller's transaction.
 begin;
-select plan(41);
+select plan(43);
 
 -- Given a queue
 set teguh.fake_now = '2031-05-01 12:00:00+00';
@@ -318,6 +318,42 @@ select is(
   ),
   2::bigint,
   'no spawn function is overloaded'
+);
+
+-- Given tasks that say where they belong, one of them with an idempotency key
+create temporary table belonging as
+select s.task_id
+from teguh.spawn_tasks('m', '[
+  {"task_name": "a", "options": {"tags": ["x", "y"], "correlation_id": "c",
+    "parent_task_id": "00000000-0000-7000-8000-000000000001"}},
+  {"task_name": "b", "options": {"tags": ["z"], "idempotency_key": "belongs"}}
+]') as s;
+insert into belonging select s.task_id
+from teguh.spawn_task('m', 'c', '1', '{"tags": ["t"], "correlation_id": "c"}') as s;
+
+-- Then
+select results_eq(
+  $$
+    select r.task_name, r.tags, r.correlation_id, r.parent_task_id
+    from belonging as b
+    cross join lateral teguh.get_task_result('m', b.task_id) as r
+    order by 1
+  $$,
+  $$
+    values
+      ('a', '{x,y}'::text[], 'c', '00000000-0000-7000-8000-000000000001'::uuid),
+      ('b', '{z}', null, null),
+      ('c', '{t}', 'c', null)
+  $$,
+  'tags, correlation and parent are kept and shown, however a task was spawned'
+);
+
+select is(
+  (select r.tags from teguh.get_task_result('m', (
+    select t.task_id from teguh.t_m as t where t.task_name = 'plain'
+  )) as r),
+  null,
+  'a task without tags has none'
 );
 
 select * from finish();

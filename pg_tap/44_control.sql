@@ -6,7 +6,10 @@ select plan(47);
 set teguh.fake_now = '2031-05-01 12:00:00+00';
 select teguh.create_queue('q');
 select teguh.spawn_task(
-  'q', n, jsonb_build_object('name', n), '{"max_attempts": 1, "headers": {"h": 1}}'
+  'q', n, jsonb_build_object('name', n), '{
+    "max_attempts": 1, "headers": {"h": 1}, "tags": ["t"], "correlation_id": "c",
+    "parent_task_id": "00000000-0000-7000-8000-000000000001"
+  }'
 )
 from unnest('{completed,failed,running,waiting}'::text[]) as n;
 select c.task_name from teguh.claim_task('q', 'w', 30, 4) as c;
@@ -187,11 +190,18 @@ from teguh.retry_task('q', pg_temp.task('completed'), '{"spawn_new": true, "max_
 -- Then
 select results_eq(
   $$
-    select t.task_name, t.params, t.headers, t.max_attempts, t.attempt, t.state
+    select
+      t.task_name, t.params, t.headers, t.max_attempts, t.attempt, t.state, t.tags,
+      t.correlation_id, t.parent_task_id
     from teguh.t_q as t
     join again as a using (task_id)
   $$,
-  $$ values ('completed', '{"name": "completed"}'::jsonb, '{"h": 1}'::jsonb, 7, 0, 'pending') $$,
+  $$
+    values (
+      'completed', '{"name": "completed"}'::jsonb, '{"h": 1}'::jsonb, 7, 0, 'pending', '{t}'::text[],
+      'c', '00000000-0000-7000-8000-000000000001'::uuid
+    )
+  $$,
   'spawn_new makes a new task of the same name, params and options'
 );
 select is(

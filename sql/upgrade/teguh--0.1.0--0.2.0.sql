@@ -11,6 +11,16 @@ set local client_min_messages = warning;
 set local search_path = pg_catalog, pg_temp;
 set local check_function_bodies = off;
 
+-- Go on as the owner of the schema, whoever runs this, so that what is made belongs to that role.
+do $$
+begin
+  perform set_config('teguh.caller', current_setting('role'), true);
+  perform set_config('role', n.nspowner::regrole::name, true)
+  from pg_namespace as n
+  where n.nspname = 'teguh';
+end;
+$$;
+
 -- Stop unless 0.1.0 is installed, and wait until nobody is using it.
 --
 -- Every call that works on a queue reads teguh.queues first.  While that table is locked, nobody is
@@ -6175,36 +6185,11 @@ begin
 end;
 $$;
 
--- Everything belongs to the schema's owner, whoever runs this; and rights that were given hold.
+-- Give again what was given on routines that had to be dropped.
 do $$
 declare
-  v_owner   regrole := (
-    select n.nspowner from pg_namespace as n where n.oid = 'teguh'::regnamespace
-  );
-  v_routine regprocedure;
-  v_table   regclass;
-  v_grant   record;
+  v_grant record;
 begin
-  for v_routine in
-    select p.oid from pg_proc as p
-    where p.pronamespace = 'teguh'::regnamespace and p.proowner <> v_owner
-  loop
-    execute format('alter routine %s owner to %s', v_routine, v_owner);
-  end loop;
-  for v_table in
-    select c.oid from pg_class as c
-    where c.relnamespace = 'teguh'::regnamespace
-      and c.relkind in ('r', 'v', 'S', 'c')
-      and c.relowner <> v_owner
-  loop
-    execute format(
-      'alter %s %s owner to %s',
-      (select case c.relkind when 'c' then 'type' else 'table' end
-       from pg_class as c where c.oid = v_table),
-      v_table, v_owner
-    );
-  end loop;
-
   for v_grant in
     select p.oid::regprocedure as callee, k.role, k.passes_on
     from jsonb_to_recordset(current_setting('teguh.kept_grants')::jsonb)
@@ -6216,6 +6201,8 @@ begin
       case when v_grant.passes_on then ' with grant option' else '' end
     );
   end loop;
+
+  perform set_config('role', current_setting('teguh.caller'), true);
 end;
 $$;
 

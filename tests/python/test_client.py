@@ -131,6 +131,16 @@ def test_sleeping_awaiting_and_releasing(client: teguh.Client, queue: str) -> No
     assert task.task_id != run.task_id
 
 
+def test_a_task_says_where_it_belongs(client: teguh.Client, queue: str) -> None:
+    parent = client.spawn_task(queue, "parent", tags=()).task_id
+    child = client.spawn_task(
+        queue, "child", tags=("a", "b"), correlation_id="c", parent_task_id=parent
+    )
+    found = client.get_task_result(queue, child.task_id)
+    assert (found.tags, found.correlation_id, found.parent_task_id) == (["a", "b"], "c", parent)
+    assert client.get_task_result(queue, parent).tags is None
+
+
 def test_spawning_commits_or_rolls_back_with_the_caller(
     client: teguh.Client, dsn: str, queue: str
 ) -> None:

@@ -23,36 +23,11 @@ begin
 end;
 $$;
 
--- Everything belongs to the schema's owner, whoever runs this; and rights that were given hold.
+-- Give again what was given on routines that had to be dropped.
 do $$
 declare
-  v_owner   regrole := (
-    select n.nspowner from pg_namespace as n where n.oid = 'teguh'::regnamespace
-  );
-  v_routine regprocedure;
-  v_table   regclass;
-  v_grant   record;
+  v_grant record;
 begin
-  for v_routine in
-    select p.oid from pg_proc as p
-    where p.pronamespace = 'teguh'::regnamespace and p.proowner <> v_owner
-  loop
-    execute format('alter routine %s owner to %s', v_routine, v_owner);
-  end loop;
-  for v_table in
-    select c.oid from pg_class as c
-    where c.relnamespace = 'teguh'::regnamespace
-      and c.relkind in ('r', 'v', 'S', 'c')
-      and c.relowner <> v_owner
-  loop
-    execute format(
-      'alter %s %s owner to %s',
-      (select case c.relkind when 'c' then 'type' else 'table' end
-       from pg_class as c where c.oid = v_table),
-      v_table, v_owner
-    );
-  end loop;
-
   for v_grant in
     select p.oid::regprocedure as callee, k.role, k.passes_on
     from jsonb_to_recordset(current_setting('teguh.kept_grants')::jsonb)
@@ -64,5 +39,7 @@ begin
       case when v_grant.passes_on then ' with grant option' else '' end
     );
   end loop;
+
+  perform set_config('role', current_setting('teguh.caller'), true);
 end;
 $$;

@@ -1,3 +1,13 @@
+-- Go on as the owner of the schema, whoever runs this, so that what is made belongs to that role.
+do $$
+begin
+  perform set_config('teguh.caller', current_setting('role'), true);
+  perform set_config('role', n.nspowner::regrole::name, true)
+  from pg_namespace as n
+  where n.nspname = 'teguh';
+end;
+$$;
+
 -- Stop unless @FROM@ is installed, and wait until nobody is using it.
 --
 -- Every call that works on a queue reads teguh.queues first.  While that table is locked, nobody is
