@@ -138,96 +138,96 @@
 -- 3566    _home
 -- 3579    _settle_template
 -- 3601    rebuild_dispatch
--- 3634  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 3639    _put_template
--- 3719    _new_template
--- 3763    _found_template
--- 3819    spawn_task
--- 3861    spawn_tasks
--- 3895    _read_task
--- 3912  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 3917    _hold_template
--- 3968    _own_template
--- 3988    _done_template
--- 4021    complete_run
--- 4044    _flush_template
--- 4101    _why_template
--- 4117    _read_runs
--- 4163    _explain_bad_run
--- 4188    complete_runs
--- 4213    _end_template
--- 4261    _file_template
--- 4285    _again_template
--- 4319    _queue_template
--- 4340    _fail_template
--- 4358    fail_run
--- 4382    _nap_template
--- 4408    schedule_run
--- 4438    _free_template
--- 4475    release_run
--- 4500    _keep_template
--- 4523    extend_claim
--- 4545  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 4550    _mark_template
--- 4572    _note_template
--- 4602    set_task_checkpoint_state
--- 4637    _recall_template
--- 4659    get_task_checkpoint_state
--- 4683    _list_template
--- 4712    get_task_checkpoint_states
--- 4738  43_events.sql: Wait for an event, or learn how the wait ended
--- 4745    _wait_template
--- 4817    _park_template
--- 4858    await_event
--- 4895    _emit_template
--- 4954    emit_event
--- 4979  44_control.sql: Read a task, or raise TG003
--- 4981    _fetch_template
--- 5007    _stop_template
--- 5031    cancel_task
--- 5048    _rerun_template
--- 5115    _renew_template
--- 5150    retry_task
--- 5189    _show_template
--- 5235    get_task_result
--- 5269  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 5276    _purge_template
--- 5312    _first_uuid
--- 5328    _sweep_template
--- 5368    _clean
--- 5402    cleanup_tasks
--- 5423    cleanup_events
--- 5444    cleanup_all_queues
--- 5474  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 5476    _pause_template
--- 5493    pause_queue
--- 5521    resume_queue
--- 5537    get_queue_policy
--- 5556    set_queue_policy
--- 5573  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 5578    _tick_template
--- 5598    _ticked (sequence)
--- 5604    _set_ticked
--- 5617    ticker
--- 5665    ticker_loop (procedure)
--- 5691  51_cron.sql: Whether pg_cron is installed in this database
--- 5693    _has_cron
--- 5703    _cron_has_seconds
--- 5724    _explain_no_cron
--- 5756    start
--- 5799    stop
--- 5824    _maintain
--- 5846    status
--- 5882  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 5886    _rights (view)
--- 5946    _allowed
--- 5985    _grant
--- 6004    _grant_again
--- 6020    _grant_queue
--- 6035    _check_grant
--- 6068    grant_access
--- 6104    revoke_access
--- 6150  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 3635  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 3640    _put_template
+-- 3720    _new_template
+-- 3764    _found_template
+-- 3820    spawn_task
+-- 3862    spawn_tasks
+-- 3896    _read_task
+-- 3913  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 3918    _hold_template
+-- 3969    _own_template
+-- 3989    _done_template
+-- 4022    complete_run
+-- 4045    _flush_template
+-- 4102    _why_template
+-- 4118    _read_runs
+-- 4164    _explain_bad_run
+-- 4189    complete_runs
+-- 4214    _end_template
+-- 4262    _file_template
+-- 4286    _again_template
+-- 4320    _queue_template
+-- 4341    _fail_template
+-- 4359    fail_run
+-- 4383    _nap_template
+-- 4409    schedule_run
+-- 4439    _free_template
+-- 4476    release_run
+-- 4501    _keep_template
+-- 4524    extend_claim
+-- 4546  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 4551    _mark_template
+-- 4573    _note_template
+-- 4603    set_task_checkpoint_state
+-- 4638    _recall_template
+-- 4660    get_task_checkpoint_state
+-- 4684    _list_template
+-- 4713    get_task_checkpoint_states
+-- 4739  43_events.sql: Wait for an event, or learn how the wait ended
+-- 4746    _wait_template
+-- 4818    _park_template
+-- 4859    await_event
+-- 4896    _emit_template
+-- 4955    emit_event
+-- 4980  44_control.sql: Read a task, or raise TG003
+-- 4982    _fetch_template
+-- 5008    _stop_template
+-- 5032    cancel_task
+-- 5049    _rerun_template
+-- 5116    _renew_template
+-- 5151    retry_task
+-- 5190    _show_template
+-- 5236    get_task_result
+-- 5270  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 5277    _purge_template
+-- 5313    _first_uuid
+-- 5329    _sweep_template
+-- 5369    _clean
+-- 5403    cleanup_tasks
+-- 5424    cleanup_events
+-- 5445    cleanup_all_queues
+-- 5475  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 5477    _pause_template
+-- 5494    pause_queue
+-- 5522    resume_queue
+-- 5538    get_queue_policy
+-- 5557    set_queue_policy
+-- 5574  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 5579    _tick_template
+-- 5599    _ticked (sequence)
+-- 5605    _set_ticked
+-- 5618    ticker
+-- 5666    ticker_loop (procedure)
+-- 5692  51_cron.sql: Whether pg_cron is installed in this database
+-- 5694    _has_cron
+-- 5704    _cron_has_seconds
+-- 5725    _explain_no_cron
+-- 5757    start
+-- 5800    stop
+-- 5825    _maintain
+-- 5847    status
+-- 5883  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 5887    _rights (view)
+-- 5947    _allowed
+-- 5986    _grant
+-- 6005    _grant_again
+-- 6021    _grant_queue
+-- 6036    _check_grant
+-- 6069    grant_access
+-- 6105    revoke_access
+-- 6151  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -3474,7 +3474,7 @@ create or replace function teguh._remake_template()
 as $$
 declare
   v_count bigint := 0;
-  v_after uuid := '00000000-0000-0000-0000-000000000000';
+  v_after uuid := uuid '00000000-0000-0000-0000-000000000000';
   v_batch record;
 begin
   lock table
@@ -3620,6 +3620,7 @@ begin
   end loop;
 
   perform teguh._refuse_busy(p_queue_name);
+  return null;
 end;
 $$;
 

@@ -3406,7 +3406,7 @@ create or replace function teguh._remake_template()
 as $$
 declare
   v_count bigint := 0;
-  v_after uuid := '00000000-0000-0000-0000-000000000000';
+  v_after uuid := uuid '00000000-0000-0000-0000-000000000000';
   v_batch record;
 begin
   lock table
@@ -3552,6 +3552,7 @@ begin
   end loop;
 
   perform teguh._refuse_busy(p_queue_name);
+  return null;
 end;
 $$;
 
