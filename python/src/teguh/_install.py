@@ -24,7 +24,7 @@ _SCRIPT = re.compile(r"teguh--(?P<old>[\w.]+)--(?P<new>[\w.]+)\.sql")
 def _sources(name: str) -> Path:
     """Return what is packaged under a name, or lies in the checkout's sql directory."""
     here = Path(__file__).resolve()
-    packaged = here.with_name(name)
+    packaged = here.parent / name
     return packaged if packaged.exists() else here.parents[3] / "sql" / name
 
 
