@@ -28,7 +28,7 @@ select is(
 );
 
 select is(
-  (teguh._check_spawn('a', null, '{}', '{}')).params, 'null'::jsonb,
+  (teguh._check_spawn('q', 'a', null, '{}', '{}')).params, 'null'::jsonb,
   'a task to spawn has its options checked and its nulls filled in'
 );
 

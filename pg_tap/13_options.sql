@@ -1,6 +1,6 @@
 -- Options are checked at the call: an unknown key or a bad value raises TG005.
 begin;
-select plan(82);
+select plan(92);
 
 -- Given a queue, and each way to get an option of spawn_task wrong
 select teguh.create_queue('q');
@@ -189,24 +189,28 @@ select is(
 -- Given tags and ids that say where a task belongs
 -- Then
 select throws_ok(
-  format($$ select teguh._check_spawn('a', '1', %L, '{}') $$, n.options),
+  format($$ select teguh._check_spawn('q', 'a', '1', %L, '{}') $$, n.options),
   'TG005', null,
   format('a spawn refuses %s', n.options)
 )
 from unnest(array[
   '{"tags": "a"}', '{"tags": {"a": 1}}', '{"tags": ["a", 1]}', '{"tags": ["a", null]}',
   '{"tags": ["a", " "]}', '{"correlation_id": ""}', '{"correlation_id": 7}',
-  '{"parent_task_id": "a"}', '{"parent_task_id": 7}'
+  '{"parent_task_id": "a"}', '{"parent_task_id": 7}', '{"workflow_run_id": "a"}',
+  '{"parent_run_id": "a"}', '{"timeout_seconds": 0}', '{"timeout_seconds": "1"}',
+  '{"ttl_seconds": 0}', '{"deadline_at": "soon"}', '{"on_expired": "a"}',
+  '{"on_expired": {"params": 1}}', '{"on_expired": {"task_name": "a", "x": 1}}',
+  '{"on_expired": {"task_name": "a", "options": {"x": 1}}}'
 ]) as n(options);
 
 select is(
-  (teguh._check_spawn('a', '1', n.options, '{}')).tags, null,
+  (teguh._check_spawn('q', 'a', '1', n.options, '{}')).tags, null,
   format('%s gives no tags', n.options)
 )
 from unnest(array['{}', '{"tags": null}', '{"tags": []}']::jsonb[]) as n(options);
 
 select is(
-  (teguh._check_spawn('a', '1', '{"tags": ["b", "a"]}', '{}')).tags, '{b,a}',
+  (teguh._check_spawn('q', 'a', '1', '{"tags": ["b", "a"]}', '{}')).tags, '{b,a}',
   'tags stay in their order'
 );
 

@@ -1,6 +1,6 @@
 -- What comes due: sleepers are queued, expired leases fail their runs, deadlines cancel.
 -- Each statement commits by itself: timers set by an open transaction are looked at again.
-select plan(37);
+select plan(57);
 
 -- Given a clock to set and a look at tasks
 create function pg_temp.at(p_seconds double precision)
@@ -326,6 +326,194 @@ select results_eq(
 
 select pg_temp.at(2020);
 select is(teguh.ticker('bulk'), 10, 'also one that was extended');
+
+-- Given a task whose run has a timeout, under a lease that is longer
+select teguh.create_queue('limits');
+set teguh.fake_now = '2031-05-02 12:00:00+00';
+select teguh.spawn_task('limits', 'slow', '1', '{
+  "timeout_seconds": 10, "retry_strategy": {"kind": "none"}, "max_attempts": 3
+}');
+create temporary table slow as
+select c.* from teguh.claim_task('limits', 'w', 30) as c;
+
+-- Then
+select results_eq(
+  $$ select s.timeout_seconds, s.lease_expires_at from slow as s $$,
+  $$ values (10::double precision, '2031-05-02 12:00:10+00'::timestamptz) $$,
+  'a lease ends no later than the timeout'
+);
+
+-- When the lease is extended
+select teguh.extend_claim('limits', s.run_id, 300) from slow as s;
+select is(
+  (select t.lease_expires_at from teguh.t_limits as t), '2031-05-02 12:00:10+00',
+  'it is not extended past the timeout'
+);
+select teguh.set_task_checkpoint_state('limits', s.task_id, 'step', '1', s.run_id, 300)
+from slow as s;
+select is(
+  (select t.lease_expires_at from teguh.t_limits as t), '2031-05-02 12:00:10+00',
+  'nor by a checkpoint'
+);
+
+-- When the time is over
+set teguh.fake_now = '2031-05-02 12:00:09.9+00';
+select is(teguh.ticker('limits'), 0, 'before the timeout nothing happens');
+set teguh.fake_now = '2031-05-02 12:00:10+00';
+select is(teguh.ticker('limits'), 1, 'at the timeout the run ends');
+select throws_ok(
+  $$ select teguh.complete_run('limits', s.run_id) from slow as s $$,
+  'AB002', null,
+  'a worker that comes too late is told so'
+);
+select results_eq(
+  $$ select t.state, t.failures, t.failure_reason ->> 'name' from teguh.t_limits as t $$,
+  $$ values ('pending', 1, '$RunTimeout') $$,
+  'the run has failed, and is retried'
+);
+
+-- When the retry is claimed without an end to its lease, and sleeps in between
+create temporary table again as
+select c.* from teguh.claim_task('limits', 'w', 0) as c;
+select is(
+  (select a.lease_expires_at from again as a), '2031-05-02 12:00:20+00',
+  'a lease without end has the timeout, too'
+);
+set teguh.fake_now = '2031-05-02 12:00:15+00';
+select teguh.schedule_run('limits', a.run_id, '2031-05-02 12:01:00+00') from again as a;
+set teguh.fake_now = '2031-05-02 12:01:00+00';
+select is(
+  (select c.lease_expires_at from teguh.claim_task('limits', 'w', 30) as c),
+  '2031-05-02 12:01:10+00',
+  'a run that has slept may be held as long again'
+);
+
+-- When its worker falls silent with a lease that is shorter than the timeout
+select teguh.extend_claim('limits', a.run_id, 2) from again as a;
+set teguh.fake_now = '2031-05-02 12:01:02+00';
+select teguh.ticker('limits');
+select is(
+  (select t.failure_reason ->> 'name' from teguh.t_limits as t), '$ClaimTimeout',
+  'that is a lease that expired'
+);
+
+-- Given tasks that expire: pending, sleeping, running, and one that is over by then
+select teguh.create_queue('mortal');
+select teguh.create_queue('heirs');
+set teguh.fake_now = '2031-05-03 12:00:00+00';
+select teguh.spawn_task('mortal', n.name, '7', '{"ttl_seconds": 60, "on_expired": {
+  "queue_name": "heirs", "task_name": "expired", "options": {"tags": ["late"]}
+}}')
+from unnest(array['over', 'running', 'sleeping', 'pending']) as n(name);
+select teguh.complete_run('mortal', c.run_id) from teguh.claim_task('mortal', 'w', 300) as c;
+create temporary table mortal as
+select c.* from teguh.claim_task('mortal', 'w', 300, 2) as c;
+select teguh.schedule_run('mortal', m.run_id, '2032-01-01 00:00+00')
+from mortal as m
+where m.task_name = 'sleeping';
+
+-- When their time has come
+set teguh.fake_now = '2031-05-03 12:01:00+00';
+select is_empty(
+  $$ select * from teguh.claim_task('mortal', 'w') $$,
+  'what has expired is not claimed'
+);
+
+-- Then
+select results_eq(
+  $$ select t.task_name, t.state, t.finished_at from teguh.t_mortal as t order by 1 $$,
+  $$
+    values
+      ('over', 'completed', '2031-05-03 12:00:00+00'::timestamptz),
+      ('pending', 'expired', '2031-05-03 12:01:00+00'),
+      ('running', 'expired', '2031-05-03 12:01:00+00'),
+      ('sleeping', 'expired', '2031-05-03 12:01:00+00')
+  $$,
+  'whatever is not over expires'
+);
+select throws_ok(
+  $$ select teguh.complete_run('mortal', m.run_id) from mortal as m where m.task_name = 'running' $$,
+  'AB002', null,
+  'the worker that held it is told so'
+);
+select results_eq(
+  $$
+    select t.task_name, t.params ->> '$task_name', t.params -> '$params', t.tags,
+      t.parent_task_id = (t.params ->> '$task_id')::uuid
+    from teguh.t_heirs as t
+    order by 2
+  $$,
+  $$
+    values
+      ('expired', 'pending', '7'::jsonb, '{late}'::text[], true),
+      ('expired', 'running', '7', '{late}', true),
+      ('expired', 'sleeping', '7', '{late}', true)
+  $$,
+  'for each its follow-up is spawned, and knows what it is for'
+);
+
+-- When one is retried
+select teguh.retry_task('mortal', m.task_id) from mortal as m where m.task_name = 'running';
+set teguh.fake_now = '2031-05-03 13:00:00+00';
+select is(
+  (select c.task_name from teguh.claim_task('mortal', 'w') as c), 'running',
+  'an expired task can be retried, and does not expire again'
+);
+
+-- When the follow-up cannot be spawned any more
+select teguh.spawn_task('mortal', 'orphan', '1', '{"ttl_seconds": 1, "on_expired": {
+  "queue_name": "heirs", "task_name": "expired"
+}}');
+select teguh.drop_queue('heirs');
+set teguh.fake_now = '2031-05-03 13:00:01+00';
+select teguh.ticker('mortal');
+select results_eq(
+  $$
+    select t.state, t.failure_reason ->> 'name' from teguh.t_mortal as t
+    where t.task_name = 'orphan'
+  $$,
+  $$ values ('expired', '$OnExpired') $$,
+  'the task expires all the same and says why nothing followed'
+);
+
+-- When a retry could not start before the time is over
+select teguh.spawn_task('mortal', 'hopeless', '1', '{"ttl_seconds": 5, "retry_strategy": {
+  "kind": "fixed", "base_seconds": 10
+}}');
+select teguh.fail_run('mortal', c.run_id, '"no"')
+from teguh.claim_task('mortal', 'w') as c;
+select is(
+  (select t.state from teguh.t_mortal as t where t.task_name = 'hopeless'), 'expired',
+  'it expires at once'
+);
+
+-- Given both a cancellation policy and a time to live
+select teguh.spawn_task('mortal', n.name, '1', n.options)
+from (
+  values
+    ('first', '{"ttl_seconds": 5, "cancellation": {"max_delay": 9}}'::jsonb),
+    ('second', '{"ttl_seconds": 9, "cancellation": {"max_delay": 5}}')
+) as n(name, options);
+set teguh.fake_now = '2031-05-03 13:00:06+00';
+select teguh.ticker('mortal');
+select results_eq(
+  $$
+    select t.task_name, t.state from teguh.t_mortal as t
+    where t.task_name in ('first', 'second') order by 1
+  $$,
+  $$ values ('first', 'expired'), ('second', 'cancelled') $$,
+  'what comes first counts'
+);
+
+-- When expired tasks are old
+set teguh.fake_now = '2031-05-05 13:00:00+00';
+select is(
+  (select teguh.cleanup_tasks('mortal', 3600) > 0), true, 'cleanup removes them'
+);
+select is_empty(
+  $$ select 1 from teguh.t_mortal as t where t.state = 'expired' $$,
+  'all of them'
+);
 
 select teguh.drop_queue(q.queue_name) from teguh.list_queues() as q;
 select * from finish();

@@ -1,6 +1,6 @@
 -- A spawn makes a task of what it was given, once per idempotency key, in the caller's transaction.
 begin;
-select plan(43);
+select plan(49);
 
 -- Given a queue
 set teguh.fake_now = '2031-05-01 12:00:00+00';
@@ -355,6 +355,87 @@ select is(
   null,
   'a task without tags has none'
 );
+
+-- When a run spawns a task, also into another queue
+select teguh.create_queue('kin');
+create temporary table parent as
+select c.*
+from teguh.spawn_task('kin', 'parent', '1', '{
+  "tags": ["p"], "correlation_id": "matter",
+  "workflow_run_id": "00000000-0000-7000-8000-000000000009"
+}') as s
+cross join lateral teguh.claim_task('kin', 'w') as c;
+
+create function pg_temp.child(p_queue text, p_options jsonb)
+  returns table(parent uuid, workflow uuid, correlation text, tags text[])
+  language sql
+as $$
+  select r.parent_task_id, r.workflow_run_id, r.correlation_id, r.tags
+  from parent as p
+  cross join lateral teguh.spawn_task(
+    p_queue, 'child', '1', jsonb_build_object('parent_run_id', p.run_id) || p_options
+  ) as s
+  cross join lateral teguh.get_task_result(p_queue, s.task_id) as r;
+$$;
+
+-- Then
+select results_eq(
+  $$ select * from pg_temp.child('kin', '{}') $$,
+  $$
+    select p.task_id, '00000000-0000-7000-8000-000000000009'::uuid, 'matter', '{p}'::text[]
+    from parent as p
+  $$,
+  'a task inherits its parent, workflow run, correlation and tags from the run that spawns it'
+);
+select results_eq(
+  $$ select * from pg_temp.child('m', '{"parent_queue_name": "kin"}') $$,
+  $$
+    select p.task_id, '00000000-0000-7000-8000-000000000009'::uuid, 'matter', '{p}'::text[]
+    from parent as p
+  $$,
+  'also from a run of another queue'
+);
+select results_eq(
+  $$
+    select * from pg_temp.child('kin', '{
+      "tags": [], "correlation_id": "own", "parent_task_id": "00000000-0000-7000-8000-000000000001",
+      "workflow_run_id": "00000000-0000-7000-8000-000000000002"
+    }')
+  $$,
+  $$
+    values (
+      '00000000-0000-7000-8000-000000000001'::uuid, '00000000-0000-7000-8000-000000000002'::uuid,
+      'own', null::text[]
+    )
+  $$,
+  'what the options say is not inherited'
+);
+select throws_ok(
+  $$ select pg_temp.child('m', '{}') $$,
+  'TG003', null,
+  'the run must be of a task that exists'
+);
+
+-- When a queue's policy sets a timeout and a time to live
+select teguh.create_queue('strict', '{"default_timeout": 5, "default_ttl": 60}');
+set local teguh.fake_now = '2031-05-01 12:00:00+00';
+select teguh.spawn_task('strict', 'plain', '1', '{"delay_seconds": 10}');
+select teguh.spawn_task('strict', 'own', '1', '{"timeout_seconds": null, "ttl_seconds": null}');
+select results_eq(
+  $$ select t.task_name, t.timeout_seconds, t.expires_at from teguh.t_strict as t order by 1 $$,
+  $$
+    values
+      ('own', null::double precision, null::timestamptz),
+      ('plain', 5, '2031-05-01 12:01:10+00')
+  $$,
+  'the policy counts unless the spawn says otherwise; time to live begins when a task may start'
+);
+select throws_ok(
+  format($$ select teguh.spawn_task('strict', 'bad', '1', %L) $$, n.options),
+  'TG005', null,
+  format('a spawn refuses %s', n.options)
+)
+from unnest(array['{"ttl_seconds": 5, "deadline_at": "2031-05-01"}']) as n(options);
 
 select * from finish();
 rollback;

@@ -25,12 +25,15 @@ begin
 
   if to_regtype('teguh._picked') is null then
     create type teguh._picked as (
-      task_ids uuid[],
-      turns    integer[],
-      limited  uuid[],
-      limits   timestamptz[],
-      first    teguh._gap,
-      woke     bigint
+      task_ids    uuid[],
+      turns       integer[],
+      limited     uuid[],
+      limits      timestamptz[],
+      timed       uuid[],
+      timed_turns integer[],
+      timeouts    timestamptz[],
+      first       teguh._gap,
+      woke        bigint
     );
   end if;
 
@@ -47,7 +50,11 @@ begin
       available_at    timestamptz,
       tags            text[],
       correlation_id  text,
-      parent_task_id  uuid
+      parent_task_id  uuid,
+      workflow_run_id uuid,
+      timeout_seconds double precision,
+      expires_at      timestamptz,
+      on_expired      jsonb
     );
   end if;
 end;
@@ -62,7 +69,8 @@ comment on type teguh._late is
 comment on type teguh._timer is
   'A timer that has come due: a task and the turn it was set for.';
 comment on type teguh._picked is
-  'What a claim took: tasks and their turns, those that have a deadline now, the '
-  'place of the first one past the scan position, the most of their woke.';
+  'What a claim took: tasks and their turns, those that have a deadline now, those whose '
+  'run has a timeout, the place of the first one past the scan position, the most of '
+  'their woke.';
 comment on type teguh._spawn is
   'One task to spawn, its options checked.';

@@ -259,12 +259,15 @@ declare
   v_notify text;
 begin
   perform teguh._check_keys('queue policy', p_policy, array[
-    'notify', 'cleanup_ttl', 'cleanup_limit', 'default_max_attempts', 'default_retry_strategy'
+    'notify', 'cleanup_ttl', 'cleanup_limit', 'default_max_attempts', 'default_retry_strategy',
+    'default_timeout', 'default_ttl'
   ]);
   perform teguh._number_option(p_policy, 'cleanup_ttl', 0, 1e12);
   perform teguh._integer_option(p_policy, 'cleanup_limit', 1);
   perform teguh._integer_option(p_policy, 'default_max_attempts', 1);
   perform teguh._check_retry_strategy(p_policy -> 'default_retry_strategy');
+  perform teguh._number_option(p_policy, 'default_timeout', 1e-3, 1e12);
+  perform teguh._number_option(p_policy, 'default_ttl', 1e-3, 1e12);
 
   v_notify := teguh._text_option(p_policy, 'notify');
   if v_notify not in ('auto', 'always', 'off') then
@@ -280,10 +283,11 @@ $$;
 -- Turn one task and its options into a row to insert, or raise.  p_policy gives
 -- the defaults of the queue.
 create or replace function teguh._check_spawn(
-  p_task_name text,
-  p_params    jsonb,
-  p_options   jsonb,
-  p_policy    jsonb
+  p_queue_name text,
+  p_task_name  text,
+  p_params     jsonb,
+  p_options    jsonb,
+  p_policy     jsonb
 )
   returns teguh._spawn
   language plpgsql
@@ -300,7 +304,7 @@ begin
   v_spawn.return_mismatch := false;
 
   if v_options <> '{}' then
-    v_spawn := teguh._read_spawn_options(v_spawn, v_options);
+    v_spawn := teguh._read_spawn_options(p_queue_name, v_spawn, v_options);
   end if;
 
   if p_policy <> '{}' then
@@ -310,13 +314,26 @@ begin
     if not v_options ? 'max_attempts' then
       v_spawn.max_attempts := (p_policy ->> 'default_max_attempts')::integer;
     end if;
+    if not v_options ? 'timeout_seconds' then
+      v_spawn.timeout_seconds := (p_policy ->> 'default_timeout')::double precision;
+    end if;
+    if not v_options ?| '{ttl_seconds,deadline_at}' then
+      v_spawn.expires_at := teguh._after(
+        greatest(v_spawn.available_at, teguh.current_time()),
+        (p_policy ->> 'default_ttl')::double precision
+      );
+    end if;
   end if;
   return v_spawn;
 end;
 $$;
 
 -- Read the options of one spawn into the row.
-create or replace function teguh._read_spawn_options(p_spawn teguh._spawn, p_options jsonb)
+create or replace function teguh._read_spawn_options(
+  p_queue_name text,
+  p_spawn      teguh._spawn,
+  p_options    jsonb
+)
   returns teguh._spawn
   language plpgsql
   volatile
@@ -329,7 +346,8 @@ begin
   perform teguh._check_keys('spawn options', p_options, array[
     'headers', 'retry_strategy', 'max_attempts', 'cancellation', 'idempotency_key',
     'idempotency_mismatch', 'available_at', 'delay_seconds', 'tags', 'correlation_id',
-    'parent_task_id'
+    'parent_task_id', 'parent_run_id', 'parent_queue_name', 'workflow_run_id', 'timeout_seconds',
+    'ttl_seconds', 'deadline_at', 'on_expired'
   ]);
 
   v_spawn.headers := nullif(p_options -> 'headers', 'null');
@@ -361,38 +379,53 @@ begin
   end if;
   v_spawn.return_mismatch := coalesce(v_mismatch = 'return', false);
 
-  v_spawn.available_at := teguh._available_at(p_options);
+  v_spawn.available_at := teguh._moment_option(
+    p_options, 'available_at', 'delay_seconds', 0, teguh.current_time()
+  );
   v_spawn.tags := teguh._tags_option(p_options);
   v_spawn.correlation_id := teguh._text_option(p_options, 'correlation_id');
   if v_spawn.correlation_id is not null then
     perform teguh._check_name('correlation id', v_spawn.correlation_id);
   end if;
   v_spawn.parent_task_id := teguh._uuid_option(p_options, 'parent_task_id');
+  v_spawn.workflow_run_id := teguh._uuid_option(p_options, 'workflow_run_id');
+  if p_options ?| '{timeout_seconds,ttl_seconds,deadline_at,on_expired}' then
+    v_spawn := teguh._read_time_options(p_queue_name, v_spawn, p_options);
+  end if;
+  if p_options ? 'parent_run_id' then
+    v_spawn := teguh._inherit(p_queue_name, v_spawn, p_options);
+  end if;
   return v_spawn;
 end;
 $$;
 
--- When a task may start: null means at once.
-create or replace function teguh._available_at(p_options jsonb)
+-- Read a moment that is given as such or in seconds from another; null when neither is.
+create or replace function teguh._moment_option(
+  p_options jsonb,
+  p_at      text,
+  p_seconds text,
+  p_least   double precision,
+  p_from    timestamptz
+)
   returns timestamptz
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_at    text := teguh._text_option(p_options, 'available_at');
-  v_delay double precision := teguh._number_option(p_options, 'delay_seconds', 0, 1e12);
+  v_at      text := teguh._text_option(p_options, p_at);
+  v_seconds double precision := teguh._number_option(p_options, p_seconds, p_least, 1e12);
 begin
-  if v_at is not null and v_delay is not null then
-    raise exception 'both "available_at" and "delay_seconds" are given'
+  if v_at is not null and v_seconds is not null then
+    raise exception 'both "%" and "%" are given', p_at, p_seconds
       using
         errcode = 'TG005',
         detail = 'They name the same moment in two ways.',
         hint = 'Give one of them.';
   end if;
 
-  if v_delay is not null then
-    return teguh._after(teguh.current_time(), v_delay);
+  if v_seconds is not null then
+    return teguh._after(p_from, v_seconds);
   end if;
 
   if v_at is null then
@@ -403,12 +436,81 @@ begin
     return v_at::timestamptz;
   exception
     when invalid_datetime_format or datetime_field_overflow or invalid_parameter_value then
-      raise exception '"available_at" is not a timestamp'
+      raise exception '"%" is not a timestamp', p_at
         using
           errcode = 'TG005',
           detail = format('Found: "%s".', left(v_at, 200)),
           hint = 'Use ISO 8601 with an offset, for instance 2027-01-31T09:00:00+00.';
   end;
+end;
+$$;
+
+-- Read how long a task may take, at a time and altogether, and what follows when it expires.
+create or replace function teguh._read_time_options(
+  p_queue_name text,
+  p_spawn      teguh._spawn,
+  p_options    jsonb
+)
+  returns teguh._spawn
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_spawn      teguh._spawn := p_spawn;
+  v_queue_name text;
+begin
+  v_spawn.timeout_seconds := teguh._number_option(p_options, 'timeout_seconds', 1e-3, 1e12);
+  v_spawn.expires_at := teguh._moment_option(
+    p_options, 'deadline_at', 'ttl_seconds', 1e-3,
+    greatest(v_spawn.available_at, teguh.current_time())
+  );
+  v_spawn.on_expired := nullif(p_options -> 'on_expired', 'null');
+  if v_spawn.on_expired is null then
+    return v_spawn;
+  end if;
+
+  perform teguh._check_keys(
+    'on_expired', v_spawn.on_expired, array['queue_name', 'task_name', 'params', 'options']
+  );
+  v_queue_name := coalesce(
+    teguh._text_option(v_spawn.on_expired, 'queue_name'), p_queue_name
+  );
+  perform teguh._read_task(
+    v_queue_name, v_spawn.on_expired - 'queue_name', teguh._policy(v_queue_name)
+  );
+  return v_spawn;
+end;
+$$;
+
+-- Take from the run that spawns a task what the options do not say: the task it is for, the
+-- workflow run, the matter, the tags.
+create or replace function teguh._inherit(
+  p_queue_name text,
+  p_spawn      teguh._spawn,
+  p_options    jsonb
+)
+  returns teguh._spawn
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_spawn  teguh._spawn := p_spawn;
+  v_run_id uuid := teguh._uuid_option(p_options, 'parent_run_id');
+  v_queue  text := coalesce(teguh._text_option(p_options, 'parent_queue_name'), p_queue_name);
+  v_parent record;
+begin
+  select r.* into v_parent
+  from teguh.get_task_result(v_queue, teguh._run_task(v_run_id)) as r;
+
+  v_spawn.parent_task_id := coalesce(v_spawn.parent_task_id, v_parent.task_id);
+  v_spawn.workflow_run_id := coalesce(v_spawn.workflow_run_id, v_parent.workflow_run_id);
+  v_spawn.correlation_id := coalesce(v_spawn.correlation_id, v_parent.correlation_id);
+  if not p_options ? 'tags' then
+    v_spawn.tags := v_parent.tags;
+  end if;
+  return v_spawn;
 end;
 $$;
 

@@ -12,7 +12,7 @@ comment on table teguh.queues is
   'One row per queue. A queue''s own tables are named after it: t_<queue> and so on.';
 comment on column teguh.queues.policy is
   'Settings given to create_queue(): notify, cleanup_ttl, cleanup_limit, '
-  'default_max_attempts, default_retry_strategy.';
+  'default_max_attempts, default_retry_strategy, default_timeout, default_ttl.';
 
 comment on column teguh.queues.built_for is
   'The database and table that the queue''s dispatch was built for, as a hash. Another '
@@ -80,9 +80,13 @@ create table if not exists teguh.t_template (
   tags             text[],
   correlation_id   text,
   parent_task_id   uuid,
+  workflow_run_id  uuid,
+  timeout_seconds  double precision,
+  expires_at       timestamptz,
+  on_expired       jsonb,
   constraint tkey_template primary key (task_id),
   constraint tstate_template check (
-    state in ('pending', 'running', 'sleeping', 'completed', 'failed', 'cancelled')
+    state in ('pending', 'running', 'sleeping', 'completed', 'failed', 'cancelled', 'expired')
   )
 )
 with (
@@ -109,8 +113,8 @@ comment on column teguh.t_template.failures is
 comment on column teguh.t_template.available_at is
   'When the task may run; null while only an event can wake it.';
 comment on column teguh.t_template.deadline_at is
-  'When the task is cancelled by its own policy: max_delay before its first '
-  'start, max_duration after.';
+  'When the task ends of itself: is cancelled by its own policy (max_delay before its '
+  'first start, max_duration after), or expires.';
 comment on column teguh.t_template.lease_expires_at is
   'When the worker''s claim ends, or would have; null while nobody holds the task, and '
   'when it never ends.';
@@ -126,6 +130,14 @@ comment on column teguh.t_template.correlation_id is
   'What ties tasks together that belong to one matter of the application.';
 comment on column teguh.t_template.parent_task_id is
   'The task that this one was spawned for; it may lie in another queue.';
+comment on column teguh.t_template.workflow_run_id is
+  'The workflow run the task belongs to; null if to none.';
+comment on column teguh.t_template.timeout_seconds is
+  'How long a worker may hold the task at a time; null is without limit.';
+comment on column teguh.t_template.expires_at is
+  'When the task expires unless it is over; null is never.';
+comment on column teguh.t_template.on_expired is
+  'The task to spawn when this one expires: queue_name, task_name, params, options.';
 
 -- Dispatch: what is ready, and what becomes so by the passing of time.  Two
 -- segments per queue, used in turn.  Rows are only ever inserted; a segment that

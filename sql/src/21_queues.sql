@@ -500,8 +500,9 @@ comment on function teguh.create_queue(text, jsonb) is
   'Creates a queue. On a queue that exists, sets the policy keys given and leaves '
   'the others. Policy: notify (auto, always, off), cleanup_ttl (seconds that '
   'finished tasks are kept, default 2592000), cleanup_limit (tasks removed per '
-  'call, default 1000), default_max_attempts, default_retry_strategy; null sets a key back '
-  'to its default. '
+  'call, default 1000), default_max_attempts, default_retry_strategy, default_timeout '
+  '(seconds a run may take), default_ttl (seconds until a task expires); null sets a key '
+  'back to its default. '
   'Raises 42602 or 42939 for a name that cannot be, TG005 for a bad policy.';
 
 -- Give up on a queue whose tables could not be locked.

@@ -1,5 +1,5 @@
 -- Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- their leases and, at a first start, of their max_duration.  Moves the scan
+-- their leases, of runs that have a timeout and, at a first start, of max_duration.  Moves the scan
 -- position on when it has fallen 32 rows behind.  Returns the tasks claimed.
 create or replace function teguh._claim0_template(
   p_worker text,
@@ -39,6 +39,11 @@ begin
   if v_picked.limited is not null then
     perform teguh._push_template(
       'l', v_picked.limited, teguh._fill(0, v_picked.limited), v_picked.limits
+    );
+  end if;
+  if v_picked.timed is not null then
+    perform teguh._push_template(
+      'l', v_picked.timed, v_picked.timed_turns, v_picked.timeouts
     );
   end if;
 
@@ -118,14 +123,19 @@ begin
       claimed_by = p_worker,
       started_at = p_now,
       first_started_at = coalesce(t.first_started_at, p_now),
-      lease_expires_at = p_until,
+      lease_expires_at = least(p_until, teguh._after(p_now, t.timeout_seconds)),
       deadline_at = case
         when t.attempt > 0 or t.cancellation is null then t.deadline_at
-        else teguh._after(p_now, (t.cancellation ->> 'max_duration')::double precision)
+        else least(
+          t.expires_at,
+          teguh._after(p_now, (t.cancellation ->> 'max_duration')::double precision)
+        )
       end
     from ready as r
     where t.task_id = r.task_id
-    returning t.task_id, t.turn, t.attempt, t.deadline_at, r.xid, r.seq, r.woke
+    returning
+      t.task_id, t.turn, t.attempt, t.deadline_at, r.xid, r.seq, r.woke,
+      case when t.timeout_seconds is not null then t.lease_expires_at end as timeout_at
   )
 
   select
@@ -133,6 +143,9 @@ begin
     array_agg(c.turn),
     array_agg(c.task_id) filter (where c.attempt = 1 and c.deadline_at is not null),
     array_agg(c.deadline_at) filter (where c.attempt = 1 and c.deadline_at is not null),
+    array_agg(c.task_id) filter (where c.timeout_at is not null),
+    array_agg(c.turn) filter (where c.timeout_at is not null),
+    array_agg(c.timeout_at) filter (where c.timeout_at is not null),
     (array_agg(row(c.xid, c.seq, null)::teguh._gap)
       filter (where (c.xid, c.seq) >= (p_from.xid, p_from.seq)))[1],
     max(c.woke)
@@ -390,7 +403,8 @@ create or replace function teguh._take_template(
     event_payload    jsonb,
     failures         integer,
     checkpoints      jsonb,
-    lease_expires_at timestamptz
+    lease_expires_at timestamptz,
+    timeout_seconds  double precision
   )
   language plpgsql
   volatile
@@ -440,7 +454,7 @@ begin
     t.run_id, t.task_id, t.attempt, t.task_name, t.params, t.retry_strategy, t.max_attempts,
     t.headers, t.wake_event, t.event_payload, t.failures,
     case when t.turn = 1 then '{}'::jsonb else teguh._known_template(t.task_id) end,
-    t.lease_expires_at
+    t.lease_expires_at, t.timeout_seconds
   from unnest(v_task_ids) as u(task_id)
   cross join lateral (
     select t.*
@@ -504,7 +518,8 @@ create or replace function teguh.claim_task(
     event_payload    jsonb,
     failures         integer,
     checkpoints      jsonb,
-    lease_expires_at timestamptz
+    lease_expires_at timestamptz,
+    timeout_seconds  double precision
   )
   language plpgsql
   volatile
@@ -532,7 +547,8 @@ comment on function teguh.claim_task(text, text, double precision, integer) is
   'as "worker", a quantity below 1 as 1. attempt is how often the task has been '
   'handed out, this time included; checkpoints maps step names to their stored '
   'states; wake_event is the event that woke the run, with its payload, or the '
-  'event whose wait timed out, with payload SQL null. Raises TG001 for an unknown '
+  'event whose wait timed out, with payload SQL null; timeout_seconds is how long the run '
+  'may be held at a time, and the lease ends no later. Raises TG001 for an unknown '
   'queue, 25001 unless the transaction is READ COMMITTED.';
 
 -- When the next sleeper is due, and whether it is safe to wait until then.

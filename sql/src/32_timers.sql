@@ -323,9 +323,10 @@ begin
     then
       perform teguh._end_template(
         v_task,
-        jsonb_build_object(
-          'name', '$ClaimTimeout',
-          'message', format('the lease of worker %s expired', v_task.claimed_by)
+        teguh._timeout_reason(
+          v_task.lease_expires_at
+          >= teguh._after(v_task.started_at, v_task.timeout_seconds),
+          v_task.claimed_by
         ),
         null,
         p_now
@@ -338,7 +339,26 @@ begin
 end;
 $$;
 
--- Cancel a locked task whose deadline has passed.
+-- Why a run that was not reported on in time has failed.
+create or replace function teguh._timeout_reason(p_overtime boolean, p_worker text)
+  returns jsonb
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select case
+    when p_overtime then jsonb_build_object(
+      'name', '$RunTimeout',
+      'message', format('worker %s did not end the run within its timeout', p_worker)
+    )
+    else jsonb_build_object(
+      'name', '$ClaimTimeout',
+      'message', format('the lease of worker %s expired', p_worker)
+    )
+  end;
+$$;
+
+-- End a locked task whose deadline has passed: it expires, or is cancelled.
 create or replace function teguh._over_template(
   p_task teguh.t_template,
   p_now  timestamptz
@@ -355,7 +375,68 @@ begin
     return 0;
   end if;
 
-  perform teguh._stop_template(p_task.task_id, p_now);
+  perform teguh._close_template(p_task, p_now);
   return 1;
+end;
+$$;
+
+-- End a locked task that cannot go on before its deadline.
+create or replace function teguh._close_template(
+  p_task teguh.t_template,
+  p_now  timestamptz
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_task.expires_at > p_task.deadline_at or p_task.expires_at is null then
+    perform teguh._stop_template(p_task.task_id, p_now);
+    return;
+  end if;
+
+  update teguh.t_template as t
+  set
+    state = 'expired',
+    lease_expires_at = null,
+    finished_at = p_now
+  where t.task_id = p_task.task_id;
+  delete from teguh.w_template as w
+  where w.task_id = p_task.task_id;
+  if p_task.on_expired is not null then
+    perform teguh._follow_template(p_task);
+  end if;
+end;
+$$;
+
+-- Spawn what is to follow an expired task.  If that cannot be, the task says why.
+create or replace function teguh._follow_template(p_task teguh.t_template)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_detail text;
+begin
+  perform teguh.spawn_task(
+    coalesce(p_task.on_expired ->> 'queue_name', substr('_template', 2)),
+    p_task.on_expired ->> 'task_name',
+    coalesce(
+      p_task.on_expired -> 'params',
+      jsonb_build_object(
+        '$task_id', p_task.task_id, '$task_name', p_task.task_name, '$params', p_task.params
+      )
+    ),
+    jsonb_build_object('parent_task_id', p_task.task_id)
+    || coalesce(p_task.on_expired -> 'options', '{}')
+  );
+exception
+  when sqlstate 'TG001' or sqlstate 'TG005' or sqlstate 'TG006' or sqlstate 'TG007' then
+    get stacked diagnostics v_detail = message_text;
+    update teguh.t_template as t
+    set failure_reason = jsonb_build_object('name', '$OnExpired', 'message', v_detail)
+    where t.task_id = p_task.task_id;
 end;
 $$;

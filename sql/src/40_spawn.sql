@@ -27,7 +27,7 @@ begin
     from unnest(p_tasks) with ordinality as s(
       task_name, params, headers, retry_strategy, max_attempts, cancellation,
       idempotency_key, return_mismatch, available_at, tags, correlation_id, parent_task_id,
-      place
+      workflow_run_id, timeout_seconds, expires_at, on_expired, place
     )
   ),
 
@@ -35,7 +35,7 @@ begin
     insert into teguh.t_template as t (
       task_id, run_id, turn, state, created_at, available_at, deadline_at, max_attempts,
       task_name, params, headers, retry_strategy, cancellation, idempotency_key, tags,
-      correlation_id, parent_task_id
+      correlation_id, parent_task_id, workflow_run_id, timeout_seconds, expires_at, on_expired
     )
     select
       s.task_id,
@@ -44,11 +44,12 @@ begin
       case when s.available_at > v_now then 'sleeping' else 'pending' end,
       v_now,
       coalesce(s.available_at, v_now),
-      teguh._after(
+      least(s.expires_at, teguh._after(
         greatest(s.available_at, v_now), (s.cancellation ->> 'max_delay')::double precision
-      ),
+      )),
       s.max_attempts, s.task_name, s.params, s.headers, s.retry_strategy, s.cancellation,
-      s.idempotency_key, s.tags, s.correlation_id, s.parent_task_id
+      s.idempotency_key, s.tags, s.correlation_id, s.parent_task_id, s.workflow_run_id,
+      s.timeout_seconds, s.expires_at, s.on_expired
     from spawns as s
     order by s.idempotency_key nulls first, s.place
     on conflict (idempotency_key) where idempotency_key is not null do nothing
@@ -92,29 +93,30 @@ declare
   v_now      timestamptz;
   v_task_id  uuid;
   v_due_at   timestamptz;
-  v_deadline timestamptz;
+  v_deadline timestamptz := p_spawn.expires_at;
 begin
   perform pg_current_xact_id();
   v_now := teguh.current_time();
   v_task_id := teguh._task_id(v_now);
   v_due_at := coalesce(p_spawn.available_at, v_now);
   if p_spawn.cancellation is not null then
-    v_deadline := teguh._after(
+    v_deadline := least(v_deadline, teguh._after(
       greatest(v_due_at, v_now), (p_spawn.cancellation ->> 'max_delay')::double precision
-    );
+    ));
   end if;
 
   insert into teguh.t_template as t (
     task_id, run_id, turn, state, created_at, available_at, deadline_at, max_attempts,
     task_name, params, headers, retry_strategy, cancellation, tags, correlation_id,
-    parent_task_id
+    parent_task_id, workflow_run_id, timeout_seconds, expires_at, on_expired
   )
   values (
     v_task_id, teguh._run_id(v_task_id, 1), 1,
     case when v_due_at > v_now then 'sleeping' else 'pending' end,
     v_now, v_due_at, v_deadline, p_spawn.max_attempts, p_spawn.task_name, p_spawn.params,
     p_spawn.headers, p_spawn.retry_strategy, p_spawn.cancellation, p_spawn.tags,
-    p_spawn.correlation_id, p_spawn.parent_task_id
+    p_spawn.correlation_id, p_spawn.parent_task_id, p_spawn.workflow_run_id,
+    p_spawn.timeout_seconds, p_spawn.expires_at, p_spawn.on_expired
   );
 
   perform teguh._queue_template(v_task_id, 1, v_due_at, v_now);
@@ -195,7 +197,7 @@ create or replace function teguh.spawn_task(
 as $$
 declare
   v_spawn teguh._spawn := teguh._check_spawn(
-    p_task_name, p_params, p_options, teguh._policy(p_queue_name)
+    p_queue_name, p_task_name, p_params, p_options, teguh._policy(p_queue_name)
   );
 begin
   if v_spawn.idempotency_key is not null then
@@ -218,8 +220,12 @@ comment on function teguh.spawn_task(text, text, jsonb, jsonb) is
   '"base_seconds", "factor", "max_seconds", "jitter"}), max_attempts (null: '
   'unlimited), cancellation ({"max_delay", "max_duration"} in seconds), '
   'idempotency_key, idempotency_mismatch (error or return), available_at, '
-  'delay_seconds, tags (array of strings), correlation_id, parent_task_id (a task of any '
-  'queue). created is false when the idempotency key was in use and the existing task '
+  'delay_seconds, timeout_seconds (how long a worker may hold it at a time), ttl_seconds or '
+  'deadline_at (when it expires unless it is over), on_expired ({"queue_name", "task_name", '
+  '"params", "options"}: spawned when it expires), tags (array of strings), correlation_id, '
+  'parent_task_id (a task of any queue), workflow_run_id; parent_run_id (with '
+  'parent_queue_name if that is another: the run that spawns this one, from which it has '
+  'parent_task_id and, unless they are given, tags, correlation_id, workflow_run_id). created is false when the idempotency key was in use and the existing task '
   'is returned. Raises TG001 for an unknown queue, TG005 for a bad option, TG006 for a '
   'key that belongs to another task.';
 
@@ -242,7 +248,7 @@ begin
         hint = 'For instance [{"task_name": "send", "params": {}, "options": {}}].';
   end if;
 
-  select array_agg(teguh._read_task(a.task, v_policy) order by a.place) into v_spawns
+  select array_agg(teguh._read_task(p_queue_name, a.task, v_policy) order by a.place) into v_spawns
   from jsonb_array_elements(p_tasks) with ordinality as a(task, place);
   if v_spawns is null then
     return;
@@ -258,7 +264,7 @@ comment on function teguh.spawn_tasks(text, jsonb) is
   'back in the order of the array. Options and errors are those of spawn_task().';
 
 -- Read one element of an array of tasks.
-create or replace function teguh._read_task(p_task jsonb, p_policy jsonb)
+create or replace function teguh._read_task(p_queue_name text, p_task jsonb, p_policy jsonb)
   returns teguh._spawn
   language plpgsql
   volatile
@@ -267,6 +273,7 @@ as $$
 begin
   perform teguh._check_keys('task', p_task, array['task_name', 'params', 'options']);
   return teguh._check_spawn(
+    p_queue_name,
     teguh._text_option(p_task, 'task_name'),
     p_task -> 'params',
     nullif(p_task -> 'options', 'null'),

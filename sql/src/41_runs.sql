@@ -36,7 +36,7 @@ begin
         errcode = 'AB001',
         detail = format('It was cancelled at %s.', v_task.finished_at),
         hint = 'Stop working on it.';
-  elsif v_late or v_task.state in ('completed', 'failed') then
+  elsif v_late or v_task.state in ('completed', 'failed', 'expired') then
     raise exception 'run "%" has ended', p_run_id
       using
         errcode = 'AB002',
@@ -336,7 +336,7 @@ begin
       failures = v_failures,
       failure_reason = p_reason
     where t.task_id = p_task.task_id;
-    perform teguh._stop_template(p_task.task_id, p_now);
+    perform teguh._close_template(p_task, p_now);
     return;
   end if;
 
@@ -537,7 +537,10 @@ declare
   v_limit   timestamptz := v_task.deadline_at;
 begin
   if v_unbegun then
-    v_limit := teguh._after(v_at, (v_task.cancellation ->> 'max_delay')::double precision);
+    v_limit := least(
+      v_task.expires_at,
+      teguh._after(v_at, (v_task.cancellation ->> 'max_delay')::double precision)
+    );
   end if;
 
   update teguh.t_template as t
@@ -593,7 +596,10 @@ create or replace function teguh._keep_template(p_run_id uuid, p_extend_by doubl
 as $$
 declare
   v_task  teguh.t_template := teguh._hold_template(p_run_id);
-  v_until timestamptz := teguh._after(teguh.current_time(), p_extend_by);
+  v_until timestamptz := least(
+    teguh._after(teguh.current_time(), p_extend_by),
+    teguh._after(v_task.started_at, v_task.timeout_seconds)
+  );
 begin
   update teguh.t_template as t
   set lease_expires_at = v_until
@@ -625,7 +631,8 @@ end;
 $$;
 
 comment on function teguh.extend_claim(text, uuid, double precision) is
-  'Sets the end of a run''s lease to p_extend_by seconds from now: it never adds up. '
+  'Sets the end of a run''s lease to p_extend_by seconds from now: it never adds up, and '
+  'never goes past the run''s timeout. '
   'Raises TG001 for an unknown queue, TG002 for an unknown run, TG004 if nobody holds '
   'the run, TG005 unless p_extend_by is positive, AB001 if the task is cancelled, '
   'AB002 if the run has ended.';

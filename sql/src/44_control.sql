@@ -87,13 +87,13 @@ begin
   for no key update;
   if not found then
     perform teguh._fetch_template(p_task_id);
-  elsif v_task.state not in ('failed', 'cancelled')
+  elsif v_task.state not in ('failed', 'cancelled', 'expired')
     and not (p_spawn_new and v_task.state = 'completed')
   then
     raise exception 'task "%" is %', p_task_id, v_task.state
       using
         errcode = 'TG004',
-        detail = 'Only a task that failed or was cancelled can be retried in place.',
+        detail = 'Only a task that failed, expired or was cancelled can be retried in place.',
         hint = 'With {"spawn_new": true} a completed one can be run again as a new task.';
   end if;
 
@@ -103,7 +103,8 @@ begin
     from teguh._put_template(array[row(
       v_task.task_name, v_task.params, v_task.headers, v_task.retry_strategy,
       coalesce(p_max_attempts, v_task.max_attempts), v_task.cancellation, null, false, null,
-      v_task.tags, v_task.correlation_id, v_task.parent_task_id
+      v_task.tags, v_task.correlation_id, v_task.parent_task_id, v_task.workflow_run_id,
+      v_task.timeout_seconds, null, v_task.on_expired
     )::teguh._spawn]);
     return;
   end if;
@@ -132,7 +133,8 @@ begin
 end;
 $$;
 
--- Give a task that is retried in place room for another run and a new deadline.
+-- Give a task that is retried in place room for another run and a new deadline.  One that
+-- expired does not expire again.
 create or replace function teguh._renew_template(
   p_task         teguh.t_template,
   p_max_attempts integer,
@@ -158,7 +160,8 @@ begin
       when t.max_attempts <= t.failures then t.failures + 1
       else t.max_attempts
     end,
-    deadline_at = v_limit
+    deadline_at = v_limit,
+    expires_at = null
   where t.task_id = p_task.task_id;
 
   if v_limit is not null then
@@ -200,7 +203,8 @@ end;
 $$;
 
 comment on function teguh.retry_task(text, uuid, jsonb) is
-  'Runs a failed or cancelled task once more, from its checkpoints on. Options: '
+  'Runs a failed, expired or cancelled task once more, from its checkpoints on, without '
+  'its old time to live. Options: '
   'spawn_new (true: leave the task and spawn a new one like it; also for completed '
   'tasks), max_attempts (default: room for at least one more run). attempt is the '
   'number that the next claim will show. Raises TG001 for an unknown queue, TG003 for '
@@ -223,7 +227,8 @@ create or replace function teguh._show_template(p_task_id uuid)
     finished_at       timestamptz,
     tags              text[],
     correlation_id    text,
-    parent_task_id    uuid
+    parent_task_id    uuid,
+    workflow_run_id   uuid
   )
   language plpgsql
   volatile
@@ -248,7 +253,8 @@ begin
     v_task.finished_at,
     v_task.tags,
     v_task.correlation_id,
-    v_task.parent_task_id;
+    v_task.parent_task_id,
+    v_task.workflow_run_id;
 end;
 $$;
 
@@ -269,7 +275,8 @@ create or replace function teguh.get_task_result(p_queue_name text, p_task_id uu
     finished_at       timestamptz,
     tags              text[],
     correlation_id    text,
-    parent_task_id    uuid
+    parent_task_id    uuid,
+    workflow_run_id   uuid
   )
   language plpgsql
   volatile
@@ -282,7 +289,7 @@ $$;
 
 comment on function teguh.get_task_result(text, uuid) is
   'Where a task stands and what came of it. state is pending, running, sleeping, '
-  'completed, failed or cancelled; attempts is how often it was handed to a worker; '
-  'failure_reason is why its last failed run failed; tags, correlation_id and '
-  'parent_task_id are what it was spawned with. Raises TG001 for an unknown '
+  'completed, failed, cancelled or expired; attempts is how often it was handed to a '
+  'worker; failure_reason is why its last failed run failed; tags, correlation_id, '
+  'parent_task_id and workflow_run_id are what it was spawned with. Raises TG001 for an unknown '
   'queue, TG003 for an unknown task.';

@@ -19,7 +19,7 @@ begin
     select t.task_id
     from teguh.t_template as t
     where t.task_id < v_upto
-      and t.state in ('completed', 'failed', 'cancelled')
+      and t.state in ('completed', 'failed', 'cancelled', 'expired')
       and t.finished_at <= v_before
     order by t.task_id
     limit p_limit
@@ -146,8 +146,8 @@ end;
 $$;
 
 comment on function teguh.cleanup_tasks(text, double precision, integer) is
-  'Removes tasks that completed, failed or were cancelled more than p_ttl_seconds ago, '
-  'up to p_limit, and returns how many. Null: what the queue''s policy says, else 30 '
+  'Removes tasks that completed, failed, expired or were cancelled more than p_ttl_seconds '
+  'ago, up to p_limit, and returns how many. Null: what the queue''s policy says, else 30 '
   'days and 1000. Raises TG001 for an unknown queue, TG005 for a bad argument.';
 
 -- Remove old events.

@@ -69,7 +69,8 @@ as $$
 begin
   return '{
     "notify": "auto", "cleanup_ttl": 2592000, "cleanup_limit": 1000,
-    "default_max_attempts": null, "default_retry_strategy": null
+    "default_max_attempts": null, "default_retry_strategy": null,
+    "default_timeout": null, "default_ttl": null
   }'::jsonb || (teguh._policy(p_queue_name) - 'paused_until');
 end;
 $$;

@@ -117,7 +117,9 @@ $$;
 -- delta to change.  Rights that were given on them are kept in mind.
 do $$
 declare
-  v_changed text[] := '{_show_template, _spawn, _stamp_functions, _template_ddl, get_task_result, list_queues}';
+  v_changed text[] := '{_available_at, _check_spawn, _picked, _read_spawn_options, _read_task, _show_template,
+    _spawn, _stamp_functions, _take_template, _template_ddl, claim_task, get_task_result,
+    list_queues}';
   v_types   oid[] := array(
     select t.oid
     from pg_type as t
@@ -193,10 +195,22 @@ end;
 $$;
 
 -- sql/upgrade/src/0.1.0--0.2.0.sql
--- Tasks can be found by words, by the matter they belong to, and by the task they are for.
+-- Tasks can be found by words, by the matter they belong to, and by what they are for.
 select teguh._each_queue('alter table teguh.t_template add column tags text[]');
 select teguh._each_queue('alter table teguh.t_template add column correlation_id text');
 select teguh._each_queue('alter table teguh.t_template add column parent_task_id uuid');
+select teguh._each_queue('alter table teguh.t_template add column workflow_run_id uuid');
+
+-- A run may have a timeout, a task may expire.
+select teguh._each_queue('alter table teguh.t_template add column timeout_seconds double precision');
+select teguh._each_queue('alter table teguh.t_template add column expires_at timestamptz');
+select teguh._each_queue('alter table teguh.t_template add column on_expired jsonb');
+select teguh._each_queue('alter table teguh.t_template drop constraint tstate_template');
+select teguh._each_queue($$
+  alter table teguh.t_template add constraint tstate_template check (
+    state in ('pending', 'running', 'sleeping', 'completed', 'failed', 'cancelled', 'expired')
+  )
+$$);
 
 -- A queue knows what its dispatch was built for (teguh._home), and can be paused.
 alter table teguh.queues add column built_for bigint;
@@ -481,12 +495,15 @@ begin
 
   if to_regtype('teguh._picked') is null then
     create type teguh._picked as (
-      task_ids uuid[],
-      turns    integer[],
-      limited  uuid[],
-      limits   timestamptz[],
-      first    teguh._gap,
-      woke     bigint
+      task_ids    uuid[],
+      turns       integer[],
+      limited     uuid[],
+      limits      timestamptz[],
+      timed       uuid[],
+      timed_turns integer[],
+      timeouts    timestamptz[],
+      first       teguh._gap,
+      woke        bigint
     );
   end if;
 
@@ -503,7 +520,11 @@ begin
       available_at    timestamptz,
       tags            text[],
       correlation_id  text,
-      parent_task_id  uuid
+      parent_task_id  uuid,
+      workflow_run_id uuid,
+      timeout_seconds double precision,
+      expires_at      timestamptz,
+      on_expired      jsonb
     );
   end if;
 end;
@@ -518,8 +539,9 @@ comment on type teguh._late is
 comment on type teguh._timer is
   'A timer that has come due: a task and the turn it was set for.';
 comment on type teguh._picked is
-  'What a claim took: tasks and their turns, those that have a deadline now, the '
-  'place of the first one past the scan position, the most of their woke.';
+  'What a claim took: tasks and their turns, those that have a deadline now, those whose '
+  'run has a timeout, the place of the first one past the scan position, the most of '
+  'their woke.';
 comment on type teguh._spawn is
   'One task to spawn, its options checked.';
 
@@ -785,12 +807,15 @@ declare
   v_notify text;
 begin
   perform teguh._check_keys('queue policy', p_policy, array[
-    'notify', 'cleanup_ttl', 'cleanup_limit', 'default_max_attempts', 'default_retry_strategy'
+    'notify', 'cleanup_ttl', 'cleanup_limit', 'default_max_attempts', 'default_retry_strategy',
+    'default_timeout', 'default_ttl'
   ]);
   perform teguh._number_option(p_policy, 'cleanup_ttl', 0, 1e12);
   perform teguh._integer_option(p_policy, 'cleanup_limit', 1);
   perform teguh._integer_option(p_policy, 'default_max_attempts', 1);
   perform teguh._check_retry_strategy(p_policy -> 'default_retry_strategy');
+  perform teguh._number_option(p_policy, 'default_timeout', 1e-3, 1e12);
+  perform teguh._number_option(p_policy, 'default_ttl', 1e-3, 1e12);
 
   v_notify := teguh._text_option(p_policy, 'notify');
   if v_notify not in ('auto', 'always', 'off') then
@@ -806,10 +831,11 @@ $$;
 -- Turn one task and its options into a row to insert, or raise.  p_policy gives
 -- the defaults of the queue.
 create or replace function teguh._check_spawn(
-  p_task_name text,
-  p_params    jsonb,
-  p_options   jsonb,
-  p_policy    jsonb
+  p_queue_name text,
+  p_task_name  text,
+  p_params     jsonb,
+  p_options    jsonb,
+  p_policy     jsonb
 )
   returns teguh._spawn
   language plpgsql
@@ -826,7 +852,7 @@ begin
   v_spawn.return_mismatch := false;
 
   if v_options <> '{}' then
-    v_spawn := teguh._read_spawn_options(v_spawn, v_options);
+    v_spawn := teguh._read_spawn_options(p_queue_name, v_spawn, v_options);
   end if;
 
   if p_policy <> '{}' then
@@ -836,13 +862,26 @@ begin
     if not v_options ? 'max_attempts' then
       v_spawn.max_attempts := (p_policy ->> 'default_max_attempts')::integer;
     end if;
+    if not v_options ? 'timeout_seconds' then
+      v_spawn.timeout_seconds := (p_policy ->> 'default_timeout')::double precision;
+    end if;
+    if not v_options ?| '{ttl_seconds,deadline_at}' then
+      v_spawn.expires_at := teguh._after(
+        greatest(v_spawn.available_at, teguh.current_time()),
+        (p_policy ->> 'default_ttl')::double precision
+      );
+    end if;
   end if;
   return v_spawn;
 end;
 $$;
 
 -- Read the options of one spawn into the row.
-create or replace function teguh._read_spawn_options(p_spawn teguh._spawn, p_options jsonb)
+create or replace function teguh._read_spawn_options(
+  p_queue_name text,
+  p_spawn      teguh._spawn,
+  p_options    jsonb
+)
   returns teguh._spawn
   language plpgsql
   volatile
@@ -855,7 +894,8 @@ begin
   perform teguh._check_keys('spawn options', p_options, array[
     'headers', 'retry_strategy', 'max_attempts', 'cancellation', 'idempotency_key',
     'idempotency_mismatch', 'available_at', 'delay_seconds', 'tags', 'correlation_id',
-    'parent_task_id'
+    'parent_task_id', 'parent_run_id', 'parent_queue_name', 'workflow_run_id', 'timeout_seconds',
+    'ttl_seconds', 'deadline_at', 'on_expired'
   ]);
 
   v_spawn.headers := nullif(p_options -> 'headers', 'null');
@@ -887,38 +927,53 @@ begin
   end if;
   v_spawn.return_mismatch := coalesce(v_mismatch = 'return', false);
 
-  v_spawn.available_at := teguh._available_at(p_options);
+  v_spawn.available_at := teguh._moment_option(
+    p_options, 'available_at', 'delay_seconds', 0, teguh.current_time()
+  );
   v_spawn.tags := teguh._tags_option(p_options);
   v_spawn.correlation_id := teguh._text_option(p_options, 'correlation_id');
   if v_spawn.correlation_id is not null then
     perform teguh._check_name('correlation id', v_spawn.correlation_id);
   end if;
   v_spawn.parent_task_id := teguh._uuid_option(p_options, 'parent_task_id');
+  v_spawn.workflow_run_id := teguh._uuid_option(p_options, 'workflow_run_id');
+  if p_options ?| '{timeout_seconds,ttl_seconds,deadline_at,on_expired}' then
+    v_spawn := teguh._read_time_options(p_queue_name, v_spawn, p_options);
+  end if;
+  if p_options ? 'parent_run_id' then
+    v_spawn := teguh._inherit(p_queue_name, v_spawn, p_options);
+  end if;
   return v_spawn;
 end;
 $$;
 
--- When a task may start: null means at once.
-create or replace function teguh._available_at(p_options jsonb)
+-- Read a moment that is given as such or in seconds from another; null when neither is.
+create or replace function teguh._moment_option(
+  p_options jsonb,
+  p_at      text,
+  p_seconds text,
+  p_least   double precision,
+  p_from    timestamptz
+)
   returns timestamptz
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_at    text := teguh._text_option(p_options, 'available_at');
-  v_delay double precision := teguh._number_option(p_options, 'delay_seconds', 0, 1e12);
+  v_at      text := teguh._text_option(p_options, p_at);
+  v_seconds double precision := teguh._number_option(p_options, p_seconds, p_least, 1e12);
 begin
-  if v_at is not null and v_delay is not null then
-    raise exception 'both "available_at" and "delay_seconds" are given'
+  if v_at is not null and v_seconds is not null then
+    raise exception 'both "%" and "%" are given', p_at, p_seconds
       using
         errcode = 'TG005',
         detail = 'They name the same moment in two ways.',
         hint = 'Give one of them.';
   end if;
 
-  if v_delay is not null then
-    return teguh._after(teguh.current_time(), v_delay);
+  if v_seconds is not null then
+    return teguh._after(p_from, v_seconds);
   end if;
 
   if v_at is null then
@@ -929,12 +984,81 @@ begin
     return v_at::timestamptz;
   exception
     when invalid_datetime_format or datetime_field_overflow or invalid_parameter_value then
-      raise exception '"available_at" is not a timestamp'
+      raise exception '"%" is not a timestamp', p_at
         using
           errcode = 'TG005',
           detail = format('Found: "%s".', left(v_at, 200)),
           hint = 'Use ISO 8601 with an offset, for instance 2027-01-31T09:00:00+00.';
   end;
+end;
+$$;
+
+-- Read how long a task may take, at a time and altogether, and what follows when it expires.
+create or replace function teguh._read_time_options(
+  p_queue_name text,
+  p_spawn      teguh._spawn,
+  p_options    jsonb
+)
+  returns teguh._spawn
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_spawn      teguh._spawn := p_spawn;
+  v_queue_name text;
+begin
+  v_spawn.timeout_seconds := teguh._number_option(p_options, 'timeout_seconds', 1e-3, 1e12);
+  v_spawn.expires_at := teguh._moment_option(
+    p_options, 'deadline_at', 'ttl_seconds', 1e-3,
+    greatest(v_spawn.available_at, teguh.current_time())
+  );
+  v_spawn.on_expired := nullif(p_options -> 'on_expired', 'null');
+  if v_spawn.on_expired is null then
+    return v_spawn;
+  end if;
+
+  perform teguh._check_keys(
+    'on_expired', v_spawn.on_expired, array['queue_name', 'task_name', 'params', 'options']
+  );
+  v_queue_name := coalesce(
+    teguh._text_option(v_spawn.on_expired, 'queue_name'), p_queue_name
+  );
+  perform teguh._read_task(
+    v_queue_name, v_spawn.on_expired - 'queue_name', teguh._policy(v_queue_name)
+  );
+  return v_spawn;
+end;
+$$;
+
+-- Take from the run that spawns a task what the options do not say: the task it is for, the
+-- workflow run, the matter, the tags.
+create or replace function teguh._inherit(
+  p_queue_name text,
+  p_spawn      teguh._spawn,
+  p_options    jsonb
+)
+  returns teguh._spawn
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_spawn  teguh._spawn := p_spawn;
+  v_run_id uuid := teguh._uuid_option(p_options, 'parent_run_id');
+  v_queue  text := coalesce(teguh._text_option(p_options, 'parent_queue_name'), p_queue_name);
+  v_parent record;
+begin
+  select r.* into v_parent
+  from teguh.get_task_result(v_queue, teguh._run_task(v_run_id)) as r;
+
+  v_spawn.parent_task_id := coalesce(v_spawn.parent_task_id, v_parent.task_id);
+  v_spawn.workflow_run_id := coalesce(v_spawn.workflow_run_id, v_parent.workflow_run_id);
+  v_spawn.correlation_id := coalesce(v_spawn.correlation_id, v_parent.correlation_id);
+  if not p_options ? 'tags' then
+    v_spawn.tags := v_parent.tags;
+  end if;
+  return v_spawn;
 end;
 $$;
 
@@ -1076,7 +1200,7 @@ comment on table teguh.queues is
   'One row per queue. A queue''s own tables are named after it: t_<queue> and so on.';
 comment on column teguh.queues.policy is
   'Settings given to create_queue(): notify, cleanup_ttl, cleanup_limit, '
-  'default_max_attempts, default_retry_strategy.';
+  'default_max_attempts, default_retry_strategy, default_timeout, default_ttl.';
 
 comment on column teguh.queues.built_for is
   'The database and table that the queue''s dispatch was built for, as a hash. Another '
@@ -1144,9 +1268,13 @@ create table if not exists teguh.t_template (
   tags             text[],
   correlation_id   text,
   parent_task_id   uuid,
+  workflow_run_id  uuid,
+  timeout_seconds  double precision,
+  expires_at       timestamptz,
+  on_expired       jsonb,
   constraint tkey_template primary key (task_id),
   constraint tstate_template check (
-    state in ('pending', 'running', 'sleeping', 'completed', 'failed', 'cancelled')
+    state in ('pending', 'running', 'sleeping', 'completed', 'failed', 'cancelled', 'expired')
   )
 )
 with (
@@ -1173,8 +1301,8 @@ comment on column teguh.t_template.failures is
 comment on column teguh.t_template.available_at is
   'When the task may run; null while only an event can wake it.';
 comment on column teguh.t_template.deadline_at is
-  'When the task is cancelled by its own policy: max_delay before its first '
-  'start, max_duration after.';
+  'When the task ends of itself: is cancelled by its own policy (max_delay before its '
+  'first start, max_duration after), or expires.';
 comment on column teguh.t_template.lease_expires_at is
   'When the worker''s claim ends, or would have; null while nobody holds the task, and '
   'when it never ends.';
@@ -1190,6 +1318,14 @@ comment on column teguh.t_template.correlation_id is
   'What ties tasks together that belong to one matter of the application.';
 comment on column teguh.t_template.parent_task_id is
   'The task that this one was spawned for; it may lie in another queue.';
+comment on column teguh.t_template.workflow_run_id is
+  'The workflow run the task belongs to; null if to none.';
+comment on column teguh.t_template.timeout_seconds is
+  'How long a worker may hold the task at a time; null is without limit.';
+comment on column teguh.t_template.expires_at is
+  'When the task expires unless it is over; null is never.';
+comment on column teguh.t_template.on_expired is
+  'The task to spawn when this one expires: queue_name, task_name, params, options.';
 
 -- Dispatch: what is ready, and what becomes so by the passing of time.  Two
 -- segments per queue, used in turn.  Rows are only ever inserted; a segment that
@@ -1882,8 +2018,9 @@ comment on function teguh.create_queue(text, jsonb) is
   'Creates a queue. On a queue that exists, sets the policy keys given and leaves '
   'the others. Policy: notify (auto, always, off), cleanup_ttl (seconds that '
   'finished tasks are kept, default 2592000), cleanup_limit (tasks removed per '
-  'call, default 1000), default_max_attempts, default_retry_strategy; null sets a key back '
-  'to its default. '
+  'call, default 1000), default_max_attempts, default_retry_strategy, default_timeout '
+  '(seconds a run may take), default_ttl (seconds until a task expires); null sets a key '
+  'back to its default. '
   'Raises 42602 or 42939 for a name that cannot be, TG005 for a bad policy.';
 
 -- Give up on a queue whose tables could not be locked.
@@ -2157,7 +2294,7 @@ $$;
 
 -- sql/src/31_claim.sql
 -- Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- their leases and, at a first start, of their max_duration.  Moves the scan
+-- their leases, of runs that have a timeout and, at a first start, of max_duration.  Moves the scan
 -- position on when it has fallen 32 rows behind.  Returns the tasks claimed.
 create or replace function teguh._claim0_template(
   p_worker text,
@@ -2197,6 +2334,11 @@ begin
   if v_picked.limited is not null then
     perform teguh._push_template(
       'l', v_picked.limited, teguh._fill(0, v_picked.limited), v_picked.limits
+    );
+  end if;
+  if v_picked.timed is not null then
+    perform teguh._push_template(
+      'l', v_picked.timed, v_picked.timed_turns, v_picked.timeouts
     );
   end if;
 
@@ -2276,14 +2418,19 @@ begin
       claimed_by = p_worker,
       started_at = p_now,
       first_started_at = coalesce(t.first_started_at, p_now),
-      lease_expires_at = p_until,
+      lease_expires_at = least(p_until, teguh._after(p_now, t.timeout_seconds)),
       deadline_at = case
         when t.attempt > 0 or t.cancellation is null then t.deadline_at
-        else teguh._after(p_now, (t.cancellation ->> 'max_duration')::double precision)
+        else least(
+          t.expires_at,
+          teguh._after(p_now, (t.cancellation ->> 'max_duration')::double precision)
+        )
       end
     from ready as r
     where t.task_id = r.task_id
-    returning t.task_id, t.turn, t.attempt, t.deadline_at, r.xid, r.seq, r.woke
+    returning
+      t.task_id, t.turn, t.attempt, t.deadline_at, r.xid, r.seq, r.woke,
+      case when t.timeout_seconds is not null then t.lease_expires_at end as timeout_at
   )
 
   select
@@ -2291,6 +2438,9 @@ begin
     array_agg(c.turn),
     array_agg(c.task_id) filter (where c.attempt = 1 and c.deadline_at is not null),
     array_agg(c.deadline_at) filter (where c.attempt = 1 and c.deadline_at is not null),
+    array_agg(c.task_id) filter (where c.timeout_at is not null),
+    array_agg(c.turn) filter (where c.timeout_at is not null),
+    array_agg(c.timeout_at) filter (where c.timeout_at is not null),
     (array_agg(row(c.xid, c.seq, null)::teguh._gap)
       filter (where (c.xid, c.seq) >= (p_from.xid, p_from.seq)))[1],
     max(c.woke)
@@ -2548,7 +2698,8 @@ create or replace function teguh._take_template(
     event_payload    jsonb,
     failures         integer,
     checkpoints      jsonb,
-    lease_expires_at timestamptz
+    lease_expires_at timestamptz,
+    timeout_seconds  double precision
   )
   language plpgsql
   volatile
@@ -2598,7 +2749,7 @@ begin
     t.run_id, t.task_id, t.attempt, t.task_name, t.params, t.retry_strategy, t.max_attempts,
     t.headers, t.wake_event, t.event_payload, t.failures,
     case when t.turn = 1 then '{}'::jsonb else teguh._known_template(t.task_id) end,
-    t.lease_expires_at
+    t.lease_expires_at, t.timeout_seconds
   from unnest(v_task_ids) as u(task_id)
   cross join lateral (
     select t.*
@@ -2662,7 +2813,8 @@ create or replace function teguh.claim_task(
     event_payload    jsonb,
     failures         integer,
     checkpoints      jsonb,
-    lease_expires_at timestamptz
+    lease_expires_at timestamptz,
+    timeout_seconds  double precision
   )
   language plpgsql
   volatile
@@ -2690,7 +2842,8 @@ comment on function teguh.claim_task(text, text, double precision, integer) is
   'as "worker", a quantity below 1 as 1. attempt is how often the task has been '
   'handed out, this time included; checkpoints maps step names to their stored '
   'states; wake_event is the event that woke the run, with its payload, or the '
-  'event whose wait timed out, with payload SQL null. Raises TG001 for an unknown '
+  'event whose wait timed out, with payload SQL null; timeout_seconds is how long the run '
+  'may be held at a time, and the lease ends no later. Raises TG001 for an unknown '
   'queue, 25001 unless the transaction is READ COMMITTED.';
 
 -- When the next sleeper is due, and whether it is safe to wait until then.
@@ -3149,9 +3302,10 @@ begin
     then
       perform teguh._end_template(
         v_task,
-        jsonb_build_object(
-          'name', '$ClaimTimeout',
-          'message', format('the lease of worker %s expired', v_task.claimed_by)
+        teguh._timeout_reason(
+          v_task.lease_expires_at
+          >= teguh._after(v_task.started_at, v_task.timeout_seconds),
+          v_task.claimed_by
         ),
         null,
         p_now
@@ -3164,7 +3318,26 @@ begin
 end;
 $$;
 
--- Cancel a locked task whose deadline has passed.
+-- Why a run that was not reported on in time has failed.
+create or replace function teguh._timeout_reason(p_overtime boolean, p_worker text)
+  returns jsonb
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select case
+    when p_overtime then jsonb_build_object(
+      'name', '$RunTimeout',
+      'message', format('worker %s did not end the run within its timeout', p_worker)
+    )
+    else jsonb_build_object(
+      'name', '$ClaimTimeout',
+      'message', format('the lease of worker %s expired', p_worker)
+    )
+  end;
+$$;
+
+-- End a locked task whose deadline has passed: it expires, or is cancelled.
 create or replace function teguh._over_template(
   p_task teguh.t_template,
   p_now  timestamptz
@@ -3181,8 +3354,69 @@ begin
     return 0;
   end if;
 
-  perform teguh._stop_template(p_task.task_id, p_now);
+  perform teguh._close_template(p_task, p_now);
   return 1;
+end;
+$$;
+
+-- End a locked task that cannot go on before its deadline.
+create or replace function teguh._close_template(
+  p_task teguh.t_template,
+  p_now  timestamptz
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_task.expires_at > p_task.deadline_at or p_task.expires_at is null then
+    perform teguh._stop_template(p_task.task_id, p_now);
+    return;
+  end if;
+
+  update teguh.t_template as t
+  set
+    state = 'expired',
+    lease_expires_at = null,
+    finished_at = p_now
+  where t.task_id = p_task.task_id;
+  delete from teguh.w_template as w
+  where w.task_id = p_task.task_id;
+  if p_task.on_expired is not null then
+    perform teguh._follow_template(p_task);
+  end if;
+end;
+$$;
+
+-- Spawn what is to follow an expired task.  If that cannot be, the task says why.
+create or replace function teguh._follow_template(p_task teguh.t_template)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_detail text;
+begin
+  perform teguh.spawn_task(
+    coalesce(p_task.on_expired ->> 'queue_name', substr('_template', 2)),
+    p_task.on_expired ->> 'task_name',
+    coalesce(
+      p_task.on_expired -> 'params',
+      jsonb_build_object(
+        '$task_id', p_task.task_id, '$task_name', p_task.task_name, '$params', p_task.params
+      )
+    ),
+    jsonb_build_object('parent_task_id', p_task.task_id)
+    || coalesce(p_task.on_expired -> 'options', '{}')
+  );
+exception
+  when sqlstate 'TG001' or sqlstate 'TG005' or sqlstate 'TG006' or sqlstate 'TG007' then
+    get stacked diagnostics v_detail = message_text;
+    update teguh.t_template as t
+    set failure_reason = jsonb_build_object('name', '$OnExpired', 'message', v_detail)
+    where t.task_id = p_task.task_id;
 end;
 $$;
 
@@ -3594,7 +3828,7 @@ begin
     from unnest(p_tasks) with ordinality as s(
       task_name, params, headers, retry_strategy, max_attempts, cancellation,
       idempotency_key, return_mismatch, available_at, tags, correlation_id, parent_task_id,
-      place
+      workflow_run_id, timeout_seconds, expires_at, on_expired, place
     )
   ),
 
@@ -3602,7 +3836,7 @@ begin
     insert into teguh.t_template as t (
       task_id, run_id, turn, state, created_at, available_at, deadline_at, max_attempts,
       task_name, params, headers, retry_strategy, cancellation, idempotency_key, tags,
-      correlation_id, parent_task_id
+      correlation_id, parent_task_id, workflow_run_id, timeout_seconds, expires_at, on_expired
     )
     select
       s.task_id,
@@ -3611,11 +3845,12 @@ begin
       case when s.available_at > v_now then 'sleeping' else 'pending' end,
       v_now,
       coalesce(s.available_at, v_now),
-      teguh._after(
+      least(s.expires_at, teguh._after(
         greatest(s.available_at, v_now), (s.cancellation ->> 'max_delay')::double precision
-      ),
+      )),
       s.max_attempts, s.task_name, s.params, s.headers, s.retry_strategy, s.cancellation,
-      s.idempotency_key, s.tags, s.correlation_id, s.parent_task_id
+      s.idempotency_key, s.tags, s.correlation_id, s.parent_task_id, s.workflow_run_id,
+      s.timeout_seconds, s.expires_at, s.on_expired
     from spawns as s
     order by s.idempotency_key nulls first, s.place
     on conflict (idempotency_key) where idempotency_key is not null do nothing
@@ -3659,29 +3894,30 @@ declare
   v_now      timestamptz;
   v_task_id  uuid;
   v_due_at   timestamptz;
-  v_deadline timestamptz;
+  v_deadline timestamptz := p_spawn.expires_at;
 begin
   perform pg_current_xact_id();
   v_now := teguh.current_time();
   v_task_id := teguh._task_id(v_now);
   v_due_at := coalesce(p_spawn.available_at, v_now);
   if p_spawn.cancellation is not null then
-    v_deadline := teguh._after(
+    v_deadline := least(v_deadline, teguh._after(
       greatest(v_due_at, v_now), (p_spawn.cancellation ->> 'max_delay')::double precision
-    );
+    ));
   end if;
 
   insert into teguh.t_template as t (
     task_id, run_id, turn, state, created_at, available_at, deadline_at, max_attempts,
     task_name, params, headers, retry_strategy, cancellation, tags, correlation_id,
-    parent_task_id
+    parent_task_id, workflow_run_id, timeout_seconds, expires_at, on_expired
   )
   values (
     v_task_id, teguh._run_id(v_task_id, 1), 1,
     case when v_due_at > v_now then 'sleeping' else 'pending' end,
     v_now, v_due_at, v_deadline, p_spawn.max_attempts, p_spawn.task_name, p_spawn.params,
     p_spawn.headers, p_spawn.retry_strategy, p_spawn.cancellation, p_spawn.tags,
-    p_spawn.correlation_id, p_spawn.parent_task_id
+    p_spawn.correlation_id, p_spawn.parent_task_id, p_spawn.workflow_run_id,
+    p_spawn.timeout_seconds, p_spawn.expires_at, p_spawn.on_expired
   );
 
   perform teguh._queue_template(v_task_id, 1, v_due_at, v_now);
@@ -3762,7 +3998,7 @@ create or replace function teguh.spawn_task(
 as $$
 declare
   v_spawn teguh._spawn := teguh._check_spawn(
-    p_task_name, p_params, p_options, teguh._policy(p_queue_name)
+    p_queue_name, p_task_name, p_params, p_options, teguh._policy(p_queue_name)
   );
 begin
   if v_spawn.idempotency_key is not null then
@@ -3785,8 +4021,12 @@ comment on function teguh.spawn_task(text, text, jsonb, jsonb) is
   '"base_seconds", "factor", "max_seconds", "jitter"}), max_attempts (null: '
   'unlimited), cancellation ({"max_delay", "max_duration"} in seconds), '
   'idempotency_key, idempotency_mismatch (error or return), available_at, '
-  'delay_seconds, tags (array of strings), correlation_id, parent_task_id (a task of any '
-  'queue). created is false when the idempotency key was in use and the existing task '
+  'delay_seconds, timeout_seconds (how long a worker may hold it at a time), ttl_seconds or '
+  'deadline_at (when it expires unless it is over), on_expired ({"queue_name", "task_name", '
+  '"params", "options"}: spawned when it expires), tags (array of strings), correlation_id, '
+  'parent_task_id (a task of any queue), workflow_run_id; parent_run_id (with '
+  'parent_queue_name if that is another: the run that spawns this one, from which it has '
+  'parent_task_id and, unless they are given, tags, correlation_id, workflow_run_id). created is false when the idempotency key was in use and the existing task '
   'is returned. Raises TG001 for an unknown queue, TG005 for a bad option, TG006 for a '
   'key that belongs to another task.';
 
@@ -3809,7 +4049,7 @@ begin
         hint = 'For instance [{"task_name": "send", "params": {}, "options": {}}].';
   end if;
 
-  select array_agg(teguh._read_task(a.task, v_policy) order by a.place) into v_spawns
+  select array_agg(teguh._read_task(p_queue_name, a.task, v_policy) order by a.place) into v_spawns
   from jsonb_array_elements(p_tasks) with ordinality as a(task, place);
   if v_spawns is null then
     return;
@@ -3825,7 +4065,7 @@ comment on function teguh.spawn_tasks(text, jsonb) is
   'back in the order of the array. Options and errors are those of spawn_task().';
 
 -- Read one element of an array of tasks.
-create or replace function teguh._read_task(p_task jsonb, p_policy jsonb)
+create or replace function teguh._read_task(p_queue_name text, p_task jsonb, p_policy jsonb)
   returns teguh._spawn
   language plpgsql
   volatile
@@ -3834,6 +4074,7 @@ as $$
 begin
   perform teguh._check_keys('task', p_task, array['task_name', 'params', 'options']);
   return teguh._check_spawn(
+    p_queue_name,
     teguh._text_option(p_task, 'task_name'),
     p_task -> 'params',
     nullif(p_task -> 'options', 'null'),
@@ -3881,7 +4122,7 @@ begin
         errcode = 'AB001',
         detail = format('It was cancelled at %s.', v_task.finished_at),
         hint = 'Stop working on it.';
-  elsif v_late or v_task.state in ('completed', 'failed') then
+  elsif v_late or v_task.state in ('completed', 'failed', 'expired') then
     raise exception 'run "%" has ended', p_run_id
       using
         errcode = 'AB002',
@@ -4181,7 +4422,7 @@ begin
       failures = v_failures,
       failure_reason = p_reason
     where t.task_id = p_task.task_id;
-    perform teguh._stop_template(p_task.task_id, p_now);
+    perform teguh._close_template(p_task, p_now);
     return;
   end if;
 
@@ -4382,7 +4623,10 @@ declare
   v_limit   timestamptz := v_task.deadline_at;
 begin
   if v_unbegun then
-    v_limit := teguh._after(v_at, (v_task.cancellation ->> 'max_delay')::double precision);
+    v_limit := least(
+      v_task.expires_at,
+      teguh._after(v_at, (v_task.cancellation ->> 'max_delay')::double precision)
+    );
   end if;
 
   update teguh.t_template as t
@@ -4438,7 +4682,10 @@ create or replace function teguh._keep_template(p_run_id uuid, p_extend_by doubl
 as $$
 declare
   v_task  teguh.t_template := teguh._hold_template(p_run_id);
-  v_until timestamptz := teguh._after(teguh.current_time(), p_extend_by);
+  v_until timestamptz := least(
+    teguh._after(teguh.current_time(), p_extend_by),
+    teguh._after(v_task.started_at, v_task.timeout_seconds)
+  );
 begin
   update teguh.t_template as t
   set lease_expires_at = v_until
@@ -4470,7 +4717,8 @@ end;
 $$;
 
 comment on function teguh.extend_claim(text, uuid, double precision) is
-  'Sets the end of a run''s lease to p_extend_by seconds from now: it never adds up. '
+  'Sets the end of a run''s lease to p_extend_by seconds from now: it never adds up, and '
+  'never goes past the run''s timeout. '
   'Raises TG001 for an unknown queue, TG002 for an unknown run, TG004 if nobody holds '
   'the run, TG005 unless p_extend_by is positive, AB001 if the task is cancelled, '
   'AB002 if the run has ended.';
@@ -4999,13 +5247,13 @@ begin
   for no key update;
   if not found then
     perform teguh._fetch_template(p_task_id);
-  elsif v_task.state not in ('failed', 'cancelled')
+  elsif v_task.state not in ('failed', 'cancelled', 'expired')
     and not (p_spawn_new and v_task.state = 'completed')
   then
     raise exception 'task "%" is %', p_task_id, v_task.state
       using
         errcode = 'TG004',
-        detail = 'Only a task that failed or was cancelled can be retried in place.',
+        detail = 'Only a task that failed, expired or was cancelled can be retried in place.',
         hint = 'With {"spawn_new": true} a completed one can be run again as a new task.';
   end if;
 
@@ -5015,7 +5263,8 @@ begin
     from teguh._put_template(array[row(
       v_task.task_name, v_task.params, v_task.headers, v_task.retry_strategy,
       coalesce(p_max_attempts, v_task.max_attempts), v_task.cancellation, null, false, null,
-      v_task.tags, v_task.correlation_id, v_task.parent_task_id
+      v_task.tags, v_task.correlation_id, v_task.parent_task_id, v_task.workflow_run_id,
+      v_task.timeout_seconds, null, v_task.on_expired
     )::teguh._spawn]);
     return;
   end if;
@@ -5044,7 +5293,8 @@ begin
 end;
 $$;
 
--- Give a task that is retried in place room for another run and a new deadline.
+-- Give a task that is retried in place room for another run and a new deadline.  One that
+-- expired does not expire again.
 create or replace function teguh._renew_template(
   p_task         teguh.t_template,
   p_max_attempts integer,
@@ -5070,7 +5320,8 @@ begin
       when t.max_attempts <= t.failures then t.failures + 1
       else t.max_attempts
     end,
-    deadline_at = v_limit
+    deadline_at = v_limit,
+    expires_at = null
   where t.task_id = p_task.task_id;
 
   if v_limit is not null then
@@ -5112,7 +5363,8 @@ end;
 $$;
 
 comment on function teguh.retry_task(text, uuid, jsonb) is
-  'Runs a failed or cancelled task once more, from its checkpoints on. Options: '
+  'Runs a failed, expired or cancelled task once more, from its checkpoints on, without '
+  'its old time to live. Options: '
   'spawn_new (true: leave the task and spawn a new one like it; also for completed '
   'tasks), max_attempts (default: room for at least one more run). attempt is the '
   'number that the next claim will show. Raises TG001 for an unknown queue, TG003 for '
@@ -5135,7 +5387,8 @@ create or replace function teguh._show_template(p_task_id uuid)
     finished_at       timestamptz,
     tags              text[],
     correlation_id    text,
-    parent_task_id    uuid
+    parent_task_id    uuid,
+    workflow_run_id   uuid
   )
   language plpgsql
   volatile
@@ -5160,7 +5413,8 @@ begin
     v_task.finished_at,
     v_task.tags,
     v_task.correlation_id,
-    v_task.parent_task_id;
+    v_task.parent_task_id,
+    v_task.workflow_run_id;
 end;
 $$;
 
@@ -5181,7 +5435,8 @@ create or replace function teguh.get_task_result(p_queue_name text, p_task_id uu
     finished_at       timestamptz,
     tags              text[],
     correlation_id    text,
-    parent_task_id    uuid
+    parent_task_id    uuid,
+    workflow_run_id   uuid
   )
   language plpgsql
   volatile
@@ -5194,9 +5449,9 @@ $$;
 
 comment on function teguh.get_task_result(text, uuid) is
   'Where a task stands and what came of it. state is pending, running, sleeping, '
-  'completed, failed or cancelled; attempts is how often it was handed to a worker; '
-  'failure_reason is why its last failed run failed; tags, correlation_id and '
-  'parent_task_id are what it was spawned with. Raises TG001 for an unknown '
+  'completed, failed, cancelled or expired; attempts is how often it was handed to a '
+  'worker; failure_reason is why its last failed run failed; tags, correlation_id, '
+  'parent_task_id and workflow_run_id are what it was spawned with. Raises TG001 for an unknown '
   'queue, TG003 for an unknown task.';
 
 -- sql/src/45_cleanup.sql
@@ -5221,7 +5476,7 @@ begin
     select t.task_id
     from teguh.t_template as t
     where t.task_id < v_upto
-      and t.state in ('completed', 'failed', 'cancelled')
+      and t.state in ('completed', 'failed', 'cancelled', 'expired')
       and t.finished_at <= v_before
     order by t.task_id
     limit p_limit
@@ -5348,8 +5603,8 @@ end;
 $$;
 
 comment on function teguh.cleanup_tasks(text, double precision, integer) is
-  'Removes tasks that completed, failed or were cancelled more than p_ttl_seconds ago, '
-  'up to p_limit, and returns how many. Null: what the queue''s policy says, else 30 '
+  'Removes tasks that completed, failed, expired or were cancelled more than p_ttl_seconds '
+  'ago, up to p_limit, and returns how many. Null: what the queue''s policy says, else 30 '
   'days and 1000. Raises TG001 for an unknown queue, TG005 for a bad argument.';
 
 -- Remove old events.
@@ -5476,7 +5731,8 @@ as $$
 begin
   return '{
     "notify": "auto", "cleanup_ttl": 2592000, "cleanup_limit": 1000,
-    "default_max_attempts": null, "default_retry_strategy": null
+    "default_max_attempts": null, "default_retry_strategy": null,
+    "default_timeout": null, "default_ttl": null
   }'::jsonb || (teguh._policy(p_queue_name) - 'paused_until');
 end;
 $$;

@@ -1,7 +1,19 @@
--- Tasks can be found by words, by the matter they belong to, and by the task they are for.
+-- Tasks can be found by words, by the matter they belong to, and by what they are for.
 select teguh._each_queue('alter table teguh.t_template add column tags text[]');
 select teguh._each_queue('alter table teguh.t_template add column correlation_id text');
 select teguh._each_queue('alter table teguh.t_template add column parent_task_id uuid');
+select teguh._each_queue('alter table teguh.t_template add column workflow_run_id uuid');
+
+-- A run may have a timeout, a task may expire.
+select teguh._each_queue('alter table teguh.t_template add column timeout_seconds double precision');
+select teguh._each_queue('alter table teguh.t_template add column expires_at timestamptz');
+select teguh._each_queue('alter table teguh.t_template add column on_expired jsonb');
+select teguh._each_queue('alter table teguh.t_template drop constraint tstate_template');
+select teguh._each_queue($$
+  alter table teguh.t_template add constraint tstate_template check (
+    state in ('pending', 'running', 'sleeping', 'completed', 'failed', 'cancelled', 'expired')
+  )
+$$);
 
 -- A queue knows what its dispatch was built for (teguh._home), and can be paused.
 alter table teguh.queues add column built_for bigint;
