@@ -17,8 +17,8 @@ select is(
     where r.kind = 'r'
     order by r.name collate "C"
   ),
-  '{c,e,k0,k1,p0,p1,r,t,w}',
-  'a queue has nine tables'
+  '{c,e,k0,k1,n0,n1,n,p0,p1,r,t,u,w}',
+  'a queue has thirteen tables'
 );
 
 select is_empty(

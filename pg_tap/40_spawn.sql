@@ -1,6 +1,6 @@
 -- A spawn makes a task of what it was given, once per idempotency key, in the caller's transaction.
 begin;
-select plan(49);
+select plan(83);
 
 -- Given a queue
 set teguh.fake_now = '2031-05-01 12:00:00+00';
@@ -436,6 +436,189 @@ select throws_ok(
   format('a spawn refuses %s', n.options)
 )
 from unnest(array['{"ttl_seconds": 5, "deadline_at": "2031-05-01"}']) as n(options);
+
+-- Given a queue whose tasks have unique keys
+select teguh.create_queue('u');
+set local teguh.fake_now = '2031-05-04 12:00:00+00';
+create function pg_temp.unique(p_params jsonb, p_unique jsonb, p_more jsonb default '{}')
+  returns boolean
+  language sql
+as $$
+  select s.created
+  from teguh.spawn_task(
+    'u', 't', p_params, jsonb_build_object('unique', '{"key": "k"}' || p_unique) || p_more
+  ) as s;
+$$;
+create function pg_temp.now(p_second integer)
+  returns void
+  language plpgsql
+as $$
+begin
+  perform set_config(
+    'teguh.fake_now', (timestamptz '2031-05-04 12:00+00' + make_interval(secs => p_second))::text,
+    true
+  );
+end;
+$$;
+
+-- Then
+select is(pg_temp.unique('1', '{}'), true, 'the first task of a key is spawned');
+select throws_ok(
+  $$ select pg_temp.unique('2', '{}') $$, 'TG006', null, 'the second raises'
+);
+select is(
+  pg_temp.unique('2', '{"on_conflict": "return"}'), false, 'or returns the first if asked to'
+);
+select is(
+  (select s.created from teguh.spawn_task('u', 't', '2', '{"unique": {"key": "other"}}') as s),
+  true, 'another key is another matter'
+);
+select results_eq(
+  $$
+    select s.created from teguh.spawn_tasks('u', '[
+      {"task_name": "a", "options": {"unique": {"key": "z"}}},
+      {"task_name": "b"},
+      {"task_name": "c", "options": {"unique": {"key": "k", "on_conflict": "return"}}},
+      {"task_name": "d", "options": {"unique": {"key": "z", "on_conflict": "return"}}}
+    ]') as s
+  $$,
+  $$ values (true), (true), (false), (false) $$,
+  'many are looked at one by one, and come back in their order'
+);
+select is(
+  (select array_agg(t.task_name order by t.task_name) from teguh.t_u as t), '{a,b,t,t}',
+  'what was there is not spawned'
+);
+
+-- When the first is running, and over
+create temporary table held as
+select c.* from teguh.claim_task('u', 'w', 100, 10) as c;
+select throws_ok($$ select pg_temp.unique('3', '{}') $$, 'TG006', null, 'a running task counts');
+select is(
+  pg_temp.unique('3', '{"on_conflict": "return", "states": ["running"]}'), false,
+  'also when it is named'
+);
+select teguh.complete_run('u', h.run_id) from held as h;
+select is(
+  pg_temp.unique('3', '{"on_conflict": "return", "states": ["completed"]}'), false,
+  'one that is over counts if that is asked for'
+);
+select is(
+  pg_temp.unique('3', '{"on_conflict": "return", "window_seconds": 10}'), false,
+  'or within the window'
+);
+select pg_temp.now(10);
+select is(pg_temp.unique('3', '{"window_seconds": 10}'), true, 'after it a new one is spawned');
+
+-- When a task that has not started is replaced
+select is(
+  pg_temp.unique('4', '{"on_conflict": "replace"}', '{"delay_seconds": 5, "tags": ["new"],
+    "max_attempts": 2}'),
+  false, 'a task that has not started is replaced'
+);
+select results_eq(
+  $$
+    select t.params, t.state, t.available_at, t.tags, t.max_attempts from teguh.t_u as t
+    where t.state in ('pending', 'sleeping')
+  $$,
+  $$
+    values ('4'::jsonb, 'sleeping', '2031-05-04 12:00:15+00'::timestamptz, '{new}'::text[], 2)
+  $$,
+  'by what was spawned last'
+);
+select is_empty(
+  $$ select * from teguh.claim_task('u', 'w', 100, 10) $$, 'its old place in line is void'
+);
+select results_eq(
+  $$ select s.pending, s.delayed, s.completed from teguh.queue_stats('u') as s $$,
+  $$ values (0::bigint, 1::bigint, 4::bigint) $$,
+  'and it is counted as one'
+);
+select pg_temp.now(15);
+select is(
+  (select c.params from teguh.claim_task('u', 'w', 100, 10) as c), '4', 'it comes when it is due'
+);
+select is(
+  pg_temp.unique('5', '{"on_conflict": "replace"}'), true,
+  'what runs is not replaced: the next one is spawned beside it'
+);
+select is(
+  (select c.params from teguh.claim_task('u', 'w', 100, 10) as c), '5', 'and comes'
+);
+
+-- When spawns are debounced
+select pg_temp.now(100);
+select pg_temp.unique(
+  to_jsonb(g.i), '{"on_conflict": "debounce", "max_wait_seconds": 25}', '{"delay_seconds": 10}'
+)
+from generate_series(100, 118, 6) as g(i)
+cross join lateral pg_temp.now(g.i);
+select results_eq(
+  $$
+    select t.params, t.available_at from teguh.t_u as t
+    where t.state = 'sleeping'
+  $$,
+  $$ values ('118'::jsonb, '2031-05-04 12:02:05+00'::timestamptz) $$,
+  'each puts the task off, but no longer than max_wait_seconds from the first'
+);
+select pg_temp.now(125);
+select is(
+  (select c.params from teguh.claim_task('u', 'w', 100, 10) as c), '118',
+  'the last of them counts'
+);
+
+-- When the task of a key was removed
+select teguh.complete_run('u', t.run_id) from teguh.t_u as t where t.state = 'running';
+select pg_temp.now(1000);
+select teguh.cleanup_tasks('u', 1);
+select is((select count(*) from teguh.u_u), 0::bigint, 'cleanup removes keys with their tasks');
+select is(
+  pg_temp.unique('6', '{"states": ["completed"], "window_seconds": 1e6}'), true,
+  'and a new one is spawned'
+);
+
+-- When the options are no good
+select throws_ok(
+  format($$ select pg_temp.unique('7', %L) $$, n.options),
+  'TG005', null, format('unique refuses %s', n.options)
+)
+from unnest(array[
+  '{"key": ""}', '{"on_conflict": "x"}', '{"states": ["gone"]}', '{"states": "pending"}',
+  '{"window_seconds": 0}', '{"max_wait_seconds": 1}',
+  '{"on_conflict": "replace", "states": ["failed"]}', '{"keys": 1}'
+]) as n(options);
+
+-- Given a queue that may hold two tasks that wait for their start
+select teguh.create_queue('full', '{"max_pending": 2}');
+select teguh.spawn_task('full', 'a', '1', '{"idempotency_key": "a"}');
+select teguh.spawn_task('full', 'b', '1', '{"delay_seconds": 9}');
+
+-- Then
+select throws_ok(
+  $$ select teguh.spawn_task('full', 'c', '1') $$, 'TG007', null, 'the third is rejected'
+);
+select is(
+  (select s.created from teguh.spawn_task('full', 'a', '1', '{"idempotency_key": "a"}') as s),
+  false, 'one that is there already is still found'
+);
+select count(*) from teguh.claim_task('full', 'w');
+select lives_ok(
+  $$ select teguh.spawn_task('full', 'c', '1') $$, 'what has started makes room'
+);
+
+-- When it drops what is first in line
+select teguh.set_queue_policy('full', '{"on_full": "drop_oldest"}');
+select teguh.spawn_tasks('full', '[{"task_name": "d"}]');
+select results_eq(
+  $$
+    select t.task_name, t.state, t.failure_reason ->> 'name' from teguh.t_full as t order by 1
+  $$,
+  $$
+    values ('a', 'running', null), ('b', 'sleeping', null), ('c', 'cancelled', '$QueueFull'),
+      ('d', 'pending', null)
+  $$,
+  'the one that has been ready longest goes'
+);
 
 select * from finish();
 rollback;

@@ -16,14 +16,17 @@ $$;
 select is(
   teguh.get_queue_policy('q'),
   '{"notify": "auto", "cleanup_ttl": 60, "cleanup_limit": 1000, "default_max_attempts": null,
-    "default_retry_strategy": null, "default_timeout": null, "default_ttl": null}',
+    "default_retry_strategy": null, "default_timeout": null, "default_ttl": null,
+    "max_pending": null, "on_full": "reject", "duration_buckets": [
+      0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800
+    ]}',
   'a policy shows what was set and the defaults for the rest'
 );
 
 -- When keys are set
 select teguh.set_queue_policy('q', '{"cleanup_limit": 5, "default_max_attempts": 3}');
 select is(
-  jsonb_strip_nulls(teguh.get_queue_policy('q') - 'notify'),
+  jsonb_strip_nulls(teguh.get_queue_policy('q') - '{notify,on_full,duration_buckets}'::text[]),
   '{"cleanup_ttl": 60, "cleanup_limit": 5, "default_max_attempts": 3}',
   'the keys given are set, the others stay'
 );

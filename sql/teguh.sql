@@ -8,231 +8,274 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  237  00_install.sql
---  285  01_version.sql: What the schema is, and its version
---  292    version
---  304  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  306    current_time
---  325    _after
---  340    _micros
---  351  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  367    _random_bytes
---  386    _make_uuidv7
---  409    portable_uuidv7
---  439    uuidv7_timestamp
---  465    _task_id
---  489    _run_id
---  504    _run_task
---  515    _run_number
---  529  12_types.sql: The composite types that functions pass to each other
---  534    _gap (type)
---  542    _late (type)
---  549    _timer (type)
---  556    _picked (type)
---  570    _spawn (type)
---  607  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  609    _check_keys
---  642    _number_option
---  677    _integer_option
---  703    _text_option
---  729    _uuid_option
---  756    _tags_option
---  785    _check_name
---  812    _check_seconds
---  840    _check_isolation
---  859    _check_policy
---  892    _check_spawn
---  939    _read_spawn_options
--- 1010    _moment_option
--- 1056    _read_time_options
--- 1095    _inherit
--- 1125    _check_cancellation
--- 1142  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1145    _check_retry_strategy
--- 1183    _backoff
--- 1236    _fraction
--- 1247  20_tables.sql: Queues and the policy of each
--- 1249    queues (table)
--- 1272    grants (table)
--- 1286    versions (table)
--- 1301    t_template (table)
--- 1392    p0_template (table)
--- 1405    p1_template (table)
--- 1448    k0_template (table)
--- 1459    k1_template (table)
--- 1483    seq_template (sequence)
--- 1484    ring_template (sequence)
--- 1485    parked_template (sequence)
--- 1486    woken_template (sequence)
--- 1487    plan_template (sequence)
--- 1488    fired_template (sequence)
--- 1489    clock_template (sequence)
--- 1490    carry_template (sequence)
--- 1511    r_template (table)
--- 1528    c_template (table)
--- 1545    e_template (table)
--- 1562    w_template (table)
--- 1577  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 1580    validate_queue_name
--- 1622    _policy
--- 1664    _call
--- 1678    _template_ddl (view)
--- 1763    _stamp
--- 1775    _stamp_queues
--- 1803    _stamp_relation
--- 1843    _stamp_function
--- 1873    _function
--- 1885    _signature
--- 1896    _leave_extension
--- 1922    _lock_number
--- 1932    _share_queue
--- 1945    _may
--- 1961    _each_queue
--- 1983    _init_template
--- 2009    _hush_template
--- 2030    _beyond
--- 2039    create_queue
--- 2086    _refuse_busy
--- 2105    drop_queue
--- 2135    _drop_all
--- 2178    list_queues
--- 2199  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 2208    _push_template
--- 2249    _fill
--- 2269    _add0_template
--- 2336    _back0_template
--- 2354  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 2358    _claim0_template
--- 2424    _pick0_template
--- 2523    _move0_template
--- 2585    _open_xids
--- 2605    _next0_template
--- 2633    _many0_template
--- 2662    _stuck0_template
--- 2699    _trim0_template
--- 2742    _take_template
--- 2823    _known_template
--- 2843    _paused_until
--- 2856    claim_task
--- 2916    _next_template
--- 2957    _soon0_template
--- 3013    next_due
--- 3038  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 3051    _due0_template
--- 3127    _last0_template
--- 3152    _any0_template
--- 3179    _miss0_template
--- 3215    _pass0_template
--- 3261    _fire_template
--- 3313    _expire_template
--- 3381    _timeout_reason
--- 3400    _over_template
--- 3422    _close_template
--- 3452    _follow_template
--- 3482  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 3484    _segment_bytes
--- 3505    _turn_template
--- 3537    _turn0_template
--- 3572    _spent0_template
--- 3586    _dry0_template
--- 3613    _left0_template
--- 3644    _carry0_template
--- 3688  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 3694    _remake_template
--- 3736    _alive_template
--- 3791    _home
--- 3804    _settle_template
--- 3826    rebuild_dispatch
--- 3860  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 3865    _put_template
--- 3946    _new_template
--- 3991    _found_template
--- 4047    spawn_task
--- 4093    spawn_tasks
--- 4127    _read_task
--- 4145  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 4150    _hold_template
--- 4201    _own_template
--- 4221    _done_template
--- 4254    complete_run
--- 4277    _flush_template
--- 4334    _why_template
--- 4350    _read_runs
--- 4396    _explain_bad_run
--- 4421    complete_runs
--- 4446    _end_template
--- 4494    _file_template
--- 4518    _again_template
--- 4552    _queue_template
--- 4573    _fail_template
--- 4591    fail_run
--- 4615    _nap_template
--- 4641    schedule_run
--- 4671    _free_template
--- 4711    release_run
--- 4736    _keep_template
--- 4762    extend_claim
--- 4785  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 4790    _mark_template
--- 4812    _note_template
--- 4842    set_task_checkpoint_state
--- 4877    _recall_template
--- 4899    get_task_checkpoint_state
--- 4923    _list_template
--- 4952    get_task_checkpoint_states
--- 4978  43_events.sql: Wait for an event, or learn how the wait ended
--- 4985    _wait_template
--- 5057    _park_template
--- 5098    await_event
--- 5135    _emit_template
--- 5194    emit_event
--- 5219  44_control.sql: Read a task, or raise TG003
--- 5221    _fetch_template
--- 5247    _stop_template
--- 5271    cancel_task
--- 5288    _rerun_template
--- 5357    _renew_template
--- 5393    retry_task
--- 5433    _show_template
--- 5481    get_task_result
--- 5516  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 5523    _purge_template
--- 5559    _first_uuid
--- 5575    _sweep_template
--- 5615    _clean
--- 5649    cleanup_tasks
--- 5670    cleanup_events
--- 5691    cleanup_all_queues
--- 5721  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 5723    _pause_template
--- 5740    pause_queue
--- 5768    resume_queue
--- 5784    get_queue_policy
--- 5804    set_queue_policy
--- 5821  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 5826    _tick_template
--- 5846    _ticked (sequence)
--- 5852    _set_ticked
--- 5865    ticker
--- 5913    ticker_loop (procedure)
--- 5939  51_cron.sql: Whether pg_cron is installed in this database
--- 5941    _has_cron
--- 5951    _cron_has_seconds
--- 5972    _explain_no_cron
--- 6004    start
--- 6047    stop
--- 6072    _maintain
--- 6094    status
--- 6130  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 6134    _rights (view)
--- 6194    _allowed
--- 6233    _grant
--- 6252    _grant_again
--- 6268    _grant_queue
--- 6283    _check_grant
--- 6316    grant_access
--- 6352    revoke_access
--- 6398  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  280  00_install.sql
+--  328  01_version.sql: What the schema is, and its version
+--  335    version
+--  347  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  349    current_time
+--  368    _after
+--  383    _micros
+--  394  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  410    _random_bytes
+--  429    _make_uuidv7
+--  452    portable_uuidv7
+--  482    uuidv7_timestamp
+--  508    _task_id
+--  532    _run_id
+--  547    _run_task
+--  558    _run_number
+--  572  12_types.sql: The composite types that functions pass to each other
+--  577    _gap (type)
+--  585    _late (type)
+--  592    _timer (type)
+--  599    _tally (type)
+--  610    _picked (type)
+--  626    _spawn (type)
+--  667  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  669    _check_keys
+--  702    _number_option
+--  737    _integer_option
+--  763    _text_option
+--  789    _uuid_option
+--  816    _tags_option
+--  845    _check_name
+--  872    _check_seconds
+--  900    _check_isolation
+--  919    _buckets_option
+--  955    _check_policy
+--  998    _check_spawn
+-- 1045    _read_spawn_options
+-- 1119    _moment_option
+-- 1165    _read_time_options
+-- 1203    _unique_option
+-- 1257    _inherit
+-- 1287    _check_cancellation
+-- 1304  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1307    _check_retry_strategy
+-- 1345    _backoff
+-- 1398    _fraction
+-- 1409  20_tables.sql: Queues and the policy of each
+-- 1411    queues (table)
+-- 1440    grants (table)
+-- 1454    versions (table)
+-- 1469    t_template (table)
+-- 1560    p0_template (table)
+-- 1573    p1_template (table)
+-- 1616    k0_template (table)
+-- 1629    k1_template (table)
+-- 1658    n0_template (table)
+-- 1669    n1_template (table)
+-- 1685    n_template (table)
+-- 1709    seq_template (sequence)
+-- 1710    ring_template (sequence)
+-- 1711    parked_template (sequence)
+-- 1712    woken_template (sequence)
+-- 1713    plan_template (sequence)
+-- 1714    fired_template (sequence)
+-- 1715    clock_template (sequence)
+-- 1716    carry_template (sequence)
+-- 1737    r_template (table)
+-- 1754    c_template (table)
+-- 1771    e_template (table)
+-- 1788    u_template (table)
+-- 1801    w_template (table)
+-- 1816  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 1819    validate_queue_name
+-- 1861    _policy
+-- 1903    _call
+-- 1917    _template_ddl (view)
+-- 2002    _stamp
+-- 2014    _stamp_queues
+-- 2042    _stamp_relation
+-- 2082    _stamp_function
+-- 2112    _function
+-- 2124    _signature
+-- 2135    _leave_extension
+-- 2161    _lock_number
+-- 2171    _share_queue
+-- 2184    _may
+-- 2200    _each_queue
+-- 2222    _init_template
+-- 2248    _hush_template
+-- 2269    _beyond
+-- 2278    create_queue
+-- 2338    _refuse_busy
+-- 2357    drop_queue
+-- 2387    _drop_all
+-- 2430    list_queues
+-- 2451  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 2460    _push_template
+-- 2501    _fill
+-- 2521    _add0_template
+-- 2588    _back0_template
+-- 2606  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 2610    _claim0_template
+-- 2679    _pick0_template
+-- 2780    _move0_template
+-- 2842    _open_xids
+-- 2862    _next0_template
+-- 2890    _many0_template
+-- 2919    _stuck0_template
+-- 2956    _trim0_template
+-- 2999    _take_template
+-- 3080    _known_template
+-- 3100    _paused_until
+-- 3113    claim_task
+-- 3173    _next_template
+-- 3214    _soon0_template
+-- 3270    next_due
+-- 3295  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 3308    _due0_template
+-- 3384    _last0_template
+-- 3409    _any0_template
+-- 3436    _miss0_template
+-- 3472    _pass0_template
+-- 3518    _fire_template
+-- 3570    _expire_template
+-- 3638    _timeout_reason
+-- 3657    _over_template
+-- 3679    _close_template
+-- 3710    _follow_template
+-- 3740  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 3742    _segment_bytes
+-- 3763    _turn_template
+-- 3795    _turn0_template
+-- 3833    _spent0_template
+-- 3847    _dry0_template
+-- 3874    _left0_template
+-- 3905    _carry0_template
+-- 3949  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 3955    _remake_template
+-- 4003    _alive_template
+-- 4058    _home
+-- 4071    _settle_template
+-- 4093    rebuild_dispatch
+-- 4127  35_tally.sql: The letter by which tallies know where a task stands
+-- 4129    _letter
+-- 4150    _letters
+-- 4162    _bound
+-- 4182    _tally_template
+-- 4207    _reckon_template
+-- 4232    _ended_template
+-- 4266    _moved_template
+-- 4296    _sum0_template
+-- 4332    _noted0_template
+-- 4367    _bank0_template
+-- 4387    _census_template
+-- 4409    _count_template
+-- 4431  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 4436    _put_template
+-- 4524    _new_template
+-- 4574    _room_template
+-- 4601    _shed_template
+-- 4628    _first0_template
+-- 4668    _once_template
+-- 4716    _blocks
+-- 4743    _meet_template
+-- 4777    _swap_template
+-- 4828    _series_template
+-- 4865    _found_template
+-- 4921    spawn_task
+-- 4977    spawn_tasks
+-- 5019    _read_task
+-- 5037  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 5042    _hold_template
+-- 5093    _own_template
+-- 5113    _done_template
+-- 5152    complete_run
+-- 5175    _flush_template
+-- 5241    _why_template
+-- 5257    _read_runs
+-- 5303    _explain_bad_run
+-- 5328    complete_runs
+-- 5353    _end_template
+-- 5402    _file_template
+-- 5426    _again_template
+-- 5465    _queue_template
+-- 5486    _fail_template
+-- 5504    fail_run
+-- 5528    _nap_template
+-- 5557    schedule_run
+-- 5587    _free_template
+-- 5630    release_run
+-- 5655    _keep_template
+-- 5681    extend_claim
+-- 5704  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 5709    _mark_template
+-- 5731    _note_template
+-- 5761    set_task_checkpoint_state
+-- 5796    _recall_template
+-- 5818    get_task_checkpoint_state
+-- 5842    _list_template
+-- 5871    get_task_checkpoint_states
+-- 5897  43_events.sql: Wait for an event, or learn how the wait ended
+-- 5904    _wait_template
+-- 5976    _park_template
+-- 6018    await_event
+-- 6055    _emit_template
+-- 6117    emit_event
+-- 6142  44_control.sql: Read a task, or raise TG003
+-- 6144    _fetch_template
+-- 6170    _stop_template
+-- 6202    cancel_task
+-- 6219    _rerun_template
+-- 6288    _renew_template
+-- 6324    retry_task
+-- 6364    _show_template
+-- 6412    get_task_result
+-- 6447  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 6454    _purge_template
+-- 6502    _first_uuid
+-- 6518    _sweep_template
+-- 6558    _clean
+-- 6592    cleanup_tasks
+-- 6613    cleanup_events
+-- 6634    cleanup_all_queues
+-- 6664  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 6666    _pause_template
+-- 6683    pause_queue
+-- 6711    resume_queue
+-- 6727    get_queue_policy
+-- 6749    set_queue_policy
+-- 6766  49_stats.sql: When the first task that is ready became so; null if none is
+-- 6768    _oldest_template
+-- 6792    _elder0_template
+-- 6826    _held_template
+-- 6849    _stat_template
+-- 6891    queue_stats
+-- 6942    _from
+-- 6955    _counters (view)
+-- 6979    _gauge_template
+-- 7020    _spans_template
+-- 7073    metrics
+-- 7109    _xmin_age
+-- 7128    prometheus
+-- 7183    _label_text
+-- 7203    health
+-- 7257  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 7262    _tick_template
+-- 7284    _ticked (sequence)
+-- 7290    _set_ticked
+-- 7303    ticker
+-- 7351    ticker_loop (procedure)
+-- 7377  51_cron.sql: Whether pg_cron is installed in this database
+-- 7379    _has_cron
+-- 7389    _cron_has_seconds
+-- 7410    _explain_no_cron
+-- 7442    start
+-- 7485    stop
+-- 7510    _maintain
+-- 7532    status
+-- 7568  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 7572    _rights (view)
+-- 7636    _allowed
+-- 7675    _grant
+-- 7694    _grant_again
+-- 7710    _grant_queue
+-- 7725    _check_grant
+-- 7758    grant_access
+-- 7794    revoke_access
+-- 7840  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -552,6 +595,17 @@ begin
     );
   end if;
 
+  if to_regtype('teguh._tally') is null then
+    create type teguh._tally as (
+      task_name text,
+      was       "char",
+      became    "char",
+      most      double precision,
+      qty       bigint,
+      seconds   double precision
+    );
+  end if;
+
   if to_regtype('teguh._picked') is null then
     create type teguh._picked as (
       task_ids    uuid[],
@@ -562,7 +616,9 @@ begin
       timed_turns integer[],
       timeouts    timestamptz[],
       first       teguh._gap,
-      woke        bigint
+      woke        bigint,
+      names       text[],
+      was         "char"[]
     );
   end if;
 
@@ -583,7 +639,8 @@ begin
       workflow_run_id uuid,
       timeout_seconds double precision,
       expires_at      timestamptz,
-      on_expired      jsonb
+      on_expired      jsonb,
+      uniqueness      jsonb
     );
   end if;
 end;
@@ -600,7 +657,10 @@ comment on type teguh._timer is
 comment on type teguh._picked is
   'What a claim took: tasks and their turns, those that have a deadline now, those whose '
   'run has a timeout, the place of the first one past the scan position, the most of '
-  'their woke.';
+  'their woke, their names and where they stood.';
+comment on type teguh._tally is
+  'How many tasks of a name changed so: where they stood and stand (see teguh._letter). If '
+  'their runs ended, they took at most so many seconds each, so many all together; else 0.';
 comment on type teguh._spawn is
   'One task to spawn, its options checked.';
 
@@ -855,6 +915,42 @@ begin
 end;
 $$;
 
+-- Read the bounds of a queue's duration buckets; null when absent or null.
+create or replace function teguh._buckets_option(p_policy jsonb)
+  returns double precision[]
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_value  jsonb := nullif(p_policy -> 'duration_buckets', 'null');
+  v_bounds double precision[];
+begin
+  if v_value is null then
+    return null;
+  end if;
+
+  if jsonb_path_exists(v_value, 'strict $ ? (@.type() == "array" && @.size() >= 1 && @.size() <= 50)')
+    and not jsonb_path_exists(v_value, 'strict $[*] ? (@.type() <> "number" || @ <= 0 || @ > 1e12)')
+  then
+    v_bounds := array(
+      select distinct b.bound::double precision as bound
+      from jsonb_array_elements_text(v_value) as b(bound)
+      order by bound
+    );
+  end if;
+  if to_jsonb(v_bounds) = v_value then
+    return v_bounds;
+  end if;
+
+  raise exception '"duration_buckets" must be an ascending array of seconds'
+    using
+      errcode = 'TG005',
+      detail = format('Found: %s.', left(v_value::text, 200)),
+      hint = 'For instance [0.1, 1, 10, 60]: at most 50 bounds, each above zero.';
+end;
+$$;
+
 -- Read the options of a queue's policy, refusing what is not understood.
 create or replace function teguh._check_policy(p_policy jsonb)
   returns void
@@ -867,7 +963,7 @@ declare
 begin
   perform teguh._check_keys('queue policy', p_policy, array[
     'notify', 'cleanup_ttl', 'cleanup_limit', 'default_max_attempts', 'default_retry_strategy',
-    'default_timeout', 'default_ttl'
+    'default_timeout', 'default_ttl', 'duration_buckets', 'max_pending', 'on_full'
   ]);
   perform teguh._number_option(p_policy, 'cleanup_ttl', 0, 1e12);
   perform teguh._integer_option(p_policy, 'cleanup_limit', 1);
@@ -875,6 +971,16 @@ begin
   perform teguh._check_retry_strategy(p_policy -> 'default_retry_strategy');
   perform teguh._number_option(p_policy, 'default_timeout', 1e-3, 1e12);
   perform teguh._number_option(p_policy, 'default_ttl', 1e-3, 1e12);
+  perform teguh._buckets_option(p_policy);
+  perform teguh._integer_option(p_policy, 'max_pending', 1);
+
+  if teguh._text_option(p_policy, 'on_full') not in ('reject', 'drop_oldest') then
+    raise exception 'unknown on_full "%"', left(p_policy ->> 'on_full', 200)
+      using
+        errcode = 'TG005',
+        detail = 'Known values: reject, drop_oldest.',
+        hint = 'reject raises TG007 at the spawn, drop_oldest cancels what is first in line.';
+  end if;
 
   v_notify := teguh._text_option(p_policy, 'notify');
   if v_notify not in ('auto', 'always', 'off') then
@@ -954,7 +1060,7 @@ begin
     'headers', 'retry_strategy', 'max_attempts', 'cancellation', 'idempotency_key',
     'idempotency_mismatch', 'available_at', 'delay_seconds', 'tags', 'correlation_id',
     'parent_task_id', 'parent_run_id', 'parent_queue_name', 'workflow_run_id', 'timeout_seconds',
-    'ttl_seconds', 'deadline_at', 'on_expired'
+    'ttl_seconds', 'deadline_at', 'on_expired', 'unique'
   ]);
 
   v_spawn.headers := nullif(p_options -> 'headers', 'null');
@@ -998,6 +1104,9 @@ begin
   v_spawn.workflow_run_id := teguh._uuid_option(p_options, 'workflow_run_id');
   if p_options ?| '{timeout_seconds,ttl_seconds,deadline_at,on_expired}' then
     v_spawn := teguh._read_time_options(p_queue_name, v_spawn, p_options);
+  end if;
+  if p_options ? 'unique' then
+    v_spawn.uniqueness := teguh._unique_option(p_options);
   end if;
   if p_options ? 'parent_run_id' then
     v_spawn := teguh._inherit(p_queue_name, v_spawn, p_options);
@@ -1087,6 +1196,59 @@ begin
     v_queue_name, v_spawn.on_expired - 'queue_name', teguh._policy(v_queue_name)
   );
   return v_spawn;
+end;
+$$;
+
+-- Read in what way a task is to be the only one of its key; null when absent or null.
+create or replace function teguh._unique_option(p_options jsonb)
+  returns jsonb
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_unique   jsonb := nullif(p_options -> 'unique', 'null');
+  v_conflict text;
+begin
+  if v_unique is null then
+    return null;
+  end if;
+
+  perform teguh._check_keys('unique', v_unique, array[
+    'key', 'states', 'on_conflict', 'window_seconds', 'max_wait_seconds'
+  ]);
+  perform teguh._check_name('unique key', teguh._text_option(v_unique, 'key'));
+  perform teguh._number_option(v_unique, 'window_seconds', 1e-3, 1e12);
+  perform teguh._number_option(v_unique, 'max_wait_seconds', 1e-3, 1e12);
+  v_conflict := coalesce(teguh._text_option(v_unique, 'on_conflict'), 'error');
+
+  if v_conflict not in ('error', 'return', 'replace', 'debounce') then
+    raise exception 'unknown on_conflict "%"', left(v_conflict, 200)
+      using
+        errcode = 'TG005',
+        detail = 'Known values: error, return, replace, debounce.',
+        hint = 'replace and debounce change a task that has not started yet.';
+  elsif v_conflict in ('replace', 'debounce') and v_unique ?| '{states,window_seconds}'
+    or v_conflict <> 'debounce' and v_unique ? 'max_wait_seconds'
+  then
+    raise exception '"unique" has keys that do not go together'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(v_unique::text, 200)),
+        hint = 'states and window_seconds go with error and return, max_wait_seconds with debounce.';
+  elsif v_unique ? 'states' and not coalesce(
+    jsonb_typeof(v_unique -> 'states') = 'array'
+    and v_unique -> 'states' <@ '["pending", "running", "sleeping", "completed", "failed",
+      "cancelled", "expired"]', false
+  ) then
+    raise exception '"states" must be an array of states'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left((v_unique -> 'states')::text, 200)),
+        hint = 'For instance ["pending", "running", "sleeping"], which is the default.';
+  end if;
+
+  return v_unique || jsonb_build_object('on_conflict', v_conflict);
 end;
 $$;
 
@@ -1252,6 +1414,8 @@ create table if not exists teguh.queues (
   created_at   timestamptz not null,
   built_for    bigint,
   paused_until timestamptz,
+  buckets      double precision[] not null default
+    '{0.005,0.01,0.025,0.05,0.1,0.25,0.5,1,2.5,5,10,30,60,300,1800}',
   constraint queues_pkey primary key (queue_name)
 );
 
@@ -1259,11 +1423,15 @@ comment on table teguh.queues is
   'One row per queue. A queue''s own tables are named after it: t_<queue> and so on.';
 comment on column teguh.queues.policy is
   'Settings given to create_queue(): notify, cleanup_ttl, cleanup_limit, '
-  'default_max_attempts, default_retry_strategy, default_timeout, default_ttl.';
+  'default_max_attempts, default_retry_strategy, default_timeout, default_ttl, '
+  'duration_buckets, max_pending, on_full.';
 
 comment on column teguh.queues.built_for is
   'The database and table that the queue''s dispatch was built for, as a hash. Another '
   'one tells that the queue was restored from a dump.';
+
+comment on column teguh.queues.buckets is
+  'Bounds of the buckets in which the durations of runs are counted, in seconds, ascending.';
 
 comment on column teguh.queues.paused_until is
   'Until when claims return nothing; null unless it was paused.';
@@ -1446,24 +1614,28 @@ comment on table teguh.p1_template is
 -- Positions: how far a segment has been worked off.  Each row is a statement
 -- that stays true; the latest is the most useful.
 create table if not exists teguh.k0_template (
-  n      bigint not null,
-  kind   "char" not null,
-  xid    xid8,
-  seq    bigint not null,
-  due_at timestamptz,
-  gaps   teguh._gap[],
-  late   teguh._late[]
+  n        bigint not null,
+  kind     "char" not null,
+  xid      xid8,
+  seq      bigint not null,
+  due_at   timestamptz,
+  gaps     teguh._gap[],
+  late     teguh._late[],
+  snapshot pg_snapshot,
+  tallies  teguh._tally[]
 )
 with (autovacuum_enabled = off);
 
 create table if not exists teguh.k1_template (
-  n      bigint not null,
-  kind   "char" not null,
-  xid    xid8,
-  seq    bigint not null,
-  due_at timestamptz,
-  gaps   teguh._gap[],
-  late   teguh._late[]
+  n        bigint not null,
+  kind     "char" not null,
+  xid      xid8,
+  seq      bigint not null,
+  due_at   timestamptz,
+  gaps     teguh._gap[],
+  late     teguh._late[],
+  snapshot pg_snapshot,
+  tallies  teguh._tally[]
 )
 with (autovacuum_enabled = off);
 
@@ -1474,9 +1646,63 @@ create index if not exists k1last_template
 
 comment on table teguh.k0_template is
   'Positions in segment p0: every row before one has been dealt with, but for '
-  'those in gaps (ready rows) or of the transactions in late (timers).';
+  'those in gaps (ready rows) or of the transactions in late (timers). And sums of n0 (kind n).';
+comment on column teguh.k0_template.tallies is
+  'The sum of the rows of n0 that were visible to the snapshot.';
 comment on table teguh.k1_template is
   'Positions in segment p1: see k0.';
+
+-- Tallies: what became of how many tasks.  Inserted by the transaction that changes them, so
+-- they are right whenever it is; truncated with their segment, when they have been added to the
+-- totals.
+create table if not exists teguh.n0_template (
+  xid       xid8             not null default pg_current_xact_id(),
+  seconds   double precision not null,
+  most      double precision not null,
+  qty       integer          not null,
+  was       "char"           not null,
+  became    "char"           not null,
+  task_name text             not null
+)
+with (autovacuum_enabled = off);
+
+create table if not exists teguh.n1_template (
+  xid       xid8             not null default pg_current_xact_id(),
+  seconds   double precision not null,
+  most      double precision not null,
+  qty       integer          not null,
+  was       "char"           not null,
+  became    "char"           not null,
+  task_name text             not null
+)
+with (autovacuum_enabled = off);
+
+create index if not exists nxid0_template
+  on teguh.n0_template (xid);
+create index if not exists nxid1_template
+  on teguh.n1_template (xid);
+
+create table if not exists teguh.n_template (
+  task_name text             not null,
+  was       "char"           not null,
+  became    "char"           not null,
+  most      double precision not null,
+  qty       bigint           not null,
+  seconds   double precision not null,
+  constraint nkey_template primary key (task_name, was, became, most)
+);
+
+comment on table teguh.n0_template is
+  'Tallies, one of two segments: how many tasks of a name changed so. The letters are those '
+  'of teguh._letter, and - for not being there.';
+comment on column teguh.n0_template.most is
+  'The bucket of their durations if runs ended: the bound in seconds; else 0.';
+comment on column teguh.n0_template.seconds is
+  'The sum of their durations if runs ended; else 0.';
+comment on table teguh.n1_template is
+  'Tallies, the other segment: see n0.';
+comment on table teguh.n_template is
+  'Totals of what was in segments that have been truncated.';
 
 -- Registers.  A sequence is changed in place: no dead rows, and every session
 -- sees the present value whatever its snapshot.
@@ -1557,6 +1783,19 @@ comment on table teguh.e_template is
   'Events that were emitted, or are awaited. The row is also the lock between the two.';
 comment on column teguh.e_template.emitted_at is
   'When the event was first emitted; null while it is only awaited.';
+
+-- Unique keys.
+create table if not exists teguh.u_template (
+  unique_key text not null,
+  task_id    uuid not null,
+  constraint ukey_template primary key (unique_key)
+);
+
+create index if not exists utask_template
+  on teguh.u_template (task_id);
+
+comment on table teguh.u_template is
+  'Unique keys, and the last task that was spawned with each.';
 
 -- Waits.
 create table if not exists teguh.w_template (
@@ -2067,6 +2306,16 @@ begin
     end if;
   end if;
 
+  if v_policy -> 'duration_buckets' = 'null' then
+    update teguh.queues as q
+    set buckets = default
+    where q.queue_name = p_queue_name;
+  elsif v_policy ? 'duration_buckets' then
+    update teguh.queues as q
+    set buckets = teguh._buckets_option(v_policy)
+    where q.queue_name = p_queue_name;
+  end if;
+
   if v_policy ? 'notify' then
     execute format('select teguh._hush_%s($1)', p_queue_name) using v_policy ->> 'notify';
   end if;
@@ -2078,8 +2327,11 @@ comment on function teguh.create_queue(text, jsonb) is
   'the others. Policy: notify (auto, always, off), cleanup_ttl (seconds that '
   'finished tasks are kept, default 2592000), cleanup_limit (tasks removed per '
   'call, default 1000), default_max_attempts, default_retry_strategy, default_timeout '
-  '(seconds a run may take), default_ttl (seconds until a task expires); null sets a key '
-  'back to its default. '
+  '(seconds a run may take), default_ttl (seconds until a task expires), duration_buckets '
+  '(ascending bounds in seconds, by which metrics() counts how long runs took: those that end '
+  'from then on), max_pending (tasks that have not started; what is more is rejected with TG007 '
+  'or, if on_full is drop_oldest, cancels those that are first in line); null sets a key back to '
+  'its default. '
   'Raises 42602 or 42939 for a name that cannot be, TG005 for a bad policy.';
 
 -- Give up on a queue whose tables could not be locked.
@@ -2387,6 +2639,9 @@ begin
   then
     perform setval('teguh.woken_template'::regclass, v_picked.woke);
   end if;
+  if v_picked.task_ids is not null then
+    perform teguh._reckon_template(v_picked.names, v_picked.was, 'r');
+  end if;
   if v_picked.task_ids is not null and p_until is not null then
     perform teguh._push_template('l', v_picked.task_ids, v_picked.turns, array[p_until]);
   end if;
@@ -2437,7 +2692,7 @@ declare
   v_picked teguh._picked;
 begin
   with ready as materialized (
-    select p.xid, p.seq, p.woke, t.task_id
+    select p.xid, p.seq, p.woke, t.task_id, t.was
     from (
       select p.*
       from unnest(p_from.gaps) as g
@@ -2459,7 +2714,7 @@ begin
       )
     ) as p
     cross join lateral (
-      select t.task_id
+      select t.task_id, teguh._letter(t.state, t.attempt, t.wake_event) as was
       from teguh.t_template as t
       where (t.task_id, t.turn) = (p.task_id, p.turn)
         and t.state in ('pending', 'sleeping')
@@ -2488,7 +2743,7 @@ begin
     from ready as r
     where t.task_id = r.task_id
     returning
-      t.task_id, t.turn, t.attempt, t.deadline_at, r.xid, r.seq, r.woke,
+      t.task_id, t.turn, t.attempt, t.deadline_at, r.xid, r.seq, r.woke, t.task_name, r.was,
       case when t.timeout_seconds is not null then t.lease_expires_at end as timeout_at
   )
 
@@ -2502,7 +2757,9 @@ begin
     array_agg(c.timeout_at) filter (where c.timeout_at is not null),
     (array_agg(row(c.xid, c.seq, null)::teguh._gap)
       filter (where (c.xid, c.seq) >= (p_from.xid, p_from.seq)))[1],
-    max(c.woke)
+    max(c.woke),
+    array_agg(c.task_name),
+    array_agg(c.was)
   into v_picked
   from claimed as c;
 
@@ -3442,6 +3699,7 @@ begin
   where t.task_id = p_task.task_id;
   delete from teguh.w_template as w
   where w.task_id = p_task.task_id;
+  perform teguh._moved_template(p_task, 'e');
   if p_task.on_expired is not null then
     perform teguh._follow_template(p_task);
   end if;
@@ -3555,9 +3813,12 @@ begin
     perform setval('teguh.ring_template'::regclass, p_ring + 1);
   elsif pg_relation_size('teguh.p1_template'::regclass) > 0
     or pg_relation_size('teguh.k1_template'::regclass) > 0
+    or pg_relation_size('teguh.n1_template'::regclass) > 0
   then
-    lock table teguh.p1_template, teguh.k1_template in access exclusive mode nowait;
-    truncate teguh.p1_template, teguh.k1_template;
+    lock table teguh.p1_template, teguh.k1_template, teguh.n1_template
+      in access exclusive mode nowait;
+    perform teguh._bank1_template();
+    truncate teguh.p1_template, teguh.k1_template, teguh.n1_template;
   elsif v_full then
     perform setval('teguh.ring_template'::regclass, p_ring + 1);
   end if;
@@ -3703,10 +3964,16 @@ declare
   v_batch record;
 begin
   lock table
-    teguh.t_template, teguh.p0_template, teguh.p1_template, teguh.k0_template, teguh.k1_template
+    teguh.t_template, teguh.p0_template, teguh.p1_template, teguh.k0_template, teguh.k1_template,
+    teguh.n0_template, teguh.n1_template
     in access exclusive mode;
   perform teguh._init_template();
-  truncate teguh.p0_template, teguh.p1_template, teguh.k0_template, teguh.k1_template;
+  perform teguh._census_template();
+  perform teguh._bank0_template();
+  perform teguh._bank1_template();
+  truncate
+    teguh.p0_template, teguh.p1_template, teguh.k0_template, teguh.k1_template,
+    teguh.n0_template, teguh.n1_template;
   perform setval('teguh.plan_template'::regclass, teguh._beyond());
 
   loop
@@ -3857,6 +4124,310 @@ comment on function teguh.rebuild_dispatch(text) is
   'queue. Returns how many tasks wait for a worker or a time. Raises TG001 for an unknown '
   'queue, 55P03 if it stays busy.';
 
+-- sql/src/35_tally.sql
+-- The letter by which tallies know where a task stands.
+create or replace function teguh._letter(p_state text, p_attempt integer, p_wake_event text)
+  returns "char"
+  language sql
+  immutable
+as $$
+  select case
+    when p_state operator(pg_catalog.<>) 'sleeping' then case p_state
+      when 'pending' then 'p'
+      when 'running' then 'r'
+      when 'completed' then 'c'
+      when 'failed' then 'f'
+      when 'cancelled' then 'x'
+      when 'expired' then 'e'
+    end
+    when p_attempt operator(pg_catalog.=) 0 then 'd'
+    when p_wake_event is null then 's'
+    else 'w'
+  end::pg_catalog."char";
+$$;
+
+-- A letter as often as there are tasks.
+create or replace function teguh._letters(p_letter "char", p_task_ids uuid[])
+  returns "char"[]
+  language sql
+  immutable
+as $$
+  select pg_catalog.array_fill(
+    p_letter, array[coalesce(pg_catalog.cardinality(p_task_ids), 0)]
+  );
+$$;
+
+-- The least bound of the duration buckets that a duration does not exceed.  What would be less
+-- than a nanosecond too long counts as equal.
+create or replace function teguh._bound(p_seconds double precision, p_buckets double precision[])
+  returns double precision
+  language sql
+  immutable
+as $$
+  select coalesce(
+    p_buckets[
+      pg_catalog.width_bucket(
+        p_seconds operator(pg_catalog.-) 1e-9::double precision, p_buckets
+      ) operator(pg_catalog.+) 1
+    ],
+    'infinity'::double precision
+  );
+$$;
+
+-- Note how many tasks of a name changed, for the statistics, in the transaction that changes
+-- them.  p_most and p_seconds: how long their runs took if that ended runs, else 0.
+--
+-- It does no harm if a segment is no longer the newest.  What is in it is counted for as long as
+-- it is there, and added to the totals by whoever truncates it.
+create or replace function teguh._tally_template(
+  p_task_name text,
+  p_was       "char",
+  p_became    "char",
+  p_qty       bigint default 1,
+  p_most      double precision default 0,
+  p_seconds   double precision default 0
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if (pg_sequence_last_value('teguh.ring_template'::regclass) + 1) / 2 % 2 = 0 then
+    insert into teguh.n0_template as n (task_name, was, became, qty, most, seconds)
+    values (p_task_name, p_was, p_became, p_qty, p_most, p_seconds);
+  else
+    insert into teguh.n1_template as n (task_name, was, became, qty, most, seconds)
+    values (p_task_name, p_was, p_became, p_qty, p_most, p_seconds);
+  end if;
+end;
+$$;
+
+-- Note changes of several tasks to the same, one row for all that are alike.
+create or replace function teguh._reckon_template(
+  p_task_names text[],
+  p_was        "char"[],
+  p_became     "char"
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if cardinality(p_task_names) = 1 then
+    perform teguh._tally_template(p_task_names[1], p_was[1], p_became);
+  else
+    perform teguh._tally_template(c.task_name, c.was, p_became, c.qty)
+    from (
+      select u.task_name, u.was, count(*) as qty
+      from unnest(p_task_names, p_was) as u(task_name, was)
+      group by 1, 2
+    ) as c;
+  end if;
+end;
+$$;
+
+-- Note that runs have ended with success.
+create or replace function teguh._ended_template(
+  p_task_names text[],
+  p_seconds    double precision[]
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_buckets double precision[] := (
+    select q.buckets
+    from teguh.queues as q
+    where q.queue_name = substr('_template', 2)
+  );
+begin
+  if cardinality(p_task_names) = 1 then
+    perform teguh._tally_template(
+      p_task_names[1], 'r', 'c', 1, teguh._bound(p_seconds[1], v_buckets), p_seconds[1]
+    );
+  else
+    perform teguh._tally_template(c.task_name, 'r', 'c', c.qty, c.most, c.seconds)
+    from (
+      select
+        u.task_name, teguh._bound(u.seconds, v_buckets) as most, count(*) as qty,
+        sum(u.seconds) as seconds
+      from unnest(p_task_names, p_seconds) as u(task_name, seconds)
+      group by 1, 2
+    ) as c;
+  end if;
+end;
+$$;
+
+-- Note the change of a task that was as given.  p_now: a run ended then.
+create or replace function teguh._moved_template(
+  p_task   teguh.t_template,
+  p_became "char",
+  p_now    timestamptz default null
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_was     "char" := teguh._letter(p_task.state, p_task.attempt, p_task.wake_event);
+  v_seconds double precision := date_part('epoch', p_now - p_task.started_at);
+begin
+  if v_seconds is null then
+    perform teguh._tally_template(p_task.task_name, v_was, p_became);
+  else
+    perform teguh._tally_template(
+      p_task.task_name, v_was, p_became, 1, teguh._bound(v_seconds, q.buckets), v_seconds
+    )
+    from teguh.queues as q
+    where q.queue_name = substr('_template', 2);
+  end if;
+end;
+$$;
+
+-- Sum up the notes of a segment, so that readers need not, once a thousand have been made since
+-- that was done last.
+--
+-- The sum holds what was visible to its snapshot, and says which that is.
+create or replace function teguh._sum0_template()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_last pg_snapshot := (
+    select k.snapshot
+    from teguh.k0_template as k
+    where k.kind = 'n'
+    order by k.kind desc, k.n desc
+    limit 1
+  );
+begin
+  perform from teguh.n0_template as n
+  where n.xid >= coalesce(pg_snapshot_xmax(v_last), '0')
+  order by n.xid
+  limit 1 offset 999;
+  if not found then
+    return;
+  end if;
+
+  insert into teguh.k0_template as k (n, kind, seq, snapshot, tallies)
+  select
+    nextval('teguh.seq_template'::regclass), 'n', 0, pg_current_snapshot(),
+    array_agg(row(c.task_name, c.was, c.became, c.most, c.qty, c.seconds)::teguh._tally)
+  from (
+    select c.task_name, c.was, c.became, c.most, sum(c.qty) as qty, sum(c.seconds) as seconds
+    from teguh._noted0_template() as c
+    group by 1, 2, 3, 4
+  ) as c;
+end;
+$$;
+
+-- The notes of a segment: its latest sum, and what that did not see.
+create or replace function teguh._noted0_template()
+  returns setof teguh._tally
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  with last as materialized (
+    select k.snapshot, k.tallies
+    from teguh.k0_template as k
+    where k.kind = 'n'
+    order by k.kind desc, k.n desc
+    limit 1
+  ),
+
+  unseen as (
+    select n.*
+    from teguh.n0_template as n
+    where n.xid >= coalesce((select pg_snapshot_xmax(l.snapshot) from last as l), '0')
+    union all
+    select n.*
+    from last as l
+    cross join lateral pg_snapshot_xip(l.snapshot) as x(xid)
+    join teguh.n0_template as n on n.xid = x.xid
+  )
+
+  select t.task_name, t.was, t.became, t.most, t.qty, t.seconds
+  from last as l
+  cross join lateral unnest(l.tallies) as t
+  union all
+  select u.task_name, u.was, u.became, u.most, u.qty, u.seconds
+  from unseen as u;
+$$;
+
+-- Add the notes of a segment to the totals, which is about to be truncated under a lock that
+-- nobody shares.
+create or replace function teguh._bank0_template()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  insert into teguh.n_template as n (task_name, was, became, most, qty, seconds)
+  select o.task_name, o.was, o.became, o.most, sum(o.qty), sum(o.seconds)
+  from teguh.n0_template as o
+  group by 1, 2, 3, 4
+  on conflict (task_name, was, became, most) do update
+  set
+    qty = n.qty + excluded.qty,
+    seconds = n.seconds + excluded.seconds;
+end;
+$$;
+
+-- Count the tasks that are there, for a queue whose changes were never noted: it is from an
+-- older version, or was copied by other means.
+create or replace function teguh._census_template()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  insert into teguh.n_template as n (task_name, was, became, most, qty, seconds)
+  select
+    t.task_name, '-', teguh._letter(t.state, t.attempt, t.wake_event) as became, 0, count(*), 0
+  from teguh.t_template as t
+  where not exists (select from teguh.n_template)
+    and not exists (select from teguh.n0_template)
+    and not exists (select from teguh.n1_template)
+  group by 1, 3;
+end;
+$$;
+
+-- What became of how many tasks, by name: totals and all notes.
+--
+-- The locks come first, and make sure that the statement that counts sees the totals as they are
+-- after a segment was truncated.
+create or replace function teguh._count_template()
+  returns setof teguh._tally
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  lock table teguh.n0_template, teguh.n1_template in access share mode;
+  return query
+  select c.task_name, c.was, c.became, c.most, sum(c.qty)::bigint, sum(c.seconds)
+  from (
+    select n.task_name, n.was, n.became, n.most, n.qty, n.seconds
+    from teguh.n_template as n
+    union all
+    select * from teguh._noted0_template()
+    union all
+    select * from teguh._noted1_template()
+  ) as c
+  group by 1, 2, 3, 4;
+end;
+$$;
+
 -- sql/src/40_spawn.sql
 -- Insert tasks and queue them.  Rows come back in the order of p_tasks.
 --
@@ -3870,14 +4441,16 @@ create or replace function teguh._put_template(p_tasks teguh._spawn[])
 as $$
 #variable_conflict use_column
 declare
-  v_now      timestamptz;
-  v_ids      uuid[];
-  v_added    uuid[];
-  v_ready    uuid[];
-  v_sleepers uuid[];
-  v_due_at   timestamptz[];
-  v_limited  uuid[];
-  v_limits   timestamptz[];
+  v_now           timestamptz;
+  v_ids           uuid[];
+  v_added         uuid[];
+  v_ready         uuid[];
+  v_sleepers      uuid[];
+  v_due_at        timestamptz[];
+  v_limited       uuid[];
+  v_limits        timestamptz[];
+  v_ready_names   text[];
+  v_sleeper_names text[];
 begin
   perform pg_current_xact_id();
   v_now := teguh.current_time();
@@ -3887,7 +4460,7 @@ begin
     from unnest(p_tasks) with ordinality as s(
       task_name, params, headers, retry_strategy, max_attempts, cancellation,
       idempotency_key, return_mismatch, available_at, tags, correlation_id, parent_task_id,
-      workflow_run_id, timeout_seconds, expires_at, on_expired, place
+      workflow_run_id, timeout_seconds, expires_at, on_expired, uniqueness, place
     )
   ),
 
@@ -3913,7 +4486,7 @@ begin
     from spawns as s
     order by s.idempotency_key nulls first, s.place
     on conflict (idempotency_key) where idempotency_key is not null do nothing
-    returning t.task_id, t.state, t.available_at, t.deadline_at
+    returning t.task_id, t.state, t.available_at, t.deadline_at, t.task_name
   )
 
   select
@@ -3923,13 +4496,18 @@ begin
     array_agg(a.task_id) filter (where a.state = 'sleeping'),
     array_agg(a.available_at) filter (where a.state = 'sleeping'),
     array_agg(a.task_id) filter (where a.deadline_at is not null),
-    array_agg(a.deadline_at) filter (where a.deadline_at is not null)
-  into v_ids, v_added, v_ready, v_sleepers, v_due_at, v_limited, v_limits
+    array_agg(a.deadline_at) filter (where a.deadline_at is not null),
+    array_agg(a.task_name) filter (where a.state = 'pending'),
+    array_agg(a.task_name) filter (where a.state = 'sleeping')
+  into v_ids, v_added, v_ready, v_sleepers, v_due_at, v_limited, v_limits, v_ready_names,
+    v_sleeper_names
   from added as a;
 
   perform teguh._push_template('r', v_ready, teguh._fill(1, v_ready));
   perform teguh._push_template('s', v_sleepers, teguh._fill(1, v_sleepers), v_due_at);
   perform teguh._push_template('l', v_limited, teguh._fill(0, v_limited), v_limits);
+  perform teguh._reckon_template(v_ready_names, teguh._letters('-', v_ready), 'p');
+  perform teguh._reckon_template(v_sleeper_names, teguh._letters('-', v_sleepers), 'd');
 
   if cardinality(v_added) = cardinality(p_tasks) then
     return query
@@ -3983,7 +4561,303 @@ begin
   if v_deadline is not null then
     perform teguh._push_template('l', array[v_task_id], array[0], array[v_deadline]);
   end if;
+  perform teguh._tally_template(
+    p_spawn.task_name, '-', case when v_due_at > v_now then 'd' else 'p' end::"char"
+  );
   return v_task_id;
+end;
+$$;
+
+-- See to it that no more tasks are waiting to start than the policy allows.
+--
+-- Spawns at the same moment do not see each other, and may together go past it.
+create or replace function teguh._room_template(p_policy jsonb)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_most  bigint := (p_policy ->> 'max_pending')::bigint;
+  v_extra bigint := (
+    select s.pending + s.delayed - v_most
+    from teguh._stat_template() as s
+  );
+begin
+  if v_extra > 0 and p_policy ->> 'on_full' = 'drop_oldest' then
+    v_extra := v_extra - teguh._shed_template(v_extra);
+  end if;
+  if v_extra > 0 then
+    raise exception 'queue "%" is full', substr('_template', 2)
+      using
+        errcode = 'TG007',
+        detail = format('%s tasks wait for their start, which is all its policy allows.', v_most),
+        hint = 'Spawn again later, start more workers, or set "max_pending" higher.';
+  end if;
+end;
+$$;
+
+-- Cancel the tasks that are first in line, up to p_count.  Returns how many those were.
+create or replace function teguh._shed_template(p_count bigint)
+  returns bigint
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_ring     bigint := pg_sequence_last_value('teguh.ring_template'::regclass);
+  v_task_ids uuid[] := '{}';
+begin
+  for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
+    v_task_ids := v_task_ids || case
+      when v_gen % 2 = 0 then teguh._first0_template(p_count - cardinality(v_task_ids))
+      else teguh._first1_template(p_count - cardinality(v_task_ids))
+    end;
+  end loop;
+
+  update teguh.t_template as t
+  set failure_reason = '{"name": "$QueueFull", "message": "newer tasks took its place"}'
+  where t.task_id = any (v_task_ids);
+  perform teguh._stop_template(u.task_id, teguh.current_time())
+  from unnest(v_task_ids) as u(task_id);
+  return cardinality(v_task_ids);
+end;
+$$;
+
+-- Lock the tasks of a segment that are first in line and have not started, up to p_count.
+create or replace function teguh._first0_template(p_count bigint)
+  returns uuid[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_from teguh.k0_template;
+begin
+  select k.* into v_from
+  from teguh.k0_template as k
+  where k.kind = 'r'
+  order by k.kind desc, k.n desc
+  limit 1;
+
+  return array(
+    select t.task_id
+    from (
+      select p.*
+      from teguh.p0_template as p
+      where p.kind = 'r'
+        and (p.xid, p.seq) >= (coalesce(v_from.xid, '0'), coalesce(v_from.seq, 0))
+      order by p.xid, p.seq
+    ) as p
+    cross join lateral (
+      select t.task_id
+      from teguh.t_template as t
+      where (t.task_id, t.turn) = (p.task_id, p.turn)
+        and t.state in ('pending', 'sleeping')
+        and t.attempt = 0
+      for no key update skip locked
+    ) as t
+    limit p_count
+  );
+end;
+$$;
+
+-- Insert one task that is to be the only one of its key, or deal with the one that is there.
+--
+-- The key's row is locked first, then the task.
+create or replace function teguh._once_template(p_spawn teguh._spawn)
+  returns table(task_id uuid, run_id uuid, attempt integer, created boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_now  timestamptz := teguh.current_time();
+  v_key  text := p_spawn.uniqueness ->> 'key';
+  v_held uuid;
+  v_new  record;
+  v_task teguh.t_template;
+begin
+  -- cleanup may remove the row in between
+  loop
+    insert into teguh.u_template as u (unique_key, task_id)
+    values (v_key, uuid '00000000-0000-0000-0000-000000000000')
+    on conflict (unique_key) do nothing;
+    select u.task_id into v_held
+    from teguh.u_template as u
+    where u.unique_key = v_key
+    for update;
+    exit when found;
+  end loop;
+
+  select t.* into v_task
+  from teguh.t_template as t
+  where t.task_id = v_held
+  for no key update;
+  if found and teguh._blocks(
+    p_spawn.uniqueness, v_task.state, v_task.attempt, v_task.created_at, v_now
+  ) then
+    perform teguh._meet_template(v_task, p_spawn, v_now);
+    return query select v_task.task_id, v_task.run_id, greatest(v_task.attempt, 1), false;
+    return;
+  end if;
+
+  select p.* into v_new
+  from teguh._put_template(array[p_spawn]) as p;
+  update teguh.u_template as u
+  set task_id = v_new.task_id
+  where u.unique_key = v_key;
+  return query select v_new.task_id, v_new.run_id, v_new.attempt, v_new.created;
+end;
+$$;
+
+-- Whether a task keeps another of the same key from being spawned.
+create or replace function teguh._blocks(
+  p_unique     jsonb,
+  p_state      text,
+  p_attempt    integer,
+  p_created_at timestamptz,
+  p_now        timestamptz
+)
+  returns boolean
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select case
+    when p_unique ->> 'on_conflict' in ('replace', 'debounce') then
+      p_attempt = 0 and p_state in ('pending', 'sleeping')
+    else
+      coalesce(p_unique -> 'states', '["pending", "running", "sleeping"]') ? p_state
+      or coalesce(
+        p_now < p_created_at + make_interval(
+          secs => (p_unique ->> 'window_seconds')::double precision
+        ),
+        false
+      )
+  end;
+$$;
+
+-- Do with the locked task of a unique key what the spawn wants to be done.
+create or replace function teguh._meet_template(
+  p_task  teguh.t_template,
+  p_spawn teguh._spawn,
+  p_now   timestamptz
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_spawn.uniqueness ->> 'on_conflict' = 'error' then
+    raise exception 'unique key "%" is in use', p_spawn.uniqueness ->> 'key'
+      using
+        errcode = 'TG006',
+        detail = format('Task %s has it and is %s.', p_task.task_id, p_task.state),
+        hint = 'With "on_conflict": "return" that task is returned.';
+  elsif p_spawn.uniqueness ->> 'on_conflict' in ('replace', 'debounce') then
+    perform teguh._swap_template(
+      p_task,
+      p_spawn,
+      least(
+        greatest(p_spawn.available_at, p_now),
+        case when p_spawn.uniqueness ? 'max_wait_seconds' then greatest(p_now, teguh._after(
+          p_task.created_at, (p_spawn.uniqueness ->> 'max_wait_seconds')::double precision
+        )) end
+      ),
+      p_now
+    );
+  end if;
+end;
+$$;
+
+-- Make a locked task that has not started the one that is spawned now, for another time.
+create or replace function teguh._swap_template(
+  p_task  teguh.t_template,
+  p_spawn teguh._spawn,
+  p_at    timestamptz,
+  p_now   timestamptz
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_deadline timestamptz := least(
+    p_spawn.expires_at,
+    teguh._after(p_at, (p_spawn.cancellation ->> 'max_delay')::double precision)
+  );
+begin
+  update teguh.t_template as t
+  set
+    turn = p_task.turn + 1,
+    state = case when p_at > p_now then 'sleeping' else 'pending' end,
+    available_at = p_at,
+    deadline_at = v_deadline,
+    task_name = p_spawn.task_name,
+    params = p_spawn.params,
+    headers = p_spawn.headers,
+    retry_strategy = p_spawn.retry_strategy,
+    max_attempts = p_spawn.max_attempts,
+    cancellation = p_spawn.cancellation,
+    tags = p_spawn.tags,
+    correlation_id = p_spawn.correlation_id,
+    parent_task_id = p_spawn.parent_task_id,
+    workflow_run_id = p_spawn.workflow_run_id,
+    timeout_seconds = p_spawn.timeout_seconds,
+    expires_at = p_spawn.expires_at,
+    on_expired = p_spawn.on_expired
+  where t.task_id = p_task.task_id;
+
+  perform teguh._moved_template(p_task, '-');
+  perform teguh._tally_template(
+    p_spawn.task_name, '-', case when p_at > p_now then 'd' else 'p' end::"char"
+  );
+  perform teguh._queue_template(p_task.task_id, p_task.turn + 1, p_at, p_now);
+  if v_deadline is not null then
+    perform teguh._push_template('l', array[p_task.task_id], array[0], array[v_deadline]);
+  end if;
+end;
+$$;
+
+-- Insert tasks one by one, in the order of their unique keys.  Rows come back in the order of
+-- p_tasks.
+create or replace function teguh._series_template(p_tasks teguh._spawn[])
+  returns table(task_id uuid, run_id uuid, attempt integer, created boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_place   integer;
+  v_one     record;
+  v_ids     uuid[];
+  v_runs    uuid[];
+  v_tries   integer[];
+  v_created boolean[];
+begin
+  for v_place in
+    select g.i
+    from generate_subscripts(p_tasks, 1) as g(i)
+    order by (p_tasks[g.i]).uniqueness ->> 'key' nulls first, g.i
+  loop
+    if (p_tasks[v_place]).uniqueness is null then
+      select p.* into v_one
+      from teguh._put_template(array[p_tasks[v_place]]) as p;
+    else
+      select o.* into v_one
+      from teguh._once_template(p_tasks[v_place]) as o;
+    end if;
+    v_ids[v_place] := v_one.task_id;
+    v_runs[v_place] := v_one.run_id;
+    v_tries[v_place] := v_one.attempt;
+    v_created[v_place] := v_one.created;
+  end loop;
+
+  return query select u.* from unnest(v_ids, v_runs, v_tries, v_created) as u;
 end;
 $$;
 
@@ -4056,21 +4930,27 @@ create or replace function teguh.spawn_task(
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_spawn teguh._spawn := teguh._check_spawn(
-    p_queue_name, p_task_name, p_params, p_options, teguh._policy(p_queue_name)
+  v_policy jsonb := teguh._policy(p_queue_name);
+  v_spawn  teguh._spawn := teguh._check_spawn(
+    p_queue_name, p_task_name, p_params, p_options, v_policy
   );
 begin
-  if v_spawn.idempotency_key is not null then
+  if v_spawn.uniqueness is not null then
+    return query execute 'select * from teguh._once_' || p_queue_name || '($1)' using v_spawn;
+  elsif v_spawn.idempotency_key is not null then
     return query execute 'select * from teguh._put_' || p_queue_name || '($1)'
     using array[v_spawn];
-    return;
+  else
+    execute 'select teguh._new_' || p_queue_name || '($1)' into task_id using v_spawn;
+    run_id := teguh._run_id(task_id, 1);
+    attempt := 1;
+    created := true;
+    return next;
   end if;
 
-  execute 'select teguh._new_' || p_queue_name || '($1)' into task_id using v_spawn;
-  run_id := teguh._run_id(task_id, 1);
-  attempt := 1;
-  created := true;
-  return next;
+  if v_policy ? 'max_pending' then
+    execute 'select teguh._room_' || p_queue_name || '($1)' using v_policy;
+  end if;
 end;
 $$;
 
@@ -4085,9 +4965,13 @@ comment on function teguh.spawn_task(text, text, jsonb, jsonb) is
   '"params", "options"}: spawned when it expires), tags (array of strings), correlation_id, '
   'parent_task_id (a task of any queue), workflow_run_id; parent_run_id (with '
   'parent_queue_name if that is another: the run that spawns this one, from which it has '
-  'parent_task_id and, unless they are given, tags, correlation_id, workflow_run_id). created is false when the idempotency key was in use and the existing task '
+  'parent_task_id and, unless they are given, tags, correlation_id, workflow_run_id), unique '
+  '({"key", "on_conflict"}: no second task while one of that key is pending, running or '
+  'sleeping, or in the given states, or for window_seconds from its creation; on_conflict error '
+  'raises, return returns it; replace turns one that has not started into the new one, debounce '
+  'also, no later than max_wait_seconds after its creation). created is false when the idempotency key was in use and the existing task '
   'is returned. Raises TG001 for an unknown queue, TG005 for a bad option, TG006 for a '
-  'key that belongs to another task.';
+  'key that belongs to another task or is in use, TG007 when the queue is full.';
 
 -- Spawn many tasks with one statement.
 create or replace function teguh.spawn_tasks(p_queue_name text, p_tasks jsonb)
@@ -4114,8 +4998,16 @@ begin
     return;
   end if;
 
-  return query execute 'select * from teguh._put_' || p_queue_name || '($1)'
+  return query execute
+    'select * from teguh._'
+    || case when exists (select from unnest(v_spawns) as s where s.uniqueness is not null)
+      then 'series_' else 'put_' end
+    || p_queue_name || '($1)'
   using v_spawns;
+
+  if v_policy ? 'max_pending' then
+    execute 'select teguh._room_' || p_queue_name || '($1)' using v_policy;
+  end if;
 end;
 $$;
 
@@ -4226,21 +5118,27 @@ create or replace function teguh._done_template(p_run_id uuid, p_state jsonb)
 as $$
 declare
   v_task_id uuid := teguh._run_task(p_run_id);
+  v_now     timestamptz := teguh.current_time();
   v_turn    integer;
+  v_name    text;
+  v_seconds double precision;
 begin
   update teguh.t_template as t
   set
     state = 'completed',
     result = p_state,
     failure_reason = null,
-    finished_at = teguh.current_time()
+    finished_at = v_now
   where t.task_id = v_task_id
     and t.run_id = p_run_id
     and t.state = 'running'
-  returning t.turn into v_turn;
+  returning t.turn, t.task_name, date_part('epoch', v_now - t.started_at)
+  into v_turn, v_name, v_seconds;
   if not found then
     perform teguh._hold_template(p_run_id);
   end if;
+
+  perform teguh._ended_template(array[v_name], array[v_seconds]);
 
   -- a task in its first turn has never waited
   if v_turn > 1 then
@@ -4282,10 +5180,12 @@ create or replace function teguh._flush_template(p_run_ids uuid[], p_states json
 as $$
 #variable_conflict use_column
 declare
-  v_now    timestamptz := teguh.current_time();
-  v_done   uuid[];
-  v_waited uuid[];
-  v_errors text[];
+  v_now     timestamptz := teguh.current_time();
+  v_done    uuid[];
+  v_waited  uuid[];
+  v_errors  text[];
+  v_names   text[];
+  v_seconds double precision[];
 begin
   with runs as materialized (
     select teguh._run_task(u.run_id) as task_id, u.run_id, u.state
@@ -4304,12 +5204,19 @@ begin
     where t.task_id = r.task_id
       and t.run_id = r.run_id
       and t.state = 'running'
-    returning t.task_id, t.run_id, t.turn
+    returning
+      t.task_id, t.run_id, t.turn, t.task_name,
+      date_part('epoch', v_now - t.started_at) as seconds
   )
 
-  select array_agg(d.run_id), array_agg(d.task_id) filter (where d.turn > 1)
-  into v_done, v_waited
+  select
+    array_agg(d.run_id),
+    array_agg(d.task_id) filter (where d.turn > 1),
+    array_agg(d.task_name),
+    array_agg(d.seconds)
+  into v_done, v_waited, v_names, v_seconds
   from done as d;
+  perform teguh._ended_template(v_names, v_seconds);
 
   -- a task in its first turn has never waited
   if v_waited is not null then
@@ -4472,6 +5379,7 @@ begin
     where t.task_id = p_task.task_id;
     delete from teguh.w_template as w
     where w.task_id = p_task.task_id;
+    perform teguh._moved_template(p_task, 'f', p_now);
     return;
   end if;
 
@@ -4545,6 +5453,11 @@ begin
   where t.task_id = p_task.task_id;
 
   perform teguh._queue_template(p_task.task_id, p_task.turn + 1, p_at, p_now);
+  perform teguh._moved_template(
+    p_task,
+    case when p_at > p_now then 's' else 'p' end::"char",
+    case when p_failures > p_task.failures then p_now end
+  );
 end;
 $$;
 
@@ -4634,6 +5547,9 @@ begin
   where t.task_id = v_task.task_id;
 
   perform teguh._queue_template(v_task.task_id, v_task.turn + 1, p_wake_at, v_now);
+  perform teguh._moved_template(
+    v_task, case when p_wake_at > v_now then 's' else 'p' end::"char"
+  );
 end;
 $$;
 
@@ -4704,6 +5620,9 @@ begin
     perform teguh._push_template('l', array[v_task.task_id], array[0], array[v_limit]);
   end if;
   perform teguh._queue_template(v_task.task_id, v_task.turn + 1, v_at, v_now);
+  perform teguh._moved_template(
+    v_task, case when v_at <= v_now then 'p' when v_unbegun then 'd' else 's' end::"char"
+  );
 end;
 $$;
 
@@ -5091,6 +6010,7 @@ begin
       's', array[p_task.task_id], array[p_task.turn + 1], array[p_timeout_at]
     );
   end if;
+  perform teguh._moved_template(p_task, 'w');
 end;
 $$;
 
@@ -5144,6 +6064,7 @@ declare
   v_task     teguh.t_template;
   v_task_ids uuid[] := '{}';
   v_turns    integer[] := '{}';
+  v_names    text[] := '{}';
 begin
   insert into teguh.e_template as e (event_name, created_at, emitted_at, payload)
   values (p_event_name, v_now, v_now, p_payload)
@@ -5181,11 +6102,13 @@ begin
       where w.task_id = v_wait.task_id;
       v_task_ids := v_task_ids || v_task.task_id;
       v_turns := v_turns || v_task.turn;
+      v_names := v_names || v_task.task_name;
     end if;
   end loop;
 
   if v_task_ids <> '{}' then
     perform teguh._push_template('r', v_task_ids, v_turns);
+    perform teguh._reckon_template(v_names, teguh._letters('w', v_task_ids), 'p');
   end if;
 end;
 $$;
@@ -5250,20 +6173,28 @@ create or replace function teguh._stop_template(p_task_id uuid, p_now timestampt
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_task teguh.t_template;
 begin
+  select t.* into v_task
+  from teguh.t_template as t
+  where t.task_id = p_task_id
+    and t.state in ('pending', 'running', 'sleeping')
+  for no key update;
+  if not found then
+    perform teguh._fetch_template(p_task_id);
+    return;
+  end if;
+
   update teguh.t_template as t
   set
     state = 'cancelled',
     lease_expires_at = null,
     finished_at = p_now
-  where t.task_id = p_task_id
-    and t.state in ('pending', 'running', 'sleeping');
-  if found then
-    delete from teguh.w_template as w
-    where w.task_id = p_task_id;
-  else
-    perform teguh._fetch_template(p_task_id);
-  end if;
+  where t.task_id = p_task_id;
+  delete from teguh.w_template as w
+  where w.task_id = p_task_id;
+  perform teguh._moved_template(v_task, 'x');
 end;
 $$;
 
@@ -5323,7 +6254,7 @@ begin
       v_task.task_name, v_task.params, v_task.headers, v_task.retry_strategy,
       coalesce(p_max_attempts, v_task.max_attempts), v_task.cancellation, null, false, null,
       v_task.tags, v_task.correlation_id, v_task.parent_task_id, v_task.workflow_run_id,
-      v_task.timeout_seconds, null, v_task.on_expired
+      v_task.timeout_seconds, null, v_task.on_expired, null
     )::teguh._spawn]);
     return;
   end if;
@@ -5530,6 +6461,8 @@ declare
   v_before   timestamptz := greatest(teguh._after(teguh.current_time(), -p_ttl), 'epoch');
   v_upto     uuid := teguh._first_uuid(v_before + interval '1 millisecond');
   v_task_ids uuid[];
+  v_names    text[];
+  v_was      "char"[];
 begin
   v_task_ids := array(
     select t.task_id
@@ -5542,8 +6475,18 @@ begin
     for update skip locked
   );
 
-  delete from teguh.t_template as t
-  where t.task_id = any (v_task_ids);
+  with gone as (
+    delete from teguh.t_template as t
+    where t.task_id = any (v_task_ids)
+    returning t.task_name, t.state
+  )
+
+  select array_agg(g.task_name), array_agg(teguh._letter(g.state, 0, null))
+  into v_names, v_was
+  from gone as g;
+  perform teguh._reckon_template(v_names, v_was, '-');
+  delete from teguh.u_template as u
+  where u.task_id = any (v_task_ids);
   delete from teguh.c_template as c
   where c.task_id = any (v_task_ids);
   delete from teguh.r_template as r
@@ -5791,7 +6734,9 @@ begin
   return '{
     "notify": "auto", "cleanup_ttl": 2592000, "cleanup_limit": 1000,
     "default_max_attempts": null, "default_retry_strategy": null,
-    "default_timeout": null, "default_ttl": null
+    "max_pending": null, "on_full": "reject", "default_timeout": null, "default_ttl": null, "duration_buckets": [
+      0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800
+    ]
   }'::jsonb || (teguh._policy(p_queue_name) - 'paused_until');
 end;
 $$;
@@ -5818,9 +6763,500 @@ comment on function teguh.set_queue_policy(text, jsonb) is
   'its default. Creates the queue if there is none: it is create_queue(). Raises 42602 or '
   '42939 for a name that cannot be, TG005 for a bad policy.';
 
+-- sql/src/49_stats.sql
+-- When the first task that is ready became so; null if none is.
+create or replace function teguh._oldest_template()
+  returns timestamptz
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_ring bigint := pg_sequence_last_value('teguh.ring_template'::regclass);
+  v_one  timestamptz;
+  v_all  timestamptz;
+begin
+  for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
+    v_one := case
+      when v_gen % 2 = 0 then teguh._elder0_template()
+      else teguh._elder1_template()
+    end;
+    v_all := least(v_all, v_one);
+  end loop;
+
+  return v_all;
+end;
+$$;
+
+-- The same of one segment.
+create or replace function teguh._elder0_template()
+  returns timestamptz
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_from teguh.k0_template;
+begin
+  select k.* into v_from
+  from teguh.k0_template as k
+  where k.kind = 'r'
+  order by k.kind desc, k.n desc
+  limit 1;
+
+  return (
+    select min(t.available_at)
+    from (
+      select g.xid, g.low_seq as seq
+      from unnest(teguh._trim0_template(v_from.gaps, '{}')) as g
+      union all
+      select r.xid, r.seq
+      from teguh._next0_template(coalesce(v_from.xid, '0'), coalesce(v_from.seq, 0)) as r
+    ) as f
+    join teguh.p0_template as p on (p.xid, p.seq) = (f.xid, f.seq) and p.kind = 'r'
+    join teguh.t_template as t on t.task_id = p.task_id
+  );
+end;
+$$;
+
+-- When the run that has been held longest was claimed; null if none is held.
+--
+-- Leases that began first end first, unless they were extended: so the first thousand timers that
+-- still mean something are looked at.
+create or replace function teguh._held_template()
+  returns timestamptz
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return (
+    select min(t.started_at)
+    from (
+      (select p.* from teguh._left0_template('l', 1000) as p)
+      union all
+      (select p.* from teguh._left1_template('l', 1000) as p)
+    ) as p
+    cross join lateral unnest(p.task_id || p.more_ids, p.turn || p.more_turns) as u(task_id, turn)
+    join teguh.t_template as t on t.task_id = u.task_id
+    where t.state = 'running'
+      and u.turn in (0, t.turn)
+  );
+end;
+$$;
+
+-- How many tasks stand where, and how old the oldest are.
+create or replace function teguh._stat_template()
+  returns table(
+    pending            bigint,
+    delayed            bigint,
+    running            bigint,
+    sleeping           bigint,
+    waiting            bigint,
+    completed          bigint,
+    failed             bigint,
+    cancelled          bigint,
+    expired            bigint,
+    oldest_pending_age double precision,
+    oldest_lease_age   double precision
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now     timestamptz := teguh.current_time();
+  v_oldest  timestamptz := teguh._oldest_template();
+  v_longest timestamptz := teguh._held_template();
+begin
+  return query
+  select
+    coalesce(sum(s.qty) filter (where s.letter = 'p'), 0)::bigint,
+    coalesce(sum(s.qty) filter (where s.letter = 'd'), 0)::bigint,
+    coalesce(sum(s.qty) filter (where s.letter = 'r'), 0)::bigint,
+    coalesce(sum(s.qty) filter (where s.letter = 's'), 0)::bigint,
+    coalesce(sum(s.qty) filter (where s.letter = 'w'), 0)::bigint,
+    coalesce(sum(s.qty) filter (where s.letter = 'c'), 0)::bigint,
+    coalesce(sum(s.qty) filter (where s.letter = 'f'), 0)::bigint,
+    coalesce(sum(s.qty) filter (where s.letter = 'x'), 0)::bigint,
+    coalesce(sum(s.qty) filter (where s.letter = 'e'), 0)::bigint,
+    case when v_oldest is not null then date_part('epoch', v_now - least(v_oldest, v_now)) end,
+    case when v_longest is not null then date_part('epoch', v_now - least(v_longest, v_now)) end
+  from teguh._count_template() as c
+  cross join lateral (values (c.became, c.qty), (c.was, - c.qty)) as s(letter, qty);
+end;
+$$;
+
+-- Say how many tasks stand where.
+create or replace function teguh.queue_stats(p_queue_name text default null)
+  returns table(
+    queue_name                 text,
+    pending                    bigint,
+    delayed                    bigint,
+    running                    bigint,
+    sleeping                   bigint,
+    waiting                    bigint,
+    completed                  bigint,
+    failed                     bigint,
+    cancelled                  bigint,
+    expired                    bigint,
+    oldest_pending_age_seconds double precision,
+    oldest_lease_age_seconds   double precision,
+    paused                     boolean
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_queue record;
+begin
+  if p_queue_name is not null then
+    perform teguh._policy(p_queue_name);
+  end if;
+
+  for v_queue in
+    select q.queue_name, coalesce(q.paused_until > teguh.current_time(), false) as paused
+    from teguh.list_queues() as q
+    where q.queue_name = p_queue_name
+      or (p_queue_name is null and teguh._may('stat', q.queue_name))
+  loop
+    return query execute
+      'select $1, s.*, $2 from ' || teguh._from('stat', v_queue.queue_name) || ' as s'
+    using v_queue.queue_name, v_queue.paused;
+  end loop;
+end;
+$$;
+
+comment on function teguh.queue_stats(text) is
+  'How many tasks of a queue (null: of each queue the caller may read) stand where, from '
+  'counters: it costs the same whatever the queue holds. pending: may be claimed; delayed: not '
+  'started yet, for later; sleeping: between two turns; waiting: for an event. A task that has '
+  'come due counts where it was until it is claimed. oldest_pending_age_seconds: for how long '
+  'the first task in line has been ready, null if none is; oldest_lease_age_seconds: for how '
+  'long the first of the runs that are held has been, null if none is. Raises TG001 for an '
+  'unknown queue.';
+
+-- A queue's own function without arguments, as text to select from.
+create or replace function teguh._from(p_verb text, p_queue_name text)
+  returns text
+  language plpgsql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._policy(p_queue_name);
+  return format('teguh._%s_%s()', p_verb, p_queue_name);
+end;
+$$;
+
+-- The names of what tallies count, by where a task stood and stands.
+create or replace view teguh._counters as
+select
+  c.name,
+  string_to_array(c.was, null) as was,
+  string_to_array(c.became, null) as became,
+  c.ended
+from (
+  -- noqa: disable=LT01,LT02
+  values
+    ('created',   '-',     'pdrswcfxe', null),
+    ('started',   'pdsw',  'r',         null),
+    ('completed', '-r',    'c',         null),
+    ('failed',    '-rsw',  'f',         null),
+    ('retried',   'r',     'ps',        true),
+    ('cancelled', '-pdrsw', 'x',        null),
+    ('expired',   '-pdrsw', 'e',        null)
+  -- noqa: enable=LT01,LT02
+) as c(name, was, became, ended);
+
+comment on view teguh._counters is
+  'The totals of metrics(), and which tallies each of them adds up. ended: only those of runs '
+  'that ended.';
+
+-- The metrics of one queue.
+create or replace function teguh._gauge_template()
+  returns table(name text, labels jsonb, value double precision)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue jsonb := jsonb_build_object('queue', substr('_template', 2));
+begin
+  return query
+  select 'teguh_tasks', v_queue || jsonb_build_object('state', s.key), s.value::double precision
+  from teguh._stat_template() as r
+  cross join lateral jsonb_each_text(to_jsonb(r)) as s
+  where s.key !~ '^oldest_'
+  union all
+  select 'teguh_' || s.key || '_seconds', v_queue, s.value::double precision
+  from teguh._stat_template() as r
+  cross join lateral jsonb_each_text(to_jsonb(r)) as s
+  where s.key ~ '^oldest_'
+    and s.value is not null;
+
+  return query
+  with tallies as materialized (
+    select c.* from teguh._count_template() as c
+  )
+
+  select
+    'teguh_tasks_' || k.name || '_total',
+    v_queue || jsonb_build_object('task', c.task_name),
+    sum(c.qty)::double precision
+  from tallies as c
+  join teguh._counters as k
+    on c.was::text = any (k.was) and c.became::text = any (k.became)
+    and (k.ended is null or c.most > 0)
+  group by k.name, c.task_name
+  union all
+  select * from teguh._spans_template();
+end;
+$$;
+
+-- How long runs took, as a cumulative histogram.
+create or replace function teguh._spans_template()
+  returns table(name text, labels jsonb, value double precision)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_bounds double precision[] := (
+    select q.buckets || double precision 'infinity'
+    from teguh.queues as q
+    where q.queue_name = substr('_template', 2)
+  );
+begin
+  return query
+  with ended as materialized (
+    select c.task_name, c.most, sum(c.qty) as qty, sum(c.seconds) as seconds
+    from teguh._count_template() as c
+    where c.most > 0
+    group by 1, 2
+  ),
+
+  tasks as (
+    select
+      e.task_name,
+      jsonb_build_object('queue', substr('_template', 2), 'task', e.task_name) as labels,
+      sum(e.qty) as qty,
+      sum(e.seconds) as seconds
+    from ended as e
+    group by 1
+  )
+
+  select
+    'teguh_run_duration_seconds_bucket',
+    t.labels || jsonb_build_object(
+      'le', case b.bound when 'infinity' then '+Inf' else b.bound::text end
+    ),
+    (
+      select coalesce(sum(e.qty), 0)::double precision
+      from ended as e
+      where e.task_name = t.task_name and e.most <= b.bound
+    )
+  from tasks as t
+  cross join unnest(v_bounds) as b(bound)
+  union all
+  select 'teguh_run_duration_seconds_sum', t.labels, t.seconds
+  from tasks as t
+  union all
+  select 'teguh_run_duration_seconds_count', t.labels, t.qty::double precision
+  from tasks as t;
+end;
+$$;
+
+-- Say all there is to measure.
+create or replace function teguh.metrics()
+  returns table(name text, labels jsonb, value double precision)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_queue_name text;
+begin
+  for v_queue_name in
+    select q.queue_name
+    from teguh.list_queues() as q
+    where teguh._may('gauge', q.queue_name)
+  loop
+    return query execute 'select * from ' || teguh._from('gauge', v_queue_name);
+  end loop;
+
+  return query
+  select 'teguh_ticker_lag_seconds', '{}'::jsonb, s.lag_seconds
+  from teguh.status() as s
+  where s.lag_seconds is not null
+  union all
+  select 'teguh_oldest_xmin_age', '{}'::jsonb, teguh._xmin_age()::double precision;
+end;
+$$;
+
+comment on function teguh.metrics() is
+  'What there is to measure, of the queues the caller may read. teguh_tasks by queue and state; '
+  'teguh_tasks_created_, started_, completed_, failed_, retried_, cancelled_, expired_total and '
+  'the histogram teguh_run_duration_seconds by queue and task; ages in seconds; the lag of the '
+  'ticker; how many transactions old the oldest snapshot is that keeps dead rows from being '
+  'removed, as far as the owner of teguh may see. Whether a label le is a bound, the policy of '
+  'the queue says (duration_buckets).';
+
+-- How many transactions old the oldest snapshot or replication slot is that can be seen.
+create or replace function teguh._xmin_age()
+  returns integer
+  language sql
+  volatile
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(max(x.age), 0)
+  from (
+    select age(a.backend_xmin) as age
+    from pg_stat_activity as a
+    where a.backend_xmin is not null
+    union all
+    select greatest(age(s.xmin), age(s.catalog_xmin))
+    from pg_replication_slots as s
+  ) as x;
+$$;
+
+-- Say the same in the text format of Prometheus.
+create or replace function teguh.prometheus()
+  returns text
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return (
+    with metrics as materialized (
+      select
+        m.*,
+        regexp_replace(m.name, '(seconds)_(bucket|sum|count)$', '\1') as family
+      from teguh.metrics() as m
+    ),
+
+    lines as (
+      select
+        m.family,
+        m.name || coalesce(nullif('{' || teguh._label_text(m.labels) || '}', '{}'), '')
+        || ' ' || case m.value when 'infinity' then '+Inf' else m.value::text end as line,
+        m.name,
+        m.labels - 'le' as series,
+        case m.labels ->> 'le' when '+Inf' then 'infinity' else m.labels ->> 'le' end
+          ::double precision as bound
+      from metrics as m
+    ),
+
+    families as (
+      select
+        l.family,
+        string_agg(l.line, e'\n' order by l.series::text, l.name, l.bound) as lines
+      from lines as l
+      group by l.family
+    )
+
+    select
+      string_agg(
+        format(e'# TYPE %s %s\n%s\n', f.family,
+          case
+            when f.family ~ '_total$' then 'counter'
+            when f.family ~ 'duration_seconds$' then 'histogram'
+            else 'gauge'
+          end,
+          f.lines),
+        '' order by f.family
+      )
+    from families as f
+  );
+end;
+$$;
+
+comment on function teguh.prometheus() is
+  'What metrics() says, in the text format that Prometheus reads (version 0.0.4).';
+
+-- Labels in the text format of Prometheus.
+create or replace function teguh._label_text(p_labels jsonb)
+  returns text
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(
+    string_agg(
+      format(
+        '%s="%s"', l.key,
+        replace(replace(replace(l.value, '\', '\\'), '"', '\"'), e'\n', '\n')
+      ),
+      ',' order by l.key
+    ),
+    ''
+  )
+  from jsonb_each_text(p_labels) as l;
+$$;
+
+-- Say whether all is well.
+create or replace function teguh.health()
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_lag      double precision := (select s.lag_seconds from teguh.status() as s);
+  v_age      integer := teguh._xmin_age();
+  v_problems jsonb := '[]';
+  v_queue    record;
+begin
+  if v_lag is null or v_lag > 300 then
+    v_problems := v_problems || jsonb_build_object(
+      'problem', 'nobody ticks',
+      'hint', 'Run a worker, or schedule teguh.ticker() with teguh.start().'
+    );
+  end if;
+  if v_age > 10000000 then
+    v_problems := v_problems || jsonb_build_object(
+      'problem', format('a snapshot is %s transactions old', v_age),
+      'hint', 'Look for old transactions in pg_stat_activity, and for unused replication slots.'
+    );
+  end if;
+
+  for v_queue in
+    select s.*
+    from teguh.queue_stats() as s
+    where not s.paused
+      and s.running = 0
+      and s.oldest_pending_age_seconds > 300
+  loop
+    v_problems := v_problems || jsonb_build_object(
+      'problem', format('nobody works on queue "%s"', v_queue.queue_name),
+      'hint', format('Its first task has been ready for %s s: start a worker.',
+        round(v_queue.oldest_pending_age_seconds))
+    );
+  end loop;
+
+  return jsonb_build_object(
+    'status', case v_problems when '[]' then 'ok' else 'degraded' end,
+    'version', teguh.version(),
+    'ticker_lag_seconds', v_lag,
+    'oldest_xmin_age', v_age,
+    'problems', v_problems
+  );
+end;
+$$;
+
+comment on function teguh.health() is
+  'An object: status is ok or degraded; problems says what is wrong, each with a hint: nobody '
+  'has ticked for 5 minutes, a snapshot is over ten million transactions old, or tasks of a '
+  'queue have been ready for 5 minutes while nobody works on it.';
+
 -- sql/src/50_ticker.sql
 -- One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- restored from a dump, deal with what is due.  The step comes first, and only when the
+-- restored from a dump, sum up the statistics, deal with what is due.  The step comes first, and only when the
 -- caller has written nothing yet: it moves a register, and must not go by what may be
 -- rolled back.
 create or replace function teguh._tick_template(
@@ -5837,6 +7273,8 @@ begin
   if p_fresh then
     perform teguh._turn_template();
     perform teguh._settle_template();
+    perform teguh._sum0_template();
+    perform teguh._sum1_template();
   end if;
   return teguh._fire_template(p_now, p_fresh, p_limit);
 end;
@@ -6148,11 +7586,15 @@ from (
     ('list_queues',                '',            'client worker observer admin', false),
     ('status',                     '',            'client worker observer admin', false),
     ('get_queue_policy',           '',            'client worker observer admin', false),
+    ('queue_stats',                'stat',        'client worker observer admin', false),
+    ('metrics',                    'gauge',       'client worker observer admin', false),
+    ('prometheus',                 'gauge',       'client worker observer admin', false),
+    ('health',                     'stat',        'client worker observer admin', false),
     ('get_task_result',            'show',        'client worker observer admin', false),
     ('get_task_checkpoint_state',  'recall',      'client worker observer admin', false),
     ('get_task_checkpoint_states', 'list',        'client worker observer admin', false),
-    ('spawn_task',                 'new put',     'client worker admin',          false),
-    ('spawn_tasks',                'put',         'client worker admin',          false),
+    ('spawn_task',                 'new put once room', 'client worker admin',         false),
+    ('spawn_tasks',                'put series room', 'client worker admin',          false),
     ('emit_event',                 'emit',        'client worker admin',          false),
     ('cancel_task',                'stop',        'client worker admin',          false),
     ('retry_task',                 'rerun',       'client worker admin',          false),
@@ -6201,7 +7643,7 @@ as $$
   from pg_proc as p
   where p.pronamespace = 'teguh'::regnamespace
     and (
-      p.proname in ('_policy', '_set_ticked')
+      p.proname in ('_policy', '_set_ticked', '_xmin_age')
       or (
         p.proname ~ '^_'
         and not p.prosecdef
@@ -6449,9 +7891,18 @@ $$;
 -- The template is a queue like any other; and queues that exist get what it
 -- has.
 do $$
+declare
+  v_queue_name text;
 begin
   perform teguh._init_template();
   perform teguh._stamp_queues(array(select q.queue_name from teguh.queues as q order by 1));
+
+  for v_queue_name in
+    select q.queue_name
+    from teguh.queues as q
+  loop
+    execute pg_catalog.format('select teguh._census_%s()', v_queue_name);
+  end loop;
 end;
 $$;
 

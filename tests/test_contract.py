@@ -47,7 +47,8 @@ spawn_tasks(p_queue_name text, p_tasks jsonb)
 claim_task(p_queue_name text, p_worker_id text, p_claim_timeout double precision, p_qty integer)
   -> TABLE(run_id uuid, task_id uuid, attempt integer, task_name text, params jsonb,
   retry_strategy jsonb, max_attempts integer, headers jsonb, wake_event text, event_payload jsonb,
-  failures integer, checkpoints jsonb, lease_expires_at timestamp with time zone)
+  failures integer, checkpoints jsonb, lease_expires_at timestamp with time zone,
+  timeout_seconds double precision)
 next_due(p_queue_name text) -> timestamp with time zone
 complete_run(p_queue_name text, p_run_id uuid, p_state jsonb) -> void
 complete_runs(p_queue_name text, p_runs jsonb)
@@ -75,12 +76,20 @@ get_task_result(p_queue_name text, p_task_id uuid)
   cancelled_at timestamp with time zone, failure_reason jsonb, failures integer, task_name text,
   created_at timestamp with time zone, available_at timestamp with time zone,
   first_started_at timestamp with time zone, finished_at timestamp with time zone, tags text[],
-  correlation_id text, parent_task_id uuid)
+  correlation_id text, parent_task_id uuid, workflow_run_id uuid)
 cleanup_tasks(p_queue_name text, p_ttl_seconds double precision, p_limit integer) -> integer
 cleanup_events(p_queue_name text, p_ttl_seconds double precision, p_limit integer) -> integer
 cleanup_all_queues(p_queue_name text)
   -> TABLE(queue_name text, tasks_deleted integer, events_deleted integer)
 rebuild_dispatch(p_queue_name text) -> bigint
+queue_stats(p_queue_name text)
+  -> TABLE(queue_name text, pending bigint, delayed bigint, running bigint, sleeping bigint,
+  waiting bigint, completed bigint, failed bigint, cancelled bigint, expired bigint,
+  oldest_pending_age_seconds double precision, oldest_lease_age_seconds double precision,
+  paused boolean)
+metrics() -> TABLE(name text, labels jsonb, value double precision)
+prometheus() -> text
+health() -> jsonb
 grant_access(p_role text, p_access text, p_queue_names text[]) -> void
 revoke_access(p_role text, p_access text, p_queue_names text[]) -> void
 """
@@ -94,7 +103,8 @@ SQLSTATES = {
     "TG003": "the task does not exist",
     "TG004": "not in a state for that",
     "TG005": "unknown option or bad value",
-    "TG006": "the idempotency key belongs to another task",
+    "TG006": "the idempotency key belongs to another task, the unique key is in use",
+    "TG007": "the queue is full",
     "TG010": "another version is installed",
     "22004": "null where a value is needed",
     "25001": "claim_task outside READ COMMITTED",

@@ -1300,3 +1300,86 @@ def test_claim_cost_stays_flat_under_a_pinned_snapshot_and_an_idle_writer(
     cycle(worker, 800)
     spawn_many(worker, 130)
     assert mean_buffers(worker, 1) <= 1.3 * early
+
+
+def stands(connection: Connection, queue: str = "q") -> dict[str, int]:
+    """Return how many tasks of the queue stand where, by its statistics."""
+    names = ("pending", "running", "completed")
+    row = ask(
+        connection,
+        f"select {', '.join(names)} from teguh.queue_stats(%s)",
+        (queue,),
+    )[0]
+    return dict(zip(names, row, strict=True))
+
+
+def test_what_was_open_when_notes_were_summed_up_is_counted_when_it_commits(
+    sessions: Sessions,
+) -> None:
+    late, other = sessions.open(), sessions.open()
+    with late.transaction():
+        ask(late, "select teguh.spawn_task('q', 'late', '1')")
+        for _ in range(2):
+            for _ in range(1100):  # a note each
+                ask(other, "select teguh.spawn_task('q', 'soon', '1')")
+            ask(other, "select teguh.ticker('q')")
+        sums = ask(other, "select count(*) from teguh.k0_q where kind = 'n'")
+        assert sums == [(2,)]
+        assert stands(other)["pending"] == 2200
+    assert stands(other)["pending"] == 2201
+
+
+def test_a_segment_is_not_truncated_under_an_open_note(sessions: Sessions) -> None:
+    late, other = sessions.open(), sessions.open()
+    ask(other, "set teguh.segment_bytes = 8192")
+
+    def work() -> None:
+        ask(other, "select teguh.spawn_task('q', 'soon', '1')")
+        ask(
+            other,
+            "select teguh.complete_run('q', c.run_id)"
+            " from teguh.claim_task('q', 'w', 30, 100) as c",
+        )
+        ask(other, "select teguh.ticker('q')")
+
+    with late.transaction():
+        ask(late, "select teguh.spawn_task('q', 'late', '1')")
+        for _ in range(200):
+            work()
+    assert stands(other) == {"pending": 1, "running": 0, "completed": 200}
+    for _ in range(200):
+        work()
+    assert stands(other) == {"pending": 0, "running": 0, "completed": 401}
+    assert ask(other, "select last_value >= 2 from teguh.ring_q") == [(True,)]
+
+
+def test_two_spawns_of_a_unique_key_make_one_task(sessions: Sessions) -> None:
+    one, two = sessions.open(), sessions.open()
+    spawn = """
+        select created from teguh.spawn_task('q', 't', '1', '{"unique": {"key": "k", %s}}')
+    """
+    with one.transaction():
+        assert ask(one, spawn % '"on_conflict": "error"') == [(True,)]
+        waiting = sessions.start(two, spawn % '"on_conflict": "return"')
+        sessions.wait_until_blocked(two)
+    assert waiting.result() == [(False,)]
+    assert ask(one, "select count(*) from teguh.t_q") == [(1,)]
+
+
+def test_a_task_is_replaced_or_claimed_but_not_both(sessions: Sessions) -> None:
+    one, two = sessions.open(), sessions.open()
+    spawn = """
+        select created from teguh.spawn_task('q', 't', %s,
+          '{"unique": {"key": "k", "on_conflict": "replace"}}')
+    """
+    ask(one, spawn, ("1",))
+    with two.transaction():
+        assert ask(two, "select params from teguh.claim_task('q', 'w')") == [(1,)]
+        replacing = sessions.start(one, spawn, ("2",))
+        sessions.wait_until_blocked(one)
+    assert replacing.result() == [(True,)]
+    assert ask(two, "select params from teguh.claim_task('q', 'w')") == [(2,)]
+    with one.transaction():
+        ask(one, spawn, ("3",))
+        assert ask(two, "select params from teguh.claim_task('q', 'w')") == []
+    assert ask(two, "select params from teguh.claim_task('q', 'w')") == [(3,)]

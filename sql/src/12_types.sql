@@ -23,6 +23,17 @@ begin
     );
   end if;
 
+  if to_regtype('teguh._tally') is null then
+    create type teguh._tally as (
+      task_name text,
+      was       "char",
+      became    "char",
+      most      double precision,
+      qty       bigint,
+      seconds   double precision
+    );
+  end if;
+
   if to_regtype('teguh._picked') is null then
     create type teguh._picked as (
       task_ids    uuid[],
@@ -33,7 +44,9 @@ begin
       timed_turns integer[],
       timeouts    timestamptz[],
       first       teguh._gap,
-      woke        bigint
+      woke        bigint,
+      names       text[],
+      was         "char"[]
     );
   end if;
 
@@ -54,7 +67,8 @@ begin
       workflow_run_id uuid,
       timeout_seconds double precision,
       expires_at      timestamptz,
-      on_expired      jsonb
+      on_expired      jsonb,
+      uniqueness      jsonb
     );
   end if;
 end;
@@ -71,6 +85,9 @@ comment on type teguh._timer is
 comment on type teguh._picked is
   'What a claim took: tasks and their turns, those that have a deadline now, those whose '
   'run has a timeout, the place of the first one past the scan position, the most of '
-  'their woke.';
+  'their woke, their names and where they stood.';
+comment on type teguh._tally is
+  'How many tasks of a name changed so: where they stood and stand (see teguh._letter). If '
+  'their runs ended, they took at most so many seconds each, so many all together; else 0.';
 comment on type teguh._spawn is
   'One task to spawn, its options checked.';

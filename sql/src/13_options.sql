@@ -248,6 +248,42 @@ begin
 end;
 $$;
 
+-- Read the bounds of a queue's duration buckets; null when absent or null.
+create or replace function teguh._buckets_option(p_policy jsonb)
+  returns double precision[]
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_value  jsonb := nullif(p_policy -> 'duration_buckets', 'null');
+  v_bounds double precision[];
+begin
+  if v_value is null then
+    return null;
+  end if;
+
+  if jsonb_path_exists(v_value, 'strict $ ? (@.type() == "array" && @.size() >= 1 && @.size() <= 50)')
+    and not jsonb_path_exists(v_value, 'strict $[*] ? (@.type() <> "number" || @ <= 0 || @ > 1e12)')
+  then
+    v_bounds := array(
+      select distinct b.bound::double precision as bound
+      from jsonb_array_elements_text(v_value) as b(bound)
+      order by bound
+    );
+  end if;
+  if to_jsonb(v_bounds) = v_value then
+    return v_bounds;
+  end if;
+
+  raise exception '"duration_buckets" must be an ascending array of seconds'
+    using
+      errcode = 'TG005',
+      detail = format('Found: %s.', left(v_value::text, 200)),
+      hint = 'For instance [0.1, 1, 10, 60]: at most 50 bounds, each above zero.';
+end;
+$$;
+
 -- Read the options of a queue's policy, refusing what is not understood.
 create or replace function teguh._check_policy(p_policy jsonb)
   returns void
@@ -260,7 +296,7 @@ declare
 begin
   perform teguh._check_keys('queue policy', p_policy, array[
     'notify', 'cleanup_ttl', 'cleanup_limit', 'default_max_attempts', 'default_retry_strategy',
-    'default_timeout', 'default_ttl'
+    'default_timeout', 'default_ttl', 'duration_buckets', 'max_pending', 'on_full'
   ]);
   perform teguh._number_option(p_policy, 'cleanup_ttl', 0, 1e12);
   perform teguh._integer_option(p_policy, 'cleanup_limit', 1);
@@ -268,6 +304,16 @@ begin
   perform teguh._check_retry_strategy(p_policy -> 'default_retry_strategy');
   perform teguh._number_option(p_policy, 'default_timeout', 1e-3, 1e12);
   perform teguh._number_option(p_policy, 'default_ttl', 1e-3, 1e12);
+  perform teguh._buckets_option(p_policy);
+  perform teguh._integer_option(p_policy, 'max_pending', 1);
+
+  if teguh._text_option(p_policy, 'on_full') not in ('reject', 'drop_oldest') then
+    raise exception 'unknown on_full "%"', left(p_policy ->> 'on_full', 200)
+      using
+        errcode = 'TG005',
+        detail = 'Known values: reject, drop_oldest.',
+        hint = 'reject raises TG007 at the spawn, drop_oldest cancels what is first in line.';
+  end if;
 
   v_notify := teguh._text_option(p_policy, 'notify');
   if v_notify not in ('auto', 'always', 'off') then
@@ -347,7 +393,7 @@ begin
     'headers', 'retry_strategy', 'max_attempts', 'cancellation', 'idempotency_key',
     'idempotency_mismatch', 'available_at', 'delay_seconds', 'tags', 'correlation_id',
     'parent_task_id', 'parent_run_id', 'parent_queue_name', 'workflow_run_id', 'timeout_seconds',
-    'ttl_seconds', 'deadline_at', 'on_expired'
+    'ttl_seconds', 'deadline_at', 'on_expired', 'unique'
   ]);
 
   v_spawn.headers := nullif(p_options -> 'headers', 'null');
@@ -391,6 +437,9 @@ begin
   v_spawn.workflow_run_id := teguh._uuid_option(p_options, 'workflow_run_id');
   if p_options ?| '{timeout_seconds,ttl_seconds,deadline_at,on_expired}' then
     v_spawn := teguh._read_time_options(p_queue_name, v_spawn, p_options);
+  end if;
+  if p_options ? 'unique' then
+    v_spawn.uniqueness := teguh._unique_option(p_options);
   end if;
   if p_options ? 'parent_run_id' then
     v_spawn := teguh._inherit(p_queue_name, v_spawn, p_options);
@@ -480,6 +529,59 @@ begin
     v_queue_name, v_spawn.on_expired - 'queue_name', teguh._policy(v_queue_name)
   );
   return v_spawn;
+end;
+$$;
+
+-- Read in what way a task is to be the only one of its key; null when absent or null.
+create or replace function teguh._unique_option(p_options jsonb)
+  returns jsonb
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_unique   jsonb := nullif(p_options -> 'unique', 'null');
+  v_conflict text;
+begin
+  if v_unique is null then
+    return null;
+  end if;
+
+  perform teguh._check_keys('unique', v_unique, array[
+    'key', 'states', 'on_conflict', 'window_seconds', 'max_wait_seconds'
+  ]);
+  perform teguh._check_name('unique key', teguh._text_option(v_unique, 'key'));
+  perform teguh._number_option(v_unique, 'window_seconds', 1e-3, 1e12);
+  perform teguh._number_option(v_unique, 'max_wait_seconds', 1e-3, 1e12);
+  v_conflict := coalesce(teguh._text_option(v_unique, 'on_conflict'), 'error');
+
+  if v_conflict not in ('error', 'return', 'replace', 'debounce') then
+    raise exception 'unknown on_conflict "%"', left(v_conflict, 200)
+      using
+        errcode = 'TG005',
+        detail = 'Known values: error, return, replace, debounce.',
+        hint = 'replace and debounce change a task that has not started yet.';
+  elsif v_conflict in ('replace', 'debounce') and v_unique ?| '{states,window_seconds}'
+    or v_conflict <> 'debounce' and v_unique ? 'max_wait_seconds'
+  then
+    raise exception '"unique" has keys that do not go together'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(v_unique::text, 200)),
+        hint = 'states and window_seconds go with error and return, max_wait_seconds with debounce.';
+  elsif v_unique ? 'states' and not coalesce(
+    jsonb_typeof(v_unique -> 'states') = 'array'
+    and v_unique -> 'states' <@ '["pending", "running", "sleeping", "completed", "failed",
+      "cancelled", "expired"]', false
+  ) then
+    raise exception '"states" must be an array of states'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left((v_unique -> 'states')::text, 200)),
+        hint = 'For instance ["pending", "running", "sleeping"], which is the default.';
+  end if;
+
+  return v_unique || jsonb_build_object('on_conflict', v_conflict);
 end;
 $$;
 

@@ -5,6 +5,8 @@ create table if not exists teguh.queues (
   created_at   timestamptz not null,
   built_for    bigint,
   paused_until timestamptz,
+  buckets      double precision[] not null default
+    '{0.005,0.01,0.025,0.05,0.1,0.25,0.5,1,2.5,5,10,30,60,300,1800}',
   constraint queues_pkey primary key (queue_name)
 );
 
@@ -12,11 +14,15 @@ comment on table teguh.queues is
   'One row per queue. A queue''s own tables are named after it: t_<queue> and so on.';
 comment on column teguh.queues.policy is
   'Settings given to create_queue(): notify, cleanup_ttl, cleanup_limit, '
-  'default_max_attempts, default_retry_strategy, default_timeout, default_ttl.';
+  'default_max_attempts, default_retry_strategy, default_timeout, default_ttl, '
+  'duration_buckets, max_pending, on_full.';
 
 comment on column teguh.queues.built_for is
   'The database and table that the queue''s dispatch was built for, as a hash. Another '
   'one tells that the queue was restored from a dump.';
+
+comment on column teguh.queues.buckets is
+  'Bounds of the buckets in which the durations of runs are counted, in seconds, ascending.';
 
 comment on column teguh.queues.paused_until is
   'Until when claims return nothing; null unless it was paused.';
@@ -199,24 +205,28 @@ comment on table teguh.p1_template is
 -- Positions: how far a segment has been worked off.  Each row is a statement
 -- that stays true; the latest is the most useful.
 create table if not exists teguh.k0_template (
-  n      bigint not null,
-  kind   "char" not null,
-  xid    xid8,
-  seq    bigint not null,
-  due_at timestamptz,
-  gaps   teguh._gap[],
-  late   teguh._late[]
+  n        bigint not null,
+  kind     "char" not null,
+  xid      xid8,
+  seq      bigint not null,
+  due_at   timestamptz,
+  gaps     teguh._gap[],
+  late     teguh._late[],
+  snapshot pg_snapshot,
+  tallies  teguh._tally[]
 )
 with (autovacuum_enabled = off);
 
 create table if not exists teguh.k1_template (
-  n      bigint not null,
-  kind   "char" not null,
-  xid    xid8,
-  seq    bigint not null,
-  due_at timestamptz,
-  gaps   teguh._gap[],
-  late   teguh._late[]
+  n        bigint not null,
+  kind     "char" not null,
+  xid      xid8,
+  seq      bigint not null,
+  due_at   timestamptz,
+  gaps     teguh._gap[],
+  late     teguh._late[],
+  snapshot pg_snapshot,
+  tallies  teguh._tally[]
 )
 with (autovacuum_enabled = off);
 
@@ -227,9 +237,63 @@ create index if not exists k1last_template
 
 comment on table teguh.k0_template is
   'Positions in segment p0: every row before one has been dealt with, but for '
-  'those in gaps (ready rows) or of the transactions in late (timers).';
+  'those in gaps (ready rows) or of the transactions in late (timers). And sums of n0 (kind n).';
+comment on column teguh.k0_template.tallies is
+  'The sum of the rows of n0 that were visible to the snapshot.';
 comment on table teguh.k1_template is
   'Positions in segment p1: see k0.';
+
+-- Tallies: what became of how many tasks.  Inserted by the transaction that changes them, so
+-- they are right whenever it is; truncated with their segment, when they have been added to the
+-- totals.
+create table if not exists teguh.n0_template (
+  xid       xid8             not null default pg_current_xact_id(),
+  seconds   double precision not null,
+  most      double precision not null,
+  qty       integer          not null,
+  was       "char"           not null,
+  became    "char"           not null,
+  task_name text             not null
+)
+with (autovacuum_enabled = off);
+
+create table if not exists teguh.n1_template (
+  xid       xid8             not null default pg_current_xact_id(),
+  seconds   double precision not null,
+  most      double precision not null,
+  qty       integer          not null,
+  was       "char"           not null,
+  became    "char"           not null,
+  task_name text             not null
+)
+with (autovacuum_enabled = off);
+
+create index if not exists nxid0_template
+  on teguh.n0_template (xid);
+create index if not exists nxid1_template
+  on teguh.n1_template (xid);
+
+create table if not exists teguh.n_template (
+  task_name text             not null,
+  was       "char"           not null,
+  became    "char"           not null,
+  most      double precision not null,
+  qty       bigint           not null,
+  seconds   double precision not null,
+  constraint nkey_template primary key (task_name, was, became, most)
+);
+
+comment on table teguh.n0_template is
+  'Tallies, one of two segments: how many tasks of a name changed so. The letters are those '
+  'of teguh._letter, and - for not being there.';
+comment on column teguh.n0_template.most is
+  'The bucket of their durations if runs ended: the bound in seconds; else 0.';
+comment on column teguh.n0_template.seconds is
+  'The sum of their durations if runs ended; else 0.';
+comment on table teguh.n1_template is
+  'Tallies, the other segment: see n0.';
+comment on table teguh.n_template is
+  'Totals of what was in segments that have been truncated.';
 
 -- Registers.  A sequence is changed in place: no dead rows, and every session
 -- sees the present value whatever its snapshot.
@@ -310,6 +374,19 @@ comment on table teguh.e_template is
   'Events that were emitted, or are awaited. The row is also the lock between the two.';
 comment on column teguh.e_template.emitted_at is
   'When the event was first emitted; null while it is only awaited.';
+
+-- Unique keys.
+create table if not exists teguh.u_template (
+  unique_key text not null,
+  task_id    uuid not null,
+  constraint ukey_template primary key (unique_key)
+);
+
+create index if not exists utask_template
+  on teguh.u_template (task_id);
+
+comment on table teguh.u_template is
+  'Unique keys, and the last task that was spawned with each.';
 
 -- Waits.
 create table if not exists teguh.w_template (

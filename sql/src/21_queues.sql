@@ -490,6 +490,16 @@ begin
     end if;
   end if;
 
+  if v_policy -> 'duration_buckets' = 'null' then
+    update teguh.queues as q
+    set buckets = default
+    where q.queue_name = p_queue_name;
+  elsif v_policy ? 'duration_buckets' then
+    update teguh.queues as q
+    set buckets = teguh._buckets_option(v_policy)
+    where q.queue_name = p_queue_name;
+  end if;
+
   if v_policy ? 'notify' then
     execute format('select teguh._hush_%s($1)', p_queue_name) using v_policy ->> 'notify';
   end if;
@@ -501,8 +511,11 @@ comment on function teguh.create_queue(text, jsonb) is
   'the others. Policy: notify (auto, always, off), cleanup_ttl (seconds that '
   'finished tasks are kept, default 2592000), cleanup_limit (tasks removed per '
   'call, default 1000), default_max_attempts, default_retry_strategy, default_timeout '
-  '(seconds a run may take), default_ttl (seconds until a task expires); null sets a key '
-  'back to its default. '
+  '(seconds a run may take), default_ttl (seconds until a task expires), duration_buckets '
+  '(ascending bounds in seconds, by which metrics() counts how long runs took: those that end '
+  'from then on), max_pending (tasks that have not started; what is more is rejected with TG007 '
+  'or, if on_full is drop_oldest, cancels those that are first in line); null sets a key back to '
+  'its default. '
   'Raises 42602 or 42939 for a name that cannot be, TG005 for a bad policy.';
 
 -- Give up on a queue whose tables could not be locked.

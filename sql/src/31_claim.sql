@@ -33,6 +33,9 @@ begin
   then
     perform setval('teguh.woken_template'::regclass, v_picked.woke);
   end if;
+  if v_picked.task_ids is not null then
+    perform teguh._reckon_template(v_picked.names, v_picked.was, 'r');
+  end if;
   if v_picked.task_ids is not null and p_until is not null then
     perform teguh._push_template('l', v_picked.task_ids, v_picked.turns, array[p_until]);
   end if;
@@ -83,7 +86,7 @@ declare
   v_picked teguh._picked;
 begin
   with ready as materialized (
-    select p.xid, p.seq, p.woke, t.task_id
+    select p.xid, p.seq, p.woke, t.task_id, t.was
     from (
       select p.*
       from unnest(p_from.gaps) as g
@@ -105,7 +108,7 @@ begin
       )
     ) as p
     cross join lateral (
-      select t.task_id
+      select t.task_id, teguh._letter(t.state, t.attempt, t.wake_event) as was
       from teguh.t_template as t
       where (t.task_id, t.turn) = (p.task_id, p.turn)
         and t.state in ('pending', 'sleeping')
@@ -134,7 +137,7 @@ begin
     from ready as r
     where t.task_id = r.task_id
     returning
-      t.task_id, t.turn, t.attempt, t.deadline_at, r.xid, r.seq, r.woke,
+      t.task_id, t.turn, t.attempt, t.deadline_at, r.xid, r.seq, r.woke, t.task_name, r.was,
       case when t.timeout_seconds is not null then t.lease_expires_at end as timeout_at
   )
 
@@ -148,7 +151,9 @@ begin
     array_agg(c.timeout_at) filter (where c.timeout_at is not null),
     (array_agg(row(c.xid, c.seq, null)::teguh._gap)
       filter (where (c.xid, c.seq) >= (p_from.xid, p_from.seq)))[1],
-    max(c.woke)
+    max(c.woke),
+    array_agg(c.task_name),
+    array_agg(c.was)
   into v_picked
   from claimed as c;
 

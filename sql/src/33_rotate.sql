@@ -73,9 +73,12 @@ begin
     perform setval('teguh.ring_template'::regclass, p_ring + 1);
   elsif pg_relation_size('teguh.p1_template'::regclass) > 0
     or pg_relation_size('teguh.k1_template'::regclass) > 0
+    or pg_relation_size('teguh.n1_template'::regclass) > 0
   then
-    lock table teguh.p1_template, teguh.k1_template in access exclusive mode nowait;
-    truncate teguh.p1_template, teguh.k1_template;
+    lock table teguh.p1_template, teguh.k1_template, teguh.n1_template
+      in access exclusive mode nowait;
+    perform teguh._bank1_template();
+    truncate teguh.p1_template, teguh.k1_template, teguh.n1_template;
   elsif v_full then
     perform setval('teguh.ring_template'::regclass, p_ring + 1);
   end if;

@@ -15,10 +15,16 @@ declare
   v_batch record;
 begin
   lock table
-    teguh.t_template, teguh.p0_template, teguh.p1_template, teguh.k0_template, teguh.k1_template
+    teguh.t_template, teguh.p0_template, teguh.p1_template, teguh.k0_template, teguh.k1_template,
+    teguh.n0_template, teguh.n1_template
     in access exclusive mode;
   perform teguh._init_template();
-  truncate teguh.p0_template, teguh.p1_template, teguh.k0_template, teguh.k1_template;
+  perform teguh._census_template();
+  perform teguh._bank0_template();
+  perform teguh._bank1_template();
+  truncate
+    teguh.p0_template, teguh.p1_template, teguh.k0_template, teguh.k1_template,
+    teguh.n0_template, teguh.n1_template;
   perform setval('teguh.plan_template'::regclass, teguh._beyond());
 
   loop

@@ -10,14 +10,16 @@ create or replace function teguh._put_template(p_tasks teguh._spawn[])
 as $$
 #variable_conflict use_column
 declare
-  v_now      timestamptz;
-  v_ids      uuid[];
-  v_added    uuid[];
-  v_ready    uuid[];
-  v_sleepers uuid[];
-  v_due_at   timestamptz[];
-  v_limited  uuid[];
-  v_limits   timestamptz[];
+  v_now           timestamptz;
+  v_ids           uuid[];
+  v_added         uuid[];
+  v_ready         uuid[];
+  v_sleepers      uuid[];
+  v_due_at        timestamptz[];
+  v_limited       uuid[];
+  v_limits        timestamptz[];
+  v_ready_names   text[];
+  v_sleeper_names text[];
 begin
   perform pg_current_xact_id();
   v_now := teguh.current_time();
@@ -27,7 +29,7 @@ begin
     from unnest(p_tasks) with ordinality as s(
       task_name, params, headers, retry_strategy, max_attempts, cancellation,
       idempotency_key, return_mismatch, available_at, tags, correlation_id, parent_task_id,
-      workflow_run_id, timeout_seconds, expires_at, on_expired, place
+      workflow_run_id, timeout_seconds, expires_at, on_expired, uniqueness, place
     )
   ),
 
@@ -53,7 +55,7 @@ begin
     from spawns as s
     order by s.idempotency_key nulls first, s.place
     on conflict (idempotency_key) where idempotency_key is not null do nothing
-    returning t.task_id, t.state, t.available_at, t.deadline_at
+    returning t.task_id, t.state, t.available_at, t.deadline_at, t.task_name
   )
 
   select
@@ -63,13 +65,18 @@ begin
     array_agg(a.task_id) filter (where a.state = 'sleeping'),
     array_agg(a.available_at) filter (where a.state = 'sleeping'),
     array_agg(a.task_id) filter (where a.deadline_at is not null),
-    array_agg(a.deadline_at) filter (where a.deadline_at is not null)
-  into v_ids, v_added, v_ready, v_sleepers, v_due_at, v_limited, v_limits
+    array_agg(a.deadline_at) filter (where a.deadline_at is not null),
+    array_agg(a.task_name) filter (where a.state = 'pending'),
+    array_agg(a.task_name) filter (where a.state = 'sleeping')
+  into v_ids, v_added, v_ready, v_sleepers, v_due_at, v_limited, v_limits, v_ready_names,
+    v_sleeper_names
   from added as a;
 
   perform teguh._push_template('r', v_ready, teguh._fill(1, v_ready));
   perform teguh._push_template('s', v_sleepers, teguh._fill(1, v_sleepers), v_due_at);
   perform teguh._push_template('l', v_limited, teguh._fill(0, v_limited), v_limits);
+  perform teguh._reckon_template(v_ready_names, teguh._letters('-', v_ready), 'p');
+  perform teguh._reckon_template(v_sleeper_names, teguh._letters('-', v_sleepers), 'd');
 
   if cardinality(v_added) = cardinality(p_tasks) then
     return query
@@ -123,7 +130,303 @@ begin
   if v_deadline is not null then
     perform teguh._push_template('l', array[v_task_id], array[0], array[v_deadline]);
   end if;
+  perform teguh._tally_template(
+    p_spawn.task_name, '-', case when v_due_at > v_now then 'd' else 'p' end::"char"
+  );
   return v_task_id;
+end;
+$$;
+
+-- See to it that no more tasks are waiting to start than the policy allows.
+--
+-- Spawns at the same moment do not see each other, and may together go past it.
+create or replace function teguh._room_template(p_policy jsonb)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_most  bigint := (p_policy ->> 'max_pending')::bigint;
+  v_extra bigint := (
+    select s.pending + s.delayed - v_most
+    from teguh._stat_template() as s
+  );
+begin
+  if v_extra > 0 and p_policy ->> 'on_full' = 'drop_oldest' then
+    v_extra := v_extra - teguh._shed_template(v_extra);
+  end if;
+  if v_extra > 0 then
+    raise exception 'queue "%" is full', substr('_template', 2)
+      using
+        errcode = 'TG007',
+        detail = format('%s tasks wait for their start, which is all its policy allows.', v_most),
+        hint = 'Spawn again later, start more workers, or set "max_pending" higher.';
+  end if;
+end;
+$$;
+
+-- Cancel the tasks that are first in line, up to p_count.  Returns how many those were.
+create or replace function teguh._shed_template(p_count bigint)
+  returns bigint
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_ring     bigint := pg_sequence_last_value('teguh.ring_template'::regclass);
+  v_task_ids uuid[] := '{}';
+begin
+  for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
+    v_task_ids := v_task_ids || case
+      when v_gen % 2 = 0 then teguh._first0_template(p_count - cardinality(v_task_ids))
+      else teguh._first1_template(p_count - cardinality(v_task_ids))
+    end;
+  end loop;
+
+  update teguh.t_template as t
+  set failure_reason = '{"name": "$QueueFull", "message": "newer tasks took its place"}'
+  where t.task_id = any (v_task_ids);
+  perform teguh._stop_template(u.task_id, teguh.current_time())
+  from unnest(v_task_ids) as u(task_id);
+  return cardinality(v_task_ids);
+end;
+$$;
+
+-- Lock the tasks of a segment that are first in line and have not started, up to p_count.
+create or replace function teguh._first0_template(p_count bigint)
+  returns uuid[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_from teguh.k0_template;
+begin
+  select k.* into v_from
+  from teguh.k0_template as k
+  where k.kind = 'r'
+  order by k.kind desc, k.n desc
+  limit 1;
+
+  return array(
+    select t.task_id
+    from (
+      select p.*
+      from teguh.p0_template as p
+      where p.kind = 'r'
+        and (p.xid, p.seq) >= (coalesce(v_from.xid, '0'), coalesce(v_from.seq, 0))
+      order by p.xid, p.seq
+    ) as p
+    cross join lateral (
+      select t.task_id
+      from teguh.t_template as t
+      where (t.task_id, t.turn) = (p.task_id, p.turn)
+        and t.state in ('pending', 'sleeping')
+        and t.attempt = 0
+      for no key update skip locked
+    ) as t
+    limit p_count
+  );
+end;
+$$;
+
+-- Insert one task that is to be the only one of its key, or deal with the one that is there.
+--
+-- The key's row is locked first, then the task.
+create or replace function teguh._once_template(p_spawn teguh._spawn)
+  returns table(task_id uuid, run_id uuid, attempt integer, created boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_now  timestamptz := teguh.current_time();
+  v_key  text := p_spawn.uniqueness ->> 'key';
+  v_held uuid;
+  v_new  record;
+  v_task teguh.t_template;
+begin
+  -- cleanup may remove the row in between
+  loop
+    insert into teguh.u_template as u (unique_key, task_id)
+    values (v_key, uuid '00000000-0000-0000-0000-000000000000')
+    on conflict (unique_key) do nothing;
+    select u.task_id into v_held
+    from teguh.u_template as u
+    where u.unique_key = v_key
+    for update;
+    exit when found;
+  end loop;
+
+  select t.* into v_task
+  from teguh.t_template as t
+  where t.task_id = v_held
+  for no key update;
+  if found and teguh._blocks(
+    p_spawn.uniqueness, v_task.state, v_task.attempt, v_task.created_at, v_now
+  ) then
+    perform teguh._meet_template(v_task, p_spawn, v_now);
+    return query select v_task.task_id, v_task.run_id, greatest(v_task.attempt, 1), false;
+    return;
+  end if;
+
+  select p.* into v_new
+  from teguh._put_template(array[p_spawn]) as p;
+  update teguh.u_template as u
+  set task_id = v_new.task_id
+  where u.unique_key = v_key;
+  return query select v_new.task_id, v_new.run_id, v_new.attempt, v_new.created;
+end;
+$$;
+
+-- Whether a task keeps another of the same key from being spawned.
+create or replace function teguh._blocks(
+  p_unique     jsonb,
+  p_state      text,
+  p_attempt    integer,
+  p_created_at timestamptz,
+  p_now        timestamptz
+)
+  returns boolean
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select case
+    when p_unique ->> 'on_conflict' in ('replace', 'debounce') then
+      p_attempt = 0 and p_state in ('pending', 'sleeping')
+    else
+      coalesce(p_unique -> 'states', '["pending", "running", "sleeping"]') ? p_state
+      or coalesce(
+        p_now < p_created_at + make_interval(
+          secs => (p_unique ->> 'window_seconds')::double precision
+        ),
+        false
+      )
+  end;
+$$;
+
+-- Do with the locked task of a unique key what the spawn wants to be done.
+create or replace function teguh._meet_template(
+  p_task  teguh.t_template,
+  p_spawn teguh._spawn,
+  p_now   timestamptz
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_spawn.uniqueness ->> 'on_conflict' = 'error' then
+    raise exception 'unique key "%" is in use', p_spawn.uniqueness ->> 'key'
+      using
+        errcode = 'TG006',
+        detail = format('Task %s has it and is %s.', p_task.task_id, p_task.state),
+        hint = 'With "on_conflict": "return" that task is returned.';
+  elsif p_spawn.uniqueness ->> 'on_conflict' in ('replace', 'debounce') then
+    perform teguh._swap_template(
+      p_task,
+      p_spawn,
+      least(
+        greatest(p_spawn.available_at, p_now),
+        case when p_spawn.uniqueness ? 'max_wait_seconds' then greatest(p_now, teguh._after(
+          p_task.created_at, (p_spawn.uniqueness ->> 'max_wait_seconds')::double precision
+        )) end
+      ),
+      p_now
+    );
+  end if;
+end;
+$$;
+
+-- Make a locked task that has not started the one that is spawned now, for another time.
+create or replace function teguh._swap_template(
+  p_task  teguh.t_template,
+  p_spawn teguh._spawn,
+  p_at    timestamptz,
+  p_now   timestamptz
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_deadline timestamptz := least(
+    p_spawn.expires_at,
+    teguh._after(p_at, (p_spawn.cancellation ->> 'max_delay')::double precision)
+  );
+begin
+  update teguh.t_template as t
+  set
+    turn = p_task.turn + 1,
+    state = case when p_at > p_now then 'sleeping' else 'pending' end,
+    available_at = p_at,
+    deadline_at = v_deadline,
+    task_name = p_spawn.task_name,
+    params = p_spawn.params,
+    headers = p_spawn.headers,
+    retry_strategy = p_spawn.retry_strategy,
+    max_attempts = p_spawn.max_attempts,
+    cancellation = p_spawn.cancellation,
+    tags = p_spawn.tags,
+    correlation_id = p_spawn.correlation_id,
+    parent_task_id = p_spawn.parent_task_id,
+    workflow_run_id = p_spawn.workflow_run_id,
+    timeout_seconds = p_spawn.timeout_seconds,
+    expires_at = p_spawn.expires_at,
+    on_expired = p_spawn.on_expired
+  where t.task_id = p_task.task_id;
+
+  perform teguh._moved_template(p_task, '-');
+  perform teguh._tally_template(
+    p_spawn.task_name, '-', case when p_at > p_now then 'd' else 'p' end::"char"
+  );
+  perform teguh._queue_template(p_task.task_id, p_task.turn + 1, p_at, p_now);
+  if v_deadline is not null then
+    perform teguh._push_template('l', array[p_task.task_id], array[0], array[v_deadline]);
+  end if;
+end;
+$$;
+
+-- Insert tasks one by one, in the order of their unique keys.  Rows come back in the order of
+-- p_tasks.
+create or replace function teguh._series_template(p_tasks teguh._spawn[])
+  returns table(task_id uuid, run_id uuid, attempt integer, created boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_place   integer;
+  v_one     record;
+  v_ids     uuid[];
+  v_runs    uuid[];
+  v_tries   integer[];
+  v_created boolean[];
+begin
+  for v_place in
+    select g.i
+    from generate_subscripts(p_tasks, 1) as g(i)
+    order by (p_tasks[g.i]).uniqueness ->> 'key' nulls first, g.i
+  loop
+    if (p_tasks[v_place]).uniqueness is null then
+      select p.* into v_one
+      from teguh._put_template(array[p_tasks[v_place]]) as p;
+    else
+      select o.* into v_one
+      from teguh._once_template(p_tasks[v_place]) as o;
+    end if;
+    v_ids[v_place] := v_one.task_id;
+    v_runs[v_place] := v_one.run_id;
+    v_tries[v_place] := v_one.attempt;
+    v_created[v_place] := v_one.created;
+  end loop;
+
+  return query select u.* from unnest(v_ids, v_runs, v_tries, v_created) as u;
 end;
 $$;
 
@@ -196,21 +499,27 @@ create or replace function teguh.spawn_task(
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_spawn teguh._spawn := teguh._check_spawn(
-    p_queue_name, p_task_name, p_params, p_options, teguh._policy(p_queue_name)
+  v_policy jsonb := teguh._policy(p_queue_name);
+  v_spawn  teguh._spawn := teguh._check_spawn(
+    p_queue_name, p_task_name, p_params, p_options, v_policy
   );
 begin
-  if v_spawn.idempotency_key is not null then
+  if v_spawn.uniqueness is not null then
+    return query execute 'select * from teguh._once_' || p_queue_name || '($1)' using v_spawn;
+  elsif v_spawn.idempotency_key is not null then
     return query execute 'select * from teguh._put_' || p_queue_name || '($1)'
     using array[v_spawn];
-    return;
+  else
+    execute 'select teguh._new_' || p_queue_name || '($1)' into task_id using v_spawn;
+    run_id := teguh._run_id(task_id, 1);
+    attempt := 1;
+    created := true;
+    return next;
   end if;
 
-  execute 'select teguh._new_' || p_queue_name || '($1)' into task_id using v_spawn;
-  run_id := teguh._run_id(task_id, 1);
-  attempt := 1;
-  created := true;
-  return next;
+  if v_policy ? 'max_pending' then
+    execute 'select teguh._room_' || p_queue_name || '($1)' using v_policy;
+  end if;
 end;
 $$;
 
@@ -225,9 +534,13 @@ comment on function teguh.spawn_task(text, text, jsonb, jsonb) is
   '"params", "options"}: spawned when it expires), tags (array of strings), correlation_id, '
   'parent_task_id (a task of any queue), workflow_run_id; parent_run_id (with '
   'parent_queue_name if that is another: the run that spawns this one, from which it has '
-  'parent_task_id and, unless they are given, tags, correlation_id, workflow_run_id). created is false when the idempotency key was in use and the existing task '
+  'parent_task_id and, unless they are given, tags, correlation_id, workflow_run_id), unique '
+  '({"key", "on_conflict"}: no second task while one of that key is pending, running or '
+  'sleeping, or in the given states, or for window_seconds from its creation; on_conflict error '
+  'raises, return returns it; replace turns one that has not started into the new one, debounce '
+  'also, no later than max_wait_seconds after its creation). created is false when the idempotency key was in use and the existing task '
   'is returned. Raises TG001 for an unknown queue, TG005 for a bad option, TG006 for a '
-  'key that belongs to another task.';
+  'key that belongs to another task or is in use, TG007 when the queue is full.';
 
 -- Spawn many tasks with one statement.
 create or replace function teguh.spawn_tasks(p_queue_name text, p_tasks jsonb)
@@ -254,8 +567,16 @@ begin
     return;
   end if;
 
-  return query execute 'select * from teguh._put_' || p_queue_name || '($1)'
+  return query execute
+    'select * from teguh._'
+    || case when exists (select from unnest(v_spawns) as s where s.uniqueness is not null)
+      then 'series_' else 'put_' end
+    || p_queue_name || '($1)'
   using v_spawns;
+
+  if v_policy ? 'max_pending' then
+    execute 'select teguh._room_' || p_queue_name || '($1)' using v_policy;
+  end if;
 end;
 $$;
 

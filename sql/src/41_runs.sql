@@ -81,21 +81,27 @@ create or replace function teguh._done_template(p_run_id uuid, p_state jsonb)
 as $$
 declare
   v_task_id uuid := teguh._run_task(p_run_id);
+  v_now     timestamptz := teguh.current_time();
   v_turn    integer;
+  v_name    text;
+  v_seconds double precision;
 begin
   update teguh.t_template as t
   set
     state = 'completed',
     result = p_state,
     failure_reason = null,
-    finished_at = teguh.current_time()
+    finished_at = v_now
   where t.task_id = v_task_id
     and t.run_id = p_run_id
     and t.state = 'running'
-  returning t.turn into v_turn;
+  returning t.turn, t.task_name, date_part('epoch', v_now - t.started_at)
+  into v_turn, v_name, v_seconds;
   if not found then
     perform teguh._hold_template(p_run_id);
   end if;
+
+  perform teguh._ended_template(array[v_name], array[v_seconds]);
 
   -- a task in its first turn has never waited
   if v_turn > 1 then
@@ -137,10 +143,12 @@ create or replace function teguh._flush_template(p_run_ids uuid[], p_states json
 as $$
 #variable_conflict use_column
 declare
-  v_now    timestamptz := teguh.current_time();
-  v_done   uuid[];
-  v_waited uuid[];
-  v_errors text[];
+  v_now     timestamptz := teguh.current_time();
+  v_done    uuid[];
+  v_waited  uuid[];
+  v_errors  text[];
+  v_names   text[];
+  v_seconds double precision[];
 begin
   with runs as materialized (
     select teguh._run_task(u.run_id) as task_id, u.run_id, u.state
@@ -159,12 +167,19 @@ begin
     where t.task_id = r.task_id
       and t.run_id = r.run_id
       and t.state = 'running'
-    returning t.task_id, t.run_id, t.turn
+    returning
+      t.task_id, t.run_id, t.turn, t.task_name,
+      date_part('epoch', v_now - t.started_at) as seconds
   )
 
-  select array_agg(d.run_id), array_agg(d.task_id) filter (where d.turn > 1)
-  into v_done, v_waited
+  select
+    array_agg(d.run_id),
+    array_agg(d.task_id) filter (where d.turn > 1),
+    array_agg(d.task_name),
+    array_agg(d.seconds)
+  into v_done, v_waited, v_names, v_seconds
   from done as d;
+  perform teguh._ended_template(v_names, v_seconds);
 
   -- a task in its first turn has never waited
   if v_waited is not null then
@@ -327,6 +342,7 @@ begin
     where t.task_id = p_task.task_id;
     delete from teguh.w_template as w
     where w.task_id = p_task.task_id;
+    perform teguh._moved_template(p_task, 'f', p_now);
     return;
   end if;
 
@@ -400,6 +416,11 @@ begin
   where t.task_id = p_task.task_id;
 
   perform teguh._queue_template(p_task.task_id, p_task.turn + 1, p_at, p_now);
+  perform teguh._moved_template(
+    p_task,
+    case when p_at > p_now then 's' else 'p' end::"char",
+    case when p_failures > p_task.failures then p_now end
+  );
 end;
 $$;
 
@@ -489,6 +510,9 @@ begin
   where t.task_id = v_task.task_id;
 
   perform teguh._queue_template(v_task.task_id, v_task.turn + 1, p_wake_at, v_now);
+  perform teguh._moved_template(
+    v_task, case when p_wake_at > v_now then 's' else 'p' end::"char"
+  );
 end;
 $$;
 
@@ -559,6 +583,9 @@ begin
     perform teguh._push_template('l', array[v_task.task_id], array[0], array[v_limit]);
   end if;
   perform teguh._queue_template(v_task.task_id, v_task.turn + 1, v_at, v_now);
+  perform teguh._moved_template(
+    v_task, case when v_at <= v_now then 'p' when v_unbegun then 'd' else 's' end::"char"
+  );
 end;
 $$;
 

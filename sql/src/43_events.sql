@@ -113,6 +113,7 @@ begin
       's', array[p_task.task_id], array[p_task.turn + 1], array[p_timeout_at]
     );
   end if;
+  perform teguh._moved_template(p_task, 'w');
 end;
 $$;
 
@@ -166,6 +167,7 @@ declare
   v_task     teguh.t_template;
   v_task_ids uuid[] := '{}';
   v_turns    integer[] := '{}';
+  v_names    text[] := '{}';
 begin
   insert into teguh.e_template as e (event_name, created_at, emitted_at, payload)
   values (p_event_name, v_now, v_now, p_payload)
@@ -203,11 +205,13 @@ begin
       where w.task_id = v_wait.task_id;
       v_task_ids := v_task_ids || v_task.task_id;
       v_turns := v_turns || v_task.turn;
+      v_names := v_names || v_task.task_name;
     end if;
   end loop;
 
   if v_task_ids <> '{}' then
     perform teguh._push_template('r', v_task_ids, v_turns);
+    perform teguh._reckon_template(v_names, teguh._letters('w', v_task_ids), 'p');
   end if;
 end;
 $$;

@@ -31,20 +31,28 @@ create or replace function teguh._stop_template(p_task_id uuid, p_now timestampt
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_task teguh.t_template;
 begin
+  select t.* into v_task
+  from teguh.t_template as t
+  where t.task_id = p_task_id
+    and t.state in ('pending', 'running', 'sleeping')
+  for no key update;
+  if not found then
+    perform teguh._fetch_template(p_task_id);
+    return;
+  end if;
+
   update teguh.t_template as t
   set
     state = 'cancelled',
     lease_expires_at = null,
     finished_at = p_now
-  where t.task_id = p_task_id
-    and t.state in ('pending', 'running', 'sleeping');
-  if found then
-    delete from teguh.w_template as w
-    where w.task_id = p_task_id;
-  else
-    perform teguh._fetch_template(p_task_id);
-  end if;
+  where t.task_id = p_task_id;
+  delete from teguh.w_template as w
+  where w.task_id = p_task_id;
+  perform teguh._moved_template(v_task, 'x');
 end;
 $$;
 
@@ -104,7 +112,7 @@ begin
       v_task.task_name, v_task.params, v_task.headers, v_task.retry_strategy,
       coalesce(p_max_attempts, v_task.max_attempts), v_task.cancellation, null, false, null,
       v_task.tags, v_task.correlation_id, v_task.parent_task_id, v_task.workflow_run_id,
-      v_task.timeout_seconds, null, v_task.on_expired
+      v_task.timeout_seconds, null, v_task.on_expired, null
     )::teguh._spawn]);
     return;
   end if;

@@ -14,6 +14,8 @@ declare
   v_before   timestamptz := greatest(teguh._after(teguh.current_time(), -p_ttl), 'epoch');
   v_upto     uuid := teguh._first_uuid(v_before + interval '1 millisecond');
   v_task_ids uuid[];
+  v_names    text[];
+  v_was      "char"[];
 begin
   v_task_ids := array(
     select t.task_id
@@ -26,8 +28,18 @@ begin
     for update skip locked
   );
 
-  delete from teguh.t_template as t
-  where t.task_id = any (v_task_ids);
+  with gone as (
+    delete from teguh.t_template as t
+    where t.task_id = any (v_task_ids)
+    returning t.task_name, t.state
+  )
+
+  select array_agg(g.task_name), array_agg(teguh._letter(g.state, 0, null))
+  into v_names, v_was
+  from gone as g;
+  perform teguh._reckon_template(v_names, v_was, '-');
+  delete from teguh.u_template as u
+  where u.task_id = any (v_task_ids);
   delete from teguh.c_template as c
   where c.task_id = any (v_task_ids);
   delete from teguh.r_template as r

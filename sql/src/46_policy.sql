@@ -70,7 +70,9 @@ begin
   return '{
     "notify": "auto", "cleanup_ttl": 2592000, "cleanup_limit": 1000,
     "default_max_attempts": null, "default_retry_strategy": null,
-    "default_timeout": null, "default_ttl": null
+    "max_pending": null, "on_full": "reject", "default_timeout": null, "default_ttl": null, "duration_buckets": [
+      0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800
+    ]
   }'::jsonb || (teguh._policy(p_queue_name) - 'paused_until');
 end;
 $$;

@@ -1,5 +1,5 @@
 -- One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- restored from a dump, deal with what is due.  The step comes first, and only when the
+-- restored from a dump, sum up the statistics, deal with what is due.  The step comes first, and only when the
 -- caller has written nothing yet: it moves a register, and must not go by what may be
 -- rolled back.
 create or replace function teguh._tick_template(
@@ -16,6 +16,8 @@ begin
   if p_fresh then
     perform teguh._turn_template();
     perform teguh._settle_template();
+    perform teguh._sum0_template();
+    perform teguh._sum1_template();
   end if;
   return teguh._fire_template(p_now, p_fresh, p_limit);
 end;

@@ -18,11 +18,15 @@ from (
     ('list_queues',                '',            'client worker observer admin', false),
     ('status',                     '',            'client worker observer admin', false),
     ('get_queue_policy',           '',            'client worker observer admin', false),
+    ('queue_stats',                'stat',        'client worker observer admin', false),
+    ('metrics',                    'gauge',       'client worker observer admin', false),
+    ('prometheus',                 'gauge',       'client worker observer admin', false),
+    ('health',                     'stat',        'client worker observer admin', false),
     ('get_task_result',            'show',        'client worker observer admin', false),
     ('get_task_checkpoint_state',  'recall',      'client worker observer admin', false),
     ('get_task_checkpoint_states', 'list',        'client worker observer admin', false),
-    ('spawn_task',                 'new put',     'client worker admin',          false),
-    ('spawn_tasks',                'put',         'client worker admin',          false),
+    ('spawn_task',                 'new put once room', 'client worker admin',         false),
+    ('spawn_tasks',                'put series room', 'client worker admin',          false),
     ('emit_event',                 'emit',        'client worker admin',          false),
     ('cancel_task',                'stop',        'client worker admin',          false),
     ('retry_task',                 'rerun',       'client worker admin',          false),
@@ -71,7 +75,7 @@ as $$
   from pg_proc as p
   where p.pronamespace = 'teguh'::regnamespace
     and (
-      p.proname in ('_policy', '_set_ticked')
+      p.proname in ('_policy', '_set_ticked', '_xmin_age')
       or (
         p.proname ~ '^_'
         and not p.prosecdef

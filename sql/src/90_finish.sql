@@ -51,9 +51,18 @@ $$;
 -- The template is a queue like any other; and queues that exist get what it
 -- has.
 do $$
+declare
+  v_queue_name text;
 begin
   perform teguh._init_template();
   perform teguh._stamp_queues(array(select q.queue_name from teguh.queues as q order by 1));
+
+  for v_queue_name in
+    select q.queue_name
+    from teguh.queues as q
+  loop
+    execute pg_catalog.format('select teguh._census_%s()', v_queue_name);
+  end loop;
 end;
 $$;
 

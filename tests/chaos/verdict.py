@@ -104,9 +104,26 @@ CHECKS = {
     "nothing is due": """
         select d.at from (select teguh.next_due('{q}') as at) as d where d.at is not null
     """,
+    "the statistics count what is there": """
+        select coalesce(c.letter, t.letter), c.qty, t.qty
+        from (
+          select s.letter, sum(s.qty) as qty
+          from teguh._count_{q}() as c
+          cross join lateral (values (c.became, c.qty), (c.was, - c.qty)) as s(letter, qty)
+          where s.letter <> '-'
+          group by s.letter
+          having sum(s.qty) <> 0
+        ) as c
+        full join (
+          select teguh._letter(t.state, t.attempt, t.wake_event) as letter, count(*) as qty
+          from teguh.t_{q} as t
+          group by 1
+        ) as t on t.letter = c.letter
+        where c.qty is distinct from t.qty
+    """,
     "dispatch rows are never updated or deleted": """
         select s.relname, s.n_tup_upd, s.n_tup_del from pg_stat_user_tables as s
-        where s.schemaname = 'teguh' and s.relname ~ '^[pk][01]_{q}$'
+        where s.schemaname = 'teguh' and s.relname ~ '^[pkn][01]_{q}$'
           and s.n_tup_upd + s.n_tup_del > 0
     """,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -139,6 +140,57 @@ def test_a_task_says_where_it_belongs(client: teguh.Client, queue: str) -> None:
     found = client.get_task_result(queue, child.task_id)
     assert (found.tags, found.correlation_id, found.parent_task_id) == (["a", "b"], "c", parent)
     assert client.get_task_result(queue, parent).tags is None
+
+
+def test_what_a_run_spawns_inherits_where_it_belongs(client: teguh.Client, queue: str) -> None:
+    client.spawn_task(queue, "parent", tags=["a"], workflow_run_id=UUID(int=7))
+    (run,) = client.claim_task(queue)
+    child = client.spawn_task(queue, "child", parent_run_id=run.run_id, parent_queue_name=queue)
+    found = client.get_task_result(queue, child.task_id)
+    assert (found.tags, found.parent_task_id, found.workflow_run_id) == (
+        ["a"],
+        run.task_id,
+        UUID(int=7),
+    )
+
+
+def test_statistics_of_a_queue(client: teguh.Client, queue: str) -> None:
+    client.spawn_task(queue, "a", unique={"key": "k"})
+    client.spawn_task(queue, "a", {"n": 2}, unique={"key": "k", "on_conflict": "replace"})
+    with pytest.raises(teguh.Conflict):
+        client.spawn_task(queue, "a", unique={"key": "k"})
+    (stats,) = client.queue_stats(queue)
+    assert (stats.queue_name, stats.pending, stats.running, stats.paused) == (queue, 1, 0, False)
+    labels = {"queue": queue, "state": "pending"}
+    assert teguh.Metric("teguh_tasks", labels, 1) in client.metrics()
+    assert f'teguh_tasks{{queue="{queue}",state="pending"}} 1' in client.prometheus().splitlines()
+    assert client.health()["version"] == client.version()
+
+
+def test_a_full_queue_refuses_spawns(client: teguh.Client, queue: str) -> None:
+    client.set_queue_policy(queue, max_pending=1)
+    client.spawn_task(queue, "a")
+    with pytest.raises(teguh.QueueFull):
+        client.spawn_task(queue, "a")
+
+
+def test_a_task_expires_and_another_follows(client: teguh.Client, queue: str) -> None:
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
+    follow_up: teguh.FollowUp = {
+        "queue_name": queue,
+        "task_name": "follow",
+        "params": {"n": 1},
+        "options": {
+            "parent_task_id": UUID(int=5),
+            "deadline_at": datetime.now(UTC) + timedelta(days=1),
+        },
+    }
+    task = client.spawn_task(queue, "short", ttl_seconds=0.001, on_expired=follow_up)
+    time.sleep(0.002)
+    (run,) = client.claim_task(queue)
+    assert (run.task_name, run.params) == ("follow", {"n": 1})
+    assert client.get_task_result(queue, run.task_id).parent_task_id == UUID(int=5)
+    assert client.get_task_result(queue, task.task_id).state == "expired"
 
 
 def test_spawning_commits_or_rolls_back_with_the_caller(

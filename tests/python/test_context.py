@@ -397,7 +397,7 @@ def test_a_spawn_from_a_task_happens_once(
     with running(dsn, queue, tasks):
         children = finished(client, queue, task.task_id).completed_payload
         for task_id in children:
-            finished(client, queue, task_id)
+            assert finished(client, queue, task_id).parent_task_id == task.task_id
     rows = client.connection.execute(
         "select task_id::text, max_attempts from teguh.t_jobs where task_name = 'child'"
     ).fetchall()

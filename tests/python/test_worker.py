@@ -280,6 +280,28 @@ def test_a_lost_lease_cancels_an_async_handler_and_discards_its_result(
     assert (result.completed_payload, result.failures) == ("from the second run", 1)
 
 
+def test_a_handler_is_stopped_when_the_timeout_of_its_run_is_over(
+    dsn: str, client: teguh.Client, queue: str, tasks: teguh.Registry
+) -> None:
+    cancelled: list[int] = []
+
+    @tasks.task("it")
+    async def handler(ctx: teguh.AsyncTaskContext) -> str:
+        if ctx.failures == 0:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                cancelled.append(ctx.attempt)
+                raise
+        return "in time"
+
+    task = client.spawn_task(queue, "it", timeout_seconds=0.3, retry_strategy=AT_ONCE)
+    with running(dsn, queue, tasks):  # the heartbeat of 10 s would come too late
+        result = finished(client, queue, task.task_id)
+        until(lambda: cancelled == [1])
+    assert (result.completed_payload, result.failures) == ("in time", 1)
+
+
 def test_a_lost_lease_stops_a_sync_handler_at_its_next_call(
     dsn: str, client: teguh.Client, queue: str, tasks: teguh.Registry
 ) -> None:

@@ -28,6 +28,17 @@ SET_QUEUE_POLICY = "select teguh.set_queue_policy(%(queue)s, %(policy)s::jsonb)"
 PAUSE_QUEUE = "select teguh.pause_queue(%(queue)s, coalesce(%(until)s, 'infinity'::timestamptz))"
 RESUME_QUEUE = "select teguh.resume_queue(%(queue)s)"
 
+# Statistics
+
+QUEUE_STATS = """
+select queue_name, pending, delayed, running, sleeping, waiting, completed, failed, cancelled,
+       expired, oldest_pending_age_seconds, oldest_lease_age_seconds, paused
+from teguh.queue_stats(%(queue)s)
+"""
+METRICS = "select name, labels, value from teguh.metrics()"
+PROMETHEUS = "select teguh.prometheus()"
+HEALTH = "select teguh.health()"
+
 # Spawning
 
 SPAWN_TASK = """
@@ -43,7 +54,7 @@ from teguh.spawn_tasks(%(queue)s, %(tasks)s::jsonb)
 
 CLAIM_TASK = """
 select run_id, task_id, attempt, task_name, params, retry_strategy, max_attempts, headers,
-       wake_event, event_payload, failures, checkpoints, lease_expires_at
+       wake_event, event_payload, failures, checkpoints, lease_expires_at, timeout_seconds
 from teguh.claim_task(%(queue)s, %(worker)s, %(claim_timeout)s, %(qty)s)
 """
 NEXT_DUE = "select teguh.next_due(%(queue)s)"
@@ -89,7 +100,7 @@ from teguh.retry_task(%(queue)s, %(task)s, %(options)s::jsonb)
 GET_TASK_RESULT = """
 select task_id, state, attempts, completed_payload, cancelled_at, failure_reason, failures,
        task_name, created_at, available_at, first_started_at, finished_at,
-       tags, correlation_id, parent_task_id
+       tags, correlation_id, parent_task_id, workflow_run_id
 from teguh.get_task_result(%(queue)s, %(task)s)
 """
 CLEANUP_TASKS = "select teguh.cleanup_tasks(%(queue)s, %(ttl)s, %(limit)s)"

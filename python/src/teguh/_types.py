@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 Access = Literal["client", "worker", "observer", "admin"]
-State = Literal["pending", "running", "sleeping", "completed", "failed", "cancelled"]
+State = Literal["pending", "running", "sleeping", "completed", "failed", "cancelled", "expired"]
 
 
 class RetryStrategy(TypedDict, total=False):
@@ -42,9 +42,36 @@ class SpawnOptions(TypedDict, total=False):
     idempotency_mismatch: Literal["error", "return"]
     available_at: datetime
     delay_seconds: float
+    timeout_seconds: float | None
+    ttl_seconds: float | None
+    deadline_at: datetime
+    on_expired: FollowUp
     tags: Sequence[str]
     correlation_id: str
     parent_task_id: UUID | str
+    parent_run_id: UUID | str
+    parent_queue_name: str
+    workflow_run_id: UUID | str
+    unique: Unique
+
+
+class Unique(TypedDict, total=False):
+    """In what way a task is to be the only one of its key. Durations in seconds."""
+
+    key: str
+    states: Sequence[State]
+    on_conflict: Literal["error", "return", "replace", "debounce"]
+    window_seconds: float
+    max_wait_seconds: float
+
+
+class FollowUp(TypedDict, total=False):
+    """The task to spawn when another expires. Without params it is told which one."""
+
+    queue_name: str
+    task_name: str
+    params: Any
+    options: SpawnOptions
 
 
 class QueuePolicy(TypedDict, total=False):
@@ -55,6 +82,11 @@ class QueuePolicy(TypedDict, total=False):
     cleanup_limit: int | None
     default_max_attempts: int | None
     default_retry_strategy: RetryStrategy | None
+    default_timeout: float | None
+    default_ttl: float | None
+    duration_buckets: Sequence[float] | None
+    max_pending: int | None
+    on_full: Literal["reject", "drop_oldest"] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +125,7 @@ class ClaimedRun:
     failures: int
     checkpoints: dict[str, Any] | None
     lease_expires_at: datetime | None
+    timeout_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +176,7 @@ class TaskResult:
     tags: list[str] | None = None
     correlation_id: str | None = None
     parent_task_id: UUID | None = None
+    workflow_run_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +187,34 @@ class Queue:
     created_at: datetime
     policy: dict[str, Any]
     paused_until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStats:
+    """How many tasks of a queue stand where, and for how long the oldest have, in seconds."""
+
+    queue_name: str
+    pending: int
+    delayed: int
+    running: int
+    sleeping: int
+    waiting: int
+    completed: int
+    failed: int
+    cancelled: int
+    expired: int
+    oldest_pending_age_seconds: float | None
+    oldest_lease_age_seconds: float | None
+    paused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One figure of ``metrics``."""
+
+    name: str
+    labels: dict[str, str]
+    value: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,16 +239,19 @@ class Status:
 
 def options_json(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return options as JSON values: instants in ISO 8601, with their offset."""
-    values = dict(options)
-    at = values.get("available_at")
-    if isinstance(at, datetime):
-        values["available_at"] = iso(at, "available_at")
-    if "tags" in values:
-        values["tags"] = list(values["tags"])
-    parent = values.get("parent_task_id")
-    if isinstance(parent, UUID):
-        values["parent_task_id"] = str(parent)
-    return values
+    return {name: _option_json(name, value) for name, value in options.items()}
+
+
+def _option_json(name: str, value: Any) -> Any:
+    if isinstance(value, datetime):
+        return iso(value, name)
+    if isinstance(value, UUID):
+        return str(value)
+    if name == "tags":
+        return list(value)
+    if name == "on_expired" and "options" in value:
+        return {**value, "options": options_json(value["options"])}
+    return value
 
 
 def iso(at: datetime, what: str) -> str:

@@ -15,9 +15,11 @@ from teguh._types import (
     ClaimedRun,
     Cleaned,
     CompletedRun,
+    Metric,
     NewTask,
     Queue,
     QueuePolicy,
+    QueueStats,
     Spawned,
     SpawnOptions,
     Status,
@@ -204,6 +206,24 @@ class AsyncClient:
         await self._all(
             _sql.REVOKE_ACCESS, role=role, access=access, queues=queues and list(queues)
         )
+
+    # Statistics
+
+    async def queue_stats(self, queue: str | None = None) -> list[QueueStats]:
+        """Return how many tasks of a queue, or of each, stand where. SQL: ``queue_stats``."""
+        return [QueueStats(*row) for row in await self._all(_sql.QUEUE_STATS, queue=queue)]
+
+    async def metrics(self) -> list[Metric]:
+        """Return what there is to measure. SQL: ``metrics``."""
+        return [Metric(*row) for row in await self._all(_sql.METRICS)]
+
+    async def prometheus(self) -> str:
+        """Return the metrics in the text format of Prometheus. SQL: ``prometheus``."""
+        return cast("str", await self._one(_sql.PROMETHEUS))
+
+    async def health(self) -> dict[str, Any]:
+        """Return whether all is well, and if not, what to do. SQL: ``health``."""
+        return cast("dict[str, Any]", await self._one(_sql.HEALTH))
 
     # Spawning
 

@@ -116,7 +116,12 @@ class WorkerAsyncCalls:
         options: SpawnOptions,
     ) -> Spawned:
         """Spawn a task and store what was spawned as the step's state, in one commit."""
-        merged = {**self._registry.options(task_name), **options}
+        merged: SpawnOptions = {
+            "parent_run_id": run.run_id,
+            "parent_queue_name": self.queue,
+            **self._registry.options(task_name),
+            **options,
+        }
         statement = {
             **self._step(run, step),
             "to_queue": queue or self.queue,

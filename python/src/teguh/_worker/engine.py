@@ -309,6 +309,8 @@ class Engine:
             run = Run(claim, TaskContext(self._sync_calls, claim), now)
             self._threads.submit(run, cast("SyncHandler", handler))
         self._runs[claim.run_id] = run
+        if claim.timeout_seconds is not None:
+            self._loop.call_later(claim.timeout_seconds, self._lost, run, "its timeout is over")
 
     def _task_ended(self, run: Run, task: asyncio.Task[object]) -> None:
         if task.cancelled():

@@ -1,0 +1,207 @@
+-- Counts, ages and durations are shown per queue, as metrics, and as one verdict.
+begin;
+select plan(29);
+set local teguh.fake_now = '2031-05-01 12:00:00+00';
+
+-- Given an empty queue
+select teguh.create_queue('a');
+
+-- Then
+select results_eq(
+  $$ select * from teguh.queue_stats('a') $$,
+  $$
+    values (
+      'a', 0::bigint, 0::bigint, 0::bigint, 0::bigint, 0::bigint, 0::bigint, 0::bigint, 0::bigint,
+      0::bigint, null::double precision, null::double precision, false
+    )
+  $$,
+  'an empty queue has every state, at zero'
+);
+
+-- Given a task in every state
+select teguh.spawn_task('a', n.name, '1', n.options)
+from (
+  values
+    (1, 'done', '{}'::jsonb), (2, 'failed', '{"max_attempts": 1}'), (3, 'sleeping', '{}'),
+    (4, 'waiting', '{}'), (5, 'running', '{}'), (6, 'stale', '{"ttl_seconds": 1}')
+) as n(place, name, options)
+order by n.place;
+set local teguh.fake_now = '2031-05-01 12:00:02+00';
+create temporary table run as
+select c.* from teguh.claim_task('a', 'w', 100, 5) as c;
+set local teguh.fake_now = '2031-05-01 12:00:05+00';
+select teguh.complete_run('a', r.run_id) from run as r where r.task_name = 'done';
+select teguh.fail_run('a', r.run_id, '"no"') from run as r where r.task_name = 'failed';
+select teguh.schedule_run('a', r.run_id, '2032-01-01 00:00+00')
+from run as r where r.task_name = 'sleeping';
+select teguh.await_event('a', r.task_id, r.run_id, 's', 'e')
+from run as r where r.task_name = 'waiting';
+select teguh.spawn_task('a', 'delayed', '1', '{"delay_seconds": 1000}');
+select teguh.spawn_task('a', 'ready', '1');
+select teguh.cancel_task('a', s.task_id) from teguh.spawn_task('a', 'unwanted', '1') as s;
+select teguh.ticker('a');
+set local teguh.fake_now = '2031-05-01 12:00:12+00';
+
+-- Then
+select results_eq(
+  $$ select * from teguh.queue_stats('a') $$,
+  $$
+    values (
+      'a', 1::bigint, 1::bigint, 1::bigint, 1::bigint, 1::bigint, 1::bigint, 1::bigint, 1::bigint,
+      1::bigint, 7::double precision, 10::double precision, false
+    )
+  $$,
+  'each state is counted; the first in line has been ready for 7 s, the run held for 10'
+);
+
+-- When another queue is paused
+select teguh.create_queue('b');
+select teguh.pause_queue('b');
+select results_eq(
+  $$ select s.queue_name, s.paused, s.pending from teguh.queue_stats() as s order by 1 $$,
+  $$ values ('a', false, 1::bigint), ('b', true, 0) $$,
+  'without a name all queues are shown, and whether they are paused'
+);
+select throws_ok($$ select teguh.queue_stats('nowhere') $$, 'TG001', null, 'a queue must exist');
+
+-- Then
+create temporary table metric as select m.* from teguh.metrics() as m;
+create function pg_temp.metric(p_name text, p_labels jsonb)
+  returns double precision
+  language sql
+as $$
+  select m.value from metric as m where m.name = p_name and m.labels = p_labels;
+$$;
+select is(
+  pg_temp.metric('teguh_tasks', '{"queue": "a", "state": "waiting"}'), 1::double precision,
+  'tasks by queue and state'
+);
+select results_eq(
+  $$
+    select m.name, m.value from metric as m
+    where m.labels = '{"queue": "a", "task": "failed"}' order by 1
+  $$,
+  $$
+    values
+      ('teguh_run_duration_seconds_count', 1::double precision),
+      ('teguh_run_duration_seconds_sum', 3),
+      ('teguh_tasks_created_total', 1),
+      ('teguh_tasks_failed_total', 1),
+      ('teguh_tasks_started_total', 1)
+  $$,
+  'totals by task'
+);
+select is(
+  pg_temp.metric(n.name, jsonb_build_object('queue', 'a', 'task', n.task)), 1::double precision,
+  n.name || ' counts'
+)
+from (
+  values
+    ('teguh_tasks_completed_total', 'done'), ('teguh_tasks_cancelled_total', 'unwanted'),
+    ('teguh_tasks_expired_total', 'stale')
+) as n(name, task);
+select results_eq(
+  $$
+    select m.labels ->> 'le', m.value from metric as m
+    where m.name = 'teguh_run_duration_seconds_bucket' and m.labels ->> 'task' = 'done'
+      and m.labels ->> 'le' in ('1', '2.5', '5', '+Inf')
+    order by 2, 1
+  $$,
+  $$ values ('1', 0::double precision), ('2.5', 0), ('+Inf', 1), ('5', 1) $$,
+  'durations as a cumulative histogram'
+);
+select is(
+  pg_temp.metric('teguh_oldest_pending_age_seconds', '{"queue": "a"}'), 7::double precision,
+  'ages'
+);
+select is(
+  pg_temp.metric('teguh_oldest_pending_age_seconds', '{"queue": "b"}'), null,
+  'a queue without a task in line has no age'
+);
+select is(
+  (select count(*) from metric as m where m.name = 'teguh_ticker_lag_seconds'), 1::bigint,
+  'the lag of the ticker'
+);
+
+-- When a run fails and is retried
+select teguh.fail_run('a', c.run_id, '"no"') from teguh.claim_task('a', 'w') as c;
+select is(
+  (
+    select m.value from teguh.metrics() as m
+    where m.name = 'teguh_tasks_retried_total' and m.labels ->> 'task' = 'ready'
+  ),
+  1::double precision,
+  'retries are counted'
+);
+
+-- When the buckets are others
+select teguh.set_queue_policy('b', '{"duration_buckets": [1, 10]}');
+select teguh.resume_queue('b');
+select teguh.spawn_task('b', n.name, '1') from unnest(array['q"u\o', 'slow']) as n(name);
+create temporary table timed as
+select c.* from teguh.claim_task('b', 'w', 100, 2) as c;
+set local teguh.fake_now = '2031-05-01 12:00:13+00';
+select teguh.complete_run('b', t.run_id) from timed as t where t.task_name <> 'slow';
+set local teguh.fake_now = '2031-05-01 12:01:00+00';
+select teguh.complete_run('b', t.run_id) from timed as t where t.task_name = 'slow';
+select results_eq(
+  $$
+    select m.labels ->> 'task', m.labels ->> 'le', m.value from teguh.metrics() as m
+    where m.name = 'teguh_run_duration_seconds_bucket' and m.labels ->> 'queue' = 'b'
+    order by 1, 3, 2
+  $$,
+  $$
+    values
+      ('q"u\o', '+Inf', 1::double precision), ('q"u\o', '1', 1), ('q"u\o', '10', 1),
+      ('slow', '1', 0), ('slow', '10', 0), ('slow', '+Inf', 1)
+  $$,
+  'durations are counted by them; a duration that equals a bound counts there'
+);
+select throws_ok(
+  format($$ select teguh.set_queue_policy('b', '{"duration_buckets": %s}') $$, n.buckets),
+  'TG005', null,
+  format('buckets cannot be %s', n.buckets)
+)
+from unnest(array['[]', '[2, 1]', '[0]', '["1"]', '1', '[1, 1]']) as n(buckets);
+select teguh.set_queue_policy('b', '{"duration_buckets": null}');
+select is(
+  (select cardinality(q.buckets) from teguh.queues as q where q.queue_name = 'b'), 15,
+  'null sets them back'
+);
+
+-- Then
+select is(
+  teguh.prometheus() like
+    e'%# TYPE teguh_run_duration_seconds histogram\nteguh_run_duration_seconds_bucket{le="0.005",%',
+  true,
+  'Prometheus is told what is a histogram'
+);
+select is(
+  teguh.prometheus() like e'%teguh_tasks_completed_total{queue="b",task="q\\\\"u\\\\\\\\o"} 1\n%',
+  true,
+  'names are escaped'
+);
+
+-- When nobody has ticked or worked for long
+select is(
+  (teguh.health() ->> 'status', teguh.health() -> 'problems' = '[]')::text, '(ok,t)', 'all is well'
+);
+select is(
+  (select array_agg(k.key order by k.key) from jsonb_object_keys(teguh.health()) as k(key)),
+  '{oldest_xmin_age,problems,status,ticker_lag_seconds,version}',
+  'health says what it looked at'
+);
+select teguh.spawn_task('b', 'left', '1');
+set local teguh.fake_now = '2031-05-01 12:10:00+00';
+select is(
+  teguh.health() #>> '{problems,0,problem}', 'nobody works on queue "b"',
+  'a queue that nobody works on is a problem'
+);
+select is(teguh.health() ->> 'status', 'degraded', 'and all is not well');
+select setval('teguh._ticked', 0);
+select is(
+  teguh.health() #>> '{problems,0,problem}', 'nobody ticks', 'a ticker that stands still is one'
+);
+
+select * from finish();
+rollback;
