@@ -57,6 +57,19 @@ begin
       on_expired      jsonb
     );
   end if;
+
+  if to_regtype('teguh._filter') is null then
+    create type teguh._filter as (
+      states          text[],
+      task_name       text,
+      tags            text[],
+      correlation_id  text,
+      parent_task_id  uuid,
+      workflow_run_id uuid,
+      created_after   timestamptz,
+      created_before  timestamptz
+    );
+  end if;
 end;
 $$;
 
@@ -74,3 +87,5 @@ comment on type teguh._picked is
   'their woke.';
 comment on type teguh._spawn is
   'One task to spawn, its options checked.';
+comment on type teguh._filter is
+  'Which tasks are meant; what is null does not matter.';

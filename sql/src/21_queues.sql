@@ -501,8 +501,8 @@ comment on function teguh.create_queue(text, jsonb) is
   'the others. Policy: notify (auto, always, off), cleanup_ttl (seconds that '
   'finished tasks are kept, default 2592000), cleanup_limit (tasks removed per '
   'call, default 1000), default_max_attempts, default_retry_strategy, default_timeout '
-  '(seconds a run may take), default_ttl (seconds until a task expires); null sets a key '
-  'back to its default. '
+  '(seconds a run may take), default_ttl (seconds until a task expires), namespace (a name '
+  'that queues are grouped by, default "default"); null sets a key back to its default. '
   'Raises 42602 or 42939 for a name that cannot be, TG005 for a bad policy.';
 
 -- Give up on a queue whose tables could not be locked.
@@ -603,18 +603,21 @@ create or replace function teguh.list_queues()
     queue_name   text,
     created_at   timestamptz,
     policy       jsonb,
-    paused_until timestamptz
+    paused_until timestamptz,
+    namespace    text
   )
   language sql
   stable
   security definer
   set search_path = pg_catalog, pg_temp
 as $$
-  select q.queue_name, q.created_at, q.policy, q.paused_until
+  select
+    q.queue_name, q.created_at, q.policy, q.paused_until,
+    coalesce(q.policy ->> 'namespace', 'default')
   from teguh.queues as q
   order by q.queue_name;
 $$;
 
 comment on function teguh.list_queues() is
-  'The queues of this database by name, each with the policy it was given and until when '
-  'it is paused, null if it never was.';
+  'The queues of this database by name, each with the policy it was given, until when '
+  'it is paused, null if it never was, and its namespace.';

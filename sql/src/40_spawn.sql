@@ -18,6 +18,7 @@ declare
   v_due_at   timestamptz[];
   v_limited  uuid[];
   v_limits   timestamptz[];
+  v_tagged   uuid[];
 begin
   perform pg_current_xact_id();
   v_now := teguh.current_time();
@@ -53,7 +54,7 @@ begin
     from spawns as s
     order by s.idempotency_key nulls first, s.place
     on conflict (idempotency_key) where idempotency_key is not null do nothing
-    returning t.task_id, t.state, t.available_at, t.deadline_at
+    returning t.task_id, t.state, t.available_at, t.deadline_at, t.tags
   )
 
   select
@@ -63,13 +64,17 @@ begin
     array_agg(a.task_id) filter (where a.state = 'sleeping'),
     array_agg(a.available_at) filter (where a.state = 'sleeping'),
     array_agg(a.task_id) filter (where a.deadline_at is not null),
-    array_agg(a.deadline_at) filter (where a.deadline_at is not null)
-  into v_ids, v_added, v_ready, v_sleepers, v_due_at, v_limited, v_limits
+    array_agg(a.deadline_at) filter (where a.deadline_at is not null),
+    array_agg(a.task_id) filter (where a.tags is not null)
+  into v_ids, v_added, v_ready, v_sleepers, v_due_at, v_limited, v_limits, v_tagged
   from added as a;
 
   perform teguh._push_template('r', v_ready, teguh._fill(1, v_ready));
   perform teguh._push_template('s', v_sleepers, teguh._fill(1, v_sleepers), v_due_at);
   perform teguh._push_template('l', v_limited, teguh._fill(0, v_limited), v_limits);
+  if v_tagged is not null then
+    perform teguh._tag_template(v_tagged);
+  end if;
 
   if cardinality(v_added) = cardinality(p_tasks) then
     return query
@@ -123,7 +128,26 @@ begin
   if v_deadline is not null then
     perform teguh._push_template('l', array[v_task_id], array[0], array[v_deadline]);
   end if;
+  if p_spawn.tags is not null then
+    perform teguh._tag_template(array[v_task_id]);
+  end if;
   return v_task_id;
+end;
+$$;
+
+-- Let new tasks be found by their tags.
+create or replace function teguh._tag_template(p_task_ids uuid[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  insert into teguh.g_template as g (tag, task_id)
+  select distinct u.tag, t.task_id
+  from teguh.t_template as t
+  cross join lateral unnest(t.tags) as u(tag)
+  where t.task_id = any (p_task_ids);
 end;
 $$;
 

@@ -1,5 +1,5 @@
 -- Remove tasks that have been over for longer than p_ttl seconds, with their
--- checkpoints and history, up to p_limit.
+-- checkpoints and history, up to p_limit; and as old actions that are about no task.
 --
 -- A task finished after it was made, and ids are in the order of their making, so
 -- only tasks made before the limit are looked at.  Their state is read again under
@@ -26,16 +26,41 @@ begin
     for update skip locked
   );
 
-  delete from teguh.t_template as t
-  where t.task_id = any (v_task_ids);
-  delete from teguh.c_template as c
-  where c.task_id = any (v_task_ids);
-  delete from teguh.r_template as r
-  where r.task_id = any (v_task_ids);
-  delete from teguh.w_template as w
-  where w.task_id = any (v_task_ids);
+  delete from teguh.a_template as a
+  where a.task_id is null
+    and a.at <= v_before;
+  return teguh._erase_template(v_task_ids);
+end;
+$$;
 
-  return cardinality(v_task_ids);
+-- Remove locked tasks with all that belongs to them.  Returns how many.
+create or replace function teguh._erase_template(p_task_ids uuid[])
+  returns integer
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  delete from teguh.g_template as g
+  using teguh.t_template as t
+  where t.task_id = any (p_task_ids)
+    and t.tags is not null
+    and g.task_id = t.task_id
+    and g.tag collate "C" = any (t.tags);
+  delete from teguh.d_template as d
+  where d.state in ('failed', 'cancelled', 'expired')
+    and d.task_id = any (p_task_ids);
+  delete from teguh.t_template as t
+  where t.task_id = any (p_task_ids);
+  delete from teguh.c_template as c
+  where c.task_id = any (p_task_ids);
+  delete from teguh.r_template as r
+  where r.task_id = any (p_task_ids);
+  delete from teguh.w_template as w
+  where w.task_id = any (p_task_ids);
+  delete from teguh.a_template as a
+  where a.task_id = any (p_task_ids);
+  return cardinality(p_task_ids);
 end;
 $$;
 
@@ -44,10 +69,13 @@ create or replace function teguh._first_uuid(p_at timestamptz)
   returns uuid
   language sql
   immutable
+  strict
   set search_path = pg_catalog, pg_temp
 as $$
   select encode(
-    substr(int8send(floor(date_part('epoch', p_at) * 1000)::bigint), 3)
+    substr(int8send(floor(
+      date_part('epoch', greatest('epoch', least(p_at, '9999-12-31 00:00:00+00'))) * 1000
+    )::bigint), 3)
     || '\x70008000000000000000'::bytea,
     'hex'
   )::uuid;

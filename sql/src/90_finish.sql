@@ -57,6 +57,21 @@ begin
 end;
 $$;
 
+-- Queues from before there were lists of what ended without success get theirs.
+do $$
+declare
+  v_queue_name text;
+begin
+  for v_queue_name in
+    select q.queue_name
+    from teguh.queues as q
+    order by q.queue_name
+  loop
+    execute format('select teguh._recap_%s()', v_queue_name);
+  end loop;
+end;
+$$;
+
 -- Nothing is for everybody, but what was granted holds for new functions, too.
 do $$
 declare
