@@ -17,8 +17,8 @@ select is(
     where r.kind = 'r'
     order by r.name collate "C"
   ),
-  '{c,e,k0,k1,n0,n1,n,p0,p1,r,t,u,w}',
-  'a queue has thirteen tables'
+  '{a,c,d,e,g,k0,k1,n0,n1,n,p0,p1,r,t,u,w}',
+  'a queue has sixteen tables'
 );
 
 select is_empty(
@@ -38,7 +38,7 @@ select is(
     where i.indrelid = 'teguh.t_template'::regclass
     order by 1
   ),
-  '{idempotency_key,task_id}',
+  '{correlation_id,idempotency_key,parent_task_id,task_id,task_name,workflow_run_id}',
   'no column of a task that changes has an index, so that every update is HOT'
 );
 

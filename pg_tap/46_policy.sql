@@ -1,6 +1,6 @@
 -- Policies are read and set; a paused queue hands nothing out and goes on with all else.
 begin;
-select plan(22);
+select plan(29);
 set local teguh.fake_now = '2031-05-01 12:00:00+00';
 
 -- Given a queue
@@ -17,7 +17,7 @@ select is(
   teguh.get_queue_policy('q'),
   '{"notify": "auto", "cleanup_ttl": 60, "cleanup_limit": 1000, "default_max_attempts": null,
     "default_retry_strategy": null, "default_timeout": null, "default_ttl": null,
-    "max_pending": null, "on_full": "reject", "duration_buckets": [
+    "namespace": "default", "max_pending": null, "on_full": "reject", "duration_buckets": [
       0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800
     ]}',
   'a policy shows what was set and the defaults for the rest'
@@ -26,7 +26,9 @@ select is(
 -- When keys are set
 select teguh.set_queue_policy('q', '{"cleanup_limit": 5, "default_max_attempts": 3}');
 select is(
-  jsonb_strip_nulls(teguh.get_queue_policy('q') - '{notify,on_full,duration_buckets}'::text[]),
+  jsonb_strip_nulls(
+    teguh.get_queue_policy('q') - '{notify,on_full,duration_buckets,namespace}'::text[]
+  ),
   '{"cleanup_ttl": 60, "cleanup_limit": 5, "default_max_attempts": 3}',
   'the keys given are set, the others stay'
 );
@@ -110,6 +112,50 @@ select is(
     from unnest('{1,2,3,2147483647}'::integer[]) as n
   ),
   '{2,8,18,1e9}', 'quadratic: the base times their square, and no overflow'
+);
+
+-- When queues are put into namespaces
+select teguh.create_queue('billing', '{"namespace": "finance"}');
+select teguh.create_queue('audit', '{"namespace": "finance"}');
+
+-- Then
+select results_eq(
+  $$ select n.namespace, n.queues from teguh.list_namespaces() as n $$,
+  $$ values ('default', 2::bigint), ('finance', 2) $$,
+  'list_namespaces counts the queues of each'
+);
+select results_eq(
+  $$ select l.queue_name, l.namespace from teguh.list_queues() as l order by 1 $$,
+  $$ values ('audit', 'finance'), ('billing', 'finance'), ('other', 'default'), ('q', 'default') $$,
+  'list_queues says in which one a queue is'
+);
+select teguh.set_queue_policy('audit', '{"namespace": null}');
+select is(
+  teguh.get_queue_policy('audit') ->> 'namespace', 'default', 'null puts a queue back'
+);
+select throws_ok(
+  format($$ select teguh.set_queue_policy('audit', %L) $$, p.policy), 'TG005', null,
+  'a namespace is a name, not ' || p.policy
+)
+from unnest('{"{\"namespace\": \"\"}","{\"namespace\": 1}"}'::text[]) as p(policy);
+
+-- When a queue is paused and resumed with a reason
+select teguh.pause_queue('billing', '2031-06-01 00:00:00+00', 'month''s end');
+select teguh.resume_queue('billing', p_reason => 'done');
+
+-- Then
+select results_eq(
+  $$ select a.action, a.by_role = session_user, a.reason, a.detail from teguh.list_actions('billing') as a $$,
+  $$
+    values
+      ('resume', true, 'done', '{}'::jsonb),
+      ('pause', true, 'month''s end', '{"until": "2031-06-01T00:00:00+00:00"}')
+  $$,
+  'list_actions tells who did it and why'
+);
+select teguh.resume_queue('billing');
+select is(
+  (select a.reason from teguh.list_actions('billing') as a limit 1), null, 'a reason need not be given'
 );
 
 select * from finish();

@@ -8,274 +8,326 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  280  00_install.sql
---  328  01_version.sql: What the schema is, and its version
---  335    version
---  347  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  349    current_time
---  368    _after
---  383    _micros
---  394  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  410    _random_bytes
---  429    _make_uuidv7
---  452    portable_uuidv7
---  482    uuidv7_timestamp
---  508    _task_id
---  532    _run_id
---  547    _run_task
---  558    _run_number
---  572  12_types.sql: The composite types that functions pass to each other
---  577    _gap (type)
---  585    _late (type)
---  592    _timer (type)
---  599    _tally (type)
---  610    _picked (type)
---  626    _spawn (type)
---  667  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  669    _check_keys
---  702    _number_option
---  737    _integer_option
---  763    _text_option
---  789    _uuid_option
---  816    _tags_option
---  845    _check_name
---  872    _check_seconds
---  900    _check_isolation
---  919    _buckets_option
---  955    _check_policy
---  998    _check_spawn
--- 1045    _read_spawn_options
--- 1119    _moment_option
--- 1165    _read_time_options
--- 1203    _unique_option
--- 1257    _inherit
--- 1287    _check_cancellation
--- 1304  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1307    _check_retry_strategy
--- 1345    _backoff
--- 1398    _fraction
--- 1409  20_tables.sql: Queues and the policy of each
--- 1411    queues (table)
--- 1440    grants (table)
--- 1454    versions (table)
--- 1469    t_template (table)
--- 1560    p0_template (table)
--- 1573    p1_template (table)
--- 1616    k0_template (table)
--- 1629    k1_template (table)
--- 1658    n0_template (table)
--- 1669    n1_template (table)
--- 1685    n_template (table)
--- 1709    seq_template (sequence)
--- 1710    ring_template (sequence)
--- 1711    parked_template (sequence)
--- 1712    woken_template (sequence)
--- 1713    plan_template (sequence)
--- 1714    fired_template (sequence)
--- 1715    clock_template (sequence)
--- 1716    carry_template (sequence)
--- 1737    r_template (table)
--- 1754    c_template (table)
--- 1771    e_template (table)
--- 1788    u_template (table)
--- 1801    w_template (table)
--- 1816  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 1819    validate_queue_name
--- 1861    _policy
--- 1903    _call
--- 1917    _template_ddl (view)
--- 2002    _stamp
--- 2014    _stamp_queues
--- 2042    _stamp_relation
--- 2082    _stamp_function
--- 2112    _function
--- 2124    _signature
--- 2135    _leave_extension
--- 2161    _lock_number
--- 2171    _share_queue
--- 2184    _may
--- 2200    _each_queue
--- 2222    _init_template
--- 2248    _hush_template
--- 2269    _beyond
--- 2278    create_queue
--- 2338    _refuse_busy
--- 2357    drop_queue
--- 2387    _drop_all
--- 2430    list_queues
--- 2451  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 2460    _push_template
--- 2501    _fill
--- 2521    _add0_template
--- 2588    _back0_template
--- 2606  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 2610    _claim0_template
--- 2679    _pick0_template
--- 2780    _move0_template
--- 2842    _open_xids
--- 2862    _next0_template
--- 2890    _many0_template
--- 2919    _stuck0_template
--- 2956    _trim0_template
--- 2999    _take_template
--- 3080    _known_template
--- 3100    _paused_until
--- 3113    claim_task
--- 3173    _next_template
--- 3214    _soon0_template
--- 3270    next_due
--- 3295  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 3308    _due0_template
--- 3384    _last0_template
--- 3409    _any0_template
--- 3436    _miss0_template
--- 3472    _pass0_template
--- 3518    _fire_template
--- 3570    _expire_template
--- 3638    _timeout_reason
--- 3657    _over_template
--- 3679    _close_template
--- 3710    _follow_template
--- 3740  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 3742    _segment_bytes
--- 3763    _turn_template
--- 3795    _turn0_template
--- 3833    _spent0_template
--- 3847    _dry0_template
--- 3874    _left0_template
--- 3905    _carry0_template
--- 3949  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 3955    _remake_template
--- 4003    _alive_template
--- 4058    _home
--- 4071    _settle_template
--- 4093    rebuild_dispatch
--- 4127  35_tally.sql: The letter by which tallies know where a task stands
--- 4129    _letter
--- 4150    _letters
--- 4162    _bound
--- 4182    _tally_template
--- 4207    _reckon_template
--- 4232    _ended_template
--- 4266    _moved_template
--- 4296    _sum0_template
--- 4332    _noted0_template
--- 4367    _bank0_template
--- 4387    _census_template
--- 4409    _count_template
--- 4431  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 4436    _put_template
--- 4524    _new_template
--- 4574    _room_template
--- 4601    _shed_template
--- 4628    _first0_template
--- 4668    _once_template
--- 4716    _blocks
--- 4743    _meet_template
--- 4777    _swap_template
--- 4828    _series_template
--- 4865    _found_template
--- 4921    spawn_task
--- 4977    spawn_tasks
--- 5019    _read_task
--- 5037  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 5042    _hold_template
--- 5093    _own_template
--- 5113    _done_template
--- 5152    complete_run
--- 5175    _flush_template
--- 5241    _why_template
--- 5257    _read_runs
--- 5303    _explain_bad_run
--- 5328    complete_runs
--- 5353    _end_template
--- 5402    _file_template
--- 5426    _again_template
--- 5465    _queue_template
--- 5486    _fail_template
--- 5504    fail_run
--- 5528    _nap_template
--- 5557    schedule_run
--- 5587    _free_template
--- 5630    release_run
--- 5655    _keep_template
--- 5681    extend_claim
--- 5704  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 5709    _mark_template
--- 5731    _note_template
--- 5761    set_task_checkpoint_state
--- 5796    _recall_template
--- 5818    get_task_checkpoint_state
--- 5842    _list_template
--- 5871    get_task_checkpoint_states
--- 5897  43_events.sql: Wait for an event, or learn how the wait ended
--- 5904    _wait_template
--- 5976    _park_template
--- 6018    await_event
--- 6055    _emit_template
--- 6117    emit_event
--- 6142  44_control.sql: Read a task, or raise TG003
--- 6144    _fetch_template
--- 6170    _stop_template
--- 6202    cancel_task
--- 6219    _rerun_template
--- 6288    _renew_template
--- 6324    retry_task
--- 6364    _show_template
--- 6412    get_task_result
--- 6447  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 6454    _purge_template
--- 6502    _first_uuid
--- 6518    _sweep_template
--- 6558    _clean
--- 6592    cleanup_tasks
--- 6613    cleanup_events
--- 6634    cleanup_all_queues
--- 6664  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 6666    _pause_template
--- 6683    pause_queue
--- 6711    resume_queue
--- 6727    get_queue_policy
--- 6749    set_queue_policy
--- 6766  49_stats.sql: When the first task that is ready became so; null if none is
--- 6768    _oldest_template
--- 6792    _elder0_template
--- 6826    _held_template
--- 6849    _stat_template
--- 6891    queue_stats
--- 6942    _from
--- 6955    _counters (view)
--- 6979    _gauge_template
--- 7020    _spans_template
--- 7073    metrics
--- 7109    _xmin_age
--- 7128    prometheus
--- 7183    _label_text
--- 7203    health
--- 7257  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 7262    _tick_template
--- 7284    _ticked (sequence)
--- 7290    _set_ticked
--- 7303    ticker
--- 7351    ticker_loop (procedure)
--- 7377  51_cron.sql: Whether pg_cron is installed in this database
--- 7379    _has_cron
--- 7389    _cron_has_seconds
--- 7410    _explain_no_cron
--- 7442    start
--- 7485    stop
--- 7510    _maintain
--- 7532    status
--- 7568  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 7572    _rights (view)
--- 7636    _allowed
--- 7675    _grant
--- 7694    _grant_again
--- 7710    _grant_queue
--- 7725    _check_grant
--- 7758    grant_access
--- 7794    revoke_access
--- 7840  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  332  00_install.sql
+--  380  01_version.sql: What the schema is, and its version
+--  387    version
+--  399  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  401    current_time
+--  420    _after
+--  435    _micros
+--  446  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  462    _random_bytes
+--  481    _make_uuidv7
+--  504    portable_uuidv7
+--  534    uuidv7_timestamp
+--  560    _task_id
+--  584    _run_id
+--  599    _run_task
+--  610    _run_number
+--  624  12_types.sql: The composite types that functions pass to each other
+--  629    _gap (type)
+--  637    _late (type)
+--  644    _timer (type)
+--  651    _tally (type)
+--  662    _picked (type)
+--  678    _spawn (type)
+--  700    _filter (type)
+--  734  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  736    _check_keys
+--  769    _number_option
+--  804    _integer_option
+--  830    _text_option
+--  856    _flag_option
+--  878    _uuid_option
+--  905    _tags_option
+--  934    _check_name
+--  961    _check_seconds
+--  989    _check_isolation
+-- 1008    _buckets_option
+-- 1044    _check_policy
+-- 1091    _check_spawn
+-- 1138    _read_spawn_options
+-- 1212    _time_option
+-- 1233    _moment_option
+-- 1265    _read_time_options
+-- 1303    _unique_option
+-- 1357    _inherit
+-- 1387    _check_cancellation
+-- 1404  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1407    _check_retry_strategy
+-- 1445    _backoff
+-- 1498    _fraction
+-- 1509  20_tables.sql: Queues and the policy of each
+-- 1511    queues (table)
+-- 1540    grants (table)
+-- 1554    versions (table)
+-- 1569    t_template (table)
+-- 1672    g_template (table)
+-- 1684    d_template (table)
+-- 1698    p0_template (table)
+-- 1711    p1_template (table)
+-- 1754    k0_template (table)
+-- 1767    k1_template (table)
+-- 1796    n0_template (table)
+-- 1807    n1_template (table)
+-- 1823    n_template (table)
+-- 1847    seq_template (sequence)
+-- 1848    ring_template (sequence)
+-- 1849    parked_template (sequence)
+-- 1850    woken_template (sequence)
+-- 1851    plan_template (sequence)
+-- 1852    fired_template (sequence)
+-- 1853    clock_template (sequence)
+-- 1854    carry_template (sequence)
+-- 1875    r_template (table)
+-- 1892    a_template (table)
+-- 1918    c_template (table)
+-- 1935    e_template (table)
+-- 1952    u_template (table)
+-- 1965    w_template (table)
+-- 1980  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 1983    validate_queue_name
+-- 2025    _policy
+-- 2067    _call
+-- 2081    _template_ddl (view)
+-- 2166    _stamp
+-- 2178    _stamp_queues
+-- 2206    _stamp_relation
+-- 2246    _stamp_function
+-- 2276    _function
+-- 2288    _signature
+-- 2299    _leave_extension
+-- 2325    _lock_number
+-- 2335    _share_queue
+-- 2348    _may
+-- 2364    _each_queue
+-- 2386    _init_template
+-- 2412    _hush_template
+-- 2433    _beyond
+-- 2442    create_queue
+-- 2502    _refuse_busy
+-- 2521    drop_queue
+-- 2551    _drop_all
+-- 2594    list_queues
+-- 2618  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 2627    _push_template
+-- 2668    _fill
+-- 2688    _add0_template
+-- 2755    _back0_template
+-- 2773  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 2778    _claim0_template
+-- 2847    _pick0_template
+-- 2948    _move0_template
+-- 3010    _open_xids
+-- 3030    _next0_template
+-- 3058    _many0_template
+-- 3087    _stuck0_template
+-- 3124    _trim0_template
+-- 3167    _take_template
+-- 3248    _known_template
+-- 3268    _paused_until
+-- 3281    claim_task
+-- 3341    _next_template
+-- 3382    _soon0_template
+-- 3438    next_due
+-- 3463  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 3476    _due0_template
+-- 3552    _last0_template
+-- 3577    _any0_template
+-- 3604    _miss0_template
+-- 3640    _pass0_template
+-- 3686    _fire_template
+-- 3738    _expire_template
+-- 3806    _timeout_reason
+-- 3825    _over_template
+-- 3847    _close_template
+-- 3877    _follow_template
+-- 3907  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 3909    _segment_bytes
+-- 3930    _turn_template
+-- 3962    _turn0_template
+-- 4000    _spent0_template
+-- 4014    _dry0_template
+-- 4041    _left0_template
+-- 4072    _carry0_template
+-- 4116  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4122    _remake_template
+-- 4170    _alive_template
+-- 4224    _home
+-- 4237    _settle_template
+-- 4259    rebuild_dispatch
+-- 4295    _recap_template
+-- 4326  35_tally.sql: The letter by which tallies know where a task stands
+-- 4328    _letter
+-- 4349    _letters
+-- 4361    _bound
+-- 4381    _tally_template
+-- 4406    _reckon_template
+-- 4431    _finish_template
+-- 4465    _moved_template
+-- 4495    _sum0_template
+-- 4531    _noted0_template
+-- 4566    _bank0_template
+-- 4586    _census_template
+-- 4608    _count_template
+-- 4630  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 4635    _put_template
+-- 4728    _new_template
+-- 4779    _tag_template
+-- 4797    _room_template
+-- 4824    _shed_template
+-- 4851    _first0_template
+-- 4891    _once_template
+-- 4939    _blocks
+-- 4966    _meet_template
+-- 5000    _swap_template
+-- 5057    _series_template
+-- 5094    _found_template
+-- 5150    spawn_task
+-- 5206    spawn_tasks
+-- 5248    _read_task
+-- 5266  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 5271    _hold_template
+-- 5322    _own_template
+-- 5342    _done_template
+-- 5381    complete_run
+-- 5404    _flush_template
+-- 5470    _why_template
+-- 5486    _read_runs
+-- 5532    _explain_bad_run
+-- 5557    complete_runs
+-- 5582    _end_template
+-- 5631    _lost_template
+-- 5647    _file_template
+-- 5671    _again_template
+-- 5710    _queue_template
+-- 5731    _fail_template
+-- 5749    fail_run
+-- 5773    _nap_template
+-- 5802    schedule_run
+-- 5832    _free_template
+-- 5875    release_run
+-- 5900    _keep_template
+-- 5926    extend_claim
+-- 5949  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 5954    _mark_template
+-- 5976    _note_template
+-- 6006    set_task_checkpoint_state
+-- 6041    _recall_template
+-- 6063    get_task_checkpoint_state
+-- 6087    _list_template
+-- 6116    get_task_checkpoint_states
+-- 6142  43_events.sql: Wait for an event, or learn how the wait ended
+-- 6149    _wait_template
+-- 6221    _park_template
+-- 6263    await_event
+-- 6300    _emit_template
+-- 6362    emit_event
+-- 6387  44_control.sql: Read a task, or raise TG003
+-- 6389    _fetch_template
+-- 6416    _stop_template
+-- 6448    _act_template
+-- 6470    _halt_template
+-- 6486    cancel_task
+-- 6508    _rerun_template
+-- 6581    _forget_template
+-- 6601    _redo_template
+-- 6634    _renew_template
+-- 6670    retry_task
+-- 6720    _show_template
+-- 6768    get_task_result
+-- 6803  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 6810    _purge_template
+-- 6840    _erase_template
+-- 6885    _first_uuid
+-- 6904    _sweep_template
+-- 6944    _clean
+-- 6978    cleanup_tasks
+-- 6999    cleanup_events
+-- 7020    cleanup_all_queues
+-- 7050  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 7052    _pause_template
+-- 7073    pause_queue
+-- 7102    resume_queue
+-- 7119    get_queue_policy
+-- 7142    set_queue_policy
+-- 7160    list_namespaces
+-- 7177  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 7180    _read_filter
+-- 7214    _states_option
+-- 7245    _read_cursor
+-- 7264    _check_limit
+-- 7288    _find_template
+-- 7340    _seek_template
+-- 7389    _page_template
+-- 7458    _ended_template
+-- 7495    _fit_template
+-- 7531    _live_template
+-- 7578    _hints0_template
+-- 7620    _rows_template
+-- 7669    list_tasks
+-- 7715    _peek_template
+-- 7768    get_task
+-- 7820    _runs_template
+-- 7873    list_runs
+-- 7904    _past_template
+-- 7979    _since_template
+-- 7997    get_task_history
+-- 8017    _held_template
+-- 8049    list_workers
+-- 8088    _read_place
+-- 8107    _acts_template
+-- 8133    list_actions
+-- 8165  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 8167    _abort_template
+-- 8204    cancel_tasks
+-- 8249    _limit_option
+-- 8262    _retake_template
+-- 8300    requeue_task
+-- 8325    list_dead_letters
+-- 8368    _replay_template
+-- 8409    replay_dead_letters
+-- 8449    _bury_template
+-- 8491    purge_dead_letters
+-- 8521  49_stats.sql: When the first task that is ready became so; null if none is
+-- 8523    _oldest_template
+-- 8547    _elder0_template
+-- 8581    _tenure_template
+-- 8604    _stat_template
+-- 8646    queue_stats
+-- 8697    _from
+-- 8710    _counters (view)
+-- 8734    _gauge_template
+-- 8775    _spans_template
+-- 8828    metrics
+-- 8864    _xmin_age
+-- 8883    prometheus
+-- 8938    _label_text
+-- 8958    health
+-- 9012  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 9017    _tick_template
+-- 9039    _ticked (sequence)
+-- 9045    _set_ticked
+-- 9058    ticker
+-- 9106    ticker_loop (procedure)
+-- 9132  51_cron.sql: Whether pg_cron is installed in this database
+-- 9134    _has_cron
+-- 9144    _cron_has_seconds
+-- 9165    _explain_no_cron
+-- 9197    start
+-- 9240    stop
+-- 9265    _maintain
+-- 9287    status
+-- 9323  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 9327    _rights (view)
+-- 9403    _allowed
+-- 9442    _grant
+-- 9461    _grant_again
+-- 9477    _grant_queue
+-- 9492    _check_grant
+-- 9525    grant_access
+-- 9561    revoke_access
+-- 9607  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -643,6 +695,19 @@ begin
       uniqueness      jsonb
     );
   end if;
+
+  if to_regtype('teguh._filter') is null then
+    create type teguh._filter as (
+      states          text[],
+      task_name       text,
+      tags            text[],
+      correlation_id  text,
+      parent_task_id  uuid,
+      workflow_run_id uuid,
+      created_after   timestamptz,
+      created_before  timestamptz
+    );
+  end if;
 end;
 $$;
 
@@ -663,6 +728,8 @@ comment on type teguh._tally is
   'their runs ended, they took at most so many seconds each, so many all together; else 0.';
 comment on type teguh._spawn is
   'One task to spawn, its options checked.';
+comment on type teguh._filter is
+  'Which tasks are meant; what is null does not matter.';
 
 -- sql/src/13_options.sql
 -- Refuse keys that are not options.  An option misspelt must never be ignored.
@@ -782,6 +849,28 @@ begin
   end if;
 
   return p_options ->> p_key;
+end;
+$$;
+
+-- Read an option that must be true or false; false when absent or null.
+create or replace function teguh._flag_option(p_options jsonb, p_key text)
+  returns boolean
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_value jsonb := coalesce(nullif(p_options -> p_key, 'null'), 'false');
+begin
+  if jsonb_typeof(v_value) <> 'boolean' then
+    raise exception '"%" must be true or false', p_key
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(v_value::text, 200)),
+        hint = 'Without quotes.';
+  end if;
+
+  return v_value::boolean;
 end;
 $$;
 
@@ -963,7 +1052,7 @@ declare
 begin
   perform teguh._check_keys('queue policy', p_policy, array[
     'notify', 'cleanup_ttl', 'cleanup_limit', 'default_max_attempts', 'default_retry_strategy',
-    'default_timeout', 'default_ttl', 'duration_buckets', 'max_pending', 'on_full'
+    'default_timeout', 'default_ttl', 'duration_buckets', 'max_pending', 'on_full', 'namespace'
   ]);
   perform teguh._number_option(p_policy, 'cleanup_ttl', 0, 1e12);
   perform teguh._integer_option(p_policy, 'cleanup_limit', 1);
@@ -980,6 +1069,10 @@ begin
         errcode = 'TG005',
         detail = 'Known values: reject, drop_oldest.',
         hint = 'reject raises TG007 at the spawn, drop_oldest cancels what is first in line.';
+  end if;
+
+  if teguh._text_option(p_policy, 'namespace') is not null then
+    perform teguh._check_name('namespace', p_policy ->> 'namespace');
   end if;
 
   v_notify := teguh._text_option(p_policy, 'notify');
@@ -1115,6 +1208,27 @@ begin
 end;
 $$;
 
+-- Read an option that must be a timestamp; null when absent or null.
+create or replace function teguh._time_option(p_options jsonb, p_key text)
+  returns timestamptz
+  language plpgsql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_value text := teguh._text_option(p_options, p_key);
+begin
+  return v_value::timestamptz;
+exception
+  when invalid_datetime_format or datetime_field_overflow or invalid_parameter_value then
+    raise exception '"%" is not a timestamp', p_key
+      using
+        errcode = 'TG005',
+        detail = format('Found: "%s".', left(v_value, 200)),
+        hint = 'Use ISO 8601 with an offset, for instance 2027-01-31T09:00:00+00.';
+end;
+$$;
+
 -- Read a moment that is given as such or in seconds from another; null when neither is.
 create or replace function teguh._moment_option(
   p_options jsonb,
@@ -1129,10 +1243,13 @@ create or replace function teguh._moment_option(
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_at      text := teguh._text_option(p_options, p_at);
   v_seconds double precision := teguh._number_option(p_options, p_seconds, p_least, 1e12);
 begin
-  if v_at is not null and v_seconds is not null then
+  if p_options ->> p_at is null then
+    return teguh._after(p_from, v_seconds);
+  end if;
+
+  if v_seconds is not null then
     raise exception 'both "%" and "%" are given', p_at, p_seconds
       using
         errcode = 'TG005',
@@ -1140,24 +1257,7 @@ begin
         hint = 'Give one of them.';
   end if;
 
-  if v_seconds is not null then
-    return teguh._after(p_from, v_seconds);
-  end if;
-
-  if v_at is null then
-    return null;
-  end if;
-
-  begin
-    return v_at::timestamptz;
-  exception
-    when invalid_datetime_format or datetime_field_overflow or invalid_parameter_value then
-      raise exception '"%" is not a timestamp', p_at
-        using
-          errcode = 'TG005',
-          detail = format('Found: "%s".', left(v_at, 200)),
-          hint = 'Use ISO 8601 with an offset, for instance 2027-01-31T09:00:00+00.';
-  end;
+  return teguh._time_option(p_options, p_at);
 end;
 $$;
 
@@ -1424,7 +1524,7 @@ comment on table teguh.queues is
 comment on column teguh.queues.policy is
   'Settings given to create_queue(): notify, cleanup_ttl, cleanup_limit, '
   'default_max_attempts, default_retry_strategy, default_timeout, default_ttl, '
-  'duration_buckets, max_pending, on_full.';
+  'duration_buckets, max_pending, on_full, namespace.';
 
 comment on column teguh.queues.built_for is
   'The database and table that the queue''s dispatch was built for, as a hash. Another '
@@ -1514,6 +1614,20 @@ create unique index if not exists tonce_template
   on teguh.t_template (idempotency_key)
   where idempotency_key is not null;
 
+-- What tasks are found by. In the order of ids within each value, so that a page of the
+-- newest is the end of a stretch of the index. Compared as bytes, a name costs a spawn least.
+create index if not exists tname_template
+  on teguh.t_template (task_name collate "C", task_id);
+create index if not exists tmatter_template
+  on teguh.t_template (correlation_id collate "C", task_id)
+  where correlation_id is not null;
+create index if not exists tparent_template
+  on teguh.t_template (parent_task_id, task_id)
+  where parent_task_id is not null;
+create index if not exists tflow_template
+  on teguh.t_template (workflow_run_id, task_id)
+  where workflow_run_id is not null;
+
 comment on table teguh.t_template is
   'Tasks: what was asked for, where it stands, and what came of it.';
 comment on column teguh.t_template.run_id is
@@ -1553,6 +1667,30 @@ comment on column teguh.t_template.expires_at is
   'When the task expires unless it is over; null is never.';
 comment on column teguh.t_template.on_expired is
   'The task to spawn when this one expires: queue_name, task_name, params, options.';
+
+-- The tags of tasks, to find tasks by: inserted with the task, deleted with it.
+create table if not exists teguh.g_template (
+  tag     text not null,
+  task_id uuid not null
+);
+
+create unique index if not exists gkey_template
+  on teguh.g_template (tag collate "C", task_id);
+
+comment on table teguh.g_template is
+  'The tags of each task, once more: here a tag leads to its tasks in the order of their ids.';
+
+-- Tasks that ended without success.
+create table if not exists teguh.d_template (
+  state   text        not null,
+  task_id uuid        not null,
+  at      timestamptz not null,
+  constraint dkey_template primary key (state, task_id)
+);
+
+comment on table teguh.d_template is
+  'Tasks that failed, expired or were cancelled, so that they are found without looking at '
+  'those that completed. A row is a hint: the task''s own state decides.';
 
 -- Dispatch: what is ready, and what becomes so by the passing of time.  Two
 -- segments per queue, used in turn.  Rows are only ever inserted; a segment that
@@ -1748,7 +1886,33 @@ create table if not exists teguh.r_template (
 );
 
 comment on table teguh.r_template is
-  'History: runs that failed or were cancelled and were followed by another.';
+  'History: runs that failed, were cancelled or taken back, and were followed by another.';
+
+-- What people did to tasks and to the queue.
+create table if not exists teguh.a_template (
+  n       bigint      not null,
+  at      timestamptz not null,
+  action  text        not null,
+  by_role text        not null default session_user,
+  reason  text,
+  task_id uuid,
+  run_id  uuid,
+  detail  jsonb,
+  constraint akey_template primary key (n)
+);
+
+create index if not exists atask_template
+  on teguh.a_template (task_id)
+  where task_id is not null;
+create index if not exists aage_template
+  on teguh.a_template (at)
+  where task_id is null;
+
+comment on table teguh.a_template is
+  'Actions: what was done from outside, by whom and why. Only inserted; deleted with the task, '
+  'or by age if it is about none.';
+comment on column teguh.a_template.run_id is
+  'The run that was cancelled, or that the action began.';
 
 -- Checkpoints.
 create table if not exists teguh.c_template (
@@ -2330,8 +2494,8 @@ comment on function teguh.create_queue(text, jsonb) is
   '(seconds a run may take), default_ttl (seconds until a task expires), duration_buckets '
   '(ascending bounds in seconds, by which metrics() counts how long runs took: those that end '
   'from then on), max_pending (tasks that have not started; what is more is rejected with TG007 '
-  'or, if on_full is drop_oldest, cancels those that are first in line); null sets a key back to '
-  'its default. '
+  'or, if on_full is drop_oldest, cancels those that are first in line), namespace (a name '
+  'that queues are grouped by, default "default"); null sets a key back to its default. '
   'Raises 42602 or 42939 for a name that cannot be, TG005 for a bad policy.';
 
 -- Give up on a queue whose tables could not be locked.
@@ -2432,21 +2596,24 @@ create or replace function teguh.list_queues()
     queue_name   text,
     created_at   timestamptz,
     policy       jsonb,
-    paused_until timestamptz
+    paused_until timestamptz,
+    namespace    text
   )
   language sql
   stable
   security definer
   set search_path = pg_catalog, pg_temp
 as $$
-  select q.queue_name, q.created_at, q.policy, q.paused_until
+  select
+    q.queue_name, q.created_at, q.policy, q.paused_until,
+    coalesce(q.policy ->> 'namespace', 'default')
   from teguh.queues as q
   order by q.queue_name;
 $$;
 
 comment on function teguh.list_queues() is
-  'The queues of this database by name, each with the policy it was given and until when '
-  'it is paused, null if it never was.';
+  'The queues of this database by name, each with the policy it was given, until when '
+  'it is paused, null if it never was, and its namespace.';
 
 -- sql/src/30_enqueue.sql
 -- Queue tasks: ready to be claimed (kind r), or as timers that come due later
@@ -2605,7 +2772,8 @@ $$;
 
 -- sql/src/31_claim.sql
 -- Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- their leases, of runs that have a timeout and, at a first start, of max_duration.  Moves the scan
+-- their leases, of runs that have a timeout and, at a first start, of max_duration.  A lease
+-- without end has a timer, too, one that is never due: by it the run is found.  Moves the scan
 -- position on when it has fallen 32 rows behind.  Returns the tasks claimed.
 create or replace function teguh._claim0_template(
   p_worker text,
@@ -2641,9 +2809,9 @@ begin
   end if;
   if v_picked.task_ids is not null then
     perform teguh._reckon_template(v_picked.names, v_picked.was, 'r');
-  end if;
-  if v_picked.task_ids is not null and p_until is not null then
-    perform teguh._push_template('l', v_picked.task_ids, v_picked.turns, array[p_until]);
+    perform teguh._push_template(
+      'l', v_picked.task_ids, v_picked.turns, array[coalesce(p_until, 'infinity')]
+    );
   end if;
   if v_picked.limited is not null then
     perform teguh._push_template(
@@ -3697,8 +3865,7 @@ begin
     lease_expires_at = null,
     finished_at = p_now
   where t.task_id = p_task.task_id;
-  delete from teguh.w_template as w
-  where w.task_id = p_task.task_id;
+  perform teguh._lost_template(p_task.task_id, 'expired', p_now);
   perform teguh._moved_template(p_task, 'e');
   if p_task.on_expired is not null then
     perform teguh._follow_template(p_task);
@@ -3999,7 +4166,7 @@ end;
 $$;
 
 -- The next tasks, in the order of their ids, that dispatch has to know of: those that are
--- ready, that sleep until a time, that have a lease, that have a deadline.
+-- ready, that sleep until a time, that a worker holds, that have a deadline.
 create or replace function teguh._alive_template(
   p_after           uuid,
   p_limit           integer,
@@ -4035,10 +4202,9 @@ begin
     array_agg(b.task_id) filter (where b.state = 'sleeping' and b.available_at is not null),
     array_agg(b.turn) filter (where b.state = 'sleeping' and b.available_at is not null),
     array_agg(b.available_at) filter (where b.state = 'sleeping' and b.available_at is not null),
-    array_agg(b.task_id) filter (where b.state = 'running' and b.lease_expires_at is not null),
-    array_agg(b.turn) filter (where b.state = 'running' and b.lease_expires_at is not null),
-    array_agg(b.lease_expires_at)
-      filter (where b.state = 'running' and b.lease_expires_at is not null),
+    array_agg(b.task_id) filter (where b.state = 'running'),
+    array_agg(b.turn) filter (where b.state = 'running'),
+    array_agg(coalesce(b.lease_expires_at, 'infinity')) filter (where b.state = 'running'),
     array_agg(b.task_id) filter (where b.limited),
     array_agg(b.deadline_at) filter (where b.limited)
   into
@@ -4123,6 +4289,39 @@ comment on function teguh.rebuild_dispatch(text) is
   'tables were damaged. Waits up to a minute for transactions that are using the '
   'queue. Returns how many tasks wait for a worker or a time. Raises TG001 for an unknown '
   'queue, 55P03 if it stays busy.';
+
+-- Write down what a queue from before 0.2.0 lacks: which tasks ended without success, and the
+-- timers of leases without end, by which their runs are found.
+create or replace function teguh._recap_template()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task_ids uuid[];
+  v_turns    integer[];
+begin
+  perform from teguh.versions as v
+  where v.version = '0.1.0';
+  if not found or exists (select from teguh.d_template) then
+    return;
+  end if;
+
+  insert into teguh.d_template as d (state, task_id, at)
+  select t.state, t.task_id, t.finished_at
+  from teguh.t_template as t
+  where t.state in ('failed', 'cancelled');
+
+  select array_agg(t.task_id), array_agg(t.turn) into v_task_ids, v_turns
+  from teguh.t_template as t
+  where t.state = 'running'
+    and t.lease_expires_at is null;
+  perform teguh._push_template(
+    'l', v_task_ids, v_turns, array['infinity'::timestamptz]
+  );
+end;
+$$;
 
 -- sql/src/35_tally.sql
 -- The letter by which tallies know where a task stands.
@@ -4229,7 +4428,7 @@ end;
 $$;
 
 -- Note that runs have ended with success.
-create or replace function teguh._ended_template(
+create or replace function teguh._finish_template(
   p_task_names text[],
   p_seconds    double precision[]
 )
@@ -4449,6 +4648,7 @@ declare
   v_due_at        timestamptz[];
   v_limited       uuid[];
   v_limits        timestamptz[];
+  v_tagged        uuid[];
   v_ready_names   text[];
   v_sleeper_names text[];
 begin
@@ -4486,7 +4686,7 @@ begin
     from spawns as s
     order by s.idempotency_key nulls first, s.place
     on conflict (idempotency_key) where idempotency_key is not null do nothing
-    returning t.task_id, t.state, t.available_at, t.deadline_at, t.task_name
+    returning t.task_id, t.state, t.available_at, t.deadline_at, t.tags, t.task_name
   )
 
   select
@@ -4497,10 +4697,11 @@ begin
     array_agg(a.available_at) filter (where a.state = 'sleeping'),
     array_agg(a.task_id) filter (where a.deadline_at is not null),
     array_agg(a.deadline_at) filter (where a.deadline_at is not null),
+    array_agg(a.task_id) filter (where a.tags is not null),
     array_agg(a.task_name) filter (where a.state = 'pending'),
     array_agg(a.task_name) filter (where a.state = 'sleeping')
-  into v_ids, v_added, v_ready, v_sleepers, v_due_at, v_limited, v_limits, v_ready_names,
-    v_sleeper_names
+  into v_ids, v_added, v_ready, v_sleepers, v_due_at, v_limited, v_limits, v_tagged,
+    v_ready_names, v_sleeper_names
   from added as a;
 
   perform teguh._push_template('r', v_ready, teguh._fill(1, v_ready));
@@ -4508,6 +4709,9 @@ begin
   perform teguh._push_template('l', v_limited, teguh._fill(0, v_limited), v_limits);
   perform teguh._reckon_template(v_ready_names, teguh._letters('-', v_ready), 'p');
   perform teguh._reckon_template(v_sleeper_names, teguh._letters('-', v_sleepers), 'd');
+  if v_tagged is not null then
+    perform teguh._tag_template(v_tagged);
+  end if;
 
   if cardinality(v_added) = cardinality(p_tasks) then
     return query
@@ -4564,7 +4768,26 @@ begin
   perform teguh._tally_template(
     p_spawn.task_name, '-', case when v_due_at > v_now then 'd' else 'p' end::"char"
   );
+  if p_spawn.tags is not null then
+    perform teguh._tag_template(array[v_task_id]);
+  end if;
   return v_task_id;
+end;
+$$;
+
+-- Let new tasks be found by their tags.
+create or replace function teguh._tag_template(p_task_ids uuid[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  insert into teguh.g_template as g (tag, task_id)
+  select distinct u.tag, t.task_id
+  from teguh.t_template as t
+  cross join lateral unnest(t.tags) as u(tag)
+  where t.task_id = any (p_task_ids);
 end;
 $$;
 
@@ -4812,6 +5035,12 @@ begin
     on_expired = p_spawn.on_expired
   where t.task_id = p_task.task_id;
 
+  delete from teguh.g_template as g
+  where g.task_id = p_task.task_id
+    and g.tag collate "C" = any (p_task.tags);
+  if p_spawn.tags is not null then
+    perform teguh._tag_template(array[p_task.task_id]);
+  end if;
   perform teguh._moved_template(p_task, '-');
   perform teguh._tally_template(
     p_spawn.task_name, '-', case when p_at > p_now then 'd' else 'p' end::"char"
@@ -5138,7 +5367,7 @@ begin
     perform teguh._hold_template(p_run_id);
   end if;
 
-  perform teguh._ended_template(array[v_name], array[v_seconds]);
+  perform teguh._finish_template(array[v_name], array[v_seconds]);
 
   -- a task in its first turn has never waited
   if v_turn > 1 then
@@ -5216,7 +5445,7 @@ begin
     array_agg(d.seconds)
   into v_done, v_waited, v_names, v_seconds
   from done as d;
-  perform teguh._ended_template(v_names, v_seconds);
+  perform teguh._finish_template(v_names, v_seconds);
 
   -- a task in its first turn has never waited
   if v_waited is not null then
@@ -5377,8 +5606,7 @@ begin
       failure_reason = p_reason,
       finished_at = p_now
     where t.task_id = p_task.task_id;
-    delete from teguh.w_template as w
-    where w.task_id = p_task.task_id;
+    perform teguh._lost_template(p_task.task_id, 'failed', p_now);
     perform teguh._moved_template(p_task, 'f', p_now);
     return;
   end if;
@@ -5395,6 +5623,23 @@ begin
 
   perform teguh._file_template(p_task, 'failed', p_reason, p_now);
   perform teguh._again_template(p_task, v_number, v_failures, p_reason, v_retry_at, p_now);
+end;
+$$;
+
+-- Note that a locked task has ended without success: it waits for nothing, and is found among
+-- its like.
+create or replace function teguh._lost_template(p_task_id uuid, p_state text, p_now timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  delete from teguh.w_template as w
+  where w.task_id = p_task_id;
+  insert into teguh.d_template as d (state, task_id, at)
+  values (p_state, p_task_id, p_now)
+  on conflict do nothing;
 end;
 $$;
 
@@ -6166,9 +6411,10 @@ end;
 $$;
 
 -- Cancel a task that is not over.  Its dispatch rows and timers mean nothing from
--- then on; a worker that holds it meets AB001 at its next call.
+-- then on; a worker that holds it meets AB001 at its next call.  Returns the run that it was
+-- in, null if it was over.
 create or replace function teguh._stop_template(p_task_id uuid, p_now timestamptz)
-  returns void
+  returns uuid
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
@@ -6183,7 +6429,7 @@ begin
   for no key update;
   if not found then
     perform teguh._fetch_template(p_task_id);
-    return;
+    return null;
   end if;
 
   update teguh.t_template as t
@@ -6192,34 +6438,79 @@ begin
     lease_expires_at = null,
     finished_at = p_now
   where t.task_id = p_task_id;
-  delete from teguh.w_template as w
-  where w.task_id = p_task_id;
+  perform teguh._lost_template(p_task_id, 'cancelled', p_now);
   perform teguh._moved_template(v_task, 'x');
+  return v_task.run_id;
 end;
 $$;
 
--- Cancel a task.
-create or replace function teguh.cancel_task(p_queue_name text, p_task_id uuid)
+-- Record what somebody has done, in the transaction that does it.
+create or replace function teguh._act_template(
+  p_action  text,
+  p_reason  text,
+  p_task_id uuid,
+  p_run_id  uuid,
+  p_detail  jsonb
+)
   returns void
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  execute teguh._call('stop', p_queue_name, 2) using p_task_id, teguh.current_time();
+  insert into teguh.a_template as a (n, at, action, reason, task_id, run_id, detail)
+  values (
+    nextval('teguh.seq_template'::regclass), teguh.current_time(), p_action, p_reason, p_task_id,
+    p_run_id, p_detail
+  );
 end;
 $$;
 
-comment on function teguh.cancel_task(text, uuid) is
+-- Cancel a task for somebody.
+create or replace function teguh._halt_template(p_task_id uuid, p_reason text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_run_id uuid := teguh._stop_template(p_task_id, teguh.current_time());
+begin
+  if v_run_id is not null then
+    perform teguh._act_template('cancel', p_reason, p_task_id, v_run_id, null);
+  end if;
+end;
+$$;
+
+-- Cancel a task.
+create or replace function teguh.cancel_task(
+  p_queue_name text,
+  p_task_id    uuid,
+  p_reason     text default null
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  execute teguh._call('halt', p_queue_name, 2) using p_task_id, p_reason;
+end;
+$$;
+
+comment on function teguh.cancel_task(text, uuid, text) is
   'Cancels a task. One that is over stays as it is; a worker that holds it meets '
-  'AB001 at its next call. Raises TG001 for an unknown queue, TG003 for an unknown task.';
+  'AB001 at its next call. p_reason is shown by get_task_history() and list_actions(). Raises '
+  'TG001 for an unknown queue, TG003 for an unknown task.';
 
 -- Run a task that is over once more: in place, keeping its checkpoints, or as a new
 -- task of the same name, params and options.
 create or replace function teguh._rerun_template(
   p_task_id      uuid,
   p_spawn_new    boolean,
-  p_max_attempts integer
+  p_max_attempts integer,
+  p_from_step    text,
+  p_reason       text
 )
   returns table(task_id uuid, run_id uuid, attempt integer, created boolean)
   language plpgsql
@@ -6248,14 +6539,17 @@ begin
   end if;
 
   if p_spawn_new then
-    return query
-    select *
+    select p.* into task_id, run_id, attempt, created
     from teguh._put_template(array[row(
       v_task.task_name, v_task.params, v_task.headers, v_task.retry_strategy,
       coalesce(p_max_attempts, v_task.max_attempts), v_task.cancellation, null, false, null,
       v_task.tags, v_task.correlation_id, v_task.parent_task_id, v_task.workflow_run_id,
       v_task.timeout_seconds, null, v_task.on_expired, null
-    )::teguh._spawn]);
+    )::teguh._spawn]) as p;
+    perform teguh._act_template(
+      'retry', p_reason, p_task_id, null, jsonb_build_object('task_id', task_id)
+    );
+    return next;
     return;
   end if;
 
@@ -6267,14 +6561,14 @@ begin
         hint = format('Give at least %s.', v_task.failures + 1);
   end if;
 
-  perform teguh._file_template(
-    v_task, v_task.state, v_task.failure_reason, v_task.finished_at
-  );
-  perform teguh._again_template(
-    v_task, teguh._run_number(v_task.run_id) + 1, v_task.failures, v_task.failure_reason,
-    v_now, v_now
-  );
-  perform teguh._renew_template(v_task, p_max_attempts, v_now);
+  if p_from_step is not null and not teguh._forget_template(p_task_id, p_from_step) then
+    raise exception 'task "%" has no checkpoint "%"', p_task_id, left(p_from_step, 200)
+      using
+        errcode = 'TG005',
+        detail = 'It cannot start again from a step that it never took.',
+        hint = 'get_task_checkpoint_states() lists its checkpoints.';
+  end if;
+  perform teguh._redo_template(v_task, 'retry', p_max_attempts, p_reason, v_now);
 
   return query
   select t.task_id, t.run_id, t.attempt + 1, false
@@ -6283,12 +6577,64 @@ begin
 end;
 $$;
 
--- Give a task that is retried in place room for another run and a new deadline.  One that
--- expired does not expire again.
+-- Delete the checkpoint of a step and all that were written after it.  False if there is none.
+create or replace function teguh._forget_template(p_task_id uuid, p_from_step text)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  delete from teguh.c_template as c
+  where c.task_id = p_task_id
+    and c.updated_at >= (
+      select f.updated_at
+      from teguh.c_template as f
+      where f.task_id = p_task_id
+        and f.checkpoint_name = p_from_step
+    );
+  return found;
+end;
+$$;
+
+-- Begin another run of a locked task that ended without success, when p_at has come.
+create or replace function teguh._redo_template(
+  p_task         teguh.t_template,
+  p_action       text,
+  p_max_attempts integer,
+  p_reason       text,
+  p_at           timestamptz
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_number integer := teguh._run_number(p_task.run_id) + 1;
+begin
+  perform teguh._file_template(
+    p_task, p_task.state, p_task.failure_reason, p_task.finished_at
+  );
+  perform teguh._again_template(
+    p_task, v_number, p_task.failures, p_task.failure_reason, p_at, teguh.current_time()
+  );
+  perform teguh._renew_template(p_task, p_max_attempts, p_at);
+  delete from teguh.d_template as d
+  where d.state = p_task.state
+    and d.task_id = p_task.task_id;
+  perform teguh._act_template(
+    p_action, p_reason, p_task.task_id, teguh._run_id(p_task.task_id, v_number), null
+  );
+end;
+$$;
+
+-- Give a task that is retried in place room for another run and a new deadline, counted from
+-- when it may start.  One that expired does not expire again.
 create or replace function teguh._renew_template(
   p_task         teguh.t_template,
   p_max_attempts integer,
-  p_now          timestamptz
+  p_at           timestamptz
 )
   returns void
   language plpgsql
@@ -6300,7 +6646,7 @@ declare
     when p_task.first_started_at is null then 'max_delay' else 'max_duration'
   end;
   v_limit timestamptz := teguh._after(
-    p_now, (p_task.cancellation ->> v_key)::double precision
+    p_at, (p_task.cancellation ->> v_key)::double precision
   );
 begin
   update teguh.t_template as t
@@ -6333,22 +6679,29 @@ create or replace function teguh.retry_task(
 as $$
 declare
   v_options   jsonb := coalesce(p_options, '{}');
-  v_spawn_new jsonb := coalesce(nullif(v_options -> 'spawn_new', 'null'), 'false');
+  v_spawn_new boolean;
+  v_from_step text;
 begin
-  perform teguh._check_keys('retry options', v_options, array['spawn_new', 'max_attempts']);
-  if jsonb_typeof(v_spawn_new) <> 'boolean' then
-    raise exception '"spawn_new" must be true or false'
+  perform teguh._check_keys(
+    'retry options', v_options, array['spawn_new', 'max_attempts', 'from_step', 'reason']
+  );
+  v_spawn_new := teguh._flag_option(v_options, 'spawn_new');
+  v_from_step := teguh._text_option(v_options, 'from_step');
+  if v_spawn_new and v_from_step is not null then
+    raise exception 'both "spawn_new" and "from_step" are given'
       using
         errcode = 'TG005',
-        detail = format('Found: %s.', left(v_spawn_new::text, 200)),
-        hint = 'true spawns a new task, false runs the same one again.';
+        detail = 'A new task has no checkpoints, and starts with its first step.',
+        hint = 'Leave one of them out.';
   end if;
 
-  return query execute teguh._call('rerun', p_queue_name, 3)
+  return query execute teguh._call('rerun', p_queue_name, 5)
   using
     p_task_id,
-    v_spawn_new::boolean,
-    teguh._integer_option(v_options, 'max_attempts', 1);
+    v_spawn_new,
+    teguh._integer_option(v_options, 'max_attempts', 1),
+    v_from_step,
+    teguh._text_option(v_options, 'reason');
 end;
 $$;
 
@@ -6356,9 +6709,12 @@ comment on function teguh.retry_task(text, uuid, jsonb) is
   'Runs a failed, expired or cancelled task once more, from its checkpoints on, without '
   'its old time to live. Options: '
   'spawn_new (true: leave the task and spawn a new one like it; also for completed '
-  'tasks), max_attempts (default: room for at least one more run). attempt is the '
+  'tasks), max_attempts (default: room for at least one more run), from_step (delete the '
+  'checkpoint of that step and all written after it), reason (shown by get_task_history() and '
+  'list_actions()). attempt is the '
   'number that the next claim will show. Raises TG001 for an unknown queue, TG003 for '
-  'an unknown task, TG004 if it is not over, TG005 for a bad option.';
+  'an unknown task, TG004 if it is not over, TG005 for a bad option or a step without '
+  'checkpoint.';
 
 -- A task's state and result.
 create or replace function teguh._show_template(p_task_id uuid)
@@ -6446,7 +6802,7 @@ comment on function teguh.get_task_result(text, uuid) is
 
 -- sql/src/45_cleanup.sql
 -- Remove tasks that have been over for longer than p_ttl seconds, with their
--- checkpoints and history, up to p_limit.
+-- checkpoints and history, up to p_limit; and as old actions that are about no task.
 --
 -- A task finished after it was made, and ids are in the order of their making, so
 -- only tasks made before the limit are looked at.  Their state is read again under
@@ -6461,8 +6817,6 @@ declare
   v_before   timestamptz := greatest(teguh._after(teguh.current_time(), -p_ttl), 'epoch');
   v_upto     uuid := teguh._first_uuid(v_before + interval '1 millisecond');
   v_task_ids uuid[];
-  v_names    text[];
-  v_was      "char"[];
 begin
   v_task_ids := array(
     select t.task_id
@@ -6475,9 +6829,36 @@ begin
     for update skip locked
   );
 
+  delete from teguh.a_template as a
+  where a.task_id is null
+    and a.at <= v_before;
+  return teguh._erase_template(v_task_ids);
+end;
+$$;
+
+-- Remove locked tasks with all that belongs to them.  Returns how many.
+create or replace function teguh._erase_template(p_task_ids uuid[])
+  returns integer
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_names text[];
+  v_was   "char"[];
+begin
+  delete from teguh.g_template as g
+  using teguh.t_template as t
+  where t.task_id = any (p_task_ids)
+    and t.tags is not null
+    and g.task_id = t.task_id
+    and g.tag collate "C" = any (t.tags);
+  delete from teguh.d_template as d
+  where d.state in ('failed', 'cancelled', 'expired')
+    and d.task_id = any (p_task_ids);
   with gone as (
     delete from teguh.t_template as t
-    where t.task_id = any (v_task_ids)
+    where t.task_id = any (p_task_ids)
     returning t.task_name, t.state
   )
 
@@ -6485,16 +6866,18 @@ begin
   into v_names, v_was
   from gone as g;
   perform teguh._reckon_template(v_names, v_was, '-');
-  delete from teguh.u_template as u
-  where u.task_id = any (v_task_ids);
-  delete from teguh.c_template as c
-  where c.task_id = any (v_task_ids);
-  delete from teguh.r_template as r
-  where r.task_id = any (v_task_ids);
-  delete from teguh.w_template as w
-  where w.task_id = any (v_task_ids);
 
-  return cardinality(v_task_ids);
+  delete from teguh.u_template as u
+  where u.task_id = any (p_task_ids);
+  delete from teguh.c_template as c
+  where c.task_id = any (p_task_ids);
+  delete from teguh.r_template as r
+  where r.task_id = any (p_task_ids);
+  delete from teguh.w_template as w
+  where w.task_id = any (p_task_ids);
+  delete from teguh.a_template as a
+  where a.task_id = any (p_task_ids);
+  return cardinality(p_task_ids);
 end;
 $$;
 
@@ -6503,10 +6886,13 @@ create or replace function teguh._first_uuid(p_at timestamptz)
   returns uuid
   language sql
   immutable
+  strict
   set search_path = pg_catalog, pg_temp
 as $$
   select encode(
-    substr(int8send(floor(date_part('epoch', p_at) * 1000)::bigint), 3)
+    substr(int8send(floor(
+      date_part('epoch', greatest('epoch', least(p_at, '9999-12-31 00:00:00+00'))) * 1000
+    )::bigint), 3)
     || '\x70008000000000000000'::bytea,
     'hex'
   )::uuid;
@@ -6663,7 +7049,7 @@ comment on function teguh.cleanup_all_queues(text) is
 
 -- sql/src/46_policy.sql
 -- Set a queue's pause, or end it (null) and tell the workers that wait.
-create or replace function teguh._pause_template(p_until timestamptz)
+create or replace function teguh._pause_template(p_until timestamptz, p_reason text)
   returns void
   language plpgsql
   volatile
@@ -6676,13 +7062,18 @@ begin
   if p_until is null then
     perform pg_notify('teguh_template', '');
   end if;
+  perform teguh._act_template(
+    case when p_until is null then 'resume' else 'pause' end, p_reason, null, null,
+    jsonb_strip_nulls(jsonb_build_object('until', p_until))
+  );
 end;
 $$;
 
 -- Pause a queue.
 create or replace function teguh.pause_queue(
   p_queue_name text,
-  p_until      timestamptz default 'infinity'
+  p_until      timestamptz default 'infinity',
+  p_reason     text default null
 )
   returns void
   language plpgsql
@@ -6698,29 +7089,30 @@ begin
         hint = 'Leave it out to pause until resume_queue() is called.';
   end if;
 
-  execute teguh._call('pause', p_queue_name, 1) using p_until;
+  execute teguh._call('pause', p_queue_name, 2) using p_until, p_reason;
 end;
 $$;
 
-comment on function teguh.pause_queue(text, timestamptz) is
+comment on function teguh.pause_queue(text, timestamptz, text) is
   'Lets claims of a queue return nothing until p_until, or until resume_queue(). Spawns, '
-  'events, running tasks and timers go on. Raises TG001 for an unknown queue, 22004 for a '
+  'events, running tasks and timers go on. list_actions() shows p_reason. Raises TG001 for an unknown queue, 22004 for a '
   'null time.';
 
 -- Resume a queue.
-create or replace function teguh.resume_queue(p_queue_name text)
+create or replace function teguh.resume_queue(p_queue_name text, p_reason text default null)
   returns void
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  execute teguh._call('pause', p_queue_name, 1) using null::timestamptz;
+  execute teguh._call('pause', p_queue_name, 2) using null::timestamptz, p_reason;
 end;
 $$;
 
-comment on function teguh.resume_queue(text) is
+comment on function teguh.resume_queue(text, text) is
   'Ends the pause of a queue and wakes its workers; one that is not paused stays as it is. '
+  'list_actions() shows p_reason. '
   'Raises TG001 for an unknown queue.';
 
 -- Read a queue's policy.
@@ -6734,7 +7126,8 @@ begin
   return '{
     "notify": "auto", "cleanup_ttl": 2592000, "cleanup_limit": 1000,
     "default_max_attempts": null, "default_retry_strategy": null,
-    "max_pending": null, "on_full": "reject", "default_timeout": null, "default_ttl": null, "duration_buckets": [
+    "default_timeout": null, "default_ttl": null, "namespace": "default",
+    "max_pending": null, "on_full": "reject", "duration_buckets": [
       0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800
     ]
   }'::jsonb || (teguh._policy(p_queue_name) - 'paused_until');
@@ -6762,6 +7155,1368 @@ comment on function teguh.set_queue_policy(text, jsonb) is
   'Sets the keys given of a queue''s policy and leaves the others; null sets a key back to '
   'its default. Creates the queue if there is none: it is create_queue(). Raises 42602 or '
   '42939 for a name that cannot be, TG005 for a bad policy.';
+
+-- Count queues by namespace.
+create or replace function teguh.list_namespaces()
+  returns table(namespace text, queues bigint)
+  language sql
+  stable
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(q.policy ->> 'namespace', 'default'), count(*)
+  from teguh.queues as q
+  group by 1
+  order by 1;
+$$;
+
+comment on function teguh.list_namespaces() is
+  'The namespaces that queues are in, by name, and how many are in each. A queue''s namespace is '
+  'a key of its policy.';
+
+-- sql/src/47_inspect.sql
+-- Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- not name; null if it may.
+create or replace function teguh._read_filter(p_filter jsonb, p_states text[] default null)
+  returns teguh._filter
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_input  jsonb := coalesce(p_filter, '{}');
+  v_filter teguh._filter;
+begin
+  perform teguh._check_keys('filter', v_input, array_remove(array[
+    case when p_states is null then 'state' end, 'task_name', 'tag', 'tags', 'correlation_id',
+    'parent_task_id', 'workflow_run_id', 'created_after', 'created_before', 'older_than_seconds'
+  ], null));
+  v_filter.states := coalesce(p_states, teguh._states_option(v_input));
+  v_filter.task_name := teguh._text_option(v_input, 'task_name');
+  v_filter.tags := nullif(array_remove(
+    teguh._tags_option(v_input) || teguh._text_option(v_input, 'tag'), null
+  ), '{}');
+  v_filter.correlation_id := teguh._text_option(v_input, 'correlation_id');
+  v_filter.parent_task_id := teguh._uuid_option(v_input, 'parent_task_id');
+  v_filter.workflow_run_id := teguh._uuid_option(v_input, 'workflow_run_id');
+  v_filter.created_after := teguh._time_option(v_input, 'created_after');
+  v_filter.created_before := least(
+    teguh._time_option(v_input, 'created_before'),
+    teguh._after(
+      teguh.current_time(), -teguh._number_option(v_input, 'older_than_seconds', 0, 1e12)
+    )
+  );
+  return v_filter;
+end;
+$$;
+
+-- Read the states of a filter: one, or an array; null if it names none.
+create or replace function teguh._states_option(p_filter jsonb)
+  returns text[]
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_value  jsonb := nullif(p_filter -> 'state', 'null');
+  v_known  text[] := '{pending,running,sleeping,completed,failed,cancelled,expired}';
+  v_states jsonb := case
+    when jsonb_typeof(v_value) = 'array' then v_value
+    else jsonb_build_array(v_value)
+  end;
+begin
+  if v_value is null then
+    return null;
+  end if;
+
+  if v_states = '[]' or not v_states <@ to_jsonb(v_known) then
+    raise exception '"state" must be a state or an array of states'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(v_value::text, 200)),
+        hint = format('States: %s.', array_to_string(v_known, ', '));
+  end if;
+
+  return array(select s.state from jsonb_array_elements_text(v_states) as s(state));
+end;
+$$;
+
+-- Read the cursor of a page: the id before which it begins.
+create or replace function teguh._read_cursor(p_cursor text)
+  returns uuid
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return coalesce(p_cursor, 'ffffffff-ffff-ffff-ffff-ffffffffffff')::uuid;
+exception
+  when invalid_text_representation then
+    raise exception 'not a cursor'
+      using
+        errcode = 'TG005',
+        detail = format('Found: "%s".', left(p_cursor, 200)),
+        hint = 'Pass the cursor of the last row of the page before, or null for the first page.';
+end;
+$$;
+
+-- Refuse a limit that is none.
+create or replace function teguh._check_limit(p_limit integer)
+  returns integer
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_limit between 1 and 10000 then
+    return p_limit;
+  end if;
+
+  raise exception 'limit must be a number from 1 to 10000'
+    using
+      errcode = 'TG005',
+      detail = format('Found: %s.', coalesce(p_limit::text, 'null')),
+      hint = 'Take page after page, or call again.';
+end;
+$$;
+
+-- Find tasks, the newest first: the ids of up to p_limit that were made before p_before.
+--
+-- Candidates are taken from an index in stretches of 500, from whichever is the sparsest there,
+-- and are looked at one by one.  Live tasks are found by dispatch, all at once; so before that
+-- a stretch of the newest tasks is tried.
+create or replace function teguh._find_template(
+  p_filter teguh._filter,
+  p_before uuid,
+  p_limit  integer
+)
+  returns uuid[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_after  uuid := coalesce(
+    teguh._first_uuid(p_filter.created_after), '00000000-0000-0000-0000-000000000000'
+  );
+  v_before uuid := least(
+    p_before, teguh._first_uuid(p_filter.created_before + interval '1 millisecond')
+  );
+  v_live   uuid[] := case
+    when not p_filter.states && '{pending,running,sleeping}' then '{}'::uuid[]
+  end;
+  v_first  boolean := p_filter.states && '{pending,running,sleeping}';
+  v_page   uuid[];
+  v_found  uuid[] := '{}';
+begin
+  loop
+    if v_first then
+      v_page := teguh._page_template('task', null, p_filter, null, v_after, v_before);
+    else
+      v_page := teguh._seek_template(p_filter, v_live, v_after, v_before);
+    end if;
+    v_found := v_found
+               || teguh._fit_template(p_filter, v_page, p_limit - cardinality(v_found));
+    exit when cardinality(v_found) >= p_limit or cardinality(v_page) < 500;
+    v_before := v_page[500];
+
+    if v_first
+      and 'completed' <> all (p_filter.states)
+      and num_nonnulls(
+        p_filter.correlation_id, p_filter.parent_task_id, p_filter.workflow_run_id
+      ) = 0
+    then
+      v_live := teguh._live_template(p_filter.states);
+    end if;
+    v_first := false;
+  end loop;
+
+  return v_found;
+end;
+$$;
+
+-- The next 500 candidates for a filter, by that way on which they go back the farthest.  By
+-- state it leads only when the live tasks in question are known.
+create or replace function teguh._seek_template(
+  p_filter teguh._filter,
+  p_live   uuid[],
+  p_after  uuid,
+  p_before uuid
+)
+  returns uuid[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_way  record;
+  v_page uuid[];
+  v_best uuid[];
+begin
+  for v_way in
+    select w.kind, w.tag
+    from (
+      values
+        ('matter', null::text, p_filter.correlation_id is not null),
+        ('parent', null, p_filter.parent_task_id is not null),
+        ('flow', null, p_filter.workflow_run_id is not null),
+        ('state', null, 'completed' <> all (p_filter.states) and p_live is not null),
+        ('name', null, p_filter.task_name is not null)
+    ) as w(kind, tag, given)
+    where w.given
+    union all
+    select 'tag', u.tag
+    from unnest(p_filter.tags) as u(tag)
+  loop
+    v_page := teguh._page_template(v_way.kind, v_way.tag, p_filter, p_live, p_after, p_before);
+    if v_best is null
+      or cardinality(v_page) < cardinality(v_best)
+      or v_page[500] < v_best[500]
+    then
+      v_best := v_page;
+    end if;
+    exit when cardinality(v_best) < 100;
+  end loop;
+
+  return coalesce(
+    v_best, teguh._page_template('task', null, p_filter, null, p_after, p_before)
+  );
+end;
+$$;
+
+-- Up to 500 ids from p_after up to p_before, the greatest first, of one kind: tasks of a
+-- matter, of a name, and so on.
+create or replace function teguh._page_template(
+  p_kind   text,
+  p_tag    text,
+  p_filter teguh._filter,
+  p_live   uuid[],
+  p_after  uuid,
+  p_before uuid
+)
+  returns uuid[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return case p_kind
+    when 'task' then array(
+      select t.task_id
+      from teguh.t_template as t
+      where t.task_id >= p_after and t.task_id < p_before
+      order by t.task_id desc
+      limit 500
+    )
+    when 'name' then array(
+      select t.task_id
+      from teguh.t_template as t
+      where t.task_name collate "C" = p_filter.task_name
+        and t.task_id >= p_after and t.task_id < p_before
+      order by t.task_name collate "C" desc, t.task_id desc
+      limit 500
+    )
+    when 'matter' then array(
+      select t.task_id
+      from teguh.t_template as t
+      where t.correlation_id collate "C" = p_filter.correlation_id
+        and t.task_id >= p_after and t.task_id < p_before
+      order by t.correlation_id collate "C" desc, t.task_id desc
+      limit 500
+    )
+    when 'parent' then array(
+      select t.task_id
+      from teguh.t_template as t
+      where t.parent_task_id = p_filter.parent_task_id
+        and t.task_id >= p_after and t.task_id < p_before
+      order by t.parent_task_id desc, t.task_id desc
+      limit 500
+    )
+    when 'flow' then array(
+      select t.task_id
+      from teguh.t_template as t
+      where t.workflow_run_id = p_filter.workflow_run_id
+        and t.task_id >= p_after and t.task_id < p_before
+      order by t.workflow_run_id desc, t.task_id desc
+      limit 500
+    )
+    when 'tag' then array(
+      select g.task_id
+      from teguh.g_template as g
+      where g.tag collate "C" = p_tag
+        and g.task_id >= p_after and g.task_id < p_before
+      order by g.tag collate "C" desc, g.task_id desc
+      limit 500
+    )
+    else teguh._ended_template(p_filter.states, p_live, p_after, p_before)
+  end;
+end;
+$$;
+
+-- The same for states other than completed: of the tasks that are alive, and those that ended
+-- without success.
+create or replace function teguh._ended_template(
+  p_states text[],
+  p_live   uuid[],
+  p_after  uuid,
+  p_before uuid
+)
+  returns uuid[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return array(
+    select e.task_id
+    from (
+      select u.task_id
+      from unnest(p_live) as u(task_id)
+      where u.task_id >= p_after and u.task_id < p_before
+      union
+      select d.task_id
+      from unnest(p_states) as s(state)
+      cross join lateral (
+        select d.task_id
+        from teguh.d_template as d
+        where d.state = s.state
+          and d.task_id >= p_after and d.task_id < p_before
+        order by d.state desc, d.task_id desc
+        limit 500
+      ) as d
+    ) as e
+    order by e.task_id desc
+    limit 500
+  );
+end;
+$$;
+
+-- Those among the candidates that the filter means, in the order given, up to p_limit.
+create or replace function teguh._fit_template(
+  p_filter   teguh._filter,
+  p_task_ids uuid[],
+  p_limit    integer
+)
+  returns uuid[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return array(
+    select t.task_id
+    from unnest(p_task_ids) with ordinality as u(task_id, place)
+    cross join lateral (
+      select t.*
+      from teguh.t_template as t
+      where t.task_id = u.task_id
+      offset 0
+    ) as t
+    where (p_filter.states is null or t.state = any (p_filter.states))
+      and (p_filter.task_name is null or t.task_name = p_filter.task_name)
+      and (p_filter.tags is null or t.tags @> p_filter.tags)
+      and (p_filter.correlation_id is null or t.correlation_id = p_filter.correlation_id)
+      and (p_filter.parent_task_id is null or t.parent_task_id = p_filter.parent_task_id)
+      and (p_filter.workflow_run_id is null or t.workflow_run_id = p_filter.workflow_run_id)
+      and (p_filter.created_after is null or t.created_at >= p_filter.created_after)
+      and (p_filter.created_before is null or t.created_at < p_filter.created_before)
+    order by u.place
+    limit p_limit
+  );
+end;
+$$;
+
+-- The tasks in these states, of pending, running and sleeping: all that dispatch knows of,
+-- and those that only an event can wake.
+create or replace function teguh._live_template(p_states text[])
+  returns uuid[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_ring  bigint := pg_sequence_last_value('teguh.ring_template'::regclass);
+  v_kinds text := '';
+  v_hints uuid[] := '{}';
+begin
+  -- in the order in which a task goes from one to the next, or it might slip through
+  if 'sleeping' = any (p_states) then
+    v_hints := array(select w.task_id from teguh.w_template as w);
+    v_kinds := 'sr';
+  end if;
+  if 'pending' = any (p_states) then
+    v_kinds := 'sr';
+  end if;
+  if 'running' = any (p_states) then
+    v_kinds := v_kinds || 'l';
+  end if;
+
+  for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
+    v_hints := v_hints || case
+      when v_gen % 2 = 0 then teguh._hints0_template(v_kinds)
+      else teguh._hints1_template(v_kinds)
+    end;
+  end loop;
+
+  return array(
+    select h.task_id
+    from (select distinct u.task_id from unnest(v_hints) as u(task_id)) as h
+    cross join lateral (
+      select t.state
+      from teguh.t_template as t
+      where t.task_id = h.task_id
+      offset 0
+    ) as t
+    where t.state = any (p_states)
+    order by h.task_id desc
+  );
+end;
+$$;
+
+-- The tasks of the rows of a segment that its positions have not passed.  p_kinds: s and l for
+-- timers of sleepers and leases, r for what is ready.
+create or replace function teguh._hints0_template(p_kinds text)
+  returns uuid[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_hints uuid[] := '{}';
+  v_ready teguh.k0_template := teguh._last0_template('r');
+begin
+  if strpos(p_kinds, 's') > 0 then
+    v_hints := array(select p.task_id from teguh._left0_template('s', null) as p);
+  end if;
+
+  if strpos(p_kinds, 'r') > 0 then
+    v_hints := v_hints || array(
+      select p.task_id
+      from teguh.p0_template as p
+      where p.kind = 'r'
+        and (p.xid, p.seq) >= (coalesce(v_ready.xid, '0'), v_ready.seq)
+      union all
+      select p.task_id
+      from unnest(v_ready.gaps) as g
+      join teguh.p0_template as p on p.xid = g.xid
+      where p.kind = 'r'
+        and p.seq between g.low_seq and g.high_seq
+    );
+  end if;
+
+  if strpos(p_kinds, 'l') > 0 then
+    v_hints := v_hints || array(
+      select u.task_id
+      from teguh._left0_template('l', null) as p
+      cross join lateral unnest(p.task_id || p.more_ids) as u(task_id)
+    );
+  end if;
+
+  return v_hints;
+end;
+$$;
+
+-- A page of tasks, as rows.
+create or replace function teguh._rows_template(
+  p_filter teguh._filter,
+  p_before uuid,
+  p_limit  integer
+)
+  returns table(
+    task_id          uuid,
+    task_name        text,
+    state            text,
+    attempts         integer,
+    failures         integer,
+    created_at       timestamptz,
+    available_at     timestamptz,
+    started_at       timestamptz,
+    finished_at      timestamptz,
+    claimed_by       text,
+    lease_expires_at timestamptz,
+    failure_reason   jsonb,
+    tags             text[],
+    correlation_id   text,
+    parent_task_id   uuid,
+    workflow_run_id  uuid,
+    cursor           text
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_task_ids uuid[] := teguh._find_template(p_filter, p_before, p_limit);
+begin
+  return query
+  select
+    t.task_id, t.task_name, t.state, t.attempt, t.failures, t.created_at, t.available_at,
+    t.started_at, t.finished_at, t.claimed_by, t.lease_expires_at, t.failure_reason, t.tags,
+    t.correlation_id, t.parent_task_id, t.workflow_run_id, t.task_id::text
+  from unnest(v_task_ids) with ordinality as u(task_id, place)
+  cross join lateral (
+    select t.*
+    from teguh.t_template as t
+    where t.task_id = u.task_id
+    offset 0
+  ) as t
+  order by u.place;
+end;
+$$;
+
+-- List tasks.
+create or replace function teguh.list_tasks(
+  p_queue_name text,
+  p_filter     jsonb default '{}',
+  p_cursor     text default null,
+  p_limit      integer default 50
+)
+  returns table(
+    task_id          uuid,
+    task_name        text,
+    state            text,
+    attempts         integer,
+    failures         integer,
+    created_at       timestamptz,
+    available_at     timestamptz,
+    started_at       timestamptz,
+    finished_at      timestamptz,
+    claimed_by       text,
+    lease_expires_at timestamptz,
+    failure_reason   jsonb,
+    tags             text[],
+    correlation_id   text,
+    parent_task_id   uuid,
+    workflow_run_id  uuid,
+    cursor           text
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query execute teguh._call('rows', p_queue_name, 3)
+  using
+    teguh._read_filter(p_filter), teguh._read_cursor(p_cursor), teguh._check_limit(p_limit);
+end;
+$$;
+
+comment on function teguh.list_tasks(text, jsonb, text, integer) is
+  'Tasks of a queue, the newest first, a page at a time: pass the cursor of a page''s last row for '
+  'the next one. The filter may have state (one, or an array), task_name, tag, tags (an '
+  'array: all of them), correlation_id, parent_task_id, workflow_run_id, created_after (at or '
+  'after), created_before, older_than_seconds; all that is given must hold. started_at is '
+  'when it was last handed to a worker. Raises TG001 for an '
+  'unknown queue, TG005 for an unknown key, a bad value, a bad cursor, or a limit that is '
+  'not from 1 to 10000.';
+
+-- All about a task.
+create or replace function teguh._peek_template(p_task_id uuid)
+  returns table(
+    task_id           uuid,
+    state             text,
+    attempts          integer,
+    completed_payload jsonb,
+    cancelled_at      timestamptz,
+    failure_reason    jsonb,
+    failures          integer,
+    task_name         text,
+    created_at        timestamptz,
+    available_at      timestamptz,
+    first_started_at  timestamptz,
+    finished_at       timestamptz,
+    tags              text[],
+    correlation_id    text,
+    parent_task_id    uuid,
+    workflow_run_id   uuid,
+    run_id            uuid,
+    params            jsonb,
+    headers           jsonb,
+    started_at        timestamptz,
+    claimed_by        text,
+    lease_expires_at  timestamptz,
+    wake_event        text,
+    event_payload     jsonb,
+    max_attempts      integer,
+    retry_strategy    jsonb,
+    timeout_seconds   double precision,
+    cancellation      jsonb,
+    deadline_at       timestamptz,
+    expires_at        timestamptz,
+    on_expired        jsonb,
+    idempotency_key   text
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task teguh.t_template := teguh._fetch_template(p_task_id);
+begin
+  return query
+  select
+    r.*, v_task.run_id, v_task.params, v_task.headers, v_task.started_at, v_task.claimed_by,
+    v_task.lease_expires_at, v_task.wake_event, v_task.event_payload, v_task.max_attempts,
+    v_task.retry_strategy, v_task.timeout_seconds, v_task.cancellation, v_task.deadline_at,
+    v_task.expires_at, v_task.on_expired, v_task.idempotency_key
+  from teguh._show_template(p_task_id) as r;
+end;
+$$;
+
+-- Look at a task.
+create or replace function teguh.get_task(p_queue_name text, p_task_id uuid)
+  returns table(
+    task_id           uuid,
+    state             text,
+    attempts          integer,
+    completed_payload jsonb,
+    cancelled_at      timestamptz,
+    failure_reason    jsonb,
+    failures          integer,
+    task_name         text,
+    created_at        timestamptz,
+    available_at      timestamptz,
+    first_started_at  timestamptz,
+    finished_at       timestamptz,
+    tags              text[],
+    correlation_id    text,
+    parent_task_id    uuid,
+    workflow_run_id   uuid,
+    run_id            uuid,
+    params            jsonb,
+    headers           jsonb,
+    started_at        timestamptz,
+    claimed_by        text,
+    lease_expires_at  timestamptz,
+    wake_event        text,
+    event_payload     jsonb,
+    max_attempts      integer,
+    retry_strategy    jsonb,
+    timeout_seconds   double precision,
+    cancellation      jsonb,
+    deadline_at       timestamptz,
+    expires_at        timestamptz,
+    on_expired        jsonb,
+    idempotency_key   text
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query execute teguh._call('peek', p_queue_name, 1) using p_task_id;
+end;
+$$;
+
+comment on function teguh.get_task(text, uuid) is
+  'All about a task: what get_task_result() tells, and what it was asked for. run_id is the '
+  'current run; started_at is when the task was last handed to a worker, claimed_by to whom; '
+  'wake_event is the event that is awaited, or that woke it; deadline_at is when it ends of '
+  'itself, by its own policy or because it expires. Raises TG001 for an unknown queue, TG003 '
+  'for an unknown task.';
+
+-- The runs of a task: those that were followed by another, and the current one.
+create or replace function teguh._runs_template(p_task_id uuid)
+  returns table(
+    run_id           uuid,
+    number           integer,
+    state            text,
+    attempt          integer,
+    claimed_by       text,
+    started_at       timestamptz,
+    lease_expires_at timestamptz,
+    finished_at      timestamptz,
+    failure_reason   jsonb
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_task teguh.t_template := teguh._fetch_template(p_task_id);
+  v_last teguh.r_template;
+begin
+  return query
+  select
+    r.run_id, teguh._run_number(r.run_id), r.state, r.attempt, r.claimed_by,
+    case when r.attempt > r.before then r.started_at end,
+    r.lease_expires_at, r.finished_at, r.failure_reason
+  from (
+    select r.*, lag(r.attempt, 1, 0) over (order by r.run_id) as before
+    from teguh.r_template as r
+    where r.task_id = p_task_id
+  ) as r
+  order by r.run_id;
+
+  -- until the current run starts and ends, the task's row says what was true of the last one
+  select r.* into v_last
+  from teguh.r_template as r
+  where r.task_id = p_task_id
+  order by r.run_id desc
+  limit 1;
+  return query
+  select
+    v_task.run_id, teguh._run_number(v_task.run_id), v_task.state, v_task.attempt,
+    v_task.claimed_by,
+    case when v_task.attempt > coalesce(v_last.attempt, 0) then v_task.started_at end,
+    v_task.lease_expires_at, v_task.finished_at,
+    case
+      when v_task.state = 'failed' then v_task.failure_reason
+      else nullif(v_task.failure_reason, v_last.failure_reason)
+    end;
+end;
+$$;
+
+-- List the runs of a task.
+create or replace function teguh.list_runs(p_queue_name text, p_task_id uuid)
+  returns table(
+    run_id           uuid,
+    number           integer,
+    state            text,
+    attempt          integer,
+    claimed_by       text,
+    started_at       timestamptz,
+    lease_expires_at timestamptz,
+    finished_at      timestamptz,
+    failure_reason   jsonb
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query execute teguh._call('runs', p_queue_name, 1) using p_task_id;
+end;
+$$;
+
+comment on function teguh.list_runs(text, uuid) is
+  'The runs of a task, the oldest first; the last one is the current run, in the task''s own '
+  'state. A run that was followed by another is failed, cancelled, expired or released '
+  '(requeue_task). started_at is when it was last handed to a worker, null if never. Raises '
+  'TG001 for an unknown queue, TG003 for an unknown task.';
+
+-- What happened to a task, put together from its row, its runs, and the actions on it.
+--
+-- Of its sleeps only the present one is known, and not when it began: it is shown at the
+-- time of the last thing before it.
+create or replace function teguh._past_template(p_task_id uuid)
+  returns table(at timestamptz, event text, run_id uuid, attempt integer, detail jsonb)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_task teguh.t_template := teguh._fetch_template(p_task_id);
+begin
+  return query
+  with runs as materialized (
+    select
+      r.*,
+      lead(r.run_id) over by_number as next_id,
+      lag(r.failure_reason ->> 'name') over by_number as lost
+    from teguh._runs_template(p_task_id) as r
+    window by_number as (order by r.number)
+  ),
+
+  actions as materialized (
+    select
+      a.run_id, a.action, a.at,
+      jsonb_strip_nulls(
+        jsonb_build_object('action', a.action, 'by_role', a.by_role, 'reason', a.reason)
+      ) as detail
+    from teguh.a_template as a
+    where a.task_id = p_task_id
+  ),
+
+  events as (
+    select
+      0 as number, 0 as place, v_task.created_at as at, 'created' as event,
+      null::uuid as run_id, null::integer as attempt, '{}'::jsonb as detail
+    union all
+    select
+      r.number, 1, r.started_at,
+      case when r.lost in ('$ClaimTimeout', '$RunTimeout') then 'recovered' else 'started' end,
+      r.run_id, r.attempt, jsonb_strip_nulls(jsonb_build_object('claimed_by', r.claimed_by))
+    from runs as r
+    where r.started_at is not null
+    union all
+    select
+      r.number, 3, r.finished_at, r.state, r.run_id, r.attempt,
+      case when r.failure_reason is null then '{}'
+        else jsonb_build_object('failure_reason', r.failure_reason)
+      end || coalesce(a.detail, '{}')
+    from runs as r
+    left join actions as a
+      on (a.action, a.run_id) in (('cancel', r.run_id), ('requeue', r.next_id))
+    where r.finished_at is not null
+    union all
+    select
+      r.number, 4, coalesce(a.at, r.finished_at), 'retrying', r.next_id, r.attempt,
+      coalesce(a.detail, '{}')
+    from runs as r
+    left join actions as a on a.run_id = r.next_id and a.action <> 'cancel'
+    where r.next_id is not null and r.state <> 'released'
+    union all
+    select
+      r.number, 2, teguh._since_template(p_task_id, r.started_at), 'sleeping', r.run_id, r.attempt,
+      jsonb_strip_nulls(
+        jsonb_build_object('until', v_task.available_at, 'event', v_task.wake_event)
+      )
+    from runs as r
+    where r.next_id is null and r.state = 'sleeping'
+  )
+
+  select e.at, e.event, e.run_id, e.attempt, e.detail
+  from events as e
+  order by e.number, e.place;
+end;
+$$;
+
+-- The time of the last thing that is known to have happened to a task before it went to sleep.
+create or replace function teguh._since_template(p_task_id uuid, p_started_at timestamptz)
+  returns timestamptz
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return greatest(
+    p_started_at,
+    (select t.created_at from teguh.t_template as t where t.task_id = p_task_id),
+    (select max(r.finished_at) from teguh.r_template as r where r.task_id = p_task_id),
+    (select max(a.at) from teguh.a_template as a where a.task_id = p_task_id),
+    (select max(c.updated_at) from teguh.c_template as c where c.task_id = p_task_id)
+  );
+end;
+$$;
+
+-- Tell what happened to a task.
+create or replace function teguh.get_task_history(p_queue_name text, p_task_id uuid)
+  returns table(at timestamptz, event text, run_id uuid, attempt integer, detail jsonb)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query execute teguh._call('past', p_queue_name, 1) using p_task_id;
+end;
+$$;
+
+comment on function teguh.get_task_history(text, uuid) is
+  'What happened to a task, in order. Events: created, started (the last time in a run that a '
+  'worker was handed it), recovered (the same, after a run whose worker was lost), sleeping '
+  '(the present sleep, not those that are over), released, completed, failed, cancelled, '
+  'expired, retrying (another run follows). detail has, where it applies, claimed_by, '
+  'failure_reason, until, event, and of what somebody did action, by_role, reason. Raises TG001 for '
+  'an unknown queue, TG003 for an unknown task.';
+
+-- The workers that hold a lease.
+create or replace function teguh._held_template()
+  returns table(
+    worker_id         text,
+    runs              bigint,
+    oldest_start      timestamptz,
+    soonest_lease_end timestamptz
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now      timestamptz := teguh.current_time();
+  v_task_ids uuid[] := teguh._live_template('{running}');
+begin
+  return query
+  select t.claimed_by, count(*), min(t.started_at), min(t.lease_expires_at)
+  from unnest(v_task_ids) as u(task_id)
+  cross join lateral (
+    select t.*
+    from teguh.t_template as t
+    where t.task_id = u.task_id
+    offset 0
+  ) as t
+  where t.state = 'running'
+    and coalesce(t.lease_expires_at, 'infinity') > v_now
+  group by t.claimed_by
+  order by t.claimed_by;
+end;
+$$;
+
+-- List workers.
+create or replace function teguh.list_workers(p_queue_name text default null)
+  returns table(
+    worker_id         text,
+    queue_name        text,
+    runs              bigint,
+    oldest_start      timestamptz,
+    soonest_lease_end timestamptz
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_queue_name is not null then
+    perform teguh._policy(p_queue_name);
+  end if;
+
+  for queue_name in
+    select q.queue_name
+    from teguh.list_queues() as q
+    where q.queue_name = p_queue_name
+      or (p_queue_name is null and teguh._may('held', q.queue_name))
+  loop
+    for worker_id, runs, oldest_start, soonest_lease_end in
+      execute teguh._call('held', queue_name, 0)
+    loop
+      return next;
+    end loop;
+  end loop;
+end;
+$$;
+
+comment on function teguh.list_workers(text) is
+  'The workers that hold runs of a queue (null: of each queue the caller may look at) under a '
+  'lease that has not expired: how many, since when the oldest, and when the next lease ends, '
+  'null if none ever does. A worker that has nothing to do is not known here. Raises TG001 '
+  'for an unknown queue.';
+
+-- Read the cursor of a page of actions: the number before which it begins.
+create or replace function teguh._read_place(p_cursor text)
+  returns bigint
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return coalesce(p_cursor::bigint, 9223372036854775807);
+exception
+  when invalid_text_representation or numeric_value_out_of_range then
+    raise exception 'not a cursor'
+      using
+        errcode = 'TG005',
+        detail = format('Found: "%s".', left(p_cursor, 200)),
+        hint = 'Pass the cursor of the last row of the page before, or null for the first page.';
+end;
+$$;
+
+-- A page of actions.
+create or replace function teguh._acts_template(p_before bigint, p_limit integer)
+  returns table(
+    at      timestamptz,
+    action  text,
+    by_role text,
+    reason  text,
+    task_id uuid,
+    run_id  uuid,
+    detail  jsonb,
+    cursor  text
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+  select a.at, a.action, a.by_role, a.reason, a.task_id, a.run_id, a.detail, a.n::text
+  from teguh.a_template as a
+  where a.n < p_before
+  order by a.n desc
+  limit p_limit;
+end;
+$$;
+
+-- List actions.
+create or replace function teguh.list_actions(
+  p_queue_name text,
+  p_cursor     text default null,
+  p_limit      integer default 50
+)
+  returns table(
+    at      timestamptz,
+    action  text,
+    by_role text,
+    reason  text,
+    task_id uuid,
+    run_id  uuid,
+    detail  jsonb,
+    cursor  text
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query execute teguh._call('acts', p_queue_name, 2)
+  using teguh._read_place(p_cursor), teguh._check_limit(p_limit);
+end;
+$$;
+
+comment on function teguh.list_actions(text, text, integer) is
+  'What was done to a queue and its tasks from outside, the latest first, a page at a time: '
+  'cancel, retry, replay, requeue, purge, pause, resume; by which role, and why if a reason was '
+  'given. run_id is the run that was cancelled, or that the action began. Rows go with their '
+  'task; those about no task when cleanup removes tasks of that age. Raises TG001 for an '
+  'unknown queue, TG005 for a bad cursor or limit.';
+
+-- sql/src/48_operate.sql
+-- Cancel tasks, locked in the order of their ids.  What is over by then is passed over.
+create or replace function teguh._abort_template(
+  p_filter teguh._filter,
+  p_limit  integer,
+  p_reason text
+)
+  returns integer
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now      timestamptz := teguh.current_time();
+  v_task_ids uuid[] := teguh._find_template(
+    p_filter, 'ffffffff-ffff-ffff-ffff-ffffffffffff', p_limit
+  );
+  v_task_id  uuid;
+  v_count    integer := 0;
+begin
+  for v_task_id in
+    select t.task_id
+    from teguh.t_template as t
+    where t.task_id = any (v_task_ids)
+      and t.state in ('pending', 'running', 'sleeping')
+    order by t.task_id
+    for no key update
+  loop
+    perform teguh._act_template(
+      'cancel', p_reason, v_task_id, teguh._stop_template(v_task_id, v_now), null
+    );
+    v_count := v_count + 1;
+  end loop;
+
+  return v_count;
+end;
+$$;
+
+-- Cancel the tasks that a filter means.
+create or replace function teguh.cancel_tasks(
+  p_queue_name text,
+  p_filter     jsonb,
+  p_options    jsonb default '{}'
+)
+  returns integer
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_options jsonb := coalesce(p_options, '{}');
+  v_filter  teguh._filter := teguh._read_filter(p_filter);
+  v_count   integer;
+begin
+  perform teguh._check_keys('cancel options', v_options, array['all', 'limit', 'reason']);
+  if num_nonnulls(variadic array(select e.value from jsonb_each_text(p_filter) as e)) = 0
+    and not teguh._flag_option(v_options, 'all')
+  then
+    raise exception 'the filter is empty'
+      using
+        errcode = 'TG005',
+        detail = 'It means every task of the queue.',
+        hint = 'If that is what you want, say so: p_options => ''{"all": true}''.';
+  end if;
+
+  v_filter.states := array(
+    select s.state
+    from unnest('{pending,running,sleeping}'::text[]) as s(state)
+    where v_filter.states is null or s.state = any (v_filter.states)
+  );
+  execute teguh._call('abort', p_queue_name, 3) into v_count
+  using
+    v_filter, teguh._limit_option(v_options), teguh._text_option(v_options, 'reason');
+  return v_count;
+end;
+$$;
+
+comment on function teguh.cancel_tasks(text, jsonb, jsonb) is
+  'Cancels tasks that are not over, and returns how many. The filter is that of list_tasks(). '
+  'Options: limit (the newest so many, default 1000: call again until 0 comes back), reason, all '
+  '(true: an empty filter is meant, and means every task). Raises TG001 for an unknown queue, TG005 '
+  'for an unknown key, a bad value, or an empty filter without all.';
+
+-- Read how many tasks a call may touch.
+create or replace function teguh._limit_option(p_options jsonb)
+  returns integer
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return teguh._check_limit(coalesce(teguh._integer_option(p_options, 'limit', 1), 1000));
+end;
+$$;
+
+-- Take a task away from its worker and queue it.  The next run has another id, so that the
+-- worker, should it be alive after all, meets AB002.
+create or replace function teguh._retake_template(p_task_id uuid, p_reason text)
+  returns uuid
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now    timestamptz := teguh.current_time();
+  v_number integer;
+  v_task   teguh.t_template;
+begin
+  select t.* into v_task
+  from teguh.t_template as t
+  where t.task_id = p_task_id
+  for no key update;
+  if not found then
+    perform teguh._fetch_template(p_task_id);
+  elsif v_task.state <> 'running' then
+    raise exception 'task "%" is %', p_task_id, v_task.state
+      using
+        errcode = 'TG004',
+        detail = 'No worker holds it.',
+        hint = 'retry_task() runs a task that is over once more.';
+  end if;
+
+  v_number := teguh._run_number(v_task.run_id) + 1;
+  perform teguh._file_template(v_task, 'released', null, v_now);
+  perform teguh._again_template(
+    v_task, v_number, v_task.failures, v_task.failure_reason, v_now, v_now
+  );
+  perform teguh._act_template(
+    'requeue', p_reason, p_task_id, teguh._run_id(p_task_id, v_number), null
+  );
+  return teguh._run_id(p_task_id, v_number);
+end;
+$$;
+
+-- Take a task away from a worker that is known to be dead.
+create or replace function teguh.requeue_task(
+  p_queue_name text,
+  p_task_id    uuid,
+  p_reason     text default null
+)
+  returns uuid
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_run_id uuid;
+begin
+  execute teguh._call('retake', p_queue_name, 2) into v_run_id using p_task_id, p_reason;
+  return v_run_id;
+end;
+$$;
+
+comment on function teguh.requeue_task(text, uuid, text) is
+  'Takes a running task away from its worker, for instance one that is known to be dead, before '
+  'the lease ends, and queues it at once with its checkpoints. No failure is counted. Returns '
+  'the id of the next run; the worker meets AB002 if it is alive after all. Raises TG001 for an '
+  'unknown queue, TG003 for an unknown task, TG004 unless it is running.';
+
+-- Dead letters are the tasks that failed.
+create or replace function teguh.list_dead_letters(
+  p_queue_name text,
+  p_filter     jsonb default '{}',
+  p_cursor     text default null,
+  p_limit      integer default 50
+)
+  returns table(
+    task_id          uuid,
+    task_name        text,
+    state            text,
+    attempts         integer,
+    failures         integer,
+    created_at       timestamptz,
+    available_at     timestamptz,
+    started_at       timestamptz,
+    finished_at      timestamptz,
+    claimed_by       text,
+    lease_expires_at timestamptz,
+    failure_reason   jsonb,
+    tags             text[],
+    correlation_id   text,
+    parent_task_id   uuid,
+    workflow_run_id  uuid,
+    cursor           text
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query execute teguh._call('rows', p_queue_name, 3)
+  using
+    teguh._read_filter(p_filter, '{failed}'), teguh._read_cursor(p_cursor),
+    teguh._check_limit(p_limit);
+end;
+$$;
+
+comment on function teguh.list_dead_letters(text, jsonb, text, integer) is
+  'The tasks of a queue that failed: list_tasks() with state failed, which the filter does not '
+  'name again. Raises TG001 for an unknown queue, TG005 for an unknown key, a bad value, a bad '
+  'cursor or limit.';
+
+-- Run failed tasks once more, so many per second, locked in the order of their ids.
+create or replace function teguh._replay_template(
+  p_filter       teguh._filter,
+  p_limit        integer,
+  p_per_second   double precision,
+  p_max_attempts integer,
+  p_options      jsonb
+)
+  returns integer
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now      timestamptz := teguh.current_time();
+  v_task_ids uuid[] := teguh._find_template(
+    p_filter, 'ffffffff-ffff-ffff-ffff-ffffffffffff', p_limit
+  );
+  v_task     teguh.t_template;
+  v_count    integer := 0;
+begin
+  for v_task in
+    select t.*
+    from teguh.t_template as t
+    where t.task_id = any (v_task_ids)
+      and t.state = 'failed'
+    order by t.task_id
+    for no key update
+  loop
+    perform teguh._forget_template(v_task.task_id, p_options ->> 'from_step');
+    perform teguh._redo_template(
+      v_task, 'replay', greatest(p_max_attempts, v_task.failures + 1), p_options ->> 'reason',
+      teguh._after(v_now, coalesce(v_count / p_per_second, 0))
+    );
+    v_count := v_count + 1;
+  end loop;
+
+  return v_count;
+end;
+$$;
+
+-- Run failed tasks once more.
+create or replace function teguh.replay_dead_letters(
+  p_queue_name text,
+  p_filter     jsonb default '{}',
+  p_options    jsonb default '{}'
+)
+  returns integer
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_options jsonb := coalesce(p_options, '{}');
+  v_count   integer;
+begin
+  perform teguh._check_keys(
+    'replay options', v_options,
+    array['limit', 'per_second', 'max_attempts', 'from_step', 'reason']
+  );
+  perform teguh._text_option(v_options, 'from_step');
+  perform teguh._text_option(v_options, 'reason');
+  execute teguh._call('replay', p_queue_name, 5) into v_count
+  using
+    teguh._read_filter(p_filter, '{failed}'),
+    teguh._limit_option(v_options),
+    teguh._number_option(v_options, 'per_second', 1e-6, 1e6),
+    teguh._integer_option(v_options, 'max_attempts', 1),
+    v_options;
+  return v_count;
+end;
+$$;
+
+comment on function teguh.replay_dead_letters(text, jsonb, jsonb) is
+  'Runs failed tasks once more, from their checkpoints on, and returns how many. The filter is that '
+  'of list_dead_letters(). Options: limit (the newest so many, default 1000: call again until 0 '
+  'comes back), per_second (they start one after another at this rate, not all at once), '
+  'max_attempts (at least room for one more run), from_step (delete the checkpoint of that step and '
+  'all written after it; a task without it goes on where it failed), reason. Raises TG001 for '
+  'an unknown queue, TG005 for an unknown key or a bad value.';
+
+-- Remove tasks that failed more than p_ttl seconds ago, up to p_limit.
+create or replace function teguh._bury_template(
+  p_ttl    double precision,
+  p_limit  integer,
+  p_reason text
+)
+  returns integer
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_before   timestamptz := teguh._after(teguh.current_time(), -p_ttl);
+  v_upto     uuid := teguh._first_uuid(v_before + interval '1 millisecond');
+  v_task_ids uuid[];
+begin
+  v_task_ids := array(
+    select t.task_id
+    from (
+      select d.task_id
+      from teguh.d_template as d
+      where d.state = 'failed'
+        and d.task_id < v_upto
+        and d.at <= v_before
+      order by d.state, d.task_id
+    ) as d
+    join teguh.t_template as t on t.task_id = d.task_id
+    where t.state = 'failed'
+      and t.finished_at <= v_before
+    limit p_limit
+    for update of t skip locked
+  );
+
+  if v_task_ids <> '{}' then
+    perform teguh._act_template(
+      'purge', p_reason, null, null, jsonb_build_object('tasks', cardinality(v_task_ids))
+    );
+  end if;
+  return teguh._erase_template(v_task_ids);
+end;
+$$;
+
+-- Remove tasks that failed.
+create or replace function teguh.purge_dead_letters(
+  p_queue_name  text,
+  p_ttl_seconds double precision default null,
+  p_limit       integer default 1000,
+  p_reason      text default null
+)
+  returns integer
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_policy jsonb := teguh._policy(p_queue_name);
+  v_ttl    double precision := coalesce(
+    p_ttl_seconds, (v_policy ->> 'cleanup_ttl')::double precision, 2592000
+  );
+  v_count  integer;
+begin
+  perform teguh._check_seconds('ttl', v_ttl, true);
+  execute teguh._call('bury', p_queue_name, 3) into v_count
+  using v_ttl, teguh._check_limit(p_limit), p_reason;
+  return v_count;
+end;
+$$;
+
+comment on function teguh.purge_dead_letters(text, double precision, integer, text) is
+  'Removes tasks that failed more than p_ttl_seconds ago (null: what the queue''s policy says of '
+  'cleanup, else 30 days), up to p_limit, and returns how many. Raises TG001 for an unknown '
+  'queue, TG005 for a bad argument.';
 
 -- sql/src/49_stats.sql
 -- When the first task that is ready became so; null if none is.
@@ -6823,7 +8578,7 @@ $$;
 --
 -- Leases that began first end first, unless they were extended: so the first thousand timers that
 -- still mean something are looked at.
-create or replace function teguh._held_template()
+create or replace function teguh._tenure_template()
   returns timestamptz
   language plpgsql
   volatile
@@ -6867,7 +8622,7 @@ as $$
 declare
   v_now     timestamptz := teguh.current_time();
   v_oldest  timestamptz := teguh._oldest_template();
-  v_longest timestamptz := teguh._held_template();
+  v_longest timestamptz := teguh._tenure_template();
 begin
   return query
   select
@@ -7591,12 +9346,21 @@ from (
     ('prometheus',                 'gauge',       'client worker observer admin', false),
     ('health',                     'stat',        'client worker observer admin', false),
     ('get_task_result',            'show',        'client worker observer admin', false),
+    ('list_namespaces',            '',            'client worker observer admin', false),
+    ('get_task',                   'peek',        'client worker observer admin', false),
+    ('list_tasks',                 'rows',        'client worker observer admin', false),
+    ('list_runs',                  'runs',        'client worker observer admin', false),
+    ('get_task_history',           'past',        'client worker observer admin', false),
+    ('list_workers',               'held',        'client worker observer admin', false),
+    ('list_dead_letters',          'rows',        'client worker observer admin', false),
+    ('list_actions',               'acts',        'client worker observer admin', false),
     ('get_task_checkpoint_state',  'recall',      'client worker observer admin', false),
     ('get_task_checkpoint_states', 'list',        'client worker observer admin', false),
     ('spawn_task',                 'new put once room', 'client worker admin',         false),
     ('spawn_tasks',                'put series room', 'client worker admin',          false),
     ('emit_event',                 'emit',        'client worker admin',          false),
-    ('cancel_task',                'stop',        'client worker admin',          false),
+    ('cancel_task',                'halt',        'client worker admin',          false),
+    ('cancel_tasks',               'abort',       'client worker admin',          false),
     ('retry_task',                 'rerun',       'client worker admin',          false),
     ('claim_task',                 'take',        'worker admin',                 false),
     ('next_due',                   'next',        'worker admin',                 false),
@@ -7612,6 +9376,9 @@ from (
     ('cleanup_tasks',              'purge',       'admin',                        false),
     ('cleanup_events',             'sweep',       'admin',                        false),
     ('rebuild_dispatch',           'remake',      'admin',                        false),
+    ('requeue_task',               'retake',      'admin',                        false),
+    ('replay_dead_letters',        'replay',      'admin',                        false),
+    ('purge_dead_letters',         'bury',        'admin',                        false),
     ('pause_queue',                'pause',       'admin',                        false),
     ('resume_queue',               'pause',       'admin',                        false),
     ('ticker_loop',                '',            'admin',                        true),
@@ -7888,8 +9655,8 @@ begin
 end;
 $$;
 
--- The template is a queue like any other; and queues that exist get what it
--- has.
+-- The template is a queue like any other; and queues that exist get what it has, those from
+-- before 0.2.0 also the counts and lists of their tasks.
 do $$
 declare
   v_queue_name text;
@@ -7901,7 +9668,9 @@ begin
     select q.queue_name
     from teguh.queues as q
   loop
-    execute pg_catalog.format('select teguh._census_%s()', v_queue_name);
+    execute pg_catalog.format(
+      'select teguh._census_%1$s(), teguh._recap_%1$s()', v_queue_name
+    );
   end loop;
 end;
 $$;

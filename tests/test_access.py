@@ -31,10 +31,19 @@ CALLS = {
     "get_task_checkpoint_state": f"select teguh.get_task_checkpoint_state('{{q}}', {TASK}, 's')",
     "get_task_checkpoint_states":
         f"select teguh.get_task_checkpoint_states('{{q}}', {TASK}, {RUN})",
+    "get_task": f"select teguh.get_task('{{q}}', {TASK})",
+    "list_tasks": "select * from teguh.list_tasks('{q}')",
+    "list_runs": f"select teguh.list_runs('{{q}}', {TASK})",
+    "get_task_history": f"select teguh.get_task_history('{{q}}', {TASK})",
+    "list_workers": "select * from teguh.list_workers('{q}')",
+    "list_actions": "select * from teguh.list_actions('{q}')",
+    "list_dead_letters": "select * from teguh.list_dead_letters('{q}')",
+    "list_namespaces": "select * from teguh.list_namespaces()",
     "spawn_task": "select teguh.spawn_task('{q}', 't', '{{}}')",
     "spawn_tasks": "select teguh.spawn_tasks('{q}', '[{{\"task_name\": \"t\"}}]')",
     "emit_event": "select teguh.emit_event('{q}', 'e')",
     "cancel_task": f"select teguh.cancel_task('{{q}}', {TASK})",
+    "cancel_tasks": "select teguh.cancel_tasks('{q}', '{{\"tag\": \"none\"}}')",
     "retry_task": f"select teguh.retry_task('{{q}}', {TASK})",
     "claim_task": "select * from teguh.claim_task('{q}', 'w')",
     "next_due": "select teguh.next_due('{q}')",
@@ -51,6 +60,9 @@ CALLS = {
     "cleanup_tasks": "select teguh.cleanup_tasks('{q}')",
     "cleanup_events": "select teguh.cleanup_events('{q}')",
     "rebuild_dispatch": "select teguh.rebuild_dispatch('{q}')",
+    "requeue_task": f"select teguh.requeue_task('{{q}}', {TASK})",
+    "replay_dead_letters": "select teguh.replay_dead_letters('{q}')",
+    "purge_dead_letters": "select teguh.purge_dead_letters('{q}')",
     "pause_queue": "select teguh.pause_queue('{q}', '2020-01-01')",
     "resume_queue": "select teguh.resume_queue('{q}')",
     "get_queue_policy": "select teguh.get_queue_policy('{q}')",
@@ -65,15 +77,22 @@ CALLS = {
     "revoke_access": f"select teguh.revoke_access('{GUEST}', 'client')",
 }  # fmt: skip
 ANYWHERE = {"version", "current_time", "portable_uuidv7", "uuidv7_timestamp", "validate_queue_name",
-            "list_queues", "status", "get_queue_policy"}  # fmt: skip
-READ = {"get_task_result", "get_task_checkpoint_state", "get_task_checkpoint_states"}
-CLIENT = READ | {"spawn_task", "spawn_tasks", "emit_event", "cancel_task", "retry_task"}
+            "list_queues", "list_namespaces", "status", "get_queue_policy"}  # fmt: skip
+READ = {
+    "get_task_result", "get_task_checkpoint_state", "get_task_checkpoint_states", "get_task",
+    "list_tasks", "list_runs", "get_task_history", "list_workers", "list_actions",
+    "list_dead_letters",
+}  # fmt: skip
+CLIENT = READ | {
+    "spawn_task", "spawn_tasks", "emit_event", "cancel_task", "cancel_tasks", "retry_task",
+}  # fmt: skip
 WORKER = CLIENT | {
     "claim_task", "next_due", "complete_run", "complete_runs", "fail_run", "schedule_run",
     "release_run", "extend_claim", "set_task_checkpoint_state", "await_event", "ticker",
 }  # fmt: skip
 UPKEEP = WORKER | {
     "cleanup_tasks", "cleanup_events", "rebuild_dispatch", "pause_queue", "resume_queue",
+    "requeue_task", "replay_dead_letters", "purge_dead_letters",
 }  # fmt: skip
 MATRIX = {"client": CLIENT, "worker": WORKER, "observer": READ, "admin": UPKEEP}
 

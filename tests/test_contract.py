@@ -35,11 +35,12 @@ validate_queue_name(p_queue_name text) -> text
 create_queue(p_queue_name text, p_policy jsonb) -> void
 drop_queue(p_queue_name text) -> void
 list_queues() -> TABLE(queue_name text, created_at timestamp with time zone, policy jsonb,
-  paused_until timestamp with time zone)
+  paused_until timestamp with time zone, namespace text)
+list_namespaces() -> TABLE(namespace text, queues bigint)
 get_queue_policy(p_queue_name text) -> jsonb
 set_queue_policy(p_queue_name text, p_policy jsonb) -> void
-pause_queue(p_queue_name text, p_until timestamp with time zone) -> void
-resume_queue(p_queue_name text) -> void
+pause_queue(p_queue_name text, p_until timestamp with time zone, p_reason text) -> void
+resume_queue(p_queue_name text, p_reason text) -> void
 spawn_task(p_queue_name text, p_task_name text, p_params jsonb, p_options jsonb)
   -> TABLE(task_id uuid, run_id uuid, attempt integer, created boolean)
 spawn_tasks(p_queue_name text, p_tasks jsonb)
@@ -68,7 +69,9 @@ await_event(p_queue_name text, p_task_id uuid, p_run_id uuid, p_step_name text,
   p_event_name text, p_timeout double precision)
   -> TABLE(should_suspend boolean, payload jsonb, timed_out boolean)
 emit_event(p_queue_name text, p_event_name text, p_payload jsonb) -> void
-cancel_task(p_queue_name text, p_task_id uuid) -> void
+cancel_task(p_queue_name text, p_task_id uuid, p_reason text) -> void
+cancel_tasks(p_queue_name text, p_filter jsonb, p_options jsonb) -> integer
+requeue_task(p_queue_name text, p_task_id uuid, p_reason text) -> uuid
 retry_task(p_queue_name text, p_task_id uuid, p_options jsonb)
   -> TABLE(task_id uuid, run_id uuid, attempt integer, created boolean)
 get_task_result(p_queue_name text, p_task_id uuid)
@@ -77,6 +80,44 @@ get_task_result(p_queue_name text, p_task_id uuid)
   created_at timestamp with time zone, available_at timestamp with time zone,
   first_started_at timestamp with time zone, finished_at timestamp with time zone, tags text[],
   correlation_id text, parent_task_id uuid, workflow_run_id uuid)
+get_task(p_queue_name text, p_task_id uuid)
+  -> TABLE(task_id uuid, state text, attempts integer, completed_payload jsonb,
+  cancelled_at timestamp with time zone, failure_reason jsonb, failures integer, task_name text,
+  created_at timestamp with time zone, available_at timestamp with time zone,
+  first_started_at timestamp with time zone, finished_at timestamp with time zone, tags text[],
+  correlation_id text, parent_task_id uuid, workflow_run_id uuid, run_id uuid, params jsonb,
+  headers jsonb, started_at timestamp with time zone, claimed_by text,
+  lease_expires_at timestamp with time zone, wake_event text, event_payload jsonb,
+  max_attempts integer, retry_strategy jsonb, timeout_seconds double precision,
+  cancellation jsonb, deadline_at timestamp with time zone,
+  expires_at timestamp with time zone, on_expired jsonb, idempotency_key text)
+list_tasks(p_queue_name text, p_filter jsonb, p_cursor text, p_limit integer)
+  -> TABLE(task_id uuid, task_name text, state text, attempts integer, failures integer,
+  created_at timestamp with time zone, available_at timestamp with time zone,
+  started_at timestamp with time zone, finished_at timestamp with time zone, claimed_by text,
+  lease_expires_at timestamp with time zone, failure_reason jsonb, tags text[], correlation_id text,
+  parent_task_id uuid, workflow_run_id uuid, cursor text)
+list_runs(p_queue_name text, p_task_id uuid)
+  -> TABLE(run_id uuid, number integer, state text, attempt integer, claimed_by text,
+  started_at timestamp with time zone, lease_expires_at timestamp with time zone,
+  finished_at timestamp with time zone, failure_reason jsonb)
+get_task_history(p_queue_name text, p_task_id uuid)
+  -> TABLE(at timestamp with time zone, event text, run_id uuid, attempt integer, detail jsonb)
+list_workers(p_queue_name text)
+  -> TABLE(worker_id text, queue_name text, runs bigint, oldest_start timestamp with time zone,
+  soonest_lease_end timestamp with time zone)
+list_actions(p_queue_name text, p_cursor text, p_limit integer)
+  -> TABLE(at timestamp with time zone, action text, by_role text, reason text, task_id uuid,
+  run_id uuid, detail jsonb, cursor text)
+list_dead_letters(p_queue_name text, p_filter jsonb, p_cursor text, p_limit integer)
+  -> TABLE(task_id uuid, task_name text, state text, attempts integer, failures integer,
+  created_at timestamp with time zone, available_at timestamp with time zone,
+  started_at timestamp with time zone, finished_at timestamp with time zone, claimed_by text,
+  lease_expires_at timestamp with time zone, failure_reason jsonb, tags text[], correlation_id text,
+  parent_task_id uuid, workflow_run_id uuid, cursor text)
+replay_dead_letters(p_queue_name text, p_filter jsonb, p_options jsonb) -> integer
+purge_dead_letters(p_queue_name text, p_ttl_seconds double precision, p_limit integer,
+  p_reason text) -> integer
 cleanup_tasks(p_queue_name text, p_ttl_seconds double precision, p_limit integer) -> integer
 cleanup_events(p_queue_name text, p_ttl_seconds double precision, p_limit integer) -> integer
 cleanup_all_queues(p_queue_name text)

@@ -71,6 +71,19 @@ begin
       uniqueness      jsonb
     );
   end if;
+
+  if to_regtype('teguh._filter') is null then
+    create type teguh._filter as (
+      states          text[],
+      task_name       text,
+      tags            text[],
+      correlation_id  text,
+      parent_task_id  uuid,
+      workflow_run_id uuid,
+      created_after   timestamptz,
+      created_before  timestamptz
+    );
+  end if;
 end;
 $$;
 
@@ -91,3 +104,5 @@ comment on type teguh._tally is
   'their runs ended, they took at most so many seconds each, so many all together; else 0.';
 comment on type teguh._spawn is
   'One task to spawn, its options checked.';
+comment on type teguh._filter is
+  'Which tasks are meant; what is null does not matter.';

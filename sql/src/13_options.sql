@@ -118,6 +118,28 @@ begin
 end;
 $$;
 
+-- Read an option that must be true or false; false when absent or null.
+create or replace function teguh._flag_option(p_options jsonb, p_key text)
+  returns boolean
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_value jsonb := coalesce(nullif(p_options -> p_key, 'null'), 'false');
+begin
+  if jsonb_typeof(v_value) <> 'boolean' then
+    raise exception '"%" must be true or false', p_key
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(v_value::text, 200)),
+        hint = 'Without quotes.';
+  end if;
+
+  return v_value::boolean;
+end;
+$$;
+
 -- Read an option that must be a uuid; null when absent or null.
 create or replace function teguh._uuid_option(p_options jsonb, p_key text)
   returns uuid
@@ -296,7 +318,7 @@ declare
 begin
   perform teguh._check_keys('queue policy', p_policy, array[
     'notify', 'cleanup_ttl', 'cleanup_limit', 'default_max_attempts', 'default_retry_strategy',
-    'default_timeout', 'default_ttl', 'duration_buckets', 'max_pending', 'on_full'
+    'default_timeout', 'default_ttl', 'duration_buckets', 'max_pending', 'on_full', 'namespace'
   ]);
   perform teguh._number_option(p_policy, 'cleanup_ttl', 0, 1e12);
   perform teguh._integer_option(p_policy, 'cleanup_limit', 1);
@@ -313,6 +335,10 @@ begin
         errcode = 'TG005',
         detail = 'Known values: reject, drop_oldest.',
         hint = 'reject raises TG007 at the spawn, drop_oldest cancels what is first in line.';
+  end if;
+
+  if teguh._text_option(p_policy, 'namespace') is not null then
+    perform teguh._check_name('namespace', p_policy ->> 'namespace');
   end if;
 
   v_notify := teguh._text_option(p_policy, 'notify');
@@ -448,6 +474,27 @@ begin
 end;
 $$;
 
+-- Read an option that must be a timestamp; null when absent or null.
+create or replace function teguh._time_option(p_options jsonb, p_key text)
+  returns timestamptz
+  language plpgsql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_value text := teguh._text_option(p_options, p_key);
+begin
+  return v_value::timestamptz;
+exception
+  when invalid_datetime_format or datetime_field_overflow or invalid_parameter_value then
+    raise exception '"%" is not a timestamp', p_key
+      using
+        errcode = 'TG005',
+        detail = format('Found: "%s".', left(v_value, 200)),
+        hint = 'Use ISO 8601 with an offset, for instance 2027-01-31T09:00:00+00.';
+end;
+$$;
+
 -- Read a moment that is given as such or in seconds from another; null when neither is.
 create or replace function teguh._moment_option(
   p_options jsonb,
@@ -462,10 +509,13 @@ create or replace function teguh._moment_option(
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_at      text := teguh._text_option(p_options, p_at);
   v_seconds double precision := teguh._number_option(p_options, p_seconds, p_least, 1e12);
 begin
-  if v_at is not null and v_seconds is not null then
+  if p_options ->> p_at is null then
+    return teguh._after(p_from, v_seconds);
+  end if;
+
+  if v_seconds is not null then
     raise exception 'both "%" and "%" are given', p_at, p_seconds
       using
         errcode = 'TG005',
@@ -473,24 +523,7 @@ begin
         hint = 'Give one of them.';
   end if;
 
-  if v_seconds is not null then
-    return teguh._after(p_from, v_seconds);
-  end if;
-
-  if v_at is null then
-    return null;
-  end if;
-
-  begin
-    return v_at::timestamptz;
-  exception
-    when invalid_datetime_format or datetime_field_overflow or invalid_parameter_value then
-      raise exception '"%" is not a timestamp', p_at
-        using
-          errcode = 'TG005',
-          detail = format('Found: "%s".', left(v_at, 200)),
-          hint = 'Use ISO 8601 with an offset, for instance 2027-01-31T09:00:00+00.';
-  end;
+  return teguh._time_option(p_options, p_at);
 end;
 $$;
 

@@ -15,7 +15,7 @@ comment on table teguh.queues is
 comment on column teguh.queues.policy is
   'Settings given to create_queue(): notify, cleanup_ttl, cleanup_limit, '
   'default_max_attempts, default_retry_strategy, default_timeout, default_ttl, '
-  'duration_buckets, max_pending, on_full.';
+  'duration_buckets, max_pending, on_full, namespace.';
 
 comment on column teguh.queues.built_for is
   'The database and table that the queue''s dispatch was built for, as a hash. Another '
@@ -105,6 +105,20 @@ create unique index if not exists tonce_template
   on teguh.t_template (idempotency_key)
   where idempotency_key is not null;
 
+-- What tasks are found by. In the order of ids within each value, so that a page of the
+-- newest is the end of a stretch of the index. Compared as bytes, a name costs a spawn least.
+create index if not exists tname_template
+  on teguh.t_template (task_name collate "C", task_id);
+create index if not exists tmatter_template
+  on teguh.t_template (correlation_id collate "C", task_id)
+  where correlation_id is not null;
+create index if not exists tparent_template
+  on teguh.t_template (parent_task_id, task_id)
+  where parent_task_id is not null;
+create index if not exists tflow_template
+  on teguh.t_template (workflow_run_id, task_id)
+  where workflow_run_id is not null;
+
 comment on table teguh.t_template is
   'Tasks: what was asked for, where it stands, and what came of it.';
 comment on column teguh.t_template.run_id is
@@ -144,6 +158,30 @@ comment on column teguh.t_template.expires_at is
   'When the task expires unless it is over; null is never.';
 comment on column teguh.t_template.on_expired is
   'The task to spawn when this one expires: queue_name, task_name, params, options.';
+
+-- The tags of tasks, to find tasks by: inserted with the task, deleted with it.
+create table if not exists teguh.g_template (
+  tag     text not null,
+  task_id uuid not null
+);
+
+create unique index if not exists gkey_template
+  on teguh.g_template (tag collate "C", task_id);
+
+comment on table teguh.g_template is
+  'The tags of each task, once more: here a tag leads to its tasks in the order of their ids.';
+
+-- Tasks that ended without success.
+create table if not exists teguh.d_template (
+  state   text        not null,
+  task_id uuid        not null,
+  at      timestamptz not null,
+  constraint dkey_template primary key (state, task_id)
+);
+
+comment on table teguh.d_template is
+  'Tasks that failed, expired or were cancelled, so that they are found without looking at '
+  'those that completed. A row is a hint: the task''s own state decides.';
 
 -- Dispatch: what is ready, and what becomes so by the passing of time.  Two
 -- segments per queue, used in turn.  Rows are only ever inserted; a segment that
@@ -339,7 +377,33 @@ create table if not exists teguh.r_template (
 );
 
 comment on table teguh.r_template is
-  'History: runs that failed or were cancelled and were followed by another.';
+  'History: runs that failed, were cancelled or taken back, and were followed by another.';
+
+-- What people did to tasks and to the queue.
+create table if not exists teguh.a_template (
+  n       bigint      not null,
+  at      timestamptz not null,
+  action  text        not null,
+  by_role text        not null default session_user,
+  reason  text,
+  task_id uuid,
+  run_id  uuid,
+  detail  jsonb,
+  constraint akey_template primary key (n)
+);
+
+create index if not exists atask_template
+  on teguh.a_template (task_id)
+  where task_id is not null;
+create index if not exists aage_template
+  on teguh.a_template (at)
+  where task_id is null;
+
+comment on table teguh.a_template is
+  'Actions: what was done from outside, by whom and why. Only inserted; deleted with the task, '
+  'or by age if it is about none.';
+comment on column teguh.a_template.run_id is
+  'The run that was cancelled, or that the action began.';
 
 -- Checkpoints.
 create table if not exists teguh.c_template (

@@ -514,8 +514,8 @@ comment on function teguh.create_queue(text, jsonb) is
   '(seconds a run may take), default_ttl (seconds until a task expires), duration_buckets '
   '(ascending bounds in seconds, by which metrics() counts how long runs took: those that end '
   'from then on), max_pending (tasks that have not started; what is more is rejected with TG007 '
-  'or, if on_full is drop_oldest, cancels those that are first in line); null sets a key back to '
-  'its default. '
+  'or, if on_full is drop_oldest, cancels those that are first in line), namespace (a name '
+  'that queues are grouped by, default "default"); null sets a key back to its default. '
   'Raises 42602 or 42939 for a name that cannot be, TG005 for a bad policy.';
 
 -- Give up on a queue whose tables could not be locked.
@@ -616,18 +616,21 @@ create or replace function teguh.list_queues()
     queue_name   text,
     created_at   timestamptz,
     policy       jsonb,
-    paused_until timestamptz
+    paused_until timestamptz,
+    namespace    text
   )
   language sql
   stable
   security definer
   set search_path = pg_catalog, pg_temp
 as $$
-  select q.queue_name, q.created_at, q.policy, q.paused_until
+  select
+    q.queue_name, q.created_at, q.policy, q.paused_until,
+    coalesce(q.policy ->> 'namespace', 'default')
   from teguh.queues as q
   order by q.queue_name;
 $$;
 
 comment on function teguh.list_queues() is
-  'The queues of this database by name, each with the policy it was given and until when '
-  'it is paused, null if it never was.';
+  'The queues of this database by name, each with the policy it was given, until when '
+  'it is paused, null if it never was, and its namespace.';

@@ -1,5 +1,6 @@
 -- Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- their leases, of runs that have a timeout and, at a first start, of max_duration.  Moves the scan
+-- their leases, of runs that have a timeout and, at a first start, of max_duration.  A lease
+-- without end has a timer, too, one that is never due: by it the run is found.  Moves the scan
 -- position on when it has fallen 32 rows behind.  Returns the tasks claimed.
 create or replace function teguh._claim0_template(
   p_worker text,
@@ -35,9 +36,9 @@ begin
   end if;
   if v_picked.task_ids is not null then
     perform teguh._reckon_template(v_picked.names, v_picked.was, 'r');
-  end if;
-  if v_picked.task_ids is not null and p_until is not null then
-    perform teguh._push_template('l', v_picked.task_ids, v_picked.turns, array[p_until]);
+    perform teguh._push_template(
+      'l', v_picked.task_ids, v_picked.turns, array[coalesce(p_until, 'infinity')]
+    );
   end if;
   if v_picked.limited is not null then
     perform teguh._push_template(

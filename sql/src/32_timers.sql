@@ -402,8 +402,7 @@ begin
     lease_expires_at = null,
     finished_at = p_now
   where t.task_id = p_task.task_id;
-  delete from teguh.w_template as w
-  where w.task_id = p_task.task_id;
+  perform teguh._lost_template(p_task.task_id, 'expired', p_now);
   perform teguh._moved_template(p_task, 'e');
   if p_task.on_expired is not null then
     perform teguh._follow_template(p_task);

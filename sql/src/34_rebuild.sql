@@ -50,7 +50,7 @@ end;
 $$;
 
 -- The next tasks, in the order of their ids, that dispatch has to know of: those that are
--- ready, that sleep until a time, that have a lease, that have a deadline.
+-- ready, that sleep until a time, that a worker holds, that have a deadline.
 create or replace function teguh._alive_template(
   p_after           uuid,
   p_limit           integer,
@@ -86,10 +86,9 @@ begin
     array_agg(b.task_id) filter (where b.state = 'sleeping' and b.available_at is not null),
     array_agg(b.turn) filter (where b.state = 'sleeping' and b.available_at is not null),
     array_agg(b.available_at) filter (where b.state = 'sleeping' and b.available_at is not null),
-    array_agg(b.task_id) filter (where b.state = 'running' and b.lease_expires_at is not null),
-    array_agg(b.turn) filter (where b.state = 'running' and b.lease_expires_at is not null),
-    array_agg(b.lease_expires_at)
-      filter (where b.state = 'running' and b.lease_expires_at is not null),
+    array_agg(b.task_id) filter (where b.state = 'running'),
+    array_agg(b.turn) filter (where b.state = 'running'),
+    array_agg(coalesce(b.lease_expires_at, 'infinity')) filter (where b.state = 'running'),
     array_agg(b.task_id) filter (where b.limited),
     array_agg(b.deadline_at) filter (where b.limited)
   into
@@ -174,3 +173,36 @@ comment on function teguh.rebuild_dispatch(text) is
   'tables were damaged. Waits up to a minute for transactions that are using the '
   'queue. Returns how many tasks wait for a worker or a time. Raises TG001 for an unknown '
   'queue, 55P03 if it stays busy.';
+
+-- Write down what a queue from before 0.2.0 lacks: which tasks ended without success, and the
+-- timers of leases without end, by which their runs are found.
+create or replace function teguh._recap_template()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task_ids uuid[];
+  v_turns    integer[];
+begin
+  perform from teguh.versions as v
+  where v.version = '0.1.0';
+  if not found or exists (select from teguh.d_template) then
+    return;
+  end if;
+
+  insert into teguh.d_template as d (state, task_id, at)
+  select t.state, t.task_id, t.finished_at
+  from teguh.t_template as t
+  where t.state in ('failed', 'cancelled');
+
+  select array_agg(t.task_id), array_agg(t.turn) into v_task_ids, v_turns
+  from teguh.t_template as t
+  where t.state = 'running'
+    and t.lease_expires_at is null;
+  perform teguh._push_template(
+    'l', v_task_ids, v_turns, array['infinity'::timestamptz]
+  );
+end;
+$$;

@@ -102,7 +102,7 @@ end;
 $$;
 
 -- Note that runs have ended with success.
-create or replace function teguh._ended_template(
+create or replace function teguh._finish_template(
   p_task_names text[],
   p_seconds    double precision[]
 )

@@ -18,6 +18,7 @@ declare
   v_due_at        timestamptz[];
   v_limited       uuid[];
   v_limits        timestamptz[];
+  v_tagged        uuid[];
   v_ready_names   text[];
   v_sleeper_names text[];
 begin
@@ -55,7 +56,7 @@ begin
     from spawns as s
     order by s.idempotency_key nulls first, s.place
     on conflict (idempotency_key) where idempotency_key is not null do nothing
-    returning t.task_id, t.state, t.available_at, t.deadline_at, t.task_name
+    returning t.task_id, t.state, t.available_at, t.deadline_at, t.tags, t.task_name
   )
 
   select
@@ -66,10 +67,11 @@ begin
     array_agg(a.available_at) filter (where a.state = 'sleeping'),
     array_agg(a.task_id) filter (where a.deadline_at is not null),
     array_agg(a.deadline_at) filter (where a.deadline_at is not null),
+    array_agg(a.task_id) filter (where a.tags is not null),
     array_agg(a.task_name) filter (where a.state = 'pending'),
     array_agg(a.task_name) filter (where a.state = 'sleeping')
-  into v_ids, v_added, v_ready, v_sleepers, v_due_at, v_limited, v_limits, v_ready_names,
-    v_sleeper_names
+  into v_ids, v_added, v_ready, v_sleepers, v_due_at, v_limited, v_limits, v_tagged,
+    v_ready_names, v_sleeper_names
   from added as a;
 
   perform teguh._push_template('r', v_ready, teguh._fill(1, v_ready));
@@ -77,6 +79,9 @@ begin
   perform teguh._push_template('l', v_limited, teguh._fill(0, v_limited), v_limits);
   perform teguh._reckon_template(v_ready_names, teguh._letters('-', v_ready), 'p');
   perform teguh._reckon_template(v_sleeper_names, teguh._letters('-', v_sleepers), 'd');
+  if v_tagged is not null then
+    perform teguh._tag_template(v_tagged);
+  end if;
 
   if cardinality(v_added) = cardinality(p_tasks) then
     return query
@@ -133,7 +138,26 @@ begin
   perform teguh._tally_template(
     p_spawn.task_name, '-', case when v_due_at > v_now then 'd' else 'p' end::"char"
   );
+  if p_spawn.tags is not null then
+    perform teguh._tag_template(array[v_task_id]);
+  end if;
   return v_task_id;
+end;
+$$;
+
+-- Let new tasks be found by their tags.
+create or replace function teguh._tag_template(p_task_ids uuid[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  insert into teguh.g_template as g (tag, task_id)
+  select distinct u.tag, t.task_id
+  from teguh.t_template as t
+  cross join lateral unnest(t.tags) as u(tag)
+  where t.task_id = any (p_task_ids);
 end;
 $$;
 
@@ -381,6 +405,12 @@ begin
     on_expired = p_spawn.on_expired
   where t.task_id = p_task.task_id;
 
+  delete from teguh.g_template as g
+  where g.task_id = p_task.task_id
+    and g.tag collate "C" = any (p_task.tags);
+  if p_spawn.tags is not null then
+    perform teguh._tag_template(array[p_task.task_id]);
+  end if;
   perform teguh._moved_template(p_task, '-');
   perform teguh._tally_template(
     p_spawn.task_name, '-', case when p_at > p_now then 'd' else 'p' end::"char"

@@ -101,7 +101,7 @@ begin
     perform teguh._hold_template(p_run_id);
   end if;
 
-  perform teguh._ended_template(array[v_name], array[v_seconds]);
+  perform teguh._finish_template(array[v_name], array[v_seconds]);
 
   -- a task in its first turn has never waited
   if v_turn > 1 then
@@ -179,7 +179,7 @@ begin
     array_agg(d.seconds)
   into v_done, v_waited, v_names, v_seconds
   from done as d;
-  perform teguh._ended_template(v_names, v_seconds);
+  perform teguh._finish_template(v_names, v_seconds);
 
   -- a task in its first turn has never waited
   if v_waited is not null then
@@ -340,8 +340,7 @@ begin
       failure_reason = p_reason,
       finished_at = p_now
     where t.task_id = p_task.task_id;
-    delete from teguh.w_template as w
-    where w.task_id = p_task.task_id;
+    perform teguh._lost_template(p_task.task_id, 'failed', p_now);
     perform teguh._moved_template(p_task, 'f', p_now);
     return;
   end if;
@@ -358,6 +357,23 @@ begin
 
   perform teguh._file_template(p_task, 'failed', p_reason, p_now);
   perform teguh._again_template(p_task, v_number, v_failures, p_reason, v_retry_at, p_now);
+end;
+$$;
+
+-- Note that a locked task has ended without success: it waits for nothing, and is found among
+-- its like.
+create or replace function teguh._lost_template(p_task_id uuid, p_state text, p_now timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  delete from teguh.w_template as w
+  where w.task_id = p_task_id;
+  insert into teguh.d_template as d (state, task_id, at)
+  values (p_state, p_task_id, p_now)
+  on conflict do nothing;
 end;
 $$;
 

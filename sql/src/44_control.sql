@@ -24,9 +24,10 @@ end;
 $$;
 
 -- Cancel a task that is not over.  Its dispatch rows and timers mean nothing from
--- then on; a worker that holds it meets AB001 at its next call.
+-- then on; a worker that holds it meets AB001 at its next call.  Returns the run that it was
+-- in, null if it was over.
 create or replace function teguh._stop_template(p_task_id uuid, p_now timestamptz)
-  returns void
+  returns uuid
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
@@ -41,7 +42,7 @@ begin
   for no key update;
   if not found then
     perform teguh._fetch_template(p_task_id);
-    return;
+    return null;
   end if;
 
   update teguh.t_template as t
@@ -50,34 +51,79 @@ begin
     lease_expires_at = null,
     finished_at = p_now
   where t.task_id = p_task_id;
-  delete from teguh.w_template as w
-  where w.task_id = p_task_id;
+  perform teguh._lost_template(p_task_id, 'cancelled', p_now);
   perform teguh._moved_template(v_task, 'x');
+  return v_task.run_id;
 end;
 $$;
 
--- Cancel a task.
-create or replace function teguh.cancel_task(p_queue_name text, p_task_id uuid)
+-- Record what somebody has done, in the transaction that does it.
+create or replace function teguh._act_template(
+  p_action  text,
+  p_reason  text,
+  p_task_id uuid,
+  p_run_id  uuid,
+  p_detail  jsonb
+)
   returns void
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  execute teguh._call('stop', p_queue_name, 2) using p_task_id, teguh.current_time();
+  insert into teguh.a_template as a (n, at, action, reason, task_id, run_id, detail)
+  values (
+    nextval('teguh.seq_template'::regclass), teguh.current_time(), p_action, p_reason, p_task_id,
+    p_run_id, p_detail
+  );
 end;
 $$;
 
-comment on function teguh.cancel_task(text, uuid) is
+-- Cancel a task for somebody.
+create or replace function teguh._halt_template(p_task_id uuid, p_reason text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_run_id uuid := teguh._stop_template(p_task_id, teguh.current_time());
+begin
+  if v_run_id is not null then
+    perform teguh._act_template('cancel', p_reason, p_task_id, v_run_id, null);
+  end if;
+end;
+$$;
+
+-- Cancel a task.
+create or replace function teguh.cancel_task(
+  p_queue_name text,
+  p_task_id    uuid,
+  p_reason     text default null
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  execute teguh._call('halt', p_queue_name, 2) using p_task_id, p_reason;
+end;
+$$;
+
+comment on function teguh.cancel_task(text, uuid, text) is
   'Cancels a task. One that is over stays as it is; a worker that holds it meets '
-  'AB001 at its next call. Raises TG001 for an unknown queue, TG003 for an unknown task.';
+  'AB001 at its next call. p_reason is shown by get_task_history() and list_actions(). Raises '
+  'TG001 for an unknown queue, TG003 for an unknown task.';
 
 -- Run a task that is over once more: in place, keeping its checkpoints, or as a new
 -- task of the same name, params and options.
 create or replace function teguh._rerun_template(
   p_task_id      uuid,
   p_spawn_new    boolean,
-  p_max_attempts integer
+  p_max_attempts integer,
+  p_from_step    text,
+  p_reason       text
 )
   returns table(task_id uuid, run_id uuid, attempt integer, created boolean)
   language plpgsql
@@ -106,14 +152,17 @@ begin
   end if;
 
   if p_spawn_new then
-    return query
-    select *
+    select p.* into task_id, run_id, attempt, created
     from teguh._put_template(array[row(
       v_task.task_name, v_task.params, v_task.headers, v_task.retry_strategy,
       coalesce(p_max_attempts, v_task.max_attempts), v_task.cancellation, null, false, null,
       v_task.tags, v_task.correlation_id, v_task.parent_task_id, v_task.workflow_run_id,
       v_task.timeout_seconds, null, v_task.on_expired, null
-    )::teguh._spawn]);
+    )::teguh._spawn]) as p;
+    perform teguh._act_template(
+      'retry', p_reason, p_task_id, null, jsonb_build_object('task_id', task_id)
+    );
+    return next;
     return;
   end if;
 
@@ -125,14 +174,14 @@ begin
         hint = format('Give at least %s.', v_task.failures + 1);
   end if;
 
-  perform teguh._file_template(
-    v_task, v_task.state, v_task.failure_reason, v_task.finished_at
-  );
-  perform teguh._again_template(
-    v_task, teguh._run_number(v_task.run_id) + 1, v_task.failures, v_task.failure_reason,
-    v_now, v_now
-  );
-  perform teguh._renew_template(v_task, p_max_attempts, v_now);
+  if p_from_step is not null and not teguh._forget_template(p_task_id, p_from_step) then
+    raise exception 'task "%" has no checkpoint "%"', p_task_id, left(p_from_step, 200)
+      using
+        errcode = 'TG005',
+        detail = 'It cannot start again from a step that it never took.',
+        hint = 'get_task_checkpoint_states() lists its checkpoints.';
+  end if;
+  perform teguh._redo_template(v_task, 'retry', p_max_attempts, p_reason, v_now);
 
   return query
   select t.task_id, t.run_id, t.attempt + 1, false
@@ -141,12 +190,64 @@ begin
 end;
 $$;
 
--- Give a task that is retried in place room for another run and a new deadline.  One that
--- expired does not expire again.
+-- Delete the checkpoint of a step and all that were written after it.  False if there is none.
+create or replace function teguh._forget_template(p_task_id uuid, p_from_step text)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  delete from teguh.c_template as c
+  where c.task_id = p_task_id
+    and c.updated_at >= (
+      select f.updated_at
+      from teguh.c_template as f
+      where f.task_id = p_task_id
+        and f.checkpoint_name = p_from_step
+    );
+  return found;
+end;
+$$;
+
+-- Begin another run of a locked task that ended without success, when p_at has come.
+create or replace function teguh._redo_template(
+  p_task         teguh.t_template,
+  p_action       text,
+  p_max_attempts integer,
+  p_reason       text,
+  p_at           timestamptz
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_number integer := teguh._run_number(p_task.run_id) + 1;
+begin
+  perform teguh._file_template(
+    p_task, p_task.state, p_task.failure_reason, p_task.finished_at
+  );
+  perform teguh._again_template(
+    p_task, v_number, p_task.failures, p_task.failure_reason, p_at, teguh.current_time()
+  );
+  perform teguh._renew_template(p_task, p_max_attempts, p_at);
+  delete from teguh.d_template as d
+  where d.state = p_task.state
+    and d.task_id = p_task.task_id;
+  perform teguh._act_template(
+    p_action, p_reason, p_task.task_id, teguh._run_id(p_task.task_id, v_number), null
+  );
+end;
+$$;
+
+-- Give a task that is retried in place room for another run and a new deadline, counted from
+-- when it may start.  One that expired does not expire again.
 create or replace function teguh._renew_template(
   p_task         teguh.t_template,
   p_max_attempts integer,
-  p_now          timestamptz
+  p_at           timestamptz
 )
   returns void
   language plpgsql
@@ -158,7 +259,7 @@ declare
     when p_task.first_started_at is null then 'max_delay' else 'max_duration'
   end;
   v_limit timestamptz := teguh._after(
-    p_now, (p_task.cancellation ->> v_key)::double precision
+    p_at, (p_task.cancellation ->> v_key)::double precision
   );
 begin
   update teguh.t_template as t
@@ -191,22 +292,29 @@ create or replace function teguh.retry_task(
 as $$
 declare
   v_options   jsonb := coalesce(p_options, '{}');
-  v_spawn_new jsonb := coalesce(nullif(v_options -> 'spawn_new', 'null'), 'false');
+  v_spawn_new boolean;
+  v_from_step text;
 begin
-  perform teguh._check_keys('retry options', v_options, array['spawn_new', 'max_attempts']);
-  if jsonb_typeof(v_spawn_new) <> 'boolean' then
-    raise exception '"spawn_new" must be true or false'
+  perform teguh._check_keys(
+    'retry options', v_options, array['spawn_new', 'max_attempts', 'from_step', 'reason']
+  );
+  v_spawn_new := teguh._flag_option(v_options, 'spawn_new');
+  v_from_step := teguh._text_option(v_options, 'from_step');
+  if v_spawn_new and v_from_step is not null then
+    raise exception 'both "spawn_new" and "from_step" are given'
       using
         errcode = 'TG005',
-        detail = format('Found: %s.', left(v_spawn_new::text, 200)),
-        hint = 'true spawns a new task, false runs the same one again.';
+        detail = 'A new task has no checkpoints, and starts with its first step.',
+        hint = 'Leave one of them out.';
   end if;
 
-  return query execute teguh._call('rerun', p_queue_name, 3)
+  return query execute teguh._call('rerun', p_queue_name, 5)
   using
     p_task_id,
-    v_spawn_new::boolean,
-    teguh._integer_option(v_options, 'max_attempts', 1);
+    v_spawn_new,
+    teguh._integer_option(v_options, 'max_attempts', 1),
+    v_from_step,
+    teguh._text_option(v_options, 'reason');
 end;
 $$;
 
@@ -214,9 +322,12 @@ comment on function teguh.retry_task(text, uuid, jsonb) is
   'Runs a failed, expired or cancelled task once more, from its checkpoints on, without '
   'its old time to live. Options: '
   'spawn_new (true: leave the task and spawn a new one like it; also for completed '
-  'tasks), max_attempts (default: room for at least one more run). attempt is the '
+  'tasks), max_attempts (default: room for at least one more run), from_step (delete the '
+  'checkpoint of that step and all written after it), reason (shown by get_task_history() and '
+  'list_actions()). attempt is the '
   'number that the next claim will show. Raises TG001 for an unknown queue, TG003 for '
-  'an unknown task, TG004 if it is not over, TG005 for a bad option.';
+  'an unknown task, TG004 if it is not over, TG005 for a bad option or a step without '
+  'checkpoint.';
 
 -- A task's state and result.
 create or replace function teguh._show_template(p_task_id uuid)

@@ -1,5 +1,5 @@
 -- Remove tasks that have been over for longer than p_ttl seconds, with their
--- checkpoints and history, up to p_limit.
+-- checkpoints and history, up to p_limit; and as old actions that are about no task.
 --
 -- A task finished after it was made, and ids are in the order of their making, so
 -- only tasks made before the limit are looked at.  Their state is read again under
@@ -14,8 +14,6 @@ declare
   v_before   timestamptz := greatest(teguh._after(teguh.current_time(), -p_ttl), 'epoch');
   v_upto     uuid := teguh._first_uuid(v_before + interval '1 millisecond');
   v_task_ids uuid[];
-  v_names    text[];
-  v_was      "char"[];
 begin
   v_task_ids := array(
     select t.task_id
@@ -28,9 +26,36 @@ begin
     for update skip locked
   );
 
+  delete from teguh.a_template as a
+  where a.task_id is null
+    and a.at <= v_before;
+  return teguh._erase_template(v_task_ids);
+end;
+$$;
+
+-- Remove locked tasks with all that belongs to them.  Returns how many.
+create or replace function teguh._erase_template(p_task_ids uuid[])
+  returns integer
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_names text[];
+  v_was   "char"[];
+begin
+  delete from teguh.g_template as g
+  using teguh.t_template as t
+  where t.task_id = any (p_task_ids)
+    and t.tags is not null
+    and g.task_id = t.task_id
+    and g.tag collate "C" = any (t.tags);
+  delete from teguh.d_template as d
+  where d.state in ('failed', 'cancelled', 'expired')
+    and d.task_id = any (p_task_ids);
   with gone as (
     delete from teguh.t_template as t
-    where t.task_id = any (v_task_ids)
+    where t.task_id = any (p_task_ids)
     returning t.task_name, t.state
   )
 
@@ -38,16 +63,18 @@ begin
   into v_names, v_was
   from gone as g;
   perform teguh._reckon_template(v_names, v_was, '-');
-  delete from teguh.u_template as u
-  where u.task_id = any (v_task_ids);
-  delete from teguh.c_template as c
-  where c.task_id = any (v_task_ids);
-  delete from teguh.r_template as r
-  where r.task_id = any (v_task_ids);
-  delete from teguh.w_template as w
-  where w.task_id = any (v_task_ids);
 
-  return cardinality(v_task_ids);
+  delete from teguh.u_template as u
+  where u.task_id = any (p_task_ids);
+  delete from teguh.c_template as c
+  where c.task_id = any (p_task_ids);
+  delete from teguh.r_template as r
+  where r.task_id = any (p_task_ids);
+  delete from teguh.w_template as w
+  where w.task_id = any (p_task_ids);
+  delete from teguh.a_template as a
+  where a.task_id = any (p_task_ids);
+  return cardinality(p_task_ids);
 end;
 $$;
 
@@ -56,10 +83,13 @@ create or replace function teguh._first_uuid(p_at timestamptz)
   returns uuid
   language sql
   immutable
+  strict
   set search_path = pg_catalog, pg_temp
 as $$
   select encode(
-    substr(int8send(floor(date_part('epoch', p_at) * 1000)::bigint), 3)
+    substr(int8send(floor(
+      date_part('epoch', greatest('epoch', least(p_at, '9999-12-31 00:00:00+00'))) * 1000
+    )::bigint), 3)
     || '\x70008000000000000000'::bytea,
     'hex'
   )::uuid;

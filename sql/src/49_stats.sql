@@ -57,7 +57,7 @@ $$;
 --
 -- Leases that began first end first, unless they were extended: so the first thousand timers that
 -- still mean something are looked at.
-create or replace function teguh._held_template()
+create or replace function teguh._tenure_template()
   returns timestamptz
   language plpgsql
   volatile
@@ -101,7 +101,7 @@ as $$
 declare
   v_now     timestamptz := teguh.current_time();
   v_oldest  timestamptz := teguh._oldest_template();
-  v_longest timestamptz := teguh._held_template();
+  v_longest timestamptz := teguh._tenure_template();
 begin
   return query
   select

@@ -48,8 +48,8 @@ begin
 end;
 $$;
 
--- The template is a queue like any other; and queues that exist get what it
--- has.
+-- The template is a queue like any other; and queues that exist get what it has, those from
+-- before 0.2.0 also the counts and lists of their tasks.
 do $$
 declare
   v_queue_name text;
@@ -61,7 +61,9 @@ begin
     select q.queue_name
     from teguh.queues as q
   loop
-    execute pg_catalog.format('select teguh._census_%s()', v_queue_name);
+    execute pg_catalog.format(
+      'select teguh._census_%1$s(), teguh._recap_%1$s()', v_queue_name
+    );
   end loop;
 end;
 $$;

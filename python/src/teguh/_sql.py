@@ -22,11 +22,17 @@ TICKER_LOOP = "call teguh.ticker_loop(%(options)s::jsonb)"
 VALIDATE_QUEUE_NAME = "select teguh.validate_queue_name(%(queue)s)"
 CREATE_QUEUE = "select teguh.create_queue(%(queue)s, %(policy)s::jsonb)"
 DROP_QUEUE = "select teguh.drop_queue(%(queue)s)"
-LIST_QUEUES = "select queue_name, created_at, policy, paused_until from teguh.list_queues()"
+LIST_QUEUES = """
+select queue_name, created_at, policy, paused_until, namespace
+from teguh.list_queues()
+"""
+LIST_NAMESPACES = "select namespace, queues from teguh.list_namespaces()"
 GET_QUEUE_POLICY = "select teguh.get_queue_policy(%(queue)s)"
 SET_QUEUE_POLICY = "select teguh.set_queue_policy(%(queue)s, %(policy)s::jsonb)"
-PAUSE_QUEUE = "select teguh.pause_queue(%(queue)s, coalesce(%(until)s, 'infinity'::timestamptz))"
-RESUME_QUEUE = "select teguh.resume_queue(%(queue)s)"
+PAUSE_QUEUE = """
+select teguh.pause_queue(%(queue)s, coalesce(%(until)s, 'infinity'::timestamptz), %(reason)s)
+"""
+RESUME_QUEUE = "select teguh.resume_queue(%(queue)s, %(reason)s)"
 
 # Statistics
 
@@ -92,7 +98,9 @@ REBUILD_DISPATCH = "select teguh.rebuild_dispatch(%(queue)s)"
 
 # Controlling and looking
 
-CANCEL_TASK = "select teguh.cancel_task(%(queue)s, %(task)s)"
+CANCEL_TASK = "select teguh.cancel_task(%(queue)s, %(task)s, %(reason)s)"
+CANCEL_TASKS = "select teguh.cancel_tasks(%(queue)s, %(filter)s::jsonb, %(options)s::jsonb)"
+REQUEUE_TASK = "select teguh.requeue_task(%(queue)s, %(task)s, %(reason)s)"
 RETRY_TASK = """
 select task_id, run_id, attempt, created
 from teguh.retry_task(%(queue)s, %(task)s, %(options)s::jsonb)
@@ -102,6 +110,50 @@ select task_id, state, attempts, completed_payload, cancelled_at, failure_reason
        task_name, created_at, available_at, first_started_at, finished_at,
        tags, correlation_id, parent_task_id, workflow_run_id
 from teguh.get_task_result(%(queue)s, %(task)s)
+"""
+GET_TASK = """
+select task_id, state, attempts, completed_payload, cancelled_at, failure_reason, failures,
+       task_name, created_at, available_at, first_started_at, finished_at,
+       tags, correlation_id, parent_task_id, workflow_run_id,
+       run_id, params, headers, started_at, claimed_by, lease_expires_at, wake_event,
+       event_payload, max_attempts, retry_strategy, timeout_seconds, cancellation, deadline_at,
+       expires_at, on_expired, idempotency_key
+from teguh.get_task(%(queue)s, %(task)s)
+"""
+LIST_TASKS = """
+select task_id, task_name, state, attempts, failures, created_at, available_at, started_at,
+       finished_at, claimed_by, lease_expires_at, failure_reason, tags, correlation_id,
+       parent_task_id, workflow_run_id, cursor
+from teguh.list_tasks(%(queue)s, %(filter)s::jsonb, %(cursor)s, %(limit)s)
+"""
+LIST_RUNS = """
+select run_id, number, state, attempt, claimed_by, started_at, lease_expires_at, finished_at,
+       failure_reason
+from teguh.list_runs(%(queue)s, %(task)s)
+"""
+GET_TASK_HISTORY = """
+select at, event, run_id, attempt, detail
+from teguh.get_task_history(%(queue)s, %(task)s)
+"""
+LIST_WORKERS = """
+select worker_id, queue_name, runs, oldest_start, soonest_lease_end
+from teguh.list_workers(%(queue)s)
+"""
+LIST_ACTIONS = """
+select at, action, by_role, reason, task_id, run_id, detail, cursor
+from teguh.list_actions(%(queue)s, %(cursor)s, %(limit)s)
+"""
+LIST_DEAD_LETTERS = """
+select task_id, task_name, state, attempts, failures, created_at, available_at, started_at,
+       finished_at, claimed_by, lease_expires_at, failure_reason, tags, correlation_id,
+       parent_task_id, workflow_run_id, cursor
+from teguh.list_dead_letters(%(queue)s, %(filter)s::jsonb, %(cursor)s, %(limit)s)
+"""
+REPLAY_DEAD_LETTERS = """
+select teguh.replay_dead_letters(%(queue)s, %(filter)s::jsonb, %(options)s::jsonb)
+"""
+PURGE_DEAD_LETTERS = """
+select teguh.purge_dead_letters(%(queue)s, %(ttl)s, %(limit)s, %(reason)s)
 """
 CLEANUP_TASKS = "select teguh.cleanup_tasks(%(queue)s, %(ttl)s, %(limit)s)"
 CLEANUP_EVENTS = "select teguh.cleanup_events(%(queue)s, %(ttl)s, %(limit)s)"

@@ -87,6 +87,22 @@ class QueuePolicy(TypedDict, total=False):
     duration_buckets: Sequence[float] | None
     max_pending: int | None
     on_full: Literal["reject", "drop_oldest"] | None
+    namespace: str | None
+
+
+class Filter(TypedDict, total=False):
+    """Which tasks are meant: those for which all that is given holds. Ages in seconds."""
+
+    state: State | Sequence[State]
+    task_name: str
+    tag: str
+    tags: Sequence[str]
+    correlation_id: str
+    parent_task_id: UUID | str
+    workflow_run_id: UUID | str
+    created_after: datetime
+    created_before: datetime
+    older_than_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +196,103 @@ class TaskResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Task(TaskResult):
+    """All about a task: where it stands, and what it was asked for. Durations in seconds."""
+
+    workflow_run_id: UUID | None = None
+    run_id: UUID | None = None
+    params: Any = None
+    headers: dict[str, Any] | None = None
+    started_at: datetime | None = None
+    claimed_by: str | None = None
+    lease_expires_at: datetime | None = None
+    wake_event: str | None = None
+    event_payload: Any = None
+    max_attempts: int | None = None
+    retry_strategy: dict[str, Any] | None = None
+    timeout_seconds: float | None = None
+    cancellation: dict[str, Any] | None = None
+    deadline_at: datetime | None = None
+    expires_at: datetime | None = None
+    on_expired: dict[str, Any] | None = None
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ListedTask:
+    """A task in a list. Pass the ``cursor`` of the last one for the next page."""
+
+    task_id: UUID
+    task_name: str
+    state: State
+    attempts: int
+    failures: int
+    created_at: datetime
+    available_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    claimed_by: str | None
+    lease_expires_at: datetime | None
+    failure_reason: Any
+    tags: list[str] | None
+    correlation_id: str | None
+    parent_task_id: UUID | None
+    workflow_run_id: UUID | None
+    cursor: str
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run of a task; one that was followed by another may also be ``released``."""
+
+    run_id: UUID
+    number: int
+    state: State | Literal["released"]
+    attempt: int
+    claimed_by: str | None
+    started_at: datetime | None
+    lease_expires_at: datetime | None
+    finished_at: datetime | None
+    failure_reason: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """Something that happened to a task."""
+
+    at: datetime
+    event: str
+    run_id: UUID | None
+    attempt: int | None
+    detail: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A worker that holds runs of a queue under live leases."""
+
+    worker_id: str
+    queue_name: str
+    runs: int
+    oldest_start: datetime
+    soonest_lease_end: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What somebody did to a task, or to the queue if ``task_id`` is None."""
+
+    at: datetime
+    action: str
+    by_role: str
+    reason: str | None
+    task_id: UUID | None
+    run_id: UUID | None
+    detail: dict[str, Any] | None
+    cursor: str
+
+
+@dataclass(frozen=True, slots=True)
 class Queue:
     """A queue and its policy."""
 
@@ -187,6 +300,7 @@ class Queue:
     created_at: datetime
     policy: dict[str, Any]
     paused_until: datetime | None = None
+    namespace: str = "default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +366,24 @@ def _option_json(name: str, value: Any) -> Any:
     if name == "on_expired" and "options" in value:
         return {**value, "options": options_json(value["options"])}
     return value
+
+
+def filter_json(which: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a filter as JSON values."""
+    values: dict[str, Any] = {}
+    for key, value in which.items():
+        if isinstance(value, datetime):
+            values[key] = iso(value, key)
+        elif isinstance(value, UUID):
+            values[key] = str(value)
+        else:
+            values[key] = value if isinstance(value, str | int | float) else list(value)
+    return values
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Return the options that are not None."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def iso(at: datetime, what: str) -> str:
