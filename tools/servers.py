@@ -57,7 +57,8 @@ NPM_CACHE = ROOT / ".cache" / "postgres"
 SUPERUSER = "postgres"
 OWNER = "teguh_owner"  # installs teguh: owns its database, is no superuser
 GUEST = "teguh_guest"  # may log in and nothing else; the owner may `set role` to it
-WORKER = "teguh_worker"  # likewise, until it is granted the access of a worker
+CLIENT, WORKER, ADMIN = "teguh_client", "teguh_worker", "teguh_admin"  # likewise, until granted
+OTHERS = (GUEST, CLIENT, WORKER, ADMIN)
 MAJORS = (14, 15, 16, 17, 18)
 
 # Small, and safe against a killed server; a power cut may lose the data, which nobody wants back.
@@ -275,7 +276,7 @@ class Databases:
 
     def _create_roles(self, password: str | None = None) -> None:
         with self.connect() as connection:
-            for role in (OWNER, GUEST, WORKER):
+            for role in (OWNER, *OTHERS):
                 found = connection.execute(
                     "select 1 from pg_catalog.pg_roles where rolname = %s", (role,)
                 ).fetchone()
@@ -286,7 +287,7 @@ class Databases:
                         sql.SQL("password {}").format(password) if password else sql.SQL(""),
                     )
                 )
-            connection.execute(f"grant {GUEST}, {WORKER} to {OWNER}".encode())
+            connection.execute(f"grant {', '.join(OTHERS)} to {OWNER}".encode())
 
 
 class Server(Databases):
