@@ -21,213 +21,213 @@
 --  404    portable_uuidv7
 --  434    uuidv7_timestamp
 --  460    _task_id
---  484    _run_id
---  499    _run_task
---  510    _run_number
---  524  12_types.sql: The composite types that functions pass to each other
---  529    _gap (type)
---  537    _late (type)
---  544    _timer (type)
---  551    _picked (type)
---  562    _spawn (type)
---  594  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  596    _check_keys
---  629    _number_option
---  664    _integer_option
---  690    _text_option
---  716    _uuid_option
---  743    _tags_option
---  772    _check_name
---  799    _check_seconds
---  827    _check_isolation
---  846    _check_policy
---  876    _check_spawn
---  913    _read_spawn_options
---  970    _available_at
--- 1010    _check_cancellation
--- 1027  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1030    _check_retry_strategy
--- 1068    _backoff
--- 1121    _fraction
--- 1132  20_tables.sql: Queues and the policy of each
--- 1134    queues (table)
--- 1157    grants (table)
--- 1171    versions (table)
--- 1186    t_template (table)
--- 1265    p0_template (table)
--- 1278    p1_template (table)
--- 1321    k0_template (table)
--- 1332    k1_template (table)
--- 1356    seq_template (sequence)
--- 1357    ring_template (sequence)
--- 1358    parked_template (sequence)
--- 1359    woken_template (sequence)
--- 1360    plan_template (sequence)
--- 1361    fired_template (sequence)
--- 1362    clock_template (sequence)
--- 1363    carry_template (sequence)
--- 1384    r_template (table)
--- 1401    c_template (table)
--- 1418    e_template (table)
--- 1435    w_template (table)
--- 1450  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 1453    validate_queue_name
--- 1495    _policy
--- 1537    _call
--- 1551    _template_ddl (view)
--- 1636    _stamp
--- 1648    _stamp_queues
--- 1676    _stamp_relation
--- 1716    _stamp_function
--- 1746    _function
--- 1758    _signature
--- 1769    _leave_extension
--- 1795    _lock_number
--- 1805    _share_queue
--- 1818    _may
--- 1834    _each_queue
--- 1856    _init_template
--- 1882    _hush_template
--- 1903    _beyond
--- 1912    create_queue
--- 1958    _refuse_busy
--- 1977    drop_queue
--- 2007    _drop_all
--- 2050    list_queues
--- 2071  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 2080    _push_template
--- 2121    _fill
--- 2141    _add0_template
--- 2208    _back0_template
--- 2226  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 2230    _claim0_template
--- 2291    _pick0_template
--- 2382    _move0_template
--- 2444    _open_xids
--- 2464    _next0_template
--- 2492    _many0_template
--- 2521    _stuck0_template
--- 2558    _trim0_template
--- 2601    _take_template
--- 2681    _known_template
--- 2701    _paused_until
--- 2714    claim_task
--- 2772    _next_template
--- 2813    _soon0_template
--- 2869    next_due
--- 2894  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 2907    _due0_template
--- 2983    _last0_template
--- 3008    _any0_template
--- 3035    _miss0_template
--- 3071    _pass0_template
--- 3117    _fire_template
--- 3169    _expire_template
--- 3236    _over_template
--- 3257  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 3259    _segment_bytes
--- 3280    _turn_template
--- 3312    _turn0_template
--- 3347    _spent0_template
--- 3361    _dry0_template
--- 3388    _left0_template
--- 3419    _carry0_template
--- 3463  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 3469    _remake_template
--- 3511    _alive_template
--- 3566    _home
--- 3579    _settle_template
--- 3601    rebuild_dispatch
--- 3635  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 3640    _put_template
--- 3720    _new_template
--- 3764    _found_template
--- 3820    spawn_task
--- 3862    spawn_tasks
--- 3896    _read_task
--- 3913  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 3918    _hold_template
--- 3969    _own_template
--- 3989    _done_template
--- 4022    complete_run
--- 4045    _flush_template
--- 4102    _why_template
--- 4118    _read_runs
--- 4164    _explain_bad_run
--- 4189    complete_runs
--- 4214    _end_template
--- 4262    _file_template
--- 4286    _again_template
--- 4320    _queue_template
--- 4341    _fail_template
--- 4359    fail_run
--- 4383    _nap_template
--- 4409    schedule_run
--- 4439    _free_template
--- 4476    release_run
--- 4501    _keep_template
--- 4524    extend_claim
--- 4546  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 4551    _mark_template
--- 4573    _note_template
--- 4603    set_task_checkpoint_state
--- 4638    _recall_template
--- 4660    get_task_checkpoint_state
--- 4684    _list_template
--- 4713    get_task_checkpoint_states
--- 4739  43_events.sql: Wait for an event, or learn how the wait ended
--- 4746    _wait_template
--- 4818    _park_template
--- 4859    await_event
--- 4896    _emit_template
--- 4955    emit_event
--- 4980  44_control.sql: Read a task, or raise TG003
--- 4982    _fetch_template
--- 5008    _stop_template
--- 5032    cancel_task
--- 5049    _rerun_template
--- 5116    _renew_template
--- 5151    retry_task
--- 5190    _show_template
--- 5236    get_task_result
--- 5270  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 5277    _purge_template
--- 5313    _first_uuid
--- 5329    _sweep_template
--- 5369    _clean
--- 5403    cleanup_tasks
--- 5424    cleanup_events
--- 5445    cleanup_all_queues
--- 5475  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 5477    _pause_template
--- 5494    pause_queue
--- 5522    resume_queue
--- 5538    get_queue_policy
--- 5557    set_queue_policy
--- 5574  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 5579    _tick_template
--- 5599    _ticked (sequence)
--- 5605    _set_ticked
--- 5618    ticker
--- 5666    ticker_loop (procedure)
--- 5692  51_cron.sql: Whether pg_cron is installed in this database
--- 5694    _has_cron
--- 5704    _cron_has_seconds
--- 5725    _explain_no_cron
--- 5757    start
--- 5800    stop
--- 5825    _maintain
--- 5847    status
--- 5883  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 5887    _rights (view)
--- 5947    _allowed
--- 5986    _grant
--- 6005    _grant_again
--- 6021    _grant_queue
--- 6036    _check_grant
--- 6069    grant_access
--- 6105    revoke_access
--- 6151  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  485    _run_id
+--  500    _run_task
+--  511    _run_number
+--  525  12_types.sql: The composite types that functions pass to each other
+--  530    _gap (type)
+--  538    _late (type)
+--  545    _timer (type)
+--  552    _picked (type)
+--  563    _spawn (type)
+--  595  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  597    _check_keys
+--  630    _number_option
+--  665    _integer_option
+--  691    _text_option
+--  717    _uuid_option
+--  744    _tags_option
+--  773    _check_name
+--  800    _check_seconds
+--  828    _check_isolation
+--  847    _check_policy
+--  877    _check_spawn
+--  914    _read_spawn_options
+--  971    _available_at
+-- 1011    _check_cancellation
+-- 1028  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1031    _check_retry_strategy
+-- 1069    _backoff
+-- 1122    _fraction
+-- 1133  20_tables.sql: Queues and the policy of each
+-- 1135    queues (table)
+-- 1158    grants (table)
+-- 1172    versions (table)
+-- 1187    t_template (table)
+-- 1266    p0_template (table)
+-- 1279    p1_template (table)
+-- 1322    k0_template (table)
+-- 1333    k1_template (table)
+-- 1357    seq_template (sequence)
+-- 1358    ring_template (sequence)
+-- 1359    parked_template (sequence)
+-- 1360    woken_template (sequence)
+-- 1361    plan_template (sequence)
+-- 1362    fired_template (sequence)
+-- 1363    clock_template (sequence)
+-- 1364    carry_template (sequence)
+-- 1385    r_template (table)
+-- 1402    c_template (table)
+-- 1419    e_template (table)
+-- 1436    w_template (table)
+-- 1451  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 1454    validate_queue_name
+-- 1496    _policy
+-- 1538    _call
+-- 1552    _template_ddl (view)
+-- 1637    _stamp
+-- 1649    _stamp_queues
+-- 1677    _stamp_relation
+-- 1717    _stamp_function
+-- 1750    _function
+-- 1762    _signature
+-- 1773    _leave_extension
+-- 1799    _lock_number
+-- 1809    _share_queue
+-- 1822    _may
+-- 1838    _each_queue
+-- 1860    _init_template
+-- 1886    _hush_template
+-- 1907    _beyond
+-- 1916    create_queue
+-- 1962    _refuse_busy
+-- 1981    drop_queue
+-- 2011    _drop_all
+-- 2054    list_queues
+-- 2075  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 2084    _push_template
+-- 2125    _fill
+-- 2145    _add0_template
+-- 2212    _back0_template
+-- 2230  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 2234    _claim0_template
+-- 2295    _pick0_template
+-- 2386    _move0_template
+-- 2448    _open_xids
+-- 2468    _next0_template
+-- 2496    _many0_template
+-- 2525    _stuck0_template
+-- 2562    _trim0_template
+-- 2605    _take_template
+-- 2685    _known_template
+-- 2705    _paused_until
+-- 2718    claim_task
+-- 2776    _next_template
+-- 2817    _soon0_template
+-- 2873    next_due
+-- 2898  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 2911    _due0_template
+-- 2987    _last0_template
+-- 3012    _any0_template
+-- 3039    _miss0_template
+-- 3075    _pass0_template
+-- 3121    _fire_template
+-- 3173    _expire_template
+-- 3240    _over_template
+-- 3261  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 3263    _segment_bytes
+-- 3284    _turn_template
+-- 3316    _turn0_template
+-- 3351    _spent0_template
+-- 3365    _dry0_template
+-- 3392    _left0_template
+-- 3423    _carry0_template
+-- 3467  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 3473    _remake_template
+-- 3515    _alive_template
+-- 3570    _home
+-- 3583    _settle_template
+-- 3605    rebuild_dispatch
+-- 3639  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 3644    _put_template
+-- 3724    _new_template
+-- 3768    _found_template
+-- 3824    spawn_task
+-- 3866    spawn_tasks
+-- 3900    _read_task
+-- 3917  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 3922    _hold_template
+-- 3973    _own_template
+-- 3993    _done_template
+-- 4026    complete_run
+-- 4049    _flush_template
+-- 4106    _why_template
+-- 4122    _read_runs
+-- 4168    _explain_bad_run
+-- 4193    complete_runs
+-- 4218    _end_template
+-- 4266    _file_template
+-- 4290    _again_template
+-- 4324    _queue_template
+-- 4345    _fail_template
+-- 4363    fail_run
+-- 4387    _nap_template
+-- 4413    schedule_run
+-- 4443    _free_template
+-- 4480    release_run
+-- 4505    _keep_template
+-- 4528    extend_claim
+-- 4550  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 4555    _mark_template
+-- 4577    _note_template
+-- 4607    set_task_checkpoint_state
+-- 4642    _recall_template
+-- 4664    get_task_checkpoint_state
+-- 4688    _list_template
+-- 4717    get_task_checkpoint_states
+-- 4743  43_events.sql: Wait for an event, or learn how the wait ended
+-- 4750    _wait_template
+-- 4822    _park_template
+-- 4863    await_event
+-- 4900    _emit_template
+-- 4959    emit_event
+-- 4984  44_control.sql: Read a task, or raise TG003
+-- 4986    _fetch_template
+-- 5012    _stop_template
+-- 5036    cancel_task
+-- 5053    _rerun_template
+-- 5120    _renew_template
+-- 5155    retry_task
+-- 5194    _show_template
+-- 5240    get_task_result
+-- 5274  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 5281    _purge_template
+-- 5317    _first_uuid
+-- 5333    _sweep_template
+-- 5373    _clean
+-- 5407    cleanup_tasks
+-- 5428    cleanup_events
+-- 5449    cleanup_all_queues
+-- 5479  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 5481    _pause_template
+-- 5498    pause_queue
+-- 5526    resume_queue
+-- 5542    get_queue_policy
+-- 5561    set_queue_policy
+-- 5578  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 5583    _tick_template
+-- 5603    _ticked (sequence)
+-- 5609    _set_ticked
+-- 5622    ticker
+-- 5670    ticker_loop (procedure)
+-- 5696  51_cron.sql: Whether pg_cron is installed in this database
+-- 5698    _has_cron
+-- 5708    _cron_has_seconds
+-- 5729    _explain_no_cron
+-- 5761    start
+-- 5804    stop
+-- 5829    _maintain
+-- 5851    status
+-- 5887  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 5891    _rights (view)
+-- 5951    _allowed
+-- 5989    _grant
+-- 6008    _grant_again
+-- 6024    _grant_queue
+-- 6039    _check_grant
+-- 6072    grant_access
+-- 6108    revoke_access
+-- 6154  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -470,9 +470,10 @@ as $$
         ), 3
       ),
       pg_catalog.byteacat(
-        '\x7000',
+        pg_catalog.decode('7000', 'hex'),
         pg_catalog.byteacat(
-          pg_catalog.substr(pg_catalog.uuid_send(pg_catalog.gen_random_uuid()), 9, 7), '\x00'
+          pg_catalog.substr(pg_catalog.uuid_send(pg_catalog.gen_random_uuid()), 9, 7),
+          pg_catalog.decode('00', 'hex')
         )
       )
     ),
@@ -1639,7 +1640,7 @@ create or replace function teguh._stamp(p_ddl text, p_queue_name text)
   immutable
   set search_path = pg_catalog, pg_temp
 as $$
-  select regexp_replace(p_ddl, '_template\M', '_' || p_queue_name, 'g');
+  select regexp_replace(p_ddl, '_template(?![a-z0-9_])', '_' || p_queue_name, 'g');
 $$;
 
 -- Bring queues up to the template: create what they lack, renew comments and functions.  So a
@@ -1731,13 +1732,16 @@ begin
       <> teguh._stamp(teguh._signature(teguh._function(p_name::name)), p_queue_name)
     then
       execute format('drop function %s', v_old);
+      v_old := null;
     elsif exists (select from pg_extension as e where e.extname = 'teguh') then
       execute format('alter extension teguh add function %s', v_old);
     end if;
   end if;
 
   execute v_ddl;
-  execute format('revoke all on function %s from public', teguh._function(v_name));
+  if v_old is null then
+    execute format('revoke all on function %s from public', teguh._function(v_name));
+  end if;
   perform teguh._leave_extension('pg_proc', teguh._function(v_name));
 end;
 $$;
@@ -5318,7 +5322,7 @@ create or replace function teguh._first_uuid(p_at timestamptz)
 as $$
   select encode(
     substr(int8send(floor(date_part('epoch', p_at) * 1000)::bigint), 3)
-    || '\x70008000000000000000'::bytea,
+    || decode('70008000000000000000', 'hex'),
     'hex'
   )::uuid;
 $$;
@@ -5962,8 +5966,7 @@ as $$
           select
           from pg_proc as f
           where f.pronamespace = p.pronamespace
-            and f.proname ~ '_template$'
-            and starts_with(p.proname, substr(f.proname, 1, length(f.proname) - 8))
+            and f.proname = (substring(p.proname from '^_[a-z0-9]+_') || 'template')::name
         )
       )
       or p.proname in (

@@ -122,9 +122,7 @@ def go_on(dsn: str, queue: str, worker_dsn: str | None = None) -> None:
             result = client.get_task_result(queue, found[name].task_id)
             return result.state, result.completed_payload, result.failures
 
-        with running(
-            worker_dsn or dsn, queue, registry(), poll_interval=0.1, ticker_interval=0.1
-        ):
+        with running(worker_dsn or dsn, queue, registry(), poll_interval=0.1, ticker_interval=0.1):
             for name, (state, _, _) in ENDS.items():
                 until(lambda n=name, s=state: end(n)[0] == s, f"the end of {name!r}")  # type: ignore[misc]
         assert {name: end(name) for name in ENDS} == ENDS

@@ -74,9 +74,12 @@ def test_a_standby_answers_questions_and_goes_on_when_it_is_promoted(
                 " cross join lateral teguh.get_task_result('jobs', t.task_id) as r"
                 " group by r.state"
             ).fetchall()
-            assert sorted(rows) == connection.execute(
-                "select state, count(*) from teguh.t_jobs group by state order by state"
-            ).fetchall()
+            assert (
+                sorted(rows)
+                == connection.execute(
+                    "select state, count(*) from teguh.t_jobs group by state order by state"
+                ).fetchall()
+            )
             for question in (
                 "select * from teguh.list_queues()",
                 "select * from teguh.status()",

@@ -97,6 +97,11 @@ class Build:
         """Where the programs are."""
         return self.root / "bin"
 
+    @property
+    def libraries(self) -> dict[str, str]:
+        """What the programs need in their environment."""
+        return {"LD_LIBRARY_PATH": str(self.lib)} if self.lib else {}
+
     def copy_to(self, target: Path) -> Build:
         """Copy the whole build under `target`, readable by everybody."""
         root, lib, share = target / "postgresql", self.lib, self.share
@@ -483,9 +488,7 @@ class Server(Databases):
     def _options(self) -> dict[str, Any]:
         """How the server's programs are started: as whom, where, with which libraries."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PG")}
-        environment["LC_ALL"] = "C"
-        if self._build.lib is not None:
-            environment["LD_LIBRARY_PATH"] = str(self._build.lib)
+        environment |= {"LC_ALL": "C", **self._build.libraries}
         options: dict[str, Any] = {"env": environment, "cwd": self.home}
         account = _account()
         if account is not None:

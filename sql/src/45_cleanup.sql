@@ -48,7 +48,7 @@ create or replace function teguh._first_uuid(p_at timestamptz)
 as $$
   select encode(
     substr(int8send(floor(date_part('epoch', p_at) * 1000)::bigint), 3)
-    || '\x70008000000000000000'::bytea,
+    || decode('70008000000000000000', 'hex'),
     'hex'
   )::uuid;
 $$;

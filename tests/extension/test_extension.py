@@ -211,7 +211,7 @@ def run_kept(dsn: str, query: str, *values: object) -> None:
     """Run a script that the stand-in was given, with what only an extension has taken out."""
     ((script,),) = rows(dsn, query, *values)
     with psycopg.connect(dsn) as connection:
-        connection.execute(script.partition("-- What is in the registries")[0].encode())
+        connection.execute(script.partition("-- Have pg_dump copy")[0].encode())
 
 
 def test_the_file_for_pg_tle_registers_the_version_and_the_ways_to_it(bare_dsn: str) -> None:

@@ -1,7 +1,7 @@
 """Fixtures of the package's tests: a queue, clients of roles, and a way through PgBouncer.
 
-The owner only sets up what a test needs and looks at tables.  Whatever is tested is called by a role
-that may do that and as little else as possible.
+The owner only sets up what a test needs and looks at tables.  Whatever is tested is called by a
+role that may do that and as little else as possible.
 """
 
 from __future__ import annotations
