@@ -65,7 +65,14 @@ def normalised(dumped: str) -> list[str]:
 
 
 def restore(dsn: str, dumped: str) -> None:
-    """Run a plain dump that holds inserts, not copies, as psql would."""
-    lines = [line for line in dumped.splitlines() if not line.startswith("\\")]
+    """Run a plain dump that holds inserts, not copies, as psql would.
+
+    pg_dump may be newer than the server, which then does not know a setting.
+    """
+    lines = [
+        line
+        for line in dumped.splitlines()
+        if not line.startswith(("\\", "SET transaction_timeout"))
+    ]
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute("\n".join(lines).encode())
