@@ -1,7 +1,8 @@
 -- Remove teguh from a database: `psql -v ON_ERROR_STOP=1 -f`, or as one string through any driver,
 -- as the owner of the schema teguh or as superuser.
 --
--- It refuses while there are queues.  Drop them first, or have them removed with all their tasks:
+-- It refuses while there are queues.  Drop them first, or have them removed with all their tasks
+-- (more than some 30 at once need more locks than a server has by default):
 --
 --   set teguh.uninstall_queues = 'drop';
 --
