@@ -28,7 +28,7 @@ export PYTHONDONTWRITEBYTECODE := 1
   lint-python lint-types plpgsql-check clean
 
 # Every way in which teguh gets into a database but the first, which `make test` takes.
-WAYS ?= upgraded extension extension-upgraded
+WAYS ?= psql upgraded extension extension-upgraded
 
 # What is linted beside the modules.
 SCRIPTS := $(wildcard sql/upgrade/src/*.sql sql/extension/*.sql sql/compat/*.sql) sql/uninstall.sql
@@ -60,7 +60,7 @@ test-matrix: $(VENV)/dev check-generated ## the suite on PostgreSQL 14-18 with e
 	@$(if $(MAJORS),$(PY) -m tools.servers install $(MAJORS))
 	@$(PY) tools/matrix.py --majors $(MAJORS) --pgcrypto $(PGCRYPTO) -- $(ARGS)
 
-test-installs: $(VENV)/dev check-generated ## the pgTAP files on an upgraded database, on the extension
+test-installs: $(VENV)/dev check-generated ## the pgTAP files after psql, an upgrade, create extension
 	@for way in $(WAYS); do \
 	  echo "=== $$way"; TEGUH_INSTALL=$$way $(PY) -m pytest -q pg_tap $(ARGS) || exit 1; \
 	done

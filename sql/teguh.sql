@@ -21,313 +21,313 @@
 --  504    portable_uuidv7
 --  534    uuidv7_timestamp
 --  560    _task_id
---  584    _run_id
---  599    _run_task
---  610    _run_number
---  624  12_types.sql: The composite types that functions pass to each other
---  629    _gap (type)
---  637    _late (type)
---  644    _timer (type)
---  651    _tally (type)
---  662    _picked (type)
---  678    _spawn (type)
---  700    _filter (type)
---  734  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  736    _check_keys
---  769    _number_option
---  804    _integer_option
---  830    _text_option
---  856    _flag_option
---  878    _uuid_option
---  905    _tags_option
---  934    _check_name
---  961    _check_seconds
---  989    _check_isolation
--- 1008    _buckets_option
--- 1044    _check_policy
--- 1091    _check_spawn
--- 1138    _read_spawn_options
--- 1212    _time_option
--- 1233    _moment_option
--- 1265    _read_time_options
--- 1303    _unique_option
--- 1357    _inherit
--- 1387    _check_cancellation
--- 1404  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1407    _check_retry_strategy
--- 1445    _backoff
--- 1498    _fraction
--- 1509  20_tables.sql: Queues and the policy of each
--- 1511    queues (table)
--- 1540    grants (table)
--- 1554    versions (table)
--- 1569    t_template (table)
--- 1672    g_template (table)
--- 1684    d_template (table)
--- 1698    p0_template (table)
--- 1711    p1_template (table)
--- 1754    k0_template (table)
--- 1767    k1_template (table)
--- 1796    n0_template (table)
--- 1807    n1_template (table)
--- 1823    n_template (table)
--- 1847    seq_template (sequence)
--- 1848    ring_template (sequence)
--- 1849    parked_template (sequence)
--- 1850    woken_template (sequence)
--- 1851    plan_template (sequence)
--- 1852    fired_template (sequence)
--- 1853    clock_template (sequence)
--- 1854    carry_template (sequence)
--- 1875    r_template (table)
--- 1892    a_template (table)
--- 1918    c_template (table)
--- 1935    e_template (table)
--- 1952    u_template (table)
--- 1965    w_template (table)
--- 1980  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 1983    validate_queue_name
--- 2025    _policy
--- 2067    _call
--- 2081    _template_ddl (view)
--- 2166    _stamp
--- 2178    _stamp_queues
--- 2206    _stamp_relation
--- 2246    _stamp_function
--- 2276    _function
--- 2288    _signature
--- 2299    _leave_extension
--- 2325    _lock_number
--- 2335    _share_queue
--- 2348    _may
--- 2364    _each_queue
--- 2386    _init_template
--- 2412    _hush_template
--- 2433    _beyond
--- 2442    create_queue
--- 2502    _refuse_busy
--- 2521    drop_queue
--- 2551    _drop_all
--- 2594    list_queues
--- 2618  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 2627    _push_template
--- 2668    _fill
--- 2688    _add0_template
--- 2755    _back0_template
--- 2773  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 2778    _claim0_template
--- 2847    _pick0_template
--- 2948    _move0_template
--- 3010    _open_xids
--- 3030    _next0_template
--- 3058    _many0_template
--- 3087    _stuck0_template
--- 3124    _trim0_template
--- 3167    _take_template
--- 3248    _known_template
--- 3268    _paused_until
--- 3281    claim_task
--- 3341    _next_template
--- 3382    _soon0_template
--- 3438    next_due
--- 3463  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 3476    _due0_template
--- 3552    _last0_template
--- 3577    _any0_template
--- 3604    _miss0_template
--- 3640    _pass0_template
--- 3686    _fire_template
--- 3738    _expire_template
--- 3806    _timeout_reason
--- 3825    _over_template
--- 3847    _close_template
--- 3877    _follow_template
--- 3907  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 3909    _segment_bytes
--- 3930    _turn_template
--- 3962    _turn0_template
--- 4000    _spent0_template
--- 4014    _dry0_template
--- 4041    _left0_template
--- 4072    _carry0_template
--- 4116  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4122    _remake_template
--- 4170    _alive_template
--- 4224    _home
--- 4237    _settle_template
--- 4259    rebuild_dispatch
--- 4295    _recap_template
--- 4326  35_tally.sql: The letter by which tallies know where a task stands
--- 4328    _letter
--- 4349    _letters
--- 4361    _bound
--- 4381    _tally_template
--- 4406    _reckon_template
--- 4431    _finish_template
--- 4465    _moved_template
--- 4495    _sum0_template
--- 4531    _noted0_template
--- 4566    _bank0_template
--- 4586    _census_template
--- 4608    _count_template
--- 4630  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 4635    _put_template
--- 4728    _new_template
--- 4779    _tag_template
--- 4797    _room_template
--- 4824    _shed_template
--- 4851    _first0_template
--- 4891    _once_template
--- 4939    _blocks
--- 4966    _meet_template
--- 5000    _swap_template
--- 5057    _series_template
--- 5094    _found_template
--- 5150    spawn_task
--- 5206    spawn_tasks
--- 5248    _read_task
--- 5266  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 5271    _hold_template
--- 5322    _own_template
--- 5342    _done_template
--- 5381    complete_run
--- 5404    _flush_template
--- 5470    _why_template
--- 5486    _read_runs
--- 5532    _explain_bad_run
--- 5557    complete_runs
--- 5582    _end_template
--- 5631    _lost_template
--- 5647    _file_template
--- 5671    _again_template
--- 5710    _queue_template
--- 5731    _fail_template
--- 5749    fail_run
--- 5773    _nap_template
--- 5802    schedule_run
--- 5832    _free_template
--- 5875    release_run
--- 5900    _keep_template
--- 5926    extend_claim
--- 5949  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 5954    _mark_template
--- 5976    _note_template
--- 6006    set_task_checkpoint_state
--- 6041    _recall_template
--- 6063    get_task_checkpoint_state
--- 6087    _list_template
--- 6116    get_task_checkpoint_states
--- 6142  43_events.sql: Wait for an event, or learn how the wait ended
--- 6149    _wait_template
--- 6221    _park_template
--- 6263    await_event
--- 6300    _emit_template
--- 6362    emit_event
--- 6387  44_control.sql: Read a task, or raise TG003
--- 6389    _fetch_template
--- 6416    _stop_template
--- 6448    _act_template
--- 6470    _halt_template
--- 6486    cancel_task
--- 6508    _rerun_template
--- 6581    _forget_template
--- 6601    _redo_template
--- 6634    _renew_template
--- 6670    retry_task
--- 6720    _show_template
--- 6768    get_task_result
--- 6803  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 6810    _purge_template
--- 6840    _erase_template
--- 6885    _first_uuid
--- 6904    _sweep_template
--- 6944    _clean
--- 6978    cleanup_tasks
--- 6999    cleanup_events
--- 7020    cleanup_all_queues
--- 7050  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 7052    _pause_template
--- 7073    pause_queue
--- 7102    resume_queue
--- 7119    get_queue_policy
--- 7142    set_queue_policy
--- 7160    list_namespaces
--- 7177  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 7180    _read_filter
--- 7214    _states_option
--- 7245    _read_cursor
--- 7264    _check_limit
--- 7288    _find_template
--- 7340    _seek_template
--- 7389    _page_template
--- 7458    _ended_template
--- 7495    _fit_template
--- 7531    _live_template
--- 7578    _hints0_template
--- 7620    _rows_template
--- 7669    list_tasks
--- 7715    _peek_template
--- 7768    get_task
--- 7820    _runs_template
--- 7873    list_runs
--- 7904    _past_template
--- 7979    _since_template
--- 7997    get_task_history
--- 8017    _held_template
--- 8049    list_workers
--- 8088    _read_place
--- 8107    _acts_template
--- 8133    list_actions
--- 8165  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 8167    _abort_template
--- 8204    cancel_tasks
--- 8249    _limit_option
--- 8262    _retake_template
--- 8300    requeue_task
--- 8325    list_dead_letters
--- 8368    _replay_template
--- 8409    replay_dead_letters
--- 8449    _bury_template
--- 8491    purge_dead_letters
--- 8521  49_stats.sql: When the first task that is ready became so; null if none is
--- 8523    _oldest_template
--- 8547    _elder0_template
--- 8581    _tenure_template
--- 8604    _stat_template
--- 8646    queue_stats
--- 8697    _from
--- 8710    _counters (view)
--- 8734    _gauge_template
--- 8775    _spans_template
--- 8828    metrics
--- 8864    _xmin_age
--- 8883    prometheus
--- 8938    _label_text
--- 8958    health
--- 9012  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 9017    _tick_template
--- 9039    _ticked (sequence)
--- 9045    _set_ticked
--- 9058    ticker
--- 9106    ticker_loop (procedure)
--- 9132  51_cron.sql: Whether pg_cron is installed in this database
--- 9134    _has_cron
--- 9144    _cron_has_seconds
--- 9165    _explain_no_cron
--- 9197    start
--- 9240    stop
--- 9265    _maintain
--- 9287    status
--- 9323  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 9327    _rights (view)
--- 9403    _allowed
--- 9442    _grant
--- 9461    _grant_again
--- 9477    _grant_queue
--- 9492    _check_grant
--- 9525    grant_access
--- 9561    revoke_access
--- 9607  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  585    _run_id
+--  600    _run_task
+--  611    _run_number
+--  625  12_types.sql: The composite types that functions pass to each other
+--  630    _gap (type)
+--  638    _late (type)
+--  645    _timer (type)
+--  652    _tally (type)
+--  663    _picked (type)
+--  679    _spawn (type)
+--  701    _filter (type)
+--  735  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  737    _check_keys
+--  770    _number_option
+--  805    _integer_option
+--  831    _text_option
+--  857    _flag_option
+--  879    _uuid_option
+--  906    _tags_option
+--  935    _check_name
+--  962    _check_seconds
+--  990    _check_isolation
+-- 1009    _buckets_option
+-- 1045    _check_policy
+-- 1092    _check_spawn
+-- 1139    _read_spawn_options
+-- 1213    _time_option
+-- 1234    _moment_option
+-- 1266    _read_time_options
+-- 1304    _unique_option
+-- 1358    _inherit
+-- 1388    _check_cancellation
+-- 1405  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1408    _check_retry_strategy
+-- 1446    _backoff
+-- 1499    _fraction
+-- 1510  20_tables.sql: Queues and the policy of each
+-- 1512    queues (table)
+-- 1541    grants (table)
+-- 1555    versions (table)
+-- 1570    t_template (table)
+-- 1673    g_template (table)
+-- 1685    d_template (table)
+-- 1699    p0_template (table)
+-- 1712    p1_template (table)
+-- 1755    k0_template (table)
+-- 1768    k1_template (table)
+-- 1797    n0_template (table)
+-- 1808    n1_template (table)
+-- 1824    n_template (table)
+-- 1848    seq_template (sequence)
+-- 1849    ring_template (sequence)
+-- 1850    parked_template (sequence)
+-- 1851    woken_template (sequence)
+-- 1852    plan_template (sequence)
+-- 1853    fired_template (sequence)
+-- 1854    clock_template (sequence)
+-- 1855    carry_template (sequence)
+-- 1876    r_template (table)
+-- 1893    a_template (table)
+-- 1919    c_template (table)
+-- 1936    e_template (table)
+-- 1953    u_template (table)
+-- 1966    w_template (table)
+-- 1981  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 1984    validate_queue_name
+-- 2026    _policy
+-- 2068    _call
+-- 2082    _template_ddl (view)
+-- 2167    _stamp
+-- 2179    _stamp_queues
+-- 2207    _stamp_relation
+-- 2247    _stamp_function
+-- 2280    _function
+-- 2292    _signature
+-- 2303    _leave_extension
+-- 2329    _lock_number
+-- 2339    _share_queue
+-- 2352    _may
+-- 2368    _each_queue
+-- 2390    _init_template
+-- 2416    _hush_template
+-- 2437    _beyond
+-- 2446    create_queue
+-- 2506    _refuse_busy
+-- 2525    drop_queue
+-- 2555    _drop_all
+-- 2598    list_queues
+-- 2622  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 2631    _push_template
+-- 2672    _fill
+-- 2692    _add0_template
+-- 2759    _back0_template
+-- 2777  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 2782    _claim0_template
+-- 2851    _pick0_template
+-- 2952    _move0_template
+-- 3014    _open_xids
+-- 3034    _next0_template
+-- 3062    _many0_template
+-- 3091    _stuck0_template
+-- 3128    _trim0_template
+-- 3171    _take_template
+-- 3252    _known_template
+-- 3272    _paused_until
+-- 3285    claim_task
+-- 3345    _next_template
+-- 3386    _soon0_template
+-- 3442    next_due
+-- 3467  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 3480    _due0_template
+-- 3556    _last0_template
+-- 3581    _any0_template
+-- 3608    _miss0_template
+-- 3644    _pass0_template
+-- 3690    _fire_template
+-- 3742    _expire_template
+-- 3810    _timeout_reason
+-- 3829    _over_template
+-- 3851    _close_template
+-- 3881    _follow_template
+-- 3911  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 3913    _segment_bytes
+-- 3934    _turn_template
+-- 3966    _turn0_template
+-- 4004    _spent0_template
+-- 4018    _dry0_template
+-- 4045    _left0_template
+-- 4076    _carry0_template
+-- 4120  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4126    _remake_template
+-- 4174    _alive_template
+-- 4228    _home
+-- 4241    _settle_template
+-- 4263    rebuild_dispatch
+-- 4299    _recap_template
+-- 4330  35_tally.sql: The letter by which tallies know where a task stands
+-- 4332    _letter
+-- 4353    _letters
+-- 4365    _bound
+-- 4385    _tally_template
+-- 4410    _reckon_template
+-- 4435    _finish_template
+-- 4469    _moved_template
+-- 4499    _sum0_template
+-- 4535    _noted0_template
+-- 4570    _bank0_template
+-- 4590    _census_template
+-- 4612    _count_template
+-- 4634  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 4639    _put_template
+-- 4732    _new_template
+-- 4783    _tag_template
+-- 4801    _room_template
+-- 4828    _shed_template
+-- 4855    _first0_template
+-- 4895    _once_template
+-- 4943    _blocks
+-- 4970    _meet_template
+-- 5004    _swap_template
+-- 5061    _series_template
+-- 5098    _found_template
+-- 5154    spawn_task
+-- 5210    spawn_tasks
+-- 5252    _read_task
+-- 5270  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 5275    _hold_template
+-- 5326    _own_template
+-- 5346    _done_template
+-- 5385    complete_run
+-- 5408    _flush_template
+-- 5474    _why_template
+-- 5490    _read_runs
+-- 5536    _explain_bad_run
+-- 5561    complete_runs
+-- 5586    _end_template
+-- 5635    _lost_template
+-- 5651    _file_template
+-- 5675    _again_template
+-- 5714    _queue_template
+-- 5735    _fail_template
+-- 5753    fail_run
+-- 5777    _nap_template
+-- 5806    schedule_run
+-- 5836    _free_template
+-- 5879    release_run
+-- 5904    _keep_template
+-- 5930    extend_claim
+-- 5953  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 5958    _mark_template
+-- 5980    _note_template
+-- 6010    set_task_checkpoint_state
+-- 6045    _recall_template
+-- 6067    get_task_checkpoint_state
+-- 6091    _list_template
+-- 6120    get_task_checkpoint_states
+-- 6146  43_events.sql: Wait for an event, or learn how the wait ended
+-- 6153    _wait_template
+-- 6225    _park_template
+-- 6267    await_event
+-- 6304    _emit_template
+-- 6366    emit_event
+-- 6391  44_control.sql: Read a task, or raise TG003
+-- 6393    _fetch_template
+-- 6420    _stop_template
+-- 6452    _act_template
+-- 6474    _halt_template
+-- 6490    cancel_task
+-- 6512    _rerun_template
+-- 6585    _forget_template
+-- 6605    _redo_template
+-- 6638    _renew_template
+-- 6674    retry_task
+-- 6724    _show_template
+-- 6772    get_task_result
+-- 6807  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 6814    _purge_template
+-- 6844    _erase_template
+-- 6889    _first_uuid
+-- 6908    _sweep_template
+-- 6948    _clean
+-- 6982    cleanup_tasks
+-- 7003    cleanup_events
+-- 7024    cleanup_all_queues
+-- 7054  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 7056    _pause_template
+-- 7077    pause_queue
+-- 7106    resume_queue
+-- 7123    get_queue_policy
+-- 7146    set_queue_policy
+-- 7164    list_namespaces
+-- 7181  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 7184    _read_filter
+-- 7218    _states_option
+-- 7249    _read_cursor
+-- 7268    _check_limit
+-- 7292    _find_template
+-- 7344    _seek_template
+-- 7393    _page_template
+-- 7462    _ended_template
+-- 7499    _fit_template
+-- 7535    _live_template
+-- 7582    _hints0_template
+-- 7624    _rows_template
+-- 7673    list_tasks
+-- 7719    _peek_template
+-- 7772    get_task
+-- 7824    _runs_template
+-- 7877    list_runs
+-- 7908    _past_template
+-- 7983    _since_template
+-- 8001    get_task_history
+-- 8021    _held_template
+-- 8053    list_workers
+-- 8092    _read_place
+-- 8111    _acts_template
+-- 8137    list_actions
+-- 8169  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 8171    _abort_template
+-- 8208    cancel_tasks
+-- 8253    _limit_option
+-- 8266    _retake_template
+-- 8304    requeue_task
+-- 8329    list_dead_letters
+-- 8372    _replay_template
+-- 8413    replay_dead_letters
+-- 8453    _bury_template
+-- 8495    purge_dead_letters
+-- 8525  49_stats.sql: When the first task that is ready became so; null if none is
+-- 8527    _oldest_template
+-- 8551    _elder0_template
+-- 8585    _tenure_template
+-- 8608    _stat_template
+-- 8650    queue_stats
+-- 8701    _from
+-- 8714    _counters (view)
+-- 8738    _gauge_template
+-- 8779    _spans_template
+-- 8832    metrics
+-- 8868    _xmin_age
+-- 8887    prometheus
+-- 8942    _label_text
+-- 8962    health
+-- 9016  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 9021    _tick_template
+-- 9043    _ticked (sequence)
+-- 9049    _set_ticked
+-- 9062    ticker
+-- 9110    ticker_loop (procedure)
+-- 9136  51_cron.sql: Whether pg_cron is installed in this database
+-- 9138    _has_cron
+-- 9148    _cron_has_seconds
+-- 9169    _explain_no_cron
+-- 9201    start
+-- 9244    stop
+-- 9269    _maintain
+-- 9291    status
+-- 9327  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 9331    _rights (view)
+-- 9407    _allowed
+-- 9445    _grant
+-- 9464    _grant_again
+-- 9480    _grant_queue
+-- 9495    _check_grant
+-- 9528    grant_access
+-- 9564    revoke_access
+-- 9610  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -570,9 +570,10 @@ as $$
         ), 3
       ),
       pg_catalog.byteacat(
-        '\x7000',
+        pg_catalog.decode('7000', 'hex'),
         pg_catalog.byteacat(
-          pg_catalog.substr(pg_catalog.uuid_send(pg_catalog.gen_random_uuid()), 9, 7), '\x00'
+          pg_catalog.substr(pg_catalog.uuid_send(pg_catalog.gen_random_uuid()), 9, 7),
+          pg_catalog.decode('00', 'hex')
         )
       )
     ),
@@ -2169,7 +2170,7 @@ create or replace function teguh._stamp(p_ddl text, p_queue_name text)
   immutable
   set search_path = pg_catalog, pg_temp
 as $$
-  select regexp_replace(p_ddl, '_template\M', '_' || p_queue_name, 'g');
+  select regexp_replace(p_ddl, '_template(?![a-z0-9_])', '_' || p_queue_name, 'g');
 $$;
 
 -- Bring queues up to the template: create what they lack, renew comments and functions.  So a
@@ -2261,13 +2262,16 @@ begin
       <> teguh._stamp(teguh._signature(teguh._function(p_name::name)), p_queue_name)
     then
       execute format('drop function %s', v_old);
+      v_old := null;
     elsif exists (select from pg_extension as e where e.extname = 'teguh') then
       execute format('alter extension teguh add function %s', v_old);
     end if;
   end if;
 
   execute v_ddl;
-  execute format('revoke all on function %s from public', teguh._function(v_name));
+  if v_old is null then
+    execute format('revoke all on function %s from public', teguh._function(v_name));
+  end if;
   perform teguh._leave_extension('pg_proc', teguh._function(v_name));
 end;
 $$;
@@ -6893,7 +6897,7 @@ as $$
     substr(int8send(floor(
       date_part('epoch', greatest('epoch', least(p_at, '9999-12-31 00:00:00+00'))) * 1000
     )::bigint), 3)
-    || '\x70008000000000000000'::bytea,
+    || decode('70008000000000000000', 'hex'),
     'hex'
   )::uuid;
 $$;
@@ -9418,8 +9422,7 @@ as $$
           select
           from pg_proc as f
           where f.pronamespace = p.pronamespace
-            and f.proname ~ '_template$'
-            and starts_with(p.proname, substr(f.proname, 1, length(f.proname) - 8))
+            and f.proname = (substring(p.proname from '^_[a-z0-9]+_') || 'template')::name
         )
       )
       or p.proname in (

@@ -1,12 +1,13 @@
--- Remove teguh from a database: all of it, and its jobs of pg_cron, if that is in this database
--- (if it is in another, say there: select cron.unschedule('teguh_ticker'), and 'teguh_maint').
+-- Remove teguh from a database: `psql -v ON_ERROR_STOP=1 -f`, or as one string through any driver,
+-- as the owner of the schema teguh or as superuser.
 --
--- It refuses while there are queues.  Drop them first, or say that their tasks are to go, too:
+-- It refuses while there are queues.  Drop them first, or have them removed with all their tasks
+-- (more than some 30 at once need more locks than a server has by default):
 --
 --   set teguh.uninstall_queues = 'drop';
 --
--- Run it as the owner of the schema teguh or as superuser: with `psql -v ON_ERROR_STOP=1 -f`, or
--- through any driver as one string.  As an extension: drop extension teguh; drop schema teguh.
+-- The jobs of pg_cron go, too, if that is in this database.  If it is in another, run there:
+-- select cron.unschedule('teguh_ticker'), cron.unschedule('teguh_maint');
 begin;
 
 set local client_min_messages = warning;

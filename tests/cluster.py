@@ -7,14 +7,15 @@ database once, by a role that is no superuser; each test gets a copy, which take
     TEGUH_TEST_DSN   an existing server instead, as superuser
     TEGUH_PGCRYPTO   where pgcrypto is: public, extensions (a schema of that name) or absent;
                      by default in public where the server has it
-    TEGUH_INSTALL    how teguh gets there: fresh (default), upgraded (from the oldest release),
-                     extension (create extension), extension-upgraded (alter extension update)
+    TEGUH_INSTALL    how teguh gets there: fresh (default, through the driver), psql, upgraded (from
+                     the oldest release), extension, extension-upgraded (alter extension update)
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import subprocess
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ import pytest
 import teguh
 from tools.build_extension import files as extension_files
 from tools.build_sql import RELEASED
-from tools.servers import GUEST, OWNER, Databases, server_from_environment
+from tools.servers import GUEST, OWNER, Databases, find_build, server_from_environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +36,7 @@ TEGUH_SQL = ROOT / "sql" / "teguh.sql"
 ABSURD_SQL = ROOT / "sql" / "compat" / "absurd.sql"
 PGTAP_SQL = ROOT / "pg_tap" / "vendor" / "pgtap.sql"
 PGCRYPTO_PLACES = ("public", "extensions", "absent")
-WAYS = ("fresh", "upgraded", "extension", "extension-upgraded")
+WAYS = ("fresh", "psql", "upgraded", "extension", "extension-upgraded")
 RELEASES = sorted(
     (path.name for path in (ROOT / RELEASED).iterdir()),
     key=lambda name: [int(number) for number in name.split(".")],
@@ -51,6 +52,13 @@ def install(dsn: str, way: str) -> None:
     """Get teguh into a database in one of the WAYS."""
     if way == "fresh":
         send(dsn, TEGUH_SQL.read_text(encoding="utf-8"))
+    elif way == "psql":
+        build = find_build("embedded")  # of any version, psql talks to servers of all
+        subprocess.run(
+            [build.bin / "psql", "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1",
+             f"--dbname={dsn}", f"--file={TEGUH_SQL}"],
+            env={**os.environ, **build.libraries}, check=True,
+        )  # fmt: skip
     elif way == "upgraded":
         send(dsn, released_sql(RELEASES[0]))
         teguh.upgrade(dsn)

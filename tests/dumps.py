@@ -21,9 +21,7 @@ def _programs(server: Databases) -> list[tuple[Path, dict[str, str]]]:
     """Directories that may hold pg_dump, each with the environment that its programs need."""
     builds = [server.build] if isinstance(server, Server) else []
     builds.append(find_build("embedded"))  # the newest there is
-    found: list[tuple[Path, dict[str, str]]] = [
-        (build.bin, {"LD_LIBRARY_PATH": str(build.lib)} if build.lib else {}) for build in builds
-    ]
+    found = [(build.bin, build.libraries) for build in builds]
     found += [(path, {}) for path in sorted(Path("/usr/lib/postgresql").glob("*/bin"))]
     return found
 
@@ -65,7 +63,11 @@ def normalised(dumped: str) -> list[str]:
 
 
 def restore(dsn: str, dumped: str) -> None:
-    """Run a plain dump that holds inserts, not copies, as psql would."""
-    lines = [line for line in dumped.splitlines() if not line.startswith("\\")]
+    """Run a plain dump that holds inserts, not copies, as psql would.
+
+    A newer pg_dump also sets what an older server does not know.
+    """
+    strange = ("\\", "SET transaction_timeout")
+    lines = [line for line in dumped.splitlines() if not line.startswith(strange)]
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute("\n".join(lines).encode())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+from psycopg.rows import dict_row
 
 from tests.cluster import TEGUH_SQL, Cluster, send
 from tools.servers import GUEST
@@ -250,3 +252,67 @@ def test_what_a_hostile_user_puts_into_public_is_never_called(
         superuser.execute("select * from teguh.claim_task('another', 'w', 1, 10)")
         superuser.execute("select teguh.ticker()")
         assert superuser.execute("select who from public.caught").fetchall() == []
+
+
+def rpc(connection: Connection, name: str, **arguments: object) -> list[dict[str, Any]]:
+    """Call a function as PostgREST does: by names of arguments, which come as one JSON object."""
+    types: dict[str, str] = dict(
+        connection.execute(
+            "select a.name, format_type(a.type, null) from pg_proc as p"
+            " cross join lateral unnest(p.proargnames, p.proargtypes::oid[]) as a(name, type)"
+            " where p.pronamespace = 'teguh'::regnamespace and p.proname = %s",
+            (name,),
+        ).fetchall()
+    )
+    columns = ", ".join(f'"{argument}" {types[argument]}' for argument in arguments)
+    passed = ", ".join(f'"{argument}" := a."{argument}"' for argument in arguments)
+    query = (
+        f"select r.* from json_to_record(%s) as a({columns})"
+        f" cross join lateral teguh.{name}({passed}) as r"
+    )
+    cursor = connection.cursor(row_factory=dict_row)
+    return cursor.execute(query.encode(), (json.dumps(arguments, default=str),)).fetchall()
+
+
+@pytest.fixture
+def postgrest(conn: Connection, queues: None) -> Iterator[Connection]:
+    """A transaction of PostgREST, which has become a role with a client's access to `own`."""
+    conn.execute("select teguh.grant_access(%s, 'client', '{own}')", (GUEST,))
+    with conn.transaction():
+        conn.execute(f"set local role {GUEST}".encode())
+        conn.execute("set local search_path = teguh, public")
+        yield conn
+
+
+def test_a_client_may_do_its_part_through_postgrest(postgrest: Connection) -> None:
+    (task,) = rpc(
+        postgrest, "spawn_task", p_queue_name="own", p_task_name="t", p_params={"n": 1},
+        p_options={"tags": ["a"]},
+    )  # fmt: skip
+    which = {"p_queue_name": "own", "p_task_id": task["task_id"]}
+    (found,) = rpc(postgrest, "get_task_result", **which)
+    assert (found["state"], found["tags"]) == ("pending", ["a"])
+    rpc(postgrest, "cancel_task", **which)
+    rpc(postgrest, "emit_event", p_queue_name="own", p_event_name="e", p_payload={"n": 2})
+    (again,) = rpc(postgrest, "retry_task", **which)
+    assert again["task_id"] == task["task_id"]
+    many = [{"task_name": "t", "params": n} for n in range(2)]
+    assert len(rpc(postgrest, "spawn_tasks", p_queue_name="own", p_tasks=many)) == 2
+    assert rpc(postgrest, "get_task_checkpoint_states", **which, p_run_id=None) == []
+    assert rpc(postgrest, "get_queue_policy", p_queue_name="own")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("spawn_task", {"p_queue_name": "other", "p_task_name": "t", "p_params": 1}),
+        ("claim_task", {"p_queue_name": "own", "p_worker_id": "w"}),
+        ("create_queue", {"p_queue_name": "mine"}),
+        ("grant_access", {"p_role": GUEST, "p_access": "admin"}),
+    ],
+)
+def test_a_client_may_do_nothing_else_through_postgrest(
+    postgrest: Connection, name: str, arguments: dict[str, Any]
+) -> None:
+    with pytest.raises(psycopg.errors.InsufficientPrivilege), postgrest.transaction():
+        rpc(postgrest, name, **arguments)

@@ -247,6 +247,19 @@ def test_every_expression_is_put_in_the_place_of_its_call(catalog: Connection) -
         assert not re.search(r"teguh\.\w+\(", plan), plan
 
 
+def test_no_function_holds_a_backslash(catalog: Connection) -> None:
+    """What it means in a string is for the caller's setting standard_conforming_strings to say."""
+    found = names(
+        catalog,
+        """
+        select p.oid::regprocedure
+        from pg_proc as p
+        where p.pronamespace = 'teguh'::regnamespace and strpos(p.prosrc, chr(92)) > 0
+        """,
+    )
+    assert found == []
+
+
 def test_no_public_function_is_overloaded(catalog: Connection) -> None:
     overloaded = names(
         catalog,

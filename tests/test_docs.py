@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 import teguh
-from tools.servers import GUEST, WORKER
+from tools.servers import CLIENT, WORKER
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -29,7 +29,7 @@ def test_the_sql_of_the_readme_runs_in_order(dsn: str) -> None:
         rows = [
             db.execute(
                 sql.replace("'shop_workers'", f"'{WORKER}'")
-                .replace("'shop'", f"'{GUEST}'")
+                .replace("'shop'", f"'{CLIENT}'")
                 .encode()
             )
             for sql in snippets("sql")

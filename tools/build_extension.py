@@ -5,10 +5,10 @@ usage: python tools/build_extension.py [DIRECTORY]      default: build/extension
 teguh.control, teguh--VERSION.sql, teguh--A--B.sql
     What `create extension teguh` and `alter extension teguh update` read: the same statements as
     sql/teguh.sql and sql/upgrade/*.sql, without transaction and schema, which come with the
-    command, and with the registries marked as data that belongs into a dump.
+    command, and with the registries' rows marked as data that pg_dump copies.
 teguh-pgtle.sql
-    The same for pg_tle, where no file can be put beside the server's: it registers the versions
-    in a database, and `create extension teguh` works there from then on.
+    The same for pg_tle, where no file can be put on the server: it registers the scripts in a
+    database, and `create extension teguh` works there from then on.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ sys.path.insert(0, str(ROOT))
 
 from tools.build_sql import RELEASED, SETTINGS, UPGRADES, version  # noqa: E402 - after the path
 
-# Not `trusted`: that makes the bootstrap superuser the owner of the functions, of which many run
-# with their owner's rights.  Any role that may create a schema can create the extension anyway.
+# Not `trusted`: the bootstrap superuser would own the functions, of which many run with the rights
+# of their owner.  Any role that may create a schema can create the extension anyway.
 CONTROL = """\
 comment = '{abstract}'
 default_version = '{version}'
@@ -102,7 +102,7 @@ def update(text: str, root: Path = ROOT) -> str:
 
 
 def registries(root: Path = ROOT) -> str:
-    """Return the statement that marks what belongs into a dump."""
+    """Return the statement that marks what pg_dump copies."""
     return (root / "sql" / "extension" / "registries.sql").read_text(encoding="utf-8")
 
 
@@ -119,16 +119,16 @@ def files(root: Path = ROOT, *, released: bool = False) -> dict[str, str]:
     """Return the extension's files by name; `released`: also those of the versions before."""
     current = version(root)
     abstract = meta(root)["abstract"]
-    make = NO_PSQL.format(command="create extension teguh")
-    renew = NO_PSQL.format(command="alter extension teguh update")
+    create = NO_PSQL.format(command="create extension teguh")
+    alter = NO_PSQL.format(command="alter extension teguh update")
     text = fresh((root / "sql" / "teguh.sql").read_text(encoding="utf-8"), root)
     built = {
         "teguh.control": CONTROL.format(abstract=abstract, version=current),
-        f"teguh--{current}.sql": f"{make}\n\n{text}",
+        f"teguh--{current}.sql": f"{create}\n\n{text}",
     }
     paths = updates(root)
     for (old, new), script in paths.items():
-        built[f"teguh--{old}--{new}.sql"] = f"{renew}\n\n{script}"
+        built[f"teguh--{old}--{new}.sql"] = f"{alter}\n\n{script}"
     built["teguh-pgtle.sql"] = PGTLE.format(
         version=current,
         version_literal=literal(current),
@@ -142,7 +142,7 @@ def files(root: Path = ROOT, *, released: bool = False) -> dict[str, str]:
     if released:
         for path in (root / RELEASED).glob("*/teguh.sql"):
             text = fresh(path.read_text(encoding="utf-8"), root)
-            built[f"teguh--{path.parent.name}.sql"] = f"{make}\n\n{text}"
+            built[f"teguh--{path.parent.name}.sql"] = f"{create}\n\n{text}"
     return built
 
 

@@ -2,8 +2,8 @@
 
 usage: python tools/freeze.py [REVISION]      default: HEAD
 
-What is frozen is what git has of that revision, whatever the checkout looks like.  Upgrades start
-from what is frozen, so a release is never frozen again once it is out.
+It takes what git has of that revision, whatever the checkout looks like.  Upgrades are tested from
+what is frozen, so a release is frozen once.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def freeze(revision: str) -> Path:
         with tarfile.open(fileobj=io.BytesIO(git("archive", revision))) as archive:
             archive.extractall(tree, filter="data")
         target = ROOT / RELEASED / version(tree)
-        target.mkdir(parents=True, exist_ok=True)
-        for old in target.iterdir():
-            old.unlink()
+        if target.exists():
+            sys.exit(f"{target} is there already: remove it if that version is not out yet")
+        target.mkdir(parents=True)
         (target / "teguh.sql").write_bytes((tree / "sql" / "teguh.sql").read_bytes())
         # The same revision gives the same wheel, byte by byte.
         moment = git("log", "-1", "--format=%ct", revision).decode().strip()

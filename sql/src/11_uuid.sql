@@ -124,9 +124,10 @@ as $$
         ), 3
       ),
       pg_catalog.byteacat(
-        '\x7000',
+        pg_catalog.decode('7000', 'hex'),
         pg_catalog.byteacat(
-          pg_catalog.substr(pg_catalog.uuid_send(pg_catalog.gen_random_uuid()), 9, 7), '\x00'
+          pg_catalog.substr(pg_catalog.uuid_send(pg_catalog.gen_random_uuid()), 9, 7),
+          pg_catalog.decode('00', 'hex')
         )
       )
     ),

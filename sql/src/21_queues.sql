@@ -189,7 +189,7 @@ create or replace function teguh._stamp(p_ddl text, p_queue_name text)
   immutable
   set search_path = pg_catalog, pg_temp
 as $$
-  select regexp_replace(p_ddl, '_template\M', '_' || p_queue_name, 'g');
+  select regexp_replace(p_ddl, '_template(?![a-z0-9_])', '_' || p_queue_name, 'g');
 $$;
 
 -- Bring queues up to the template: create what they lack, renew comments and functions.  So a
@@ -281,13 +281,16 @@ begin
       <> teguh._stamp(teguh._signature(teguh._function(p_name::name)), p_queue_name)
     then
       execute format('drop function %s', v_old);
+      v_old := null;
     elsif exists (select from pg_extension as e where e.extname = 'teguh') then
       execute format('alter extension teguh add function %s', v_old);
     end if;
   end if;
 
   execute v_ddl;
-  execute format('revoke all on function %s from public', teguh._function(v_name));
+  if v_old is null then
+    execute format('revoke all on function %s from public', teguh._function(v_name));
+  end if;
   perform teguh._leave_extension('pg_proc', teguh._function(v_name));
 end;
 $$;

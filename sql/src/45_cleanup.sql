@@ -90,7 +90,7 @@ as $$
     substr(int8send(floor(
       date_part('epoch', greatest('epoch', least(p_at, '9999-12-31 00:00:00+00'))) * 1000
     )::bigint), 3)
-    || '\x70008000000000000000'::bytea,
+    || decode('70008000000000000000', 'hex'),
     'hex'
   )::uuid;
 $$;

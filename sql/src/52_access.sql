@@ -95,8 +95,7 @@ as $$
           select
           from pg_proc as f
           where f.pronamespace = p.pronamespace
-            and f.proname ~ '_template$'
-            and starts_with(p.proname, substr(f.proname, 1, length(f.proname) - 8))
+            and f.proname = (substring(p.proname from '^_[a-z0-9]+_') || 'template')::name
         )
       )
       or p.proname in (

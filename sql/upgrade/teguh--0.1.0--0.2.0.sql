@@ -432,9 +432,10 @@ as $$
         ), 3
       ),
       pg_catalog.byteacat(
-        '\x7000',
+        pg_catalog.decode('7000', 'hex'),
         pg_catalog.byteacat(
-          pg_catalog.substr(pg_catalog.uuid_send(pg_catalog.gen_random_uuid()), 9, 7), '\x00'
+          pg_catalog.substr(pg_catalog.uuid_send(pg_catalog.gen_random_uuid()), 9, 7),
+          pg_catalog.decode('00', 'hex')
         )
       )
     ),
@@ -2031,7 +2032,7 @@ create or replace function teguh._stamp(p_ddl text, p_queue_name text)
   immutable
   set search_path = pg_catalog, pg_temp
 as $$
-  select regexp_replace(p_ddl, '_template\M', '_' || p_queue_name, 'g');
+  select regexp_replace(p_ddl, '_template(?![a-z0-9_])', '_' || p_queue_name, 'g');
 $$;
 
 -- Bring queues up to the template: create what they lack, renew comments and functions.  So a
@@ -2123,13 +2124,16 @@ begin
       <> teguh._stamp(teguh._signature(teguh._function(p_name::name)), p_queue_name)
     then
       execute format('drop function %s', v_old);
+      v_old := null;
     elsif exists (select from pg_extension as e where e.extname = 'teguh') then
       execute format('alter extension teguh add function %s', v_old);
     end if;
   end if;
 
   execute v_ddl;
-  execute format('revoke all on function %s from public', teguh._function(v_name));
+  if v_old is null then
+    execute format('revoke all on function %s from public', teguh._function(v_name));
+  end if;
   perform teguh._leave_extension('pg_proc', teguh._function(v_name));
 end;
 $$;
@@ -6755,7 +6759,7 @@ as $$
     substr(int8send(floor(
       date_part('epoch', greatest('epoch', least(p_at, '9999-12-31 00:00:00+00'))) * 1000
     )::bigint), 3)
-    || '\x70008000000000000000'::bytea,
+    || decode('70008000000000000000', 'hex'),
     'hex'
   )::uuid;
 $$;
@@ -9280,8 +9284,7 @@ as $$
           select
           from pg_proc as f
           where f.pronamespace = p.pronamespace
-            and f.proname ~ '_template$'
-            and starts_with(p.proname, substr(f.proname, 1, length(f.proname) - 8))
+            and f.proname = (substring(p.proname from '^_[a-z0-9]+_') || 'template')::name
         )
       )
       or p.proname in (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -12,8 +11,7 @@ import teguh
 from tests.catalog import definitions
 from tests.cluster import RELEASES, TEGUH_SQL, WAYS, install, send
 from tests.dumps import dump, restore
-from tests.python.support import until
-from tests.upgrade.states import ENDS, fill, registry
+from tests.every_state import fill, go_on
 from tools.build_extension import files
 from tools.build_sql import version
 from tools.servers import OWNER
@@ -94,39 +92,16 @@ def test_an_update_leaves_the_queues_outside_and_every_task_goes_on(
     bare_dsn: str, release: str
 ) -> None:
     send(bare_dsn, f"create extension teguh version '{release}'")
-    with psycopg.connect(bare_dsn, autocommit=True) as connection:
-        filled = fill(connection, "jobs")
-        for queue in QUEUES[1:]:
-            connection.execute("select teguh.create_queue(%s)", (queue,))
-        connection.execute("alter extension teguh update")
+    for queue in QUEUES:
+        fill(bare_dsn, queue)
+    send(bare_dsn, "alter extension teguh update")
     assert rows(bare_dsn, "select extversion, teguh.version() from pg_extension"
                           " where extname = 'teguh'") == [(version(), version())]  # fmt: skip
     assert [name for name in members(bare_dsn) for queue in QUEUES if f"_{queue}" in name] == []
-    finish(bare_dsn, filled.queue, filled.tasks, filled.held)
     for queue in QUEUES:
+        go_on(bare_dsn, queue)
         send(bare_dsn, f"select teguh.drop_queue('{queue}')")
     send(bare_dsn, "drop extension teguh; drop schema teguh")
-
-
-def finish(dsn: str, queue: str, tasks: dict[str, Any], held: object) -> None:
-    """Work on a queue until each of its tasks is where it has to end."""
-    with teguh.Client.connect(dsn) as client:
-        client.complete_run(queue, str(held), "by hand")
-        client.emit_event(queue, "for awaiting", "news")
-        worker = teguh.Worker(dsn, queue, registry(), poll_interval=0.1)
-        thread = threading.Thread(target=worker.run)
-        thread.start()
-        try:
-            for name, (state, result, _) in ENDS.items():
-                until(
-                    lambda t=tasks[name]: client.get_task_result(queue, t).finished_at,  # type: ignore[misc]
-                    f"the end of {name!r}",
-                )
-                found = client.get_task_result(queue, tasks[name])
-                assert (found.state, found.completed_payload) == (state, result), name
-        finally:
-            worker.stop()
-            thread.join()
 
 
 def test_queues_and_their_tasks_come_back_with_a_dump(extension_cluster: Cluster) -> None:
@@ -137,9 +112,8 @@ def test_queues_and_their_tasks_come_back_with_a_dump(extension_cluster: Cluster
     ):
         source, target = extension_cluster.owner_dsn(one), extension_cluster.owner_dsn(two)
         send(source, "create extension teguh")
-        create_queues(source)
-        with psycopg.connect(source, autocommit=True) as connection:
-            filled = fill(connection, "restored")
+        for queue in QUEUES:
+            fill(source, queue)
         dumped = dump(server, source, "--inserts", "--extension=teguh", "--schema=teguh")
         assert "CREATE EXTENSION IF NOT EXISTS teguh" in dumped
         assert "CREATE TABLE teguh.t_jobs" in dumped
@@ -152,8 +126,8 @@ def test_queues_and_their_tasks_come_back_with_a_dump(extension_cluster: Cluster
         assert rows(target, "select queue_name from teguh.list_queues()") == rows(
             source, "select queue_name from teguh.list_queues()"
         )
-        send(target, "select teguh.ticker('restored')")
-        finish(target, filled.queue, filled.tasks, filled.held)
+        for queue in QUEUES:
+            go_on(target, queue)
 
 
 def test_drop_extension_refuses_while_there_are_queues(bare_dsn: str) -> None:
@@ -237,7 +211,7 @@ def run_kept(dsn: str, query: str, *values: object) -> None:
     """Run a script that the stand-in was given, with what only an extension has taken out."""
     ((script,),) = rows(dsn, query, *values)
     with psycopg.connect(dsn) as connection:
-        connection.execute(script.partition("-- What is in the registries")[0].encode())
+        connection.execute(script.partition("-- Have pg_dump copy")[0].encode())
 
 
 def test_the_file_for_pg_tle_registers_the_version_and_the_ways_to_it(bare_dsn: str) -> None:

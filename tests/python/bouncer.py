@@ -15,7 +15,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from tests.python.support import POOLER_PORT, until
-from tools.servers import OWNER, WORKER
+from tools.servers import WORKER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +41,7 @@ def bouncer(dsn: str) -> Iterator[Path]:
         pytest.skip("needs pgbouncer, and a server on a socket of its own")
     with tempfile.TemporaryDirectory() as directory:
         home = Path(directory)
-        (home / "users").write_text("".join(f'"{role}" ""\n' for role in (OWNER, WORKER)))
+        (home / "users").write_text(f'"{WORKER}" ""\n')
         (home / "ini").write_text(
             f"[databases]\n* = host={host}\n"
             f"[pgbouncer]\nlisten_addr =\nunix_socket_dir = {home}\nlisten_port = {POOLER_PORT}\n"

@@ -7,20 +7,24 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar, Unpack
 
-import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import conninfo_to_dict
 
 import teguh
-from tools.servers import OWNER, WORKER
+from tools.servers import ADMIN, CLIENT, OWNER, WORKER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from uuid import UUID
+
+    from teguh._types import Access
 
 T = TypeVar("T")
 
 PATIENCE = 20.0
 POOLER_PORT = "6432"
+
+# The access of each role, the least first.
+ACCESS: Mapping[str, Access] = {CLIENT: "client", WORKER: "worker", ADMIN: "admin"}
 
 
 def until(condition: Callable[[], T], what: str = "the condition") -> T:
@@ -33,18 +37,33 @@ def until(condition: Callable[[], T], what: str = "the condition") -> T:
     return value
 
 
-def as_worker(dsn: str) -> str:
-    """Return the owner's address for a role that may do what a worker may, and nothing else.
+def let_in(owner_dsn: str) -> None:
+    """Give each role the access it is named after, and all of them what tests put into public."""
+    with teguh.Client.connect(owner_dsn) as owner:
+        for role, access in ACCESS.items():
+            owner.grant_access(role, access)
+        owner.connection.execute(
+            "alter default privileges in schema public grant all on tables to public"
+        )
 
-    What tests have put into schema public is for everybody.
+
+class EachByItsRole:
+    """A client whose methods are called by roles, each by the one with the least access for it.
+
+    All else is the owner's: the connection, with which a test sets up what it needs and looks.
     """
-    if conninfo_to_dict(dsn)["user"] != OWNER:
-        return dsn
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute("select teguh.grant_access(%s, 'worker')", (WORKER,))
-        connection.execute("grant all on all tables in schema public to public")
-        connection.execute("alter default privileges grant all on tables to public")
-    return make_conninfo(dsn, user=WORKER)
+
+    def __init__(self, clients: Mapping[str, teguh.Client]) -> None:
+        """Take a client of each role."""
+        self._owner = clients[OWNER]
+        rows = self._owner.connection.execute("select routine, access from teguh._rights")
+        self._callers = {
+            str(routine): next(clients[role] for role in ACCESS if ACCESS[role] in access)
+            for routine, access in rows
+        }
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._callers.get(name, self._owner), name)
 
 
 @contextmanager
@@ -58,7 +77,7 @@ def running(
     if conninfo_to_dict(dsn).get("port") == POOLER_PORT:
         often = min(options.get("poll_interval", 0.05), 0.05)
         options = {**options, "listen": False, "poll_interval": often}
-    worker = teguh.Worker(as_worker(dsn), queue, tasks, **options)
+    worker = teguh.Worker(dsn, queue, tasks, **options)
     raised: list[BaseException] = []
 
     def run() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import psycopg
@@ -48,11 +48,13 @@ def test_install_on_a_connection_leaves_it_as_it_was(empty_dsn: str) -> None:
             teguh.install(connection)
 
 
-def test_install_leaves_another_version_alone(dsn: str, conn: psycopg.Connection[Any]) -> None:
-    conn.execute(
-        "create or replace function teguh.version() returns text language sql as $$ select '0' $$"
-    )
-    with psycopg.connect(dsn) as connection:
+def test_install_leaves_another_version_alone(owner_dsn: str) -> None:
+    with psycopg.connect(owner_dsn) as connection:
+        connection.execute(
+            "create or replace function teguh.version() returns text language sql"
+            " as $$ select '0' $$"
+        )
+        connection.commit()
         with pytest.raises(teguh.VersionMismatch, match="hint"):
             teguh.install(connection)
         assert teguh.Client(connection).version() == "0"
@@ -60,6 +62,7 @@ def test_install_leaves_another_version_alone(dsn: str, conn: psycopg.Connection
 
 def test_spawn_prints_the_id_of_a_task_that_a_worker_then_executes(
     dsn: str,
+    client_dsn: str,
     client: teguh.Client,
     queue: str,
     tasks: teguh.Registry,
@@ -67,7 +70,7 @@ def test_spawn_prints_the_id_of_a_task_that_a_worker_then_executes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tasks.task("echo")(lambda ctx: ctx.params)
-    monkeypatch.setenv("TEGUH_DSN", dsn)
+    monkeypatch.setenv("TEGUH_DSN", client_dsn)
     options = ["--max-attempts", "2", "--delay", "0.01", "--idempotency-key", "k"]
     assert main(["spawn", queue, "echo", '{"x": [1]}', *options]) == 0
     task_id = capsys.readouterr().out.strip()

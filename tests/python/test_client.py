@@ -194,22 +194,24 @@ def test_a_task_expires_and_another_follows(client: teguh.Client, queue: str) ->
 
 
 def test_spawning_commits_or_rolls_back_with_the_caller(
-    client: teguh.Client, dsn: str, queue: str
+    client: teguh.Client, client_dsn: str, queue: str
 ) -> None:
-    with psycopg.connect(dsn) as connection:
+    with psycopg.connect(client_dsn) as connection:
         teguh.Client(connection).spawn_task(queue, "n")
         connection.rollback()
     assert client.claim_task(queue) == []
-    with psycopg.connect(dsn) as connection:
+    with psycopg.connect(client_dsn) as connection:
         teguh.Client(connection).spawn_task(queue, "n")
     assert len(client.claim_task(queue)) == 1
 
 
-def test_a_client_closes_its_own_connection_and_leaves_a_borrowed_one_open(dsn: str) -> None:
-    with teguh.Client.connect(dsn) as own:
+def test_a_client_closes_its_own_connection_and_leaves_a_borrowed_one_open(
+    client_dsn: str,
+) -> None:
+    with teguh.Client.connect(client_dsn) as own:
         pass
     assert own.connection.closed
-    with psycopg.connect(dsn) as connection:
+    with psycopg.connect(client_dsn) as connection:
         with teguh.Client(connection):
             pass
         assert not connection.closed

@@ -249,7 +249,7 @@ def test_transaction_steps_of_threads_never_share_a_connection(
 
 
 def test_a_sleep_wakes_on_time_and_is_not_slept_twice(
-    dsn: str, client: teguh.Client, queue: str
+    dsn: str, client_dsn: str, client: teguh.Client, queue: str
 ) -> None:
     runs: list[tuple[int, Any]] = []
 
@@ -265,7 +265,7 @@ def test_a_sleep_wakes_on_time_and_is_not_slept_twice(
         return times
 
     def client_time() -> datetime:
-        with teguh.Client.connect(dsn) as clock:
+        with teguh.Client.connect(client_dsn) as clock:
             return clock.current_time()
 
     result = execute(dsn, client, queue, handler, max_attempts=2, retry_strategy=AT_ONCE)
@@ -296,7 +296,7 @@ def test_a_replay_before_the_wake_time_sleeps_on(
 
 
 def test_an_event_resumes_with_its_payload_whenever_it_came(
-    dsn: str, client: teguh.Client, queue: str
+    dsn: str, client_dsn: str, owner_dsn: str, client: teguh.Client, queue: str
 ) -> None:
     client.emit_event(queue, "early", [1])
 
@@ -309,8 +309,9 @@ def test_an_event_resumes_with_its_payload_whenever_it_came(
         return [early, late]
 
     def answer() -> None:
-        with teguh.Client.connect(dsn) as other:
-            until(lambda: other.connection.execute("select 1 from teguh.w_jobs").fetchone())
+        with psycopg.connect(owner_dsn, autocommit=True) as owner:
+            until(lambda: owner.execute("select 1 from teguh.w_jobs").fetchone())
+        with teguh.Client.connect(client_dsn) as other:
             other.emit_event(queue, "late", {"x": 2})
             other.emit_event(queue, "late", "the first one counts")
 
@@ -404,13 +405,13 @@ def test_a_spawn_from_a_task_happens_once(
     assert sorted(rows) == sorted((task_id, 7) for task_id in children)
 
 
-def test_a_heartbeat_sets_the_lease_from_now(dsn: str, client: teguh.Client, queue: str) -> None:
+def test_a_heartbeat_sets_the_lease_from_now(
+    dsn: str, owner_dsn: str, client: teguh.Client, queue: str
+) -> None:
     def handler(ctx: teguh.TaskContext) -> bool:
         ctx.heartbeat(500)
-        with teguh.Client.connect(dsn) as other:
-            row = other.connection.execute(
-                "select lease_expires_at - now() from teguh.t_jobs"
-            ).fetchone()
+        with psycopg.connect(owner_dsn) as owner:
+            row = owner.execute("select lease_expires_at - now() from teguh.t_jobs").fetchone()
         assert row is not None
         return bool(timedelta(seconds=490) < row[0] <= timedelta(seconds=500))
 

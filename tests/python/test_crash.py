@@ -19,7 +19,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 import teguh
 from tests.cluster import ROOT
 from tests.python.bouncer import through
-from tests.python.support import PATIENCE, Gate, finished, running, state, until
+from tests.python.support import PATIENCE, Gate, finished, let_in, running, state, until
+from tools.servers import OWNER, WORKER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -257,12 +258,13 @@ def test_a_listening_connection_that_dies_silently_is_noticed_and_replaced(
 
 @pytest.fixture
 def own_queue(own_server: Server) -> str:
-    """A queue on a server of our own; returns the connection string."""
-    dsn = own_server.create_database("shop")
-    teguh.install(dsn)
-    with teguh.Client.connect(dsn) as client:
-        client.create_queue("jobs")
-    return dsn
+    """A queue on a server of our own; returns the connection string of a worker."""
+    owner_dsn = own_server.create_database("shop", owner=OWNER)
+    teguh.install(owner_dsn)
+    let_in(owner_dsn)
+    with teguh.Client.connect(owner_dsn) as owner:
+        owner.create_queue("jobs")
+    return own_server.dsn("shop", WORKER)
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])

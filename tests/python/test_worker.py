@@ -29,16 +29,6 @@ def gate() -> Iterator[Gate]:
     gate.open(1000)
 
 
-def statements(client: teguh.Client) -> int:
-    """Count the transactions of this database so far, apart from those of `client`."""
-    row = client.connection.execute(
-        "select sum(xact_commit + xact_rollback)::int from pg_stat_database"
-        " where datname = current_database()"
-    ).fetchone()
-    assert row is not None
-    return int(row[0])
-
-
 def test_claims_take_exactly_the_free_slots_and_at_once(
     dsn: str, client: teguh.Client, queue: str, tasks: teguh.Registry, gate: Gate
 ) -> None:
@@ -84,14 +74,13 @@ def test_an_idle_worker_is_woken_by_a_notification(
 
 
 def test_a_burst_of_spawns_leaves_no_task_behind(
-    dsn: str, client: teguh.Client, queue: str, tasks: teguh.Registry
+    dsn: str, client_dsn: str, client: teguh.Client, queue: str, tasks: teguh.Registry
 ) -> None:
     tasks.task("n")(lambda ctx: ctx.params)
     spawned: list[Any] = []
 
     def spawn() -> None:
-        with psycopg.connect(dsn, autocommit=True, prepare_threshold=None) as connection:
-            spawner = teguh.Client(connection)
+        with teguh.Client.connect(client_dsn) as spawner:
             spawned.extend(spawner.spawn_task(queue, "n").task_id for _ in range(40))
 
     with running(dsn, queue, tasks, poll_interval=60, claim_timeout=60):
@@ -364,14 +353,14 @@ def test_a_cancelled_task_stops_its_handler(
 
 
 def test_leases_are_renewed_while_a_handler_blocks_the_event_loop(
-    dsn: str, client: teguh.Client, queue: str, tasks: teguh.Registry
+    dsn: str, owner_dsn: str, client: teguh.Client, queue: str, tasks: teguh.Registry
 ) -> None:
     @tasks.task("it")
     async def blocks(_: teguh.AsyncTaskContext) -> int:
-        with psycopg.connect(dsn, autocommit=True, prepare_threshold=None) as other:
+        with psycopg.connect(owner_dsn, autocommit=True) as owner:
 
             def lease() -> Any:
-                return other.execute("select lease_expires_at from teguh.t_jobs").fetchone()
+                return owner.execute("select lease_expires_at from teguh.t_jobs").fetchone()
 
             seen = set()
 

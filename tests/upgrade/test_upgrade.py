@@ -18,15 +18,14 @@ from teguh._install import check_version, path, scripts
 from tests.catalog import contents, definitions
 from tests.cluster import RELEASES, ROOT, TEGUH_SQL, released_sql, send
 from tests.dumps import dump, normalised
+from tests.every_state import fill, go_on
 from tests.python.support import until
-from tests.upgrade.states import ENDS, fill, registry
 from tools.build_sql import RELEASED, version
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.cluster import Cluster
-    from tests.upgrade.states import Filled
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -138,46 +137,13 @@ def assert_same_dump(cluster: Cluster, upgraded: str, queues: list[str]) -> None
         assert one == two
 
 
-def finish(dsn: str, filled: Filled) -> None:
-    """Work on a queue until each of its tasks is where it has to end."""
-    queue = filled.queue
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        client = teguh.Client(connection)
-        assert filled.held is not None
-        client.complete_run(queue, filled.held, "by hand")
-        client.emit_event(queue, "for awaiting", "news")
-        again = client.spawn_task(queue, "echo", {"as": "pending"}, idempotency_key="once")
-        assert (again.task_id, again.created) == (filled.tasks["pending"], False)
-        worker = teguh.Worker(dsn, queue, registry(), poll_interval=0.1)
-        thread = threading.Thread(target=worker.run)
-        thread.start()
-        try:
-            for name, (state, result, failures) in ENDS.items():
-                task = filled.tasks[name]
-                until(
-                    lambda t=task: client.get_task_result(queue, t).finished_at,  # type: ignore[misc]
-                    f"the end of {name!r}",
-                )
-                found = client.get_task_result(queue, task)
-                assert (found.state, found.completed_payload, found.failures) == (
-                    state, result, failures,
-                ), name  # fmt: skip
-                assert (found.tags, found.correlation_id, found.parent_task_id) == (None,) * 3
-        finally:
-            worker.stop()
-            thread.join()
-        retried = client.retry_task(queue, filled.tasks["failed"])
-        (run,) = client.claim_task(queue)
-        assert (run.run_id, run.failures) == (retried.run_id, 1)
-        client.complete_run(queue, run.run_id)
-
-
 def test_an_upgrade_with_workers_running_gives_what_a_fresh_installation_has(
     cluster: Cluster, old_dsn: str, release: str
 ) -> None:
-    with psycopg.connect(old_dsn, autocommit=True) as connection:
-        queues = [fill(connection, queue) for queue in STILL]
-        connection.execute("select teguh.create_queue(%s)", (BUSY,))
+    for queue in STILL:
+        fill(old_dsn, queue)
+    send(old_dsn, f"select teguh.create_queue('{BUSY}')")
+    with psycopg.connect(old_dsn) as connection:
         before = contents(connection)
     with old_worker(release, old_dsn, BUSY):
         with spawning(old_dsn, BUSY) as spawned:
@@ -201,8 +167,8 @@ def test_an_upgrade_with_workers_running_gives_what_a_fresh_installation_has(
             assert after[table] == before[table], table
 
     assert_same(cluster, old_dsn, [*STILL, BUSY])
-    for filled in queues:
-        finish(old_dsn, filled)
+    for queue in STILL:
+        go_on(old_dsn, queue)
     assert_same(cluster, old_dsn, [*STILL, BUSY])
 
 
@@ -233,7 +199,7 @@ def test_on_an_older_schema_the_present_worker_stops_and_says_what_to_do(
     del release
     send(old_dsn, "select teguh.create_queue('jobs')")
     with pytest.raises(teguh.VersionMismatch, match="teguh upgrade"):
-        teguh.Worker(old_dsn, "jobs", registry()).run()
+        teguh.Worker(old_dsn, "jobs", teguh.Registry()).run()
 
 
 def test_over_an_older_version_teguh_sql_stops_and_names_the_script(
