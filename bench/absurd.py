@@ -6,7 +6,7 @@ and one transaction a call. They take turns, each time in a fresh database, and 
 from round to round. A figure is the median of the rounds' medians, with the least and the greatest
 of them; "by" says how many times teguh does better.
 
-usage: python bench/absurd.py [--rounds 3] [--backlog 100000] [--flows 500] [--pinned 5000]
+usage: python bench/absurd.py [--rounds 3] [--backlog 100000] [--flows 500] [--pinned 20000]
                               [--server KIND | --dsn DSN]
 """
 
@@ -265,7 +265,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--backlog", type=int, default=100_000)
     parser.add_argument("--flows", type=int, default=500)
-    parser.add_argument("--pinned", type=int, default=5_000)
+    parser.add_argument("--pinned", type=int, default=20_000)
     add_server_options(parser)
     options = parser.parse_args()
     began = time.monotonic()
