@@ -2,7 +2,7 @@
 -- for its clients and tools.  Install it after teguh.sql; running it again refreshes it.
 --
 --   clock, names, errors    what every function here begins with
---   retry strategies        absurd's to teguh's and back
+--   options                 retry strategies, limits of time: absurd's to teguh's and back
 --   template                views and functions stamped once per queue
 --   queues, policies        create_queue ... list_queues
 --   tasks, runs             spawn_task ... emit_event
@@ -186,6 +186,20 @@ begin
 end;
 $$;
 
+-- Refuse a queue that does not exist, where null means all of them.
+create or replace function absurd._check_queue(p_queue_name text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_queue_name is not null then
+    perform absurd._queue(absurd.validate_queue_name(p_queue_name), 'P0001');
+  end if;
+end;
+$$;
+
 -- The queue's own function behind a call, as text to execute.
 create or replace function absurd._call(p_verb text, p_queue_name text, p_arguments integer)
   returns text
@@ -251,6 +265,32 @@ begin
 end;
 $$;
 
+-- Look a task up, with its current run, or raise that it is not there.
+create or replace function absurd._last_run(p_queue_name text, p_task_id uuid)
+  returns absurd._run
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_name text := absurd._queue(p_queue_name);
+  v_run  absurd._run;
+begin
+  execute 'select * from absurd._last_' || v_name || '($1)' into v_run
+  using absurd._task_id(p_task_id);
+  if v_run.run_id is null then
+    raise exception 'task "%" not found in queue "%"', p_task_id, p_queue_name
+      using
+        errcode = 'P0001',
+        detail = 'This queue has no task with that id.',
+        hint = 'Check the queue; or the task was removed by cleanup.';
+  end if;
+
+  v_run.teguh_name := v_name;
+  return v_run;
+end;
+$$;
+
 -- Raise that a task is cancelled.
 create or replace function absurd._refuse_cancelled(p_run absurd._run)
   returns void
@@ -296,6 +336,27 @@ begin
       errcode = 'P0001',
       detail = format('It is %s.', p_run.state),
       hint = 'Only the worker that has claimed a run may act on it.';
+end;
+$$;
+
+-- Raise that a run is one of another task.
+create or replace function absurd._refuse_owner(
+  p_queue_name text,
+  p_run        absurd._run,
+  p_task_id    uuid
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  raise exception 'run "%" does not belong to task "%" in queue "%"', p_run.run_id, p_task_id,
+    p_queue_name
+    using
+      errcode = 'P0001',
+      detail = format('It is a run of task "%s".', p_run.task_id),
+      hint = 'Pass the task_id and run_id that claim_task returned together.';
 end;
 $$;
 
@@ -409,6 +470,44 @@ begin
     when p_strategy -> 'jitter' is distinct from '0' then p_strategy
     when p_strategy ->> 'kind' <> 'none' then p_strategy - '{jitter,max_seconds}'::text[]
   end;
+end;
+$$;
+
+-- The strategy of a task that is copied.  One that absurd itself would not accept any
+-- more must not keep the others from being copied.
+create or replace function absurd._copied_strategy(p_strategy jsonb)
+  returns jsonb
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return absurd._to_strategy(p_strategy);
+exception
+  when sqlstate 'AB003' then
+    return absurd._to_strategy(null);
+end;
+$$;
+
+-- Turn absurd's cancellation policy into teguh's; null if it has no limit.  Teguh has no
+-- limit of zero: a microsecond is over at the first look, too.
+create or replace function absurd._to_cancellation(p_cancellation jsonb)
+  returns jsonb
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_delay    numeric := p_cancellation ->> 'max_delay';
+  v_duration numeric := p_cancellation ->> 'max_duration';
+begin
+  return nullif(
+    jsonb_strip_nulls(jsonb_build_object(
+      'max_delay', case when v_delay <= 0 then 1e-6 else v_delay end,
+      'max_duration', case when v_duration <= 0 then 1e-6 else v_duration end
+    )),
+    '{}'
+  );
 end;
 $$;
 
@@ -1138,6 +1237,21 @@ begin
 end;
 $$;
 
+-- The part of a policy that teguh's own cleanup goes by.
+create or replace function absurd._teguh_policy(p_queue absurd._queues)
+  returns jsonb
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return jsonb_build_object(
+    'cleanup_ttl', date_part('epoch', p_queue.cleanup_ttl),
+    'cleanup_limit', p_queue.cleanup_limit
+  );
+end;
+$$;
+
 -- Create a queue, or find that it exists.
 create or replace function absurd.create_queue(
   p_queue_name   text,
@@ -1284,21 +1398,6 @@ comment on function absurd.get_queue_policy(text) is
   'The policy of a queue, one row; none if there is no such queue. cleanup_ttl and '
   'cleanup_limit are what cleanup goes by, the rest is only kept.';
 
--- The part of a policy that teguh's own cleanup goes by.
-create or replace function absurd._teguh_policy(p_queue absurd._queues)
-  returns jsonb
-  language plpgsql
-  immutable
-  set search_path = pg_catalog, pg_temp
-as $$
-begin
-  return jsonb_build_object(
-    'cleanup_ttl', date_part('epoch', p_queue.cleanup_ttl),
-    'cleanup_limit', p_queue.cleanup_limit
-  );
-end;
-$$;
-
 -- Raise that a policy has a bad value.
 create or replace function absurd._refuse_policy(p_key text, p_value text, p_wanted text)
   returns void
@@ -1407,28 +1506,6 @@ comment on function absurd.set_queue_policy(text, jsonb) is
   'partition_lookback, detach_min_age (intervals as text), cleanup_limit, detach_mode '
   '(none, empty), default_partition (enabled, disabled). Raises P0001 for an unknown '
   'queue or key, or a bad value.';
-
--- Turn absurd's cancellation policy into teguh's; null if it has no limit.  Teguh has no
--- limit of zero: a microsecond is over at the first look, too.
-create or replace function absurd._to_cancellation(p_cancellation jsonb)
-  returns jsonb
-  language plpgsql
-  immutable
-  set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_delay    numeric := p_cancellation ->> 'max_delay';
-  v_duration numeric := p_cancellation ->> 'max_duration';
-begin
-  return nullif(
-    jsonb_strip_nulls(jsonb_build_object(
-      'max_delay', case when v_delay <= 0 then 1e-6 else v_delay end,
-      'max_duration', case when v_duration <= 0 then 1e-6 else v_duration end
-    )),
-    '{}'
-  );
-end;
-$$;
 
 -- Turn the options of a spawn into teguh's.  Keys that absurd does not know are
 -- passed over, as there, but for teguh's two that delay a start.
@@ -1746,32 +1823,6 @@ comment on function absurd.cancel_task(text, uuid) is
   'Cancels a task; one that is over stays as it is. Raises 42P01 for an unknown queue, '
   'P0001 for an unknown task.';
 
--- Look a task up, with its current run, or raise that it is not there.
-create or replace function absurd._last_run(p_queue_name text, p_task_id uuid)
-  returns absurd._run
-  language plpgsql
-  volatile
-  set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_name text := absurd._queue(p_queue_name);
-  v_run  absurd._run;
-begin
-  execute 'select * from absurd._last_' || v_name || '($1)' into v_run
-  using absurd._task_id(p_task_id);
-  if v_run.run_id is null then
-    raise exception 'task "%" not found in queue "%"', p_task_id, p_queue_name
-      using
-        errcode = 'P0001',
-        detail = 'This queue has no task with that id.',
-        hint = 'Check the queue; or the task was removed by cleanup.';
-  end if;
-
-  v_run.teguh_name := v_name;
-  return v_run;
-end;
-$$;
-
 -- A task's state and result.
 create or replace function absurd.get_task_result(p_queue_name text, p_task_id uuid)
   returns table(task_id uuid, state text, result jsonb, failure_reason jsonb)
@@ -1835,27 +1886,6 @@ comment on function absurd.set_task_checkpoint_state(text, uuid, text, jsonb, uu
   'run has one, to that many seconds from now; zero, less or null leaves it. Raises 42P01 '
   'for an unknown queue, AB001 if the task is cancelled, AB002 if the run has failed, '
   'P0001 for an unknown run, one of another task, or a blank name.';
-
--- Raise that a run is one of another task.
-create or replace function absurd._refuse_owner(
-  p_queue_name text,
-  p_run        absurd._run,
-  p_task_id    uuid
-)
-  returns void
-  language plpgsql
-  volatile
-  set search_path = pg_catalog, pg_temp
-as $$
-begin
-  raise exception 'run "%" does not belong to task "%" in queue "%"', p_run.run_id, p_task_id,
-    p_queue_name
-    using
-      errcode = 'P0001',
-      detail = format('It is a run of task "%s".', p_run.task_id),
-      hint = 'Pass the task_id and run_id that claim_task returned together.';
-end;
-$$;
 
 -- Extend a lease: the heartbeat.
 create or replace function absurd.extend_claim(
@@ -2146,9 +2176,7 @@ declare
   v_name text;
 begin
   perform absurd._set_clock();
-  if p_queue_name is not null then
-    perform absurd._queue(absurd.validate_queue_name(p_queue_name), 'P0001');
-  end if;
+  perform absurd._check_queue(p_queue_name);
 
   for queue_name, v_name in
     select q.queue_name, q.teguh_name
@@ -2264,9 +2292,7 @@ create or replace function absurd.ensure_partitions(p_queue_name text default nu
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if p_queue_name is not null then
-    perform absurd._queue(absurd.validate_queue_name(p_queue_name), 'P0001');
-  end if;
+  perform absurd._check_queue(p_queue_name);
 
   raise notice 'teguh needs no partitions: nothing to do';
 end;
@@ -2305,6 +2331,7 @@ create or replace function absurd.drop_detached_partition(
 as $$
 begin
   perform absurd._check_name('partition table', p_partition_table);
+  perform absurd.ensure_partitions();
   if p_unschedule_job_name ~ '^absurd_(drop|detach)_run_' and teguh._has_cron() then
     perform cron.unschedule(j.jobid)
     from cron.job as j
@@ -2387,9 +2414,7 @@ create or replace function absurd.enable_cron(
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if p_queue_name is not null then
-    perform absurd._queue(absurd.validate_queue_name(p_queue_name), 'P0001');
-  end if;
+  perform absurd._check_queue(p_queue_name);
   perform absurd._check_name('partition schedule', p_partition_schedule);
   perform absurd._check_name('cleanup schedule', p_cleanup_schedule);
   perform absurd._check_name('detach schedule', p_detach_schedule);
@@ -2445,22 +2470,6 @@ comment on function absurd.disable_cron(text) is
   'Unschedules what enable_cron() scheduled for a queue (null: for all queues), and what '
   'absurd itself had scheduled there, and returns the jobs. Teguh''s ticker goes on. Raises '
   'P0001 without pg_cron.';
-
--- The strategy of a task that is copied.  One that absurd itself would not accept any
--- more must not keep the others from being copied.
-create or replace function absurd._copied_strategy(p_strategy jsonb)
-  returns jsonb
-  language plpgsql
-  immutable
-  set search_path = pg_catalog, pg_temp
-as $$
-begin
-  return absurd._to_strategy(p_strategy);
-exception
-  when sqlstate 'AB003' then
-    return absurd._to_strategy(null);
-end;
-$$;
 
 -- Create an absurd queue's twin, which must be empty, with its policy.
 create or replace function absurd._create_copy(p_queue jsonb)

@@ -75,6 +75,14 @@ def test_the_schema_has_a_version(tool: Tool) -> None:
     assert tool("schema-version").strip() == "0.5.1"
 
 
+def test_init_and_migrate_leave_what_is_there(tool: Tool, db: Calls) -> None:
+    tool("create-queue", "default")
+    tool("init", fails=True)
+    assert "already at 0.5.1" in tool("migrate")
+    row = db.spawn()
+    assert db.claim_one()["run_id"] == row["run_id"]
+
+
 def test_queues_are_created_listed_and_dropped(tool: Tool) -> None:
     tool("create-queue", "default")
     tool("create-queue", "Große 'Queue'", "--storage-mode", "partitioned")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from psycopg.types.json import Jsonb
 
 from tests.absurd.test_runs import NOBODY, at
 
@@ -54,6 +55,24 @@ def test_wake_event_is_returned_when_a_wait_timed_out(jobs: Calls) -> None:
     assert jobs.wait(woken, "e", 10) == {"should_suspend": False, "payload": None}
     assert jobs.relation("c") == []
     assert jobs.wait(woken, "e", 10)["should_suspend"]
+
+
+def test_wake_event_is_not_returned_for_any_other_reason(jobs: Calls) -> None:
+    row = jobs.spawn()
+    first = jobs.claim_one()
+    jobs.call("schedule_run", row["run_id"], at(5))
+    jobs.set_time(5)
+    slept = jobs.claim_one()
+    jobs.wait(slept, "e", 60)
+    jobs.call("emit_event", "e", Jsonb(1))
+    delivered = jobs.claim_one()
+    jobs.wait(delivered, "e")
+    jobs.wait(delivered, "never", 5)
+    jobs.fail(row["run_id"])
+    retried = jobs.claim_one()
+    claims = [first, slept, delivered, retried]
+    assert [claim["wake_event"] for claim in claims] == [None] * 4
+    assert [claim["event_payload"] for claim in claims] == [None, None, 1, None]
 
 
 def test_a_later_attempt_waits_anew_after_a_timeout(jobs: Calls) -> None:

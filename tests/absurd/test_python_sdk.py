@@ -362,6 +362,21 @@ def test_heartbeats_keep_a_lease(app: Absurd, clock: Clock) -> None:
     assert state(app, task) == "running"
 
 
+def test_a_worker_without_claim_timeout_has_steps_but_no_heartbeats(app: Absurd) -> None:
+    @app.register_task("endless")
+    def endless(params: Any, ctx: Any) -> Any:
+        # the SDK passes the claim timeout, 0, on to both
+        done = ctx.step("one", lambda: 1)
+        for seconds in (None, 10):
+            with pytest.raises(psycopg.errors.RaiseException):
+                ctx.heartbeat(seconds)
+        return done
+
+    task = app.spawn("endless", None)
+    app.work_batch(claim_timeout=0)
+    assert result(app, task) == 1
+
+
 def test_a_lease_that_expires_makes_the_worker_stop(app: Absurd, clock: Clock) -> None:
     @app.register_task("lost")
     def lost(params: Any, ctx: Any) -> Any:

@@ -6,7 +6,9 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
 if TYPE_CHECKING:
     from psycopg.rows import DictRow
@@ -68,18 +70,26 @@ def test_only_a_failure_makes_a_new_run(jobs: Calls) -> None:
     assert again["attempt"] == 2
 
 
-def test_a_task_counts_attempts_that_were_created_and_names_the_newest_run(jobs: Calls) -> None:
-    spawned = jobs.spawn(retry_strategy={"kind": "fixed", "base_seconds": 30})
+@pytest.mark.parametrize(("seconds", "state"), [(0, "pending"), (30, "sleeping")])
+def test_a_task_counts_attempts_that_were_created_and_names_the_newest_run(
+    jobs: Calls, seconds: int, state: str
+) -> None:
+    spawned = jobs.spawn(retry_strategy={"kind": "fixed", "base_seconds": seconds})
     task = jobs.task(spawned["task_id"])
     assert (task["attempts"], task["last_attempt_run"]) == (1, spawned["run_id"])
     jobs.claim_one()
     jobs.fail(spawned["run_id"])
     task = jobs.task(spawned["task_id"])
-    assert (task["attempts"], task["state"]) == (2, "sleeping")
-    assert task["last_attempt_run"] != spawned["run_id"]
-    [run] = jobs.relation("r", run_id=task["last_attempt_run"])
-    assert (run["attempt"], run["state"], run["available_at"]) == (2, "sleeping", at(30))
+    assert (task["attempts"], task["state"]) == (2, state)
+    newest = task["last_attempt_run"]
+    assert newest != spawned["run_id"]
+    run = jobs.run(newest)
+    assert (run["attempt"], run["state"], run["available_at"]) == (2, state, at(seconds))
     assert (run["claimed_by"], run["started_at"], run["created_at"]) == (None, None, at(0))
+    jobs.set_time(seconds)
+    assert jobs.claim_one()["run_id"] == newest
+    task = jobs.task(spawned["task_id"])
+    assert (task["attempts"], task["last_attempt_run"]) == (2, newest)
 
 
 def test_the_history_has_one_row_per_attempt(jobs: Calls) -> None:
@@ -184,6 +194,19 @@ def test_what_a_completed_run_is_told(jobs: Calls) -> None:
     for name, rest in ON_A_RUN.items():
         assert jobs.error(name, row["run_id"], *rest) == "P0001"
     assert jobs.error("await_event", row["task_id"], row["run_id"], "w", "e") == "P0001"
+    jobs.checkpoint(row, "late", 1, 10)
+    assert jobs.relation("c")[0]["state"] == 1
+
+
+def test_what_a_sleeping_run_is_told(jobs: Calls) -> None:
+    row = jobs.spawn()
+    jobs.claim_one()
+    jobs.call("schedule_run", row["run_id"], at(100))
+    for name in ("complete_run", "schedule_run", "extend_claim"):
+        assert jobs.error(name, row["run_id"], *ON_A_RUN[name]) == "P0001"
+    assert jobs.error("await_event", row["task_id"], row["run_id"], "w", "e") == "P0001"
+    jobs.checkpoint(row, "s", 1, 10)
+    jobs.call("fail_run", row["run_id"], *ON_A_RUN["fail_run"])
 
 
 def test_what_a_run_that_nobody_holds_is_told(jobs: Calls) -> None:
@@ -221,6 +244,9 @@ def test_what_an_unknown_run_or_task_is_told(jobs: Calls) -> None:
 def test_a_bad_retry_strategy_is_refused(jobs: Calls, strategy: Any) -> None:
     assert jobs.error("spawn_task", "job", {}, {"retry_strategy": strategy}) == "AB003"
     assert jobs.relation("t") == []
+    with pytest.raises(psycopg.Error) as caught:
+        jobs.rows("select absurd.retry_delay_seconds(%s, 1)", Jsonb(strategy))
+    assert caught.value.sqlstate == "AB003"
 
 
 def test_plain_errors_of_a_spawn(jobs: Calls) -> None:
@@ -469,7 +495,7 @@ def test_cancelling_what_is_over_changes_nothing(jobs: Calls) -> None:
 
 def failed(jobs: Calls, **options: Any) -> DictRow:
     """A task that has failed."""
-    row = jobs.spawn(max_attempts=1, **options)
+    row = jobs.spawn("job", {"n": 1}, max_attempts=1, **options)
     jobs.claim_one()
     jobs.fail(row["run_id"])
     return row
@@ -523,8 +549,9 @@ def test_spawn_new_copies_everything_but_the_idempotency_key(jobs: Calls) -> Non
     task = jobs.task(again["task_id"])
     for name in ("headers", "retry_strategy", "cancellation"):
         assert task[name] == options[name]
-    assert (task["task_name"], task["params"], task["max_attempts"]) == ("job", None, 1)
+    assert (task["task_name"], task["params"], task["max_attempts"]) == ("job", {"n": 1}, 1)
     assert task["idempotency_key"] is None
+    assert set(task) == set(jobs.task(row["task_id"]))
     assert jobs.task(row["task_id"])["state"] == "failed"
 
 
@@ -560,3 +587,34 @@ def test_a_blank_worker_is_called_worker(jobs: Calls) -> None:
     row = jobs.spawn()
     jobs.claim(60, worker="")
     assert jobs.run(row["run_id"])["claimed_by"] == "worker"
+
+
+# Drivers that leave the types of arguments to the server, as Go's does
+
+
+def test_every_argument_may_be_text(jobs: Calls) -> None:
+    def call(function: str, *values: str | None) -> DictRow:
+        marks = ", ".join("%s" for _ in values)
+        [row] = jobs.rows(f"select * from absurd.{function}({marks})", *values)
+        return row
+
+    row = call("spawn_task", "jobs", "job", '{"n": 1}', '{"max_attempts": 2}')
+    task_id, run_id = str(row["task_id"]), str(row["run_id"])
+    assert call("claim_task", "jobs", "w", "30", "1")["params"] == {"n": 1}
+    call("set_task_checkpoint_state", "jobs", task_id, "s", '{"a": 1}', run_id, "60")
+    call("extend_claim", "jobs", run_id, "60")
+    assert call("get_task_checkpoint_state", "jobs", task_id, "s")["state"] == {"a": 1}
+    assert call("get_task_checkpoint_states", "jobs", task_id, run_id)["status"] == "committed"
+    call("schedule_run", "jobs", run_id, "2027-01-01 00:00:05+00")
+    jobs.set_time(5)
+    jobs.claim_one()
+    assert call("await_event", "jobs", task_id, run_id, "w", "e", None)["should_suspend"]
+    call("emit_event", "jobs", "e", "7")
+    jobs.claim_one()
+    assert call("await_event", "jobs", task_id, run_id, "w", "e", None)["payload"] == 7
+    call("fail_run", "jobs", run_id, '{"message": "no"}', None)
+    call("complete_run", "jobs", str(jobs.claim_one()["run_id"]), '{"ok": true}')
+    assert call("get_task_result", "jobs", task_id)["result"] == {"ok": True}
+    call("cancel_task", "jobs", task_id)
+    call("create_queue", "other")
+    call("drop_queue", "other")
