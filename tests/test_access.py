@@ -68,6 +68,10 @@ CALLS = {
     "pause_queue": "select teguh.pause_queue('{q}', '2020-01-01')",
     "resume_queue": "select teguh.resume_queue('{q}')",
     "get_queue_policy": "select teguh.get_queue_policy('{q}')",
+    "queue_stats": "select * from teguh.queue_stats('{q}')",
+    "metrics": "select * from teguh.metrics()",
+    "prometheus": "select teguh.prometheus()",
+    "health": "select teguh.health()",
     "set_queue_policy": "select teguh.set_queue_policy('{q}', '{{}}')",
     "ticker_loop": "call teguh.ticker_loop('{{\"max_seconds\": 0}}')",
     "cleanup_all_queues": "select * from teguh.cleanup_all_queues()",
@@ -79,11 +83,12 @@ CALLS = {
     "revoke_access": f"select teguh.revoke_access('{GUEST}', 'client')",
 }  # fmt: skip
 ANYWHERE = {"version", "current_time", "portable_uuidv7", "uuidv7_timestamp", "validate_queue_name",
-            "list_queues", "list_namespaces", "status", "get_queue_policy"}  # fmt: skip
+            "list_queues", "list_namespaces", "status", "get_queue_policy", "metrics", "prometheus",
+            "health"}  # fmt: skip
 READ = {
     "get_task_result", "get_task_checkpoint_state", "get_task_checkpoint_states", "get_task",
     "list_tasks", "list_runs", "get_task_history", "list_workers", "list_actions",
-    "list_dead_letters",
+    "list_dead_letters", "queue_stats",
 }  # fmt: skip
 CLIENT = READ | {
     "spawn_task", "spawn_tasks", "emit_event", "cancel_task", "cancel_tasks", "retry_task",
