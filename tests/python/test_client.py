@@ -180,10 +180,7 @@ def test_a_task_expires_and_another_follows(client: teguh.Client, queue: str) ->
         "queue_name": queue,
         "task_name": "follow",
         "params": {"n": 1},
-        "options": {
-            "parent_task_id": UUID(int=5),
-            "deadline_at": datetime.now(UTC) + timedelta(days=1),
-        },
+        "options": {"parent_task_id": UUID(int=5), "deadline_at": tomorrow},
     }
     task = client.spawn_task(queue, "short", ttl_seconds=0.001, on_expired=follow_up)
     time.sleep(0.002)

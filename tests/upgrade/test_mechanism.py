@@ -31,7 +31,7 @@ TABLE = """\
 create table if not exists teguh.j_template (
   task_id uuid not null,
   note    text not null,
-  constraint nkey_template primary key (task_id),
+  constraint jkey_template primary key (task_id),
   constraint jlong_template check (length(note) > 1)
 )
 with (fillfactor = 50);
@@ -130,11 +130,11 @@ CONTROL = """
 +   p_more         text,
     p_max_attempts integer,
 
-  comment on function teguh.cancel_task(text, uuid) is
+  comment on function teguh.cancel_task(text, uuid, text) is
 +   'Something else. '
 
 - comment on function teguh.retry_task(text, uuid, jsonb) is
-+ comment on function teguh.cancel_task(text, uuid) is
++ comment on function teguh.cancel_task(text, uuid, text) is
 """
 
 # An argument that has no default any more.
