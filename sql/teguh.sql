@@ -8,42 +8,42 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  332  00_install.sql
---  380  01_version.sql: What the schema is, and its version
---  387    version
---  399  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  401    current_time
---  420    _after
---  435    _micros
---  446  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  462    _random_bytes
---  481    _make_uuidv7
---  504    portable_uuidv7
---  534    uuidv7_timestamp
---  560    _task_id
---  585    _run_id
---  600    _run_task
---  611    _run_number
---  625  12_types.sql: The composite types that functions pass to each other
---  630    _gap (type)
---  638    _late (type)
---  645    _timer (type)
---  652    _tally (type)
---  663    _picked (type)
---  679    _spawn (type)
---  701    _filter (type)
---  735  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  737    _check_keys
---  770    _number_option
---  805    _integer_option
---  831    _text_option
---  857    _flag_option
---  879    _uuid_option
---  906    _tags_option
---  935    _check_name
---  962    _check_seconds
---  990    _check_isolation
--- 1009    _buckets_option
+--  334  00_install.sql
+--  382  01_version.sql: What the schema is, and its version
+--  389    version
+--  401  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  403    current_time
+--  422    _after
+--  437    _micros
+--  448  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  464    _random_bytes
+--  483    _make_uuidv7
+--  506    portable_uuidv7
+--  536    uuidv7_timestamp
+--  562    _task_id
+--  587    _run_id
+--  602    _run_task
+--  613    _run_number
+--  627  12_types.sql: The composite types that functions pass to each other
+--  632    _gap (type)
+--  640    _late (type)
+--  647    _timer (type)
+--  654    _tally (type)
+--  665    _picked (type)
+--  677    _spawn (type)
+--  699    _filter (type)
+--  733  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  735    _check_keys
+--  768    _number_option
+--  803    _integer_option
+--  829    _text_option
+--  855    _flag_option
+--  877    _uuid_option
+--  904    _tags_option
+--  933    _check_name
+--  960    _check_seconds
+--  988    _check_isolation
+-- 1007    _buckets_option
 -- 1045    _check_policy
 -- 1092    _check_spawn
 -- 1139    _read_spawn_options
@@ -59,275 +59,277 @@
 -- 1499    _fraction
 -- 1510  20_tables.sql: Queues and the policy of each
 -- 1512    queues (table)
--- 1541    grants (table)
--- 1555    versions (table)
--- 1570    t_template (table)
--- 1673    g_template (table)
--- 1685    d_template (table)
--- 1699    p0_template (table)
--- 1712    p1_template (table)
--- 1755    k0_template (table)
--- 1768    k1_template (table)
--- 1797    n0_template (table)
--- 1808    n1_template (table)
--- 1824    n_template (table)
--- 1848    seq_template (sequence)
--- 1849    ring_template (sequence)
--- 1850    parked_template (sequence)
--- 1851    woken_template (sequence)
--- 1852    plan_template (sequence)
--- 1853    fired_template (sequence)
--- 1854    clock_template (sequence)
--- 1855    carry_template (sequence)
--- 1876    r_template (table)
--- 1893    a_template (table)
--- 1919    c_template (table)
--- 1936    e_template (table)
--- 1953    u_template (table)
--- 1966    w_template (table)
--- 1981  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 1984    validate_queue_name
--- 2026    _policy
--- 2068    _call
--- 2082    _template_ddl (view)
--- 2167    _stamp
--- 2179    _stamp_queues
--- 2207    _stamp_relation
--- 2247    _stamp_function
--- 2280    _function
--- 2292    _signature
--- 2303    _leave_extension
--- 2329    _lock_number
--- 2339    _share_queue
--- 2352    _may
--- 2368    _each_queue
--- 2390    _init_template
--- 2416    _hush_template
--- 2437    _beyond
--- 2446    create_queue
--- 2506    _refuse_busy
--- 2525    drop_queue
--- 2555    _drop_all
--- 2598    list_queues
--- 2622  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 2631    _push_template
--- 2672    _fill
--- 2692    _add0_template
--- 2759    _back0_template
--- 2777  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 2782    _claim0_template
--- 2851    _pick0_template
--- 2952    _move0_template
--- 3014    _open_xids
--- 3034    _next0_template
--- 3062    _many0_template
--- 3091    _stuck0_template
--- 3128    _trim0_template
--- 3171    _take_template
--- 3252    _known_template
--- 3272    _paused_until
--- 3285    claim_task
--- 3345    _next_template
--- 3386    _soon0_template
--- 3442    next_due
--- 3467  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 3480    _due0_template
--- 3556    _last0_template
--- 3581    _any0_template
--- 3608    _miss0_template
--- 3644    _pass0_template
--- 3690    _fire_template
--- 3742    _expire_template
--- 3810    _timeout_reason
--- 3829    _over_template
--- 3851    _close_template
--- 3881    _follow_template
--- 3911  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 3913    _segment_bytes
--- 3934    _turn_template
--- 3966    _turn0_template
--- 4004    _spent0_template
--- 4018    _dry0_template
--- 4045    _left0_template
--- 4076    _carry0_template
--- 4120  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4126    _remake_template
--- 4174    _alive_template
--- 4228    _home
--- 4241    _settle_template
--- 4263    rebuild_dispatch
--- 4299    _recap_template
--- 4330  35_tally.sql: The letter by which tallies know where a task stands
--- 4332    _letter
--- 4353    _letters
--- 4365    _bound
--- 4385    _tally_template
--- 4410    _reckon_template
--- 4435    _finish_template
--- 4469    _moved_template
--- 4499    _sum0_template
--- 4535    _noted0_template
--- 4570    _bank0_template
--- 4590    _census_template
--- 4612    _count_template
--- 4634  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 4639    _put_template
--- 4732    _new_template
--- 4783    _tag_template
--- 4801    _room_template
--- 4828    _shed_template
--- 4855    _first0_template
--- 4895    _once_template
--- 4943    _blocks
--- 4970    _meet_template
--- 5004    _swap_template
--- 5061    _series_template
--- 5098    _found_template
--- 5154    spawn_task
--- 5210    spawn_tasks
--- 5252    _read_task
--- 5270  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 5275    _hold_template
--- 5326    _own_template
--- 5346    _done_template
--- 5385    complete_run
--- 5408    _flush_template
--- 5474    _why_template
--- 5490    _read_runs
--- 5536    _explain_bad_run
--- 5561    complete_runs
--- 5586    _end_template
--- 5635    _lost_template
--- 5651    _file_template
--- 5675    _again_template
--- 5714    _queue_template
--- 5735    _fail_template
--- 5753    fail_run
--- 5777    _nap_template
--- 5806    schedule_run
--- 5836    _free_template
--- 5879    release_run
--- 5904    _keep_template
--- 5930    extend_claim
--- 5953  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 5958    _mark_template
--- 5980    _note_template
--- 6010    set_task_checkpoint_state
--- 6045    _recall_template
--- 6067    get_task_checkpoint_state
--- 6091    _list_template
--- 6120    get_task_checkpoint_states
--- 6146  43_events.sql: Wait for an event, or learn how the wait ended
--- 6153    _wait_template
--- 6225    _park_template
--- 6267    await_event
--- 6304    _emit_template
--- 6366    emit_event
--- 6391  44_control.sql: Read a task, or raise TG003
--- 6393    _fetch_template
--- 6420    _stop_template
--- 6452    _act_template
--- 6474    _halt_template
--- 6490    cancel_task
--- 6512    _rerun_template
--- 6585    _forget_template
--- 6605    _redo_template
--- 6638    _renew_template
--- 6674    retry_task
--- 6724    _show_template
--- 6772    get_task_result
--- 6807  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 6814    _purge_template
--- 6844    _erase_template
--- 6889    _first_uuid
--- 6908    _sweep_template
--- 6948    _clean
--- 6982    cleanup_tasks
--- 7003    cleanup_events
--- 7024    cleanup_all_queues
--- 7054  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 7056    _pause_template
--- 7077    pause_queue
--- 7106    resume_queue
--- 7123    get_queue_policy
--- 7146    set_queue_policy
--- 7164    list_namespaces
--- 7181  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 7184    _read_filter
--- 7218    _states_option
--- 7249    _read_cursor
--- 7268    _check_limit
--- 7292    _find_template
--- 7344    _seek_template
--- 7393    _page_template
--- 7462    _ended_template
--- 7499    _fit_template
--- 7535    _live_template
--- 7582    _hints0_template
--- 7624    _rows_template
--- 7673    list_tasks
--- 7719    _peek_template
--- 7772    get_task
--- 7824    _runs_template
--- 7877    list_runs
--- 7908    _past_template
--- 7983    _since_template
--- 8001    get_task_history
--- 8021    _held_template
--- 8053    list_workers
--- 8092    _read_place
--- 8111    _acts_template
--- 8137    list_actions
--- 8169  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 8171    _abort_template
--- 8208    cancel_tasks
--- 8253    _limit_option
--- 8266    _retake_template
--- 8304    requeue_task
--- 8329    list_dead_letters
--- 8372    _replay_template
--- 8413    replay_dead_letters
--- 8453    _bury_template
--- 8495    purge_dead_letters
--- 8525  49_stats.sql: When the first task that is ready became so; null if none is
--- 8527    _oldest_template
--- 8551    _elder0_template
--- 8585    _tenure_template
--- 8608    _stat_template
--- 8650    queue_stats
--- 8701    _from
--- 8714    _counters (view)
--- 8738    _gauge_template
--- 8779    _spans_template
--- 8832    metrics
--- 8868    _xmin_age
--- 8887    prometheus
--- 8942    _label_text
--- 8962    health
--- 9016  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 9021    _tick_template
--- 9043    _ticked (sequence)
--- 9049    _set_ticked
--- 9062    ticker
--- 9110    ticker_loop (procedure)
--- 9136  51_cron.sql: Whether pg_cron is installed in this database
--- 9138    _has_cron
--- 9148    _cron_has_seconds
--- 9169    _explain_no_cron
--- 9201    start
--- 9244    stop
--- 9269    _maintain
--- 9291    status
--- 9327  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 9331    _rights (view)
--- 9407    _allowed
--- 9445    _grant
--- 9464    _grant_again
--- 9480    _grant_queue
--- 9495    _check_grant
--- 9528    grant_access
--- 9564    revoke_access
--- 9610  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 1540    grants (table)
+-- 1554    versions (table)
+-- 1569    t_template (table)
+-- 1672    g_template (table)
+-- 1684    d_template (table)
+-- 1698    p0_template (table)
+-- 1711    p1_template (table)
+-- 1754    k0_template (table)
+-- 1767    k1_template (table)
+-- 1796    n0_template (table)
+-- 1807    n1_template (table)
+-- 1823    n_template (table)
+-- 1847    seq_template (sequence)
+-- 1848    ring_template (sequence)
+-- 1849    parked_template (sequence)
+-- 1850    woken_template (sequence)
+-- 1851    plan_template (sequence)
+-- 1852    fired_template (sequence)
+-- 1853    clock_template (sequence)
+-- 1854    carry_template (sequence)
+-- 1875    r_template (table)
+-- 1892    a_template (table)
+-- 1918    c_template (table)
+-- 1935    e_template (table)
+-- 1952    u_template (table)
+-- 1965    w_template (table)
+-- 1980  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 1983    validate_queue_name
+-- 2025    _policy
+-- 2067    _call
+-- 2081    _template_ddl (view)
+-- 2166    _stamp
+-- 2178    _stamp_queues
+-- 2206    _stamp_relation
+-- 2246    _stamp_function
+-- 2279    _function
+-- 2291    _signature
+-- 2302    _leave_extension
+-- 2328    _lock_number
+-- 2338    _share_queue
+-- 2351    _may
+-- 2367    _each_queue
+-- 2389    _init_template
+-- 2415    _hush_template
+-- 2436    _beyond
+-- 2445    create_queue
+-- 2505    _refuse_busy
+-- 2524    drop_queue
+-- 2554    _drop_all
+-- 2597    list_queues
+-- 2621  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 2630    _push_template
+-- 2671    _fill
+-- 2691    _add0_template
+-- 2758    _back0_template
+-- 2776  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 2781    _claim0_template
+-- 2843    _pick0_template
+-- 2925    _limit_template
+-- 2963    _move0_template
+-- 3025    _open_xids
+-- 3045    _next0_template
+-- 3073    _many0_template
+-- 3102    _stuck0_template
+-- 3139    _trim0_template
+-- 3182    _take_template
+-- 3263    _known_template
+-- 3283    _paused_until
+-- 3296    claim_task
+-- 3356    _next_template
+-- 3397    _soon0_template
+-- 3453    next_due
+-- 3478  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 3491    _due0_template
+-- 3567    _last0_template
+-- 3592    _any0_template
+-- 3619    _miss0_template
+-- 3655    _pass0_template
+-- 3701    _fire_template
+-- 3753    _expire_template
+-- 3821    _timeout_reason
+-- 3840    _over_template
+-- 3862    _close_template
+-- 3892    _follow_template
+-- 3922  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 3924    _segment_bytes
+-- 3945    _turn_template
+-- 3977    _turn0_template
+-- 4015    _spent0_template
+-- 4029    _dry0_template
+-- 4056    _left0_template
+-- 4087    _carry0_template
+-- 4131  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4137    _remake_template
+-- 4185    _alive_template
+-- 4239    _home
+-- 4252    _settle_template
+-- 4274    rebuild_dispatch
+-- 4310    _recap_template
+-- 4341  35_tally.sql: The letter by which tallies know where a task stands
+-- 4343    _letter
+-- 4362    _letters
+-- 4374    _bound
+-- 4394    _tally_template
+-- 4419    _reckon_template
+-- 4444    _finish_template
+-- 4478    _moved_template
+-- 4508    _sum0_template
+-- 4544    _noted0_template
+-- 4579    _bank0_template
+-- 4599    _census_template
+-- 4621    _count_template
+-- 4643  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 4648    _put_template
+-- 4716    _enlist_template
+-- 4759    _new_template
+-- 4810    _tag_template
+-- 4828    _room_template
+-- 4855    _shed_template
+-- 4882    _first0_template
+-- 4922    _once_template
+-- 4970    _blocks
+-- 4997    _meet_template
+-- 5031    _swap_template
+-- 5088    _series_template
+-- 5125    _found_template
+-- 5181    spawn_task
+-- 5238    spawn_tasks
+-- 5280    _read_task
+-- 5298  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 5303    _hold_template
+-- 5354    _own_template
+-- 5374    _done_template
+-- 5414    complete_run
+-- 5437    _flush_template
+-- 5503    _why_template
+-- 5519    _read_runs
+-- 5565    _explain_bad_run
+-- 5590    complete_runs
+-- 5615    _end_template
+-- 5664    _lost_template
+-- 5680    _file_template
+-- 5704    _again_template
+-- 5743    _queue_template
+-- 5764    _fail_template
+-- 5782    fail_run
+-- 5806    _nap_template
+-- 5835    schedule_run
+-- 5865    _free_template
+-- 5908    release_run
+-- 5933    _keep_template
+-- 5959    extend_claim
+-- 5982  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 5987    _mark_template
+-- 6009    _note_template
+-- 6039    set_task_checkpoint_state
+-- 6074    _recall_template
+-- 6096    get_task_checkpoint_state
+-- 6120    _list_template
+-- 6149    get_task_checkpoint_states
+-- 6175  43_events.sql: Wait for an event, or learn how the wait ended
+-- 6182    _wait_template
+-- 6254    _park_template
+-- 6296    await_event
+-- 6333    _emit_template
+-- 6395    emit_event
+-- 6420  44_control.sql: Read a task, or raise TG003
+-- 6422    _fetch_template
+-- 6449    _stop_template
+-- 6481    _act_template
+-- 6503    _halt_template
+-- 6519    cancel_task
+-- 6541    _rerun_template
+-- 6614    _forget_template
+-- 6634    _redo_template
+-- 6667    _renew_template
+-- 6703    retry_task
+-- 6753    _show_template
+-- 6801    get_task_result
+-- 6836  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 6843    _purge_template
+-- 6873    _erase_template
+-- 6918    _first_uuid
+-- 6937    _sweep_template
+-- 6977    _clean
+-- 7011    cleanup_tasks
+-- 7032    cleanup_events
+-- 7053    cleanup_all_queues
+-- 7083  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 7085    _pause_template
+-- 7106    pause_queue
+-- 7136    resume_queue
+-- 7153    get_queue_policy
+-- 7176    set_queue_policy
+-- 7194    list_namespaces
+-- 7211  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 7214    _read_filter
+-- 7248    _states_option
+-- 7279    _read_cursor
+-- 7298    _check_limit
+-- 7322    _find_template
+-- 7374    _seek_template
+-- 7423    _page_template
+-- 7492    _ended_template
+-- 7529    _fit_template
+-- 7565    _live_template
+-- 7612    _hints0_template
+-- 7654    _rows_template
+-- 7703    list_tasks
+-- 7749    _peek_template
+-- 7802    get_task
+-- 7854    _runs_template
+-- 7907    list_runs
+-- 7938    _past_template
+-- 8013    _since_template
+-- 8031    get_task_history
+-- 8052    _held_template
+-- 8084    list_workers
+-- 8123    _read_place
+-- 8142    _acts_template
+-- 8168    list_actions
+-- 8200  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 8202    _abort_template
+-- 8239    cancel_tasks
+-- 8285    _limit_option
+-- 8298    _retake_template
+-- 8336    requeue_task
+-- 8361    list_dead_letters
+-- 8404    _replay_template
+-- 8445    replay_dead_letters
+-- 8487    _bury_template
+-- 8529    purge_dead_letters
+-- 8559  49_stats.sql: When the first task that is ready became so; null if none is
+-- 8561    _oldest_template
+-- 8585    _elder0_template
+-- 8619    _tenure_template
+-- 8642    _stat_template
+-- 8684    queue_stats
+-- 8735    _from
+-- 8748    _counters (view)
+-- 8772    _gauge_template
+-- 8813    _spans_template
+-- 8866    metrics
+-- 8902    _xmin_age
+-- 8921    prometheus
+-- 8976    _label_text
+-- 8996    health
+-- 9050  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 9055    _tick_template
+-- 9077    _ticked (sequence)
+-- 9083    _set_ticked
+-- 9096    ticker
+-- 9144    ticker_loop (procedure)
+-- 9170  51_cron.sql: Whether pg_cron is installed in this database
+-- 9172    _has_cron
+-- 9182    _cron_has_seconds
+-- 9203    _explain_no_cron
+-- 9235    start
+-- 9278    stop
+-- 9303    _maintain
+-- 9325    status
+-- 9361  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 9365    _rights (view)
+-- 9441    _allowed
+-- 9479    _grant
+-- 9498    _grant_again
+-- 9514    _grant_queue
+-- 9529    _check_grant
+-- 9562    grant_access
+-- 9598    revoke_access
+-- 9644  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -661,17 +663,13 @@ begin
 
   if to_regtype('teguh._picked') is null then
     create type teguh._picked as (
-      task_ids    uuid[],
-      turns       integer[],
-      limited     uuid[],
-      limits      timestamptz[],
-      timed       uuid[],
-      timed_turns integer[],
-      timeouts    timestamptz[],
-      first       teguh._gap,
-      woke        bigint,
-      names       text[],
-      was         "char"[]
+      task_ids uuid[],
+      turns    integer[],
+      names    text[],
+      was      "char"[],
+      limited  boolean,
+      first    teguh._gap,
+      woke     bigint
     );
   end if;
 
@@ -721,9 +719,9 @@ comment on type teguh._late is
 comment on type teguh._timer is
   'A timer that has come due: a task and the turn it was set for.';
 comment on type teguh._picked is
-  'What a claim took: tasks and their turns, those that have a deadline now, those whose '
-  'run has a timeout, the place of the first one past the scan position, the most of '
-  'their woke, their names and where they stood.';
+  'What a claim took: tasks, their turns, names and where they stood; whether one of them has '
+  'a timer of its own; the place of the first one past the scan position, the most of their '
+  'woke.';
 comment on type teguh._tally is
   'How many tasks of a name changed so: where they stood and stand (see teguh._letter). If '
   'their runs ended, they took at most so many seconds each, so many all together; else 0.';
@@ -1020,7 +1018,9 @@ begin
     return null;
   end if;
 
-  if jsonb_path_exists(v_value, 'strict $ ? (@.type() == "array" && @.size() >= 1 && @.size() <= 50)')
+  if jsonb_path_exists(
+      v_value, 'strict $ ? (@.type() == "array" && @.size() >= 1 && @.size() <= 50)'
+    )
     and not jsonb_path_exists(v_value, 'strict $[*] ? (@.type() <> "number" || @ <= 0 || @ > 1e12)')
   then
     v_bounds := array(
@@ -1336,7 +1336,7 @@ begin
       using
         errcode = 'TG005',
         detail = format('Found: %s.', left(v_unique::text, 200)),
-        hint = 'states and window_seconds go with error and return, max_wait_seconds with debounce.';
+        hint = 'states, window_seconds: error and return; max_wait_seconds: debounce.';
   elsif v_unique ? 'states' and not coalesce(
     jsonb_typeof(v_unique -> 'states') = 'array'
     and v_unique -> 'states' <@ '["pending", "running", "sleeping", "completed", "failed",
@@ -1515,8 +1515,7 @@ create table if not exists teguh.queues (
   created_at   timestamptz not null,
   built_for    bigint,
   paused_until timestamptz,
-  buckets      double precision[] not null default
-    '{0.005,0.01,0.025,0.05,0.1,0.25,0.5,1,2.5,5,10,30,60,300,1800}',
+  buckets      float8[] not null default '{0.005,0.01,0.05,0.1,0.5,1,5,10,30,60,300,1800}',
   constraint queues_pkey primary key (queue_name)
 );
 
@@ -2817,15 +2816,8 @@ begin
       'l', v_picked.task_ids, v_picked.turns, array[coalesce(p_until, 'infinity')]
     );
   end if;
-  if v_picked.limited is not null then
-    perform teguh._push_template(
-      'l', v_picked.limited, teguh._fill(0, v_picked.limited), v_picked.limits
-    );
-  end if;
-  if v_picked.timed is not null then
-    perform teguh._push_template(
-      'l', v_picked.timed, v_picked.timed_turns, v_picked.timeouts
-    );
+  if v_picked.limited then
+    perform teguh._limit_template(v_picked.task_ids);
   end if;
 
   if teguh._many0_template(
@@ -2907,35 +2899,54 @@ begin
       lease_expires_at = least(p_until, teguh._after(p_now, t.timeout_seconds)),
       deadline_at = case
         when t.attempt > 0 or t.cancellation is null then t.deadline_at
-        else least(
-          t.expires_at,
-          teguh._after(p_now, (t.cancellation ->> 'max_duration')::double precision)
-        )
+        else least(t.expires_at, teguh._after(p_now, (t.cancellation ->> 'max_duration')::float8))
       end
     from ready as r
     where t.task_id = r.task_id
-    returning
-      t.task_id, t.turn, t.attempt, t.deadline_at, r.xid, r.seq, r.woke, t.task_name, r.was,
-      case when t.timeout_seconds is not null then t.lease_expires_at end as timeout_at
+    returning t.task_id, t.turn, t.task_name, r.was, r.xid, r.seq, r.woke,
+      t.timeout_seconds is not null or t.attempt = 1 and t.deadline_at is not null as limited
   )
 
   select
-    array_agg(c.task_id),
-    array_agg(c.turn),
-    array_agg(c.task_id) filter (where c.attempt = 1 and c.deadline_at is not null),
-    array_agg(c.deadline_at) filter (where c.attempt = 1 and c.deadline_at is not null),
-    array_agg(c.task_id) filter (where c.timeout_at is not null),
-    array_agg(c.turn) filter (where c.timeout_at is not null),
-    array_agg(c.timeout_at) filter (where c.timeout_at is not null),
+    array_agg(c.task_id), array_agg(c.turn), array_agg(c.task_name), array_agg(c.was),
+    bool_or(c.limited),
     (array_agg(row(c.xid, c.seq, null)::teguh._gap)
       filter (where (c.xid, c.seq) >= (p_from.xid, p_from.seq)))[1],
-    max(c.woke),
-    array_agg(c.task_name),
-    array_agg(c.was)
+    max(c.woke)
   into v_picked
   from claimed as c;
 
   return v_picked;
+end;
+$$;
+
+-- Set the timers of claimed tasks that end of themselves: the deadline of one that starts, and
+-- the timeout of a run.
+create or replace function teguh._limit_template(p_task_ids uuid[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task teguh.t_template;
+begin
+  for v_task in
+    select t.*
+    from teguh.t_template as t
+    where t.task_id = any (p_task_ids)
+  loop
+    if v_task.attempt = 1 and v_task.deadline_at is not null then
+      perform teguh._push_template(
+        'l', array[v_task.task_id], array[0], array[v_task.deadline_at]
+      );
+    end if;
+    if v_task.timeout_seconds is not null then
+      perform teguh._push_template(
+        'l', array[v_task.task_id], array[v_task.turn], array[v_task.lease_expires_at]
+      );
+    end if;
+  end loop;
 end;
 $$;
 
@@ -4335,14 +4346,12 @@ create or replace function teguh._letter(p_state text, p_attempt integer, p_wake
   immutable
 as $$
   select case
-    when p_state operator(pg_catalog.<>) 'sleeping' then case p_state
-      when 'pending' then 'p'
-      when 'running' then 'r'
-      when 'completed' then 'c'
-      when 'failed' then 'f'
-      when 'cancelled' then 'x'
-      when 'expired' then 'e'
-    end
+    when p_state operator(pg_catalog.=) 'pending' then 'p'
+    when p_state operator(pg_catalog.=) 'running' then 'r'
+    when p_state operator(pg_catalog.=) 'completed' then 'c'
+    when p_state operator(pg_catalog.=) 'failed' then 'f'
+    when p_state operator(pg_catalog.=) 'cancelled' then 'x'
+    when p_state operator(pg_catalog.=) 'expired' then 'e'
     when p_attempt operator(pg_catalog.=) 0 then 'd'
     when p_wake_event is null then 's'
     else 'w'
@@ -4425,7 +4434,7 @@ begin
     from (
       select u.task_name, u.was, count(*) as qty
       from unnest(p_task_names, p_was) as u(task_name, was)
-      group by 1, 2
+      group by u.task_name, u.was
     ) as c;
   end if;
 end;
@@ -4459,7 +4468,7 @@ begin
         u.task_name, teguh._bound(u.seconds, v_buckets) as most, count(*) as qty,
         sum(u.seconds) as seconds
       from unnest(p_task_names, p_seconds) as u(task_name, seconds)
-      group by 1, 2
+      group by u.task_name, teguh._bound(u.seconds, v_buckets)
     ) as c;
   end if;
 end;
@@ -4526,7 +4535,7 @@ begin
   from (
     select c.task_name, c.was, c.became, c.most, sum(c.qty) as qty, sum(c.seconds) as seconds
     from teguh._noted0_template() as c
-    group by 1, 2, 3, 4
+    group by c.task_name, c.was, c.became, c.most
   ) as c;
 end;
 $$;
@@ -4577,7 +4586,7 @@ begin
   insert into teguh.n_template as n (task_name, was, became, most, qty, seconds)
   select o.task_name, o.was, o.became, o.most, sum(o.qty), sum(o.seconds)
   from teguh.n0_template as o
-  group by 1, 2, 3, 4
+  group by o.task_name, o.was, o.became, o.most
   on conflict (task_name, was, became, most) do update
   set
     qty = n.qty + excluded.qty,
@@ -4601,7 +4610,7 @@ begin
   where not exists (select from teguh.n_template)
     and not exists (select from teguh.n0_template)
     and not exists (select from teguh.n1_template)
-  group by 1, 3;
+  group by t.task_name, teguh._letter(t.state, t.attempt, t.wake_event);
 end;
 $$;
 
@@ -4627,7 +4636,7 @@ begin
     union all
     select * from teguh._noted1_template()
   ) as c
-  group by 1, 2, 3, 4;
+  group by c.task_name, c.was, c.became, c.most;
 end;
 $$;
 
@@ -4644,17 +4653,9 @@ create or replace function teguh._put_template(p_tasks teguh._spawn[])
 as $$
 #variable_conflict use_column
 declare
-  v_now           timestamptz;
-  v_ids           uuid[];
-  v_added         uuid[];
-  v_ready         uuid[];
-  v_sleepers      uuid[];
-  v_due_at        timestamptz[];
-  v_limited       uuid[];
-  v_limits        timestamptz[];
-  v_tagged        uuid[];
-  v_ready_names   text[];
-  v_sleeper_names text[];
+  v_now   timestamptz;
+  v_ids   uuid[];
+  v_added uuid[];
 begin
   perform pg_current_xact_id();
   v_now := teguh.current_time();
@@ -4690,23 +4691,57 @@ begin
     from spawns as s
     order by s.idempotency_key nulls first, s.place
     on conflict (idempotency_key) where idempotency_key is not null do nothing
-    returning t.task_id, t.state, t.available_at, t.deadline_at, t.tags, t.task_name
+    returning t.task_id
   )
 
   select
     array(select s.task_id from spawns as s order by s.place),
-    array_agg(a.task_id),
-    array_agg(a.task_id) filter (where a.state = 'pending'),
-    array_agg(a.task_id) filter (where a.state = 'sleeping'),
-    array_agg(a.available_at) filter (where a.state = 'sleeping'),
-    array_agg(a.task_id) filter (where a.deadline_at is not null),
-    array_agg(a.deadline_at) filter (where a.deadline_at is not null),
-    array_agg(a.task_id) filter (where a.tags is not null),
-    array_agg(a.task_name) filter (where a.state = 'pending'),
-    array_agg(a.task_name) filter (where a.state = 'sleeping')
-  into v_ids, v_added, v_ready, v_sleepers, v_due_at, v_limited, v_limits, v_tagged,
-    v_ready_names, v_sleeper_names
+    array_agg(a.task_id)
+  into v_ids, v_added
   from added as a;
+
+  perform teguh._enlist_template(v_added);
+
+  if cardinality(v_added) = cardinality(p_tasks) then
+    return query
+    select u.task_id, teguh._run_id(u.task_id, 1), 1, true
+    from unnest(v_ids) as u(task_id);
+  else
+    return query select * from teguh._found_template(p_tasks, v_ids, v_added);
+  end if;
+end;
+$$;
+
+-- Queue tasks that were just inserted, set their timers, count them.
+create or replace function teguh._enlist_template(p_task_ids uuid[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_ready         uuid[];
+  v_ready_names   text[];
+  v_sleepers      uuid[];
+  v_sleeper_names text[];
+  v_due_at        timestamptz[];
+  v_limited       uuid[];
+  v_limits        timestamptz[];
+  v_tagged        uuid[];
+begin
+  select
+    array_agg(t.task_id) filter (where t.state = 'pending'),
+    array_agg(t.task_name) filter (where t.state = 'pending'),
+    array_agg(t.task_id) filter (where t.state = 'sleeping'),
+    array_agg(t.task_name) filter (where t.state = 'sleeping'),
+    array_agg(t.available_at) filter (where t.state = 'sleeping'),
+    array_agg(t.task_id) filter (where t.deadline_at is not null),
+    array_agg(t.deadline_at) filter (where t.deadline_at is not null),
+    array_agg(t.task_id) filter (where t.tags is not null)
+  into
+    v_ready, v_ready_names, v_sleepers, v_sleeper_names, v_due_at, v_limited, v_limits, v_tagged
+  from unnest(p_task_ids) as u(task_id)
+  join teguh.t_template as t on t.task_id = u.task_id;
 
   perform teguh._push_template('r', v_ready, teguh._fill(1, v_ready));
   perform teguh._push_template('s', v_sleepers, teguh._fill(1, v_sleepers), v_due_at);
@@ -4715,14 +4750,6 @@ begin
   perform teguh._reckon_template(v_sleeper_names, teguh._letters('-', v_sleepers), 'd');
   if v_tagged is not null then
     perform teguh._tag_template(v_tagged);
-  end if;
-
-  if cardinality(v_added) = cardinality(p_tasks) then
-    return query
-    select u.task_id, teguh._run_id(u.task_id, 1), 1, true
-    from unnest(v_ids) as u(task_id);
-  else
-    return query select * from teguh._found_template(p_tasks, v_ids, v_added);
   end if;
 end;
 $$;
@@ -5202,7 +5229,8 @@ comment on function teguh.spawn_task(text, text, jsonb, jsonb) is
   '({"key", "on_conflict"}: no second task while one of that key is pending, running or '
   'sleeping, or in the given states, or for window_seconds from its creation; on_conflict error '
   'raises, return returns it; replace turns one that has not started into the new one, debounce '
-  'also, no later than max_wait_seconds after its creation). created is false when the idempotency key was in use and the existing task '
+  'also, no later than max_wait_seconds after its creation). created is false when the '
+  'idempotency key or unique key was in use and the existing task '
   'is returned. Raises TG001 for an unknown queue, TG005 for a bad option, TG006 for a '
   'key that belongs to another task or is in use, TG007 when the queue is full.';
 
@@ -5215,6 +5243,7 @@ create or replace function teguh.spawn_tasks(p_queue_name text, p_tasks jsonb)
 as $$
 declare
   v_policy jsonb := teguh._policy(p_queue_name);
+  v_verb   text := 'put';
   v_spawns teguh._spawn[];
 begin
   if jsonb_typeof(p_tasks) is distinct from 'array' then
@@ -5231,11 +5260,10 @@ begin
     return;
   end if;
 
-  return query execute
-    'select * from teguh._'
-    || case when exists (select from unnest(v_spawns) as s where s.uniqueness is not null)
-      then 'series_' else 'put_' end
-    || p_queue_name || '($1)'
+  if exists (select from unnest(v_spawns) as s where s.uniqueness is not null) then
+    v_verb := 'series';
+  end if;
+  return query execute format('select * from teguh._%s_%s($1)', v_verb, p_queue_name)
   using v_spawns;
 
   if v_policy ? 'max_pending' then
@@ -5350,11 +5378,11 @@ create or replace function teguh._done_template(p_run_id uuid, p_state jsonb)
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_task_id uuid := teguh._run_task(p_run_id);
-  v_now     timestamptz := teguh.current_time();
-  v_turn    integer;
-  v_name    text;
-  v_seconds double precision;
+  v_task_id    uuid := teguh._run_task(p_run_id);
+  v_now        timestamptz := teguh.current_time();
+  v_turn       integer;
+  v_name       text;
+  v_started_at timestamptz;
 begin
   update teguh.t_template as t
   set
@@ -5365,13 +5393,14 @@ begin
   where t.task_id = v_task_id
     and t.run_id = p_run_id
     and t.state = 'running'
-  returning t.turn, t.task_name, date_part('epoch', v_now - t.started_at)
-  into v_turn, v_name, v_seconds;
+  returning t.turn, t.task_name, t.started_at into v_turn, v_name, v_started_at;
   if not found then
     perform teguh._hold_template(p_run_id);
   end if;
 
-  perform teguh._finish_template(array[v_name], array[v_seconds]);
+  perform teguh._finish_template(
+    array[v_name], array[date_part('epoch', v_now - v_started_at)]
+  );
 
   -- a task in its first turn has never waited
   if v_turn > 1 then
@@ -7099,7 +7128,8 @@ $$;
 
 comment on function teguh.pause_queue(text, timestamptz, text) is
   'Lets claims of a queue return nothing until p_until, or until resume_queue(). Spawns, '
-  'events, running tasks and timers go on. list_actions() shows p_reason. Raises TG001 for an unknown queue, 22004 for a '
+  'events, running tasks and timers go on. list_actions() shows p_reason. Raises TG001 for an '
+  'unknown queue, 22004 for a '
   'null time.';
 
 -- Resume a queue.
@@ -7132,7 +7162,7 @@ begin
     "default_max_attempts": null, "default_retry_strategy": null,
     "default_timeout": null, "default_ttl": null, "namespace": "default",
     "max_pending": null, "on_full": "reject", "duration_buckets": [
-      0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800
+      0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 1800
     ]
   }'::jsonb || (teguh._policy(p_queue_name) - 'paused_until');
 end;
@@ -8014,7 +8044,8 @@ comment on function teguh.get_task_history(text, uuid) is
   'worker was handed it), recovered (the same, after a run whose worker was lost), sleeping '
   '(the present sleep, not those that are over), released, completed, failed, cancelled, '
   'expired, retrying (another run follows). detail has, where it applies, claimed_by, '
-  'failure_reason, until, event, and of what somebody did action, by_role, reason. Raises TG001 for '
+  'failure_reason, until, event, and of what somebody did action, by_role, reason. Raises TG001 '
+  'for '
   'an unknown queue, TG003 for an unknown task.';
 
 -- The workers that hold a lease.
@@ -8246,7 +8277,8 @@ $$;
 comment on function teguh.cancel_tasks(text, jsonb, jsonb) is
   'Cancels tasks that are not over, and returns how many. The filter is that of list_tasks(). '
   'Options: limit (the newest so many, default 1000: call again until 0 comes back), reason, all '
-  '(true: an empty filter is meant, and means every task). Raises TG001 for an unknown queue, TG005 '
+  '(true: an empty filter is meant, and means every task). Raises TG001 for an unknown queue, '
+  'TG005 '
   'for an unknown key, a bad value, or an empty filter without all.';
 
 -- Read how many tasks a call may touch.
@@ -8442,10 +8474,12 @@ end;
 $$;
 
 comment on function teguh.replay_dead_letters(text, jsonb, jsonb) is
-  'Runs failed tasks once more, from their checkpoints on, and returns how many. The filter is that '
+  'Runs failed tasks once more, from their checkpoints on, and returns how many. The filter is '
+  'that '
   'of list_dead_letters(). Options: limit (the newest so many, default 1000: call again until 0 '
   'comes back), per_second (they start one after another at this rate, not all at once), '
-  'max_attempts (at least room for one more run), from_step (delete the checkpoint of that step and '
+  'max_attempts (at least room for one more run), from_step (delete the checkpoint of that step '
+  'and '
   'all written after it; a task without it goes on where it failed), reason. Raises TG001 for '
   'an unknown queue, TG005 for an unknown key or a bad value.';
 
@@ -8642,7 +8676,7 @@ begin
     case when v_oldest is not null then date_part('epoch', v_now - least(v_oldest, v_now)) end,
     case when v_longest is not null then date_part('epoch', v_now - least(v_longest, v_now)) end
   from teguh._count_template() as c
-  cross join lateral (values (c.became, c.qty), (c.was, - c.qty)) as s(letter, qty);
+  cross join lateral (values (c.became, c.qty), (c.was, -c.qty)) as s(letter, qty);
 end;
 $$;
 
@@ -8794,7 +8828,7 @@ begin
     select c.task_name, c.most, sum(c.qty) as qty, sum(c.seconds) as seconds
     from teguh._count_template() as c
     where c.most > 0
-    group by 1, 2
+    group by c.task_name, c.most
   ),
 
   tasks as (
@@ -8804,7 +8838,7 @@ begin
       sum(e.qty) as qty,
       sum(e.seconds) as seconds
     from ended as e
-    group by 1
+    group by e.task_name
   )
 
   select
@@ -9015,8 +9049,8 @@ comment on function teguh.health() is
 
 -- sql/src/50_ticker.sql
 -- One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- restored from a dump, sum up the statistics, deal with what is due.  The step comes first, and only when the
--- caller has written nothing yet: it moves a register, and must not go by what may be
+-- restored from a dump, sum up the statistics, deal with what is due.  The step comes first, and
+-- only when the caller has written nothing yet: it moves a register, and must not go by what may be
 -- rolled back.
 create or replace function teguh._tick_template(
   p_now   timestamptz,

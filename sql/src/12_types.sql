@@ -36,17 +36,13 @@ begin
 
   if to_regtype('teguh._picked') is null then
     create type teguh._picked as (
-      task_ids    uuid[],
-      turns       integer[],
-      limited     uuid[],
-      limits      timestamptz[],
-      timed       uuid[],
-      timed_turns integer[],
-      timeouts    timestamptz[],
-      first       teguh._gap,
-      woke        bigint,
-      names       text[],
-      was         "char"[]
+      task_ids uuid[],
+      turns    integer[],
+      names    text[],
+      was      "char"[],
+      limited  boolean,
+      first    teguh._gap,
+      woke     bigint
     );
   end if;
 
@@ -96,9 +92,9 @@ comment on type teguh._late is
 comment on type teguh._timer is
   'A timer that has come due: a task and the turn it was set for.';
 comment on type teguh._picked is
-  'What a claim took: tasks and their turns, those that have a deadline now, those whose '
-  'run has a timeout, the place of the first one past the scan position, the most of '
-  'their woke, their names and where they stood.';
+  'What a claim took: tasks, their turns, names and where they stood; whether one of them has '
+  'a timer of its own; the place of the first one past the scan position, the most of their '
+  'woke.';
 comment on type teguh._tally is
   'How many tasks of a name changed so: where they stood and stand (see teguh._letter). If '
   'their runs ended, they took at most so many seconds each, so many all together; else 0.';

@@ -285,7 +285,9 @@ begin
     return null;
   end if;
 
-  if jsonb_path_exists(v_value, 'strict $ ? (@.type() == "array" && @.size() >= 1 && @.size() <= 50)')
+  if jsonb_path_exists(
+      v_value, 'strict $ ? (@.type() == "array" && @.size() >= 1 && @.size() <= 50)'
+    )
     and not jsonb_path_exists(v_value, 'strict $[*] ? (@.type() <> "number" || @ <= 0 || @ > 1e12)')
   then
     v_bounds := array(
@@ -601,7 +603,7 @@ begin
       using
         errcode = 'TG005',
         detail = format('Found: %s.', left(v_unique::text, 200)),
-        hint = 'states and window_seconds go with error and return, max_wait_seconds with debounce.';
+        hint = 'states, window_seconds: error and return; max_wait_seconds: debounce.';
   elsif v_unique ? 'states' and not coalesce(
     jsonb_typeof(v_unique -> 'states') = 'array'
     and v_unique -> 'states' <@ '["pending", "running", "sleeping", "completed", "failed",

@@ -5,8 +5,7 @@ create table if not exists teguh.queues (
   created_at   timestamptz not null,
   built_for    bigint,
   paused_until timestamptz,
-  buckets      double precision[] not null default
-    '{0.005,0.01,0.025,0.05,0.1,0.25,0.5,1,2.5,5,10,30,60,300,1800}',
+  buckets      float8[] not null default '{0.005,0.01,0.05,0.1,0.5,1,5,10,30,60,300,1800}',
   constraint queues_pkey primary key (queue_name)
 );
 

@@ -40,15 +40,8 @@ begin
       'l', v_picked.task_ids, v_picked.turns, array[coalesce(p_until, 'infinity')]
     );
   end if;
-  if v_picked.limited is not null then
-    perform teguh._push_template(
-      'l', v_picked.limited, teguh._fill(0, v_picked.limited), v_picked.limits
-    );
-  end if;
-  if v_picked.timed is not null then
-    perform teguh._push_template(
-      'l', v_picked.timed, v_picked.timed_turns, v_picked.timeouts
-    );
+  if v_picked.limited then
+    perform teguh._limit_template(v_picked.task_ids);
   end if;
 
   if teguh._many0_template(
@@ -130,35 +123,54 @@ begin
       lease_expires_at = least(p_until, teguh._after(p_now, t.timeout_seconds)),
       deadline_at = case
         when t.attempt > 0 or t.cancellation is null then t.deadline_at
-        else least(
-          t.expires_at,
-          teguh._after(p_now, (t.cancellation ->> 'max_duration')::double precision)
-        )
+        else least(t.expires_at, teguh._after(p_now, (t.cancellation ->> 'max_duration')::float8))
       end
     from ready as r
     where t.task_id = r.task_id
-    returning
-      t.task_id, t.turn, t.attempt, t.deadline_at, r.xid, r.seq, r.woke, t.task_name, r.was,
-      case when t.timeout_seconds is not null then t.lease_expires_at end as timeout_at
+    returning t.task_id, t.turn, t.task_name, r.was, r.xid, r.seq, r.woke,
+      t.timeout_seconds is not null or t.attempt = 1 and t.deadline_at is not null as limited
   )
 
   select
-    array_agg(c.task_id),
-    array_agg(c.turn),
-    array_agg(c.task_id) filter (where c.attempt = 1 and c.deadline_at is not null),
-    array_agg(c.deadline_at) filter (where c.attempt = 1 and c.deadline_at is not null),
-    array_agg(c.task_id) filter (where c.timeout_at is not null),
-    array_agg(c.turn) filter (where c.timeout_at is not null),
-    array_agg(c.timeout_at) filter (where c.timeout_at is not null),
+    array_agg(c.task_id), array_agg(c.turn), array_agg(c.task_name), array_agg(c.was),
+    bool_or(c.limited),
     (array_agg(row(c.xid, c.seq, null)::teguh._gap)
       filter (where (c.xid, c.seq) >= (p_from.xid, p_from.seq)))[1],
-    max(c.woke),
-    array_agg(c.task_name),
-    array_agg(c.was)
+    max(c.woke)
   into v_picked
   from claimed as c;
 
   return v_picked;
+end;
+$$;
+
+-- Set the timers of claimed tasks that end of themselves: the deadline of one that starts, and
+-- the timeout of a run.
+create or replace function teguh._limit_template(p_task_ids uuid[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task teguh.t_template;
+begin
+  for v_task in
+    select t.*
+    from teguh.t_template as t
+    where t.task_id = any (p_task_ids)
+  loop
+    if v_task.attempt = 1 and v_task.deadline_at is not null then
+      perform teguh._push_template(
+        'l', array[v_task.task_id], array[0], array[v_task.deadline_at]
+      );
+    end if;
+    if v_task.timeout_seconds is not null then
+      perform teguh._push_template(
+        'l', array[v_task.task_id], array[v_task.turn], array[v_task.lease_expires_at]
+      );
+    end if;
+  end loop;
 end;
 $$;
 

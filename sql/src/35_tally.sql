@@ -5,14 +5,12 @@ create or replace function teguh._letter(p_state text, p_attempt integer, p_wake
   immutable
 as $$
   select case
-    when p_state operator(pg_catalog.<>) 'sleeping' then case p_state
-      when 'pending' then 'p'
-      when 'running' then 'r'
-      when 'completed' then 'c'
-      when 'failed' then 'f'
-      when 'cancelled' then 'x'
-      when 'expired' then 'e'
-    end
+    when p_state operator(pg_catalog.=) 'pending' then 'p'
+    when p_state operator(pg_catalog.=) 'running' then 'r'
+    when p_state operator(pg_catalog.=) 'completed' then 'c'
+    when p_state operator(pg_catalog.=) 'failed' then 'f'
+    when p_state operator(pg_catalog.=) 'cancelled' then 'x'
+    when p_state operator(pg_catalog.=) 'expired' then 'e'
     when p_attempt operator(pg_catalog.=) 0 then 'd'
     when p_wake_event is null then 's'
     else 'w'
@@ -95,7 +93,7 @@ begin
     from (
       select u.task_name, u.was, count(*) as qty
       from unnest(p_task_names, p_was) as u(task_name, was)
-      group by 1, 2
+      group by u.task_name, u.was
     ) as c;
   end if;
 end;
@@ -129,7 +127,7 @@ begin
         u.task_name, teguh._bound(u.seconds, v_buckets) as most, count(*) as qty,
         sum(u.seconds) as seconds
       from unnest(p_task_names, p_seconds) as u(task_name, seconds)
-      group by 1, 2
+      group by u.task_name, teguh._bound(u.seconds, v_buckets)
     ) as c;
   end if;
 end;
@@ -196,7 +194,7 @@ begin
   from (
     select c.task_name, c.was, c.became, c.most, sum(c.qty) as qty, sum(c.seconds) as seconds
     from teguh._noted0_template() as c
-    group by 1, 2, 3, 4
+    group by c.task_name, c.was, c.became, c.most
   ) as c;
 end;
 $$;
@@ -247,7 +245,7 @@ begin
   insert into teguh.n_template as n (task_name, was, became, most, qty, seconds)
   select o.task_name, o.was, o.became, o.most, sum(o.qty), sum(o.seconds)
   from teguh.n0_template as o
-  group by 1, 2, 3, 4
+  group by o.task_name, o.was, o.became, o.most
   on conflict (task_name, was, became, most) do update
   set
     qty = n.qty + excluded.qty,
@@ -271,7 +269,7 @@ begin
   where not exists (select from teguh.n_template)
     and not exists (select from teguh.n0_template)
     and not exists (select from teguh.n1_template)
-  group by 1, 3;
+  group by t.task_name, teguh._letter(t.state, t.attempt, t.wake_event);
 end;
 $$;
 
@@ -297,6 +295,6 @@ begin
     union all
     select * from teguh._noted1_template()
   ) as c
-  group by 1, 2, 3, 4;
+  group by c.task_name, c.was, c.became, c.most;
 end;
 $$;

@@ -10,17 +10,9 @@ create or replace function teguh._put_template(p_tasks teguh._spawn[])
 as $$
 #variable_conflict use_column
 declare
-  v_now           timestamptz;
-  v_ids           uuid[];
-  v_added         uuid[];
-  v_ready         uuid[];
-  v_sleepers      uuid[];
-  v_due_at        timestamptz[];
-  v_limited       uuid[];
-  v_limits        timestamptz[];
-  v_tagged        uuid[];
-  v_ready_names   text[];
-  v_sleeper_names text[];
+  v_now   timestamptz;
+  v_ids   uuid[];
+  v_added uuid[];
 begin
   perform pg_current_xact_id();
   v_now := teguh.current_time();
@@ -56,23 +48,57 @@ begin
     from spawns as s
     order by s.idempotency_key nulls first, s.place
     on conflict (idempotency_key) where idempotency_key is not null do nothing
-    returning t.task_id, t.state, t.available_at, t.deadline_at, t.tags, t.task_name
+    returning t.task_id
   )
 
   select
     array(select s.task_id from spawns as s order by s.place),
-    array_agg(a.task_id),
-    array_agg(a.task_id) filter (where a.state = 'pending'),
-    array_agg(a.task_id) filter (where a.state = 'sleeping'),
-    array_agg(a.available_at) filter (where a.state = 'sleeping'),
-    array_agg(a.task_id) filter (where a.deadline_at is not null),
-    array_agg(a.deadline_at) filter (where a.deadline_at is not null),
-    array_agg(a.task_id) filter (where a.tags is not null),
-    array_agg(a.task_name) filter (where a.state = 'pending'),
-    array_agg(a.task_name) filter (where a.state = 'sleeping')
-  into v_ids, v_added, v_ready, v_sleepers, v_due_at, v_limited, v_limits, v_tagged,
-    v_ready_names, v_sleeper_names
+    array_agg(a.task_id)
+  into v_ids, v_added
   from added as a;
+
+  perform teguh._enlist_template(v_added);
+
+  if cardinality(v_added) = cardinality(p_tasks) then
+    return query
+    select u.task_id, teguh._run_id(u.task_id, 1), 1, true
+    from unnest(v_ids) as u(task_id);
+  else
+    return query select * from teguh._found_template(p_tasks, v_ids, v_added);
+  end if;
+end;
+$$;
+
+-- Queue tasks that were just inserted, set their timers, count them.
+create or replace function teguh._enlist_template(p_task_ids uuid[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_ready         uuid[];
+  v_ready_names   text[];
+  v_sleepers      uuid[];
+  v_sleeper_names text[];
+  v_due_at        timestamptz[];
+  v_limited       uuid[];
+  v_limits        timestamptz[];
+  v_tagged        uuid[];
+begin
+  select
+    array_agg(t.task_id) filter (where t.state = 'pending'),
+    array_agg(t.task_name) filter (where t.state = 'pending'),
+    array_agg(t.task_id) filter (where t.state = 'sleeping'),
+    array_agg(t.task_name) filter (where t.state = 'sleeping'),
+    array_agg(t.available_at) filter (where t.state = 'sleeping'),
+    array_agg(t.task_id) filter (where t.deadline_at is not null),
+    array_agg(t.deadline_at) filter (where t.deadline_at is not null),
+    array_agg(t.task_id) filter (where t.tags is not null)
+  into
+    v_ready, v_ready_names, v_sleepers, v_sleeper_names, v_due_at, v_limited, v_limits, v_tagged
+  from unnest(p_task_ids) as u(task_id)
+  join teguh.t_template as t on t.task_id = u.task_id;
 
   perform teguh._push_template('r', v_ready, teguh._fill(1, v_ready));
   perform teguh._push_template('s', v_sleepers, teguh._fill(1, v_sleepers), v_due_at);
@@ -81,14 +107,6 @@ begin
   perform teguh._reckon_template(v_sleeper_names, teguh._letters('-', v_sleepers), 'd');
   if v_tagged is not null then
     perform teguh._tag_template(v_tagged);
-  end if;
-
-  if cardinality(v_added) = cardinality(p_tasks) then
-    return query
-    select u.task_id, teguh._run_id(u.task_id, 1), 1, true
-    from unnest(v_ids) as u(task_id);
-  else
-    return query select * from teguh._found_template(p_tasks, v_ids, v_added);
   end if;
 end;
 $$;
@@ -568,7 +586,8 @@ comment on function teguh.spawn_task(text, text, jsonb, jsonb) is
   '({"key", "on_conflict"}: no second task while one of that key is pending, running or '
   'sleeping, or in the given states, or for window_seconds from its creation; on_conflict error '
   'raises, return returns it; replace turns one that has not started into the new one, debounce '
-  'also, no later than max_wait_seconds after its creation). created is false when the idempotency key was in use and the existing task '
+  'also, no later than max_wait_seconds after its creation). created is false when the '
+  'idempotency key or unique key was in use and the existing task '
   'is returned. Raises TG001 for an unknown queue, TG005 for a bad option, TG006 for a '
   'key that belongs to another task or is in use, TG007 when the queue is full.';
 
@@ -581,6 +600,7 @@ create or replace function teguh.spawn_tasks(p_queue_name text, p_tasks jsonb)
 as $$
 declare
   v_policy jsonb := teguh._policy(p_queue_name);
+  v_verb   text := 'put';
   v_spawns teguh._spawn[];
 begin
   if jsonb_typeof(p_tasks) is distinct from 'array' then
@@ -597,11 +617,10 @@ begin
     return;
   end if;
 
-  return query execute
-    'select * from teguh._'
-    || case when exists (select from unnest(v_spawns) as s where s.uniqueness is not null)
-      then 'series_' else 'put_' end
-    || p_queue_name || '($1)'
+  if exists (select from unnest(v_spawns) as s where s.uniqueness is not null) then
+    v_verb := 'series';
+  end if;
+  return query execute format('select * from teguh._%s_%s($1)', v_verb, p_queue_name)
   using v_spawns;
 
   if v_policy ? 'max_pending' then

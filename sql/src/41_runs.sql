@@ -80,11 +80,11 @@ create or replace function teguh._done_template(p_run_id uuid, p_state jsonb)
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_task_id uuid := teguh._run_task(p_run_id);
-  v_now     timestamptz := teguh.current_time();
-  v_turn    integer;
-  v_name    text;
-  v_seconds double precision;
+  v_task_id    uuid := teguh._run_task(p_run_id);
+  v_now        timestamptz := teguh.current_time();
+  v_turn       integer;
+  v_name       text;
+  v_started_at timestamptz;
 begin
   update teguh.t_template as t
   set
@@ -95,13 +95,14 @@ begin
   where t.task_id = v_task_id
     and t.run_id = p_run_id
     and t.state = 'running'
-  returning t.turn, t.task_name, date_part('epoch', v_now - t.started_at)
-  into v_turn, v_name, v_seconds;
+  returning t.turn, t.task_name, t.started_at into v_turn, v_name, v_started_at;
   if not found then
     perform teguh._hold_template(p_run_id);
   end if;
 
-  perform teguh._finish_template(array[v_name], array[v_seconds]);
+  perform teguh._finish_template(
+    array[v_name], array[date_part('epoch', v_now - v_started_at)]
+  );
 
   -- a task in its first turn has never waited
   if v_turn > 1 then

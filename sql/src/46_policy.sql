@@ -45,7 +45,8 @@ $$;
 
 comment on function teguh.pause_queue(text, timestamptz, text) is
   'Lets claims of a queue return nothing until p_until, or until resume_queue(). Spawns, '
-  'events, running tasks and timers go on. list_actions() shows p_reason. Raises TG001 for an unknown queue, 22004 for a '
+  'events, running tasks and timers go on. list_actions() shows p_reason. Raises TG001 for an '
+  'unknown queue, 22004 for a '
   'null time.';
 
 -- Resume a queue.
@@ -78,7 +79,7 @@ begin
     "default_max_attempts": null, "default_retry_strategy": null,
     "default_timeout": null, "default_ttl": null, "namespace": "default",
     "max_pending": null, "on_full": "reject", "duration_buckets": [
-      0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800
+      0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 1800
     ]
   }'::jsonb || (teguh._policy(p_queue_name) - 'paused_until');
 end;

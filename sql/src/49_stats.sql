@@ -117,7 +117,7 @@ begin
     case when v_oldest is not null then date_part('epoch', v_now - least(v_oldest, v_now)) end,
     case when v_longest is not null then date_part('epoch', v_now - least(v_longest, v_now)) end
   from teguh._count_template() as c
-  cross join lateral (values (c.became, c.qty), (c.was, - c.qty)) as s(letter, qty);
+  cross join lateral (values (c.became, c.qty), (c.was, -c.qty)) as s(letter, qty);
 end;
 $$;
 
@@ -269,7 +269,7 @@ begin
     select c.task_name, c.most, sum(c.qty) as qty, sum(c.seconds) as seconds
     from teguh._count_template() as c
     where c.most > 0
-    group by 1, 2
+    group by c.task_name, c.most
   ),
 
   tasks as (
@@ -279,7 +279,7 @@ begin
       sum(e.qty) as qty,
       sum(e.seconds) as seconds
     from ended as e
-    group by 1
+    group by e.task_name
   )
 
   select

@@ -1,6 +1,6 @@
 -- One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- restored from a dump, sum up the statistics, deal with what is due.  The step comes first, and only when the
--- caller has written nothing yet: it moves a register, and must not go by what may be
+-- restored from a dump, sum up the statistics, deal with what is due.  The step comes first, and
+-- only when the caller has written nothing yet: it moves a register, and must not go by what may be
 -- rolled back.
 create or replace function teguh._tick_template(
   p_now   timestamptz,

@@ -202,7 +202,9 @@ select teguh._each_queue('alter table teguh.t_template add column parent_task_id
 select teguh._each_queue('alter table teguh.t_template add column workflow_run_id uuid');
 
 -- A run may have a timeout, a task may expire.
-select teguh._each_queue('alter table teguh.t_template add column timeout_seconds double precision');
+select teguh._each_queue(
+  'alter table teguh.t_template add column timeout_seconds double precision'
+);
 select teguh._each_queue('alter table teguh.t_template add column expires_at timestamptz');
 select teguh._each_queue('alter table teguh.t_template add column on_expired jsonb');
 select teguh._each_queue('alter table teguh.t_template drop constraint tstate_template');
@@ -224,15 +226,15 @@ from pg_database as d
 where d.datname = current_database();
 
 -- Runs are counted by how long they take, and positions may hold sums of that.
-alter table teguh.queues add column buckets double precision[] not null default
-  '{0.005,0.01,0.025,0.05,0.1,0.25,0.5,1,2.5,5,10,30,60,300,1800}';
+alter table teguh.queues add column buckets float8[] not null
+  default '{0.005,0.01,0.05,0.1,0.5,1,5,10,30,60,300,1800}';
 create type teguh._tally as (
   task_name text,
-  was       "char",
-  became    "char",
-  most      double precision,
-  qty       bigint,
-  seconds   double precision
+  was "char",
+  became "char",
+  most double precision,
+  qty bigint,
+  seconds double precision
 );
 select teguh._each_queue('alter table teguh.k0_template add column snapshot pg_snapshot');
 select teguh._each_queue('alter table teguh.k1_template add column snapshot pg_snapshot');
@@ -523,17 +525,13 @@ begin
 
   if to_regtype('teguh._picked') is null then
     create type teguh._picked as (
-      task_ids    uuid[],
-      turns       integer[],
-      limited     uuid[],
-      limits      timestamptz[],
-      timed       uuid[],
-      timed_turns integer[],
-      timeouts    timestamptz[],
-      first       teguh._gap,
-      woke        bigint,
-      names       text[],
-      was         "char"[]
+      task_ids uuid[],
+      turns    integer[],
+      names    text[],
+      was      "char"[],
+      limited  boolean,
+      first    teguh._gap,
+      woke     bigint
     );
   end if;
 
@@ -583,9 +581,9 @@ comment on type teguh._late is
 comment on type teguh._timer is
   'A timer that has come due: a task and the turn it was set for.';
 comment on type teguh._picked is
-  'What a claim took: tasks and their turns, those that have a deadline now, those whose '
-  'run has a timeout, the place of the first one past the scan position, the most of '
-  'their woke, their names and where they stood.';
+  'What a claim took: tasks, their turns, names and where they stood; whether one of them has '
+  'a timer of its own; the place of the first one past the scan position, the most of their '
+  'woke.';
 comment on type teguh._tally is
   'How many tasks of a name changed so: where they stood and stand (see teguh._letter). If '
   'their runs ended, they took at most so many seconds each, so many all together; else 0.';
@@ -882,7 +880,9 @@ begin
     return null;
   end if;
 
-  if jsonb_path_exists(v_value, 'strict $ ? (@.type() == "array" && @.size() >= 1 && @.size() <= 50)')
+  if jsonb_path_exists(
+      v_value, 'strict $ ? (@.type() == "array" && @.size() >= 1 && @.size() <= 50)'
+    )
     and not jsonb_path_exists(v_value, 'strict $[*] ? (@.type() <> "number" || @ <= 0 || @ > 1e12)')
   then
     v_bounds := array(
@@ -1198,7 +1198,7 @@ begin
       using
         errcode = 'TG005',
         detail = format('Found: %s.', left(v_unique::text, 200)),
-        hint = 'states and window_seconds go with error and return, max_wait_seconds with debounce.';
+        hint = 'states, window_seconds: error and return; max_wait_seconds: debounce.';
   elsif v_unique ? 'states' and not coalesce(
     jsonb_typeof(v_unique -> 'states') = 'array'
     and v_unique -> 'states' <@ '["pending", "running", "sleeping", "completed", "failed",
@@ -1377,8 +1377,7 @@ create table if not exists teguh.queues (
   created_at   timestamptz not null,
   built_for    bigint,
   paused_until timestamptz,
-  buckets      double precision[] not null default
-    '{0.005,0.01,0.025,0.05,0.1,0.25,0.5,1,2.5,5,10,30,60,300,1800}',
+  buckets      float8[] not null default '{0.005,0.01,0.05,0.1,0.5,1,5,10,30,60,300,1800}',
   constraint queues_pkey primary key (queue_name)
 );
 
@@ -2679,15 +2678,8 @@ begin
       'l', v_picked.task_ids, v_picked.turns, array[coalesce(p_until, 'infinity')]
     );
   end if;
-  if v_picked.limited is not null then
-    perform teguh._push_template(
-      'l', v_picked.limited, teguh._fill(0, v_picked.limited), v_picked.limits
-    );
-  end if;
-  if v_picked.timed is not null then
-    perform teguh._push_template(
-      'l', v_picked.timed, v_picked.timed_turns, v_picked.timeouts
-    );
+  if v_picked.limited then
+    perform teguh._limit_template(v_picked.task_ids);
   end if;
 
   if teguh._many0_template(
@@ -2769,35 +2761,54 @@ begin
       lease_expires_at = least(p_until, teguh._after(p_now, t.timeout_seconds)),
       deadline_at = case
         when t.attempt > 0 or t.cancellation is null then t.deadline_at
-        else least(
-          t.expires_at,
-          teguh._after(p_now, (t.cancellation ->> 'max_duration')::double precision)
-        )
+        else least(t.expires_at, teguh._after(p_now, (t.cancellation ->> 'max_duration')::float8))
       end
     from ready as r
     where t.task_id = r.task_id
-    returning
-      t.task_id, t.turn, t.attempt, t.deadline_at, r.xid, r.seq, r.woke, t.task_name, r.was,
-      case when t.timeout_seconds is not null then t.lease_expires_at end as timeout_at
+    returning t.task_id, t.turn, t.task_name, r.was, r.xid, r.seq, r.woke,
+      t.timeout_seconds is not null or t.attempt = 1 and t.deadline_at is not null as limited
   )
 
   select
-    array_agg(c.task_id),
-    array_agg(c.turn),
-    array_agg(c.task_id) filter (where c.attempt = 1 and c.deadline_at is not null),
-    array_agg(c.deadline_at) filter (where c.attempt = 1 and c.deadline_at is not null),
-    array_agg(c.task_id) filter (where c.timeout_at is not null),
-    array_agg(c.turn) filter (where c.timeout_at is not null),
-    array_agg(c.timeout_at) filter (where c.timeout_at is not null),
+    array_agg(c.task_id), array_agg(c.turn), array_agg(c.task_name), array_agg(c.was),
+    bool_or(c.limited),
     (array_agg(row(c.xid, c.seq, null)::teguh._gap)
       filter (where (c.xid, c.seq) >= (p_from.xid, p_from.seq)))[1],
-    max(c.woke),
-    array_agg(c.task_name),
-    array_agg(c.was)
+    max(c.woke)
   into v_picked
   from claimed as c;
 
   return v_picked;
+end;
+$$;
+
+-- Set the timers of claimed tasks that end of themselves: the deadline of one that starts, and
+-- the timeout of a run.
+create or replace function teguh._limit_template(p_task_ids uuid[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task teguh.t_template;
+begin
+  for v_task in
+    select t.*
+    from teguh.t_template as t
+    where t.task_id = any (p_task_ids)
+  loop
+    if v_task.attempt = 1 and v_task.deadline_at is not null then
+      perform teguh._push_template(
+        'l', array[v_task.task_id], array[0], array[v_task.deadline_at]
+      );
+    end if;
+    if v_task.timeout_seconds is not null then
+      perform teguh._push_template(
+        'l', array[v_task.task_id], array[v_task.turn], array[v_task.lease_expires_at]
+      );
+    end if;
+  end loop;
 end;
 $$;
 
@@ -4197,14 +4208,12 @@ create or replace function teguh._letter(p_state text, p_attempt integer, p_wake
   immutable
 as $$
   select case
-    when p_state operator(pg_catalog.<>) 'sleeping' then case p_state
-      when 'pending' then 'p'
-      when 'running' then 'r'
-      when 'completed' then 'c'
-      when 'failed' then 'f'
-      when 'cancelled' then 'x'
-      when 'expired' then 'e'
-    end
+    when p_state operator(pg_catalog.=) 'pending' then 'p'
+    when p_state operator(pg_catalog.=) 'running' then 'r'
+    when p_state operator(pg_catalog.=) 'completed' then 'c'
+    when p_state operator(pg_catalog.=) 'failed' then 'f'
+    when p_state operator(pg_catalog.=) 'cancelled' then 'x'
+    when p_state operator(pg_catalog.=) 'expired' then 'e'
     when p_attempt operator(pg_catalog.=) 0 then 'd'
     when p_wake_event is null then 's'
     else 'w'
@@ -4287,7 +4296,7 @@ begin
     from (
       select u.task_name, u.was, count(*) as qty
       from unnest(p_task_names, p_was) as u(task_name, was)
-      group by 1, 2
+      group by u.task_name, u.was
     ) as c;
   end if;
 end;
@@ -4321,7 +4330,7 @@ begin
         u.task_name, teguh._bound(u.seconds, v_buckets) as most, count(*) as qty,
         sum(u.seconds) as seconds
       from unnest(p_task_names, p_seconds) as u(task_name, seconds)
-      group by 1, 2
+      group by u.task_name, teguh._bound(u.seconds, v_buckets)
     ) as c;
   end if;
 end;
@@ -4388,7 +4397,7 @@ begin
   from (
     select c.task_name, c.was, c.became, c.most, sum(c.qty) as qty, sum(c.seconds) as seconds
     from teguh._noted0_template() as c
-    group by 1, 2, 3, 4
+    group by c.task_name, c.was, c.became, c.most
   ) as c;
 end;
 $$;
@@ -4439,7 +4448,7 @@ begin
   insert into teguh.n_template as n (task_name, was, became, most, qty, seconds)
   select o.task_name, o.was, o.became, o.most, sum(o.qty), sum(o.seconds)
   from teguh.n0_template as o
-  group by 1, 2, 3, 4
+  group by o.task_name, o.was, o.became, o.most
   on conflict (task_name, was, became, most) do update
   set
     qty = n.qty + excluded.qty,
@@ -4463,7 +4472,7 @@ begin
   where not exists (select from teguh.n_template)
     and not exists (select from teguh.n0_template)
     and not exists (select from teguh.n1_template)
-  group by 1, 3;
+  group by t.task_name, teguh._letter(t.state, t.attempt, t.wake_event);
 end;
 $$;
 
@@ -4489,7 +4498,7 @@ begin
     union all
     select * from teguh._noted1_template()
   ) as c
-  group by 1, 2, 3, 4;
+  group by c.task_name, c.was, c.became, c.most;
 end;
 $$;
 
@@ -4506,17 +4515,9 @@ create or replace function teguh._put_template(p_tasks teguh._spawn[])
 as $$
 #variable_conflict use_column
 declare
-  v_now           timestamptz;
-  v_ids           uuid[];
-  v_added         uuid[];
-  v_ready         uuid[];
-  v_sleepers      uuid[];
-  v_due_at        timestamptz[];
-  v_limited       uuid[];
-  v_limits        timestamptz[];
-  v_tagged        uuid[];
-  v_ready_names   text[];
-  v_sleeper_names text[];
+  v_now   timestamptz;
+  v_ids   uuid[];
+  v_added uuid[];
 begin
   perform pg_current_xact_id();
   v_now := teguh.current_time();
@@ -4552,23 +4553,57 @@ begin
     from spawns as s
     order by s.idempotency_key nulls first, s.place
     on conflict (idempotency_key) where idempotency_key is not null do nothing
-    returning t.task_id, t.state, t.available_at, t.deadline_at, t.tags, t.task_name
+    returning t.task_id
   )
 
   select
     array(select s.task_id from spawns as s order by s.place),
-    array_agg(a.task_id),
-    array_agg(a.task_id) filter (where a.state = 'pending'),
-    array_agg(a.task_id) filter (where a.state = 'sleeping'),
-    array_agg(a.available_at) filter (where a.state = 'sleeping'),
-    array_agg(a.task_id) filter (where a.deadline_at is not null),
-    array_agg(a.deadline_at) filter (where a.deadline_at is not null),
-    array_agg(a.task_id) filter (where a.tags is not null),
-    array_agg(a.task_name) filter (where a.state = 'pending'),
-    array_agg(a.task_name) filter (where a.state = 'sleeping')
-  into v_ids, v_added, v_ready, v_sleepers, v_due_at, v_limited, v_limits, v_tagged,
-    v_ready_names, v_sleeper_names
+    array_agg(a.task_id)
+  into v_ids, v_added
   from added as a;
+
+  perform teguh._enlist_template(v_added);
+
+  if cardinality(v_added) = cardinality(p_tasks) then
+    return query
+    select u.task_id, teguh._run_id(u.task_id, 1), 1, true
+    from unnest(v_ids) as u(task_id);
+  else
+    return query select * from teguh._found_template(p_tasks, v_ids, v_added);
+  end if;
+end;
+$$;
+
+-- Queue tasks that were just inserted, set their timers, count them.
+create or replace function teguh._enlist_template(p_task_ids uuid[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_ready         uuid[];
+  v_ready_names   text[];
+  v_sleepers      uuid[];
+  v_sleeper_names text[];
+  v_due_at        timestamptz[];
+  v_limited       uuid[];
+  v_limits        timestamptz[];
+  v_tagged        uuid[];
+begin
+  select
+    array_agg(t.task_id) filter (where t.state = 'pending'),
+    array_agg(t.task_name) filter (where t.state = 'pending'),
+    array_agg(t.task_id) filter (where t.state = 'sleeping'),
+    array_agg(t.task_name) filter (where t.state = 'sleeping'),
+    array_agg(t.available_at) filter (where t.state = 'sleeping'),
+    array_agg(t.task_id) filter (where t.deadline_at is not null),
+    array_agg(t.deadline_at) filter (where t.deadline_at is not null),
+    array_agg(t.task_id) filter (where t.tags is not null)
+  into
+    v_ready, v_ready_names, v_sleepers, v_sleeper_names, v_due_at, v_limited, v_limits, v_tagged
+  from unnest(p_task_ids) as u(task_id)
+  join teguh.t_template as t on t.task_id = u.task_id;
 
   perform teguh._push_template('r', v_ready, teguh._fill(1, v_ready));
   perform teguh._push_template('s', v_sleepers, teguh._fill(1, v_sleepers), v_due_at);
@@ -4577,14 +4612,6 @@ begin
   perform teguh._reckon_template(v_sleeper_names, teguh._letters('-', v_sleepers), 'd');
   if v_tagged is not null then
     perform teguh._tag_template(v_tagged);
-  end if;
-
-  if cardinality(v_added) = cardinality(p_tasks) then
-    return query
-    select u.task_id, teguh._run_id(u.task_id, 1), 1, true
-    from unnest(v_ids) as u(task_id);
-  else
-    return query select * from teguh._found_template(p_tasks, v_ids, v_added);
   end if;
 end;
 $$;
@@ -5064,7 +5091,8 @@ comment on function teguh.spawn_task(text, text, jsonb, jsonb) is
   '({"key", "on_conflict"}: no second task while one of that key is pending, running or '
   'sleeping, or in the given states, or for window_seconds from its creation; on_conflict error '
   'raises, return returns it; replace turns one that has not started into the new one, debounce '
-  'also, no later than max_wait_seconds after its creation). created is false when the idempotency key was in use and the existing task '
+  'also, no later than max_wait_seconds after its creation). created is false when the '
+  'idempotency key or unique key was in use and the existing task '
   'is returned. Raises TG001 for an unknown queue, TG005 for a bad option, TG006 for a '
   'key that belongs to another task or is in use, TG007 when the queue is full.';
 
@@ -5077,6 +5105,7 @@ create or replace function teguh.spawn_tasks(p_queue_name text, p_tasks jsonb)
 as $$
 declare
   v_policy jsonb := teguh._policy(p_queue_name);
+  v_verb   text := 'put';
   v_spawns teguh._spawn[];
 begin
   if jsonb_typeof(p_tasks) is distinct from 'array' then
@@ -5093,11 +5122,10 @@ begin
     return;
   end if;
 
-  return query execute
-    'select * from teguh._'
-    || case when exists (select from unnest(v_spawns) as s where s.uniqueness is not null)
-      then 'series_' else 'put_' end
-    || p_queue_name || '($1)'
+  if exists (select from unnest(v_spawns) as s where s.uniqueness is not null) then
+    v_verb := 'series';
+  end if;
+  return query execute format('select * from teguh._%s_%s($1)', v_verb, p_queue_name)
   using v_spawns;
 
   if v_policy ? 'max_pending' then
@@ -5212,11 +5240,11 @@ create or replace function teguh._done_template(p_run_id uuid, p_state jsonb)
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_task_id uuid := teguh._run_task(p_run_id);
-  v_now     timestamptz := teguh.current_time();
-  v_turn    integer;
-  v_name    text;
-  v_seconds double precision;
+  v_task_id    uuid := teguh._run_task(p_run_id);
+  v_now        timestamptz := teguh.current_time();
+  v_turn       integer;
+  v_name       text;
+  v_started_at timestamptz;
 begin
   update teguh.t_template as t
   set
@@ -5227,13 +5255,14 @@ begin
   where t.task_id = v_task_id
     and t.run_id = p_run_id
     and t.state = 'running'
-  returning t.turn, t.task_name, date_part('epoch', v_now - t.started_at)
-  into v_turn, v_name, v_seconds;
+  returning t.turn, t.task_name, t.started_at into v_turn, v_name, v_started_at;
   if not found then
     perform teguh._hold_template(p_run_id);
   end if;
 
-  perform teguh._finish_template(array[v_name], array[v_seconds]);
+  perform teguh._finish_template(
+    array[v_name], array[date_part('epoch', v_now - v_started_at)]
+  );
 
   -- a task in its first turn has never waited
   if v_turn > 1 then
@@ -6961,7 +6990,8 @@ $$;
 
 comment on function teguh.pause_queue(text, timestamptz, text) is
   'Lets claims of a queue return nothing until p_until, or until resume_queue(). Spawns, '
-  'events, running tasks and timers go on. list_actions() shows p_reason. Raises TG001 for an unknown queue, 22004 for a '
+  'events, running tasks and timers go on. list_actions() shows p_reason. Raises TG001 for an '
+  'unknown queue, 22004 for a '
   'null time.';
 
 -- Resume a queue.
@@ -6994,7 +7024,7 @@ begin
     "default_max_attempts": null, "default_retry_strategy": null,
     "default_timeout": null, "default_ttl": null, "namespace": "default",
     "max_pending": null, "on_full": "reject", "duration_buckets": [
-      0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800
+      0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 1800
     ]
   }'::jsonb || (teguh._policy(p_queue_name) - 'paused_until');
 end;
@@ -7876,7 +7906,8 @@ comment on function teguh.get_task_history(text, uuid) is
   'worker was handed it), recovered (the same, after a run whose worker was lost), sleeping '
   '(the present sleep, not those that are over), released, completed, failed, cancelled, '
   'expired, retrying (another run follows). detail has, where it applies, claimed_by, '
-  'failure_reason, until, event, and of what somebody did action, by_role, reason. Raises TG001 for '
+  'failure_reason, until, event, and of what somebody did action, by_role, reason. Raises TG001 '
+  'for '
   'an unknown queue, TG003 for an unknown task.';
 
 -- The workers that hold a lease.
@@ -8108,7 +8139,8 @@ $$;
 comment on function teguh.cancel_tasks(text, jsonb, jsonb) is
   'Cancels tasks that are not over, and returns how many. The filter is that of list_tasks(). '
   'Options: limit (the newest so many, default 1000: call again until 0 comes back), reason, all '
-  '(true: an empty filter is meant, and means every task). Raises TG001 for an unknown queue, TG005 '
+  '(true: an empty filter is meant, and means every task). Raises TG001 for an unknown queue, '
+  'TG005 '
   'for an unknown key, a bad value, or an empty filter without all.';
 
 -- Read how many tasks a call may touch.
@@ -8304,10 +8336,12 @@ end;
 $$;
 
 comment on function teguh.replay_dead_letters(text, jsonb, jsonb) is
-  'Runs failed tasks once more, from their checkpoints on, and returns how many. The filter is that '
+  'Runs failed tasks once more, from their checkpoints on, and returns how many. The filter is '
+  'that '
   'of list_dead_letters(). Options: limit (the newest so many, default 1000: call again until 0 '
   'comes back), per_second (they start one after another at this rate, not all at once), '
-  'max_attempts (at least room for one more run), from_step (delete the checkpoint of that step and '
+  'max_attempts (at least room for one more run), from_step (delete the checkpoint of that step '
+  'and '
   'all written after it; a task without it goes on where it failed), reason. Raises TG001 for '
   'an unknown queue, TG005 for an unknown key or a bad value.';
 
@@ -8504,7 +8538,7 @@ begin
     case when v_oldest is not null then date_part('epoch', v_now - least(v_oldest, v_now)) end,
     case when v_longest is not null then date_part('epoch', v_now - least(v_longest, v_now)) end
   from teguh._count_template() as c
-  cross join lateral (values (c.became, c.qty), (c.was, - c.qty)) as s(letter, qty);
+  cross join lateral (values (c.became, c.qty), (c.was, -c.qty)) as s(letter, qty);
 end;
 $$;
 
@@ -8656,7 +8690,7 @@ begin
     select c.task_name, c.most, sum(c.qty) as qty, sum(c.seconds) as seconds
     from teguh._count_template() as c
     where c.most > 0
-    group by 1, 2
+    group by c.task_name, c.most
   ),
 
   tasks as (
@@ -8666,7 +8700,7 @@ begin
       sum(e.qty) as qty,
       sum(e.seconds) as seconds
     from ended as e
-    group by 1
+    group by e.task_name
   )
 
   select
@@ -8877,8 +8911,8 @@ comment on function teguh.health() is
 
 -- sql/src/50_ticker.sql
 -- One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- restored from a dump, sum up the statistics, deal with what is due.  The step comes first, and only when the
--- caller has written nothing yet: it moves a register, and must not go by what may be
+-- restored from a dump, sum up the statistics, deal with what is due.  The step comes first, and
+-- only when the caller has written nothing yet: it moves a register, and must not go by what may be
 -- rolled back.
 create or replace function teguh._tick_template(
   p_now   timestamptz,

@@ -5,7 +5,9 @@ select teguh._each_queue('alter table teguh.t_template add column parent_task_id
 select teguh._each_queue('alter table teguh.t_template add column workflow_run_id uuid');
 
 -- A run may have a timeout, a task may expire.
-select teguh._each_queue('alter table teguh.t_template add column timeout_seconds double precision');
+select teguh._each_queue(
+  'alter table teguh.t_template add column timeout_seconds double precision'
+);
 select teguh._each_queue('alter table teguh.t_template add column expires_at timestamptz');
 select teguh._each_queue('alter table teguh.t_template add column on_expired jsonb');
 select teguh._each_queue('alter table teguh.t_template drop constraint tstate_template');
@@ -27,15 +29,15 @@ from pg_database as d
 where d.datname = current_database();
 
 -- Runs are counted by how long they take, and positions may hold sums of that.
-alter table teguh.queues add column buckets double precision[] not null default
-  '{0.005,0.01,0.025,0.05,0.1,0.25,0.5,1,2.5,5,10,30,60,300,1800}';
+alter table teguh.queues add column buckets float8[] not null
+  default '{0.005,0.01,0.05,0.1,0.5,1,5,10,30,60,300,1800}';
 create type teguh._tally as (
   task_name text,
-  was       "char",
-  became    "char",
-  most      double precision,
-  qty       bigint,
-  seconds   double precision
+  was "char",
+  became "char",
+  most double precision,
+  qty bigint,
+  seconds double precision
 );
 select teguh._each_queue('alter table teguh.k0_template add column snapshot pg_snapshot');
 select teguh._each_queue('alter table teguh.k1_template add column snapshot pg_snapshot');
