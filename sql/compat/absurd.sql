@@ -624,18 +624,19 @@ select
   case
     when s.run_state = 'failed'
       then absurd._reason(
-        t.failure_reason, t.claimed_by, t.lease_expires_at, absurd._attempt(t.run_id)
-      )
+          t.failure_reason, t.claimed_by, t.lease_expires_at, absurd._attempt(t.run_id)
+        )
   end as failure_reason,
   coalesce(b.finished_at, t.created_at) as created_at
 from teguh.t_template as t
-cross join lateral (
-  select
+join lateral (
+  values (
     case
       when t.state = 'cancelled' then absurd._run_state(t.state, t.failures, t.run_id)
       else t.state
-    end as run_state
-) as s
+    end
+  )
+) as s(run_state) on true
 left join lateral (
   select r.attempt, r.finished_at
   from teguh.r_template as r
