@@ -28,16 +28,6 @@ def real_dsn(cluster: Cluster) -> Iterator[str]:
         yield cluster.owner_dsn(name)
 
 
-@pytest.fixture
-def ours(absurd_dsn: str) -> Iterator[Calls]:
-    """Calls of a queue of ours at a fixed time."""
-    calls = Calls(absurd_dsn)
-    with calls.connection:
-        calls.call("create_queue")
-        calls.set_time(0)
-        yield calls
-
-
 @pytest.fixture(params=["teguh", "absurd"])
 def both_dsn(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[str]:
     """Ours, then absurd itself: what is true of one is true of the other."""
@@ -46,11 +36,22 @@ def both_dsn(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[str]:
         yield cluster.owner_dsn(name)
 
 
-@pytest.fixture
-def jobs(both_dsn: str) -> Iterator[Calls]:
-    """Calls of a queue at a fixed time, on ours and on absurd itself."""
-    calls = Calls(both_dsn)
+def calls_at_the_start(dsn: str) -> Iterator[Calls]:
+    """Calls of a queue at a fixed time."""
+    calls = Calls(dsn)
     with calls.connection:
         calls.call("create_queue")
         calls.set_time(0)
         yield calls
+
+
+@pytest.fixture
+def ours(absurd_dsn: str) -> Iterator[Calls]:
+    """Calls of a queue of ours."""
+    yield from calls_at_the_start(absurd_dsn)
+
+
+@pytest.fixture
+def jobs(both_dsn: str) -> Iterator[Calls]:
+    """Calls of a queue, on ours and on absurd itself."""
+    yield from calls_at_the_start(both_dsn)

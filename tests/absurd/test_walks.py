@@ -213,7 +213,7 @@ class Walk:
         self.call("get_task_checkpoint_state", task, self.random.choice(["a", "wait e"]))
 
 
-@pytest.mark.parametrize("seed", range(70, 110))
+@pytest.mark.parametrize("seed", range(6))
 def test_random_walks_are_alike(absurd_dsn: str, real_dsn: str, seed: int) -> None:
     ours, real = Side(absurd_dsn), Side(real_dsn)
     with ours.calls.connection, real.calls.connection:
