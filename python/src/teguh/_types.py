@@ -11,9 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 Access = Literal["client", "worker", "observer", "admin"]
-State = Literal[
-    "pending", "running", "sleeping", "completed", "failed", "cancelled", "expired"
-]
+State = Literal["pending", "running", "sleeping", "completed", "failed", "cancelled", "expired"]
 
 
 class RetryStrategy(TypedDict, total=False):

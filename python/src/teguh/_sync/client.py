@@ -11,18 +11,27 @@ from teguh._connect import Conn, open_sync
 from teguh._json import dumps
 from teguh._types import (
     Access,
+    Action,
     Awaited,
     Checkpoint,
     ClaimedRun,
     Cleaned,
     CompletedRun,
+    Filter,
+    Happening,
+    Holder,
+    ListedTask,
     NewTask,
     Queue,
     QueuePolicy,
+    Run,
     Spawned,
     SpawnOptions,
     Status,
+    Task,
     TaskResult,
+    filter_json,
+    given,
     options_json,
     tasks_json,
 )
@@ -174,16 +183,22 @@ class Client:
         """
         self._all(_sql.SET_QUEUE_POLICY, queue=queue, policy=dumps(policy, "the policy"))
 
-    def pause_queue(self, queue: str, until: datetime | None = None) -> None:
+    def list_namespaces(self) -> dict[str, int]:
+        """Return how many queues are in each namespace. SQL: ``list_namespaces``."""
+        return dict(self._all(_sql.LIST_NAMESPACES))
+
+    def pause_queue(
+        self, queue: str, until: datetime | None = None, *, reason: str | None = None
+    ) -> None:
         """Let claims return nothing until a time, or until ``resume_queue``.
 
         What is running goes on. SQL: ``pause_queue``.
         """
-        self._all(_sql.PAUSE_QUEUE, queue=queue, until=until)
+        self._all(_sql.PAUSE_QUEUE, queue=queue, until=until, reason=reason)
 
-    def resume_queue(self, queue: str) -> None:
+    def resume_queue(self, queue: str, *, reason: str | None = None) -> None:
         """End a queue's pause and wake its workers. SQL: ``resume_queue``."""
-        self._all(_sql.RESUME_QUEUE, queue=queue)
+        self._all(_sql.RESUME_QUEUE, queue=queue, reason=reason)
 
     def rebuild_dispatch(self, queue: str) -> int:
         """Build a queue's dispatch tables anew from its tasks. SQL: ``rebuild_dispatch``.
@@ -379,12 +394,47 @@ class Client:
 
     # Controlling and looking
 
-    def cancel_task(self, queue: str, task_id: Id) -> None:
+    def cancel_task(self, queue: str, task_id: Id, *, reason: str | None = None) -> None:
         """Cancel a task; a finished one stays as it is. SQL: ``cancel_task``.
 
         Raise :class:`teguh.TaskNotFound`.
         """
-        self._all(_sql.CANCEL_TASK, queue=queue, task=task_id)
+        self._all(_sql.CANCEL_TASK, queue=queue, task=task_id, reason=reason)
+
+    def cancel_tasks(
+        self,
+        queue: str,
+        *,
+        everything: bool = False,
+        limit: int | None = None,
+        reason: str | None = None,
+        **which: Unpack[Filter],
+    ) -> int:
+        """Cancel the tasks that a filter means; return how many. SQL: ``cancel_tasks``.
+
+        At most `limit` (None: 1000) at a time. A filter that names nothing needs
+        `everything`, or raises :class:`teguh.InvalidOption`.
+        """
+        options = given(all=everything or None, limit=limit, reason=reason)
+        return cast("int", self._filtered(_sql.CANCEL_TASKS, queue, which, options))
+
+    def _filtered(
+        self, statement: str, queue: str, which: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Any:
+        return self._one(
+            statement,
+            queue=queue,
+            filter=dumps(filter_json(which), "the filter"),
+            options=dumps(options, "options"),
+        )
+
+    def requeue_task(self, queue: str, task_id: Id, *, reason: str | None = None) -> UUID:
+        """Take a running task from a worker known to be dead; return its next run's id.
+
+        No failure is counted. SQL: ``requeue_task``. Raise :class:`teguh.TaskNotFound` and
+        :class:`teguh.WrongState`.
+        """
+        return cast("UUID", self._one(_sql.REQUEUE_TASK, queue=queue, task=task_id, reason=reason))
 
     def retry_task(
         self,
@@ -393,16 +443,20 @@ class Client:
         *,
         spawn_new: bool = False,
         max_attempts: int | None = None,
+        from_step: str | None = None,
+        reason: str | None = None,
     ) -> Spawned:
         """Run a failed or cancelled task again, in place or as a new task. SQL: ``retry_task``.
 
-        Raise :class:`teguh.TaskNotFound` and :class:`teguh.WrongState`.
+        `from_step` deletes the checkpoint of that step and all written after it. Raise
+        :class:`teguh.TaskNotFound` and :class:`teguh.WrongState`.
         """
-        options: dict[str, Any] = {}
-        if spawn_new:
-            options["spawn_new"] = True
-        if max_attempts is not None:
-            options["max_attempts"] = max_attempts
+        options = given(
+            spawn_new=spawn_new or None,
+            max_attempts=max_attempts,
+            from_step=from_step,
+            reason=reason,
+        )
         rows = self._all(
             _sql.RETRY_TASK, queue=queue, task=task_id, options=dumps(options, "options")
         )
@@ -415,6 +469,117 @@ class Client:
         """
         rows = self._all(_sql.GET_TASK_RESULT, queue=queue, task=task_id)
         return TaskResult(*rows[0])
+
+    def get_task(self, queue: str, task_id: Id) -> Task:
+        """Return all about a task. SQL: ``get_task``. Raise :class:`teguh.TaskNotFound`."""
+        rows = self._all(_sql.GET_TASK, queue=queue, task=task_id)
+        return Task(*rows[0])
+
+    def list_tasks(
+        self, queue: str, *, cursor: str | None = None, limit: int = 50, **which: Unpack[Filter]
+    ) -> list[ListedTask]:
+        """Return a page of the tasks that a filter means, the newest first.
+
+        `cursor` is that of the last task of the page before. SQL: ``list_tasks``. Raise
+        :class:`teguh.InvalidOption`.
+        """
+        rows = self._all(
+            _sql.LIST_TASKS,
+            queue=queue,
+            filter=dumps(filter_json(which), "the filter"),
+            cursor=cursor,
+            limit=limit,
+        )
+        return [ListedTask(*row) for row in rows]
+
+    def list_runs(self, queue: str, task_id: Id) -> list[Run]:
+        """Return a task's runs, the current one last. SQL: ``list_runs``.
+
+        Raise :class:`teguh.TaskNotFound`.
+        """
+        return [Run(*row) for row in self._all(_sql.LIST_RUNS, queue=queue, task=task_id)]
+
+    def get_task_history(self, queue: str, task_id: Id) -> list[Happening]:
+        """Return what happened to a task, in order. SQL: ``get_task_history``.
+
+        Raise :class:`teguh.TaskNotFound`.
+        """
+        rows = self._all(_sql.GET_TASK_HISTORY, queue=queue, task=task_id)
+        return [Happening(*row) for row in rows]
+
+    def list_workers(self, queue: str | None = None) -> list[Holder]:
+        """Return the workers that hold runs of a queue, or of any. SQL: ``list_workers``."""
+        return [Holder(*row) for row in self._all(_sql.LIST_WORKERS, queue=queue)]
+
+    def list_actions(
+        self, queue: str, *, cursor: str | None = None, limit: int = 50
+    ) -> list[Action]:
+        """Return what was done to a queue and its tasks, the latest first.
+
+        SQL: ``list_actions``. Raise :class:`teguh.InvalidOption`.
+        """
+        rows = self._all(_sql.LIST_ACTIONS, queue=queue, cursor=cursor, limit=limit)
+        return [Action(*row) for row in rows]
+
+    def list_dead_letters(
+        self, queue: str, *, cursor: str | None = None, limit: int = 50, **which: Unpack[Filter]
+    ) -> list[ListedTask]:
+        """Return a page of the tasks that failed, the newest first. SQL: ``list_dead_letters``.
+
+        Raise :class:`teguh.InvalidOption`, also for a `state`.
+        """
+        rows = self._all(
+            _sql.LIST_DEAD_LETTERS,
+            queue=queue,
+            filter=dumps(filter_json(which), "the filter"),
+            cursor=cursor,
+            limit=limit,
+        )
+        return [ListedTask(*row) for row in rows]
+
+    def replay_dead_letters(
+        self,
+        queue: str,
+        *,
+        limit: int | None = None,
+        per_second: float | None = None,
+        max_attempts: int | None = None,
+        from_step: str | None = None,
+        reason: str | None = None,
+        **which: Unpack[Filter],
+    ) -> int:
+        """Run failed tasks again, from their checkpoints on; return how many.
+
+        At most `limit` (None: 1000) at a time; `per_second` spreads their starts over time.
+        SQL: ``replay_dead_letters``. Raise :class:`teguh.InvalidOption`.
+        """
+        options = given(
+            limit=limit,
+            per_second=per_second,
+            max_attempts=max_attempts,
+            from_step=from_step,
+            reason=reason,
+        )
+        return cast("int", self._filtered(_sql.REPLAY_DEAD_LETTERS, queue, which, options))
+
+    def purge_dead_letters(
+        self,
+        queue: str,
+        *,
+        ttl_seconds: float | None = None,
+        limit: int = 1000,
+        reason: str | None = None,
+    ) -> int:
+        """Delete tasks that failed more than `ttl_seconds` ago; return how many.
+
+        None takes the queue's policy. SQL: ``purge_dead_letters``.
+        """
+        return cast(
+            "int",
+            self._one(
+                _sql.PURGE_DEAD_LETTERS, queue=queue, ttl=ttl_seconds, limit=limit, reason=reason
+            ),
+        )
 
     def cleanup_tasks(
         self, queue: str, *, ttl_seconds: float | None = None, limit: int | None = None
