@@ -64,7 +64,7 @@ tagged as (
   insert into teguh.g_q (tag, task_id)
   select u.tag, t.task_id from tasks as t cross join lateral unnest(t.tags) as u(tag)
 )
-insert into teguh.d_q (state, task_id, at)
+insert into teguh.d_q (state, task_id, ended_at)
 select m.state, m.task_id, m.at from made as m where m.state <> 'completed'
 """
 

@@ -152,139 +152,139 @@
 -- 4030    _recap_template
 -- 4061  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
 -- 4066    _put_template
--- 4152    _new_template
--- 4200    _tag_template
--- 4216    _found_template
--- 4272    spawn_task
--- 4318    spawn_tasks
--- 4352    _read_task
--- 4370  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 4375    _hold_template
--- 4426    _own_template
--- 4446    _done_template
--- 4479    complete_run
--- 4502    _flush_template
--- 4559    _why_template
--- 4575    _read_runs
--- 4621    _explain_bad_run
--- 4646    complete_runs
--- 4671    _end_template
--- 4719    _lost_template
--- 4735    _file_template
--- 4759    _again_template
--- 4793    _queue_template
--- 4814    _fail_template
--- 4832    fail_run
--- 4856    _nap_template
--- 4882    schedule_run
--- 4912    _free_template
--- 4952    release_run
--- 4977    _keep_template
--- 5003    extend_claim
--- 5026  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 5031    _mark_template
--- 5053    _note_template
--- 5083    set_task_checkpoint_state
--- 5118    _recall_template
--- 5140    get_task_checkpoint_state
--- 5164    _list_template
--- 5193    get_task_checkpoint_states
--- 5219  43_events.sql: Wait for an event, or learn how the wait ended
--- 5226    _wait_template
--- 5298    _park_template
--- 5339    await_event
--- 5376    _emit_template
--- 5435    emit_event
--- 5460  44_control.sql: Read a task, or raise TG003
--- 5462    _fetch_template
--- 5489    _stop_template
--- 5516    _act_template
--- 5538    _halt_template
--- 5554    cancel_task
--- 5576    _rerun_template
--- 5649    _forget_template
--- 5669    _redo_template
--- 5702    _renew_template
--- 5738    retry_task
--- 5788    _show_template
--- 5836    get_task_result
--- 5871  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 5878    _purge_template
--- 5908    _erase_template
--- 5939    _first_uuid
--- 5958    _sweep_template
--- 5998    _clean
--- 6032    cleanup_tasks
--- 6053    cleanup_events
--- 6074    cleanup_all_queues
--- 6104  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 6106    _pause_template
--- 6127    pause_queue
--- 6156    resume_queue
--- 6173    get_queue_policy
--- 6193    set_queue_policy
--- 6211    list_namespaces
--- 6228  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 6231    _read_filter
--- 6265    _states_option
--- 6296    _read_cursor
--- 6315    _check_limit
--- 6339    _find_template
--- 6391    _seek_template
--- 6440    _page_template
--- 6509    _ended_template
--- 6546    _fit_template
--- 6582    _live_template
--- 6629    _hints0_template
--- 6671    _rows_template
--- 6720    list_tasks
--- 6766    _peek_template
--- 6819    get_task
--- 6871    _runs_template
--- 6924    list_runs
--- 6955    _past_template
--- 7030    _since_template
--- 7048    get_task_history
--- 7068    _held_template
--- 7100    list_workers
--- 7139    _read_place
--- 7158    _acts_template
--- 7184    list_actions
--- 7216  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 7218    _abort_template
--- 7255    cancel_tasks
--- 7300    _limit_option
--- 7313    _retake_template
--- 7351    requeue_task
--- 7376    list_dead_letters
--- 7419    _replay_template
--- 7460    replay_dead_letters
--- 7500    _bury_template
--- 7542    purge_dead_letters
--- 7572  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 7577    _tick_template
--- 7597    _ticked (sequence)
--- 7603    _set_ticked
--- 7616    ticker
--- 7664    ticker_loop (procedure)
--- 7690  51_cron.sql: Whether pg_cron is installed in this database
--- 7692    _has_cron
--- 7702    _cron_has_seconds
--- 7723    _explain_no_cron
--- 7755    start
--- 7798    stop
--- 7823    _maintain
--- 7845    status
--- 7881  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 7885    _rights (view)
--- 7957    _allowed
--- 7996    _grant
--- 8015    _grant_again
--- 8031    _grant_queue
--- 8046    _check_grant
--- 8079    grant_access
--- 8115    revoke_access
--- 8161  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 4149    _new_template
+-- 4197    _tag_template
+-- 4213    _found_template
+-- 4269    spawn_task
+-- 4316    spawn_tasks
+-- 4350    _read_task
+-- 4368  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 4373    _hold_template
+-- 4424    _own_template
+-- 4444    _done_template
+-- 4477    complete_run
+-- 4500    _flush_template
+-- 4557    _why_template
+-- 4573    _read_runs
+-- 4619    _explain_bad_run
+-- 4644    complete_runs
+-- 4669    _end_template
+-- 4717    _lost_template
+-- 4733    _file_template
+-- 4757    _again_template
+-- 4791    _queue_template
+-- 4812    _fail_template
+-- 4830    fail_run
+-- 4854    _nap_template
+-- 4880    schedule_run
+-- 4910    _free_template
+-- 4950    release_run
+-- 4975    _keep_template
+-- 5001    extend_claim
+-- 5024  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 5029    _mark_template
+-- 5051    _note_template
+-- 5081    set_task_checkpoint_state
+-- 5116    _recall_template
+-- 5138    get_task_checkpoint_state
+-- 5162    _list_template
+-- 5191    get_task_checkpoint_states
+-- 5217  43_events.sql: Wait for an event, or learn how the wait ended
+-- 5224    _wait_template
+-- 5296    _park_template
+-- 5337    await_event
+-- 5374    _emit_template
+-- 5433    emit_event
+-- 5458  44_control.sql: Read a task, or raise TG003
+-- 5460    _fetch_template
+-- 5487    _stop_template
+-- 5514    _act_template
+-- 5536    _halt_template
+-- 5552    cancel_task
+-- 5574    _rerun_template
+-- 5647    _forget_template
+-- 5667    _redo_template
+-- 5700    _renew_template
+-- 5736    retry_task
+-- 5786    _show_template
+-- 5834    get_task_result
+-- 5869  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 5876    _purge_template
+-- 5906    _erase_template
+-- 5937    _first_uuid
+-- 5956    _sweep_template
+-- 5996    _clean
+-- 6030    cleanup_tasks
+-- 6051    cleanup_events
+-- 6072    cleanup_all_queues
+-- 6102  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 6104    _pause_template
+-- 6125    pause_queue
+-- 6154    resume_queue
+-- 6171    get_queue_policy
+-- 6191    set_queue_policy
+-- 6209    list_namespaces
+-- 6226  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 6229    _read_filter
+-- 6263    _states_option
+-- 6294    _read_cursor
+-- 6313    _check_limit
+-- 6337    _find_template
+-- 6389    _seek_template
+-- 6438    _page_template
+-- 6507    _ended_template
+-- 6544    _fit_template
+-- 6580    _live_template
+-- 6627    _hints0_template
+-- 6669    _rows_template
+-- 6718    list_tasks
+-- 6764    _peek_template
+-- 6817    get_task
+-- 6869    _runs_template
+-- 6922    list_runs
+-- 6953    _past_template
+-- 7028    _since_template
+-- 7046    get_task_history
+-- 7066    _held_template
+-- 7098    list_workers
+-- 7137    _read_place
+-- 7156    _acts_template
+-- 7182    list_actions
+-- 7214  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 7216    _abort_template
+-- 7253    cancel_tasks
+-- 7298    _limit_option
+-- 7311    _retake_template
+-- 7349    requeue_task
+-- 7374    list_dead_letters
+-- 7417    _replay_template
+-- 7458    replay_dead_letters
+-- 7498    _bury_template
+-- 7540    purge_dead_letters
+-- 7570  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 7575    _tick_template
+-- 7595    _ticked (sequence)
+-- 7601    _set_ticked
+-- 7614    ticker
+-- 7662    ticker_loop (procedure)
+-- 7688  51_cron.sql: Whether pg_cron is installed in this database
+-- 7690    _has_cron
+-- 7700    _cron_has_seconds
+-- 7721    _explain_no_cron
+-- 7753    start
+-- 7796    stop
+-- 7821    _maintain
+-- 7843    status
+-- 7879  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 7883    _rights (view)
+-- 7955    _allowed
+-- 7994    _grant
+-- 8013    _grant_again
+-- 8029    _grant_queue
+-- 8044    _check_grant
+-- 8077    grant_access
+-- 8113    revoke_access
+-- 8159  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -1514,9 +1514,9 @@ comment on table teguh.g_template is
 
 -- Tasks that ended without success.
 create table if not exists teguh.d_template (
-  state   text        not null,
-  task_id uuid        not null,
-  at      timestamptz not null,
+  state    text        not null,
+  task_id  uuid        not null,
+  ended_at timestamptz not null,
   constraint dkey_template primary key (state, task_id)
 );
 
@@ -1664,14 +1664,14 @@ comment on table teguh.r_template is
 
 -- What people did to tasks and to the queue.
 create table if not exists teguh.a_template (
-  n       bigint      not null,
-  at      timestamptz not null,
-  action  text        not null,
-  by_role text        not null default session_user,
-  reason  text,
-  task_id uuid,
-  run_id  uuid,
-  detail  jsonb,
+  n        bigint      not null,
+  acted_at timestamptz not null,
+  deed     text        not null,
+  by_role  text        not null default session_user,
+  reason   text,
+  task_id  uuid,
+  run_id   uuid,
+  detail   jsonb,
   constraint akey_template primary key (n)
 );
 
@@ -1679,14 +1679,14 @@ create index if not exists atask_template
   on teguh.a_template (task_id)
   where task_id is not null;
 create index if not exists aage_template
-  on teguh.a_template (at)
+  on teguh.a_template (acted_at)
   where task_id is null;
 
 comment on table teguh.a_template is
   'Actions: what was done from outside, by whom and why. Only inserted; deleted with the task, '
   'or by age if it is about none.';
 comment on column teguh.a_template.run_id is
-  'The run that was cancelled, or that the action began.';
+  'The run that was cancelled, or that was begun.';
 
 -- Checkpoints.
 create table if not exists teguh.c_template (
@@ -4043,7 +4043,7 @@ begin
     return;
   end if;
 
-  insert into teguh.d_template as d (state, task_id, at)
+  insert into teguh.d_template as d (state, task_id, ended_at)
   select t.state, t.task_id, t.finished_at
   from teguh.t_template as t
   where t.state in ('failed', 'cancelled');
@@ -4087,9 +4087,9 @@ begin
   with spawns as materialized (
     select s.*, teguh._task_id(v_now) as task_id
     from unnest(p_tasks) with ordinality as s(
-      task_name, params, headers, retry_strategy, max_attempts, cancellation,
-      idempotency_key, return_mismatch, available_at, tags, correlation_id, parent_task_id,
-      workflow_run_id, timeout_seconds, expires_at, on_expired, place
+      task_name, params, headers, retry_strategy, max_attempts, cancellation, idempotency_key,
+      return_mismatch, available_at, tags, correlation_id, parent_task_id, workflow_run_id,
+      timeout_seconds, expires_at, on_expired, place
     )
   ),
 
@@ -4100,12 +4100,9 @@ begin
       correlation_id, parent_task_id, workflow_run_id, timeout_seconds, expires_at, on_expired
     )
     select
-      s.task_id,
-      teguh._run_id(s.task_id, 1),
-      1,
+      s.task_id, teguh._run_id(s.task_id, 1), 1,
       case when s.available_at > v_now then 'sleeping' else 'pending' end,
-      v_now,
-      coalesce(s.available_at, v_now),
+      v_now, coalesce(s.available_at, v_now),
       least(s.expires_at, teguh._after(
         greatest(s.available_at, v_now), (s.cancellation ->> 'max_delay')::double precision
       )),
@@ -4310,9 +4307,10 @@ comment on function teguh.spawn_task(text, text, jsonb, jsonb) is
   '"params", "options"}: spawned when it expires), tags (array of strings), correlation_id, '
   'parent_task_id (a task of any queue), workflow_run_id; parent_run_id (with '
   'parent_queue_name if that is another: the run that spawns this one, from which it has '
-  'parent_task_id and, unless they are given, tags, correlation_id, workflow_run_id). created is false when the idempotency key was in use and the existing task '
-  'is returned. Raises TG001 for an unknown queue, TG005 for a bad option, TG006 for a '
-  'key that belongs to another task.';
+  'parent_task_id and, unless they are given, tags, correlation_id, workflow_run_id). created '
+  'is false when the idempotency key was in use and the existing task is returned. Raises '
+  'TG001 for an unknown queue, TG005 for a bad option, TG006 for a key that belongs '
+  'to another task.';
 
 -- Spawn many tasks with one statement.
 create or replace function teguh.spawn_tasks(p_queue_name text, p_tasks jsonb)
@@ -4725,7 +4723,7 @@ as $$
 begin
   delete from teguh.w_template as w
   where w.task_id = p_task_id;
-  insert into teguh.d_template as d (state, task_id, at)
+  insert into teguh.d_template as d (state, task_id, ended_at)
   values (p_state, p_task_id, p_now)
   on conflict do nothing;
 end;
@@ -5526,7 +5524,7 @@ create or replace function teguh._act_template(
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  insert into teguh.a_template as a (n, at, action, reason, task_id, run_id, detail)
+  insert into teguh.a_template as a (n, acted_at, deed, reason, task_id, run_id, detail)
   values (
     nextval('teguh.seq_template'::regclass), teguh.current_time(), p_action, p_reason, p_task_id,
     p_run_id, p_detail
@@ -5899,7 +5897,7 @@ begin
 
   delete from teguh.a_template as a
   where a.task_id is null
-    and a.at <= v_before;
+    and a.acted_at <= v_before;
   return teguh._erase_template(v_task_ids);
 end;
 $$;
@@ -6149,8 +6147,8 @@ $$;
 
 comment on function teguh.pause_queue(text, timestamptz, text) is
   'Lets claims of a queue return nothing until p_until, or until resume_queue(). Spawns, '
-  'events, running tasks and timers go on. list_actions() shows p_reason. Raises TG001 for an unknown queue, 22004 for a '
-  'null time.';
+  'events, running tasks and timers go on. list_actions() shows p_reason. Raises '
+  'TG001 for an unknown queue, 22004 for a null time.';
 
 -- Resume a queue.
 create or replace function teguh.resume_queue(p_queue_name text, p_reason text default null)
@@ -6892,10 +6890,10 @@ begin
   return query
   select
     r.run_id, teguh._run_number(r.run_id), r.state, r.attempt, r.claimed_by,
-    case when r.attempt > r.before then r.started_at end,
+    case when r.attempt > r.attempt_before then r.started_at end,
     r.lease_expires_at, r.finished_at, r.failure_reason
   from (
-    select r.*, lag(r.attempt, 1, 0) over (order by r.run_id) as before
+    select r.*, lag(r.attempt, 1, 0) over (order by r.run_id) as attempt_before
     from teguh.r_template as r
     where r.task_id = p_task_id
   ) as r
@@ -6974,9 +6972,9 @@ begin
 
   actions as materialized (
     select
-      a.run_id, a.action, a.at,
+      a.run_id, a.deed, a.acted_at,
       jsonb_strip_nulls(
-        jsonb_build_object('action', a.action, 'by_role', a.by_role, 'reason', a.reason)
+        jsonb_build_object('action', a.deed, 'by_role', a.by_role, 'reason', a.reason)
       ) as detail
     from teguh.a_template as a
     where a.task_id = p_task_id
@@ -6984,7 +6982,7 @@ begin
 
   events as (
     select
-      0 as number, 0 as place, v_task.created_at as at, 'created' as event,
+      0 as number, 0 as place, v_task.created_at as happened_at, 'created' as happening,
       null::uuid as run_id, null::integer as attempt, '{}'::jsonb as detail
     union all
     select
@@ -7001,14 +6999,14 @@ begin
       end || coalesce(a.detail, '{}')
     from runs as r
     left join actions as a
-      on (a.action, a.run_id) in (('cancel', r.run_id), ('requeue', r.next_id))
+      on (a.deed, a.run_id) in (('cancel', r.run_id), ('requeue', r.next_id))
     where r.finished_at is not null
     union all
     select
-      r.number, 4, coalesce(a.at, r.finished_at), 'retrying', r.next_id, r.attempt,
+      r.number, 4, coalesce(a.acted_at, r.finished_at), 'retrying', r.next_id, r.attempt,
       coalesce(a.detail, '{}')
     from runs as r
-    left join actions as a on a.run_id = r.next_id and a.action <> 'cancel'
+    left join actions as a on a.run_id = r.next_id and a.deed <> 'cancel'
     where r.next_id is not null and r.state <> 'released'
     union all
     select
@@ -7020,7 +7018,7 @@ begin
     where r.next_id is null and r.state = 'sleeping'
   )
 
-  select e.at, e.event, e.run_id, e.attempt, e.detail
+  select e.happened_at, e.happening, e.run_id, e.attempt, e.detail
   from events as e
   order by e.number, e.place;
 end;
@@ -7038,7 +7036,7 @@ begin
     p_started_at,
     (select t.created_at from teguh.t_template as t where t.task_id = p_task_id),
     (select max(r.finished_at) from teguh.r_template as r where r.task_id = p_task_id),
-    (select max(a.at) from teguh.a_template as a where a.task_id = p_task_id),
+    (select max(a.acted_at) from teguh.a_template as a where a.task_id = p_task_id),
     (select max(c.updated_at) from teguh.c_template as c where c.task_id = p_task_id)
   );
 end;
@@ -7061,8 +7059,8 @@ comment on function teguh.get_task_history(text, uuid) is
   'worker was handed it), recovered (the same, after a run whose worker was lost), sleeping '
   '(the present sleep, not those that are over), released, completed, failed, cancelled, '
   'expired, retrying (another run follows). detail has, where it applies, claimed_by, '
-  'failure_reason, until, event, and of what somebody did action, by_role, reason. Raises TG001 for '
-  'an unknown queue, TG003 for an unknown task.';
+  'failure_reason, until, event, and of what somebody did action, by_role, reason. Raises TG001 '
+  'for an unknown queue, TG003 for an unknown task.';
 
 -- The workers that hold a lease.
 create or replace function teguh._held_template()
@@ -7172,7 +7170,7 @@ create or replace function teguh._acts_template(p_before bigint, p_limit integer
 as $$
 begin
   return query
-  select a.at, a.action, a.by_role, a.reason, a.task_id, a.run_id, a.detail, a.n::text
+  select a.acted_at, a.deed, a.by_role, a.reason, a.task_id, a.run_id, a.detail, a.n::text
   from teguh.a_template as a
   where a.n < p_before
   order by a.n desc
@@ -7293,8 +7291,8 @@ $$;
 comment on function teguh.cancel_tasks(text, jsonb, jsonb) is
   'Cancels tasks that are not over, and returns how many. The filter is that of list_tasks(). '
   'Options: limit (the newest so many, default 1000: call again until 0 comes back), reason, all '
-  '(true: an empty filter is meant, and means every task). Raises TG001 for an unknown queue, TG005 '
-  'for an unknown key, a bad value, or an empty filter without all.';
+  '(true: an empty filter is meant, and means every task). Raises TG001 for an unknown queue, '
+  'TG005 for an unknown key, a bad value, or an empty filter without all.';
 
 -- Read how many tasks a call may touch.
 create or replace function teguh._limit_option(p_options jsonb)
@@ -7489,11 +7487,11 @@ end;
 $$;
 
 comment on function teguh.replay_dead_letters(text, jsonb, jsonb) is
-  'Runs failed tasks once more, from their checkpoints on, and returns how many. The filter is that '
-  'of list_dead_letters(). Options: limit (the newest so many, default 1000: call again until 0 '
-  'comes back), per_second (they start one after another at this rate, not all at once), '
-  'max_attempts (at least room for one more run), from_step (delete the checkpoint of that step and '
-  'all written after it; a task without it goes on where it failed), reason. Raises TG001 for '
+  'Runs failed tasks once more, from their checkpoints on, and returns how many. The filter is '
+  'that of list_dead_letters(). Options: limit (the newest so many, default 1000: call again '
+  'until 0 comes back), per_second (they start one after another at this rate, not all at once), '
+  'max_attempts (at least room for one more run), from_step (delete the checkpoint of that step '
+  'and all written after it; a task without it goes on where it failed), reason. Raises TG001 for '
   'an unknown queue, TG005 for an unknown key or a bad value.';
 
 -- Remove tasks that failed more than p_ttl seconds ago, up to p_limit.
@@ -7519,7 +7517,7 @@ begin
       from teguh.d_template as d
       where d.state = 'failed'
         and d.task_id < v_upto
-        and d.at <= v_before
+        and d.ended_at <= v_before
       order by d.state, d.task_id
     ) as d
     join teguh.t_template as t on t.task_id = d.task_id
@@ -8214,7 +8212,9 @@ $$;
 do $$
 begin
   perform teguh._init_template();
-  perform teguh._stamp_queues(array(select q.queue_name from teguh.queues as q order by 1));
+  perform teguh._stamp_queues(
+    array(select q.queue_name from teguh.queues as q order by q.queue_name)
+  );
 end;
 $$;
 

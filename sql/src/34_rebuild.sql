@@ -186,7 +186,7 @@ begin
     return;
   end if;
 
-  insert into teguh.d_template as d (state, task_id, at)
+  insert into teguh.d_template as d (state, task_id, ended_at)
   select t.state, t.task_id, t.finished_at
   from teguh.t_template as t
   where t.state in ('failed', 'cancelled');

@@ -26,9 +26,9 @@ begin
   with spawns as materialized (
     select s.*, teguh._task_id(v_now) as task_id
     from unnest(p_tasks) with ordinality as s(
-      task_name, params, headers, retry_strategy, max_attempts, cancellation,
-      idempotency_key, return_mismatch, available_at, tags, correlation_id, parent_task_id,
-      workflow_run_id, timeout_seconds, expires_at, on_expired, place
+      task_name, params, headers, retry_strategy, max_attempts, cancellation, idempotency_key,
+      return_mismatch, available_at, tags, correlation_id, parent_task_id, workflow_run_id,
+      timeout_seconds, expires_at, on_expired, place
     )
   ),
 
@@ -39,12 +39,9 @@ begin
       correlation_id, parent_task_id, workflow_run_id, timeout_seconds, expires_at, on_expired
     )
     select
-      s.task_id,
-      teguh._run_id(s.task_id, 1),
-      1,
+      s.task_id, teguh._run_id(s.task_id, 1), 1,
       case when s.available_at > v_now then 'sleeping' else 'pending' end,
-      v_now,
-      coalesce(s.available_at, v_now),
+      v_now, coalesce(s.available_at, v_now),
       least(s.expires_at, teguh._after(
         greatest(s.available_at, v_now), (s.cancellation ->> 'max_delay')::double precision
       )),
@@ -249,9 +246,10 @@ comment on function teguh.spawn_task(text, text, jsonb, jsonb) is
   '"params", "options"}: spawned when it expires), tags (array of strings), correlation_id, '
   'parent_task_id (a task of any queue), workflow_run_id; parent_run_id (with '
   'parent_queue_name if that is another: the run that spawns this one, from which it has '
-  'parent_task_id and, unless they are given, tags, correlation_id, workflow_run_id). created is false when the idempotency key was in use and the existing task '
-  'is returned. Raises TG001 for an unknown queue, TG005 for a bad option, TG006 for a '
-  'key that belongs to another task.';
+  'parent_task_id and, unless they are given, tags, correlation_id, workflow_run_id). created '
+  'is false when the idempotency key was in use and the existing task is returned. Raises '
+  'TG001 for an unknown queue, TG005 for a bad option, TG006 for a key that belongs '
+  'to another task.';
 
 -- Spawn many tasks with one statement.
 create or replace function teguh.spawn_tasks(p_queue_name text, p_tasks jsonb)

@@ -53,7 +53,9 @@ $$;
 do $$
 begin
   perform teguh._init_template();
-  perform teguh._stamp_queues(array(select q.queue_name from teguh.queues as q order by 1));
+  perform teguh._stamp_queues(
+    array(select q.queue_name from teguh.queues as q order by q.queue_name)
+  );
 end;
 $$;
 

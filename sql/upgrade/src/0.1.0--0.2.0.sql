@@ -5,7 +5,9 @@ select teguh._each_queue('alter table teguh.t_template add column parent_task_id
 select teguh._each_queue('alter table teguh.t_template add column workflow_run_id uuid');
 
 -- A run may have a timeout, a task may expire.
-select teguh._each_queue('alter table teguh.t_template add column timeout_seconds double precision');
+select teguh._each_queue(
+  'alter table teguh.t_template add column timeout_seconds double precision'
+);
 select teguh._each_queue('alter table teguh.t_template add column expires_at timestamptz');
 select teguh._each_queue('alter table teguh.t_template add column on_expired jsonb');
 select teguh._each_queue('alter table teguh.t_template drop constraint tstate_template');
