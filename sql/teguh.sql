@@ -149,142 +149,142 @@
 -- 3959    _home
 -- 3972    _settle_template
 -- 3994    rebuild_dispatch
--- 4030    _recap_template
--- 4061  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 4066    _put_template
--- 4149    _new_template
--- 4197    _tag_template
--- 4213    _found_template
--- 4269    spawn_task
--- 4316    spawn_tasks
--- 4350    _read_task
--- 4368  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 4373    _hold_template
--- 4424    _own_template
--- 4444    _done_template
--- 4477    complete_run
--- 4500    _flush_template
--- 4557    _why_template
--- 4573    _read_runs
--- 4619    _explain_bad_run
--- 4644    complete_runs
--- 4669    _end_template
--- 4717    _lost_template
--- 4733    _file_template
--- 4757    _again_template
--- 4791    _queue_template
--- 4812    _fail_template
--- 4830    fail_run
--- 4854    _nap_template
--- 4880    schedule_run
--- 4910    _free_template
--- 4950    release_run
--- 4975    _keep_template
--- 5001    extend_claim
--- 5024  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 5029    _mark_template
--- 5051    _note_template
--- 5081    set_task_checkpoint_state
--- 5116    _recall_template
--- 5138    get_task_checkpoint_state
--- 5162    _list_template
--- 5191    get_task_checkpoint_states
--- 5217  43_events.sql: Wait for an event, or learn how the wait ended
--- 5224    _wait_template
--- 5296    _park_template
--- 5337    await_event
--- 5374    _emit_template
--- 5433    emit_event
--- 5458  44_control.sql: Read a task, or raise TG003
--- 5460    _fetch_template
--- 5487    _stop_template
--- 5514    _act_template
--- 5536    _halt_template
--- 5552    cancel_task
--- 5574    _rerun_template
--- 5647    _forget_template
--- 5667    _redo_template
--- 5700    _renew_template
--- 5736    retry_task
--- 5786    _show_template
--- 5834    get_task_result
--- 5869  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 5876    _purge_template
--- 5906    _erase_template
--- 5937    _first_uuid
--- 5956    _sweep_template
--- 5996    _clean
--- 6030    cleanup_tasks
--- 6051    cleanup_events
--- 6072    cleanup_all_queues
--- 6102  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 6104    _pause_template
--- 6125    pause_queue
--- 6154    resume_queue
--- 6171    get_queue_policy
--- 6191    set_queue_policy
--- 6209    list_namespaces
--- 6226  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 6229    _read_filter
--- 6263    _states_option
--- 6294    _read_cursor
--- 6313    _check_limit
--- 6337    _find_template
--- 6389    _seek_template
--- 6438    _page_template
--- 6507    _ended_template
--- 6544    _fit_template
--- 6580    _live_template
--- 6627    _hints0_template
--- 6669    _rows_template
--- 6718    list_tasks
--- 6764    _peek_template
--- 6817    get_task
--- 6869    _runs_template
--- 6922    list_runs
--- 6953    _past_template
--- 7028    _since_template
--- 7046    get_task_history
--- 7066    _held_template
--- 7098    list_workers
--- 7137    _read_place
--- 7156    _acts_template
--- 7182    list_actions
--- 7214  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 7216    _abort_template
--- 7253    cancel_tasks
--- 7298    _limit_option
--- 7311    _retake_template
--- 7349    requeue_task
--- 7374    list_dead_letters
--- 7417    _replay_template
--- 7458    replay_dead_letters
--- 7498    _bury_template
--- 7540    purge_dead_letters
--- 7570  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 7575    _tick_template
--- 7595    _ticked (sequence)
--- 7601    _set_ticked
--- 7614    ticker
--- 7662    ticker_loop (procedure)
--- 7688  51_cron.sql: Whether pg_cron is installed in this database
--- 7690    _has_cron
--- 7700    _cron_has_seconds
--- 7721    _explain_no_cron
--- 7753    start
--- 7796    stop
--- 7821    _maintain
--- 7843    status
--- 7879  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 7883    _rights (view)
--- 7955    _allowed
--- 7994    _grant
--- 8013    _grant_again
--- 8029    _grant_queue
--- 8044    _check_grant
--- 8077    grant_access
--- 8113    revoke_access
--- 8159  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 4031    _recap_template
+-- 4062  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 4067    _put_template
+-- 4150    _new_template
+-- 4198    _tag_template
+-- 4214    _found_template
+-- 4270    spawn_task
+-- 4317    spawn_tasks
+-- 4351    _read_task
+-- 4369  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 4374    _hold_template
+-- 4425    _own_template
+-- 4445    _done_template
+-- 4478    complete_run
+-- 4501    _flush_template
+-- 4558    _why_template
+-- 4574    _read_runs
+-- 4620    _explain_bad_run
+-- 4645    complete_runs
+-- 4670    _end_template
+-- 4718    _lost_template
+-- 4734    _file_template
+-- 4758    _again_template
+-- 4792    _queue_template
+-- 4813    _fail_template
+-- 4831    fail_run
+-- 4855    _nap_template
+-- 4881    schedule_run
+-- 4911    _free_template
+-- 4951    release_run
+-- 4976    _keep_template
+-- 5002    extend_claim
+-- 5025  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 5030    _mark_template
+-- 5052    _note_template
+-- 5082    set_task_checkpoint_state
+-- 5117    _recall_template
+-- 5139    get_task_checkpoint_state
+-- 5163    _list_template
+-- 5192    get_task_checkpoint_states
+-- 5218  43_events.sql: Wait for an event, or learn how the wait ended
+-- 5225    _wait_template
+-- 5297    _park_template
+-- 5338    await_event
+-- 5375    _emit_template
+-- 5434    emit_event
+-- 5459  44_control.sql: Read a task, or raise TG003
+-- 5461    _fetch_template
+-- 5488    _stop_template
+-- 5515    _act_template
+-- 5537    _halt_template
+-- 5553    cancel_task
+-- 5575    _rerun_template
+-- 5648    _forget_template
+-- 5668    _redo_template
+-- 5701    _renew_template
+-- 5737    retry_task
+-- 5787    _show_template
+-- 5835    get_task_result
+-- 5870  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 5877    _purge_template
+-- 5907    _erase_template
+-- 5938    _first_uuid
+-- 5957    _sweep_template
+-- 5997    _clean
+-- 6031    cleanup_tasks
+-- 6052    cleanup_events
+-- 6073    cleanup_all_queues
+-- 6103  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 6105    _pause_template
+-- 6126    pause_queue
+-- 6155    resume_queue
+-- 6172    get_queue_policy
+-- 6192    set_queue_policy
+-- 6210    list_namespaces
+-- 6227  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 6230    _read_filter
+-- 6264    _states_option
+-- 6295    _read_cursor
+-- 6314    _check_limit
+-- 6338    _find_template
+-- 6390    _seek_template
+-- 6439    _page_template
+-- 6508    _ended_template
+-- 6545    _fit_template
+-- 6581    _live_template
+-- 6628    _hints0_template
+-- 6670    _rows_template
+-- 6719    list_tasks
+-- 6765    _peek_template
+-- 6818    get_task
+-- 6870    _runs_template
+-- 6923    list_runs
+-- 6954    _past_template
+-- 7029    _since_template
+-- 7047    get_task_history
+-- 7067    _held_template
+-- 7099    list_workers
+-- 7138    _read_place
+-- 7157    _acts_template
+-- 7183    list_actions
+-- 7215  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 7217    _abort_template
+-- 7254    cancel_tasks
+-- 7299    _limit_option
+-- 7312    _retake_template
+-- 7350    requeue_task
+-- 7375    list_dead_letters
+-- 7418    _replay_template
+-- 7459    replay_dead_letters
+-- 7499    _bury_template
+-- 7541    purge_dead_letters
+-- 7571  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 7576    _tick_template
+-- 7596    _ticked (sequence)
+-- 7602    _set_ticked
+-- 7615    ticker
+-- 7663    ticker_loop (procedure)
+-- 7689  51_cron.sql: Whether pg_cron is installed in this database
+-- 7691    _has_cron
+-- 7701    _cron_has_seconds
+-- 7722    _explain_no_cron
+-- 7754    start
+-- 7797    stop
+-- 7822    _maintain
+-- 7844    status
+-- 7880  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 7884    _rights (view)
+-- 7956    _allowed
+-- 7995    _grant
+-- 8014    _grant_again
+-- 8030    _grant_queue
+-- 8045    _check_grant
+-- 8078    grant_access
+-- 8114    revoke_access
+-- 8160  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -4026,7 +4026,8 @@ comment on function teguh.rebuild_dispatch(text) is
   'queue, 55P03 if it stays busy.';
 
 -- Write down what a queue from before 0.2.0 lacks: which tasks ended without success, and the
--- timers of leases without end, by which their runs are found.
+-- timers of leases without end, by which their runs are found.  Called while a version is
+-- being installed; where it was already, nothing lacks.
 create or replace function teguh._recap_template()
   returns void
   language plpgsql
@@ -4038,8 +4039,8 @@ declare
   v_turns    integer[];
 begin
   perform from teguh.versions as v
-  where v.version = '0.1.0';
-  if not found or exists (select from teguh.d_template) then
+  where v.version = teguh.version();
+  if found or exists (select from teguh.d_template) then
     return;
   end if;
 

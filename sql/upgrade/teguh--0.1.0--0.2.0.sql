@@ -3917,7 +3917,8 @@ comment on function teguh.rebuild_dispatch(text) is
   'queue, 55P03 if it stays busy.';
 
 -- Write down what a queue from before 0.2.0 lacks: which tasks ended without success, and the
--- timers of leases without end, by which their runs are found.
+-- timers of leases without end, by which their runs are found.  Called while a version is
+-- being installed; where it was already, nothing lacks.
 create or replace function teguh._recap_template()
   returns void
   language plpgsql
@@ -3929,8 +3930,8 @@ declare
   v_turns    integer[];
 begin
   perform from teguh.versions as v
-  where v.version = '0.1.0';
-  if not found or exists (select from teguh.d_template) then
+  where v.version = teguh.version();
+  if found or exists (select from teguh.d_template) then
     return;
   end if;
 

@@ -144,6 +144,9 @@ def finish(dsn: str, filled: Filled) -> None:
     with psycopg.connect(dsn, autocommit=True) as connection:
         client = teguh.Client(connection)
         assert filled.held is not None
+        for state in ("failed", "cancelled", "running", "pending"):
+            listed = client.list_tasks(queue, state=state)
+            assert filled.tasks[state] in {task.task_id for task in listed}
         client.complete_run(queue, filled.held, "by hand")
         client.emit_event(queue, "for awaiting", "news")
         again = client.spawn_task(queue, "echo", {"as": "pending"}, idempotency_key="once")
@@ -196,7 +199,7 @@ def test_an_upgrade_with_workers_running_gives_what_a_fresh_installation_has(
         after = contents(connection)
     for table in before:
         if table.startswith("t_") and table != f"t_{BUSY}":
-            assert after[table] == [row.removesuffix(")") + ",,,)" for row in before[table]]
+            assert after[table] == [row.removesuffix(")") + ",,,,,,,)" for row in before[table]]
         elif table.endswith(tuple(f"_{queue}" for queue in STILL)):
             assert after[table] == before[table], table
 
