@@ -24,7 +24,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help all install uninstall dist demo test test-matrix test-installs test-chaos \
-  absurd-npm bench bench-absurd bench-flat sql check-generated freeze lint lint-style lint-sql lint-bodies lint-safety \
+  absurd-npm bench bench-absurd bench-flat bench-inspect sql check-generated freeze lint lint-style lint-sql lint-bodies lint-safety \
   lint-python lint-types plpgsql-check clean
 
 # Every way in which teguh gets into a database but the first, which `make test` takes.
@@ -85,6 +85,9 @@ bench-flat: $(VENV)/dev check-generated ## claim cost under an old snapshot, as 
 
 bench-absurd: $(VENV)/dev check-generated ## speed beside absurd, through its own functions
 	@$(PY) bench/absurd.py $(ARGS)
+
+bench-inspect: $(VENV)/dev check-generated ## lists and filters on ten million finished tasks
+	@$(PY) bench/inspection.py $(ARGS)
 
 sql: ## build sql/teguh.sql and the upgrade script from sql/src
 	@$(PYTHON) tools/build_sql.py

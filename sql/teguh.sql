@@ -157,179 +157,179 @@
 -- 4239    _home
 -- 4252    _settle_template
 -- 4274    rebuild_dispatch
--- 4310    _recap_template
--- 4341  35_tally.sql: The letter by which tallies know where a task stands
--- 4343    _letter
--- 4362    _letters
--- 4374    _bound
--- 4394    _tally_template
--- 4419    _reckon_template
--- 4444    _finish_template
--- 4478    _moved_template
--- 4508    _sum0_template
--- 4544    _noted0_template
--- 4579    _bank0_template
--- 4599    _census_template
--- 4621    _count_template
--- 4643  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 4648    _put_template
--- 4716    _enlist_template
--- 4759    _new_template
--- 4810    _tag_template
--- 4828    _room_template
--- 4855    _shed_template
--- 4882    _first0_template
--- 4922    _once_template
--- 4970    _blocks
--- 4997    _meet_template
--- 5031    _swap_template
--- 5088    _series_template
--- 5125    _found_template
--- 5181    spawn_task
--- 5238    spawn_tasks
--- 5280    _read_task
--- 5298  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 5303    _hold_template
--- 5354    _own_template
--- 5374    _done_template
--- 5414    complete_run
--- 5437    _flush_template
--- 5503    _why_template
--- 5519    _read_runs
--- 5565    _explain_bad_run
--- 5590    complete_runs
--- 5615    _end_template
--- 5664    _lost_template
--- 5680    _file_template
--- 5704    _again_template
--- 5743    _queue_template
--- 5764    _fail_template
--- 5782    fail_run
--- 5806    _nap_template
--- 5835    schedule_run
--- 5865    _free_template
--- 5908    release_run
--- 5933    _keep_template
--- 5959    extend_claim
--- 5982  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 5987    _mark_template
--- 6009    _note_template
--- 6039    set_task_checkpoint_state
--- 6074    _recall_template
--- 6096    get_task_checkpoint_state
--- 6120    _list_template
--- 6149    get_task_checkpoint_states
--- 6175  43_events.sql: Wait for an event, or learn how the wait ended
--- 6182    _wait_template
--- 6254    _park_template
--- 6296    await_event
--- 6333    _emit_template
--- 6395    emit_event
--- 6420  44_control.sql: Read a task, or raise TG003
--- 6422    _fetch_template
--- 6449    _stop_template
--- 6481    _act_template
--- 6503    _halt_template
--- 6519    cancel_task
--- 6541    _rerun_template
--- 6614    _forget_template
--- 6634    _redo_template
--- 6667    _renew_template
--- 6703    retry_task
--- 6753    _show_template
--- 6801    get_task_result
--- 6836  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 6843    _purge_template
--- 6873    _erase_template
--- 6918    _first_uuid
--- 6937    _sweep_template
--- 6977    _clean
--- 7011    cleanup_tasks
--- 7032    cleanup_events
--- 7053    cleanup_all_queues
--- 7083  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 7085    _pause_template
--- 7106    pause_queue
--- 7136    resume_queue
--- 7153    get_queue_policy
--- 7176    set_queue_policy
--- 7194    list_namespaces
--- 7211  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 7214    _read_filter
--- 7248    _states_option
--- 7279    _read_cursor
--- 7298    _check_limit
--- 7322    _find_template
--- 7374    _seek_template
--- 7423    _page_template
--- 7492    _ended_template
--- 7529    _fit_template
--- 7565    _live_template
--- 7612    _hints0_template
--- 7654    _rows_template
--- 7703    list_tasks
--- 7749    _peek_template
--- 7802    get_task
--- 7854    _runs_template
--- 7907    list_runs
--- 7938    _past_template
--- 8013    _since_template
--- 8031    get_task_history
--- 8052    _held_template
--- 8084    list_workers
--- 8123    _read_place
--- 8142    _acts_template
--- 8168    list_actions
--- 8200  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 8202    _abort_template
--- 8239    cancel_tasks
--- 8285    _limit_option
--- 8298    _retake_template
--- 8336    requeue_task
--- 8361    list_dead_letters
--- 8404    _replay_template
--- 8445    replay_dead_letters
--- 8487    _bury_template
--- 8529    purge_dead_letters
--- 8559  49_stats.sql: When the first task that is ready became so; null if none is
--- 8561    _oldest_template
--- 8585    _elder0_template
--- 8619    _tenure_template
--- 8642    _stat_template
--- 8684    queue_stats
--- 8735    _from
--- 8748    _counters (view)
--- 8772    _gauge_template
--- 8813    _spans_template
--- 8866    metrics
--- 8902    _xmin_age
--- 8921    prometheus
--- 8976    _label_text
--- 8996    health
--- 9050  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 9055    _tick_template
--- 9077    _ticked (sequence)
--- 9083    _set_ticked
--- 9096    ticker
--- 9144    ticker_loop (procedure)
--- 9170  51_cron.sql: Whether pg_cron is installed in this database
--- 9172    _has_cron
--- 9182    _cron_has_seconds
--- 9203    _explain_no_cron
--- 9235    start
--- 9278    stop
--- 9303    _maintain
--- 9325    status
--- 9361  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 9365    _rights (view)
--- 9441    _allowed
--- 9479    _grant
--- 9498    _grant_again
--- 9514    _grant_queue
--- 9529    _check_grant
--- 9562    grant_access
--- 9598    revoke_access
--- 9644  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 4311    _recap_template
+-- 4342  35_tally.sql: The letter by which tallies know where a task stands
+-- 4344    _letter
+-- 4363    _letters
+-- 4375    _bound
+-- 4395    _tally_template
+-- 4420    _reckon_template
+-- 4445    _finish_template
+-- 4479    _moved_template
+-- 4509    _sum0_template
+-- 4545    _noted0_template
+-- 4580    _bank0_template
+-- 4600    _census_template
+-- 4622    _count_template
+-- 4644  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 4649    _put_template
+-- 4714    _enlist_template
+-- 4757    _new_template
+-- 4808    _tag_template
+-- 4826    _room_template
+-- 4853    _shed_template
+-- 4880    _first0_template
+-- 4920    _once_template
+-- 4968    _blocks
+-- 4995    _meet_template
+-- 5029    _swap_template
+-- 5086    _series_template
+-- 5123    _found_template
+-- 5179    spawn_task
+-- 5236    spawn_tasks
+-- 5278    _read_task
+-- 5296  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 5301    _hold_template
+-- 5352    _own_template
+-- 5372    _done_template
+-- 5412    complete_run
+-- 5435    _flush_template
+-- 5501    _why_template
+-- 5517    _read_runs
+-- 5563    _explain_bad_run
+-- 5588    complete_runs
+-- 5613    _end_template
+-- 5662    _lost_template
+-- 5678    _file_template
+-- 5702    _again_template
+-- 5741    _queue_template
+-- 5762    _fail_template
+-- 5780    fail_run
+-- 5804    _nap_template
+-- 5833    schedule_run
+-- 5863    _free_template
+-- 5906    release_run
+-- 5931    _keep_template
+-- 5957    extend_claim
+-- 5980  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 5985    _mark_template
+-- 6007    _note_template
+-- 6037    set_task_checkpoint_state
+-- 6072    _recall_template
+-- 6094    get_task_checkpoint_state
+-- 6118    _list_template
+-- 6147    get_task_checkpoint_states
+-- 6173  43_events.sql: Wait for an event, or learn how the wait ended
+-- 6180    _wait_template
+-- 6252    _park_template
+-- 6294    await_event
+-- 6331    _emit_template
+-- 6393    emit_event
+-- 6418  44_control.sql: Read a task, or raise TG003
+-- 6420    _fetch_template
+-- 6447    _stop_template
+-- 6479    _act_template
+-- 6501    _halt_template
+-- 6517    cancel_task
+-- 6539    _rerun_template
+-- 6612    _forget_template
+-- 6632    _redo_template
+-- 6665    _renew_template
+-- 6701    retry_task
+-- 6751    _show_template
+-- 6799    get_task_result
+-- 6834  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 6841    _purge_template
+-- 6871    _erase_template
+-- 6916    _first_uuid
+-- 6935    _sweep_template
+-- 6975    _clean
+-- 7009    cleanup_tasks
+-- 7030    cleanup_events
+-- 7051    cleanup_all_queues
+-- 7081  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 7083    _pause_template
+-- 7104    pause_queue
+-- 7133    resume_queue
+-- 7150    get_queue_policy
+-- 7173    set_queue_policy
+-- 7191    list_namespaces
+-- 7208  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 7211    _read_filter
+-- 7245    _states_option
+-- 7276    _read_cursor
+-- 7295    _check_limit
+-- 7319    _find_template
+-- 7371    _seek_template
+-- 7420    _page_template
+-- 7489    _ended_template
+-- 7526    _fit_template
+-- 7562    _live_template
+-- 7609    _hints0_template
+-- 7651    _rows_template
+-- 7700    list_tasks
+-- 7746    _peek_template
+-- 7799    get_task
+-- 7851    _runs_template
+-- 7904    list_runs
+-- 7935    _past_template
+-- 8010    _since_template
+-- 8028    get_task_history
+-- 8048    _held_template
+-- 8080    list_workers
+-- 8119    _read_place
+-- 8138    _acts_template
+-- 8164    list_actions
+-- 8196  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 8198    _abort_template
+-- 8235    cancel_tasks
+-- 8280    _limit_option
+-- 8293    _retake_template
+-- 8331    requeue_task
+-- 8356    list_dead_letters
+-- 8399    _replay_template
+-- 8440    replay_dead_letters
+-- 8480    _bury_template
+-- 8522    purge_dead_letters
+-- 8552  49_stats.sql: When the first task that is ready became so; null if none is
+-- 8554    _oldest_template
+-- 8578    _elder0_template
+-- 8612    _tenure_template
+-- 8635    _stat_template
+-- 8677    queue_stats
+-- 8728    _from
+-- 8741    _counters (view)
+-- 8765    _gauge_template
+-- 8806    _spans_template
+-- 8859    metrics
+-- 8895    _xmin_age
+-- 8914    prometheus
+-- 8969    _label_text
+-- 8989    health
+-- 9043  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 9048    _tick_template
+-- 9070    _ticked (sequence)
+-- 9076    _set_ticked
+-- 9089    ticker
+-- 9137    ticker_loop (procedure)
+-- 9163  51_cron.sql: Whether pg_cron is installed in this database
+-- 9165    _has_cron
+-- 9175    _cron_has_seconds
+-- 9196    _explain_no_cron
+-- 9228    start
+-- 9271    stop
+-- 9296    _maintain
+-- 9318    status
+-- 9354  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 9358    _rights (view)
+-- 9434    _allowed
+-- 9472    _grant
+-- 9491    _grant_again
+-- 9507    _grant_queue
+-- 9522    _check_grant
+-- 9555    grant_access
+-- 9591    revoke_access
+-- 9637  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -1682,9 +1682,9 @@ comment on table teguh.g_template is
 
 -- Tasks that ended without success.
 create table if not exists teguh.d_template (
-  state   text        not null,
-  task_id uuid        not null,
-  at      timestamptz not null,
+  state    text        not null,
+  task_id  uuid        not null,
+  ended_at timestamptz not null,
   constraint dkey_template primary key (state, task_id)
 );
 
@@ -1890,14 +1890,14 @@ comment on table teguh.r_template is
 
 -- What people did to tasks and to the queue.
 create table if not exists teguh.a_template (
-  n       bigint      not null,
-  at      timestamptz not null,
-  action  text        not null,
-  by_role text        not null default session_user,
-  reason  text,
-  task_id uuid,
-  run_id  uuid,
-  detail  jsonb,
+  n        bigint      not null,
+  acted_at timestamptz not null,
+  deed     text        not null,
+  by_role  text        not null default session_user,
+  reason   text,
+  task_id  uuid,
+  run_id   uuid,
+  detail   jsonb,
   constraint akey_template primary key (n)
 );
 
@@ -1905,14 +1905,14 @@ create index if not exists atask_template
   on teguh.a_template (task_id)
   where task_id is not null;
 create index if not exists aage_template
-  on teguh.a_template (at)
+  on teguh.a_template (acted_at)
   where task_id is null;
 
 comment on table teguh.a_template is
   'Actions: what was done from outside, by whom and why. Only inserted; deleted with the task, '
   'or by age if it is about none.';
 comment on column teguh.a_template.run_id is
-  'The run that was cancelled, or that the action began.';
+  'The run that was cancelled, or that was begun.';
 
 -- Checkpoints.
 create table if not exists teguh.c_template (
@@ -4306,7 +4306,8 @@ comment on function teguh.rebuild_dispatch(text) is
   'queue, 55P03 if it stays busy.';
 
 -- Write down what a queue from before 0.2.0 lacks: which tasks ended without success, and the
--- timers of leases without end, by which their runs are found.
+-- timers of leases without end, by which their runs are found.  Called while a version is
+-- being installed; where it was already, nothing lacks.
 create or replace function teguh._recap_template()
   returns void
   language plpgsql
@@ -4318,12 +4319,12 @@ declare
   v_turns    integer[];
 begin
   perform from teguh.versions as v
-  where v.version = '0.1.0';
-  if not found or exists (select from teguh.d_template) then
+  where v.version = teguh.version();
+  if found or exists (select from teguh.d_template) then
     return;
   end if;
 
-  insert into teguh.d_template as d (state, task_id, at)
+  insert into teguh.d_template as d (state, task_id, ended_at)
   select t.state, t.task_id, t.finished_at
   from teguh.t_template as t
   where t.state in ('failed', 'cancelled');
@@ -4676,12 +4677,9 @@ begin
       correlation_id, parent_task_id, workflow_run_id, timeout_seconds, expires_at, on_expired
     )
     select
-      s.task_id,
-      teguh._run_id(s.task_id, 1),
-      1,
+      s.task_id, teguh._run_id(s.task_id, 1), 1,
       case when s.available_at > v_now then 'sleeping' else 'pending' end,
-      v_now,
-      coalesce(s.available_at, v_now),
+      v_now, coalesce(s.available_at, v_now),
       least(s.expires_at, teguh._after(
         greatest(s.available_at, v_now), (s.cancellation ->> 'max_delay')::double precision
       )),
@@ -5670,7 +5668,7 @@ as $$
 begin
   delete from teguh.w_template as w
   where w.task_id = p_task_id;
-  insert into teguh.d_template as d (state, task_id, at)
+  insert into teguh.d_template as d (state, task_id, ended_at)
   values (p_state, p_task_id, p_now)
   on conflict do nothing;
 end;
@@ -6491,7 +6489,7 @@ create or replace function teguh._act_template(
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  insert into teguh.a_template as a (n, at, action, reason, task_id, run_id, detail)
+  insert into teguh.a_template as a (n, acted_at, deed, reason, task_id, run_id, detail)
   values (
     nextval('teguh.seq_template'::regclass), teguh.current_time(), p_action, p_reason, p_task_id,
     p_run_id, p_detail
@@ -6864,7 +6862,7 @@ begin
 
   delete from teguh.a_template as a
   where a.task_id is null
-    and a.at <= v_before;
+    and a.acted_at <= v_before;
   return teguh._erase_template(v_task_ids);
 end;
 $$;
@@ -7128,9 +7126,8 @@ $$;
 
 comment on function teguh.pause_queue(text, timestamptz, text) is
   'Lets claims of a queue return nothing until p_until, or until resume_queue(). Spawns, '
-  'events, running tasks and timers go on. list_actions() shows p_reason. Raises TG001 for an '
-  'unknown queue, 22004 for a '
-  'null time.';
+  'events, running tasks and timers go on. list_actions() shows p_reason. Raises '
+  'TG001 for an unknown queue, 22004 for a null time.';
 
 -- Resume a queue.
 create or replace function teguh.resume_queue(p_queue_name text, p_reason text default null)
@@ -7875,10 +7872,10 @@ begin
   return query
   select
     r.run_id, teguh._run_number(r.run_id), r.state, r.attempt, r.claimed_by,
-    case when r.attempt > r.before then r.started_at end,
+    case when r.attempt > r.attempt_before then r.started_at end,
     r.lease_expires_at, r.finished_at, r.failure_reason
   from (
-    select r.*, lag(r.attempt, 1, 0) over (order by r.run_id) as before
+    select r.*, lag(r.attempt, 1, 0) over (order by r.run_id) as attempt_before
     from teguh.r_template as r
     where r.task_id = p_task_id
   ) as r
@@ -7957,9 +7954,9 @@ begin
 
   actions as materialized (
     select
-      a.run_id, a.action, a.at,
+      a.run_id, a.deed, a.acted_at,
       jsonb_strip_nulls(
-        jsonb_build_object('action', a.action, 'by_role', a.by_role, 'reason', a.reason)
+        jsonb_build_object('action', a.deed, 'by_role', a.by_role, 'reason', a.reason)
       ) as detail
     from teguh.a_template as a
     where a.task_id = p_task_id
@@ -7967,7 +7964,7 @@ begin
 
   events as (
     select
-      0 as number, 0 as place, v_task.created_at as at, 'created' as event,
+      0 as number, 0 as place, v_task.created_at as happened_at, 'created' as happening,
       null::uuid as run_id, null::integer as attempt, '{}'::jsonb as detail
     union all
     select
@@ -7984,14 +7981,14 @@ begin
       end || coalesce(a.detail, '{}')
     from runs as r
     left join actions as a
-      on (a.action, a.run_id) in (('cancel', r.run_id), ('requeue', r.next_id))
+      on (a.deed, a.run_id) in (('cancel', r.run_id), ('requeue', r.next_id))
     where r.finished_at is not null
     union all
     select
-      r.number, 4, coalesce(a.at, r.finished_at), 'retrying', r.next_id, r.attempt,
+      r.number, 4, coalesce(a.acted_at, r.finished_at), 'retrying', r.next_id, r.attempt,
       coalesce(a.detail, '{}')
     from runs as r
-    left join actions as a on a.run_id = r.next_id and a.action <> 'cancel'
+    left join actions as a on a.run_id = r.next_id and a.deed <> 'cancel'
     where r.next_id is not null and r.state <> 'released'
     union all
     select
@@ -8003,7 +8000,7 @@ begin
     where r.next_id is null and r.state = 'sleeping'
   )
 
-  select e.at, e.event, e.run_id, e.attempt, e.detail
+  select e.happened_at, e.happening, e.run_id, e.attempt, e.detail
   from events as e
   order by e.number, e.place;
 end;
@@ -8021,7 +8018,7 @@ begin
     p_started_at,
     (select t.created_at from teguh.t_template as t where t.task_id = p_task_id),
     (select max(r.finished_at) from teguh.r_template as r where r.task_id = p_task_id),
-    (select max(a.at) from teguh.a_template as a where a.task_id = p_task_id),
+    (select max(a.acted_at) from teguh.a_template as a where a.task_id = p_task_id),
     (select max(c.updated_at) from teguh.c_template as c where c.task_id = p_task_id)
   );
 end;
@@ -8045,8 +8042,7 @@ comment on function teguh.get_task_history(text, uuid) is
   '(the present sleep, not those that are over), released, completed, failed, cancelled, '
   'expired, retrying (another run follows). detail has, where it applies, claimed_by, '
   'failure_reason, until, event, and of what somebody did action, by_role, reason. Raises TG001 '
-  'for '
-  'an unknown queue, TG003 for an unknown task.';
+  'for an unknown queue, TG003 for an unknown task.';
 
 -- The workers that hold a lease.
 create or replace function teguh._held_template()
@@ -8156,7 +8152,7 @@ create or replace function teguh._acts_template(p_before bigint, p_limit integer
 as $$
 begin
   return query
-  select a.at, a.action, a.by_role, a.reason, a.task_id, a.run_id, a.detail, a.n::text
+  select a.acted_at, a.deed, a.by_role, a.reason, a.task_id, a.run_id, a.detail, a.n::text
   from teguh.a_template as a
   where a.n < p_before
   order by a.n desc
@@ -8278,8 +8274,7 @@ comment on function teguh.cancel_tasks(text, jsonb, jsonb) is
   'Cancels tasks that are not over, and returns how many. The filter is that of list_tasks(). '
   'Options: limit (the newest so many, default 1000: call again until 0 comes back), reason, all '
   '(true: an empty filter is meant, and means every task). Raises TG001 for an unknown queue, '
-  'TG005 '
-  'for an unknown key, a bad value, or an empty filter without all.';
+  'TG005 for an unknown key, a bad value, or an empty filter without all.';
 
 -- Read how many tasks a call may touch.
 create or replace function teguh._limit_option(p_options jsonb)
@@ -8475,12 +8470,10 @@ $$;
 
 comment on function teguh.replay_dead_letters(text, jsonb, jsonb) is
   'Runs failed tasks once more, from their checkpoints on, and returns how many. The filter is '
-  'that '
-  'of list_dead_letters(). Options: limit (the newest so many, default 1000: call again until 0 '
-  'comes back), per_second (they start one after another at this rate, not all at once), '
+  'that of list_dead_letters(). Options: limit (the newest so many, default 1000: call again '
+  'until 0 comes back), per_second (they start one after another at this rate, not all at once), '
   'max_attempts (at least room for one more run), from_step (delete the checkpoint of that step '
-  'and '
-  'all written after it; a task without it goes on where it failed), reason. Raises TG001 for '
+  'and all written after it; a task without it goes on where it failed), reason. Raises TG001 for '
   'an unknown queue, TG005 for an unknown key or a bad value.';
 
 -- Remove tasks that failed more than p_ttl seconds ago, up to p_limit.
@@ -8506,7 +8499,7 @@ begin
       from teguh.d_template as d
       where d.state = 'failed'
         and d.task_id < v_upto
-        and d.at <= v_before
+        and d.ended_at <= v_before
       order by d.state, d.task_id
     ) as d
     join teguh.t_template as t on t.task_id = d.task_id

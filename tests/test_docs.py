@@ -6,13 +6,17 @@ import re
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+from psycopg.types.string import TextLoader
 
 import teguh
 from tools.servers import CLIENT, WORKER
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -66,8 +70,99 @@ def test_the_python_of_the_readme_runs_an_order(dsn: str) -> None:
         assert db.execute("select courier from shipments").fetchall() == [("Ada",)]
 
 
+OPERATING = ROOT / "docs" / "operating.md"
+
+# What has happened in the queue of docs/operating.md before its first example.
+ORDERS = """
+set teguh.fake_now = '2031-05-01 09:00:00+00';
+set timezone = 'UTC';
+select teguh.create_queue('orders');
+select teguh.spawn_task('orders', 'charge', '{"order": 1}', '{
+  "max_attempts": 2, "tags": ["eu"], "retry_strategy": {"kind": "fixed", "base_seconds": 60}
+}');
+select teguh.claim_task('orders', 'worker-1');
+set teguh.fake_now = '2031-05-01 09:05:00+00';
+select teguh.ticker('orders');
+set teguh.fake_now = '2031-05-01 09:06:00+00';
+select teguh.fail_run('orders', c.run_id, '{"message": "card declined"}')
+from teguh.claim_task('orders', 'worker-2') as c;
+set teguh.fake_now = '2031-05-01 10:00:00+00';
+select teguh.spawn_task('orders', 'invoice', '{"order": 1}', '{"max_attempts": 1, "tags": ["eu"]}');
+select teguh.fail_run('orders', c.run_id, '{"message": "no printer"}')
+from teguh.claim_task('orders', 'worker-2') as c;
+set teguh.fake_now = '2031-05-01 11:00:00+00';
+select teguh.spawn_task('orders', 'ship', '{"order": 2}');
+select teguh.complete_run('orders', c.run_id) from teguh.claim_task('orders', 'worker-2') as c;
+set teguh.fake_now = '2031-05-01 11:30:00+00';
+select teguh.spawn_task('orders', 'pack', '{"order": 2}');
+select teguh.claim_task('orders', 'worker-1', 3600);
+set teguh.fake_now = '2031-05-01 12:00:00+00';
+select teguh.spawn_task('orders', 'remind', '{"order": 3}', '{
+  "delay_seconds": 86400, "correlation_id": "order-3"
+}');
+"""
+
+
+def aligned(cursor: psycopg.Cursor[tuple[Any, ...]]) -> str:
+    """Show a result as psql does."""
+    columns = cursor.description or []
+    right = [column.type_code in (20, 21, 23, 701) for column in columns]
+    rows = [["" if value is None else str(value) for value in row] for row in cursor.fetchall()]
+    heads = [column.name for column in columns]
+    wide = [max(len(row[n]) for row in [heads, *rows]) for n in range(len(heads))]
+    lines = [" | ".join(head.center(width) for head, width in zip(heads, wide, strict=True))]
+    lines.append("-+-".join("-" * width for width in wide))
+    lines += [
+        " | ".join(
+            cell.rjust(width) if number else cell.ljust(width)
+            for cell, width, number in zip(row, wide, right, strict=True)
+        )
+        for row in rows
+    ]
+    shown = [f" {line}".rstrip() for line in lines]
+    shown[1] = f"-{lines[1]}-"
+    return "\n".join([*shown, f"({len(rows)} row{'s' if len(rows) != 1 else ''})"])
+
+
+def played(db: psycopg.Connection[tuple[Any, ...]], text: str) -> str:
+    """Return a document with the results that its examples have now.
+
+    The values come as text, as they do to psql; \\gset keeps those of the only row.
+    """
+    kept: dict[str, str] = {}
+
+    def example(match: re.Match[str]) -> str:
+        return "```console\n" + "\n".join(answers(match[1])) + "```"
+
+    def answers(block: str) -> Iterator[str]:
+        for prompt in re.findall(r"^=> .*", block, re.MULTILINE):
+            statement = prompt[3:].removesuffix(" \\gset").rstrip(";")
+            for name, value in kept.items():
+                statement = statement.replace(f":'{name}'", f"'{value}'")
+            cursor = psycopg.RawCursor(db)
+            cursor.execute(statement.encode())
+            yield prompt
+            if prompt.endswith("\\gset"):
+                names = [column.name for column in cursor.description or []]
+                kept.update(zip(names, map(str, cursor.fetchone() or ()), strict=True))
+            else:
+                yield aligned(cursor) + "\n"
+
+    return re.sub(r"```console\n(.*?)```", example, text, flags=re.DOTALL)
+
+
+def test_operating_shows_what_its_examples_answer(dsn: str) -> None:
+    text = OPERATING.read_text()
+    with psycopg.connect(dsn, autocommit=True) as db:
+        for oid in [info.oid for info in db.adapters.types]:
+            db.adapters.register_loader(oid, TextLoader)
+        db.execute(ORDERS.encode())
+        assert played(db, text) == text
+
+
 DOCUMENTS = [
     "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/managed.md", "docs/upgrading.md",
+    "docs/operating.md",
 ]  # fmt: skip
 
 

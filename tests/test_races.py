@@ -269,6 +269,56 @@ def test_a_task_whose_cancel_rolls_back_is_claimable(sessions: Sessions) -> None
     assert len(claim(two, 2)) == 1
 
 
+def test_tasks_that_are_being_cancelled_by_a_filter_are_not_claimed(sessions: Sessions) -> None:
+    one, two = sessions.open(), sessions.open()
+    spawn(one, "cancelled", tags=["t"])
+    spawn(one, "kept")
+    ask(one, "begin")
+    assert value(one, "select teguh.cancel_tasks('q', '{\"tag\": \"t\"}')") == 1
+    assert names(claim(two, 10)) == ["kept"]
+    ask(one, "commit")
+    assert claim(two, 10) == []
+
+
+def test_a_cancel_by_filter_waits_for_a_claim_and_takes_the_run_away(sessions: Sessions) -> None:
+    one, two = sessions.open(), sessions.open()
+    spawn(one, "a", tags=["t"])
+    ask(one, "begin")
+    ((run_id, _, _),) = claim(one)
+    cancelled = sessions.start(two, "select teguh.cancel_tasks('q', '{\"tag\": \"t\"}')")
+    sessions.wait_until_blocked(two)
+    ask(one, "commit")
+    assert cancelled.result(PATIENCE) == [(1,)]
+    with pytest.raises(psycopg.DatabaseError) as raised:
+        ask(one, "select teguh.complete_run('q', %s)", (run_id,))
+    assert raised.value.sqlstate == "AB001"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "sqlstate", "state"),
+    [("requeue", "complete", "AB002", "pending"), ("complete", "requeue", "TG004", "completed")],
+)
+def test_a_requeue_that_races_a_completion_has_one_winner(
+    sessions: Sessions, first: str, second: str, sqlstate: str, state: str
+) -> None:
+    one, two = sessions.open(), sessions.open()
+    spawn(one)
+    ((run_id, task_id, _),) = claim(one)
+    calls = {
+        "requeue": ("select teguh.requeue_task('q', %s)", (task_id,)),
+        "complete": ("select teguh.complete_run('q', %s)", (run_id,)),
+    }
+    ask(one, "begin")
+    ask(one, *calls[first])
+    late = sessions.start(two, *calls[second])
+    sessions.wait_until_blocked(two)
+    ask(one, "commit")
+    with pytest.raises(psycopg.DatabaseError) as raised:
+        late.result(PATIENCE)
+    assert raised.value.sqlstate == sqlstate
+    assert states(one) == {state: 1}
+
+
 def test_an_emit_that_races_a_cancel_leaves_nothing_to_claim(sessions: Sessions) -> None:
     one, two = sessions.open(), sessions.open()
     task_id, run_id = spawn(one)

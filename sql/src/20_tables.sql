@@ -172,9 +172,9 @@ comment on table teguh.g_template is
 
 -- Tasks that ended without success.
 create table if not exists teguh.d_template (
-  state   text        not null,
-  task_id uuid        not null,
-  at      timestamptz not null,
+  state    text        not null,
+  task_id  uuid        not null,
+  ended_at timestamptz not null,
   constraint dkey_template primary key (state, task_id)
 );
 
@@ -380,14 +380,14 @@ comment on table teguh.r_template is
 
 -- What people did to tasks and to the queue.
 create table if not exists teguh.a_template (
-  n       bigint      not null,
-  at      timestamptz not null,
-  action  text        not null,
-  by_role text        not null default session_user,
-  reason  text,
-  task_id uuid,
-  run_id  uuid,
-  detail  jsonb,
+  n        bigint      not null,
+  acted_at timestamptz not null,
+  deed     text        not null,
+  by_role  text        not null default session_user,
+  reason   text,
+  task_id  uuid,
+  run_id   uuid,
+  detail   jsonb,
   constraint akey_template primary key (n)
 );
 
@@ -395,14 +395,14 @@ create index if not exists atask_template
   on teguh.a_template (task_id)
   where task_id is not null;
 create index if not exists aage_template
-  on teguh.a_template (at)
+  on teguh.a_template (acted_at)
   where task_id is null;
 
 comment on table teguh.a_template is
   'Actions: what was done from outside, by whom and why. Only inserted; deleted with the task, '
   'or by age if it is about none.';
 comment on column teguh.a_template.run_id is
-  'The run that was cancelled, or that the action began.';
+  'The run that was cancelled, or that was begun.';
 
 -- Checkpoints.
 create table if not exists teguh.c_template (

@@ -175,7 +175,8 @@ comment on function teguh.rebuild_dispatch(text) is
   'queue, 55P03 if it stays busy.';
 
 -- Write down what a queue from before 0.2.0 lacks: which tasks ended without success, and the
--- timers of leases without end, by which their runs are found.
+-- timers of leases without end, by which their runs are found.  Called while a version is
+-- being installed; where it was already, nothing lacks.
 create or replace function teguh._recap_template()
   returns void
   language plpgsql
@@ -187,12 +188,12 @@ declare
   v_turns    integer[];
 begin
   perform from teguh.versions as v
-  where v.version = '0.1.0';
-  if not found or exists (select from teguh.d_template) then
+  where v.version = teguh.version();
+  if found or exists (select from teguh.d_template) then
     return;
   end if;
 
-  insert into teguh.d_template as d (state, task_id, at)
+  insert into teguh.d_template as d (state, task_id, ended_at)
   select t.state, t.task_id, t.finished_at
   from teguh.t_template as t
   where t.state in ('failed', 'cancelled');

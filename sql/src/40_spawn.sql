@@ -33,12 +33,9 @@ begin
       correlation_id, parent_task_id, workflow_run_id, timeout_seconds, expires_at, on_expired
     )
     select
-      s.task_id,
-      teguh._run_id(s.task_id, 1),
-      1,
+      s.task_id, teguh._run_id(s.task_id, 1), 1,
       case when s.available_at > v_now then 'sleeping' else 'pending' end,
-      v_now,
-      coalesce(s.available_at, v_now),
+      v_now, coalesce(s.available_at, v_now),
       least(s.expires_at, teguh._after(
         greatest(s.available_at, v_now), (s.cancellation ->> 'max_delay')::double precision
       )),

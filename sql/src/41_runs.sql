@@ -372,7 +372,7 @@ as $$
 begin
   delete from teguh.w_template as w
   where w.task_id = p_task_id;
-  insert into teguh.d_template as d (state, task_id, at)
+  insert into teguh.d_template as d (state, task_id, ended_at)
   values (p_state, p_task_id, p_now)
   on conflict do nothing;
 end;

@@ -71,7 +71,7 @@ create or replace function teguh._act_template(
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  insert into teguh.a_template as a (n, at, action, reason, task_id, run_id, detail)
+  insert into teguh.a_template as a (n, acted_at, deed, reason, task_id, run_id, detail)
   values (
     nextval('teguh.seq_template'::regclass), teguh.current_time(), p_action, p_reason, p_task_id,
     p_run_id, p_detail

@@ -28,7 +28,7 @@ begin
 
   delete from teguh.a_template as a
   where a.task_id is null
-    and a.at <= v_before;
+    and a.acted_at <= v_before;
   return teguh._erase_template(v_task_ids);
 end;
 $$;

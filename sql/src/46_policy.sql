@@ -45,9 +45,8 @@ $$;
 
 comment on function teguh.pause_queue(text, timestamptz, text) is
   'Lets claims of a queue return nothing until p_until, or until resume_queue(). Spawns, '
-  'events, running tasks and timers go on. list_actions() shows p_reason. Raises TG001 for an '
-  'unknown queue, 22004 for a '
-  'null time.';
+  'events, running tasks and timers go on. list_actions() shows p_reason. Raises '
+  'TG001 for an unknown queue, 22004 for a null time.';
 
 -- Resume a queue.
 create or replace function teguh.resume_queue(p_queue_name text, p_reason text default null)

@@ -664,10 +664,10 @@ begin
   return query
   select
     r.run_id, teguh._run_number(r.run_id), r.state, r.attempt, r.claimed_by,
-    case when r.attempt > r.before then r.started_at end,
+    case when r.attempt > r.attempt_before then r.started_at end,
     r.lease_expires_at, r.finished_at, r.failure_reason
   from (
-    select r.*, lag(r.attempt, 1, 0) over (order by r.run_id) as before
+    select r.*, lag(r.attempt, 1, 0) over (order by r.run_id) as attempt_before
     from teguh.r_template as r
     where r.task_id = p_task_id
   ) as r
@@ -746,9 +746,9 @@ begin
 
   actions as materialized (
     select
-      a.run_id, a.action, a.at,
+      a.run_id, a.deed, a.acted_at,
       jsonb_strip_nulls(
-        jsonb_build_object('action', a.action, 'by_role', a.by_role, 'reason', a.reason)
+        jsonb_build_object('action', a.deed, 'by_role', a.by_role, 'reason', a.reason)
       ) as detail
     from teguh.a_template as a
     where a.task_id = p_task_id
@@ -756,7 +756,7 @@ begin
 
   events as (
     select
-      0 as number, 0 as place, v_task.created_at as at, 'created' as event,
+      0 as number, 0 as place, v_task.created_at as happened_at, 'created' as happening,
       null::uuid as run_id, null::integer as attempt, '{}'::jsonb as detail
     union all
     select
@@ -773,14 +773,14 @@ begin
       end || coalesce(a.detail, '{}')
     from runs as r
     left join actions as a
-      on (a.action, a.run_id) in (('cancel', r.run_id), ('requeue', r.next_id))
+      on (a.deed, a.run_id) in (('cancel', r.run_id), ('requeue', r.next_id))
     where r.finished_at is not null
     union all
     select
-      r.number, 4, coalesce(a.at, r.finished_at), 'retrying', r.next_id, r.attempt,
+      r.number, 4, coalesce(a.acted_at, r.finished_at), 'retrying', r.next_id, r.attempt,
       coalesce(a.detail, '{}')
     from runs as r
-    left join actions as a on a.run_id = r.next_id and a.action <> 'cancel'
+    left join actions as a on a.run_id = r.next_id and a.deed <> 'cancel'
     where r.next_id is not null and r.state <> 'released'
     union all
     select
@@ -792,7 +792,7 @@ begin
     where r.next_id is null and r.state = 'sleeping'
   )
 
-  select e.at, e.event, e.run_id, e.attempt, e.detail
+  select e.happened_at, e.happening, e.run_id, e.attempt, e.detail
   from events as e
   order by e.number, e.place;
 end;
@@ -810,7 +810,7 @@ begin
     p_started_at,
     (select t.created_at from teguh.t_template as t where t.task_id = p_task_id),
     (select max(r.finished_at) from teguh.r_template as r where r.task_id = p_task_id),
-    (select max(a.at) from teguh.a_template as a where a.task_id = p_task_id),
+    (select max(a.acted_at) from teguh.a_template as a where a.task_id = p_task_id),
     (select max(c.updated_at) from teguh.c_template as c where c.task_id = p_task_id)
   );
 end;
@@ -834,8 +834,7 @@ comment on function teguh.get_task_history(text, uuid) is
   '(the present sleep, not those that are over), released, completed, failed, cancelled, '
   'expired, retrying (another run follows). detail has, where it applies, claimed_by, '
   'failure_reason, until, event, and of what somebody did action, by_role, reason. Raises TG001 '
-  'for '
-  'an unknown queue, TG003 for an unknown task.';
+  'for an unknown queue, TG003 for an unknown task.';
 
 -- The workers that hold a lease.
 create or replace function teguh._held_template()
@@ -945,7 +944,7 @@ create or replace function teguh._acts_template(p_before bigint, p_limit integer
 as $$
 begin
   return query
-  select a.at, a.action, a.by_role, a.reason, a.task_id, a.run_id, a.detail, a.n::text
+  select a.acted_at, a.deed, a.by_role, a.reason, a.task_id, a.run_id, a.detail, a.n::text
   from teguh.a_template as a
   where a.n < p_before
   order by a.n desc

@@ -78,8 +78,7 @@ comment on function teguh.cancel_tasks(text, jsonb, jsonb) is
   'Cancels tasks that are not over, and returns how many. The filter is that of list_tasks(). '
   'Options: limit (the newest so many, default 1000: call again until 0 comes back), reason, all '
   '(true: an empty filter is meant, and means every task). Raises TG001 for an unknown queue, '
-  'TG005 '
-  'for an unknown key, a bad value, or an empty filter without all.';
+  'TG005 for an unknown key, a bad value, or an empty filter without all.';
 
 -- Read how many tasks a call may touch.
 create or replace function teguh._limit_option(p_options jsonb)
@@ -275,12 +274,10 @@ $$;
 
 comment on function teguh.replay_dead_letters(text, jsonb, jsonb) is
   'Runs failed tasks once more, from their checkpoints on, and returns how many. The filter is '
-  'that '
-  'of list_dead_letters(). Options: limit (the newest so many, default 1000: call again until 0 '
-  'comes back), per_second (they start one after another at this rate, not all at once), '
+  'that of list_dead_letters(). Options: limit (the newest so many, default 1000: call again '
+  'until 0 comes back), per_second (they start one after another at this rate, not all at once), '
   'max_attempts (at least room for one more run), from_step (delete the checkpoint of that step '
-  'and '
-  'all written after it; a task without it goes on where it failed), reason. Raises TG001 for '
+  'and all written after it; a task without it goes on where it failed), reason. Raises TG001 for '
   'an unknown queue, TG005 for an unknown key or a bad value.';
 
 -- Remove tasks that failed more than p_ttl seconds ago, up to p_limit.
@@ -306,7 +303,7 @@ begin
       from teguh.d_template as d
       where d.state = 'failed'
         and d.task_id < v_upto
-        and d.at <= v_before
+        and d.ended_at <= v_before
       order by d.state, d.task_id
     ) as d
     join teguh.t_template as t on t.task_id = d.task_id

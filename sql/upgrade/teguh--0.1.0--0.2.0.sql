@@ -1544,9 +1544,9 @@ comment on table teguh.g_template is
 
 -- Tasks that ended without success.
 create table if not exists teguh.d_template (
-  state   text        not null,
-  task_id uuid        not null,
-  at      timestamptz not null,
+  state    text        not null,
+  task_id  uuid        not null,
+  ended_at timestamptz not null,
   constraint dkey_template primary key (state, task_id)
 );
 
@@ -1752,14 +1752,14 @@ comment on table teguh.r_template is
 
 -- What people did to tasks and to the queue.
 create table if not exists teguh.a_template (
-  n       bigint      not null,
-  at      timestamptz not null,
-  action  text        not null,
-  by_role text        not null default session_user,
-  reason  text,
-  task_id uuid,
-  run_id  uuid,
-  detail  jsonb,
+  n        bigint      not null,
+  acted_at timestamptz not null,
+  deed     text        not null,
+  by_role  text        not null default session_user,
+  reason   text,
+  task_id  uuid,
+  run_id   uuid,
+  detail   jsonb,
   constraint akey_template primary key (n)
 );
 
@@ -1767,14 +1767,14 @@ create index if not exists atask_template
   on teguh.a_template (task_id)
   where task_id is not null;
 create index if not exists aage_template
-  on teguh.a_template (at)
+  on teguh.a_template (acted_at)
   where task_id is null;
 
 comment on table teguh.a_template is
   'Actions: what was done from outside, by whom and why. Only inserted; deleted with the task, '
   'or by age if it is about none.';
 comment on column teguh.a_template.run_id is
-  'The run that was cancelled, or that the action began.';
+  'The run that was cancelled, or that was begun.';
 
 -- Checkpoints.
 create table if not exists teguh.c_template (
@@ -4168,7 +4168,8 @@ comment on function teguh.rebuild_dispatch(text) is
   'queue, 55P03 if it stays busy.';
 
 -- Write down what a queue from before 0.2.0 lacks: which tasks ended without success, and the
--- timers of leases without end, by which their runs are found.
+-- timers of leases without end, by which their runs are found.  Called while a version is
+-- being installed; where it was already, nothing lacks.
 create or replace function teguh._recap_template()
   returns void
   language plpgsql
@@ -4180,12 +4181,12 @@ declare
   v_turns    integer[];
 begin
   perform from teguh.versions as v
-  where v.version = '0.1.0';
-  if not found or exists (select from teguh.d_template) then
+  where v.version = teguh.version();
+  if found or exists (select from teguh.d_template) then
     return;
   end if;
 
-  insert into teguh.d_template as d (state, task_id, at)
+  insert into teguh.d_template as d (state, task_id, ended_at)
   select t.state, t.task_id, t.finished_at
   from teguh.t_template as t
   where t.state in ('failed', 'cancelled');
@@ -4538,12 +4539,9 @@ begin
       correlation_id, parent_task_id, workflow_run_id, timeout_seconds, expires_at, on_expired
     )
     select
-      s.task_id,
-      teguh._run_id(s.task_id, 1),
-      1,
+      s.task_id, teguh._run_id(s.task_id, 1), 1,
       case when s.available_at > v_now then 'sleeping' else 'pending' end,
-      v_now,
-      coalesce(s.available_at, v_now),
+      v_now, coalesce(s.available_at, v_now),
       least(s.expires_at, teguh._after(
         greatest(s.available_at, v_now), (s.cancellation ->> 'max_delay')::double precision
       )),
@@ -5532,7 +5530,7 @@ as $$
 begin
   delete from teguh.w_template as w
   where w.task_id = p_task_id;
-  insert into teguh.d_template as d (state, task_id, at)
+  insert into teguh.d_template as d (state, task_id, ended_at)
   values (p_state, p_task_id, p_now)
   on conflict do nothing;
 end;
@@ -6353,7 +6351,7 @@ create or replace function teguh._act_template(
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  insert into teguh.a_template as a (n, at, action, reason, task_id, run_id, detail)
+  insert into teguh.a_template as a (n, acted_at, deed, reason, task_id, run_id, detail)
   values (
     nextval('teguh.seq_template'::regclass), teguh.current_time(), p_action, p_reason, p_task_id,
     p_run_id, p_detail
@@ -6726,7 +6724,7 @@ begin
 
   delete from teguh.a_template as a
   where a.task_id is null
-    and a.at <= v_before;
+    and a.acted_at <= v_before;
   return teguh._erase_template(v_task_ids);
 end;
 $$;
@@ -6990,9 +6988,8 @@ $$;
 
 comment on function teguh.pause_queue(text, timestamptz, text) is
   'Lets claims of a queue return nothing until p_until, or until resume_queue(). Spawns, '
-  'events, running tasks and timers go on. list_actions() shows p_reason. Raises TG001 for an '
-  'unknown queue, 22004 for a '
-  'null time.';
+  'events, running tasks and timers go on. list_actions() shows p_reason. Raises '
+  'TG001 for an unknown queue, 22004 for a null time.';
 
 -- Resume a queue.
 create or replace function teguh.resume_queue(p_queue_name text, p_reason text default null)
@@ -7737,10 +7734,10 @@ begin
   return query
   select
     r.run_id, teguh._run_number(r.run_id), r.state, r.attempt, r.claimed_by,
-    case when r.attempt > r.before then r.started_at end,
+    case when r.attempt > r.attempt_before then r.started_at end,
     r.lease_expires_at, r.finished_at, r.failure_reason
   from (
-    select r.*, lag(r.attempt, 1, 0) over (order by r.run_id) as before
+    select r.*, lag(r.attempt, 1, 0) over (order by r.run_id) as attempt_before
     from teguh.r_template as r
     where r.task_id = p_task_id
   ) as r
@@ -7819,9 +7816,9 @@ begin
 
   actions as materialized (
     select
-      a.run_id, a.action, a.at,
+      a.run_id, a.deed, a.acted_at,
       jsonb_strip_nulls(
-        jsonb_build_object('action', a.action, 'by_role', a.by_role, 'reason', a.reason)
+        jsonb_build_object('action', a.deed, 'by_role', a.by_role, 'reason', a.reason)
       ) as detail
     from teguh.a_template as a
     where a.task_id = p_task_id
@@ -7829,7 +7826,7 @@ begin
 
   events as (
     select
-      0 as number, 0 as place, v_task.created_at as at, 'created' as event,
+      0 as number, 0 as place, v_task.created_at as happened_at, 'created' as happening,
       null::uuid as run_id, null::integer as attempt, '{}'::jsonb as detail
     union all
     select
@@ -7846,14 +7843,14 @@ begin
       end || coalesce(a.detail, '{}')
     from runs as r
     left join actions as a
-      on (a.action, a.run_id) in (('cancel', r.run_id), ('requeue', r.next_id))
+      on (a.deed, a.run_id) in (('cancel', r.run_id), ('requeue', r.next_id))
     where r.finished_at is not null
     union all
     select
-      r.number, 4, coalesce(a.at, r.finished_at), 'retrying', r.next_id, r.attempt,
+      r.number, 4, coalesce(a.acted_at, r.finished_at), 'retrying', r.next_id, r.attempt,
       coalesce(a.detail, '{}')
     from runs as r
-    left join actions as a on a.run_id = r.next_id and a.action <> 'cancel'
+    left join actions as a on a.run_id = r.next_id and a.deed <> 'cancel'
     where r.next_id is not null and r.state <> 'released'
     union all
     select
@@ -7865,7 +7862,7 @@ begin
     where r.next_id is null and r.state = 'sleeping'
   )
 
-  select e.at, e.event, e.run_id, e.attempt, e.detail
+  select e.happened_at, e.happening, e.run_id, e.attempt, e.detail
   from events as e
   order by e.number, e.place;
 end;
@@ -7883,7 +7880,7 @@ begin
     p_started_at,
     (select t.created_at from teguh.t_template as t where t.task_id = p_task_id),
     (select max(r.finished_at) from teguh.r_template as r where r.task_id = p_task_id),
-    (select max(a.at) from teguh.a_template as a where a.task_id = p_task_id),
+    (select max(a.acted_at) from teguh.a_template as a where a.task_id = p_task_id),
     (select max(c.updated_at) from teguh.c_template as c where c.task_id = p_task_id)
   );
 end;
@@ -7907,8 +7904,7 @@ comment on function teguh.get_task_history(text, uuid) is
   '(the present sleep, not those that are over), released, completed, failed, cancelled, '
   'expired, retrying (another run follows). detail has, where it applies, claimed_by, '
   'failure_reason, until, event, and of what somebody did action, by_role, reason. Raises TG001 '
-  'for '
-  'an unknown queue, TG003 for an unknown task.';
+  'for an unknown queue, TG003 for an unknown task.';
 
 -- The workers that hold a lease.
 create or replace function teguh._held_template()
@@ -8018,7 +8014,7 @@ create or replace function teguh._acts_template(p_before bigint, p_limit integer
 as $$
 begin
   return query
-  select a.at, a.action, a.by_role, a.reason, a.task_id, a.run_id, a.detail, a.n::text
+  select a.acted_at, a.deed, a.by_role, a.reason, a.task_id, a.run_id, a.detail, a.n::text
   from teguh.a_template as a
   where a.n < p_before
   order by a.n desc
@@ -8140,8 +8136,7 @@ comment on function teguh.cancel_tasks(text, jsonb, jsonb) is
   'Cancels tasks that are not over, and returns how many. The filter is that of list_tasks(). '
   'Options: limit (the newest so many, default 1000: call again until 0 comes back), reason, all '
   '(true: an empty filter is meant, and means every task). Raises TG001 for an unknown queue, '
-  'TG005 '
-  'for an unknown key, a bad value, or an empty filter without all.';
+  'TG005 for an unknown key, a bad value, or an empty filter without all.';
 
 -- Read how many tasks a call may touch.
 create or replace function teguh._limit_option(p_options jsonb)
@@ -8337,12 +8332,10 @@ $$;
 
 comment on function teguh.replay_dead_letters(text, jsonb, jsonb) is
   'Runs failed tasks once more, from their checkpoints on, and returns how many. The filter is '
-  'that '
-  'of list_dead_letters(). Options: limit (the newest so many, default 1000: call again until 0 '
-  'comes back), per_second (they start one after another at this rate, not all at once), '
+  'that of list_dead_letters(). Options: limit (the newest so many, default 1000: call again '
+  'until 0 comes back), per_second (they start one after another at this rate, not all at once), '
   'max_attempts (at least room for one more run), from_step (delete the checkpoint of that step '
-  'and '
-  'all written after it; a task without it goes on where it failed), reason. Raises TG001 for '
+  'and all written after it; a task without it goes on where it failed), reason. Raises TG001 for '
   'an unknown queue, TG005 for an unknown key or a bad value.';
 
 -- Remove tasks that failed more than p_ttl seconds ago, up to p_limit.
@@ -8368,7 +8361,7 @@ begin
       from teguh.d_template as d
       where d.state = 'failed'
         and d.task_id < v_upto
-        and d.at <= v_before
+        and d.ended_at <= v_before
       order by d.state, d.task_id
     ) as d
     join teguh.t_template as t on t.task_id = d.task_id

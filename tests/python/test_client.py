@@ -317,11 +317,79 @@ def test_a_queue_is_paused_until_a_time_or_until_it_is_resumed(
     end = client.current_time() + timedelta(hours=1)
     client.pause_queue(queue, end)
     assert client.list_queues()[0].paused_until == end
-    client.pause_queue(queue)
+    client.pause_queue(queue, reason="maintenance")
     assert client.claim_task(queue) == []
     client.resume_queue(queue)
     assert len(client.claim_task(queue)) == 1
     assert client.rebuild_dispatch(queue) == 0
+
+
+def test_tasks_are_found_and_their_life_is_told(client: teguh.Client, queue: str) -> None:
+    parent = client.spawn_task(queue, "parent", tags=("a", "b"))
+    time.sleep(0.002)  # ids are in the order of milliseconds
+    child = client.spawn_task(queue, "child", {"n": 1}, parent_task_id=parent.task_id)
+    assert [task.task_name for task in client.list_tasks(queue)] == ["child", "parent"]
+    (first,) = client.list_tasks(queue, limit=1)
+    (second,) = client.list_tasks(queue, cursor=first.cursor, state=["pending", "running"])
+    assert (second.task_name, second.tags) == ("parent", ["a", "b"])
+    for which in (
+        teguh.Filter(parent_task_id=parent.task_id),
+        teguh.Filter(task_name="child"),
+        teguh.Filter(state="pending", created_after=first.created_at),
+    ):
+        assert [task.task_id for task in client.list_tasks(queue, **which)] == [child.task_id]
+    assert client.list_tasks(queue, tags=("a", "c"), older_than_seconds=0) == []
+
+    client.cancel_task(queue, parent.task_id, reason="not wanted")
+    client.claim_task(queue, "w", claim_timeout=60)
+    task = client.get_task(queue, child.task_id)
+    assert (task.params, task.claimed_by, task.state) == ({"n": 1}, "w", "running")
+    assert [(run.number, run.state) for run in client.list_runs(queue, child.task_id)] == [
+        (1, "running")
+    ]
+    events = client.get_task_history(queue, parent.task_id)
+    assert [event.event for event in events] == ["created", "cancelled"]
+    assert events[1].detail["reason"] == "not wanted"
+    (worker,) = client.list_workers()
+    assert (worker.worker_id, worker.queue_name, worker.runs) == ("w", queue, 1)
+    (action,) = client.list_actions(queue)
+    assert (action.action, action.task_id) == ("cancel", parent.task_id)
+    assert client.list_actions(queue, cursor=action.cursor) == []
+
+
+def test_tasks_are_cancelled_taken_back_replayed_and_purged(
+    client: teguh.Client, queue: str
+) -> None:
+    client.spawn_tasks(queue, [teguh.NewTask("n", n, {"max_attempts": 1}) for n in range(3)])
+    one, two, _ = client.claim_task(queue, "dead", qty=3)
+    taken = client.requeue_task(queue, one.task_id, reason="host lost")
+    with pytest.raises(teguh.RunLost):
+        client.complete_run(queue, one.run_id)
+    (again,) = client.claim_task(queue)
+    assert again.run_id == taken
+    client.set_task_checkpoint_state(queue, two.task_id, "s", 1, two.run_id)
+    client.fail_run(queue, again.run_id, "no")
+    client.fail_run(queue, two.run_id, "no")
+    assert len(client.list_dead_letters(queue, task_name="n")) == 2
+    client.retry_task(queue, two.task_id, from_step="s", reason="fixed")
+    assert client.claim_task(queue)[0].checkpoints == {}
+    assert client.replay_dead_letters(queue, per_second=10, reason="fixed") == 1
+    (again,) = client.claim_task(queue)
+    client.fail_run(queue, again.run_id, "no")
+    assert client.purge_dead_letters(queue, ttl_seconds=0, reason="old") == 1
+    with pytest.raises(teguh.InvalidOption):
+        client.cancel_tasks(queue)
+    assert client.cancel_tasks(queue, state="running", limit=1, reason="end") == 1
+    assert client.cancel_tasks(queue, everything=True) == 1
+    assert [action.action for action in client.list_actions(queue)] == [
+        "cancel", "cancel", "purge", "retry",
+    ]  # fmt: skip
+
+
+def test_queues_are_grouped_by_namespace(client: teguh.Client, queue: str) -> None:
+    client.create_queue("audit", namespace="finance")
+    assert client.list_namespaces() == {"default": 1, "finance": 1}
+    assert [found.namespace for found in client.list_queues()][:1] == ["finance"]
 
 
 def test_access_is_given_and_taken(client: teguh.Client, queue: str, guest_dsn: str) -> None:

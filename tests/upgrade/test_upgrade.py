@@ -137,6 +137,20 @@ def assert_same_dump(cluster: Cluster, upgraded: str, queues: list[str]) -> None
         assert one == two
 
 
+def assert_found(dsn: str, queue: str) -> None:
+    """Tasks from before the upgrade are counted and listed by their states."""
+    there = dict(rows(dsn, f"select state, count(*) from teguh.t_{queue} group by 1"))
+    for state in ("failed", "cancelled", "running", "sleeping", "pending", "completed"):
+        listed = rows(
+            dsn, f"select 1 from teguh.list_tasks('{queue}', '{{\"state\": \"{state}\"}}')"
+        )
+        assert len(listed) == there.get(state, 0), state
+    counted = "pending, running, completed, failed, cancelled"
+    assert rows(dsn, f"select {counted} from teguh.queue_stats('{queue}')") == [
+        tuple(there.get(state, 0) for state in counted.split(", "))
+    ]
+
+
 def test_an_upgrade_with_workers_running_gives_what_a_fresh_installation_has(
     cluster: Cluster, old_dsn: str, release: str
 ) -> None:
@@ -170,6 +184,7 @@ def test_an_upgrade_with_workers_running_gives_what_a_fresh_installation_has(
 
     assert_same(cluster, old_dsn, [*STILL, BUSY])
     for queue in STILL:
+        assert_found(old_dsn, queue)
         go_on(old_dsn, queue)
     assert_same(cluster, old_dsn, [*STILL, BUSY])
 
