@@ -41,7 +41,7 @@ begin
     );
   end if;
   if v_picked.limited then
-    perform teguh._limit_template(v_picked.task_ids);
+    perform teguh._limits_template(v_picked.task_ids);
   end if;
 
   if teguh._many0_template(
@@ -146,7 +146,7 @@ $$;
 
 -- Set the timers of claimed tasks that end of themselves: the deadline of one that starts, and
 -- the timeout of a run.
-create or replace function teguh._limit_template(p_task_ids uuid[])
+create or replace function teguh._limits_template(p_task_ids uuid[])
   returns void
   language plpgsql
   volatile

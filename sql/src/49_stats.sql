@@ -370,7 +370,7 @@ begin
     with metrics as materialized (
       select
         m.*,
-        regexp_replace(m.name, '(seconds)_(bucket|sum|count)$', '\1') as family
+        regexp_replace(m.name, '_(bucket|sum|count)$', '') as family
       from teguh.metrics() as m
     ),
 
@@ -389,20 +389,24 @@ begin
     families as (
       select
         l.family,
-        string_agg(l.line, e'\n' order by l.series::text, l.name, l.bound) as lines
+        string_agg(l.line, chr(10) order by l.series::text, l.name, l.bound) as lines
       from lines as l
       group by l.family
     )
 
     select
       string_agg(
-        format(e'# TYPE %s %s\n%s\n', f.family,
+        format(
+          '# TYPE %2$s %3$s%1$s%4$s%1$s',
+          chr(10),
+          f.family,
           case
             when f.family ~ '_total$' then 'counter'
             when f.family ~ 'duration_seconds$' then 'histogram'
             else 'gauge'
           end,
-          f.lines),
+          f.lines
+        ),
         '' order by f.family
       )
     from families as f
@@ -424,7 +428,10 @@ as $$
     string_agg(
       format(
         '%s="%s"', l.key,
-        replace(replace(replace(l.value, '\', '\\'), '"', '\"'), e'\n', '\n')
+        replace(
+          replace(replace(l.value, chr(92), chr(92) || chr(92)), '"', chr(92) || '"'),
+          chr(10), chr(92) || 'n'
+        )
       ),
       ',' order by l.key
     ),
