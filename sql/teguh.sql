@@ -227,7 +227,7 @@
 -- 6039    _check_grant
 -- 6072    grant_access
 -- 6108    revoke_access
--- 6154  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 6155  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -6147,9 +6147,10 @@ $$;
 
 comment on function teguh.revoke_access(text, text, text[]) is
   'Takes from a role what grant_access() gave: one kind of access or, if p_access is null, '
-  'all; for the queues named or, if p_queue_names is null, for all. What a role was '
-  'never given is no error. Raises 42704 for an unknown role, TG004 when the role has '
-  'access to all queues and only some are named, TG005 for an unknown kind of access.';
+  'all; for the queues named or, if p_queue_names is null, for all. Rights on functions that '
+  'were granted by hand go, too. What a role was never given is no error. Raises 42704 for an '
+  'unknown role, TG004 when the role has access to all queues and only some are named, TG005 '
+  'for an unknown kind of access.';
 
 -- sql/src/90_finish.sql
 -- The second segment's functions are those of the first with 0 and 1 exchanged.
