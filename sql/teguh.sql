@@ -117,7 +117,7 @@
 -- 2776  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
 -- 2781    _claim0_template
 -- 2843    _pick0_template
--- 2925    _limit_template
+-- 2925    _limits_template
 -- 2963    _move0_template
 -- 3025    _open_xids
 -- 3045    _next0_template
@@ -304,32 +304,32 @@
 -- 8859    metrics
 -- 8895    _xmin_age
 -- 8914    prometheus
--- 8969    _label_text
--- 8989    health
--- 9043  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 9048    _tick_template
--- 9070    _ticked (sequence)
--- 9076    _set_ticked
--- 9089    ticker
--- 9137    ticker_loop (procedure)
--- 9163  51_cron.sql: Whether pg_cron is installed in this database
--- 9165    _has_cron
--- 9175    _cron_has_seconds
--- 9196    _explain_no_cron
--- 9228    start
--- 9271    stop
--- 9296    _maintain
--- 9318    status
--- 9354  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 9358    _rights (view)
--- 9434    _allowed
--- 9472    _grant
--- 9491    _grant_again
--- 9507    _grant_queue
--- 9522    _check_grant
--- 9555    grant_access
--- 9591    revoke_access
--- 9637  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 8973    _label_text
+-- 8996    health
+-- 9050  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 9055    _tick_template
+-- 9077    _ticked (sequence)
+-- 9083    _set_ticked
+-- 9096    ticker
+-- 9144    ticker_loop (procedure)
+-- 9170  51_cron.sql: Whether pg_cron is installed in this database
+-- 9172    _has_cron
+-- 9182    _cron_has_seconds
+-- 9203    _explain_no_cron
+-- 9235    start
+-- 9278    stop
+-- 9303    _maintain
+-- 9325    status
+-- 9361  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 9365    _rights (view)
+-- 9441    _allowed
+-- 9479    _grant
+-- 9498    _grant_again
+-- 9514    _grant_queue
+-- 9529    _check_grant
+-- 9562    grant_access
+-- 9598    revoke_access
+-- 9645  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -2817,7 +2817,7 @@ begin
     );
   end if;
   if v_picked.limited then
-    perform teguh._limit_template(v_picked.task_ids);
+    perform teguh._limits_template(v_picked.task_ids);
   end if;
 
   if teguh._many0_template(
@@ -2922,7 +2922,7 @@ $$;
 
 -- Set the timers of claimed tasks that end of themselves: the deadline of one that starts, and
 -- the timeout of a run.
-create or replace function teguh._limit_template(p_task_ids uuid[])
+create or replace function teguh._limits_template(p_task_ids uuid[])
   returns void
   language plpgsql
   volatile
@@ -8922,7 +8922,7 @@ begin
     with metrics as materialized (
       select
         m.*,
-        regexp_replace(m.name, '(seconds)_(bucket|sum|count)$', '\1') as family
+        regexp_replace(m.name, '_(bucket|sum|count)$', '') as family
       from teguh.metrics() as m
     ),
 
@@ -8941,20 +8941,24 @@ begin
     families as (
       select
         l.family,
-        string_agg(l.line, e'\n' order by l.series::text, l.name, l.bound) as lines
+        string_agg(l.line, chr(10) order by l.series::text, l.name, l.bound) as lines
       from lines as l
       group by l.family
     )
 
     select
       string_agg(
-        format(e'# TYPE %s %s\n%s\n', f.family,
+        format(
+          '# TYPE %2$s %3$s%1$s%4$s%1$s',
+          chr(10),
+          f.family,
           case
             when f.family ~ '_total$' then 'counter'
             when f.family ~ 'duration_seconds$' then 'histogram'
             else 'gauge'
           end,
-          f.lines),
+          f.lines
+        ),
         '' order by f.family
       )
     from families as f
@@ -8976,7 +8980,10 @@ as $$
     string_agg(
       format(
         '%s="%s"', l.key,
-        replace(replace(replace(l.value, '\', '\\'), '"', '\"'), e'\n', '\n')
+        replace(
+          replace(replace(l.value, chr(92), chr(92) || chr(92)), '"', chr(92) || '"'),
+          chr(10), chr(92) || 'n'
+        )
       ),
       ',' order by l.key
     ),
@@ -9631,8 +9638,9 @@ $$;
 comment on function teguh.revoke_access(text, text, text[]) is
   'Takes from a role what grant_access() gave: one kind of access or, if p_access is null, '
   'all; for the queues named or, if p_queue_names is null, for all. Rights on functions that '
-  'were granted by hand go, too. What a role was never given is no error. Raises 42704 for an unknown role, TG004 when the role has '
-  'access to all queues and only some are named, TG005 for an unknown kind of access.';
+  'were granted by hand go, too. What a role was never given is no error. Raises 42704 for an '
+  'unknown role, TG004 when the role has access to all queues and only some are named, TG005 '
+  'for an unknown kind of access.';
 
 -- sql/src/90_finish.sql
 -- The second segment's functions are those of the first with 0 and 1 exchanged.

@@ -277,5 +277,6 @@ $$;
 comment on function teguh.revoke_access(text, text, text[]) is
   'Takes from a role what grant_access() gave: one kind of access or, if p_access is null, '
   'all; for the queues named or, if p_queue_names is null, for all. Rights on functions that '
-  'were granted by hand go, too. What a role was never given is no error. Raises 42704 for an unknown role, TG004 when the role has '
-  'access to all queues and only some are named, TG005 for an unknown kind of access.';
+  'were granted by hand go, too. What a role was never given is no error. Raises 42704 for an '
+  'unknown role, TG004 when the role has access to all queues and only some are named, TG005 '
+  'for an unknown kind of access.';

@@ -2679,7 +2679,7 @@ begin
     );
   end if;
   if v_picked.limited then
-    perform teguh._limit_template(v_picked.task_ids);
+    perform teguh._limits_template(v_picked.task_ids);
   end if;
 
   if teguh._many0_template(
@@ -2784,7 +2784,7 @@ $$;
 
 -- Set the timers of claimed tasks that end of themselves: the deadline of one that starts, and
 -- the timeout of a run.
-create or replace function teguh._limit_template(p_task_ids uuid[])
+create or replace function teguh._limits_template(p_task_ids uuid[])
   returns void
   language plpgsql
   volatile
@@ -8784,7 +8784,7 @@ begin
     with metrics as materialized (
       select
         m.*,
-        regexp_replace(m.name, '(seconds)_(bucket|sum|count)$', '\1') as family
+        regexp_replace(m.name, '_(bucket|sum|count)$', '') as family
       from teguh.metrics() as m
     ),
 
@@ -8803,20 +8803,24 @@ begin
     families as (
       select
         l.family,
-        string_agg(l.line, e'\n' order by l.series::text, l.name, l.bound) as lines
+        string_agg(l.line, chr(10) order by l.series::text, l.name, l.bound) as lines
       from lines as l
       group by l.family
     )
 
     select
       string_agg(
-        format(e'# TYPE %s %s\n%s\n', f.family,
+        format(
+          '# TYPE %2$s %3$s%1$s%4$s%1$s',
+          chr(10),
+          f.family,
           case
             when f.family ~ '_total$' then 'counter'
             when f.family ~ 'duration_seconds$' then 'histogram'
             else 'gauge'
           end,
-          f.lines),
+          f.lines
+        ),
         '' order by f.family
       )
     from families as f
@@ -8838,7 +8842,10 @@ as $$
     string_agg(
       format(
         '%s="%s"', l.key,
-        replace(replace(replace(l.value, '\', '\\'), '"', '\"'), e'\n', '\n')
+        replace(
+          replace(replace(l.value, chr(92), chr(92) || chr(92)), '"', chr(92) || '"'),
+          chr(10), chr(92) || 'n'
+        )
       ),
       ',' order by l.key
     ),
@@ -9493,8 +9500,9 @@ $$;
 comment on function teguh.revoke_access(text, text, text[]) is
   'Takes from a role what grant_access() gave: one kind of access or, if p_access is null, '
   'all; for the queues named or, if p_queue_names is null, for all. Rights on functions that '
-  'were granted by hand go, too. What a role was never given is no error. Raises 42704 for an unknown role, TG004 when the role has '
-  'access to all queues and only some are named, TG005 for an unknown kind of access.';
+  'were granted by hand go, too. What a role was never given is no error. Raises 42704 for an '
+  'unknown role, TG004 when the role has access to all queues and only some are named, TG005 '
+  'for an unknown kind of access.';
 
 -- sql/src/90_finish.sql
 -- The second segment's functions are those of the first with 0 and 1 exchanged.
