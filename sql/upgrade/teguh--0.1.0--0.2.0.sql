@@ -8864,7 +8864,7 @@ as $$
 declare
   v_lag      double precision := (select s.lag_seconds from teguh.status() as s);
   v_age      integer := teguh._xmin_age();
-  v_problems jsonb := '[]';
+  v_problems jsonb := '[]'::jsonb;
   v_queue    record;
 begin
   if v_lag is null or v_lag > 300 then
