@@ -1,5 +1,5 @@
 -- Every change of a task is counted, exactly once, whatever happens to the segments.
-select plan(25);
+select plan(26);
 
 create function pg_temp.at(p_second integer)
   returns void
@@ -121,9 +121,23 @@ from teguh.t_q as t
 where t.task_name in ('failed', 'cancelled', 'expired');
 select is(pg_temp.counted(), 'c6 p4', 'retries of what was over are counted');
 
+-- When a run that an event woke is released for later
+select teguh.spawn_task('q', 'woken', '1');
+select teguh.await_event('q', c.task_id, c.run_id, 'step', 'alarm')
+from teguh.claim_task('q', 'w', 1000, 10) as c
+where c.task_name = 'woken';
+select teguh.emit_event('q', 'alarm');
+select teguh.release_run('q', c.run_id, 5)
+from teguh.claim_task('q', 'w', 1000, 10) as c
+where c.task_name = 'woken';
+select pg_temp.at(112);
+select count(*) from teguh.claim_task('q', 'w', 1000, 10);
+select is(pg_temp.counted(), pg_temp.there(), 'a release for later is counted');
+select teguh.release_run('q', t.run_id) from teguh.t_q as t where t.state = 'running';
+
 -- When a lease expires
 select count(*) from teguh.claim_task('q', 'w', 1, 10);
-select pg_temp.at(108);
+select pg_temp.at(114);
 select teguh.ticker('q');
 select is(pg_temp.counted(), pg_temp.there(), 'expired leases are counted');
 

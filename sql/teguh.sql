@@ -208,128 +208,128 @@
 -- 5804    _nap_template
 -- 5833    schedule_run
 -- 5863    _free_template
--- 5906    release_run
--- 5931    _keep_template
--- 5957    extend_claim
--- 5980  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 5985    _mark_template
--- 6007    _note_template
--- 6037    set_task_checkpoint_state
--- 6072    _recall_template
--- 6094    get_task_checkpoint_state
--- 6118    _list_template
--- 6147    get_task_checkpoint_states
--- 6173  43_events.sql: Wait for an event, or learn how the wait ended
--- 6180    _wait_template
--- 6252    _park_template
--- 6294    await_event
--- 6331    _emit_template
--- 6393    emit_event
--- 6418  44_control.sql: Read a task, or raise TG003
--- 6420    _fetch_template
--- 6447    _stop_template
--- 6479    _act_template
--- 6501    _halt_template
--- 6517    cancel_task
--- 6539    _rerun_template
--- 6612    _forget_template
--- 6632    _redo_template
--- 6665    _renew_template
--- 6701    retry_task
--- 6751    _show_template
--- 6799    get_task_result
--- 6834  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 6841    _purge_template
--- 6871    _erase_template
--- 6916    _first_uuid
--- 6935    _sweep_template
--- 6975    _clean
--- 7009    cleanup_tasks
--- 7030    cleanup_events
--- 7051    cleanup_all_queues
--- 7081  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 7083    _pause_template
--- 7104    pause_queue
--- 7133    resume_queue
--- 7150    get_queue_policy
--- 7173    set_queue_policy
--- 7191    list_namespaces
--- 7208  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 7211    _read_filter
--- 7245    _states_option
--- 7276    _read_cursor
--- 7295    _check_limit
--- 7319    _find_template
--- 7371    _seek_template
--- 7420    _page_template
--- 7489    _ended_template
--- 7526    _fit_template
--- 7562    _live_template
--- 7609    _hints0_template
--- 7651    _rows_template
--- 7700    list_tasks
--- 7746    _peek_template
--- 7799    get_task
--- 7851    _runs_template
--- 7904    list_runs
--- 7935    _past_template
--- 8010    _since_template
--- 8028    get_task_history
--- 8048    _held_template
--- 8080    list_workers
--- 8119    _read_place
--- 8138    _acts_template
--- 8164    list_actions
--- 8196  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 8198    _abort_template
--- 8235    cancel_tasks
--- 8280    _limit_option
--- 8293    _retake_template
--- 8331    requeue_task
--- 8356    list_dead_letters
--- 8399    _replay_template
--- 8440    replay_dead_letters
--- 8480    _bury_template
--- 8522    purge_dead_letters
--- 8552  49_stats.sql: When the first task that is ready became so; null if none is
--- 8554    _oldest_template
--- 8578    _elder0_template
--- 8612    _tenure_template
--- 8635    _stat_template
--- 8677    queue_stats
--- 8728    _from
--- 8741    _counters (view)
--- 8765    _gauge_template
--- 8806    _spans_template
--- 8859    metrics
--- 8895    _xmin_age
--- 8914    prometheus
--- 8973    _label_text
--- 8996    health
--- 9050  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 9055    _tick_template
--- 9077    _ticked (sequence)
--- 9083    _set_ticked
--- 9096    ticker
--- 9144    ticker_loop (procedure)
--- 9170  51_cron.sql: Whether pg_cron is installed in this database
--- 9172    _has_cron
--- 9182    _cron_has_seconds
--- 9203    _explain_no_cron
--- 9235    start
--- 9278    stop
--- 9303    _maintain
--- 9325    status
--- 9361  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 9365    _rights (view)
--- 9441    _allowed
--- 9479    _grant
--- 9498    _grant_again
--- 9514    _grant_queue
--- 9529    _check_grant
--- 9562    grant_access
--- 9598    revoke_access
--- 9645  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 5911    release_run
+-- 5936    _keep_template
+-- 5962    extend_claim
+-- 5985  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 5990    _mark_template
+-- 6012    _note_template
+-- 6042    set_task_checkpoint_state
+-- 6077    _recall_template
+-- 6099    get_task_checkpoint_state
+-- 6123    _list_template
+-- 6152    get_task_checkpoint_states
+-- 6178  43_events.sql: Wait for an event, or learn how the wait ended
+-- 6185    _wait_template
+-- 6257    _park_template
+-- 6299    await_event
+-- 6336    _emit_template
+-- 6398    emit_event
+-- 6423  44_control.sql: Read a task, or raise TG003
+-- 6425    _fetch_template
+-- 6452    _stop_template
+-- 6484    _act_template
+-- 6506    _halt_template
+-- 6522    cancel_task
+-- 6544    _rerun_template
+-- 6617    _forget_template
+-- 6637    _redo_template
+-- 6670    _renew_template
+-- 6706    retry_task
+-- 6756    _show_template
+-- 6804    get_task_result
+-- 6839  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 6846    _purge_template
+-- 6876    _erase_template
+-- 6921    _first_uuid
+-- 6940    _sweep_template
+-- 6980    _clean
+-- 7014    cleanup_tasks
+-- 7035    cleanup_events
+-- 7056    cleanup_all_queues
+-- 7086  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 7088    _pause_template
+-- 7109    pause_queue
+-- 7138    resume_queue
+-- 7155    get_queue_policy
+-- 7178    set_queue_policy
+-- 7196    list_namespaces
+-- 7213  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 7216    _read_filter
+-- 7250    _states_option
+-- 7281    _read_cursor
+-- 7300    _check_limit
+-- 7324    _find_template
+-- 7376    _seek_template
+-- 7425    _page_template
+-- 7494    _ended_template
+-- 7531    _fit_template
+-- 7567    _live_template
+-- 7614    _hints0_template
+-- 7656    _rows_template
+-- 7705    list_tasks
+-- 7751    _peek_template
+-- 7804    get_task
+-- 7856    _runs_template
+-- 7909    list_runs
+-- 7940    _past_template
+-- 8015    _since_template
+-- 8033    get_task_history
+-- 8053    _held_template
+-- 8085    list_workers
+-- 8124    _read_place
+-- 8143    _acts_template
+-- 8169    list_actions
+-- 8201  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 8203    _abort_template
+-- 8240    cancel_tasks
+-- 8285    _limit_option
+-- 8298    _retake_template
+-- 8336    requeue_task
+-- 8361    list_dead_letters
+-- 8404    _replay_template
+-- 8445    replay_dead_letters
+-- 8485    _bury_template
+-- 8527    purge_dead_letters
+-- 8557  49_stats.sql: When the first task that is ready became so; null if none is
+-- 8559    _oldest_template
+-- 8583    _elder0_template
+-- 8617    _tenure_template
+-- 8640    _stat_template
+-- 8682    queue_stats
+-- 8733    _from
+-- 8746    _counters (view)
+-- 8770    _gauge_template
+-- 8811    _spans_template
+-- 8864    metrics
+-- 8900    _xmin_age
+-- 8919    prometheus
+-- 8978    _label_text
+-- 9001    health
+-- 9055  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 9060    _tick_template
+-- 9082    _ticked (sequence)
+-- 9088    _set_ticked
+-- 9101    ticker
+-- 9149    ticker_loop (procedure)
+-- 9175  51_cron.sql: Whether pg_cron is installed in this database
+-- 9177    _has_cron
+-- 9187    _cron_has_seconds
+-- 9208    _explain_no_cron
+-- 9240    start
+-- 9283    stop
+-- 9308    _maintain
+-- 9330    status
+-- 9366  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 9370    _rights (view)
+-- 9446    _allowed
+-- 9484    _grant
+-- 9503    _grant_again
+-- 9519    _grant_queue
+-- 9534    _check_grant
+-- 9567    grant_access
+-- 9603    revoke_access
+-- 9650  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -5897,7 +5897,12 @@ begin
   end if;
   perform teguh._queue_template(v_task.task_id, v_task.turn + 1, v_at, v_now);
   perform teguh._moved_template(
-    v_task, case when v_at <= v_now then 'p' when v_unbegun then 'd' else 's' end::"char"
+    v_task,
+    teguh._letter(
+      case when v_at > v_now then 'sleeping' else 'pending' end,
+      v_task.attempt - 1,
+      v_task.wake_event
+    )
   );
 end;
 $$;

@@ -1042,9 +1042,11 @@ def test_the_ring_turns_while_old_snapshots_and_idle_writers_are_open(sessions: 
     ask(writer, "create temporary table t as select 1")
     for _ in range(12):
         spawn_many(busy, 300)
-        assert len(claim(busy, 300, timeout=0)) == 300
-        ask(busy, "select teguh.ticker('q')")
-        ask(busy, "select teguh.ticker('q')")
+        runs = json.dumps([{"run_id": str(run[0])} for run in claim(busy, 300, timeout=0)])
+        ended = ask(busy, "select * from teguh.complete_runs('q', %s)", (runs,))
+        assert len(ended) == 300
+        for _ in range(3):
+            ask(busy, "select teguh.ticker('q')")
     assert turns(busy) >= 8
     assert (
         value(busy, "select pg_relation_size('teguh.p0_q') + pg_relation_size('teguh.p1_q')")

@@ -601,7 +601,12 @@ begin
   end if;
   perform teguh._queue_template(v_task.task_id, v_task.turn + 1, v_at, v_now);
   perform teguh._moved_template(
-    v_task, case when v_at <= v_now then 'p' when v_unbegun then 'd' else 's' end::"char"
+    v_task,
+    teguh._letter(
+      case when v_at > v_now then 'sleeping' else 'pending' end,
+      v_task.attempt - 1,
+      v_task.wake_event
+    )
   );
 end;
 $$;
