@@ -1,5 +1,5 @@
 -- Every change of a task is counted, exactly once, whatever happens to the segments.
-select plan(26);
+select plan(28);
 
 create function pg_temp.at(p_second integer)
   returns void
@@ -155,10 +155,16 @@ select is(pg_temp.counted(), pg_temp.there(), 'what was rolled back is not count
 create temporary table before as select pg_temp.counted() as said;
 select count(*) from generate_series(1, 1200) as g(i)
 cross join lateral teguh.spawn_task('q', 'bulk', to_jsonb(g.i));
+select count(*) from teguh.claim_task('q', 'w', 1, 1);
+select pg_temp.at(200);
 select teguh.ticker('q');
 select is(
   (select count(*) from teguh.k0_q as k where k.kind = 'n'), 1::bigint,
   'the ticker sums notes up'
+);
+select is(
+  (select count(*) from teguh.t_q as t where t.failures > 0) > 0, true,
+  'given that it ended a lease right after'
 );
 select is(pg_temp.counted(), pg_temp.there(), 'the sum stands for them');
 select teguh.spawn_task('q', 'later', '1');
@@ -169,13 +175,25 @@ select is(
   'few notes are not summed up'
 );
 
+-- When a transaction that has an id would sum up
+select count(*) from generate_series(1, 1200) as g(i)
+cross join lateral teguh.spawn_task('q', 'bulk', to_jsonb(g.i));
+begin;
+select teguh.spawn_task('q', 'early', '1');
+select teguh._sum0_q();
+commit;
+select is(
+  (select count(*) from teguh.k0_q as k where k.kind = 'n'), 1::bigint,
+  'it leaves the notes to another'
+);
+
 -- When segments change, again and again
 set teguh.segment_bytes = 8192;
 do $$
 begin
-  for v_round in 1..12 loop
+  for v_round in 1..24 loop
     perform teguh.spawn_task('q', 'round', '1');
-    perform teguh.complete_run('q', c.run_id) from teguh.claim_task('q', 'w', 1000, 200) as c;
+    perform teguh.complete_run('q', c.run_id) from teguh.claim_task('q', 'w', 1000, 400) as c;
     commit;
     perform teguh.ticker('q');
     commit;

@@ -166,170 +166,170 @@
 -- 4420    _reckon_template
 -- 4445    _finish_template
 -- 4479    _moved_template
--- 4509    _sum0_template
--- 4545    _noted0_template
--- 4580    _bank0_template
--- 4600    _census_template
--- 4622    _count_template
--- 4644  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 4649    _put_template
--- 4714    _enlist_template
--- 4757    _new_template
--- 4808    _tag_template
--- 4826    _room_template
--- 4853    _shed_template
--- 4880    _first0_template
--- 4920    _once_template
--- 4968    _blocks
--- 4995    _meet_template
--- 5029    _swap_template
--- 5086    _series_template
--- 5123    _found_template
--- 5179    spawn_task
--- 5236    spawn_tasks
--- 5278    _read_task
--- 5296  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 5301    _hold_template
--- 5352    _own_template
--- 5372    _done_template
--- 5412    complete_run
--- 5435    _flush_template
--- 5501    _why_template
--- 5517    _read_runs
--- 5563    _explain_bad_run
--- 5588    complete_runs
--- 5613    _end_template
--- 5662    _lost_template
--- 5678    _file_template
--- 5702    _again_template
--- 5741    _queue_template
--- 5762    _fail_template
--- 5780    fail_run
--- 5804    _nap_template
--- 5833    schedule_run
--- 5863    _free_template
--- 5911    release_run
--- 5936    _keep_template
--- 5962    extend_claim
--- 5985  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 5990    _mark_template
--- 6012    _note_template
--- 6042    set_task_checkpoint_state
--- 6077    _recall_template
--- 6099    get_task_checkpoint_state
--- 6123    _list_template
--- 6152    get_task_checkpoint_states
--- 6178  43_events.sql: Wait for an event, or learn how the wait ended
--- 6185    _wait_template
--- 6257    _park_template
--- 6299    await_event
--- 6336    _emit_template
--- 6398    emit_event
--- 6423  44_control.sql: Read a task, or raise TG003
--- 6425    _fetch_template
--- 6452    _stop_template
--- 6484    _act_template
--- 6506    _halt_template
--- 6522    cancel_task
--- 6544    _rerun_template
--- 6617    _forget_template
--- 6637    _redo_template
--- 6670    _renew_template
--- 6706    retry_task
--- 6756    _show_template
--- 6804    get_task_result
--- 6839  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 6846    _purge_template
--- 6876    _erase_template
--- 6921    _first_uuid
--- 6940    _sweep_template
--- 6980    _clean
--- 7014    cleanup_tasks
--- 7035    cleanup_events
--- 7056    cleanup_all_queues
--- 7086  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 7088    _pause_template
--- 7109    pause_queue
--- 7138    resume_queue
--- 7155    get_queue_policy
--- 7178    set_queue_policy
--- 7196    list_namespaces
--- 7213  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 7216    _read_filter
--- 7250    _states_option
--- 7281    _read_cursor
--- 7300    _check_limit
--- 7324    _find_template
--- 7376    _seek_template
--- 7425    _page_template
--- 7494    _ended_template
--- 7531    _fit_template
--- 7567    _live_template
--- 7614    _hints0_template
--- 7656    _rows_template
--- 7705    list_tasks
--- 7751    _peek_template
--- 7804    get_task
--- 7856    _runs_template
--- 7909    list_runs
--- 7940    _past_template
--- 8015    _since_template
--- 8033    get_task_history
--- 8053    _held_template
--- 8085    list_workers
--- 8124    _read_place
--- 8143    _acts_template
--- 8169    list_actions
--- 8201  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 8203    _abort_template
--- 8240    cancel_tasks
--- 8285    _limit_option
--- 8298    _retake_template
--- 8336    requeue_task
--- 8361    list_dead_letters
--- 8404    _replay_template
--- 8445    replay_dead_letters
--- 8485    _bury_template
--- 8527    purge_dead_letters
--- 8557  49_stats.sql: When the first task that is ready became so; null if none is
--- 8559    _oldest_template
--- 8583    _elder0_template
--- 8617    _tenure_template
--- 8640    _stat_template
--- 8682    queue_stats
--- 8733    _from
--- 8746    _counters (view)
--- 8770    _gauge_template
--- 8811    _spans_template
--- 8864    metrics
--- 8900    _xmin_age
--- 8919    prometheus
--- 8978    _label_text
--- 9001    health
--- 9055  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 9060    _tick_template
--- 9082    _ticked (sequence)
--- 9088    _set_ticked
--- 9101    ticker
--- 9149    ticker_loop (procedure)
--- 9175  51_cron.sql: Whether pg_cron is installed in this database
--- 9177    _has_cron
--- 9187    _cron_has_seconds
--- 9208    _explain_no_cron
--- 9240    start
--- 9283    stop
--- 9308    _maintain
--- 9330    status
--- 9366  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 9370    _rights (view)
--- 9446    _allowed
--- 9484    _grant
--- 9503    _grant_again
--- 9519    _grant_queue
--- 9534    _check_grant
--- 9567    grant_access
--- 9603    revoke_access
--- 9650  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 4510    _sum0_template
+-- 4546    _noted0_template
+-- 4581    _bank0_template
+-- 4601    _census_template
+-- 4623    _count_template
+-- 4645  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 4650    _put_template
+-- 4715    _enlist_template
+-- 4758    _new_template
+-- 4809    _tag_template
+-- 4827    _room_template
+-- 4854    _shed_template
+-- 4881    _first0_template
+-- 4921    _once_template
+-- 4969    _blocks
+-- 4996    _meet_template
+-- 5030    _swap_template
+-- 5087    _series_template
+-- 5124    _found_template
+-- 5180    spawn_task
+-- 5237    spawn_tasks
+-- 5279    _read_task
+-- 5297  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 5302    _hold_template
+-- 5353    _own_template
+-- 5373    _done_template
+-- 5413    complete_run
+-- 5436    _flush_template
+-- 5502    _why_template
+-- 5518    _read_runs
+-- 5564    _explain_bad_run
+-- 5589    complete_runs
+-- 5614    _end_template
+-- 5663    _lost_template
+-- 5679    _file_template
+-- 5703    _again_template
+-- 5742    _queue_template
+-- 5763    _fail_template
+-- 5781    fail_run
+-- 5805    _nap_template
+-- 5834    schedule_run
+-- 5864    _free_template
+-- 5912    release_run
+-- 5937    _keep_template
+-- 5963    extend_claim
+-- 5986  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 5991    _mark_template
+-- 6013    _note_template
+-- 6043    set_task_checkpoint_state
+-- 6078    _recall_template
+-- 6100    get_task_checkpoint_state
+-- 6124    _list_template
+-- 6153    get_task_checkpoint_states
+-- 6179  43_events.sql: Wait for an event, or learn how the wait ended
+-- 6186    _wait_template
+-- 6258    _park_template
+-- 6300    await_event
+-- 6337    _emit_template
+-- 6399    emit_event
+-- 6424  44_control.sql: Read a task, or raise TG003
+-- 6426    _fetch_template
+-- 6453    _stop_template
+-- 6485    _act_template
+-- 6507    _halt_template
+-- 6523    cancel_task
+-- 6545    _rerun_template
+-- 6618    _forget_template
+-- 6638    _redo_template
+-- 6671    _renew_template
+-- 6707    retry_task
+-- 6757    _show_template
+-- 6805    get_task_result
+-- 6840  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 6847    _purge_template
+-- 6877    _erase_template
+-- 6922    _first_uuid
+-- 6941    _sweep_template
+-- 6981    _clean
+-- 7015    cleanup_tasks
+-- 7036    cleanup_events
+-- 7057    cleanup_all_queues
+-- 7087  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 7089    _pause_template
+-- 7110    pause_queue
+-- 7139    resume_queue
+-- 7156    get_queue_policy
+-- 7179    set_queue_policy
+-- 7197    list_namespaces
+-- 7214  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 7217    _read_filter
+-- 7251    _states_option
+-- 7282    _read_cursor
+-- 7301    _check_limit
+-- 7325    _find_template
+-- 7377    _seek_template
+-- 7426    _page_template
+-- 7495    _ended_template
+-- 7532    _fit_template
+-- 7568    _live_template
+-- 7615    _hints0_template
+-- 7657    _rows_template
+-- 7706    list_tasks
+-- 7752    _peek_template
+-- 7805    get_task
+-- 7857    _runs_template
+-- 7910    list_runs
+-- 7941    _past_template
+-- 8016    _since_template
+-- 8034    get_task_history
+-- 8054    _held_template
+-- 8086    list_workers
+-- 8125    _read_place
+-- 8144    _acts_template
+-- 8170    list_actions
+-- 8202  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 8204    _abort_template
+-- 8241    cancel_tasks
+-- 8286    _limit_option
+-- 8299    _retake_template
+-- 8337    requeue_task
+-- 8362    list_dead_letters
+-- 8405    _replay_template
+-- 8446    replay_dead_letters
+-- 8486    _bury_template
+-- 8528    purge_dead_letters
+-- 8558  49_stats.sql: When the first task that is ready became so; null if none is
+-- 8560    _oldest_template
+-- 8584    _elder0_template
+-- 8618    _tenure_template
+-- 8641    _stat_template
+-- 8683    queue_stats
+-- 8734    _from
+-- 8747    _counters (view)
+-- 8771    _gauge_template
+-- 8812    _spans_template
+-- 8865    metrics
+-- 8901    _xmin_age
+-- 8920    prometheus
+-- 8979    _label_text
+-- 9002    health
+-- 9056  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 9061    _tick_template
+-- 9083    _ticked (sequence)
+-- 9089    _set_ticked
+-- 9102    ticker
+-- 9150    ticker_loop (procedure)
+-- 9176  51_cron.sql: Whether pg_cron is installed in this database
+-- 9178    _has_cron
+-- 9188    _cron_has_seconds
+-- 9209    _explain_no_cron
+-- 9241    start
+-- 9284    stop
+-- 9309    _maintain
+-- 9331    status
+-- 9367  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 9371    _rights (view)
+-- 9447    _allowed
+-- 9485    _grant
+-- 9504    _grant_again
+-- 9520    _grant_queue
+-- 9535    _check_grant
+-- 9568    grant_access
+-- 9604    revoke_access
+-- 9651  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -4505,7 +4505,8 @@ $$;
 -- Sum up the notes of a segment, so that readers need not, once a thousand have been made since
 -- that was done last.
 --
--- The sum holds what was visible to its snapshot, and says which that is.
+-- The sum holds what was visible to its snapshot, and says which that is.  A transaction that has
+-- an id by then leaves it to another: what it notes later would look as if it had been seen.
 create or replace function teguh._sum0_template()
   returns void
   language plpgsql
@@ -4525,7 +4526,7 @@ begin
   where n.xid >= coalesce(pg_snapshot_xmax(v_last), '0')
   order by n.xid
   limit 1 offset 999;
-  if not found then
+  if not found or pg_current_xact_id_if_assigned() is not null then
     return;
   end if;
 

@@ -4367,7 +4367,8 @@ $$;
 -- Sum up the notes of a segment, so that readers need not, once a thousand have been made since
 -- that was done last.
 --
--- The sum holds what was visible to its snapshot, and says which that is.
+-- The sum holds what was visible to its snapshot, and says which that is.  A transaction that has
+-- an id by then leaves it to another: what it notes later would look as if it had been seen.
 create or replace function teguh._sum0_template()
   returns void
   language plpgsql
@@ -4387,7 +4388,7 @@ begin
   where n.xid >= coalesce(pg_snapshot_xmax(v_last), '0')
   order by n.xid
   limit 1 offset 999;
-  if not found then
+  if not found or pg_current_xact_id_if_assigned() is not null then
     return;
   end if;
 
