@@ -1,6 +1,6 @@
 -- A queue's tables are such that the hot path leaves nothing to vacuum.
 begin;
-select plan(19);
+select plan(17);
 
 -- Given the tables of the template, as queues have them
 create temporary table relation as
@@ -126,31 +126,13 @@ select is_empty(
 
 -- Given a task in a table
 -- Then
-select throws_ok(
+select is_empty(
   $$
-    insert into teguh.t_template (task_id, run_id, turn, state, created_at, task_name, params)
-    values (gen_random_uuid(), gen_random_uuid(), 1, 'lost', now(), 'a', '{}')
+    select c.conname
+    from pg_constraint as c
+    where c.contype = 'c' and c.conrelid::regclass::text ~ '^teguh[.].*_template$'
   $$,
-  '23514', null,
-  'a task is in one of six states'
-);
-
-select lives_ok(
-  $$
-    insert into teguh.t_template (task_id, run_id, turn, state, created_at, task_name, params)
-    select gen_random_uuid(), gen_random_uuid(), 1, s.state, now(), 'a', '{}'
-    from unnest('{pending,running,sleeping,completed,failed,cancelled}'::text[]) as s(state)
-  $$,
-  'the six states are pending, running, sleeping, completed, failed and cancelled'
-);
-
-select throws_ok(
-  $$
-    insert into teguh.c_template (task_id, checkpoint_name, state, status, owner_run_id, updated_at)
-    values (gen_random_uuid(), 's', '1', 'begun', gen_random_uuid(), now())
-  $$,
-  '23514', null,
-  'a checkpoint is committed or timed_out'
+  'no table is written to at the cost of a check'
 );
 
 select throws_ok(

@@ -62,274 +62,274 @@
 -- 1540    grants (table)
 -- 1554    versions (table)
 -- 1569    t_template (table)
--- 1672    g_template (table)
--- 1684    d_template (table)
--- 1698    p0_template (table)
--- 1711    p1_template (table)
--- 1754    k0_template (table)
--- 1767    k1_template (table)
--- 1796    n0_template (table)
--- 1807    n1_template (table)
--- 1823    n_template (table)
--- 1847    seq_template (sequence)
--- 1848    ring_template (sequence)
--- 1849    parked_template (sequence)
--- 1850    woken_template (sequence)
--- 1851    plan_template (sequence)
--- 1852    fired_template (sequence)
--- 1853    clock_template (sequence)
--- 1854    carry_template (sequence)
--- 1875    r_template (table)
--- 1892    a_template (table)
--- 1918    c_template (table)
--- 1935    e_template (table)
--- 1952    u_template (table)
--- 1965    w_template (table)
--- 1980  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 1983    validate_queue_name
--- 2025    _policy
--- 2067    _call
--- 2081    _template_ddl (view)
--- 2166    _stamp
--- 2178    _stamp_queues
--- 2206    _stamp_relation
--- 2246    _stamp_function
--- 2279    _function
--- 2291    _signature
--- 2302    _leave_extension
--- 2328    _lock_number
--- 2338    _share_queue
--- 2351    _may
--- 2367    _each_queue
--- 2389    _init_template
--- 2415    _hush_template
--- 2436    _beyond
--- 2445    create_queue
--- 2505    _refuse_busy
--- 2524    drop_queue
--- 2554    _drop_all
--- 2597    list_queues
--- 2621  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 2630    _push_template
--- 2671    _fill
--- 2691    _add0_template
--- 2758    _back0_template
--- 2776  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 2781    _claim0_template
--- 2843    _pick0_template
--- 2925    _limits_template
--- 2963    _move0_template
--- 3025    _open_xids
--- 3045    _next0_template
--- 3073    _many0_template
--- 3102    _stuck0_template
--- 3139    _trim0_template
--- 3182    _take_template
--- 3263    _known_template
--- 3283    _paused_until
--- 3296    claim_task
--- 3356    _next_template
--- 3397    _soon0_template
--- 3453    next_due
--- 3478  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 3491    _due0_template
--- 3567    _last0_template
--- 3592    _any0_template
--- 3619    _miss0_template
--- 3655    _pass0_template
--- 3701    _fire_template
--- 3753    _expire_template
--- 3821    _timeout_reason
--- 3840    _over_template
--- 3862    _close_template
--- 3892    _follow_template
--- 3922  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 3924    _segment_bytes
--- 3945    _turn_template
--- 3977    _turn0_template
--- 4015    _spent0_template
--- 4029    _dry0_template
--- 4056    _left0_template
--- 4087    _carry0_template
--- 4131  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4137    _remake_template
--- 4185    _alive_template
--- 4239    _home
--- 4252    _settle_template
--- 4274    rebuild_dispatch
--- 4311    _recap_template
--- 4342  35_tally.sql: The letter by which tallies know where a task stands
--- 4344    _letter
--- 4363    _letters
--- 4375    _bound
--- 4395    _tally_template
--- 4420    _reckon_template
--- 4445    _finish_template
--- 4479    _moved_template
--- 4510    _sum0_template
--- 4546    _noted0_template
--- 4581    _bank0_template
--- 4601    _census_template
--- 4623    _count_template
--- 4645  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 4650    _put_template
--- 4715    _enlist_template
--- 4758    _new_template
--- 4809    _tag_template
--- 4827    _room_template
--- 4854    _shed_template
--- 4881    _first0_template
--- 4921    _once_template
--- 4969    _blocks
--- 4996    _meet_template
--- 5030    _swap_template
--- 5087    _series_template
--- 5124    _found_template
--- 5180    spawn_task
--- 5237    spawn_tasks
--- 5279    _read_task
--- 5297  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 5302    _hold_template
--- 5353    _own_template
--- 5373    _done_template
--- 5413    complete_run
--- 5436    _flush_template
--- 5502    _why_template
--- 5518    _read_runs
--- 5564    _explain_bad_run
--- 5589    complete_runs
--- 5614    _end_template
--- 5663    _lost_template
--- 5679    _file_template
--- 5703    _again_template
--- 5742    _queue_template
--- 5763    _fail_template
--- 5781    fail_run
--- 5805    _nap_template
--- 5834    schedule_run
--- 5864    _free_template
--- 5912    release_run
--- 5937    _keep_template
--- 5963    extend_claim
--- 5986  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 5991    _mark_template
--- 6013    _note_template
--- 6043    set_task_checkpoint_state
--- 6078    _recall_template
--- 6100    get_task_checkpoint_state
--- 6124    _list_template
--- 6153    get_task_checkpoint_states
--- 6179  43_events.sql: Wait for an event, or learn how the wait ended
--- 6186    _wait_template
--- 6258    _park_template
--- 6300    await_event
--- 6337    _emit_template
--- 6399    emit_event
--- 6424  44_control.sql: Read a task, or raise TG003
--- 6426    _fetch_template
--- 6453    _stop_template
--- 6485    _act_template
--- 6507    _halt_template
--- 6523    cancel_task
--- 6545    _rerun_template
--- 6618    _forget_template
--- 6638    _redo_template
--- 6671    _renew_template
--- 6707    retry_task
--- 6757    _show_template
--- 6805    get_task_result
--- 6840  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 6847    _purge_template
--- 6877    _erase_template
--- 6922    _first_uuid
--- 6941    _sweep_template
--- 6981    _clean
--- 7015    cleanup_tasks
--- 7036    cleanup_events
--- 7057    cleanup_all_queues
--- 7087  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 7089    _pause_template
--- 7110    pause_queue
--- 7139    resume_queue
--- 7156    get_queue_policy
--- 7179    set_queue_policy
--- 7197    list_namespaces
--- 7214  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 7217    _read_filter
--- 7251    _states_option
--- 7282    _read_cursor
--- 7301    _check_limit
--- 7325    _find_template
--- 7377    _seek_template
--- 7426    _page_template
--- 7495    _ended_template
--- 7532    _fit_template
--- 7568    _live_template
--- 7615    _hints0_template
--- 7657    _rows_template
--- 7706    list_tasks
--- 7752    _peek_template
--- 7805    get_task
--- 7857    _runs_template
--- 7910    list_runs
--- 7941    _past_template
--- 8016    _since_template
--- 8034    get_task_history
--- 8054    _held_template
--- 8086    list_workers
--- 8125    _read_place
--- 8144    _acts_template
--- 8170    list_actions
--- 8202  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 8204    _abort_template
--- 8241    cancel_tasks
--- 8286    _limit_option
--- 8299    _retake_template
--- 8337    requeue_task
--- 8362    list_dead_letters
--- 8405    _replay_template
--- 8446    replay_dead_letters
--- 8486    _bury_template
--- 8528    purge_dead_letters
--- 8558  49_stats.sql: When the first task that is ready became so; null if none is
--- 8560    _oldest_template
--- 8584    _elder0_template
--- 8618    _tenure_template
--- 8641    _stat_template
--- 8683    queue_stats
--- 8734    _from
--- 8747    _counters (view)
--- 8771    _gauge_template
--- 8812    _spans_template
--- 8865    metrics
--- 8901    _xmin_age
--- 8920    prometheus
--- 8979    _label_text
--- 9002    health
--- 9056  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 9061    _tick_template
--- 9083    _ticked (sequence)
--- 9089    _set_ticked
--- 9102    ticker
--- 9150    ticker_loop (procedure)
--- 9176  51_cron.sql: Whether pg_cron is installed in this database
--- 9178    _has_cron
--- 9188    _cron_has_seconds
--- 9209    _explain_no_cron
--- 9241    start
--- 9284    stop
--- 9309    _maintain
--- 9331    status
--- 9367  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 9371    _rights (view)
--- 9447    _allowed
--- 9485    _grant
--- 9504    _grant_again
--- 9520    _grant_queue
--- 9535    _check_grant
--- 9568    grant_access
--- 9604    revoke_access
--- 9651  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 1669    g_template (table)
+-- 1681    d_template (table)
+-- 1695    p0_template (table)
+-- 1708    p1_template (table)
+-- 1751    k0_template (table)
+-- 1764    k1_template (table)
+-- 1793    n0_template (table)
+-- 1804    n1_template (table)
+-- 1820    n_template (table)
+-- 1844    seq_template (sequence)
+-- 1845    ring_template (sequence)
+-- 1846    parked_template (sequence)
+-- 1847    woken_template (sequence)
+-- 1848    plan_template (sequence)
+-- 1849    fired_template (sequence)
+-- 1850    clock_template (sequence)
+-- 1851    carry_template (sequence)
+-- 1872    r_template (table)
+-- 1889    a_template (table)
+-- 1915    c_template (table)
+-- 1931    e_template (table)
+-- 1948    u_template (table)
+-- 1961    w_template (table)
+-- 1976  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 1979    validate_queue_name
+-- 2021    _policy
+-- 2063    _call
+-- 2077    _template_ddl (view)
+-- 2162    _stamp
+-- 2174    _stamp_queues
+-- 2202    _stamp_relation
+-- 2242    _stamp_function
+-- 2275    _function
+-- 2287    _signature
+-- 2298    _leave_extension
+-- 2324    _lock_number
+-- 2334    _share_queue
+-- 2347    _may
+-- 2363    _each_queue
+-- 2385    _init_template
+-- 2411    _hush_template
+-- 2432    _beyond
+-- 2441    create_queue
+-- 2501    _refuse_busy
+-- 2520    drop_queue
+-- 2550    _drop_all
+-- 2593    list_queues
+-- 2617  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 2626    _push_template
+-- 2667    _fill
+-- 2687    _add0_template
+-- 2754    _back0_template
+-- 2772  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 2777    _claim0_template
+-- 2849    _pick0_template
+-- 2931    _limits_template
+-- 2969    _move0_template
+-- 3031    _open_xids
+-- 3051    _next0_template
+-- 3079    _many0_template
+-- 3108    _stuck0_template
+-- 3145    _trim0_template
+-- 3188    _take_template
+-- 3269    _known_template
+-- 3289    _paused_until
+-- 3302    claim_task
+-- 3362    _next_template
+-- 3403    _soon0_template
+-- 3459    next_due
+-- 3484  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 3497    _due0_template
+-- 3573    _last0_template
+-- 3598    _any0_template
+-- 3625    _miss0_template
+-- 3661    _pass0_template
+-- 3707    _fire_template
+-- 3759    _expire_template
+-- 3827    _timeout_reason
+-- 3846    _over_template
+-- 3868    _close_template
+-- 3898    _follow_template
+-- 3928  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 3930    _segment_bytes
+-- 3951    _turn_template
+-- 3983    _turn0_template
+-- 4021    _spent0_template
+-- 4035    _dry0_template
+-- 4062    _left0_template
+-- 4093    _carry0_template
+-- 4137  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4143    _remake_template
+-- 4191    _alive_template
+-- 4245    _home
+-- 4258    _settle_template
+-- 4280    rebuild_dispatch
+-- 4317    _recap_template
+-- 4348  35_tally.sql: The letter by which tallies know where a task stands
+-- 4350    _letter
+-- 4369    _letters
+-- 4381    _bound
+-- 4401    _tally_template
+-- 4426    _reckon_template
+-- 4453    _finish_template
+-- 4481    _moved_template
+-- 4512    _sum0_template
+-- 4548    _noted0_template
+-- 4583    _bank0_template
+-- 4603    _census_template
+-- 4625    _count_template
+-- 4647  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 4652    _put_template
+-- 4717    _enlist_template
+-- 4760    _new_template
+-- 4815    _tag_template
+-- 4833    _room_template
+-- 4860    _shed_template
+-- 4887    _first0_template
+-- 4927    _once_template
+-- 4975    _blocks
+-- 5002    _meet_template
+-- 5036    _swap_template
+-- 5093    _series_template
+-- 5130    _found_template
+-- 5186    spawn_task
+-- 5243    spawn_tasks
+-- 5285    _read_task
+-- 5303  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 5308    _hold_template
+-- 5359    _own_template
+-- 5379    _done_template
+-- 5423    complete_run
+-- 5446    _flush_template
+-- 5525    _why_template
+-- 5541    _read_runs
+-- 5587    _explain_bad_run
+-- 5612    complete_runs
+-- 5637    _end_template
+-- 5686    _lost_template
+-- 5702    _file_template
+-- 5726    _again_template
+-- 5765    _queue_template
+-- 5786    _fail_template
+-- 5804    fail_run
+-- 5828    _nap_template
+-- 5857    schedule_run
+-- 5887    _free_template
+-- 5935    release_run
+-- 5960    _keep_template
+-- 5986    extend_claim
+-- 6009  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 6014    _mark_template
+-- 6036    _note_template
+-- 6066    set_task_checkpoint_state
+-- 6101    _recall_template
+-- 6123    get_task_checkpoint_state
+-- 6147    _list_template
+-- 6176    get_task_checkpoint_states
+-- 6202  43_events.sql: Wait for an event, or learn how the wait ended
+-- 6209    _wait_template
+-- 6281    _park_template
+-- 6323    await_event
+-- 6360    _emit_template
+-- 6422    emit_event
+-- 6447  44_control.sql: Read a task, or raise TG003
+-- 6449    _fetch_template
+-- 6476    _stop_template
+-- 6508    _act_template
+-- 6530    _halt_template
+-- 6546    cancel_task
+-- 6568    _rerun_template
+-- 6641    _forget_template
+-- 6661    _redo_template
+-- 6694    _renew_template
+-- 6730    retry_task
+-- 6780    _show_template
+-- 6828    get_task_result
+-- 6863  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 6870    _purge_template
+-- 6900    _erase_template
+-- 6945    _first_uuid
+-- 6964    _sweep_template
+-- 7004    _clean
+-- 7038    cleanup_tasks
+-- 7059    cleanup_events
+-- 7080    cleanup_all_queues
+-- 7110  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 7112    _pause_template
+-- 7133    pause_queue
+-- 7162    resume_queue
+-- 7179    get_queue_policy
+-- 7202    set_queue_policy
+-- 7220    list_namespaces
+-- 7237  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 7240    _read_filter
+-- 7274    _states_option
+-- 7305    _read_cursor
+-- 7324    _check_limit
+-- 7348    _find_template
+-- 7400    _seek_template
+-- 7449    _page_template
+-- 7518    _ended_template
+-- 7555    _fit_template
+-- 7591    _live_template
+-- 7638    _hints0_template
+-- 7680    _rows_template
+-- 7729    list_tasks
+-- 7775    _peek_template
+-- 7828    get_task
+-- 7880    _runs_template
+-- 7933    list_runs
+-- 7964    _past_template
+-- 8039    _since_template
+-- 8057    get_task_history
+-- 8077    _held_template
+-- 8109    list_workers
+-- 8148    _read_place
+-- 8167    _acts_template
+-- 8193    list_actions
+-- 8225  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 8227    _abort_template
+-- 8264    cancel_tasks
+-- 8309    _limit_option
+-- 8322    _retake_template
+-- 8360    requeue_task
+-- 8385    list_dead_letters
+-- 8428    _replay_template
+-- 8469    replay_dead_letters
+-- 8509    _bury_template
+-- 8551    purge_dead_letters
+-- 8581  49_stats.sql: When the first task that is ready became so; null if none is
+-- 8583    _oldest_template
+-- 8607    _elder0_template
+-- 8641    _tenure_template
+-- 8664    _stat_template
+-- 8706    queue_stats
+-- 8757    _from
+-- 8770    _counters (view)
+-- 8794    _gauge_template
+-- 8835    _spans_template
+-- 8888    metrics
+-- 8924    _xmin_age
+-- 8943    prometheus
+-- 9002    _label_text
+-- 9025    health
+-- 9079  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 9084    _tick_template
+-- 9106    _ticked (sequence)
+-- 9112    _set_ticked
+-- 9125    ticker
+-- 9173    ticker_loop (procedure)
+-- 9199  51_cron.sql: Whether pg_cron is installed in this database
+-- 9201    _has_cron
+-- 9211    _cron_has_seconds
+-- 9232    _explain_no_cron
+-- 9264    start
+-- 9307    stop
+-- 9332    _maintain
+-- 9354    status
+-- 9390  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 9394    _rights (view)
+-- 9470    _allowed
+-- 9508    _grant
+-- 9527    _grant_again
+-- 9543    _grant_queue
+-- 9558    _check_grant
+-- 9591    grant_access
+-- 9627    revoke_access
+-- 9674  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -1599,10 +1599,7 @@ create table if not exists teguh.t_template (
   timeout_seconds  double precision,
   expires_at       timestamptz,
   on_expired       jsonb,
-  constraint tkey_template primary key (task_id),
-  constraint tstate_template check (
-    state in ('pending', 'running', 'sleeping', 'completed', 'failed', 'cancelled', 'expired')
-  )
+  constraint tkey_template primary key (task_id)
 )
 with (
   fillfactor = 25,
@@ -1922,8 +1919,7 @@ create table if not exists teguh.c_template (
   status          text        not null,
   owner_run_id    uuid        not null,
   updated_at      timestamptz not null,
-  constraint ckey_template primary key (task_id, checkpoint_name),
-  constraint cstatus_template check (status in ('committed', 'timed_out'))
+  constraint ckey_template primary key (task_id, checkpoint_name)
 );
 
 comment on table teguh.c_template is
@@ -2811,7 +2807,14 @@ begin
     perform setval('teguh.woken_template'::regclass, v_picked.woke);
   end if;
   if v_picked.task_ids is not null then
-    perform teguh._reckon_template(v_picked.names, v_picked.was, 'r');
+    if v_picked.names[1] = all (v_picked.names) and v_picked.was[1] = all (v_picked.was) then
+      insert into teguh.n0_template as n (task_name, was, became, qty, most, seconds)
+      values (
+        v_picked.names[1], v_picked.was[1], 'r', cardinality(v_picked.task_ids), 0, 0
+      );
+    else
+      perform teguh._reckon_template(v_picked.names, v_picked.was, 'r');
+    end if;
     perform teguh._push_template(
       'l', v_picked.task_ids, v_picked.turns, array[coalesce(p_until, 'infinity')]
     );
@@ -2820,11 +2823,14 @@ begin
     perform teguh._limits_template(v_picked.task_ids);
   end if;
 
-  if teguh._many0_template(
-    32, v_from.xid, v_from.seq,
-    coalesce((v_picked.first).xid, '18446744073709551615'),
-    coalesce((v_picked.first).low_seq, 0)
-  ) then
+  -- numbers that are close tell of few rows between them, seldom wrongly
+  if coalesce((v_picked.first).low_seq - v_from.seq not between 0 and 31, true)
+    and teguh._many0_template(
+      32, v_from.xid, v_from.seq,
+      coalesce((v_picked.first).xid, '18446744073709551615'),
+      coalesce((v_picked.first).low_seq, 0)
+    )
+  then
     perform teguh._move0_template(
       v_from.xid, v_from.seq, v_from.gaps,
       (v_picked.first).xid, (v_picked.first).low_seq
@@ -4396,7 +4402,7 @@ create or replace function teguh._tally_template(
   p_task_name text,
   p_was       "char",
   p_became    "char",
-  p_qty       bigint default 1,
+  p_qty       integer default 1,
   p_most      double precision default 0,
   p_seconds   double precision default 0
 )
@@ -4428,12 +4434,14 @@ create or replace function teguh._reckon_template(
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if cardinality(p_task_names) = 1 then
-    perform teguh._tally_template(p_task_names[1], p_was[1], p_became);
+  if p_task_names[1] = all (p_task_names) and p_was[1] = all (p_was) then
+    perform teguh._tally_template(
+      p_task_names[1], p_was[1], p_became, cardinality(p_task_names)
+    );
   else
     perform teguh._tally_template(c.task_name, c.was, p_became, c.qty)
     from (
-      select u.task_name, u.was, count(*) as qty
+      select u.task_name, u.was, count(*)::integer as qty
       from unnest(p_task_names, p_was) as u(task_name, was)
       group by u.task_name, u.was
     ) as c;
@@ -4441,7 +4449,7 @@ begin
 end;
 $$;
 
--- Note that runs have ended with success.
+-- Note that runs have ended with success, one row for all that are alike.
 create or replace function teguh._finish_template(
   p_task_names text[],
   p_seconds    double precision[]
@@ -4452,26 +4460,20 @@ create or replace function teguh._finish_template(
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_buckets double precision[] := (
-    select q.buckets
-    from teguh.queues as q
-    where q.queue_name = substr('_template', 2)
-  );
+  v_buckets double precision[];
 begin
-  if cardinality(p_task_names) = 1 then
-    perform teguh._tally_template(
-      p_task_names[1], 'r', 'c', 1, teguh._bound(p_seconds[1], v_buckets), p_seconds[1]
-    );
-  else
-    perform teguh._tally_template(c.task_name, 'r', 'c', c.qty, c.most, c.seconds)
-    from (
-      select
-        u.task_name, teguh._bound(u.seconds, v_buckets) as most, count(*) as qty,
-        sum(u.seconds) as seconds
-      from unnest(p_task_names, p_seconds) as u(task_name, seconds)
-      group by u.task_name, teguh._bound(u.seconds, v_buckets)
-    ) as c;
-  end if;
+  select q.buckets into v_buckets
+  from teguh.queues as q
+  where q.queue_name = substr('_template', 2);
+
+  perform teguh._tally_template(c.task_name, 'r', 'c', c.qty, c.most, c.seconds)
+  from (
+    select
+      u.task_name, teguh._bound(u.seconds, v_buckets) as most, count(*)::integer as qty,
+      sum(u.seconds) as seconds
+    from unnest(p_task_names, p_seconds) as u(task_name, seconds)
+    group by u.task_name, teguh._bound(u.seconds, v_buckets)
+  ) as c;
 end;
 $$;
 
@@ -4791,7 +4793,11 @@ begin
     p_spawn.timeout_seconds, p_spawn.expires_at, p_spawn.on_expired
   );
 
-  perform teguh._queue_template(v_task_id, 1, v_due_at, v_now);
+  if v_due_at > v_now then
+    perform teguh._push_template('s', array[v_task_id], array[1], array[v_due_at]);
+  else
+    perform teguh._push_template('r', array[v_task_id], array[1]);
+  end if;
   if v_deadline is not null then
     perform teguh._push_template('l', array[v_task_id], array[0], array[v_deadline]);
   end if;
@@ -5382,6 +5388,7 @@ declare
   v_turn       integer;
   v_name       text;
   v_started_at timestamptz;
+  v_seconds    double precision;
 begin
   update teguh.t_template as t
   set
@@ -5397,9 +5404,12 @@ begin
     perform teguh._hold_template(p_run_id);
   end if;
 
-  perform teguh._finish_template(
-    array[v_name], array[date_part('epoch', v_now - v_started_at)]
-  );
+  v_seconds := date_part('epoch', v_now - v_started_at);
+  perform teguh._tally_template(
+    v_name, 'r', 'c', 1, teguh._bound(v_seconds, q.buckets), v_seconds
+  )
+  from teguh.queues as q
+  where q.queue_name = substr('_template', 2);
 
   -- a task in its first turn has never waited
   if v_turn > 1 then
@@ -5447,6 +5457,9 @@ declare
   v_errors  text[];
   v_names   text[];
   v_seconds double precision[];
+  v_least   double precision;
+  v_most    double precision;
+  v_sum     double precision;
 begin
   with runs as materialized (
     select teguh._run_task(u.run_id) as task_id, u.run_id, u.state
@@ -5474,10 +5487,20 @@ begin
     array_agg(d.run_id),
     array_agg(d.task_id) filter (where d.turn > 1),
     array_agg(d.task_name),
-    array_agg(d.seconds)
-  into v_done, v_waited, v_names, v_seconds
+    array_agg(d.seconds), min(d.seconds), max(d.seconds), sum(d.seconds)
+  into v_done, v_waited, v_names, v_seconds, v_least, v_most, v_sum
   from done as d;
-  perform teguh._finish_template(v_names, v_seconds);
+
+  perform teguh._tally_template(
+    v_names[1], 'r', 'c', cardinality(v_names), teguh._bound(v_most, q.buckets), v_sum
+  )
+  from teguh.queues as q
+  where q.queue_name = substr('_template', 2)
+    and v_names[1] = all (v_names)
+    and teguh._bound(v_least, q.buckets) = teguh._bound(v_most, q.buckets);
+  if not found then
+    perform teguh._finish_template(v_names, v_seconds);
+  end if;
 
   -- a task in its first turn has never waited
   if v_waited is not null then

@@ -89,10 +89,7 @@ create table if not exists teguh.t_template (
   timeout_seconds  double precision,
   expires_at       timestamptz,
   on_expired       jsonb,
-  constraint tkey_template primary key (task_id),
-  constraint tstate_template check (
-    state in ('pending', 'running', 'sleeping', 'completed', 'failed', 'cancelled', 'expired')
-  )
+  constraint tkey_template primary key (task_id)
 )
 with (
   fillfactor = 25,
@@ -412,8 +409,7 @@ create table if not exists teguh.c_template (
   status          text        not null,
   owner_run_id    uuid        not null,
   updated_at      timestamptz not null,
-  constraint ckey_template primary key (task_id, checkpoint_name),
-  constraint cstatus_template check (status in ('committed', 'timed_out'))
+  constraint ckey_template primary key (task_id, checkpoint_name)
 );
 
 comment on table teguh.c_template is

@@ -35,7 +35,14 @@ begin
     perform setval('teguh.woken_template'::regclass, v_picked.woke);
   end if;
   if v_picked.task_ids is not null then
-    perform teguh._reckon_template(v_picked.names, v_picked.was, 'r');
+    if v_picked.names[1] = all (v_picked.names) and v_picked.was[1] = all (v_picked.was) then
+      insert into teguh.n0_template as n (task_name, was, became, qty, most, seconds)
+      values (
+        v_picked.names[1], v_picked.was[1], 'r', cardinality(v_picked.task_ids), 0, 0
+      );
+    else
+      perform teguh._reckon_template(v_picked.names, v_picked.was, 'r');
+    end if;
     perform teguh._push_template(
       'l', v_picked.task_ids, v_picked.turns, array[coalesce(p_until, 'infinity')]
     );
@@ -44,11 +51,14 @@ begin
     perform teguh._limits_template(v_picked.task_ids);
   end if;
 
-  if teguh._many0_template(
-    32, v_from.xid, v_from.seq,
-    coalesce((v_picked.first).xid, '18446744073709551615'),
-    coalesce((v_picked.first).low_seq, 0)
-  ) then
+  -- numbers that are close tell of few rows between them, seldom wrongly
+  if coalesce((v_picked.first).low_seq - v_from.seq not between 0 and 31, true)
+    and teguh._many0_template(
+      32, v_from.xid, v_from.seq,
+      coalesce((v_picked.first).xid, '18446744073709551615'),
+      coalesce((v_picked.first).low_seq, 0)
+    )
+  then
     perform teguh._move0_template(
       v_from.xid, v_from.seq, v_from.gaps,
       (v_picked.first).xid, (v_picked.first).low_seq

@@ -54,7 +54,7 @@ create or replace function teguh._tally_template(
   p_task_name text,
   p_was       "char",
   p_became    "char",
-  p_qty       bigint default 1,
+  p_qty       integer default 1,
   p_most      double precision default 0,
   p_seconds   double precision default 0
 )
@@ -86,12 +86,14 @@ create or replace function teguh._reckon_template(
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if cardinality(p_task_names) = 1 then
-    perform teguh._tally_template(p_task_names[1], p_was[1], p_became);
+  if p_task_names[1] = all (p_task_names) and p_was[1] = all (p_was) then
+    perform teguh._tally_template(
+      p_task_names[1], p_was[1], p_became, cardinality(p_task_names)
+    );
   else
     perform teguh._tally_template(c.task_name, c.was, p_became, c.qty)
     from (
-      select u.task_name, u.was, count(*) as qty
+      select u.task_name, u.was, count(*)::integer as qty
       from unnest(p_task_names, p_was) as u(task_name, was)
       group by u.task_name, u.was
     ) as c;
@@ -99,7 +101,7 @@ begin
 end;
 $$;
 
--- Note that runs have ended with success.
+-- Note that runs have ended with success, one row for all that are alike.
 create or replace function teguh._finish_template(
   p_task_names text[],
   p_seconds    double precision[]
@@ -110,26 +112,20 @@ create or replace function teguh._finish_template(
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_buckets double precision[] := (
-    select q.buckets
-    from teguh.queues as q
-    where q.queue_name = substr('_template', 2)
-  );
+  v_buckets double precision[];
 begin
-  if cardinality(p_task_names) = 1 then
-    perform teguh._tally_template(
-      p_task_names[1], 'r', 'c', 1, teguh._bound(p_seconds[1], v_buckets), p_seconds[1]
-    );
-  else
-    perform teguh._tally_template(c.task_name, 'r', 'c', c.qty, c.most, c.seconds)
-    from (
-      select
-        u.task_name, teguh._bound(u.seconds, v_buckets) as most, count(*) as qty,
-        sum(u.seconds) as seconds
-      from unnest(p_task_names, p_seconds) as u(task_name, seconds)
-      group by u.task_name, teguh._bound(u.seconds, v_buckets)
-    ) as c;
-  end if;
+  select q.buckets into v_buckets
+  from teguh.queues as q
+  where q.queue_name = substr('_template', 2);
+
+  perform teguh._tally_template(c.task_name, 'r', 'c', c.qty, c.most, c.seconds)
+  from (
+    select
+      u.task_name, teguh._bound(u.seconds, v_buckets) as most, count(*)::integer as qty,
+      sum(u.seconds) as seconds
+    from unnest(p_task_names, p_seconds) as u(task_name, seconds)
+    group by u.task_name, teguh._bound(u.seconds, v_buckets)
+  ) as c;
 end;
 $$;
 

@@ -146,7 +146,11 @@ begin
     p_spawn.timeout_seconds, p_spawn.expires_at, p_spawn.on_expired
   );
 
-  perform teguh._queue_template(v_task_id, 1, v_due_at, v_now);
+  if v_due_at > v_now then
+    perform teguh._push_template('s', array[v_task_id], array[1], array[v_due_at]);
+  else
+    perform teguh._push_template('r', array[v_task_id], array[1]);
+  end if;
   if v_deadline is not null then
     perform teguh._push_template('l', array[v_task_id], array[0], array[v_deadline]);
   end if;

@@ -85,6 +85,7 @@ declare
   v_turn       integer;
   v_name       text;
   v_started_at timestamptz;
+  v_seconds    double precision;
 begin
   update teguh.t_template as t
   set
@@ -100,9 +101,12 @@ begin
     perform teguh._hold_template(p_run_id);
   end if;
 
-  perform teguh._finish_template(
-    array[v_name], array[date_part('epoch', v_now - v_started_at)]
-  );
+  v_seconds := date_part('epoch', v_now - v_started_at);
+  perform teguh._tally_template(
+    v_name, 'r', 'c', 1, teguh._bound(v_seconds, q.buckets), v_seconds
+  )
+  from teguh.queues as q
+  where q.queue_name = substr('_template', 2);
 
   -- a task in its first turn has never waited
   if v_turn > 1 then
@@ -150,6 +154,9 @@ declare
   v_errors  text[];
   v_names   text[];
   v_seconds double precision[];
+  v_least   double precision;
+  v_most    double precision;
+  v_sum     double precision;
 begin
   with runs as materialized (
     select teguh._run_task(u.run_id) as task_id, u.run_id, u.state
@@ -177,10 +184,20 @@ begin
     array_agg(d.run_id),
     array_agg(d.task_id) filter (where d.turn > 1),
     array_agg(d.task_name),
-    array_agg(d.seconds)
-  into v_done, v_waited, v_names, v_seconds
+    array_agg(d.seconds), min(d.seconds), max(d.seconds), sum(d.seconds)
+  into v_done, v_waited, v_names, v_seconds, v_least, v_most, v_sum
   from done as d;
-  perform teguh._finish_template(v_names, v_seconds);
+
+  perform teguh._tally_template(
+    v_names[1], 'r', 'c', cardinality(v_names), teguh._bound(v_most, q.buckets), v_sum
+  )
+  from teguh.queues as q
+  where q.queue_name = substr('_template', 2)
+    and v_names[1] = all (v_names)
+    and teguh._bound(v_least, q.buckets) = teguh._bound(v_most, q.buckets);
+  if not found then
+    perform teguh._finish_template(v_names, v_seconds);
+  end if;
 
   -- a task in its first turn has never waited
   if v_waited is not null then
