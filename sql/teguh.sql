@@ -8,328 +8,379 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  334  00_install.sql
---  382  01_version.sql: What the schema is, and its version
---  389    version
---  401  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  403    current_time
---  422    _after
---  437    _micros
---  448  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  464    _random_bytes
---  483    _make_uuidv7
---  506    portable_uuidv7
---  536    uuidv7_timestamp
---  562    _task_id
---  587    _run_id
---  602    _run_task
---  613    _run_number
---  627  12_types.sql: The composite types that functions pass to each other
---  632    _gap (type)
---  640    _late (type)
---  647    _timer (type)
---  654    _tally (type)
---  665    _picked (type)
---  677    _spawn (type)
---  699    _filter (type)
---  733  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  735    _check_keys
---  768    _number_option
---  803    _integer_option
---  829    _text_option
---  855    _flag_option
---  877    _uuid_option
---  904    _tags_option
---  933    _check_name
---  960    _check_seconds
---  988    _check_isolation
--- 1007    _buckets_option
--- 1045    _check_policy
--- 1092    _check_spawn
--- 1139    _read_spawn_options
--- 1213    _time_option
--- 1234    _moment_option
--- 1266    _read_time_options
--- 1304    _unique_option
--- 1358    _inherit
--- 1388    _check_cancellation
--- 1405  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1408    _check_retry_strategy
--- 1446    _backoff
--- 1499    _fraction
--- 1510  20_tables.sql: Queues and the policy of each
--- 1512    queues (table)
--- 1540    grants (table)
--- 1554    versions (table)
--- 1569    t_template (table)
--- 1669    g_template (table)
--- 1681    d_template (table)
--- 1695    p0_template (table)
--- 1708    p1_template (table)
--- 1751    k0_template (table)
--- 1764    k1_template (table)
--- 1793    n0_template (table)
--- 1804    n1_template (table)
--- 1820    n_template (table)
--- 1844    seq_template (sequence)
--- 1845    ring_template (sequence)
--- 1846    parked_template (sequence)
--- 1847    woken_template (sequence)
--- 1848    plan_template (sequence)
--- 1849    fired_template (sequence)
--- 1850    clock_template (sequence)
--- 1851    carry_template (sequence)
--- 1872    r_template (table)
--- 1889    a_template (table)
--- 1915    c_template (table)
--- 1931    e_template (table)
--- 1948    u_template (table)
--- 1961    w_template (table)
--- 1976  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 1979    validate_queue_name
--- 2021    _policy
--- 2063    _call
--- 2077    _template_ddl (view)
--- 2162    _stamp
--- 2174    _stamp_queues
--- 2202    _stamp_relation
--- 2242    _stamp_function
--- 2275    _function
--- 2287    _signature
--- 2298    _leave_extension
--- 2324    _lock_number
--- 2334    _share_queue
--- 2347    _may
--- 2363    _each_queue
--- 2385    _init_template
--- 2411    _hush_template
--- 2432    _beyond
--- 2441    create_queue
--- 2501    _refuse_busy
--- 2520    drop_queue
--- 2550    _drop_all
--- 2593    list_queues
--- 2617  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 2626    _push_template
--- 2667    _fill
--- 2687    _add0_template
--- 2754    _back0_template
--- 2772  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 2777    _claim0_template
--- 2849    _pick0_template
--- 2931    _limits_template
--- 2969    _move0_template
--- 3031    _open_xids
--- 3051    _next0_template
--- 3079    _many0_template
--- 3108    _stuck0_template
--- 3145    _trim0_template
--- 3188    _take_template
--- 3269    _known_template
--- 3289    _paused_until
--- 3302    claim_task
--- 3362    _next_template
--- 3403    _soon0_template
--- 3459    next_due
--- 3484  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 3497    _due0_template
--- 3573    _last0_template
--- 3598    _any0_template
--- 3625    _miss0_template
--- 3661    _pass0_template
--- 3707    _fire_template
--- 3759    _expire_template
--- 3827    _timeout_reason
--- 3846    _over_template
--- 3868    _close_template
--- 3898    _follow_template
--- 3928  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 3930    _segment_bytes
--- 3951    _turn_template
--- 3983    _turn0_template
--- 4021    _spent0_template
--- 4035    _dry0_template
--- 4062    _left0_template
--- 4093    _carry0_template
--- 4137  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4143    _remake_template
--- 4191    _alive_template
--- 4245    _home
--- 4258    _settle_template
--- 4280    rebuild_dispatch
--- 4317    _recap_template
--- 4348  35_tally.sql: The letter by which tallies know where a task stands
--- 4350    _letter
--- 4369    _letters
--- 4381    _bound
--- 4401    _tally_template
--- 4426    _reckon_template
--- 4453    _finish_template
--- 4481    _moved_template
--- 4512    _sum0_template
--- 4548    _noted0_template
--- 4583    _bank0_template
--- 4603    _census_template
--- 4625    _count_template
--- 4647  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 4652    _put_template
--- 4717    _enlist_template
--- 4760    _new_template
--- 4815    _tag_template
--- 4833    _room_template
--- 4860    _shed_template
--- 4887    _first0_template
--- 4927    _once_template
--- 4975    _blocks
--- 5002    _meet_template
--- 5036    _swap_template
--- 5093    _series_template
--- 5130    _found_template
--- 5186    spawn_task
--- 5243    spawn_tasks
--- 5285    _read_task
--- 5303  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 5308    _hold_template
--- 5359    _own_template
--- 5379    _done_template
--- 5423    complete_run
--- 5446    _flush_template
--- 5525    _why_template
--- 5541    _read_runs
--- 5587    _explain_bad_run
--- 5612    complete_runs
--- 5637    _end_template
--- 5686    _lost_template
--- 5702    _file_template
--- 5726    _again_template
--- 5765    _queue_template
--- 5786    _fail_template
--- 5804    fail_run
--- 5828    _nap_template
--- 5857    schedule_run
--- 5887    _free_template
--- 5935    release_run
--- 5960    _keep_template
--- 5986    extend_claim
--- 6009  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 6014    _mark_template
--- 6036    _note_template
--- 6066    set_task_checkpoint_state
--- 6101    _recall_template
--- 6123    get_task_checkpoint_state
--- 6147    _list_template
--- 6176    get_task_checkpoint_states
--- 6202  43_events.sql: Wait for an event, or learn how the wait ended
--- 6209    _wait_template
--- 6281    _park_template
--- 6323    await_event
--- 6360    _emit_template
--- 6422    emit_event
--- 6447  44_control.sql: Read a task, or raise TG003
--- 6449    _fetch_template
--- 6476    _stop_template
--- 6508    _act_template
--- 6530    _halt_template
--- 6546    cancel_task
--- 6568    _rerun_template
--- 6641    _forget_template
--- 6661    _redo_template
--- 6694    _renew_template
--- 6730    retry_task
--- 6780    _show_template
--- 6828    get_task_result
--- 6863  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 6870    _purge_template
--- 6900    _erase_template
--- 6945    _first_uuid
--- 6964    _sweep_template
--- 7004    _clean
--- 7038    cleanup_tasks
--- 7059    cleanup_events
--- 7080    cleanup_all_queues
--- 7110  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 7112    _pause_template
--- 7133    pause_queue
--- 7162    resume_queue
--- 7179    get_queue_policy
--- 7202    set_queue_policy
--- 7220    list_namespaces
--- 7237  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 7240    _read_filter
--- 7274    _states_option
--- 7305    _read_cursor
--- 7324    _check_limit
--- 7348    _find_template
--- 7400    _seek_template
--- 7449    _page_template
--- 7518    _ended_template
--- 7555    _fit_template
--- 7591    _live_template
--- 7638    _hints0_template
--- 7680    _rows_template
--- 7729    list_tasks
--- 7775    _peek_template
--- 7828    get_task
--- 7880    _runs_template
--- 7933    list_runs
--- 7964    _past_template
--- 8039    _since_template
--- 8057    get_task_history
--- 8077    _held_template
--- 8109    list_workers
--- 8148    _read_place
--- 8167    _acts_template
--- 8193    list_actions
--- 8225  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 8227    _abort_template
--- 8264    cancel_tasks
--- 8309    _limit_option
--- 8322    _retake_template
--- 8360    requeue_task
--- 8385    list_dead_letters
--- 8428    _replay_template
--- 8469    replay_dead_letters
--- 8509    _bury_template
--- 8551    purge_dead_letters
--- 8581  49_stats.sql: When the first task that is ready became so; null if none is
--- 8583    _oldest_template
--- 8607    _elder0_template
--- 8641    _tenure_template
--- 8664    _stat_template
--- 8706    queue_stats
--- 8757    _from
--- 8770    _counters (view)
--- 8794    _gauge_template
--- 8835    _spans_template
--- 8888    metrics
--- 8924    _xmin_age
--- 8943    prometheus
--- 9002    _label_text
--- 9025    health
--- 9079  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 9084    _tick_template
--- 9106    _ticked (sequence)
--- 9112    _set_ticked
--- 9125    ticker
--- 9173    ticker_loop (procedure)
--- 9199  51_cron.sql: Whether pg_cron is installed in this database
--- 9201    _has_cron
--- 9211    _cron_has_seconds
--- 9232    _explain_no_cron
--- 9264    start
--- 9307    stop
--- 9332    _maintain
--- 9354    status
--- 9390  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 9394    _rights (view)
--- 9470    _allowed
--- 9508    _grant
--- 9527    _grant_again
--- 9543    _grant_queue
--- 9558    _check_grant
--- 9591    grant_access
--- 9627    revoke_access
--- 9674  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  385  00_install.sql
+--  433  01_version.sql: What the schema is, and its version
+--  440    version
+--  452  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  454    current_time
+--  473    _after
+--  488    _micros
+--  499  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  515    _random_bytes
+--  534    _make_uuidv7
+--  557    portable_uuidv7
+--  587    uuidv7_timestamp
+--  613    _task_id
+--  638    _run_id
+--  653    _run_task
+--  664    _run_number
+--  678  12_types.sql: The composite types that functions pass to each other
+--  683    _gap (type)
+--  691    _late (type)
+--  698    _timer (type)
+--  705    _tally (type)
+--  716    _picked (type)
+--  728    _spawn (type)
+--  752    _filter (type)
+--  786  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  788    _check_keys
+--  821    _number_option
+--  856    _integer_option
+--  872    _whole_option
+--  899    _text_option
+--  925    _flag_option
+--  947    _uuid_option
+--  974    _tags_option
+-- 1003    _check_name
+-- 1030    _check_seconds
+-- 1058    _check_isolation
+-- 1077    _buckets_option
+-- 1115    _check_policy
+-- 1162    _check_spawn
+-- 1209    _read_spawn_options
+-- 1288    _time_option
+-- 1309    _moment_option
+-- 1341    _read_time_options
+-- 1379    _unique_option
+-- 1433    _inherit
+-- 1463    _check_cancellation
+-- 1480  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1483    _check_retry_strategy
+-- 1521    _backoff
+-- 1574    _fraction
+-- 1585  20_tables.sql: Queues and the policy of each
+-- 1587    queues (table)
+-- 1620    grants (table)
+-- 1634    limits (table)
+-- 1655    starts (table)
+-- 1670    wanted (table)
+-- 1682    versions (table)
+-- 1697    t_template (table)
+-- 1807    g_template (table)
+-- 1819    d_template (table)
+-- 1833    p0_template (table)
+-- 1846    p1_template (table)
+-- 1889    l_template (table)
+-- 1916    h_template (table)
+-- 1933    k0_template (table)
+-- 1946    k1_template (table)
+-- 1975    n0_template (table)
+-- 1986    n1_template (table)
+-- 2002    n_template (table)
+-- 2026    seq_template (sequence)
+-- 2027    ring_template (sequence)
+-- 2028    parked_template (sequence)
+-- 2029    woken_template (sequence)
+-- 2030    plan_template (sequence)
+-- 2031    fired_template (sequence)
+-- 2032    clock_template (sequence)
+-- 2033    carry_template (sequence)
+-- 2034    round_template (sequence)
+-- 2057    r_template (table)
+-- 2074    a_template (table)
+-- 2100    c_template (table)
+-- 2116    e_template (table)
+-- 2133    u_template (table)
+-- 2146    w_template (table)
+-- 2161  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2164    validate_queue_name
+-- 2206    _policy
+-- 2250    _call
+-- 2264    _template_ddl (view)
+-- 2349    _stamp
+-- 2361    _stamp_queues
+-- 2389    _stamp_relation
+-- 2429    _stamp_function
+-- 2462    _function
+-- 2474    _signature
+-- 2485    _leave_extension
+-- 2511    _lock_number
+-- 2521    _share_queue
+-- 2534    _may
+-- 2550    _each_queue
+-- 2572    _init_template
+-- 2598    _hush_template
+-- 2619    _beyond
+-- 2628    create_queue
+-- 2691    _refuse_busy
+-- 2710    drop_queue
+-- 2740    _drop_all
+-- 2789    list_queues
+-- 2813  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 2822    _push_template
+-- 2863    _fill
+-- 2883    _add0_template
+-- 2950    _back0_template
+-- 2968  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 2973    _claim0_template
+-- 3045    _pick0_template
+-- 3128    _limits_template
+-- 3169    _move0_template
+-- 3231    _open_xids
+-- 3251    _next0_template
+-- 3280    _many0_template
+-- 3309    _stuck0_template
+-- 3347    _trim0_template
+-- 3392    _take_template
+-- 3481    _known_template
+-- 3501    _paused_until
+-- 3514    claim_task
+-- 3575    _next_template
+-- 3617    _soon0_template
+-- 3673    next_due
+-- 3698  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 3711    _due0_template
+-- 3787    _last0_template
+-- 3812    _any0_template
+-- 3839    _miss0_template
+-- 3875    _pass0_template
+-- 3921    _fire_template
+-- 3973    _expire_template
+-- 4041    _timeout_reason
+-- 4060    _over_template
+-- 4082    _close_template
+-- 4112    _follow_template
+-- 4142  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4144    _segment_bytes
+-- 4165    _turn_template
+-- 4197    _turn0_template
+-- 4235    _spent0_template
+-- 4249    _dry0_template
+-- 4276    _left0_template
+-- 4307    _carry0_template
+-- 4351  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4357    _remake_template
+-- 4409    _alive_template
+-- 4463    _home
+-- 4476    _settle_template
+-- 4498    rebuild_dispatch
+-- 4535    _recap_template
+-- 4566  35_tally.sql: The letter by which tallies know where a task stands
+-- 4568    _letter
+-- 4587    _letters
+-- 4599    _bound
+-- 4619    _tally_template
+-- 4644    _reckon_template
+-- 4671    _finish_template
+-- 4699    _moved_template
+-- 4730    _sum0_template
+-- 4766    _noted0_template
+-- 4801    _bank0_template
+-- 4821    _census_template
+-- 4843    _count_template
+-- 4865  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 4875    _gate_number
+-- 4885    _limit_of
+-- 4902    _rule_template
+-- 4931    _busy_template
+-- 4950    _everywhere_busy
+-- 4976    _left_over
+-- 5002    _slots_template
+-- 5036    _vacate_template
+-- 5098    _unpause
+-- 5118    _unbar_template
+-- 5147    _intake_template
+-- 5167    _sift0_template
+-- 5248    _line_template
+-- 5297    _keys_template
+-- 5334    _admit_template
+-- 5379    _spare_template
+-- 5400    _choose_template
+-- 5443    _named_template
+-- 5470    _weed_template
+-- 5503    _seize_template
+-- 5574    _occupy_template
+-- 5635    _chance_template
+-- 5664    _align_template
+-- 5697  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough
+-- 5699    _want_template
+-- 5731    _names_option
+-- 5766    _line_up
+-- 5802    claim_any
+-- 5873    _check_order
+-- 5890  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 5895    _put_template
+-- 5962    _enlist_template
+-- 6005    _new_template
+-- 6061    _tag_template
+-- 6079    _room_template
+-- 6106    _shed_template
+-- 6148    _first0_template
+-- 6189    _once_template
+-- 6237    _blocks
+-- 6264    _meet_template
+-- 6298    _swap_template
+-- 6358    _series_template
+-- 6395    _found_template
+-- 6451    spawn_task
+-- 6511    spawn_tasks
+-- 6558    _read_task
+-- 6576  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 6581    _hold_template
+-- 6632    _own_template
+-- 6652    _done_template
+-- 6696    complete_run
+-- 6719    _flush_template
+-- 6798    _why_template
+-- 6814    _read_runs
+-- 6860    _explain_bad_run
+-- 6885    complete_runs
+-- 6910    _end_template
+-- 6959    _lost_template
+-- 6975    _file_template
+-- 6999    _again_template
+-- 7039    _queue_template
+-- 7060    _fail_template
+-- 7078    fail_run
+-- 7102    _nap_template
+-- 7131    schedule_run
+-- 7161    _free_template
+-- 7209    release_run
+-- 7234    _keep_template
+-- 7260    extend_claim
+-- 7283  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7288    _mark_template
+-- 7310    _note_template
+-- 7340    set_task_checkpoint_state
+-- 7375    _recall_template
+-- 7397    get_task_checkpoint_state
+-- 7421    _list_template
+-- 7450    get_task_checkpoint_states
+-- 7476  43_events.sql: Wait for an event, or learn how the wait ended
+-- 7483    _wait_template
+-- 7555    _park_template
+-- 7597    await_event
+-- 7634    _emit_template
+-- 7697    emit_event
+-- 7722  44_control.sql: Read a task, or raise TG003
+-- 7724    _fetch_template
+-- 7751    _stop_template
+-- 7783    _act_template
+-- 7805    _halt_template
+-- 7821    cancel_task
+-- 7843    _rerun_template
+-- 7916    _forget_template
+-- 7936    _redo_template
+-- 7969    _renew_template
+-- 8005    retry_task
+-- 8055    _show_template
+-- 8103    get_task_result
+-- 8138  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8145    _purge_template
+-- 8175    _erase_template
+-- 8220    _first_uuid
+-- 8239    _sweep_template
+-- 8279    _clean
+-- 8313    cleanup_tasks
+-- 8334    cleanup_events
+-- 8355    cleanup_all_queues
+-- 8385  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 8387    _cap_template
+-- 8415    _write_limit
+-- 8434    _read_limit
+-- 8487    _check_limit_keys
+-- 8509    set_limit
+-- 8563    _usage_template
+-- 8651    limit_usage
+-- 8680  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 8682    _pause_template
+-- 8703    _halve_template
+-- 8735    _check_only
+-- 8756    pause_queue
+-- 8792    resume_queue
+-- 8818    get_queue_policy
+-- 8841    set_queue_policy
+-- 8859    list_namespaces
+-- 8876  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 8879    _read_filter
+-- 8913    _states_option
+-- 8944    _read_cursor
+-- 8963    _check_limit
+-- 8987    _find_template
+-- 9039    _seek_template
+-- 9088    _page_template
+-- 9157    _ended_template
+-- 9194    _fit_template
+-- 9230    _live_template
+-- 9277    _hints0_template
+-- 9319    _rows_template
+-- 9368    list_tasks
+-- 9414    _peek_template
+-- 9467    get_task
+-- 9519    _runs_template
+-- 9572    list_runs
+-- 9603    _past_template
+-- 9678    _since_template
+-- 9696    get_task_history
+-- 9716    _held_template
+-- 9748    list_workers
+-- 9787    _read_place
+-- 9806    _acts_template
+-- 9832    list_actions
+-- 9864  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 9866    _abort_template
+-- 9903    cancel_tasks
+-- 9940    _check_meant
+-- 9960    _limit_option
+-- 9973    _retake_template
+-- 10011    requeue_task
+-- 10036    _regain_template
+-- 10072    requeue_tasks
+-- 10111    list_dead_letters
+-- 10154    _replay_template
+-- 10195    replay_dead_letters
+-- 10235    _bury_template
+-- 10277    purge_dead_letters
+-- 10307  49_stats.sql: When the first task that is ready became so; null if none is
+-- 10309    _oldest_template
+-- 10346    _elder0_template
+-- 10380    _tenure_template
+-- 10403    _is_wanted
+-- 10420    _stat_template
+-- 10466    queue_stats
+-- 10521    _from
+-- 10534    _counters (view)
+-- 10558    _gauge_template
+-- 10604    _spans_template
+-- 10657    metrics
+-- 10693    _xmin_age
+-- 10712    prometheus
+-- 10771    _label_text
+-- 10794    health
+-- 10848  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 10853    _tick_template
+-- 10875    _ticked (sequence)
+-- 10881    _set_ticked
+-- 10894    ticker
+-- 10942    ticker_loop (procedure)
+-- 10968  51_cron.sql: Whether pg_cron is installed in this database
+-- 10970    _has_cron
+-- 10980    _cron_has_seconds
+-- 11001    _explain_no_cron
+-- 11033    start
+-- 11076    stop
+-- 11101    _maintain
+-- 11123    status
+-- 11159  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11163    _rights (view)
+-- 11243    _allowed
+-- 11281    _grant
+-- 11300    _grant_again
+-- 11316    _grant_queue
+-- 11331    _check_grant
+-- 11364    grant_access
+-- 11400    revoke_access
+-- 11447  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -691,7 +742,9 @@ begin
       timeout_seconds double precision,
       expires_at      timestamptz,
       on_expired      jsonb,
-      uniqueness      jsonb
+      uniqueness      jsonb,
+      priority        smallint,
+      flow_key        text
     );
   end if;
 
@@ -810,8 +863,25 @@ create or replace function teguh._integer_option(
   immutable
   set search_path = pg_catalog, pg_temp
 as $$
+begin
+  return teguh._whole_option(p_options, p_key, p_least, 2147483647);
+end;
+$$;
+
+-- The same up to another bound.
+create or replace function teguh._whole_option(
+  p_options jsonb,
+  p_key     text,
+  p_least   integer,
+  p_most    integer
+)
+  returns integer
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
 declare
-  v_value double precision := teguh._number_option(p_options, p_key, p_least, 2147483647);
+  v_value double precision := teguh._number_option(p_options, p_key, p_least, p_most);
 begin
   if v_value <> floor(v_value) then
     raise exception '"%" must be a whole number', p_key
@@ -1154,7 +1224,7 @@ begin
     'headers', 'retry_strategy', 'max_attempts', 'cancellation', 'idempotency_key',
     'idempotency_mismatch', 'available_at', 'delay_seconds', 'tags', 'correlation_id',
     'parent_task_id', 'parent_run_id', 'parent_queue_name', 'workflow_run_id', 'timeout_seconds',
-    'ttl_seconds', 'deadline_at', 'on_expired', 'unique'
+    'ttl_seconds', 'deadline_at', 'on_expired', 'unique', 'priority', 'key'
   ]);
 
   v_spawn.headers := nullif(p_options -> 'headers', 'null');
@@ -1198,6 +1268,11 @@ begin
   v_spawn.workflow_run_id := teguh._uuid_option(p_options, 'workflow_run_id');
   if p_options ?| '{timeout_seconds,ttl_seconds,deadline_at,on_expired}' then
     v_spawn := teguh._read_time_options(p_queue_name, v_spawn, p_options);
+  end if;
+  v_spawn.priority := nullif(teguh._whole_option(p_options, 'priority', -32768, 32767), 0);
+  v_spawn.flow_key := teguh._text_option(p_options, 'key');
+  if v_spawn.flow_key is not null then
+    perform teguh._check_name('key', v_spawn.flow_key);
   end if;
   if p_options ? 'unique' then
     v_spawn.uniqueness := teguh._unique_option(p_options);
@@ -1515,6 +1590,7 @@ create table if not exists teguh.queues (
   created_at   timestamptz not null,
   built_for    bigint,
   paused_until timestamptz,
+  ruled        boolean     not null default false,
   buckets      float8[] not null default '{0.005,0.01,0.05,0.1,0.5,1,5,10,30,60,300,1800}',
   constraint queues_pkey primary key (queue_name)
 );
@@ -1533,6 +1609,10 @@ comment on column teguh.queues.built_for is
 comment on column teguh.queues.buckets is
   'Bounds of the buckets in which the durations of runs are counted, in seconds, ascending.';
 
+comment on column teguh.queues.ruled is
+  'Whether claims go by lanes: the queue has a limit, a task with a priority, or workers that '
+  'say which tasks they know. It stays so.';
+
 comment on column teguh.queues.paused_until is
   'Until when claims return nothing; null unless it was paused.';
 
@@ -1549,6 +1629,54 @@ comment on table teguh.grants is
   'or a new function.';
 comment on column teguh.grants.queue_name is
   'The queue the right is for; * for every queue, also those to come.';
+
+-- Limits on what runs.
+create table if not exists teguh.limits (
+  queue_name     text    not null,
+  scope          text    not null,
+  name           text    not null,
+  max_running    integer,
+  rate           integer,
+  period_seconds double precision,
+  fifo           boolean not null default false,
+  fair           boolean not null default false,
+  paused_until   timestamptz,
+  constraint limits_pkey primary key (queue_name, scope, name)
+);
+
+comment on table teguh.limits is
+  'Limits set by set_limit(), and pauses of a task name or a key.';
+comment on column teguh.limits.queue_name is
+  'The queue the limit is for; * for all of them together.';
+comment on column teguh.limits.name is
+  'The task name or key, * for each that has no limit of its own; empty for a whole queue.';
+
+-- When tasks were started that count against a rate.
+create table if not exists teguh.starts (
+  queue_name text        not null,
+  scope      text        not null,
+  name       text        not null,
+  started_at timestamptz not null,
+  qty        integer     not null
+);
+
+create index if not exists starts_lookup
+  on teguh.starts (queue_name, scope, name, started_at);
+
+comment on table teguh.starts is
+  'How many tasks were started when, for limits with a rate. Deleted when the period is over.';
+
+-- The task names that workers ask for.
+create table if not exists teguh.wanted (
+  queue_name text        not null,
+  task_name  text        not null,
+  seen_at    timestamptz not null,
+  constraint wanted_pkey primary key (queue_name, task_name)
+);
+
+comment on table teguh.wanted is
+  'The task names that workers which say what they know have asked for, and when last, to a '
+  'minute.';
 
 -- Which versions this schema has had.
 create table if not exists teguh.versions (
@@ -1599,6 +1727,9 @@ create table if not exists teguh.t_template (
   timeout_seconds  double precision,
   expires_at       timestamptz,
   on_expired       jsonb,
+  priority         smallint,
+  flow_key         text,
+  laned            boolean     not null default false,
   constraint tkey_template primary key (task_id)
 )
 with (
@@ -1664,6 +1795,13 @@ comment on column teguh.t_template.expires_at is
   'When the task expires unless it is over; null is never.';
 comment on column teguh.t_template.on_expired is
   'The task to spawn when this one expires: queue_name, task_name, params, options.';
+
+comment on column teguh.t_template.priority is
+  'How many minutes the task counts as older than it is; null is 0.';
+comment on column teguh.t_template.flow_key is
+  'What tasks are limited, ordered or taken in turns by; null if by nothing.';
+comment on column teguh.t_template.laned is
+  'Whether the ready task stands in a lane rather than in dispatch.';
 
 -- The tags of tasks, to find tasks by: inserted with the task, deleted with it.
 create table if not exists teguh.g_template (
@@ -1745,6 +1883,50 @@ comment on column teguh.p0_template.woke is
   'The waiting workers that were notified of this row: see _push_template.';
 comment on table teguh.p1_template is
   'Dispatch rows, the other segment: see p0.';
+
+-- Lanes: the ready tasks of a queue that goes by rules.  Written only under the queue's lock
+-- (teguh._gate_number).
+create table if not exists teguh.l_template (
+  rank      double precision not null,
+  seq       bigint           not null,
+  task_id   uuid             not null,
+  turn      integer          not null,
+  stage     "char"           not null,
+  task_name text             not null,
+  flow_key  text             not null
+);
+
+create index if not exists lopen_template
+  on teguh.l_template (task_name collate "C", rank, seq)
+  where stage = 'o';
+create index if not exists lkey_template
+  on teguh.l_template (flow_key collate "C", stage, rank, seq);
+
+comment on table teguh.l_template is
+  'Lanes: ready tasks in the order in which they are to be claimed. A row is a hint; '
+  'whether its task is to be had, the task says.';
+comment on column teguh.l_template.rank is
+  'The virtual due time in seconds since 1970 or, in a fair queue, the round it is in.';
+comment on column teguh.l_template.stage is
+  'o: open, its key leaves room for it. w: waits for that.';
+comment on column teguh.l_template.flow_key is
+  'The key; empty if the task has none.';
+
+-- Holds: what runs in a queue that goes by rules.
+create table if not exists teguh.h_template (
+  task_id   uuid    not null,
+  turn      integer not null,
+  fifo      boolean not null,
+  task_name text    not null,
+  flow_key  text    not null
+);
+
+create index if not exists hkey_template
+  on teguh.h_template (flow_key collate "C");
+
+comment on table teguh.h_template is
+  'Tasks that take up room under limits. A row counts while its run is held or, if its key is '
+  'first in, first out, until its task is over; then the next claim deletes it.';
 
 -- Positions: how far a segment has been worked off.  Each row is a statement
 -- that stays true; the latest is the most useful.
@@ -1849,6 +2031,7 @@ create sequence if not exists teguh.plan_template minvalue 0 start 0;
 create sequence if not exists teguh.fired_template minvalue 0 start 0;
 create sequence if not exists teguh.clock_template minvalue 0 start 0;
 create sequence if not exists teguh.carry_template minvalue 0 start 0;
+create sequence if not exists teguh.round_template minvalue 0 start 0;
 
 comment on sequence teguh.seq_template is
   'Numbers dispatch rows and positions.';
@@ -1865,6 +2048,8 @@ comment on sequence teguh.fired_template is
   'When a claim last looked for due timers, in milliseconds since 1970.';
 comment on sequence teguh.clock_template is
   'The latest timer position, in microseconds since 1970.';
+comment on sequence teguh.round_template is
+  'The round that a fair queue is in.';
 comment on sequence teguh.carry_template is
   'Bytes that the last change of segment carried over.';
 
@@ -2030,8 +2215,10 @@ declare
 begin
   select
     case
-      when q.paused_until is null then q.policy
-      else q.policy || jsonb_build_object('paused_until', q.paused_until)
+      when q.paused_until is null and not q.ruled then q.policy
+      else q.policy || jsonb_strip_nulls(
+        jsonb_build_object('paused_until', q.paused_until, 'ruled', nullif(q.ruled, false))
+      )
     end
   into v_policy
   from teguh.queues as q
@@ -2451,8 +2638,11 @@ begin
   perform teguh.validate_queue_name(p_queue_name);
   perform teguh._check_policy(v_policy);
 
-  insert into teguh.queues as q (queue_name, policy, created_at)
-  values (p_queue_name, jsonb_strip_nulls(v_policy), teguh.current_time())
+  insert into teguh.queues as q (queue_name, policy, created_at, ruled)
+  values (
+    p_queue_name, jsonb_strip_nulls(v_policy), teguh.current_time(),
+    exists (select from teguh.limits as l where l.queue_name = '*')
+  )
   on conflict (queue_name) do nothing;
 
   if found then
@@ -2565,6 +2755,12 @@ begin
   end if;
   delete from teguh.grants as g
   where g.queue_name = p_queue_name;
+  delete from teguh.limits as l
+  where l.queue_name = p_queue_name;
+  delete from teguh.starts as s
+  where s.queue_name = p_queue_name;
+  delete from teguh.wanted as w
+  where w.queue_name = p_queue_name;
 
   select string_agg('teguh.' || teguh._stamp(c.relname, p_queue_name), ', ' order by c.relname)
   into v_tables
@@ -2888,6 +3084,7 @@ begin
       from teguh.t_template as t
       where (t.task_id, t.turn) = (p.task_id, p.turn)
         and t.state in ('pending', 'sleeping')
+        and not t.laned
         and (t.deadline_at is null or t.deadline_at > p_now)
       for no key update skip locked
     ) as t
@@ -2935,24 +3132,27 @@ create or replace function teguh._limits_template(p_task_ids uuid[])
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_task teguh.t_template;
+  v_begun     uuid[];
+  v_deadlines timestamptz[];
+  v_timed     uuid[];
+  v_turns     integer[];
+  v_ends      timestamptz[];
 begin
-  for v_task in
-    select t.*
+  select
+    array_agg(t.task_id) filter (where t.begins),
+    array_agg(t.deadline_at) filter (where t.begins),
+    array_agg(t.task_id) filter (where t.timeout_seconds is not null),
+    array_agg(t.turn) filter (where t.timeout_seconds is not null),
+    array_agg(t.lease_expires_at) filter (where t.timeout_seconds is not null)
+  into v_begun, v_deadlines, v_timed, v_turns, v_ends
+  from (
+    select t.*, t.attempt = 1 and t.deadline_at is not null as begins
     from teguh.t_template as t
     where t.task_id = any (p_task_ids)
-  loop
-    if v_task.attempt = 1 and v_task.deadline_at is not null then
-      perform teguh._push_template(
-        'l', array[v_task.task_id], array[0], array[v_task.deadline_at]
-      );
-    end if;
-    if v_task.timeout_seconds is not null then
-      perform teguh._push_template(
-        'l', array[v_task.task_id], array[v_task.turn], array[v_task.lease_expires_at]
-      );
-    end if;
-  end loop;
+  ) as t;
+
+  perform teguh._push_template('l', v_begun, teguh._fill(0, v_begun), v_deadlines);
+  perform teguh._push_template('l', v_timed, v_turns, v_ends);
 end;
 $$;
 
@@ -3068,6 +3268,7 @@ begin
       where t.task_id = p.task_id
         and t.turn = p.turn
         and t.state in ('pending', 'sleeping')
+        and not t.laned
       offset 0
     )
   order by p.xid, p.seq
@@ -3130,6 +3331,7 @@ begin
       where t.task_id = p.task_id
         and t.turn = p.turn
         and t.state in ('pending', 'sleeping')
+        and not t.laned
       offset 0
     )
   order by p.xid desc, p.seq desc
@@ -3164,6 +3366,7 @@ begin
           where t.task_id = p.task_id
             and t.turn = p.turn
             and t.state in ('pending', 'sleeping')
+            and not t.laned
           offset 0
         )
       order by p.seq
@@ -3184,11 +3387,14 @@ $$;
 -- Due timers are looked at first when no claim has done so for 20 ms, and in any
 -- case before a claim comes back short: nothing due waits for a ticker.  A claim
 -- that does come back short counts its worker as waiting, so that the next spawn
--- notifies.
+-- notifies.  p_ruled: the queue goes by lanes, where p_task_names (null: all) may be
+-- asked for.
 create or replace function teguh._take_template(
-  p_worker  text,
-  p_timeout double precision,
-  p_qty     integer
+  p_worker     text,
+  p_timeout    double precision,
+  p_qty        integer,
+  p_ruled      boolean,
+  p_task_names text[]
 )
   returns table(
     run_id           uuid,
@@ -3230,8 +3436,14 @@ begin
   loop
     v_before := v_left;
     v_ring := pg_sequence_last_value('teguh.ring_template'::regclass);
+    if p_ruled then
+      v_task_ids := v_task_ids || teguh._admit_template(
+        p_worker, v_now, v_until, v_left, p_task_names
+      );
+      v_left := p_qty - cardinality(v_task_ids);
+    end if;
     for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
-      exit when v_left <= 0;
+      exit when v_left <= 0 or p_ruled;
       v_task_ids := v_task_ids || case
         when v_gen % 2 = 0 then teguh._claim0_template(p_worker, v_now, v_until, v_left)
         else teguh._claim1_template(p_worker, v_now, v_until, v_left)
@@ -3333,11 +3545,12 @@ begin
     return;
   end if;
 
-  return query execute 'select * from teguh._take_' || p_queue_name || '($1, $2, $3)'
+  return query execute 'select * from teguh._take_' || p_queue_name || '($1, $2, $3, $4, null)'
   using
     coalesce(nullif(btrim(p_worker_id), ''), 'worker'),
     nullif(p_claim_timeout, 'NaN'),
-    greatest(coalesce(p_qty, 1), 1);
+    greatest(coalesce(p_qty, 1), 1),
+    v_policy ? 'ruled';
 end;
 $$;
 
@@ -3390,6 +3603,7 @@ begin
     v_due := least(v_due, v_first);
   end loop;
 
+  v_due := least(v_due, teguh._chance_template(v_now));
   if v_due is not null then
     perform setval('teguh.plan_template'::regclass, greatest(teguh._micros(v_due), 0));
   end if;
@@ -4163,6 +4377,10 @@ begin
     teguh.p0_template, teguh.p1_template, teguh.k0_template, teguh.k1_template,
     teguh.n0_template, teguh.n1_template;
   perform setval('teguh.plan_template'::regclass, teguh._beyond());
+  delete from teguh.l_template;
+  update teguh.t_template as t
+  set laned = false
+  where t.laned;
 
   loop
     v_batch := teguh._alive_template(v_after, 10000);
@@ -4644,6 +4862,1031 @@ begin
 end;
 $$;
 
+-- sql/src/36_lanes.sql
+-- Lanes: how a queue that goes by rules is claimed from.
+--
+-- A claim of such a queue first moves what is ready from dispatch into lanes, and then takes
+-- from these what priorities, limits and the worker leave.  All of it happens under one lock
+-- per queue, held until the claim's transaction ends: what was decided is committed before
+-- anybody decides again.
+
+-- Number of the advisory lock under which lanes and limits are read and written; of all queues
+-- together: *.  That of all is taken first.
+create or replace function teguh._gate_number(p_queue_name text)
+  returns bigint
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select hashtextextended('teguh.gate_' || p_queue_name, 0);
+$$;
+
+-- The limit for a task name, a key or a queue: its own, or that for each.
+create or replace function teguh._limit_of(p_queue_name text, p_scope text, p_name text)
+  returns setof teguh.limits
+  language sql
+  stable
+  rows 1
+  set search_path = pg_catalog, pg_temp
+as $$
+  select l.*
+  from teguh.limits as l
+  where l.queue_name = p_queue_name
+    and l.scope = p_scope
+    and l.name in (p_name, '*')
+  order by l.name = '*'
+  limit 1;
+$$;
+
+-- Let a queue go by rules from now on, and count what runs already.
+create or replace function teguh._rule_template()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  update teguh.queues as q
+  set ruled = true
+  where q.queue_name = substr('_template', 2)
+    and not q.ruled;
+  if not found then
+    return;
+  end if;
+
+  insert into teguh.h_template as h (task_id, turn, fifo, task_name, flow_key)
+  select distinct t.task_id, t.turn, false, t.task_name, coalesce(t.flow_key, '')
+  from (
+    (select p.* from teguh._left0_template('l', null) as p)
+    union all
+    (select p.* from teguh._left1_template('l', null) as p)
+  ) as p
+  cross join lateral unnest(p.task_id || p.more_ids, p.turn || p.more_turns) as u(task_id, turn)
+  join teguh.t_template as t on t.task_id = u.task_id and t.turn = u.turn
+  where t.state = 'running';
+end;
+$$;
+
+-- How many runs are held, of one task name or of all (null).
+create or replace function teguh._busy_template(p_task_name text, p_now timestamptz)
+  returns bigint
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return (
+    select count(*)
+    from teguh.h_template as h
+    join teguh.t_template as t on (t.task_id, t.turn) = (h.task_id, h.turn)
+    where t.state = 'running'
+      and coalesce(t.lease_expires_at > p_now, true)
+      and h.task_name = coalesce(p_task_name, h.task_name)
+  );
+end;
+$$;
+
+-- The same of all queues together.
+create or replace function teguh._everywhere_busy(p_now timestamptz)
+  returns bigint
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text;
+  v_one        bigint;
+  v_all        bigint := 0;
+begin
+  for v_queue_name in
+    select q.queue_name
+    from teguh.queues as q
+  loop
+    if teguh._share_queue(v_queue_name) then
+      execute format('select teguh._busy_%s(null, $1)', v_queue_name) into v_one using p_now;
+      v_all := v_all + v_one;
+    end if;
+  end loop;
+
+  return v_all;
+end;
+$$;
+
+-- How many more tasks may start under a limit; null if it says nothing.
+create or replace function teguh._left_over(
+  p_limit   teguh.limits,
+  p_name    text,
+  p_running bigint,
+  p_now     timestamptz
+)
+  returns bigint
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return least(
+    case when p_limit.paused_until > p_now then 0 end,
+    case when p_limit.fifo then 1 else p_limit.max_running end - p_running,
+    p_limit.rate - (
+      select coalesce(sum(s.qty), 0)
+      from teguh.starts as s
+      where (s.queue_name, s.scope, s.name) = (p_limit.queue_name, p_limit.scope, p_name)
+        and s.started_at > teguh._after(p_now, -p_limit.period_seconds)
+    )
+  );
+end;
+$$;
+
+-- How many more tasks of each key may be open: those that are, and those that run, take up room.
+create or replace function teguh._slots_template(p_keys text[], p_now timestamptz)
+  returns table(flow_key text, slots bigint)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  return query
+  select k.flow_key, teguh._left_over(l, k.flow_key, h.qty, p_now) - o.qty
+  from (
+    select distinct u.flow_key
+    from unnest(p_keys) as u(flow_key)
+    where u.flow_key <> ''
+  ) as k
+  left join lateral (
+    select l.* from teguh._limit_of(substr('_template', 2), 'key', k.flow_key) as l
+  ) as l on true
+  cross join lateral (
+    select count(*) as qty
+    from teguh.h_template as h
+    where h.flow_key collate "C" = k.flow_key
+  ) as h
+  cross join lateral (
+    select count(*) as qty
+    from teguh.l_template as o
+    where o.flow_key collate "C" = k.flow_key
+      and o.stage = 'o'
+  ) as o;
+end;
+$$;
+
+-- Forget what no longer takes up room.  Returns the keys that may have room since.  p_everywhere:
+-- there is a limit over all queues.
+create or replace function teguh._vacate_template(p_everywhere boolean, p_now timestamptz)
+  returns text[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_keys  text[];
+  v_rated text[];
+begin
+  with over as (
+    delete from teguh.h_template as h
+    where not exists (
+      select
+      from teguh.t_template as t
+      where t.task_id = h.task_id
+        and (
+          t.state = 'running'
+          and t.turn = h.turn
+          and coalesce(t.lease_expires_at > p_now, true)
+          or h.fifo
+          and t.state in ('pending', 'running', 'sleeping')
+        )
+      offset 0
+    )
+    returning h.flow_key
+  )
+
+  select array_agg(distinct o.flow_key) into v_keys
+  from over as o;
+
+  with past as (
+    delete from teguh.starts as s
+    where s.queue_name in (substr('_template', 2), case when p_everywhere then '*' end)
+      and s.started_at <= teguh._after(
+        p_now,
+        -coalesce(
+          (select l.period_seconds from teguh._limit_of(s.queue_name, s.scope, s.name) as l), 0
+        )
+      )
+    returning s.scope, s.name
+  )
+
+  select array_agg(distinct p.name) filter (where p.scope = 'key') into v_rated
+  from past as p;
+
+  perform from teguh.limits as l
+  where l.queue_name = substr('_template', 2)
+    and l.paused_until <= p_now;
+  if found then
+    perform teguh._unpause(substr('_template', 2), p_now);
+    v_keys := v_keys || array(
+      select distinct l.flow_key
+      from teguh.l_template as l
+      where l.stage = 'w'
+    );
+  end if;
+  return v_keys || v_rated;
+end;
+$$;
+
+-- Take back the pauses of a queue's task names and keys that are over.
+create or replace function teguh._unpause(p_queue_name text, p_now timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  update teguh.limits as l
+  set paused_until = null
+  where l.queue_name = p_queue_name
+    and l.paused_until <= p_now;
+  delete from teguh.limits as l
+  where l.queue_name = p_queue_name
+    and num_nonnulls(l.max_running, l.rate, l.paused_until) = 0
+    and not l.fifo
+    and not l.fair;
+end;
+$$;
+
+-- Open the first tasks of each key's lane, as far as there is room.
+create or replace function teguh._unbar_template(p_keys text[], p_now timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_keys is null then
+    return;
+  end if;
+
+  update teguh.l_template as l
+  set stage = 'o'
+  where l.ctid = any (array(
+    select w.place
+    from teguh._slots_template(p_keys, p_now) as s
+    cross join lateral (
+      select w.ctid as place
+      from teguh.l_template as w
+      where w.flow_key collate "C" = s.flow_key
+        and w.stage = 'w'
+      order by w.rank, w.seq
+      limit case when s.slots is not null then greatest(s.slots, 0) end
+    ) as w
+  ));
+end;
+$$;
+
+-- Move tasks that are ready from dispatch into the lanes, a thousand at most.
+create or replace function teguh._intake_template(p_now timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_ring bigint := pg_sequence_last_value('teguh.ring_template'::regclass);
+begin
+  for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
+    perform teguh._line_template(
+      case when v_gen % 2 = 0 then teguh._sift0_template(p_now) else teguh._sift1_template(p_now) end,
+      p_now
+    );
+  end loop;
+end;
+$$;
+
+-- Mark the first ready tasks of a segment as standing in a lane, and move its scan position past
+-- them.  Returns them in the order in which they were queued.
+create or replace function teguh._sift0_template(p_now timestamptz)
+  returns uuid[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_from     teguh.k0_template;
+  v_first    teguh._gap;
+  v_task_ids uuid[];
+begin
+  select k.* into v_from
+  from teguh.k0_template as k
+  where k.kind = 'r'
+  order by k.kind desc, k.n desc
+  limit 1;
+
+  with ready as materialized (
+    select p.xid, p.seq, t.task_id
+    from (
+      select p.*
+      from unnest(v_from.gaps) as g
+      join teguh.p0_template as p on p.xid = g.xid and p.seq between g.low_seq and g.high_seq
+      where p.kind = 'r'
+      union all
+      (
+        select p.*
+        from teguh.p0_template as p
+        where p.kind = 'r'
+          and (p.xid, p.seq) >= (coalesce(v_from.xid, '0'), coalesce(v_from.seq, 0))
+        order by p.xid, p.seq
+      )
+    ) as p
+    cross join lateral (
+      select t.task_id
+      from teguh.t_template as t
+      where (t.task_id, t.turn) = (p.task_id, p.turn)
+        and t.state in ('pending', 'sleeping')
+        and not t.laned
+        and (t.deadline_at is null or t.deadline_at > p_now)
+      for no key update skip locked
+    ) as t
+    limit 1000
+  ),
+
+  moved as (
+    update teguh.t_template as t
+    set laned = true
+    from ready as r
+    where t.task_id = r.task_id
+    returning t.task_id, r.xid, r.seq
+  )
+
+  select
+    array_agg(m.task_id order by m.xid, m.seq),
+    (
+      array_agg(row(m.xid, m.seq, null)::teguh._gap order by m.xid, m.seq)
+        filter (where (m.xid, m.seq) >= (coalesce(v_from.xid, '0'), coalesce(v_from.seq, 0)))
+    )[1]
+  into v_task_ids, v_first
+  from moved as m;
+
+  if teguh._many0_template(
+    32, coalesce(v_from.xid, '0'), coalesce(v_from.seq, 0),
+    coalesce(v_first.xid, '18446744073709551615'), coalesce(v_first.low_seq, 0)
+  ) then
+    perform teguh._move0_template(
+      coalesce(v_from.xid, '0'), coalesce(v_from.seq, 0), v_from.gaps,
+      v_first.xid, v_first.low_seq
+    );
+  end if;
+  return v_task_ids;
+end;
+$$;
+
+-- Put tasks into the lanes, in the order given.
+--
+-- A task ranks by its virtual due time: when it became due, a minute earlier for each degree of
+-- priority; so it passes what is not as much older, and is itself passed in the end by nothing.
+-- In a fair queue it ranks by rounds, one task of each key in each.  A key that is first in,
+-- first out ranks by arrival.
+create or replace function teguh._line_template(p_task_ids uuid[], p_now timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text := substr('_template', 2);
+  v_fair       boolean := exists (
+    select from teguh.limits as l where l.queue_name = v_queue_name and l.fair
+  );
+  v_round      double precision := coalesce(
+    pg_sequence_last_value('teguh.round_template'::regclass), 0
+  );
+begin
+  insert into teguh.l_template as l (rank, seq, task_id, turn, stage, task_name, flow_key)
+  select
+    n.rank, nextval('teguh.seq_template'::regclass), n.task_id, n.turn,
+    case when n.kept or coalesce(n.nth <= n.slots, true) then 'o' else 'w' end::"char",
+    n.task_name, n.flow_key
+  from (
+    select
+      t.*, k.slots,
+      row_number() over (partition by t.flow_key, t.kept order by t.place) as nth,
+      case
+        when v_fair then
+          greatest(k.last, v_round) + row_number() over (partition by t.flow_key order by t.place)
+        when k.fifo then
+          greatest(k.last, max(t.due) over (partition by t.flow_key order by t.place))
+        else t.due
+      end as rank
+    from (
+      select
+        u.place, t.task_id, t.turn, t.task_name, coalesce(t.flow_key, '') as flow_key,
+        date_part('epoch', t.available_at) - 60 * coalesce(t.priority, 0) as due,
+        exists (
+          select from teguh.h_template as h where h.fifo and h.task_id = t.task_id
+        ) as kept
+      from unnest(p_task_ids) with ordinality as u(task_id, place)
+      join teguh.t_template as t on t.task_id = u.task_id
+    ) as t
+    join teguh._keys_template(p_task_ids, p_now) as k on k.flow_key = t.flow_key
+    order by t.place
+  ) as n;
+end;
+$$;
+
+-- What is to be known of the keys of tasks: how many of each may be opened (null: all), the last
+-- rank there is, whether it is first in, first out.
+create or replace function teguh._keys_template(p_task_ids uuid[], p_now timestamptz)
+  returns table(flow_key text, slots bigint, last double precision, fifo boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_keys text[] := array(
+    select distinct coalesce(t.flow_key, '')
+    from unnest(p_task_ids) as u(task_id)
+    join teguh.t_template as t on t.task_id = u.task_id
+  );
+begin
+  return query
+  select k.flow_key, s.slots, r.last, coalesce(l.fifo, false)
+  from unnest(v_keys) as k(flow_key)
+  left join teguh._slots_template(v_keys, p_now) as s on s.flow_key = k.flow_key
+  left join lateral (
+    select l.fifo from teguh._limit_of(substr('_template', 2), 'key', k.flow_key) as l
+  ) as l on k.flow_key <> ''
+  cross join lateral (
+    select max(r.rank) as last
+    from unnest('{o,w}'::"char"[]) as g(stage)
+    cross join lateral (
+      select r.rank
+      from teguh.l_template as r
+      where r.flow_key collate "C" = k.flow_key
+        and r.stage = g.stage
+      order by r.rank desc, r.seq desc
+      limit 1
+    ) as r
+  ) as r;
+end;
+$$;
+
+-- Claim up to p_qty tasks of the lanes, of the names given or of all (null).
+create or replace function teguh._admit_template(
+  p_worker     text,
+  p_now        timestamptz,
+  p_until      timestamptz,
+  p_qty        integer,
+  p_task_names text[]
+)
+  returns uuid[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_everywhere boolean := exists (select from teguh.limits as l where l.queue_name = '*');
+  v_task_ids   uuid[] := '{}';
+  v_claimed    uuid[];
+  v_room       bigint;
+  v_picks      record;
+begin
+  if v_everywhere then
+    perform pg_advisory_xact_lock(teguh._gate_number('*'));
+  end if;
+  perform pg_advisory_xact_lock(teguh._gate_number(substr('_template', 2)));
+  perform teguh._unbar_template(teguh._vacate_template(v_everywhere, p_now), p_now);
+  perform teguh._intake_template(p_now);
+
+  loop
+    v_room := teguh._spare_template(v_everywhere, p_now);
+    v_picks := teguh._choose_template(
+      least(p_qty - cardinality(v_task_ids), v_room)::integer, p_task_names, p_now
+    );
+    exit when v_picks.task_ids is null;
+    continue when teguh._weed_template(v_picks.places, p_now);
+    v_claimed := teguh._seize_template(
+      p_worker, p_now, p_until, v_picks.task_ids, v_picks.turns, v_picks.places
+    );
+    exit when v_claimed is null;
+    v_task_ids := v_task_ids || v_claimed;
+  end loop;
+
+  return v_task_ids;
+end;
+$$;
+
+-- How many more tasks the limits of the queue and of all queues leave; null is without limit.
+create or replace function teguh._spare_template(p_everywhere boolean, p_now timestamptz)
+  returns bigint
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return least(
+    (
+      select teguh._left_over(l, '', teguh._busy_template(null, p_now), p_now)
+      from teguh._limit_of(substr('_template', 2), 'queue', '') as l
+    ),
+    case when p_everywhere then (
+      select teguh._left_over(l, '', teguh._everywhere_busy(p_now), p_now)
+      from teguh._limit_of('*', 'all', '') as l
+    ) end
+  );
+end;
+$$;
+
+-- The first tasks of the lanes, up to p_qty, that limits leave and the worker knows.
+create or replace function teguh._choose_template(
+  p_qty        integer,
+  p_task_names text[],
+  p_now        timestamptz,
+  out places   tid[],
+  out task_ids uuid[],
+  out turns    integer[]
+)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_names text[] := coalesce(p_task_names, teguh._named_template());
+begin
+  if p_qty <= 0 then
+    return;
+  end if;
+
+  select array_agg(c.place), array_agg(c.task_id), array_agg(c.turn)
+  into places, task_ids, turns
+  from (
+    select l.*
+    from unnest(v_names) as n(task_name)
+    left join lateral (
+      select teguh._left_over(m, n.task_name, teguh._busy_template(n.task_name, p_now), p_now) as qty
+      from teguh._limit_of(substr('_template', 2), 'task', n.task_name) as m
+    ) as s on true
+    cross join lateral (
+      select l.ctid as place, l.task_id, l.turn, l.rank, l.seq
+      from teguh.l_template as l
+      where l.stage = 'o'
+        and l.task_name collate "C" = n.task_name
+      order by l.rank, l.seq
+      limit least(p_qty, case when s.qty is not null then greatest(s.qty, 0) end)
+    ) as l
+    order by l.rank, l.seq
+    limit p_qty
+  ) as c;
+end;
+$$;
+
+-- The names of the tasks that are open.
+create or replace function teguh._named_template()
+  returns text[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_name  text;
+  v_names text[];
+begin
+  loop
+    select l.task_name into v_name
+    from teguh.l_template as l
+    where l.stage = 'o'
+      and l.task_name collate "C" > coalesce(v_name, '')
+    order by l.task_name collate "C"
+    limit 1;
+    exit when not found;
+    v_names := v_names || v_name;
+  end loop;
+
+  return v_names;
+end;
+$$;
+
+-- Delete the rows among some of the lanes whose tasks are not to be had any more, and let others
+-- of their keys take their places.  False if there was none.
+create or replace function teguh._weed_template(p_places tid[], p_now timestamptz)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_keys text[];
+begin
+  with stale as (
+    delete from teguh.l_template as l
+    where l.ctid = any (p_places)
+      and not exists (
+        select
+        from teguh.t_template as t
+        where (t.task_id, t.turn) = (l.task_id, l.turn)
+          and t.state in ('pending', 'sleeping')
+          and t.laned
+          and (t.deadline_at is null or t.deadline_at > p_now)
+        offset 0
+      )
+    returning l.flow_key
+  )
+
+  select array_agg(distinct s.flow_key) into v_keys
+  from stale as s;
+
+  perform teguh._unbar_template(v_keys, p_now);
+  return v_keys is not null;
+end;
+$$;
+
+-- Claim chosen tasks, but for those that somebody holds locked.  Returns null if that is all.
+create or replace function teguh._seize_template(
+  p_worker   text,
+  p_now      timestamptz,
+  p_until    timestamptz,
+  p_task_ids uuid[],
+  p_turns    integer[],
+  p_places   tid[]
+)
+  returns uuid[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_picked teguh._picked;
+begin
+  with free as materialized (
+    select t.task_id, t.was
+    from unnest(p_task_ids, p_turns) as u(task_id, turn)
+    cross join lateral (
+      select t.task_id, teguh._letter(t.state, t.attempt, t.wake_event) as was
+      from teguh.t_template as t
+      where (t.task_id, t.turn) = (u.task_id, u.turn)
+        and t.state in ('pending', 'sleeping')
+        and t.laned
+      for no key update skip locked
+    ) as t
+  ),
+
+  claimed as (
+    update teguh.t_template as t
+    set
+      state = 'running',
+      laned = false,
+      attempt = t.attempt + 1,
+      claimed_by = p_worker,
+      started_at = p_now,
+      first_started_at = coalesce(t.first_started_at, p_now),
+      lease_expires_at = least(p_until, teguh._after(p_now, t.timeout_seconds)),
+      deadline_at = case
+        when t.attempt > 0 or t.cancellation is null then t.deadline_at
+        else least(t.expires_at, teguh._after(p_now, (t.cancellation ->> 'max_duration')::float8))
+      end
+    from free as f
+    where t.task_id = f.task_id
+    returning t.task_id, t.turn, t.task_name, f.was,
+      t.timeout_seconds is not null or t.attempt = 1 and t.deadline_at is not null as limited
+  )
+
+  select
+    array_agg(c.task_id), array_agg(c.turn), array_agg(c.task_name), array_agg(c.was),
+    bool_or(c.limited)
+  into v_picked.task_ids, v_picked.turns, v_picked.names, v_picked.was, v_picked.limited
+  from claimed as c;
+  if v_picked.task_ids is null then
+    return null;
+  end if;
+
+  perform teguh._occupy_template(v_picked.task_ids, p_places, p_now);
+  perform teguh._reckon_template(v_picked.names, v_picked.was, 'r');
+  perform teguh._push_template(
+    'l', v_picked.task_ids, v_picked.turns, array[coalesce(p_until, 'infinity')]
+  );
+  if v_picked.limited then
+    perform teguh._limits_template(v_picked.task_ids);
+  end if;
+  return v_picked.task_ids;
+end;
+$$;
+
+-- Take claimed tasks out of their lanes and count them against the limits.
+create or replace function teguh._occupy_template(
+  p_task_ids uuid[],
+  p_places   tid[],
+  p_now      timestamptz
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text := substr('_template', 2);
+  v_round      bigint;
+begin
+  with gone as (
+    delete from teguh.l_template as l
+    where l.ctid = any (p_places)
+      and l.task_id = any (p_task_ids)
+    returning l.rank
+  )
+
+  select max(g.rank)::bigint into v_round
+  from gone as g;
+  perform from teguh.limits as l
+  where l.queue_name = v_queue_name
+    and l.fair;
+  if found and v_round > coalesce(pg_sequence_last_value('teguh.round_template'::regclass), -1) then
+    perform setval('teguh.round_template'::regclass, v_round);
+  end if;
+
+  delete from teguh.h_template as h
+  where h.fifo
+    and h.task_id = any (p_task_ids);
+  insert into teguh.h_template as h (task_id, turn, fifo, task_name, flow_key)
+  select
+    t.task_id, t.turn, coalesce(l.fifo, false), t.task_name, coalesce(t.flow_key, '')
+  from teguh.t_template as t
+  left join lateral (
+    select l.fifo from teguh._limit_of(v_queue_name, 'key', t.flow_key) as l
+  ) as l on t.flow_key is not null
+  where t.task_id = any (p_task_ids);
+
+  insert into teguh.starts as s (queue_name, scope, name, started_at, qty)
+  select l.queue_name, l.scope, c.name, p_now, count(*)
+  from teguh.t_template as t
+  cross join lateral (
+    values (v_queue_name, 'queue', ''), (v_queue_name, 'task', t.task_name),
+      (v_queue_name, 'key', t.flow_key), ('*', 'all', '')
+  ) as c(queue_name, scope, name)
+  cross join lateral (
+    select l.* from teguh._limit_of(c.queue_name, c.scope, c.name) as l
+  ) as l
+  where t.task_id = any (p_task_ids)
+    and l.rate is not null
+    and c.name is not null
+  group by l.queue_name, l.scope, c.name;
+end;
+$$;
+
+-- When a claim may find something in the lanes that it did not find now: when the period of a rate
+-- is over, or in a second; null if they are empty.
+create or replace function teguh._chance_template(p_now timestamptz)
+  returns timestamptz
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform from teguh.l_template as l
+  limit 1;
+  if not found then
+    return null;
+  end if;
+
+  return least(
+    teguh._after(p_now, 1),
+    (
+      select min(teguh._after(s.started_at, l.period_seconds))
+      from teguh.starts as s
+      cross join lateral (
+        select l.period_seconds from teguh._limit_of(s.queue_name, s.scope, s.name) as l
+      ) as l
+      where s.queue_name in (substr('_template', 2), '*')
+        and teguh._after(s.started_at, l.period_seconds) > p_now
+    )
+  );
+end;
+$$;
+
+-- Arrange the lanes anew: limits have changed.  p_rank: so has what tasks rank by.
+create or replace function teguh._align_template(p_rank boolean, p_now timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task_ids uuid[];
+begin
+  if p_rank then
+    with gone as (
+      delete from teguh.l_template as l
+      returning l.task_id, l.turn, l.seq
+    )
+
+    select array_agg(t.task_id order by g.seq) into v_task_ids
+    from gone as g
+    join teguh.t_template as t on (t.task_id, t.turn) = (g.task_id, g.turn)
+    where t.laned;
+    perform teguh._line_template(v_task_ids, p_now);
+  else
+    update teguh.l_template as l
+    set stage = 'w'
+    where l.stage = 'o'
+      and l.flow_key <> ''
+      and not exists (
+        select from teguh.h_template as h where h.fifo and h.task_id = l.task_id
+      );
+    perform teguh._unbar_template(array(select distinct l.flow_key from teguh.l_template as l), p_now);
+  end if;
+end;
+$$;
+
+-- sql/src/37_claim_any.sql
+-- Remember which task names workers ask for.  Once a minute is often enough.
+create or replace function teguh._want_template(p_task_names text[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now   timestamptz := teguh.current_time();
+  v_names text[] := array(
+    select distinct u.task_name
+    from unnest(p_task_names) as u(task_name)
+    where not exists (
+      select
+      from teguh.wanted as w
+      where (w.queue_name, w.task_name) = (substr('_template', 2), u.task_name)
+        and w.seen_at between v_now - interval '1 minute' and v_now
+    )
+    order by u.task_name
+  );
+begin
+  if v_names <> '{}' then
+    insert into teguh.wanted as w (queue_name, task_name, seen_at)
+    select substr('_template', 2), u.task_name, v_now
+    from unnest(v_names) as u(task_name)
+    on conflict (queue_name, task_name) do update
+    set seen_at = excluded.seen_at;
+  end if;
+  perform teguh._rule_template();
+end;
+$$;
+
+-- Read an array of task names; null when absent or null.
+create or replace function teguh._names_option(p_options jsonb)
+  returns text[]
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_names jsonb := nullif(p_options -> 'task_names', 'null');
+  v_name  text;
+begin
+  if v_names is null then
+    return null;
+  end if;
+
+  if jsonb_typeof(v_names) <> 'array'
+    or jsonb_path_exists(v_names, '$[*] ? (@.type() != "string")')
+    or v_names = '[]'
+  then
+    raise exception '"task_names" must be an array of names'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(v_names::text, 200)),
+        hint = 'For instance ["charge", "ship"]; leave it out to claim whatever there is.';
+  end if;
+  for v_name in
+    select n.name
+    from jsonb_array_elements_text(v_names) as n(name)
+  loop
+    perform teguh._check_name('task name', v_name);
+  end loop;
+  return array(select distinct n.name from jsonb_array_elements_text(v_names) as n(name));
+end;
+$$;
+
+-- The queues that a worker claims from, in the order in which it does.
+create or replace function teguh._line_up(p_queue_names text[], p_order text)
+  returns text[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_names  text[] := coalesce(p_queue_names, array(
+    select q.queue_name from teguh.list_queues() as q where teguh._may('take', q.queue_name)
+  ));
+  v_count  integer := cardinality(v_names);
+  v_turn   integer;
+  v_oldest timestamptz;
+  v_ages   timestamptz[];
+begin
+  if p_order = 'round_robin' and v_count > 1 then
+    v_turn := coalesce(nullif(current_setting('teguh.turn', true), ''), '0')::integer % v_count;
+    perform set_config('teguh.turn', ((v_turn + 1) % v_count)::text, false);
+    return v_names[v_turn + 1:] || v_names[:v_turn];
+  elsif p_order = 'oldest' then
+    for v_place in 1 .. v_count loop
+      execute 'select * from ' || teguh._from('oldest', v_names[v_place]) into v_oldest;
+      v_ages[v_place] := v_oldest;
+    end loop;
+    return array(
+      select u.name
+      from unnest(v_names, v_ages) with ordinality as u(name, oldest, place)
+      order by u.oldest nulls last, u.place
+    );
+  end if;
+
+  return v_names;
+end;
+$$;
+
+-- Claim runs of several queues.
+create or replace function teguh.claim_any(
+  p_queue_names   text[],
+  p_worker_id     text,
+  p_claim_timeout double precision default 30,
+  p_qty           integer default 1,
+  p_options       jsonb default '{}'
+)
+  returns table(
+    run_id           uuid,
+    task_id          uuid,
+    attempt          integer,
+    task_name        text,
+    params           jsonb,
+    retry_strategy   jsonb,
+    max_attempts     integer,
+    headers          jsonb,
+    wake_event       text,
+    event_payload    jsonb,
+    failures         integer,
+    checkpoints      jsonb,
+    lease_expires_at timestamptz,
+    timeout_seconds  double precision,
+    queue_name       text
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_options jsonb := coalesce(p_options, '{}');
+  v_names   text[];
+  v_queue   text;
+  v_policy  jsonb;
+  v_left    integer := greatest(coalesce(p_qty, 1), 1);
+  v_count   integer;
+begin
+  perform teguh._check_isolation('claim_any');
+  perform teguh._check_keys('claim options', v_options, array['task_names', 'order']);
+  v_names := teguh._names_option(v_options);
+  perform teguh._check_order(teguh._text_option(v_options, 'order'));
+
+  foreach v_queue in array teguh._line_up(
+    p_queue_names, coalesce(v_options ->> 'order', 'round_robin')
+  ) loop
+    exit when v_left <= 0;
+    v_policy := teguh._policy(v_queue);
+    continue when teguh._paused_until(v_policy) is not null;
+    if v_names is not null then
+      execute format('select teguh._want_%s($1)', v_queue) using v_names;
+    end if;
+    return query execute format('select t.*, $6 from teguh._take_%s($1, $2, $3, $4, $5) as t', v_queue)
+    using
+      coalesce(nullif(btrim(p_worker_id), ''), 'worker'), nullif(p_claim_timeout, 'NaN'), v_left,
+      v_policy ? 'ruled' or v_names is not null, v_names, v_queue;
+    get diagnostics v_count = row_count;
+    v_left := v_left - v_count;
+  end loop;
+end;
+$$;
+
+comment on function teguh.claim_any(text[], text, double precision, integer, jsonb) is
+  'claim_task() over several queues (null: all that the caller may claim from), up to p_qty runs '
+  'in all, each with its queue_name. Options: order, in which queues are looked through: '
+  'round_robin (the default; each call of a session begins with the next), strict (as given), '
+  'oldest (the one whose first ready task has waited longest); task_names, which the worker '
+  'knows: it gets no other, and queue_stats() counts as unclaimable what nobody asks for. A '
+  'queue for which task_names was ever given is claimed from in another way from then on, which '
+  'costs each claim more: see set_limit(). Raises TG001 for an unknown queue, TG005 for a bad '
+  'option, 25001 unless the transaction is READ COMMITTED.';
+
+-- Refuse an order that is none.
+create or replace function teguh._check_order(p_order text)
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_order not in ('round_robin', 'strict', 'oldest') then
+    raise exception 'unknown order "%"', left(p_order, 200)
+      using
+        errcode = 'TG005',
+        detail = 'Known orders: round_robin, strict, oldest.',
+        hint = 'round_robin is the default.';
+  end if;
+end;
+$$;
+
 -- sql/src/40_spawn.sql
 -- Insert tasks and queue them.  Rows come back in the order of p_tasks.
 --
@@ -4669,7 +5912,8 @@ begin
     from unnest(p_tasks) with ordinality as s(
       task_name, params, headers, retry_strategy, max_attempts, cancellation,
       idempotency_key, return_mismatch, available_at, tags, correlation_id, parent_task_id,
-      workflow_run_id, timeout_seconds, expires_at, on_expired, uniqueness, place
+      workflow_run_id, timeout_seconds, expires_at, on_expired, uniqueness, priority, flow_key,
+      place
     )
   ),
 
@@ -4677,7 +5921,8 @@ begin
     insert into teguh.t_template as t (
       task_id, run_id, turn, state, created_at, available_at, deadline_at, max_attempts,
       task_name, params, headers, retry_strategy, cancellation, idempotency_key, tags,
-      correlation_id, parent_task_id, workflow_run_id, timeout_seconds, expires_at, on_expired
+      correlation_id, parent_task_id, workflow_run_id, timeout_seconds, expires_at, on_expired,
+      priority, flow_key
     )
     select
       s.task_id, teguh._run_id(s.task_id, 1), 1,
@@ -4688,7 +5933,7 @@ begin
       )),
       s.max_attempts, s.task_name, s.params, s.headers, s.retry_strategy, s.cancellation,
       s.idempotency_key, s.tags, s.correlation_id, s.parent_task_id, s.workflow_run_id,
-      s.timeout_seconds, s.expires_at, s.on_expired
+      s.timeout_seconds, s.expires_at, s.on_expired, s.priority, s.flow_key
     from spawns as s
     order by s.idempotency_key nulls first, s.place
     on conflict (idempotency_key) where idempotency_key is not null do nothing
@@ -4782,7 +6027,7 @@ begin
   insert into teguh.t_template as t (
     task_id, run_id, turn, state, created_at, available_at, deadline_at, max_attempts,
     task_name, params, headers, retry_strategy, cancellation, tags, correlation_id,
-    parent_task_id, workflow_run_id, timeout_seconds, expires_at, on_expired
+    parent_task_id, workflow_run_id, timeout_seconds, expires_at, on_expired, priority, flow_key
   )
   values (
     v_task_id, teguh._run_id(v_task_id, 1), 1,
@@ -4790,7 +6035,8 @@ begin
     v_now, v_due_at, v_deadline, p_spawn.max_attempts, p_spawn.task_name, p_spawn.params,
     p_spawn.headers, p_spawn.retry_strategy, p_spawn.cancellation, p_spawn.tags,
     p_spawn.correlation_id, p_spawn.parent_task_id, p_spawn.workflow_run_id,
-    p_spawn.timeout_seconds, p_spawn.expires_at, p_spawn.on_expired
+    p_spawn.timeout_seconds, p_spawn.expires_at, p_spawn.on_expired, p_spawn.priority,
+    p_spawn.flow_key
   );
 
   if v_due_at > v_now then
@@ -4873,6 +6119,21 @@ begin
       else teguh._first1_template(p_count - cardinality(v_task_ids))
     end;
   end loop;
+  if cardinality(v_task_ids) < p_count then
+    v_task_ids := v_task_ids || array(
+      select t.task_id
+      from (select l.* from teguh.l_template as l order by l.rank, l.seq) as l
+      cross join lateral (
+        select t.task_id
+        from teguh.t_template as t
+        where (t.task_id, t.turn) = (l.task_id, l.turn)
+          and t.state in ('pending', 'sleeping')
+          and t.attempt = 0
+        for no key update skip locked
+      ) as t
+      limit p_count - cardinality(v_task_ids)
+    );
+  end if;
 
   update teguh.t_template as t
   set failure_reason = '{"name": "$QueueFull", "message": "newer tasks took its place"}'
@@ -4913,6 +6174,7 @@ begin
       from teguh.t_template as t
       where (t.task_id, t.turn) = (p.task_id, p.turn)
         and t.state in ('pending', 'sleeping')
+        and not t.laned
         and t.attempt = 0
       for no key update skip locked
     ) as t
@@ -5068,7 +6330,10 @@ begin
     workflow_run_id = p_spawn.workflow_run_id,
     timeout_seconds = p_spawn.timeout_seconds,
     expires_at = p_spawn.expires_at,
-    on_expired = p_spawn.on_expired
+    on_expired = p_spawn.on_expired,
+    priority = p_spawn.priority,
+    flow_key = p_spawn.flow_key,
+    laned = false
   where t.task_id = p_task.task_id;
 
   delete from teguh.g_template as g
@@ -5213,6 +6478,9 @@ begin
     return next;
   end if;
 
+  if v_spawn.priority is not null and not v_policy ? 'ruled' then
+    execute 'select teguh._rule_' || p_queue_name || '()';
+  end if;
   if v_policy ? 'max_pending' then
     execute 'select teguh._room_' || p_queue_name || '($1)' using v_policy;
   end if;
@@ -5271,6 +6539,11 @@ begin
   return query execute format('select * from teguh._%s_%s($1)', v_verb, p_queue_name)
   using v_spawns;
 
+  if not v_policy ? 'ruled' and exists (
+    select from unnest(v_spawns) as s where s.priority is not null
+  ) then
+    execute 'select teguh._rule_' || p_queue_name || '()';
+  end if;
   if v_policy ? 'max_pending' then
     execute 'select teguh._room_' || p_queue_name || '($1)' using v_policy;
   end if;
@@ -5741,6 +7014,7 @@ begin
   set
     run_id = teguh._run_id(p_task.task_id, p_number),
     turn = p_task.turn + 1,
+    laned = false,
     failures = p_failures,
     state = case when p_at > p_now then 'sleeping' else 'pending' end,
     available_at = greatest(p_at, p_now),
@@ -6392,6 +7666,7 @@ begin
     update teguh.t_template as t
     set
       turn = t.turn + 1,
+      laned = false,
       state = 'pending',
       available_at = v_now,
       event_payload = p_payload
@@ -6604,7 +7879,7 @@ begin
       v_task.task_name, v_task.params, v_task.headers, v_task.retry_strategy,
       coalesce(p_max_attempts, v_task.max_attempts), v_task.cancellation, null, false, null,
       v_task.tags, v_task.correlation_id, v_task.parent_task_id, v_task.workflow_run_id,
-      v_task.timeout_seconds, null, v_task.on_expired, null
+      v_task.timeout_seconds, null, v_task.on_expired, null, v_task.priority, v_task.flow_key
     )::teguh._spawn]) as p;
     perform teguh._act_template(
       'retry', p_reason, p_task_id, null, jsonb_build_object('task_id', task_id)
@@ -7107,6 +8382,301 @@ comment on function teguh.cleanup_all_queues(text) is
   'Removes old tasks and events of a queue (null: of every queue) as its policy says, '
   'one bounded batch each, and returns the counts. Raises TG001 for an unknown queue.';
 
+-- sql/src/46_limits.sql
+-- Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait.
+create or replace function teguh._cap_template(p_limit teguh.limits)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now timestamptz := teguh.current_time();
+  v_old teguh.limits;
+begin
+  perform teguh._rule_template();
+  perform pg_advisory_xact_lock(teguh._gate_number(substr('_template', 2)));
+
+  select l.* into v_old
+  from teguh.limits as l
+  where (l.queue_name, l.scope, l.name) = (p_limit.queue_name, p_limit.scope, p_limit.name);
+  perform teguh._write_limit(p_limit);
+  perform teguh._align_template(
+    p_limit.scope = 'key'
+    and (coalesce(v_old.fifo, false), coalesce(v_old.fair, false))
+        <> (p_limit.fifo, p_limit.fair),
+    v_now
+  );
+  perform pg_notify('teguh_template', '');
+end;
+$$;
+
+-- Write a limit down; one that limits nothing goes.
+create or replace function teguh._write_limit(p_limit teguh.limits)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  delete from teguh.limits as l
+  where (l.queue_name, l.scope, l.name) = (p_limit.queue_name, p_limit.scope, p_limit.name);
+  if p_limit.fifo
+    or p_limit.fair
+    or num_nonnulls(p_limit.max_running, p_limit.rate, p_limit.paused_until) > 0
+  then
+    insert into teguh.limits select p_limit.*;
+  end if;
+end;
+$$;
+
+-- Read a limit, or raise TG005.  What the present one says of pauses stays.
+create or replace function teguh._read_limit(
+  p_queue_name text,
+  p_scope      text,
+  p_name       text,
+  p_limit      jsonb
+)
+  returns teguh.limits
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_limit teguh.limits;
+  v_given jsonb := coalesce(p_limit, '{}');
+begin
+  if coalesce(p_scope, '') not in ('all', 'queue', 'task', 'key')
+    or (p_scope = 'all') <> (p_queue_name is null)
+    or p_scope in ('all', 'queue') and p_name is not null
+  then
+    raise exception 'no limit can be on that'
+      using
+        errcode = 'TG005',
+        detail = 'Scopes: all (no queue, no name), queue (no name), task, key (a name or *).',
+        hint = 'For instance set_limit(''default'', ''key'', ''*'', ''{"max_running": 1}'').';
+  end if;
+
+  perform teguh._check_keys('limit', v_given, array[
+    'max_running', 'rate', 'period_seconds', 'fifo', 'fair'
+  ]);
+  if p_scope in ('task', 'key') then
+    v_limit.name := coalesce(p_name, '*');
+    perform teguh._check_name('name', v_limit.name);
+  else
+    v_limit.name := '';
+  end if;
+  v_limit.queue_name := coalesce(p_queue_name, '*');
+  v_limit.scope := p_scope;
+  v_limit.max_running := teguh._integer_option(v_given, 'max_running', 0);
+  v_limit.rate := teguh._integer_option(v_given, 'rate', 0);
+  v_limit.period_seconds := teguh._number_option(v_given, 'period_seconds', 1e-3, 1e9);
+  v_limit.fifo := coalesce(teguh._flag_option(v_given, 'fifo'), false);
+  v_limit.fair := coalesce(teguh._flag_option(v_given, 'fair'), false);
+  perform teguh._check_limit_keys(v_limit);
+  v_limit.paused_until := (
+    select l.paused_until
+    from teguh.limits as l
+    where (l.queue_name, l.scope, l.name) = (v_limit.queue_name, v_limit.scope, v_limit.name)
+  );
+  return v_limit;
+end;
+$$;
+
+-- Refuse what does not go together in a limit.
+create or replace function teguh._check_limit_keys(p_limit teguh.limits)
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if (p_limit.rate is null) <> (p_limit.period_seconds is null)
+    or p_limit.fifo and (p_limit.scope <> 'key' or p_limit.max_running is not null)
+    or p_limit.fair and (p_limit.scope <> 'key' or p_limit.name <> '*')
+  then
+    raise exception 'the limit has keys that do not go together'
+      using
+        errcode = 'TG005',
+        detail = 'rate goes with period_seconds; fifo is for keys, and lets one run at a time by '
+          'itself; fair is for all keys (*).',
+        hint = 'For instance {"rate": 10, "period_seconds": 1}.';
+  end if;
+end;
+$$;
+
+-- Limit what runs.
+create or replace function teguh.set_limit(
+  p_queue_name text,
+  p_scope      text,
+  p_name       text default null,
+  p_limit      jsonb default null
+)
+  returns void
+  language plpgsql
+  volatile
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_limit      teguh.limits;
+  v_queue_name text;
+begin
+  perform teguh._check_isolation('set_limit');
+  if p_queue_name is not null then
+    perform teguh._policy(p_queue_name);
+  end if;
+  v_limit := teguh._read_limit(p_queue_name, p_scope, p_name, p_limit);
+
+  if p_queue_name is not null then
+    execute format('select teguh._cap_%s($1)', p_queue_name) using v_limit;
+    return;
+  end if;
+
+  perform pg_advisory_xact_lock(teguh._gate_number('*'));
+  perform teguh._write_limit(v_limit);
+  for v_queue_name in
+    select q.queue_name
+    from teguh.queues as q
+    order by q.queue_name
+  loop
+    if teguh._share_queue(v_queue_name) then
+      execute format('select teguh._rule_%s()', v_queue_name);
+      perform pg_notify('teguh_' || v_queue_name, '');
+    end if;
+  end loop;
+end;
+$$;
+
+comment on function teguh.set_limit(text, text, text, jsonb) is
+  'Limits what runs. p_scope: all (all queues together; p_queue_name is null), queue, task (a task '
+  'name) or key (the option "key" of spawn_task); p_name: which, or * or null for each of them by '
+  'itself. p_limit: max_running; rate with period_seconds (starts in any such period); for keys '
+  'fifo (tasks of a key run one at a time in the order in which they came due, the next when the '
+  'one before is over, retries and sleeps included), and for all keys (*) fair (they take turns). '
+  'Replaces the limit that was; null takes it away. It holds for every claim that begins after '
+  'the commit, and counts what runs already. From then on the queue is claimed from in another '
+  'way, which costs each claim more. Raises TG001 for an unknown queue, TG005 for a bad limit, '
+  '25001 unless the transaction is READ COMMITTED.';
+
+-- How much of the limits of a queue is used.
+create or replace function teguh._usage_template()
+  returns table(
+    scope          text,
+    name           text,
+    max_running    integer,
+    running        bigint,
+    rate           integer,
+    period_seconds double precision,
+    started        bigint,
+    waiting        bigint,
+    fifo           boolean,
+    fair           boolean,
+    paused_until   timestamptz
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_now timestamptz := teguh.current_time();
+begin
+  return query
+  with held as materialized (
+    select h.task_name, h.flow_key
+    from teguh.h_template as h
+    join teguh.t_template as t on (t.task_id, t.turn) = (h.task_id, h.turn)
+    where t.state = 'running'
+      and coalesce(t.lease_expires_at > v_now, true)
+  ),
+
+  lined as materialized (
+    select l.task_name, l.flow_key, count(*) as qty
+    from teguh.l_template as l
+    group by l.task_name, l.flow_key
+  ),
+
+  -- a limit for each name is shown once for each that is there
+  limits as (
+    select l.*, n.name as one
+    from teguh.limits as l
+    cross join lateral (
+      select l.name
+      where l.name <> '*'
+      union
+      select h.name
+      from (
+        select case l.scope when 'key' then h.flow_key else h.task_name end as name from held as h
+        union
+        select case l.scope when 'key' then i.flow_key else i.task_name end from lined as i
+      ) as h
+      where l.name = '*'
+        and h.name <> ''
+        and not exists (
+          select
+          from teguh.limits as o
+          where (o.queue_name, o.scope, o.name) = (l.queue_name, l.scope, h.name)
+        )
+    ) as n
+    where l.queue_name = substr('_template', 2)
+  )
+
+  select
+    l.scope, nullif(l.one, ''), l.max_running,
+    (
+      select count(*)
+      from held as h
+      where l.scope = 'queue' or l.one = case l.scope when 'key' then h.flow_key else h.task_name end
+    ),
+    l.rate, l.period_seconds,
+    (
+      select coalesce(sum(s.qty), 0)::bigint
+      from teguh.starts as s
+      where (s.queue_name, s.scope, s.name) = (l.queue_name, l.scope, l.one)
+        and s.started_at > teguh._after(v_now, -l.period_seconds)
+    ),
+    (
+      select coalesce(sum(i.qty), 0)::bigint
+      from lined as i
+      where l.scope = 'queue' or l.one = case l.scope when 'key' then i.flow_key else i.task_name end
+    ),
+    l.fifo, l.fair, l.paused_until
+  from limits as l
+  order by l.scope, l.one;
+end;
+$$;
+
+-- How much of its limits a queue uses.
+create or replace function teguh.limit_usage(p_queue_name text)
+  returns table(
+    scope          text,
+    name           text,
+    max_running    integer,
+    running        bigint,
+    rate           integer,
+    period_seconds double precision,
+    started        bigint,
+    waiting        bigint,
+    fifo           boolean,
+    fair           boolean,
+    paused_until   timestamptz
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query execute teguh._call('usage', p_queue_name, 0);
+end;
+$$;
+
+comment on function teguh.limit_usage(text) is
+  'The limits of a queue, a limit for each name or key once per name or key that runs or waits: '
+  'how many of them run, how many were started within the period, and how many wait in the lanes '
+  'for their turn; tasks that no claim has come to yet are not among these. paused_until: see '
+  'pause_queue(). Raises TG001 for an unknown queue.';
+
 -- sql/src/46_policy.sql
 -- Set a queue's pause, or end it (null) and tell the workers that wait.
 create or replace function teguh._pause_template(p_until timestamptz, p_reason text)
@@ -7129,11 +8699,65 @@ begin
 end;
 $$;
 
+-- Set or end (null) the pause of one task name or key of a queue.
+create or replace function teguh._halve_template(p_only jsonb, p_until timestamptz, p_reason text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_scope text := case when p_only ? 'key' then 'key' else 'task' end;
+  v_name  text := coalesce(p_only ->> 'key', p_only ->> 'task_name');
+  v_limit teguh.limits := row(
+    substr('_template', 2), v_scope, v_name, null, null, null, false, false, null
+  );
+  v_old   teguh.limits;
+begin
+  select l.* into v_old
+  from teguh._limit_of(substr('_template', 2), v_scope, v_name) as l;
+  if found then
+    v_limit := v_old;
+    v_limit.name := v_name;
+    v_limit.fair := v_old.fair and v_old.name = v_name;
+  end if;
+
+  v_limit.paused_until := p_until;
+  perform teguh._cap_template(v_limit);
+  perform teguh._act_template(
+    case when p_until is null then 'resume' else 'pause' end, p_reason, null, null,
+    p_only || jsonb_strip_nulls(jsonb_build_object('until', p_until))
+  );
+end;
+$$;
+
+-- Read which task name or key is to be paused.
+create or replace function teguh._check_only(p_only jsonb)
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_keys('what to pause', p_only, array['task_name', 'key']);
+  if num_nonnulls(
+    teguh._text_option(p_only, 'task_name'), teguh._text_option(p_only, 'key')
+  ) <> 1 then
+    raise exception 'either a task name or a key can be paused'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(p_only::text, 200)),
+        hint = 'For instance {"task_name": "send"}.';
+  end if;
+end;
+$$;
+
 -- Pause a queue.
 create or replace function teguh.pause_queue(
   p_queue_name text,
   p_until      timestamptz default 'infinity',
-  p_reason     text default null
+  p_reason     text default null,
+  p_only       jsonb default null
 )
   returns void
   language plpgsql
@@ -7149,31 +8773,46 @@ begin
         hint = 'Leave it out to pause until resume_queue() is called.';
   end if;
 
-  execute teguh._call('pause', p_queue_name, 2) using p_until, p_reason;
+  if p_only is null then
+    execute teguh._call('pause', p_queue_name, 2) using p_until, p_reason;
+  else
+    perform teguh._check_only(p_only);
+    execute teguh._call('halve', p_queue_name, 3) using p_only, p_until, p_reason;
+  end if;
 end;
 $$;
 
-comment on function teguh.pause_queue(text, timestamptz, text) is
-  'Lets claims of a queue return nothing until p_until, or until resume_queue(). Spawns, '
+comment on function teguh.pause_queue(text, timestamptz, text, jsonb) is
+  'Lets claims of a queue return nothing until p_until, or until resume_queue(); with p_only '
+  '({"task_name"} or {"key"}) nothing of that name or key, see set_limit(). Spawns, '
   'events, running tasks and timers go on. list_actions() shows p_reason. Raises '
-  'TG001 for an unknown queue, 22004 for a null time.';
+  'TG001 for an unknown queue, TG005 for a bad p_only, 22004 for a null time.';
 
 -- Resume a queue.
-create or replace function teguh.resume_queue(p_queue_name text, p_reason text default null)
+create or replace function teguh.resume_queue(
+  p_queue_name text,
+  p_reason     text default null,
+  p_only       jsonb default null
+)
   returns void
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  execute teguh._call('pause', p_queue_name, 2) using null::timestamptz, p_reason;
+  if p_only is null then
+    execute teguh._call('pause', p_queue_name, 2) using null::timestamptz, p_reason;
+  else
+    perform teguh._check_only(p_only);
+    execute teguh._call('halve', p_queue_name, 3) using p_only, null::timestamptz, p_reason;
+  end if;
 end;
 $$;
 
-comment on function teguh.resume_queue(text, text) is
-  'Ends the pause of a queue and wakes its workers; one that is not paused stays as it is. '
-  'list_actions() shows p_reason. '
-  'Raises TG001 for an unknown queue.';
+comment on function teguh.resume_queue(text, text, jsonb) is
+  'Ends the pause of a queue, or with p_only that of a task name or key, and wakes its workers; '
+  'what is not paused stays as it is. list_actions() shows p_reason. '
+  'Raises TG001 for an unknown queue, TG005 for a bad p_only.';
 
 -- Read a queue's policy.
 create or replace function teguh.get_queue_policy(p_queue_name text)
@@ -7190,7 +8829,7 @@ begin
     "max_pending": null, "on_full": "reject", "duration_buckets": [
       0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 1800
     ]
-  }'::jsonb || (teguh._policy(p_queue_name) - 'paused_until');
+  }'::jsonb || (teguh._policy(p_queue_name) - '{paused_until,ruled}'::text[]);
 end;
 $$;
 
@@ -8277,15 +9916,7 @@ declare
   v_count   integer;
 begin
   perform teguh._check_keys('cancel options', v_options, array['all', 'limit', 'reason']);
-  if num_nonnulls(variadic array(select e.value from jsonb_each_text(p_filter) as e)) = 0
-    and not teguh._flag_option(v_options, 'all')
-  then
-    raise exception 'the filter is empty'
-      using
-        errcode = 'TG005',
-        detail = 'It means every task of the queue.',
-        hint = 'If that is what you want, say so: p_options => ''{"all": true}''.';
-  end if;
+  perform teguh._check_meant(p_filter, v_options);
 
   v_filter.states := array(
     select s.state
@@ -8304,6 +9935,26 @@ comment on function teguh.cancel_tasks(text, jsonb, jsonb) is
   'Options: limit (the newest so many, default 1000: call again until 0 comes back), reason, all '
   '(true: an empty filter is meant, and means every task). Raises TG001 for an unknown queue, '
   'TG005 for an unknown key, a bad value, or an empty filter without all.';
+
+-- Refuse a filter that means every task, unless the options say so.
+create or replace function teguh._check_meant(p_filter jsonb, p_options jsonb)
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if num_nonnulls(variadic array(select e.value from jsonb_each_text(p_filter) as e)) = 0
+    and not teguh._flag_option(p_options, 'all')
+  then
+    raise exception 'the filter is empty'
+      using
+        errcode = 'TG005',
+        detail = 'It means every task of the queue.',
+        hint = 'If that is what you want, say so: p_options => ''{"all": true}''.';
+  end if;
+end;
+$$;
 
 -- Read how many tasks a call may touch.
 create or replace function teguh._limit_option(p_options jsonb)
@@ -8380,6 +10031,81 @@ comment on function teguh.requeue_task(text, uuid, text) is
   'the lease ends, and queues it at once with its checkpoints. No failure is counted. Returns '
   'the id of the next run; the worker meets AB002 if it is alive after all. Raises TG001 for an '
   'unknown queue, TG003 for an unknown task, TG004 unless it is running.';
+
+-- Take tasks away from a worker, or from all (null), locked in the order of their ids.
+create or replace function teguh._regain_template(
+  p_filter    teguh._filter,
+  p_worker_id text,
+  p_limit     integer,
+  p_reason    text
+)
+  returns integer
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task_ids uuid[] := teguh._find_template(
+    p_filter, 'ffffffff-ffff-ffff-ffff-ffffffffffff', p_limit
+  );
+  v_task_id  uuid;
+  v_count    integer := 0;
+begin
+  for v_task_id in
+    select t.task_id
+    from teguh.t_template as t
+    where t.task_id = any (v_task_ids)
+      and t.state = 'running'
+      and t.claimed_by = coalesce(p_worker_id, t.claimed_by)
+    order by t.task_id
+    for no key update
+  loop
+    perform teguh._retake_template(v_task_id, p_reason);
+    v_count := v_count + 1;
+  end loop;
+
+  return v_count;
+end;
+$$;
+
+-- Take the tasks that a filter means away from their workers.
+create or replace function teguh.requeue_tasks(
+  p_queue_name text,
+  p_filter     jsonb,
+  p_options    jsonb default '{}'
+)
+  returns integer
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_options jsonb := coalesce(p_options, '{}');
+  v_filter  teguh._filter := teguh._read_filter(p_filter);
+  v_worker  text := teguh._text_option(v_options, 'worker_id');
+  v_count   integer;
+begin
+  perform teguh._check_keys(
+    'requeue options', v_options, array['all', 'limit', 'reason', 'worker_id']
+  );
+  if v_worker is null then
+    perform teguh._check_meant(p_filter, v_options);
+  end if;
+
+  v_filter.states := array['running'];
+  execute teguh._call('regain', p_queue_name, 4) into v_count
+  using
+    v_filter, v_worker, teguh._limit_option(v_options), teguh._text_option(v_options, 'reason');
+  return v_count;
+end;
+$$;
+
+comment on function teguh.requeue_tasks(text, jsonb, jsonb) is
+  'requeue_task() for the running tasks that a filter means; returns how many. The filter is that '
+  'of list_tasks(), whatever it says of states. Options: worker_id (only what that worker holds), '
+  'limit (the newest so many, default 1000: call again until 0 comes back), reason, all (true: an '
+  'empty filter without worker_id is meant, and means every running task). Raises TG001 for an '
+  'unknown queue, TG005 for an unknown key, a bad value, or an empty filter without all.';
 
 -- Dead letters are the tasks that failed.
 create or replace function teguh.list_dead_letters(
@@ -8599,7 +10325,20 @@ begin
     v_all := least(v_all, v_one);
   end loop;
 
-  return v_all;
+  return least(v_all, (
+    select min(t.available_at)
+    from unnest(teguh._named_template()) as n(task_name)
+    cross join lateral (
+      select l.task_id, l.turn
+      from teguh.l_template as l
+      where l.stage = 'o'
+        and l.task_name collate "C" = n.task_name
+      order by l.rank, l.seq
+      limit 1
+    ) as l
+    join teguh.t_template as t on (t.task_id, t.turn) = (l.task_id, l.turn)
+    where t.state in ('pending', 'sleeping')
+  ));
 end;
 $$;
 
@@ -8660,6 +10399,23 @@ begin
 end;
 $$;
 
+-- Whether workers ask for a task name: lately one has, or none of them says what it asks for.
+create or replace function teguh._is_wanted(
+  p_queue_name text,
+  p_task_name  text,
+  p_now        timestamptz
+)
+  returns boolean
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(bool_or(w.task_name = p_task_name), true)
+  from teguh.wanted as w
+  where w.queue_name = p_queue_name
+    and w.seen_at > p_now - interval '5 minutes';
+$$;
+
 -- How many tasks stand where, and how old the oldest are.
 create or replace function teguh._stat_template()
   returns table(
@@ -8673,7 +10429,8 @@ create or replace function teguh._stat_template()
     cancelled          bigint,
     expired            bigint,
     oldest_pending_age double precision,
-    oldest_lease_age   double precision
+    oldest_lease_age   double precision,
+    unclaimable        bigint
   )
   language plpgsql
   volatile
@@ -8696,7 +10453,10 @@ begin
     coalesce(sum(s.qty) filter (where s.letter = 'x'), 0)::bigint,
     coalesce(sum(s.qty) filter (where s.letter = 'e'), 0)::bigint,
     case when v_oldest is not null then date_part('epoch', v_now - least(v_oldest, v_now)) end,
-    case when v_longest is not null then date_part('epoch', v_now - least(v_longest, v_now)) end
+    case when v_longest is not null then date_part('epoch', v_now - least(v_longest, v_now)) end,
+    coalesce(sum(s.qty) filter (where s.letter = 'p' and not teguh._is_wanted(
+      substr('_template', 2), c.task_name, v_now
+    )), 0)::bigint
   from teguh._count_template() as c
   cross join lateral (values (c.became, c.qty), (c.was, -c.qty)) as s(letter, qty);
 end;
@@ -8717,7 +10477,8 @@ create or replace function teguh.queue_stats(p_queue_name text default null)
     expired                    bigint,
     oldest_pending_age_seconds double precision,
     oldest_lease_age_seconds   double precision,
-    paused                     boolean
+    paused                     boolean,
+    unclaimable                bigint
   )
   language plpgsql
   volatile
@@ -8738,7 +10499,9 @@ begin
       or (p_queue_name is null and teguh._may('stat', q.queue_name))
   loop
     return query execute
-      'select $1, s.*, $2 from ' || teguh._from('stat', v_queue.queue_name) || ' as s'
+      'select $1, s.pending, s.delayed, s.running, s.sleeping, s.waiting, s.completed, s.failed, '
+      's.cancelled, s.expired, s.oldest_pending_age, s.oldest_lease_age, $2, s.unclaimable from '
+      || teguh._from('stat', v_queue.queue_name) || ' as s'
     using v_queue.queue_name, v_queue.paused;
   end loop;
 end;
@@ -8750,8 +10513,9 @@ comment on function teguh.queue_stats(text) is
   'started yet, for later; sleeping: between two turns; waiting: for an event. A task that has '
   'come due counts where it was until it is claimed. oldest_pending_age_seconds: for how long '
   'the first task in line has been ready, null if none is; oldest_lease_age_seconds: for how '
-  'long the first of the runs that are held has been, null if none is. Raises TG001 for an '
-  'unknown queue.';
+  'long the first of the runs that are held has been, null if none is; unclaimable: pending, but '
+  'of a name that no worker has asked for in five minutes, where workers say which names they '
+  'know (claim_any). Raises TG001 for an unknown queue.';
 
 -- A queue's own function without arguments, as text to select from.
 create or replace function teguh._from(p_verb text, p_queue_name text)
@@ -8804,7 +10568,12 @@ begin
   select 'teguh_tasks', v_queue || jsonb_build_object('state', s.key), s.value::double precision
   from teguh._stat_template() as r
   cross join lateral jsonb_each_text(to_jsonb(r)) as s
-  where s.key !~ '^oldest_'
+  where s.key !~ '^oldest_|^unclaimable$'
+  union all
+  select 'teguh_tasks_' || s.key, v_queue, s.value::double precision
+  from teguh._stat_template() as r
+  cross join lateral jsonb_each_text(to_jsonb(r)) as s
+  where s.key = 'unclaimable'
   union all
   select 'teguh_' || s.key || '_seconds', v_queue, s.value::double precision
   from teguh._stat_template() as r
@@ -9423,13 +11192,15 @@ from (
     ('list_actions',               'acts',        'client worker observer admin', false),
     ('get_task_checkpoint_state',  'recall',      'client worker observer admin', false),
     ('get_task_checkpoint_states', 'list',        'client worker observer admin', false),
-    ('spawn_task',                 'new put once room', 'client worker admin',         false),
-    ('spawn_tasks',                'put series room', 'client worker admin',          false),
+    ('limit_usage',                'usage',       'client worker observer admin', false),
+    ('spawn_task',                 'new put once room rule', 'client worker admin',    false),
+    ('spawn_tasks',                'put series room rule', 'client worker admin',     false),
     ('emit_event',                 'emit',        'client worker admin',          false),
     ('cancel_task',                'halt',        'client worker admin',          false),
     ('cancel_tasks',               'abort',       'client worker admin',          false),
     ('retry_task',                 'rerun',       'client worker admin',          false),
     ('claim_task',                 'take',        'worker admin',                 false),
+    ('claim_any',                  'take oldest want', 'worker admin',            false),
     ('next_due',                   'next',        'worker admin',                 false),
     ('complete_run',               'done',        'worker admin',                 false),
     ('complete_runs',              'flush',       'worker admin',                 false),
@@ -9444,15 +11215,17 @@ from (
     ('cleanup_events',             'sweep',       'admin',                        false),
     ('rebuild_dispatch',           'remake',      'admin',                        false),
     ('requeue_task',               'retake',      'admin',                        false),
+    ('requeue_tasks',              'regain',      'admin',                        false),
     ('replay_dead_letters',        'replay',      'admin',                        false),
     ('purge_dead_letters',         'bury',        'admin',                        false),
-    ('pause_queue',                'pause',       'admin',                        false),
-    ('resume_queue',               'pause',       'admin',                        false),
+    ('pause_queue',                'pause halve', 'admin',                        false),
+    ('resume_queue',               'pause halve', 'admin',                        false),
     ('ticker_loop',                '',            'admin',                        true),
     ('cleanup_all_queues',         '',            'admin',                        true),
     ('create_queue',               '',            'admin',                        true),
     ('drop_queue',                 '',            'admin',                        true),
     ('set_queue_policy',           '',            'admin',                        true),
+    ('set_limit',                  '',            'admin',                        true),
     ('start',                      '',            'admin',                        true),
     ('stop',                       '',            'admin',                        true),
     ('grant_access',               '',            'admin',                        true),

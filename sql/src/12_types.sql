@@ -64,7 +64,9 @@ begin
       timeout_seconds double precision,
       expires_at      timestamptz,
       on_expired      jsonb,
-      uniqueness      jsonb
+      uniqueness      jsonb,
+      priority        smallint,
+      flow_key        text
     );
   end if;
 

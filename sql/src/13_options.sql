@@ -77,8 +77,25 @@ create or replace function teguh._integer_option(
   immutable
   set search_path = pg_catalog, pg_temp
 as $$
+begin
+  return teguh._whole_option(p_options, p_key, p_least, 2147483647);
+end;
+$$;
+
+-- The same up to another bound.
+create or replace function teguh._whole_option(
+  p_options jsonb,
+  p_key     text,
+  p_least   integer,
+  p_most    integer
+)
+  returns integer
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
 declare
-  v_value double precision := teguh._number_option(p_options, p_key, p_least, 2147483647);
+  v_value double precision := teguh._number_option(p_options, p_key, p_least, p_most);
 begin
   if v_value <> floor(v_value) then
     raise exception '"%" must be a whole number', p_key
@@ -421,7 +438,7 @@ begin
     'headers', 'retry_strategy', 'max_attempts', 'cancellation', 'idempotency_key',
     'idempotency_mismatch', 'available_at', 'delay_seconds', 'tags', 'correlation_id',
     'parent_task_id', 'parent_run_id', 'parent_queue_name', 'workflow_run_id', 'timeout_seconds',
-    'ttl_seconds', 'deadline_at', 'on_expired', 'unique'
+    'ttl_seconds', 'deadline_at', 'on_expired', 'unique', 'priority', 'key'
   ]);
 
   v_spawn.headers := nullif(p_options -> 'headers', 'null');
@@ -465,6 +482,11 @@ begin
   v_spawn.workflow_run_id := teguh._uuid_option(p_options, 'workflow_run_id');
   if p_options ?| '{timeout_seconds,ttl_seconds,deadline_at,on_expired}' then
     v_spawn := teguh._read_time_options(p_queue_name, v_spawn, p_options);
+  end if;
+  v_spawn.priority := nullif(teguh._whole_option(p_options, 'priority', -32768, 32767), 0);
+  v_spawn.flow_key := teguh._text_option(p_options, 'key');
+  if v_spawn.flow_key is not null then
+    perform teguh._check_name('key', v_spawn.flow_key);
   end if;
   if p_options ? 'unique' then
     v_spawn.uniqueness := teguh._unique_option(p_options);

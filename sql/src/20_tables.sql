@@ -5,6 +5,7 @@ create table if not exists teguh.queues (
   created_at   timestamptz not null,
   built_for    bigint,
   paused_until timestamptz,
+  ruled        boolean     not null default false,
   buckets      float8[] not null default '{0.005,0.01,0.05,0.1,0.5,1,5,10,30,60,300,1800}',
   constraint queues_pkey primary key (queue_name)
 );
@@ -23,6 +24,10 @@ comment on column teguh.queues.built_for is
 comment on column teguh.queues.buckets is
   'Bounds of the buckets in which the durations of runs are counted, in seconds, ascending.';
 
+comment on column teguh.queues.ruled is
+  'Whether claims go by lanes: the queue has a limit, a task with a priority, or workers that '
+  'say which tasks they know. It stays so.';
+
 comment on column teguh.queues.paused_until is
   'Until when claims return nothing; null unless it was paused.';
 
@@ -39,6 +44,54 @@ comment on table teguh.grants is
   'or a new function.';
 comment on column teguh.grants.queue_name is
   'The queue the right is for; * for every queue, also those to come.';
+
+-- Limits on what runs.
+create table if not exists teguh.limits (
+  queue_name     text    not null,
+  scope          text    not null,
+  name           text    not null,
+  max_running    integer,
+  rate           integer,
+  period_seconds double precision,
+  fifo           boolean not null default false,
+  fair           boolean not null default false,
+  paused_until   timestamptz,
+  constraint limits_pkey primary key (queue_name, scope, name)
+);
+
+comment on table teguh.limits is
+  'Limits set by set_limit(), and pauses of a task name or a key.';
+comment on column teguh.limits.queue_name is
+  'The queue the limit is for; * for all of them together.';
+comment on column teguh.limits.name is
+  'The task name or key, * for each that has no limit of its own; empty for a whole queue.';
+
+-- When tasks were started that count against a rate.
+create table if not exists teguh.starts (
+  queue_name text        not null,
+  scope      text        not null,
+  name       text        not null,
+  started_at timestamptz not null,
+  qty        integer     not null
+);
+
+create index if not exists starts_lookup
+  on teguh.starts (queue_name, scope, name, started_at);
+
+comment on table teguh.starts is
+  'How many tasks were started when, for limits with a rate. Deleted when the period is over.';
+
+-- The task names that workers ask for.
+create table if not exists teguh.wanted (
+  queue_name text        not null,
+  task_name  text        not null,
+  seen_at    timestamptz not null,
+  constraint wanted_pkey primary key (queue_name, task_name)
+);
+
+comment on table teguh.wanted is
+  'The task names that workers which say what they know have asked for, and when last, to a '
+  'minute.';
 
 -- Which versions this schema has had.
 create table if not exists teguh.versions (
@@ -89,6 +142,9 @@ create table if not exists teguh.t_template (
   timeout_seconds  double precision,
   expires_at       timestamptz,
   on_expired       jsonb,
+  priority         smallint,
+  flow_key         text,
+  laned            boolean     not null default false,
   constraint tkey_template primary key (task_id)
 )
 with (
@@ -154,6 +210,13 @@ comment on column teguh.t_template.expires_at is
   'When the task expires unless it is over; null is never.';
 comment on column teguh.t_template.on_expired is
   'The task to spawn when this one expires: queue_name, task_name, params, options.';
+
+comment on column teguh.t_template.priority is
+  'How many minutes the task counts as older than it is; null is 0.';
+comment on column teguh.t_template.flow_key is
+  'What tasks are limited, ordered or taken in turns by; null if by nothing.';
+comment on column teguh.t_template.laned is
+  'Whether the ready task stands in a lane rather than in dispatch.';
 
 -- The tags of tasks, to find tasks by: inserted with the task, deleted with it.
 create table if not exists teguh.g_template (
@@ -235,6 +298,50 @@ comment on column teguh.p0_template.woke is
   'The waiting workers that were notified of this row: see _push_template.';
 comment on table teguh.p1_template is
   'Dispatch rows, the other segment: see p0.';
+
+-- Lanes: the ready tasks of a queue that goes by rules.  Written only under the queue's lock
+-- (teguh._gate_number).
+create table if not exists teguh.l_template (
+  rank      double precision not null,
+  seq       bigint           not null,
+  task_id   uuid             not null,
+  turn      integer          not null,
+  stage     "char"           not null,
+  task_name text             not null,
+  flow_key  text             not null
+);
+
+create index if not exists lopen_template
+  on teguh.l_template (task_name collate "C", rank, seq)
+  where stage = 'o';
+create index if not exists lkey_template
+  on teguh.l_template (flow_key collate "C", stage, rank, seq);
+
+comment on table teguh.l_template is
+  'Lanes: ready tasks in the order in which they are to be claimed. A row is a hint; '
+  'whether its task is to be had, the task says.';
+comment on column teguh.l_template.rank is
+  'The virtual due time in seconds since 1970 or, in a fair queue, the round it is in.';
+comment on column teguh.l_template.stage is
+  'o: open, its key leaves room for it. w: waits for that.';
+comment on column teguh.l_template.flow_key is
+  'The key; empty if the task has none.';
+
+-- Holds: what runs in a queue that goes by rules.
+create table if not exists teguh.h_template (
+  task_id   uuid    not null,
+  turn      integer not null,
+  fifo      boolean not null,
+  task_name text    not null,
+  flow_key  text    not null
+);
+
+create index if not exists hkey_template
+  on teguh.h_template (flow_key collate "C");
+
+comment on table teguh.h_template is
+  'Tasks that take up room under limits. A row counts while its run is held or, if its key is '
+  'first in, first out, until its task is over; then the next claim deletes it.';
 
 -- Positions: how far a segment has been worked off.  Each row is a statement
 -- that stays true; the latest is the most useful.
@@ -339,6 +446,7 @@ create sequence if not exists teguh.plan_template minvalue 0 start 0;
 create sequence if not exists teguh.fired_template minvalue 0 start 0;
 create sequence if not exists teguh.clock_template minvalue 0 start 0;
 create sequence if not exists teguh.carry_template minvalue 0 start 0;
+create sequence if not exists teguh.round_template minvalue 0 start 0;
 
 comment on sequence teguh.seq_template is
   'Numbers dispatch rows and positions.';
@@ -355,6 +463,8 @@ comment on sequence teguh.fired_template is
   'When a claim last looked for due timers, in milliseconds since 1970.';
 comment on sequence teguh.clock_template is
   'The latest timer position, in microseconds since 1970.';
+comment on sequence teguh.round_template is
+  'The round that a fair queue is in.';
 comment on sequence teguh.carry_template is
   'Bytes that the last change of segment carried over.';
 

@@ -54,8 +54,10 @@ declare
 begin
   select
     case
-      when q.paused_until is null then q.policy
-      else q.policy || jsonb_build_object('paused_until', q.paused_until)
+      when q.paused_until is null and not q.ruled then q.policy
+      else q.policy || jsonb_strip_nulls(
+        jsonb_build_object('paused_until', q.paused_until, 'ruled', nullif(q.ruled, false))
+      )
     end
   into v_policy
   from teguh.queues as q
@@ -475,8 +477,11 @@ begin
   perform teguh.validate_queue_name(p_queue_name);
   perform teguh._check_policy(v_policy);
 
-  insert into teguh.queues as q (queue_name, policy, created_at)
-  values (p_queue_name, jsonb_strip_nulls(v_policy), teguh.current_time())
+  insert into teguh.queues as q (queue_name, policy, created_at, ruled)
+  values (
+    p_queue_name, jsonb_strip_nulls(v_policy), teguh.current_time(),
+    exists (select from teguh.limits as l where l.queue_name = '*')
+  )
   on conflict (queue_name) do nothing;
 
   if found then
@@ -589,6 +594,12 @@ begin
   end if;
   delete from teguh.grants as g
   where g.queue_name = p_queue_name;
+  delete from teguh.limits as l
+  where l.queue_name = p_queue_name;
+  delete from teguh.starts as s
+  where s.queue_name = p_queue_name;
+  delete from teguh.wanted as w
+  where w.queue_name = p_queue_name;
 
   select string_agg('teguh.' || teguh._stamp(c.relname, p_queue_name), ', ' order by c.relname)
   into v_tables

@@ -116,6 +116,7 @@ begin
       from teguh.t_template as t
       where (t.task_id, t.turn) = (p.task_id, p.turn)
         and t.state in ('pending', 'sleeping')
+        and not t.laned
         and (t.deadline_at is null or t.deadline_at > p_now)
       for no key update skip locked
     ) as t
@@ -163,24 +164,27 @@ create or replace function teguh._limits_template(p_task_ids uuid[])
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_task teguh.t_template;
+  v_begun     uuid[];
+  v_deadlines timestamptz[];
+  v_timed     uuid[];
+  v_turns     integer[];
+  v_ends      timestamptz[];
 begin
-  for v_task in
-    select t.*
+  select
+    array_agg(t.task_id) filter (where t.begins),
+    array_agg(t.deadline_at) filter (where t.begins),
+    array_agg(t.task_id) filter (where t.timeout_seconds is not null),
+    array_agg(t.turn) filter (where t.timeout_seconds is not null),
+    array_agg(t.lease_expires_at) filter (where t.timeout_seconds is not null)
+  into v_begun, v_deadlines, v_timed, v_turns, v_ends
+  from (
+    select t.*, t.attempt = 1 and t.deadline_at is not null as begins
     from teguh.t_template as t
     where t.task_id = any (p_task_ids)
-  loop
-    if v_task.attempt = 1 and v_task.deadline_at is not null then
-      perform teguh._push_template(
-        'l', array[v_task.task_id], array[0], array[v_task.deadline_at]
-      );
-    end if;
-    if v_task.timeout_seconds is not null then
-      perform teguh._push_template(
-        'l', array[v_task.task_id], array[v_task.turn], array[v_task.lease_expires_at]
-      );
-    end if;
-  end loop;
+  ) as t;
+
+  perform teguh._push_template('l', v_begun, teguh._fill(0, v_begun), v_deadlines);
+  perform teguh._push_template('l', v_timed, v_turns, v_ends);
 end;
 $$;
 
@@ -296,6 +300,7 @@ begin
       where t.task_id = p.task_id
         and t.turn = p.turn
         and t.state in ('pending', 'sleeping')
+        and not t.laned
       offset 0
     )
   order by p.xid, p.seq
@@ -358,6 +363,7 @@ begin
       where t.task_id = p.task_id
         and t.turn = p.turn
         and t.state in ('pending', 'sleeping')
+        and not t.laned
       offset 0
     )
   order by p.xid desc, p.seq desc
@@ -392,6 +398,7 @@ begin
           where t.task_id = p.task_id
             and t.turn = p.turn
             and t.state in ('pending', 'sleeping')
+            and not t.laned
           offset 0
         )
       order by p.seq
@@ -412,11 +419,14 @@ $$;
 -- Due timers are looked at first when no claim has done so for 20 ms, and in any
 -- case before a claim comes back short: nothing due waits for a ticker.  A claim
 -- that does come back short counts its worker as waiting, so that the next spawn
--- notifies.
+-- notifies.  p_ruled: the queue goes by lanes, where p_task_names (null: all) may be
+-- asked for.
 create or replace function teguh._take_template(
-  p_worker  text,
-  p_timeout double precision,
-  p_qty     integer
+  p_worker     text,
+  p_timeout    double precision,
+  p_qty        integer,
+  p_ruled      boolean,
+  p_task_names text[]
 )
   returns table(
     run_id           uuid,
@@ -458,8 +468,14 @@ begin
   loop
     v_before := v_left;
     v_ring := pg_sequence_last_value('teguh.ring_template'::regclass);
+    if p_ruled then
+      v_task_ids := v_task_ids || teguh._admit_template(
+        p_worker, v_now, v_until, v_left, p_task_names
+      );
+      v_left := p_qty - cardinality(v_task_ids);
+    end if;
     for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
-      exit when v_left <= 0;
+      exit when v_left <= 0 or p_ruled;
       v_task_ids := v_task_ids || case
         when v_gen % 2 = 0 then teguh._claim0_template(p_worker, v_now, v_until, v_left)
         else teguh._claim1_template(p_worker, v_now, v_until, v_left)
@@ -561,11 +577,12 @@ begin
     return;
   end if;
 
-  return query execute 'select * from teguh._take_' || p_queue_name || '($1, $2, $3)'
+  return query execute 'select * from teguh._take_' || p_queue_name || '($1, $2, $3, $4, null)'
   using
     coalesce(nullif(btrim(p_worker_id), ''), 'worker'),
     nullif(p_claim_timeout, 'NaN'),
-    greatest(coalesce(p_qty, 1), 1);
+    greatest(coalesce(p_qty, 1), 1),
+    v_policy ? 'ruled';
 end;
 $$;
 
@@ -618,6 +635,7 @@ begin
     v_due := least(v_due, v_first);
   end loop;
 
+  v_due := least(v_due, teguh._chance_template(v_now));
   if v_due is not null then
     perform setval('teguh.plan_template'::regclass, greatest(teguh._micros(v_due), 0));
   end if;

@@ -26,6 +26,10 @@ begin
     teguh.p0_template, teguh.p1_template, teguh.k0_template, teguh.k1_template,
     teguh.n0_template, teguh.n1_template;
   perform setval('teguh.plan_template'::regclass, teguh._beyond());
+  delete from teguh.l_template;
+  update teguh.t_template as t
+  set laned = false
+  where t.laned;
 
   loop
     v_batch := teguh._alive_template(v_after, 10000);

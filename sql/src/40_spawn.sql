@@ -22,7 +22,8 @@ begin
     from unnest(p_tasks) with ordinality as s(
       task_name, params, headers, retry_strategy, max_attempts, cancellation,
       idempotency_key, return_mismatch, available_at, tags, correlation_id, parent_task_id,
-      workflow_run_id, timeout_seconds, expires_at, on_expired, uniqueness, place
+      workflow_run_id, timeout_seconds, expires_at, on_expired, uniqueness, priority, flow_key,
+      place
     )
   ),
 
@@ -30,7 +31,8 @@ begin
     insert into teguh.t_template as t (
       task_id, run_id, turn, state, created_at, available_at, deadline_at, max_attempts,
       task_name, params, headers, retry_strategy, cancellation, idempotency_key, tags,
-      correlation_id, parent_task_id, workflow_run_id, timeout_seconds, expires_at, on_expired
+      correlation_id, parent_task_id, workflow_run_id, timeout_seconds, expires_at, on_expired,
+      priority, flow_key
     )
     select
       s.task_id, teguh._run_id(s.task_id, 1), 1,
@@ -41,7 +43,7 @@ begin
       )),
       s.max_attempts, s.task_name, s.params, s.headers, s.retry_strategy, s.cancellation,
       s.idempotency_key, s.tags, s.correlation_id, s.parent_task_id, s.workflow_run_id,
-      s.timeout_seconds, s.expires_at, s.on_expired
+      s.timeout_seconds, s.expires_at, s.on_expired, s.priority, s.flow_key
     from spawns as s
     order by s.idempotency_key nulls first, s.place
     on conflict (idempotency_key) where idempotency_key is not null do nothing
@@ -135,7 +137,7 @@ begin
   insert into teguh.t_template as t (
     task_id, run_id, turn, state, created_at, available_at, deadline_at, max_attempts,
     task_name, params, headers, retry_strategy, cancellation, tags, correlation_id,
-    parent_task_id, workflow_run_id, timeout_seconds, expires_at, on_expired
+    parent_task_id, workflow_run_id, timeout_seconds, expires_at, on_expired, priority, flow_key
   )
   values (
     v_task_id, teguh._run_id(v_task_id, 1), 1,
@@ -143,7 +145,8 @@ begin
     v_now, v_due_at, v_deadline, p_spawn.max_attempts, p_spawn.task_name, p_spawn.params,
     p_spawn.headers, p_spawn.retry_strategy, p_spawn.cancellation, p_spawn.tags,
     p_spawn.correlation_id, p_spawn.parent_task_id, p_spawn.workflow_run_id,
-    p_spawn.timeout_seconds, p_spawn.expires_at, p_spawn.on_expired
+    p_spawn.timeout_seconds, p_spawn.expires_at, p_spawn.on_expired, p_spawn.priority,
+    p_spawn.flow_key
   );
 
   if v_due_at > v_now then
@@ -226,6 +229,21 @@ begin
       else teguh._first1_template(p_count - cardinality(v_task_ids))
     end;
   end loop;
+  if cardinality(v_task_ids) < p_count then
+    v_task_ids := v_task_ids || array(
+      select t.task_id
+      from (select l.* from teguh.l_template as l order by l.rank, l.seq) as l
+      cross join lateral (
+        select t.task_id
+        from teguh.t_template as t
+        where (t.task_id, t.turn) = (l.task_id, l.turn)
+          and t.state in ('pending', 'sleeping')
+          and t.attempt = 0
+        for no key update skip locked
+      ) as t
+      limit p_count - cardinality(v_task_ids)
+    );
+  end if;
 
   update teguh.t_template as t
   set failure_reason = '{"name": "$QueueFull", "message": "newer tasks took its place"}'
@@ -266,6 +284,7 @@ begin
       from teguh.t_template as t
       where (t.task_id, t.turn) = (p.task_id, p.turn)
         and t.state in ('pending', 'sleeping')
+        and not t.laned
         and t.attempt = 0
       for no key update skip locked
     ) as t
@@ -421,7 +440,10 @@ begin
     workflow_run_id = p_spawn.workflow_run_id,
     timeout_seconds = p_spawn.timeout_seconds,
     expires_at = p_spawn.expires_at,
-    on_expired = p_spawn.on_expired
+    on_expired = p_spawn.on_expired,
+    priority = p_spawn.priority,
+    flow_key = p_spawn.flow_key,
+    laned = false
   where t.task_id = p_task.task_id;
 
   delete from teguh.g_template as g
@@ -566,6 +588,9 @@ begin
     return next;
   end if;
 
+  if v_spawn.priority is not null and not v_policy ? 'ruled' then
+    execute 'select teguh._rule_' || p_queue_name || '()';
+  end if;
   if v_policy ? 'max_pending' then
     execute 'select teguh._room_' || p_queue_name || '($1)' using v_policy;
   end if;
@@ -624,6 +649,11 @@ begin
   return query execute format('select * from teguh._%s_%s($1)', v_verb, p_queue_name)
   using v_spawns;
 
+  if not v_policy ? 'ruled' and exists (
+    select from unnest(v_spawns) as s where s.priority is not null
+  ) then
+    execute 'select teguh._rule_' || p_queue_name || '()';
+  end if;
   if v_policy ? 'max_pending' then
     execute 'select teguh._room_' || p_queue_name || '($1)' using v_policy;
   end if;

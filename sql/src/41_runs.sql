@@ -438,6 +438,7 @@ begin
   set
     run_id = teguh._run_id(p_task.task_id, p_number),
     turn = p_task.turn + 1,
+    laned = false,
     failures = p_failures,
     state = case when p_at > p_now then 'sleeping' else 'pending' end,
     available_at = greatest(p_at, p_now),

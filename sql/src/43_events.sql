@@ -190,6 +190,7 @@ begin
     update teguh.t_template as t
     set
       turn = t.turn + 1,
+      laned = false,
       state = 'pending',
       available_at = v_now,
       event_payload = p_payload

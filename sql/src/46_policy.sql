@@ -19,11 +19,65 @@ begin
 end;
 $$;
 
+-- Set or end (null) the pause of one task name or key of a queue.
+create or replace function teguh._halve_template(p_only jsonb, p_until timestamptz, p_reason text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_scope text := case when p_only ? 'key' then 'key' else 'task' end;
+  v_name  text := coalesce(p_only ->> 'key', p_only ->> 'task_name');
+  v_limit teguh.limits := row(
+    substr('_template', 2), v_scope, v_name, null, null, null, false, false, null
+  );
+  v_old   teguh.limits;
+begin
+  select l.* into v_old
+  from teguh._limit_of(substr('_template', 2), v_scope, v_name) as l;
+  if found then
+    v_limit := v_old;
+    v_limit.name := v_name;
+    v_limit.fair := v_old.fair and v_old.name = v_name;
+  end if;
+
+  v_limit.paused_until := p_until;
+  perform teguh._cap_template(v_limit);
+  perform teguh._act_template(
+    case when p_until is null then 'resume' else 'pause' end, p_reason, null, null,
+    p_only || jsonb_strip_nulls(jsonb_build_object('until', p_until))
+  );
+end;
+$$;
+
+-- Read which task name or key is to be paused.
+create or replace function teguh._check_only(p_only jsonb)
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_keys('what to pause', p_only, array['task_name', 'key']);
+  if num_nonnulls(
+    teguh._text_option(p_only, 'task_name'), teguh._text_option(p_only, 'key')
+  ) <> 1 then
+    raise exception 'either a task name or a key can be paused'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(p_only::text, 200)),
+        hint = 'For instance {"task_name": "send"}.';
+  end if;
+end;
+$$;
+
 -- Pause a queue.
 create or replace function teguh.pause_queue(
   p_queue_name text,
   p_until      timestamptz default 'infinity',
-  p_reason     text default null
+  p_reason     text default null,
+  p_only       jsonb default null
 )
   returns void
   language plpgsql
@@ -39,31 +93,46 @@ begin
         hint = 'Leave it out to pause until resume_queue() is called.';
   end if;
 
-  execute teguh._call('pause', p_queue_name, 2) using p_until, p_reason;
+  if p_only is null then
+    execute teguh._call('pause', p_queue_name, 2) using p_until, p_reason;
+  else
+    perform teguh._check_only(p_only);
+    execute teguh._call('halve', p_queue_name, 3) using p_only, p_until, p_reason;
+  end if;
 end;
 $$;
 
-comment on function teguh.pause_queue(text, timestamptz, text) is
-  'Lets claims of a queue return nothing until p_until, or until resume_queue(). Spawns, '
+comment on function teguh.pause_queue(text, timestamptz, text, jsonb) is
+  'Lets claims of a queue return nothing until p_until, or until resume_queue(); with p_only '
+  '({"task_name"} or {"key"}) nothing of that name or key, see set_limit(). Spawns, '
   'events, running tasks and timers go on. list_actions() shows p_reason. Raises '
-  'TG001 for an unknown queue, 22004 for a null time.';
+  'TG001 for an unknown queue, TG005 for a bad p_only, 22004 for a null time.';
 
 -- Resume a queue.
-create or replace function teguh.resume_queue(p_queue_name text, p_reason text default null)
+create or replace function teguh.resume_queue(
+  p_queue_name text,
+  p_reason     text default null,
+  p_only       jsonb default null
+)
   returns void
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  execute teguh._call('pause', p_queue_name, 2) using null::timestamptz, p_reason;
+  if p_only is null then
+    execute teguh._call('pause', p_queue_name, 2) using null::timestamptz, p_reason;
+  else
+    perform teguh._check_only(p_only);
+    execute teguh._call('halve', p_queue_name, 3) using p_only, null::timestamptz, p_reason;
+  end if;
 end;
 $$;
 
-comment on function teguh.resume_queue(text, text) is
-  'Ends the pause of a queue and wakes its workers; one that is not paused stays as it is. '
-  'list_actions() shows p_reason. '
-  'Raises TG001 for an unknown queue.';
+comment on function teguh.resume_queue(text, text, jsonb) is
+  'Ends the pause of a queue, or with p_only that of a task name or key, and wakes its workers; '
+  'what is not paused stays as it is. list_actions() shows p_reason. '
+  'Raises TG001 for an unknown queue, TG005 for a bad p_only.';
 
 -- Read a queue's policy.
 create or replace function teguh.get_queue_policy(p_queue_name text)
@@ -80,7 +149,7 @@ begin
     "max_pending": null, "on_full": "reject", "duration_buckets": [
       0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 1800
     ]
-  }'::jsonb || (teguh._policy(p_queue_name) - 'paused_until');
+  }'::jsonb || (teguh._policy(p_queue_name) - '{paused_until,ruled}'::text[]);
 end;
 $$;
 

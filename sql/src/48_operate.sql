@@ -52,15 +52,7 @@ declare
   v_count   integer;
 begin
   perform teguh._check_keys('cancel options', v_options, array['all', 'limit', 'reason']);
-  if num_nonnulls(variadic array(select e.value from jsonb_each_text(p_filter) as e)) = 0
-    and not teguh._flag_option(v_options, 'all')
-  then
-    raise exception 'the filter is empty'
-      using
-        errcode = 'TG005',
-        detail = 'It means every task of the queue.',
-        hint = 'If that is what you want, say so: p_options => ''{"all": true}''.';
-  end if;
+  perform teguh._check_meant(p_filter, v_options);
 
   v_filter.states := array(
     select s.state
@@ -79,6 +71,26 @@ comment on function teguh.cancel_tasks(text, jsonb, jsonb) is
   'Options: limit (the newest so many, default 1000: call again until 0 comes back), reason, all '
   '(true: an empty filter is meant, and means every task). Raises TG001 for an unknown queue, '
   'TG005 for an unknown key, a bad value, or an empty filter without all.';
+
+-- Refuse a filter that means every task, unless the options say so.
+create or replace function teguh._check_meant(p_filter jsonb, p_options jsonb)
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if num_nonnulls(variadic array(select e.value from jsonb_each_text(p_filter) as e)) = 0
+    and not teguh._flag_option(p_options, 'all')
+  then
+    raise exception 'the filter is empty'
+      using
+        errcode = 'TG005',
+        detail = 'It means every task of the queue.',
+        hint = 'If that is what you want, say so: p_options => ''{"all": true}''.';
+  end if;
+end;
+$$;
 
 -- Read how many tasks a call may touch.
 create or replace function teguh._limit_option(p_options jsonb)
@@ -155,6 +167,81 @@ comment on function teguh.requeue_task(text, uuid, text) is
   'the lease ends, and queues it at once with its checkpoints. No failure is counted. Returns '
   'the id of the next run; the worker meets AB002 if it is alive after all. Raises TG001 for an '
   'unknown queue, TG003 for an unknown task, TG004 unless it is running.';
+
+-- Take tasks away from a worker, or from all (null), locked in the order of their ids.
+create or replace function teguh._regain_template(
+  p_filter    teguh._filter,
+  p_worker_id text,
+  p_limit     integer,
+  p_reason    text
+)
+  returns integer
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task_ids uuid[] := teguh._find_template(
+    p_filter, 'ffffffff-ffff-ffff-ffff-ffffffffffff', p_limit
+  );
+  v_task_id  uuid;
+  v_count    integer := 0;
+begin
+  for v_task_id in
+    select t.task_id
+    from teguh.t_template as t
+    where t.task_id = any (v_task_ids)
+      and t.state = 'running'
+      and t.claimed_by = coalesce(p_worker_id, t.claimed_by)
+    order by t.task_id
+    for no key update
+  loop
+    perform teguh._retake_template(v_task_id, p_reason);
+    v_count := v_count + 1;
+  end loop;
+
+  return v_count;
+end;
+$$;
+
+-- Take the tasks that a filter means away from their workers.
+create or replace function teguh.requeue_tasks(
+  p_queue_name text,
+  p_filter     jsonb,
+  p_options    jsonb default '{}'
+)
+  returns integer
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_options jsonb := coalesce(p_options, '{}');
+  v_filter  teguh._filter := teguh._read_filter(p_filter);
+  v_worker  text := teguh._text_option(v_options, 'worker_id');
+  v_count   integer;
+begin
+  perform teguh._check_keys(
+    'requeue options', v_options, array['all', 'limit', 'reason', 'worker_id']
+  );
+  if v_worker is null then
+    perform teguh._check_meant(p_filter, v_options);
+  end if;
+
+  v_filter.states := array['running'];
+  execute teguh._call('regain', p_queue_name, 4) into v_count
+  using
+    v_filter, v_worker, teguh._limit_option(v_options), teguh._text_option(v_options, 'reason');
+  return v_count;
+end;
+$$;
+
+comment on function teguh.requeue_tasks(text, jsonb, jsonb) is
+  'requeue_task() for the running tasks that a filter means; returns how many. The filter is that '
+  'of list_tasks(), whatever it says of states. Options: worker_id (only what that worker holds), '
+  'limit (the newest so many, default 1000: call again until 0 comes back), reason, all (true: an '
+  'empty filter without worker_id is meant, and means every running task). Raises TG001 for an '
+  'unknown queue, TG005 for an unknown key, a bad value, or an empty filter without all.';
 
 -- Dead letters are the tasks that failed.
 create or replace function teguh.list_dead_letters(

@@ -18,7 +18,20 @@ begin
     v_all := least(v_all, v_one);
   end loop;
 
-  return v_all;
+  return least(v_all, (
+    select min(t.available_at)
+    from unnest(teguh._named_template()) as n(task_name)
+    cross join lateral (
+      select l.task_id, l.turn
+      from teguh.l_template as l
+      where l.stage = 'o'
+        and l.task_name collate "C" = n.task_name
+      order by l.rank, l.seq
+      limit 1
+    ) as l
+    join teguh.t_template as t on (t.task_id, t.turn) = (l.task_id, l.turn)
+    where t.state in ('pending', 'sleeping')
+  ));
 end;
 $$;
 
@@ -79,6 +92,23 @@ begin
 end;
 $$;
 
+-- Whether workers ask for a task name: lately one has, or none of them says what it asks for.
+create or replace function teguh._is_wanted(
+  p_queue_name text,
+  p_task_name  text,
+  p_now        timestamptz
+)
+  returns boolean
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(bool_or(w.task_name = p_task_name), true)
+  from teguh.wanted as w
+  where w.queue_name = p_queue_name
+    and w.seen_at > p_now - interval '5 minutes';
+$$;
+
 -- How many tasks stand where, and how old the oldest are.
 create or replace function teguh._stat_template()
   returns table(
@@ -92,7 +122,8 @@ create or replace function teguh._stat_template()
     cancelled          bigint,
     expired            bigint,
     oldest_pending_age double precision,
-    oldest_lease_age   double precision
+    oldest_lease_age   double precision,
+    unclaimable        bigint
   )
   language plpgsql
   volatile
@@ -115,7 +146,10 @@ begin
     coalesce(sum(s.qty) filter (where s.letter = 'x'), 0)::bigint,
     coalesce(sum(s.qty) filter (where s.letter = 'e'), 0)::bigint,
     case when v_oldest is not null then date_part('epoch', v_now - least(v_oldest, v_now)) end,
-    case when v_longest is not null then date_part('epoch', v_now - least(v_longest, v_now)) end
+    case when v_longest is not null then date_part('epoch', v_now - least(v_longest, v_now)) end,
+    coalesce(sum(s.qty) filter (where s.letter = 'p' and not teguh._is_wanted(
+      substr('_template', 2), c.task_name, v_now
+    )), 0)::bigint
   from teguh._count_template() as c
   cross join lateral (values (c.became, c.qty), (c.was, -c.qty)) as s(letter, qty);
 end;
@@ -136,7 +170,8 @@ create or replace function teguh.queue_stats(p_queue_name text default null)
     expired                    bigint,
     oldest_pending_age_seconds double precision,
     oldest_lease_age_seconds   double precision,
-    paused                     boolean
+    paused                     boolean,
+    unclaimable                bigint
   )
   language plpgsql
   volatile
@@ -157,7 +192,9 @@ begin
       or (p_queue_name is null and teguh._may('stat', q.queue_name))
   loop
     return query execute
-      'select $1, s.*, $2 from ' || teguh._from('stat', v_queue.queue_name) || ' as s'
+      'select $1, s.pending, s.delayed, s.running, s.sleeping, s.waiting, s.completed, s.failed, '
+      's.cancelled, s.expired, s.oldest_pending_age, s.oldest_lease_age, $2, s.unclaimable from '
+      || teguh._from('stat', v_queue.queue_name) || ' as s'
     using v_queue.queue_name, v_queue.paused;
   end loop;
 end;
@@ -169,8 +206,9 @@ comment on function teguh.queue_stats(text) is
   'started yet, for later; sleeping: between two turns; waiting: for an event. A task that has '
   'come due counts where it was until it is claimed. oldest_pending_age_seconds: for how long '
   'the first task in line has been ready, null if none is; oldest_lease_age_seconds: for how '
-  'long the first of the runs that are held has been, null if none is. Raises TG001 for an '
-  'unknown queue.';
+  'long the first of the runs that are held has been, null if none is; unclaimable: pending, but '
+  'of a name that no worker has asked for in five minutes, where workers say which names they '
+  'know (claim_any). Raises TG001 for an unknown queue.';
 
 -- A queue's own function without arguments, as text to select from.
 create or replace function teguh._from(p_verb text, p_queue_name text)
@@ -223,7 +261,12 @@ begin
   select 'teguh_tasks', v_queue || jsonb_build_object('state', s.key), s.value::double precision
   from teguh._stat_template() as r
   cross join lateral jsonb_each_text(to_jsonb(r)) as s
-  where s.key !~ '^oldest_'
+  where s.key !~ '^oldest_|^unclaimable$'
+  union all
+  select 'teguh_tasks_' || s.key, v_queue, s.value::double precision
+  from teguh._stat_template() as r
+  cross join lateral jsonb_each_text(to_jsonb(r)) as s
+  where s.key = 'unclaimable'
   union all
   select 'teguh_' || s.key || '_seconds', v_queue, s.value::double precision
   from teguh._stat_template() as r

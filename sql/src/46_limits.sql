@@ -1,0 +1,293 @@
+-- Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait.
+create or replace function teguh._cap_template(p_limit teguh.limits)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now timestamptz := teguh.current_time();
+  v_old teguh.limits;
+begin
+  perform teguh._rule_template();
+  perform pg_advisory_xact_lock(teguh._gate_number(substr('_template', 2)));
+
+  select l.* into v_old
+  from teguh.limits as l
+  where (l.queue_name, l.scope, l.name) = (p_limit.queue_name, p_limit.scope, p_limit.name);
+  perform teguh._write_limit(p_limit);
+  perform teguh._align_template(
+    p_limit.scope = 'key'
+    and (coalesce(v_old.fifo, false), coalesce(v_old.fair, false))
+        <> (p_limit.fifo, p_limit.fair),
+    v_now
+  );
+  perform pg_notify('teguh_template', '');
+end;
+$$;
+
+-- Write a limit down; one that limits nothing goes.
+create or replace function teguh._write_limit(p_limit teguh.limits)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  delete from teguh.limits as l
+  where (l.queue_name, l.scope, l.name) = (p_limit.queue_name, p_limit.scope, p_limit.name);
+  if p_limit.fifo
+    or p_limit.fair
+    or num_nonnulls(p_limit.max_running, p_limit.rate, p_limit.paused_until) > 0
+  then
+    insert into teguh.limits select p_limit.*;
+  end if;
+end;
+$$;
+
+-- Read a limit, or raise TG005.  What the present one says of pauses stays.
+create or replace function teguh._read_limit(
+  p_queue_name text,
+  p_scope      text,
+  p_name       text,
+  p_limit      jsonb
+)
+  returns teguh.limits
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_limit teguh.limits;
+  v_given jsonb := coalesce(p_limit, '{}');
+begin
+  if coalesce(p_scope, '') not in ('all', 'queue', 'task', 'key')
+    or (p_scope = 'all') <> (p_queue_name is null)
+    or p_scope in ('all', 'queue') and p_name is not null
+  then
+    raise exception 'no limit can be on that'
+      using
+        errcode = 'TG005',
+        detail = 'Scopes: all (no queue, no name), queue (no name), task, key (a name or *).',
+        hint = 'For instance set_limit(''default'', ''key'', ''*'', ''{"max_running": 1}'').';
+  end if;
+
+  perform teguh._check_keys('limit', v_given, array[
+    'max_running', 'rate', 'period_seconds', 'fifo', 'fair'
+  ]);
+  if p_scope in ('task', 'key') then
+    v_limit.name := coalesce(p_name, '*');
+    perform teguh._check_name('name', v_limit.name);
+  else
+    v_limit.name := '';
+  end if;
+  v_limit.queue_name := coalesce(p_queue_name, '*');
+  v_limit.scope := p_scope;
+  v_limit.max_running := teguh._integer_option(v_given, 'max_running', 0);
+  v_limit.rate := teguh._integer_option(v_given, 'rate', 0);
+  v_limit.period_seconds := teguh._number_option(v_given, 'period_seconds', 1e-3, 1e9);
+  v_limit.fifo := coalesce(teguh._flag_option(v_given, 'fifo'), false);
+  v_limit.fair := coalesce(teguh._flag_option(v_given, 'fair'), false);
+  perform teguh._check_limit_keys(v_limit);
+  v_limit.paused_until := (
+    select l.paused_until
+    from teguh.limits as l
+    where (l.queue_name, l.scope, l.name) = (v_limit.queue_name, v_limit.scope, v_limit.name)
+  );
+  return v_limit;
+end;
+$$;
+
+-- Refuse what does not go together in a limit.
+create or replace function teguh._check_limit_keys(p_limit teguh.limits)
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if (p_limit.rate is null) <> (p_limit.period_seconds is null)
+    or p_limit.fifo and (p_limit.scope <> 'key' or p_limit.max_running is not null)
+    or p_limit.fair and (p_limit.scope <> 'key' or p_limit.name <> '*')
+  then
+    raise exception 'the limit has keys that do not go together'
+      using
+        errcode = 'TG005',
+        detail = 'rate goes with period_seconds; fifo is for keys, and lets one run at a time by '
+          'itself; fair is for all keys (*).',
+        hint = 'For instance {"rate": 10, "period_seconds": 1}.';
+  end if;
+end;
+$$;
+
+-- Limit what runs.
+create or replace function teguh.set_limit(
+  p_queue_name text,
+  p_scope      text,
+  p_name       text default null,
+  p_limit      jsonb default null
+)
+  returns void
+  language plpgsql
+  volatile
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_limit      teguh.limits;
+  v_queue_name text;
+begin
+  perform teguh._check_isolation('set_limit');
+  if p_queue_name is not null then
+    perform teguh._policy(p_queue_name);
+  end if;
+  v_limit := teguh._read_limit(p_queue_name, p_scope, p_name, p_limit);
+
+  if p_queue_name is not null then
+    execute format('select teguh._cap_%s($1)', p_queue_name) using v_limit;
+    return;
+  end if;
+
+  perform pg_advisory_xact_lock(teguh._gate_number('*'));
+  perform teguh._write_limit(v_limit);
+  for v_queue_name in
+    select q.queue_name
+    from teguh.queues as q
+    order by q.queue_name
+  loop
+    if teguh._share_queue(v_queue_name) then
+      execute format('select teguh._rule_%s()', v_queue_name);
+      perform pg_notify('teguh_' || v_queue_name, '');
+    end if;
+  end loop;
+end;
+$$;
+
+comment on function teguh.set_limit(text, text, text, jsonb) is
+  'Limits what runs. p_scope: all (all queues together; p_queue_name is null), queue, task (a task '
+  'name) or key (the option "key" of spawn_task); p_name: which, or * or null for each of them by '
+  'itself. p_limit: max_running; rate with period_seconds (starts in any such period); for keys '
+  'fifo (tasks of a key run one at a time in the order in which they came due, the next when the '
+  'one before is over, retries and sleeps included), and for all keys (*) fair (they take turns). '
+  'Replaces the limit that was; null takes it away. It holds for every claim that begins after '
+  'the commit, and counts what runs already. From then on the queue is claimed from in another '
+  'way, which costs each claim more. Raises TG001 for an unknown queue, TG005 for a bad limit, '
+  '25001 unless the transaction is READ COMMITTED.';
+
+-- How much of the limits of a queue is used.
+create or replace function teguh._usage_template()
+  returns table(
+    scope          text,
+    name           text,
+    max_running    integer,
+    running        bigint,
+    rate           integer,
+    period_seconds double precision,
+    started        bigint,
+    waiting        bigint,
+    fifo           boolean,
+    fair           boolean,
+    paused_until   timestamptz
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_now timestamptz := teguh.current_time();
+begin
+  return query
+  with held as materialized (
+    select h.task_name, h.flow_key
+    from teguh.h_template as h
+    join teguh.t_template as t on (t.task_id, t.turn) = (h.task_id, h.turn)
+    where t.state = 'running'
+      and coalesce(t.lease_expires_at > v_now, true)
+  ),
+
+  lined as materialized (
+    select l.task_name, l.flow_key, count(*) as qty
+    from teguh.l_template as l
+    group by l.task_name, l.flow_key
+  ),
+
+  -- a limit for each name is shown once for each that is there
+  limits as (
+    select l.*, n.name as one
+    from teguh.limits as l
+    cross join lateral (
+      select l.name
+      where l.name <> '*'
+      union
+      select h.name
+      from (
+        select case l.scope when 'key' then h.flow_key else h.task_name end as name from held as h
+        union
+        select case l.scope when 'key' then i.flow_key else i.task_name end from lined as i
+      ) as h
+      where l.name = '*'
+        and h.name <> ''
+        and not exists (
+          select
+          from teguh.limits as o
+          where (o.queue_name, o.scope, o.name) = (l.queue_name, l.scope, h.name)
+        )
+    ) as n
+    where l.queue_name = substr('_template', 2)
+  )
+
+  select
+    l.scope, nullif(l.one, ''), l.max_running,
+    (
+      select count(*)
+      from held as h
+      where l.scope = 'queue' or l.one = case l.scope when 'key' then h.flow_key else h.task_name end
+    ),
+    l.rate, l.period_seconds,
+    (
+      select coalesce(sum(s.qty), 0)::bigint
+      from teguh.starts as s
+      where (s.queue_name, s.scope, s.name) = (l.queue_name, l.scope, l.one)
+        and s.started_at > teguh._after(v_now, -l.period_seconds)
+    ),
+    (
+      select coalesce(sum(i.qty), 0)::bigint
+      from lined as i
+      where l.scope = 'queue' or l.one = case l.scope when 'key' then i.flow_key else i.task_name end
+    ),
+    l.fifo, l.fair, l.paused_until
+  from limits as l
+  order by l.scope, l.one;
+end;
+$$;
+
+-- How much of its limits a queue uses.
+create or replace function teguh.limit_usage(p_queue_name text)
+  returns table(
+    scope          text,
+    name           text,
+    max_running    integer,
+    running        bigint,
+    rate           integer,
+    period_seconds double precision,
+    started        bigint,
+    waiting        bigint,
+    fifo           boolean,
+    fair           boolean,
+    paused_until   timestamptz
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query execute teguh._call('usage', p_queue_name, 0);
+end;
+$$;
+
+comment on function teguh.limit_usage(text) is
+  'The limits of a queue, a limit for each name or key once per name or key that runs or waits: '
+  'how many of them run, how many were started within the period, and how many wait in the lanes '
+  'for their turn; tasks that no claim has come to yet are not among these. paused_until: see '
+  'pause_queue(). Raises TG001 for an unknown queue.';
