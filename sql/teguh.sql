@@ -118,218 +118,218 @@
 -- 2777    _claim0_template
 -- 2849    _pick0_template
 -- 2931    _limits_template
--- 2969    _move0_template
--- 3031    _open_xids
--- 3051    _next0_template
--- 3079    _many0_template
--- 3108    _stuck0_template
--- 3145    _trim0_template
--- 3188    _take_template
--- 3269    _known_template
--- 3289    _paused_until
--- 3302    claim_task
--- 3362    _next_template
--- 3403    _soon0_template
--- 3459    next_due
--- 3484  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 3497    _due0_template
--- 3573    _last0_template
--- 3598    _any0_template
--- 3625    _miss0_template
--- 3661    _pass0_template
--- 3707    _fire_template
--- 3759    _expire_template
--- 3827    _timeout_reason
--- 3846    _over_template
--- 3868    _close_template
--- 3898    _follow_template
--- 3928  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 3930    _segment_bytes
--- 3951    _turn_template
--- 3983    _turn0_template
--- 4021    _spent0_template
--- 4035    _dry0_template
--- 4062    _left0_template
--- 4093    _carry0_template
--- 4137  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4143    _remake_template
--- 4191    _alive_template
--- 4245    _home
--- 4258    _settle_template
--- 4280    rebuild_dispatch
--- 4317    _recap_template
--- 4348  35_tally.sql: The letter by which tallies know where a task stands
--- 4350    _letter
--- 4369    _letters
--- 4381    _bound
--- 4401    _tally_template
--- 4426    _reckon_template
--- 4453    _finish_template
--- 4481    _moved_template
--- 4512    _sum0_template
--- 4548    _noted0_template
--- 4583    _bank0_template
--- 4603    _census_template
--- 4625    _count_template
--- 4647  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 4652    _put_template
--- 4717    _enlist_template
--- 4760    _new_template
--- 4815    _tag_template
--- 4833    _room_template
--- 4860    _shed_template
--- 4887    _first0_template
--- 4927    _once_template
--- 4975    _blocks
--- 5002    _meet_template
--- 5036    _swap_template
--- 5093    _series_template
--- 5130    _found_template
--- 5186    spawn_task
--- 5243    spawn_tasks
--- 5285    _read_task
--- 5303  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 5308    _hold_template
--- 5359    _own_template
--- 5379    _done_template
--- 5423    complete_run
--- 5446    _flush_template
--- 5525    _why_template
--- 5541    _read_runs
--- 5587    _explain_bad_run
--- 5612    complete_runs
--- 5637    _end_template
--- 5686    _lost_template
--- 5702    _file_template
--- 5726    _again_template
--- 5765    _queue_template
--- 5786    _fail_template
--- 5804    fail_run
--- 5828    _nap_template
--- 5857    schedule_run
--- 5887    _free_template
--- 5935    release_run
--- 5960    _keep_template
--- 5986    extend_claim
--- 6009  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 6014    _mark_template
--- 6036    _note_template
--- 6066    set_task_checkpoint_state
--- 6101    _recall_template
--- 6123    get_task_checkpoint_state
--- 6147    _list_template
--- 6176    get_task_checkpoint_states
--- 6202  43_events.sql: Wait for an event, or learn how the wait ended
--- 6209    _wait_template
--- 6281    _park_template
--- 6323    await_event
--- 6360    _emit_template
--- 6422    emit_event
--- 6447  44_control.sql: Read a task, or raise TG003
--- 6449    _fetch_template
--- 6476    _stop_template
--- 6508    _act_template
--- 6530    _halt_template
--- 6546    cancel_task
--- 6568    _rerun_template
--- 6641    _forget_template
--- 6661    _redo_template
--- 6694    _renew_template
--- 6730    retry_task
--- 6780    _show_template
--- 6828    get_task_result
--- 6863  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 6870    _purge_template
--- 6900    _erase_template
--- 6945    _first_uuid
--- 6964    _sweep_template
--- 7004    _clean
--- 7038    cleanup_tasks
--- 7059    cleanup_events
--- 7080    cleanup_all_queues
--- 7110  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 7112    _pause_template
--- 7133    pause_queue
--- 7162    resume_queue
--- 7179    get_queue_policy
--- 7202    set_queue_policy
--- 7220    list_namespaces
--- 7237  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 7240    _read_filter
--- 7274    _states_option
--- 7305    _read_cursor
--- 7324    _check_limit
--- 7348    _find_template
--- 7400    _seek_template
--- 7449    _page_template
--- 7518    _ended_template
--- 7555    _fit_template
--- 7591    _live_template
--- 7638    _hints0_template
--- 7680    _rows_template
--- 7729    list_tasks
--- 7775    _peek_template
--- 7828    get_task
--- 7880    _runs_template
--- 7933    list_runs
--- 7964    _past_template
--- 8039    _since_template
--- 8057    get_task_history
--- 8077    _held_template
--- 8109    list_workers
--- 8148    _read_place
--- 8167    _acts_template
--- 8193    list_actions
--- 8225  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 8227    _abort_template
--- 8264    cancel_tasks
--- 8309    _limit_option
--- 8322    _retake_template
--- 8360    requeue_task
--- 8385    list_dead_letters
--- 8428    _replay_template
--- 8469    replay_dead_letters
--- 8509    _bury_template
--- 8551    purge_dead_letters
--- 8581  49_stats.sql: When the first task that is ready became so; null if none is
--- 8583    _oldest_template
--- 8607    _elder0_template
--- 8641    _tenure_template
--- 8664    _stat_template
--- 8706    queue_stats
--- 8757    _from
--- 8770    _counters (view)
--- 8794    _gauge_template
--- 8835    _spans_template
--- 8888    metrics
--- 8924    _xmin_age
--- 8943    prometheus
--- 9002    _label_text
--- 9025    health
--- 9079  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 9084    _tick_template
--- 9106    _ticked (sequence)
--- 9112    _set_ticked
--- 9125    ticker
--- 9173    ticker_loop (procedure)
--- 9199  51_cron.sql: Whether pg_cron is installed in this database
--- 9201    _has_cron
--- 9211    _cron_has_seconds
--- 9232    _explain_no_cron
--- 9264    start
--- 9307    stop
--- 9332    _maintain
--- 9354    status
--- 9390  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 9394    _rights (view)
--- 9470    _allowed
--- 9508    _grant
--- 9527    _grant_again
--- 9543    _grant_queue
--- 9558    _check_grant
--- 9591    grant_access
--- 9627    revoke_access
--- 9674  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 2972    _move0_template
+-- 3034    _open_xids
+-- 3054    _next0_template
+-- 3082    _many0_template
+-- 3111    _stuck0_template
+-- 3148    _trim0_template
+-- 3191    _take_template
+-- 3272    _known_template
+-- 3292    _paused_until
+-- 3305    claim_task
+-- 3365    _next_template
+-- 3406    _soon0_template
+-- 3462    next_due
+-- 3487  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 3500    _due0_template
+-- 3576    _last0_template
+-- 3601    _any0_template
+-- 3628    _miss0_template
+-- 3664    _pass0_template
+-- 3710    _fire_template
+-- 3762    _expire_template
+-- 3830    _timeout_reason
+-- 3849    _over_template
+-- 3871    _close_template
+-- 3901    _follow_template
+-- 3931  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 3933    _segment_bytes
+-- 3954    _turn_template
+-- 3986    _turn0_template
+-- 4024    _spent0_template
+-- 4038    _dry0_template
+-- 4065    _left0_template
+-- 4096    _carry0_template
+-- 4140  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4146    _remake_template
+-- 4194    _alive_template
+-- 4248    _home
+-- 4261    _settle_template
+-- 4283    rebuild_dispatch
+-- 4320    _recap_template
+-- 4351  35_tally.sql: The letter by which tallies know where a task stands
+-- 4353    _letter
+-- 4372    _letters
+-- 4384    _bound
+-- 4404    _tally_template
+-- 4429    _reckon_template
+-- 4456    _finish_template
+-- 4484    _moved_template
+-- 4515    _sum0_template
+-- 4551    _noted0_template
+-- 4586    _bank0_template
+-- 4606    _census_template
+-- 4628    _count_template
+-- 4650  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 4655    _put_template
+-- 4720    _enlist_template
+-- 4763    _new_template
+-- 4818    _tag_template
+-- 4836    _room_template
+-- 4863    _shed_template
+-- 4890    _first0_template
+-- 4930    _once_template
+-- 4978    _blocks
+-- 5005    _meet_template
+-- 5039    _swap_template
+-- 5096    _series_template
+-- 5133    _found_template
+-- 5189    spawn_task
+-- 5246    spawn_tasks
+-- 5288    _read_task
+-- 5306  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 5311    _hold_template
+-- 5362    _own_template
+-- 5382    _done_template
+-- 5426    complete_run
+-- 5449    _flush_template
+-- 5528    _why_template
+-- 5544    _read_runs
+-- 5590    _explain_bad_run
+-- 5615    complete_runs
+-- 5640    _end_template
+-- 5689    _lost_template
+-- 5705    _file_template
+-- 5729    _again_template
+-- 5768    _queue_template
+-- 5789    _fail_template
+-- 5807    fail_run
+-- 5831    _nap_template
+-- 5860    schedule_run
+-- 5890    _free_template
+-- 5938    release_run
+-- 5963    _keep_template
+-- 5989    extend_claim
+-- 6012  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 6017    _mark_template
+-- 6039    _note_template
+-- 6069    set_task_checkpoint_state
+-- 6104    _recall_template
+-- 6126    get_task_checkpoint_state
+-- 6150    _list_template
+-- 6179    get_task_checkpoint_states
+-- 6205  43_events.sql: Wait for an event, or learn how the wait ended
+-- 6212    _wait_template
+-- 6284    _park_template
+-- 6326    await_event
+-- 6363    _emit_template
+-- 6425    emit_event
+-- 6450  44_control.sql: Read a task, or raise TG003
+-- 6452    _fetch_template
+-- 6479    _stop_template
+-- 6511    _act_template
+-- 6533    _halt_template
+-- 6549    cancel_task
+-- 6571    _rerun_template
+-- 6644    _forget_template
+-- 6664    _redo_template
+-- 6697    _renew_template
+-- 6733    retry_task
+-- 6783    _show_template
+-- 6831    get_task_result
+-- 6866  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 6873    _purge_template
+-- 6903    _erase_template
+-- 6948    _first_uuid
+-- 6967    _sweep_template
+-- 7007    _clean
+-- 7041    cleanup_tasks
+-- 7062    cleanup_events
+-- 7083    cleanup_all_queues
+-- 7113  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 7115    _pause_template
+-- 7136    pause_queue
+-- 7165    resume_queue
+-- 7182    get_queue_policy
+-- 7205    set_queue_policy
+-- 7223    list_namespaces
+-- 7240  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 7243    _read_filter
+-- 7277    _states_option
+-- 7308    _read_cursor
+-- 7327    _check_limit
+-- 7351    _find_template
+-- 7403    _seek_template
+-- 7452    _page_template
+-- 7521    _ended_template
+-- 7558    _fit_template
+-- 7594    _live_template
+-- 7641    _hints0_template
+-- 7683    _rows_template
+-- 7732    list_tasks
+-- 7778    _peek_template
+-- 7831    get_task
+-- 7883    _runs_template
+-- 7936    list_runs
+-- 7967    _past_template
+-- 8042    _since_template
+-- 8060    get_task_history
+-- 8080    _held_template
+-- 8112    list_workers
+-- 8151    _read_place
+-- 8170    _acts_template
+-- 8196    list_actions
+-- 8228  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 8230    _abort_template
+-- 8267    cancel_tasks
+-- 8312    _limit_option
+-- 8325    _retake_template
+-- 8363    requeue_task
+-- 8388    list_dead_letters
+-- 8431    _replay_template
+-- 8472    replay_dead_letters
+-- 8512    _bury_template
+-- 8554    purge_dead_letters
+-- 8584  49_stats.sql: When the first task that is ready became so; null if none is
+-- 8586    _oldest_template
+-- 8610    _elder0_template
+-- 8644    _tenure_template
+-- 8667    _stat_template
+-- 8709    queue_stats
+-- 8760    _from
+-- 8773    _counters (view)
+-- 8797    _gauge_template
+-- 8838    _spans_template
+-- 8891    metrics
+-- 8927    _xmin_age
+-- 8946    prometheus
+-- 9005    _label_text
+-- 9028    health
+-- 9082  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 9087    _tick_template
+-- 9109    _ticked (sequence)
+-- 9115    _set_ticked
+-- 9128    ticker
+-- 9176    ticker_loop (procedure)
+-- 9202  51_cron.sql: Whether pg_cron is installed in this database
+-- 9204    _has_cron
+-- 9214    _cron_has_seconds
+-- 9235    _explain_no_cron
+-- 9267    start
+-- 9310    stop
+-- 9335    _maintain
+-- 9357    status
+-- 9393  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 9397    _rights (view)
+-- 9473    _allowed
+-- 9511    _grant
+-- 9530    _grant_again
+-- 9546    _grant_queue
+-- 9561    _check_grant
+-- 9594    grant_access
+-- 9630    revoke_access
+-- 9677  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -2935,24 +2935,27 @@ create or replace function teguh._limits_template(p_task_ids uuid[])
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_task teguh.t_template;
+  v_begun     uuid[];
+  v_deadlines timestamptz[];
+  v_timed     uuid[];
+  v_turns     integer[];
+  v_ends      timestamptz[];
 begin
-  for v_task in
-    select t.*
+  select
+    array_agg(t.task_id) filter (where t.begins),
+    array_agg(t.deadline_at) filter (where t.begins),
+    array_agg(t.task_id) filter (where t.timeout_seconds is not null),
+    array_agg(t.turn) filter (where t.timeout_seconds is not null),
+    array_agg(t.lease_expires_at) filter (where t.timeout_seconds is not null)
+  into v_begun, v_deadlines, v_timed, v_turns, v_ends
+  from (
+    select t.*, t.attempt = 1 and t.deadline_at is not null as begins
     from teguh.t_template as t
     where t.task_id = any (p_task_ids)
-  loop
-    if v_task.attempt = 1 and v_task.deadline_at is not null then
-      perform teguh._push_template(
-        'l', array[v_task.task_id], array[0], array[v_task.deadline_at]
-      );
-    end if;
-    if v_task.timeout_seconds is not null then
-      perform teguh._push_template(
-        'l', array[v_task.task_id], array[v_task.turn], array[v_task.lease_expires_at]
-      );
-    end if;
-  end loop;
+  ) as t;
+
+  perform teguh._push_template('l', v_begun, teguh._fill(0, v_begun), v_deadlines);
+  perform teguh._push_template('l', v_timed, v_turns, v_ends);
 end;
 $$;
 

@@ -163,24 +163,27 @@ create or replace function teguh._limits_template(p_task_ids uuid[])
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_task teguh.t_template;
+  v_begun     uuid[];
+  v_deadlines timestamptz[];
+  v_timed     uuid[];
+  v_turns     integer[];
+  v_ends      timestamptz[];
 begin
-  for v_task in
-    select t.*
+  select
+    array_agg(t.task_id) filter (where t.begins),
+    array_agg(t.deadline_at) filter (where t.begins),
+    array_agg(t.task_id) filter (where t.timeout_seconds is not null),
+    array_agg(t.turn) filter (where t.timeout_seconds is not null),
+    array_agg(t.lease_expires_at) filter (where t.timeout_seconds is not null)
+  into v_begun, v_deadlines, v_timed, v_turns, v_ends
+  from (
+    select t.*, t.attempt = 1 and t.deadline_at is not null as begins
     from teguh.t_template as t
     where t.task_id = any (p_task_ids)
-  loop
-    if v_task.attempt = 1 and v_task.deadline_at is not null then
-      perform teguh._push_template(
-        'l', array[v_task.task_id], array[0], array[v_task.deadline_at]
-      );
-    end if;
-    if v_task.timeout_seconds is not null then
-      perform teguh._push_template(
-        'l', array[v_task.task_id], array[v_task.turn], array[v_task.lease_expires_at]
-      );
-    end if;
-  end loop;
+  ) as t;
+
+  perform teguh._push_template('l', v_begun, teguh._fill(0, v_begun), v_deadlines);
+  perform teguh._push_template('l', v_timed, v_turns, v_ends);
 end;
 $$;
 
