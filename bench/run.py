@@ -307,13 +307,26 @@ def _idle(
     database = conninfo_to_dict(system.dsn)["dbname"]
     counter = "select xact_commit + xact_rollback from pg_stat_database where datname = %s"
     system.connection.close()
-    time.sleep(2)
-    before, busy = scalar(watch, counter, database), _cpu(process.pid)
-    time.sleep(seconds)
-    after = scalar(watch, counter, database)
-    share = (_cpu(process.pid) - busy) / seconds
+    with _autovacuum_off(watch):  # its transactions are counted, too
+        time.sleep(2)
+        before, busy = scalar(watch, counter, database), _cpu(process.pid)
+        time.sleep(seconds)
+        after = scalar(watch, counter, database)
+        share = (_cpu(process.pid) - busy) / seconds
     system.connection = connect(system.dsn)
     return (after - before) / seconds, share
+
+
+@contextmanager
+def _autovacuum_off(watch: Conn) -> Iterator[None]:
+    """Keep autovacuum from working meanwhile."""
+    watch.execute("alter system set autovacuum = off")
+    watch.execute("select pg_reload_conf()")
+    try:
+        yield
+    finally:
+        watch.execute("alter system reset autovacuum")
+        watch.execute("select pg_reload_conf()")
 
 
 def _cpu(pid: int) -> float:
