@@ -8,379 +8,381 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  385  00_install.sql
---  433  01_version.sql: What the schema is, and its version
---  440    version
---  452  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  454    current_time
---  473    _after
---  488    _micros
---  499  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  515    _random_bytes
---  534    _make_uuidv7
---  557    portable_uuidv7
---  587    uuidv7_timestamp
---  613    _task_id
---  638    _run_id
---  653    _run_task
---  664    _run_number
---  678  12_types.sql: The composite types that functions pass to each other
---  683    _gap (type)
---  691    _late (type)
---  698    _timer (type)
---  705    _tally (type)
---  716    _picked (type)
---  728    _spawn (type)
---  752    _filter (type)
---  786  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  788    _check_keys
---  821    _number_option
---  856    _integer_option
---  872    _whole_option
---  899    _text_option
---  925    _flag_option
---  947    _uuid_option
---  974    _tags_option
--- 1003    _check_name
--- 1030    _check_seconds
--- 1058    _check_isolation
--- 1077    _buckets_option
--- 1115    _check_policy
--- 1162    _check_spawn
--- 1209    _read_spawn_options
--- 1288    _time_option
--- 1309    _moment_option
--- 1341    _read_time_options
--- 1379    _unique_option
--- 1433    _inherit
--- 1463    _check_cancellation
--- 1480  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1483    _check_retry_strategy
--- 1521    _backoff
--- 1574    _fraction
--- 1585  20_tables.sql: Queues and the policy of each
--- 1587    queues (table)
--- 1620    grants (table)
--- 1634    limits (table)
--- 1655    starts (table)
--- 1670    wanted (table)
--- 1682    versions (table)
--- 1697    t_template (table)
--- 1807    g_template (table)
--- 1819    d_template (table)
--- 1833    p0_template (table)
--- 1846    p1_template (table)
--- 1889    l_template (table)
--- 1916    h_template (table)
--- 1933    k0_template (table)
--- 1946    k1_template (table)
--- 1975    n0_template (table)
--- 1986    n1_template (table)
--- 2002    n_template (table)
--- 2026    seq_template (sequence)
--- 2027    ring_template (sequence)
--- 2028    parked_template (sequence)
--- 2029    woken_template (sequence)
--- 2030    plan_template (sequence)
--- 2031    fired_template (sequence)
--- 2032    clock_template (sequence)
--- 2033    carry_template (sequence)
--- 2034    round_template (sequence)
--- 2057    r_template (table)
--- 2074    a_template (table)
--- 2100    c_template (table)
--- 2116    e_template (table)
--- 2133    u_template (table)
--- 2146    w_template (table)
--- 2161  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2164    validate_queue_name
--- 2206    _policy
--- 2250    _call
--- 2264    _template_ddl (view)
--- 2349    _stamp
--- 2361    _stamp_queues
--- 2389    _stamp_relation
--- 2429    _stamp_function
--- 2462    _function
--- 2474    _signature
--- 2485    _leave_extension
--- 2511    _lock_number
--- 2521    _share_queue
--- 2534    _may
--- 2550    _each_queue
--- 2572    _init_template
--- 2598    _hush_template
--- 2619    _beyond
--- 2628    create_queue
--- 2691    _refuse_busy
--- 2710    drop_queue
--- 2740    _drop_all
--- 2789    list_queues
--- 2813  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 2822    _push_template
--- 2863    _fill
--- 2883    _add0_template
--- 2950    _back0_template
--- 2968  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 2973    _claim0_template
--- 3045    _pick0_template
--- 3128    _limits_template
--- 3169    _move0_template
--- 3231    _open_xids
--- 3251    _next0_template
--- 3280    _many0_template
--- 3309    _stuck0_template
--- 3347    _trim0_template
--- 3392    _take_template
--- 3481    _known_template
--- 3501    _paused_until
--- 3514    claim_task
--- 3575    _next_template
--- 3617    _soon0_template
--- 3673    next_due
--- 3698  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 3711    _due0_template
--- 3787    _last0_template
--- 3812    _any0_template
--- 3839    _miss0_template
--- 3875    _pass0_template
--- 3921    _fire_template
--- 3973    _expire_template
--- 4041    _timeout_reason
--- 4060    _over_template
--- 4082    _close_template
--- 4112    _follow_template
--- 4142  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4144    _segment_bytes
--- 4165    _turn_template
--- 4197    _turn0_template
--- 4235    _spent0_template
--- 4249    _dry0_template
--- 4276    _left0_template
--- 4307    _carry0_template
--- 4351  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4357    _remake_template
--- 4409    _alive_template
--- 4463    _home
--- 4476    _settle_template
--- 4498    rebuild_dispatch
--- 4535    _recap_template
--- 4566  35_tally.sql: The letter by which tallies know where a task stands
--- 4568    _letter
--- 4587    _letters
--- 4599    _bound
--- 4619    _tally_template
--- 4644    _reckon_template
--- 4671    _finish_template
--- 4699    _moved_template
--- 4730    _sum0_template
--- 4766    _noted0_template
--- 4801    _bank0_template
--- 4821    _census_template
--- 4843    _count_template
--- 4865  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 4875    _gate_number
--- 4885    _limit_of
--- 4902    _rule_template
--- 4931    _busy_template
--- 4950    _everywhere_busy
--- 4976    _left_over
--- 5002    _slots_template
--- 5036    _vacate_template
--- 5098    _unpause
--- 5118    _unbar_template
--- 5147    _intake_template
--- 5167    _sift0_template
--- 5248    _line_template
--- 5297    _keys_template
--- 5334    _admit_template
--- 5379    _spare_template
--- 5400    _choose_template
--- 5443    _named_template
--- 5470    _weed_template
--- 5503    _seize_template
--- 5574    _occupy_template
--- 5635    _chance_template
--- 5664    _align_template
--- 5697  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough
--- 5699    _want_template
--- 5731    _names_option
--- 5766    _line_up
--- 5802    claim_any
--- 5873    _check_order
--- 5890  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 5895    _put_template
--- 5962    _enlist_template
--- 6005    _new_template
--- 6061    _tag_template
--- 6079    _room_template
--- 6106    _shed_template
--- 6148    _first0_template
--- 6189    _once_template
--- 6237    _blocks
--- 6264    _meet_template
--- 6298    _swap_template
--- 6358    _series_template
--- 6395    _found_template
--- 6451    spawn_task
--- 6511    spawn_tasks
--- 6558    _read_task
--- 6576  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 6581    _hold_template
--- 6632    _own_template
--- 6652    _done_template
--- 6696    complete_run
--- 6719    _flush_template
--- 6798    _why_template
--- 6814    _read_runs
--- 6860    _explain_bad_run
--- 6885    complete_runs
--- 6910    _end_template
--- 6959    _lost_template
--- 6975    _file_template
--- 6999    _again_template
--- 7039    _queue_template
--- 7060    _fail_template
--- 7078    fail_run
--- 7102    _nap_template
--- 7131    schedule_run
--- 7161    _free_template
--- 7209    release_run
--- 7234    _keep_template
--- 7260    extend_claim
--- 7283  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7288    _mark_template
--- 7310    _note_template
--- 7340    set_task_checkpoint_state
--- 7375    _recall_template
--- 7397    get_task_checkpoint_state
--- 7421    _list_template
--- 7450    get_task_checkpoint_states
--- 7476  43_events.sql: Wait for an event, or learn how the wait ended
--- 7483    _wait_template
--- 7555    _park_template
--- 7597    await_event
--- 7634    _emit_template
--- 7697    emit_event
--- 7722  44_control.sql: Read a task, or raise TG003
--- 7724    _fetch_template
--- 7751    _stop_template
--- 7783    _act_template
--- 7805    _halt_template
--- 7821    cancel_task
--- 7843    _rerun_template
--- 7916    _forget_template
--- 7936    _redo_template
--- 7969    _renew_template
--- 8005    retry_task
--- 8055    _show_template
--- 8103    get_task_result
--- 8138  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8145    _purge_template
--- 8175    _erase_template
--- 8220    _first_uuid
--- 8239    _sweep_template
--- 8279    _clean
--- 8313    cleanup_tasks
--- 8334    cleanup_events
--- 8355    cleanup_all_queues
--- 8385  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 8387    _cap_template
--- 8415    _write_limit
--- 8434    _read_limit
--- 8487    _check_limit_keys
--- 8509    set_limit
--- 8563    _usage_template
--- 8651    limit_usage
--- 8680  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 8682    _pause_template
--- 8703    _halve_template
--- 8735    _check_only
--- 8756    pause_queue
--- 8792    resume_queue
--- 8818    get_queue_policy
--- 8841    set_queue_policy
--- 8859    list_namespaces
--- 8876  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 8879    _read_filter
--- 8913    _states_option
--- 8944    _read_cursor
--- 8963    _check_limit
--- 8987    _find_template
--- 9039    _seek_template
--- 9088    _page_template
--- 9157    _ended_template
--- 9194    _fit_template
--- 9230    _live_template
--- 9277    _hints0_template
--- 9319    _rows_template
--- 9368    list_tasks
--- 9414    _peek_template
--- 9467    get_task
--- 9519    _runs_template
--- 9572    list_runs
--- 9603    _past_template
--- 9678    _since_template
--- 9696    get_task_history
--- 9716    _held_template
--- 9748    list_workers
--- 9787    _read_place
--- 9806    _acts_template
--- 9832    list_actions
--- 9864  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 9866    _abort_template
--- 9903    cancel_tasks
--- 9940    _check_meant
--- 9960    _limit_option
--- 9973    _retake_template
--- 10011    requeue_task
--- 10036    _regain_template
--- 10072    requeue_tasks
--- 10111    list_dead_letters
--- 10154    _replay_template
--- 10195    replay_dead_letters
--- 10235    _bury_template
--- 10277    purge_dead_letters
--- 10307  49_stats.sql: When the first task that is ready became so; null if none is
--- 10309    _oldest_template
--- 10346    _elder0_template
--- 10380    _tenure_template
--- 10403    _is_wanted
--- 10420    _stat_template
--- 10466    queue_stats
--- 10521    _from
--- 10534    _counters (view)
--- 10558    _gauge_template
--- 10604    _spans_template
--- 10657    metrics
--- 10693    _xmin_age
--- 10712    prometheus
--- 10771    _label_text
--- 10794    health
--- 10848  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 10853    _tick_template
--- 10875    _ticked (sequence)
--- 10881    _set_ticked
--- 10894    ticker
--- 10942    ticker_loop (procedure)
--- 10968  51_cron.sql: Whether pg_cron is installed in this database
--- 10970    _has_cron
--- 10980    _cron_has_seconds
--- 11001    _explain_no_cron
--- 11033    start
--- 11076    stop
--- 11101    _maintain
--- 11123    status
--- 11159  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11163    _rights (view)
--- 11243    _allowed
--- 11281    _grant
--- 11300    _grant_again
--- 11316    _grant_queue
--- 11331    _check_grant
--- 11364    grant_access
--- 11400    revoke_access
--- 11447  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  387  00_install.sql
+--  435  01_version.sql: What the schema is, and its version
+--  442    version
+--  454  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  456    current_time
+--  475    _after
+--  490    _micros
+--  501  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  517    _random_bytes
+--  536    _make_uuidv7
+--  559    portable_uuidv7
+--  589    uuidv7_timestamp
+--  615    _task_id
+--  640    _run_id
+--  655    _run_task
+--  666    _run_number
+--  680  12_types.sql: The composite types that functions pass to each other
+--  685    _gap (type)
+--  693    _late (type)
+--  700    _timer (type)
+--  707    _tally (type)
+--  718    _picked (type)
+--  730    _spawn (type)
+--  754    _filter (type)
+--  788  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  790    _check_keys
+--  823    _number_option
+--  858    _integer_option
+--  874    _whole_option
+--  901    _text_option
+--  927    _flag_option
+--  949    _uuid_option
+--  976    _tags_option
+-- 1005    _check_name
+-- 1032    _check_seconds
+-- 1060    _check_isolation
+-- 1079    _buckets_option
+-- 1117    _check_policy
+-- 1164    _check_spawn
+-- 1211    _read_spawn_options
+-- 1290    _time_option
+-- 1311    _moment_option
+-- 1343    _read_time_options
+-- 1381    _unique_option
+-- 1435    _inherit
+-- 1465    _check_cancellation
+-- 1482  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1485    _check_retry_strategy
+-- 1523    _backoff
+-- 1576    _fraction
+-- 1587  20_tables.sql: Queues and the policy of each
+-- 1589    queues (table)
+-- 1622    grants (table)
+-- 1636    limits (table)
+-- 1657    starts (table)
+-- 1672    wanted (table)
+-- 1684    versions (table)
+-- 1699    t_template (table)
+-- 1809    g_template (table)
+-- 1821    d_template (table)
+-- 1835    p0_template (table)
+-- 1848    p1_template (table)
+-- 1891    l_template (table)
+-- 1918    h_template (table)
+-- 1935    k0_template (table)
+-- 1948    k1_template (table)
+-- 1977    n0_template (table)
+-- 1988    n1_template (table)
+-- 2004    n_template (table)
+-- 2028    seq_template (sequence)
+-- 2029    ring_template (sequence)
+-- 2030    parked_template (sequence)
+-- 2031    woken_template (sequence)
+-- 2032    plan_template (sequence)
+-- 2033    fired_template (sequence)
+-- 2034    clock_template (sequence)
+-- 2035    carry_template (sequence)
+-- 2036    round_template (sequence)
+-- 2059    r_template (table)
+-- 2076    a_template (table)
+-- 2102    c_template (table)
+-- 2118    e_template (table)
+-- 2135    u_template (table)
+-- 2148    w_template (table)
+-- 2163  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2166    validate_queue_name
+-- 2208    _policy
+-- 2252    _call
+-- 2266    _template_ddl (view)
+-- 2351    _stamp
+-- 2363    _stamp_queues
+-- 2391    _stamp_relation
+-- 2431    _stamp_function
+-- 2464    _function
+-- 2476    _signature
+-- 2487    _leave_extension
+-- 2513    _lock_number
+-- 2523    _share_queue
+-- 2536    _may
+-- 2552    _each_queue
+-- 2574    _init_template
+-- 2600    _hush_template
+-- 2621    _beyond
+-- 2630    create_queue
+-- 2693    _refuse_busy
+-- 2712    drop_queue
+-- 2742    _drop_all
+-- 2791    list_queues
+-- 2815  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 2824    _push_template
+-- 2865    _fill
+-- 2885    _add0_template
+-- 2952    _back0_template
+-- 2970  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 2975    _claim0_template
+-- 3047    _pick0_template
+-- 3130    _limits_template
+-- 3171    _move0_template
+-- 3233    _open_xids
+-- 3253    _next0_template
+-- 3282    _many0_template
+-- 3311    _stuck0_template
+-- 3349    _trim0_template
+-- 3394    _take_template
+-- 3475    _known_template
+-- 3495    _paused_until
+-- 3508    claim_task
+-- 3569    _next_template
+-- 3611    _soon0_template
+-- 3667    next_due
+-- 3692  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 3705    _due0_template
+-- 3781    _last0_template
+-- 3806    _any0_template
+-- 3833    _miss0_template
+-- 3869    _pass0_template
+-- 3915    _fire_template
+-- 3967    _expire_template
+-- 4035    _timeout_reason
+-- 4054    _over_template
+-- 4076    _close_template
+-- 4106    _follow_template
+-- 4136  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4138    _segment_bytes
+-- 4159    _turn_template
+-- 4191    _turn0_template
+-- 4229    _spent0_template
+-- 4243    _dry0_template
+-- 4270    _left0_template
+-- 4301    _carry0_template
+-- 4345  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4351    _remake_template
+-- 4403    _alive_template
+-- 4457    _home
+-- 4470    _settle_template
+-- 4492    rebuild_dispatch
+-- 4529    _recap_template
+-- 4560  35_tally.sql: The letter by which tallies know where a task stands
+-- 4562    _letter
+-- 4581    _letters
+-- 4593    _bound
+-- 4613    _tally_template
+-- 4638    _reckon_template
+-- 4665    _finish_template
+-- 4693    _moved_template
+-- 4724    _sum0_template
+-- 4760    _noted0_template
+-- 4795    _bank0_template
+-- 4815    _census_template
+-- 4837    _count_template
+-- 4859  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 4869    _gate_number
+-- 4879    _limit_of
+-- 4896    _rule_template
+-- 4925    _going_template
+-- 4939    _busy_template
+-- 4955    _everywhere_busy
+-- 4981    _started
+-- 4998    _left_over
+-- 5019    _slots_template
+-- 5053    _vacate_template
+-- 5115    _unpause
+-- 5135    _unbar_template
+-- 5164    _intake_template
+-- 5185    _sift0_template
+-- 5270    _line_template
+-- 5319    _keys_template
+-- 5356    _admit_template
+-- 5401    _spare_template
+-- 5422    _choose_template
+-- 5467    _named_template
+-- 5494    _weed_template
+-- 5527    _seize_template
+-- 5598    _occupy_template
+-- 5659    _chance_template
+-- 5688    _align_template
+-- 5723  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough
+-- 5725    _want_template
+-- 5757    _names_option
+-- 5792    _line_up
+-- 5828    claim_any
+-- 5901    _check_order
+-- 5918  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 5923    _put_template
+-- 5990    _enlist_template
+-- 6033    _new_template
+-- 6089    _tag_template
+-- 6107    _room_template
+-- 6134    _shed_template
+-- 6176    _first0_template
+-- 6217    _once_template
+-- 6265    _blocks
+-- 6292    _meet_template
+-- 6326    _swap_template
+-- 6386    _series_template
+-- 6423    _found_template
+-- 6479    spawn_task
+-- 6539    spawn_tasks
+-- 6586    _read_task
+-- 6604  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 6609    _hold_template
+-- 6660    _own_template
+-- 6680    _done_template
+-- 6724    complete_run
+-- 6747    _flush_template
+-- 6826    _why_template
+-- 6842    _read_runs
+-- 6888    _explain_bad_run
+-- 6913    complete_runs
+-- 6938    _end_template
+-- 6987    _lost_template
+-- 7003    _file_template
+-- 7027    _again_template
+-- 7067    _queue_template
+-- 7088    _fail_template
+-- 7106    fail_run
+-- 7130    _nap_template
+-- 7159    schedule_run
+-- 7189    _free_template
+-- 7237    release_run
+-- 7262    _keep_template
+-- 7288    extend_claim
+-- 7311  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7316    _mark_template
+-- 7338    _note_template
+-- 7368    set_task_checkpoint_state
+-- 7403    _recall_template
+-- 7425    get_task_checkpoint_state
+-- 7449    _list_template
+-- 7478    get_task_checkpoint_states
+-- 7504  43_events.sql: Wait for an event, or learn how the wait ended
+-- 7511    _wait_template
+-- 7583    _park_template
+-- 7625    await_event
+-- 7662    _emit_template
+-- 7725    emit_event
+-- 7750  44_control.sql: Read a task, or raise TG003
+-- 7752    _fetch_template
+-- 7779    _stop_template
+-- 7811    _act_template
+-- 7833    _halt_template
+-- 7849    cancel_task
+-- 7871    _rerun_template
+-- 7944    _forget_template
+-- 7964    _redo_template
+-- 7997    _renew_template
+-- 8033    retry_task
+-- 8083    _show_template
+-- 8131    get_task_result
+-- 8166  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8173    _purge_template
+-- 8203    _erase_template
+-- 8248    _first_uuid
+-- 8267    _sweep_template
+-- 8307    _clean
+-- 8341    cleanup_tasks
+-- 8362    cleanup_events
+-- 8383    cleanup_all_queues
+-- 8413  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 8415    _cap_template
+-- 8443    _write_limit
+-- 8462    _read_limit
+-- 8515    _check_limit_keys
+-- 8537    set_limit
+-- 8591    _usage_template
+-- 8653    limit_usage
+-- 8682  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 8684    _pause_template
+-- 8705    _halve_template
+-- 8737    _check_only
+-- 8758    pause_queue
+-- 8794    resume_queue
+-- 8820    get_queue_policy
+-- 8843    set_queue_policy
+-- 8861    list_namespaces
+-- 8878  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 8881    _read_filter
+-- 8915    _states_option
+-- 8946    _read_cursor
+-- 8965    _check_limit
+-- 8989    _find_template
+-- 9041    _seek_template
+-- 9090    _page_template
+-- 9159    _ended_template
+-- 9196    _fit_template
+-- 9232    _live_template
+-- 9279    _hints0_template
+-- 9321    _rows_template
+-- 9370    list_tasks
+-- 9416    _peek_template
+-- 9469    get_task
+-- 9521    _runs_template
+-- 9574    list_runs
+-- 9605    _past_template
+-- 9680    _since_template
+-- 9698    get_task_history
+-- 9718    _held_template
+-- 9750    list_workers
+-- 9789    _read_place
+-- 9808    _acts_template
+-- 9834    list_actions
+-- 9866  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 9868    _abort_template
+-- 9905    cancel_tasks
+-- 9942    _check_meant
+-- 9962    _limit_option
+-- 9975    _retake_template
+-- 10013    requeue_task
+-- 10038    _regain_template
+-- 10074    requeue_tasks
+-- 10113    list_dead_letters
+-- 10156    _replay_template
+-- 10197    replay_dead_letters
+-- 10237    _bury_template
+-- 10279    purge_dead_letters
+-- 10309  49_stats.sql: When the first task that is ready became so; null if none is
+-- 10311    _oldest_template
+-- 10348    _elder0_template
+-- 10382    _tenure_template
+-- 10405    _is_wanted
+-- 10422    _stat_template
+-- 10468    queue_stats
+-- 10523    _from
+-- 10536    _counters (view)
+-- 10560    _gauge_template
+-- 10606    _spans_template
+-- 10659    metrics
+-- 10695    _xmin_age
+-- 10714    prometheus
+-- 10773    _label_text
+-- 10796    health
+-- 10850  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 10855    _tick_template
+-- 10877    _ticked (sequence)
+-- 10883    _set_ticked
+-- 10896    ticker
+-- 10944    ticker_loop (procedure)
+-- 10970  51_cron.sql: Whether pg_cron is installed in this database
+-- 10972    _has_cron
+-- 10982    _cron_has_seconds
+-- 11003    _explain_no_cron
+-- 11035    start
+-- 11078    stop
+-- 11103    _maintain
+-- 11125    status
+-- 11161  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11165    _rights (view)
+-- 11245    _allowed
+-- 11283    _grant
+-- 11302    _grant_again
+-- 11318    _grant_queue
+-- 11333    _check_grant
+-- 11366    grant_access
+-- 11402    revoke_access
+-- 11449  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -1887,27 +1889,27 @@ comment on table teguh.p1_template is
 -- Lanes: the ready tasks of a queue that goes by rules.  Written only under the queue's lock
 -- (teguh._gate_number).
 create table if not exists teguh.l_template (
-  rank      double precision not null,
+  ranking   double precision not null,
   seq       bigint           not null,
   task_id   uuid             not null,
   turn      integer          not null,
-  stage     "char"           not null,
+  gate      "char"           not null,
   task_name text             not null,
   flow_key  text             not null
 );
 
 create index if not exists lopen_template
-  on teguh.l_template (task_name collate "C", rank, seq)
-  where stage = 'o';
+  on teguh.l_template (task_name collate "C", ranking, seq)
+  where gate = 'o';
 create index if not exists lkey_template
-  on teguh.l_template (flow_key collate "C", stage, rank, seq);
+  on teguh.l_template (flow_key collate "C", gate, ranking, seq);
 
 comment on table teguh.l_template is
   'Lanes: ready tasks in the order in which they are to be claimed. A row is a hint; '
   'whether its task is to be had, the task says.';
-comment on column teguh.l_template.rank is
+comment on column teguh.l_template.ranking is
   'The virtual due time in seconds since 1970 or, in a fair queue, the round it is in.';
-comment on column teguh.l_template.stage is
+comment on column teguh.l_template.gate is
   'o: open, its key leaves room for it. w: waits for that.';
 comment on column teguh.l_template.flow_key is
   'The key; empty if the task has none.';
@@ -3387,14 +3389,14 @@ $$;
 -- Due timers are looked at first when no claim has done so for 20 ms, and in any
 -- case before a claim comes back short: nothing due waits for a ticker.  A claim
 -- that does come back short counts its worker as waiting, so that the next spawn
--- notifies.  p_ruled: the queue goes by lanes, where p_task_names (null: all) may be
+-- notifies.  p_ruled: the queue goes by lanes, where tasks of some names (null: of all) may be
 -- asked for.
 create or replace function teguh._take_template(
-  p_worker     text,
-  p_timeout    double precision,
-  p_qty        integer,
-  p_ruled      boolean,
-  p_task_names text[]
+  p_worker  text,
+  p_timeout double precision,
+  p_qty     integer,
+  p_ruled   boolean,
+  p_names   text[]
 )
   returns table(
     run_id           uuid,
@@ -3436,15 +3438,10 @@ begin
   loop
     v_before := v_left;
     v_ring := pg_sequence_last_value('teguh.ring_template'::regclass);
-    if p_ruled then
-      v_task_ids := v_task_ids || teguh._admit_template(
-        p_worker, v_now, v_until, v_left, p_task_names
-      );
-      v_left := p_qty - cardinality(v_task_ids);
-    end if;
     for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
-      exit when v_left <= 0 or p_ruled;
+      exit when v_left <= 0;
       v_task_ids := v_task_ids || case
+        when p_ruled then teguh._admit_template(p_worker, v_now, v_until, v_left, p_names)
         when v_gen % 2 = 0 then teguh._claim0_template(p_worker, v_now, v_until, v_left)
         else teguh._claim1_template(p_worker, v_now, v_until, v_left)
       end;
@@ -3469,10 +3466,7 @@ begin
     t.lease_expires_at, t.timeout_seconds
   from unnest(v_task_ids) as u(task_id)
   cross join lateral (
-    select t.*
-    from teguh.t_template as t
-    where t.task_id = u.task_id
-    offset 0
+    select t.* from teguh.t_template as t where t.task_id = u.task_id offset 0
   ) as t;
 end;
 $$;
@@ -4927,6 +4921,20 @@ begin
 end;
 $$;
 
+-- The runs that are held, by what they are limited by.
+create or replace function teguh._going_template(p_now timestamptz)
+  returns table(task_name text, flow_key text)
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select h.task_name, h.flow_key
+  from teguh.h_template as h
+  join teguh.t_template as t on (t.task_id, t.turn) = (h.task_id, h.turn)
+  where t.state = 'running'
+    and coalesce(t.lease_expires_at > p_now, true);
+$$;
+
 -- How many runs are held, of one task name or of all (null).
 create or replace function teguh._busy_template(p_task_name text, p_now timestamptz)
   returns bigint
@@ -4937,11 +4945,8 @@ as $$
 begin
   return (
     select count(*)
-    from teguh.h_template as h
-    join teguh.t_template as t on (t.task_id, t.turn) = (h.task_id, h.turn)
-    where t.state = 'running'
-      and coalesce(t.lease_expires_at > p_now, true)
-      and h.task_name = coalesce(p_task_name, h.task_name)
+    from teguh._going_template(p_now) as r
+    where r.task_name = coalesce(p_task_name, r.task_name)
   );
 end;
 $$;
@@ -4972,6 +4977,23 @@ begin
 end;
 $$;
 
+-- How many tasks were started within the period of a rate.
+create or replace function teguh._started(
+  p_limit teguh.limits,
+  p_name  text,
+  p_now   timestamptz
+)
+  returns bigint
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(sum(s.qty), 0)::bigint
+  from teguh.starts as s
+  where (s.queue_name, s.scope, s.name) = (p_limit.queue_name, p_limit.scope, p_name)
+    and s.started_at > teguh._after(p_now, -p_limit.period_seconds);
+$$;
+
 -- How many more tasks may start under a limit; null if it says nothing.
 create or replace function teguh._left_over(
   p_limit   teguh.limits,
@@ -4988,12 +5010,7 @@ begin
   return least(
     case when p_limit.paused_until > p_now then 0 end,
     case when p_limit.fifo then 1 else p_limit.max_running end - p_running,
-    p_limit.rate - (
-      select coalesce(sum(s.qty), 0)
-      from teguh.starts as s
-      where (s.queue_name, s.scope, s.name) = (p_limit.queue_name, p_limit.scope, p_name)
-        and s.started_at > teguh._after(p_now, -p_limit.period_seconds)
-    )
+    p_limit.rate - teguh._started(p_limit, p_name, p_now)
   );
 end;
 $$;
@@ -5026,7 +5043,7 @@ begin
     select count(*) as qty
     from teguh.l_template as o
     where o.flow_key collate "C" = k.flow_key
-      and o.stage = 'o'
+      and o.gate = 'o'
   ) as o;
 end;
 $$;
@@ -5087,7 +5104,7 @@ begin
     v_keys := v_keys || array(
       select distinct l.flow_key
       from teguh.l_template as l
-      where l.stage = 'w'
+      where l.gate = 'w'
     );
   end if;
   return v_keys || v_rated;
@@ -5127,7 +5144,7 @@ begin
   end if;
 
   update teguh.l_template as l
-  set stage = 'o'
+  set gate = 'o'
   where l.ctid = any (array(
     select w.place
     from teguh._slots_template(p_keys, p_now) as s
@@ -5135,8 +5152,8 @@ begin
       select w.ctid as place
       from teguh.l_template as w
       where w.flow_key collate "C" = s.flow_key
-        and w.stage = 'w'
-      order by w.rank, w.seq
+        and w.gate = 'w'
+      order by w.ranking, w.seq
       limit case when s.slots is not null then greatest(s.slots, 0) end
     ) as w
   ));
@@ -5154,10 +5171,11 @@ declare
   v_ring bigint := pg_sequence_last_value('teguh.ring_template'::regclass);
 begin
   for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
-    perform teguh._line_template(
-      case when v_gen % 2 = 0 then teguh._sift0_template(p_now) else teguh._sift1_template(p_now) end,
-      p_now
-    );
+    if v_gen % 2 = 0 then
+      perform teguh._line_template(teguh._sift0_template(p_now), p_now);
+    else
+      perform teguh._line_template(teguh._sift1_template(p_now), p_now);
+    end if;
   end loop;
 end;
 $$;
@@ -5171,15 +5189,18 @@ create or replace function teguh._sift0_template(p_now timestamptz)
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_from     teguh.k0_template;
-  v_first    teguh._gap;
-  v_task_ids uuid[];
+  v_from   teguh.k0_template;
+  v_picked teguh._picked;
 begin
   select k.* into v_from
   from teguh.k0_template as k
   where k.kind = 'r'
   order by k.kind desc, k.n desc
   limit 1;
+  if not found then
+    v_from.xid := '0';
+    v_from.seq := 0;
+  end if;
 
   with ready as materialized (
     select p.xid, p.seq, t.task_id
@@ -5193,7 +5214,7 @@ begin
         select p.*
         from teguh.p0_template as p
         where p.kind = 'r'
-          and (p.xid, p.seq) >= (coalesce(v_from.xid, '0'), coalesce(v_from.seq, 0))
+          and (p.xid, p.seq) >= (v_from.xid, v_from.seq)
         order by p.xid, p.seq
       )
     ) as p
@@ -5221,21 +5242,22 @@ begin
     array_agg(m.task_id order by m.xid, m.seq),
     (
       array_agg(row(m.xid, m.seq, null)::teguh._gap order by m.xid, m.seq)
-        filter (where (m.xid, m.seq) >= (coalesce(v_from.xid, '0'), coalesce(v_from.seq, 0)))
+        filter (where (m.xid, m.seq) >= (v_from.xid, v_from.seq))
     )[1]
-  into v_task_ids, v_first
+  into v_picked.task_ids, v_picked.first
   from moved as m;
 
   if teguh._many0_template(
-    32, coalesce(v_from.xid, '0'), coalesce(v_from.seq, 0),
-    coalesce(v_first.xid, '18446744073709551615'), coalesce(v_first.low_seq, 0)
+    32, v_from.xid, v_from.seq,
+    coalesce((v_picked.first).xid, '18446744073709551615'),
+    coalesce((v_picked.first).low_seq, 0)
   ) then
     perform teguh._move0_template(
-      coalesce(v_from.xid, '0'), coalesce(v_from.seq, 0), v_from.gaps,
-      v_first.xid, v_first.low_seq
+      v_from.xid, v_from.seq, v_from.gaps,
+      (v_picked.first).xid, (v_picked.first).low_seq
     );
   end if;
-  return v_task_ids;
+  return v_picked.task_ids;
 end;
 $$;
 
@@ -5260,9 +5282,9 @@ declare
     pg_sequence_last_value('teguh.round_template'::regclass), 0
   );
 begin
-  insert into teguh.l_template as l (rank, seq, task_id, turn, stage, task_name, flow_key)
+  insert into teguh.l_template as l (ranking, seq, task_id, turn, gate, task_name, flow_key)
   select
-    n.rank, nextval('teguh.seq_template'::regclass), n.task_id, n.turn,
+    n.ranking, nextval('teguh.seq_template'::regclass), n.task_id, n.turn,
     case when n.kept or coalesce(n.nth <= n.slots, true) then 'o' else 'w' end::"char",
     n.task_name, n.flow_key
   from (
@@ -5271,11 +5293,11 @@ begin
       row_number() over (partition by t.flow_key, t.kept order by t.place) as nth,
       case
         when v_fair then
-          greatest(k.last, v_round) + row_number() over (partition by t.flow_key order by t.place)
+          greatest(k.latest, v_round) + row_number() over (partition by t.flow_key order by t.place)
         when k.fifo then
-          greatest(k.last, max(t.due) over (partition by t.flow_key order by t.place))
+          greatest(k.latest, max(t.due) over (partition by t.flow_key order by t.place))
         else t.due
-      end as rank
+      end as ranking
     from (
       select
         u.place, t.task_id, t.turn, t.task_name, coalesce(t.flow_key, '') as flow_key,
@@ -5292,10 +5314,10 @@ begin
 end;
 $$;
 
--- What is to be known of the keys of tasks: how many of each may be opened (null: all), the last
--- rank there is, whether it is first in, first out.
+-- What is to be known of the keys of tasks: how many of each may be opened (null: all), the latest
+-- ranking there is, whether it is first in, first out.
 create or replace function teguh._keys_template(p_task_ids uuid[], p_now timestamptz)
-  returns table(flow_key text, slots bigint, last double precision, fifo boolean)
+  returns table(flow_key text, slots bigint, latest double precision, fifo boolean)
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
@@ -5309,21 +5331,21 @@ declare
   );
 begin
   return query
-  select k.flow_key, s.slots, r.last, coalesce(l.fifo, false)
+  select k.flow_key, s.slots, r.latest, coalesce(l.fifo, false)
   from unnest(v_keys) as k(flow_key)
   left join teguh._slots_template(v_keys, p_now) as s on s.flow_key = k.flow_key
   left join lateral (
     select l.fifo from teguh._limit_of(substr('_template', 2), 'key', k.flow_key) as l
   ) as l on k.flow_key <> ''
   cross join lateral (
-    select max(r.rank) as last
-    from unnest('{o,w}'::"char"[]) as g(stage)
+    select max(r.ranking) as latest
+    from unnest('{o,w}'::"char"[]) as g(gate)
     cross join lateral (
-      select r.rank
+      select r.ranking
       from teguh.l_template as r
       where r.flow_key collate "C" = k.flow_key
-        and r.stage = g.stage
-      order by r.rank desc, r.seq desc
+        and r.gate = g.gate
+      order by r.ranking desc, r.seq desc
       limit 1
     ) as r
   ) as r;
@@ -5422,18 +5444,20 @@ begin
     select l.*
     from unnest(v_names) as n(task_name)
     left join lateral (
-      select teguh._left_over(m, n.task_name, teguh._busy_template(n.task_name, p_now), p_now) as qty
+      select teguh._left_over(
+        m, n.task_name, teguh._busy_template(n.task_name, p_now), p_now
+      ) as qty
       from teguh._limit_of(substr('_template', 2), 'task', n.task_name) as m
     ) as s on true
     cross join lateral (
-      select l.ctid as place, l.task_id, l.turn, l.rank, l.seq
+      select l.ctid as place, l.task_id, l.turn, l.ranking, l.seq
       from teguh.l_template as l
-      where l.stage = 'o'
+      where l.gate = 'o'
         and l.task_name collate "C" = n.task_name
-      order by l.rank, l.seq
+      order by l.ranking, l.seq
       limit least(p_qty, case when s.qty is not null then greatest(s.qty, 0) end)
     ) as l
-    order by l.rank, l.seq
+    order by l.ranking, l.seq
     limit p_qty
   ) as c;
 end;
@@ -5453,7 +5477,7 @@ begin
   loop
     select l.task_name into v_name
     from teguh.l_template as l
-    where l.stage = 'o'
+    where l.gate = 'o'
       and l.task_name collate "C" > coalesce(v_name, '')
     order by l.task_name collate "C"
     limit 1;
@@ -5589,10 +5613,10 @@ begin
     delete from teguh.l_template as l
     where l.ctid = any (p_places)
       and l.task_id = any (p_task_ids)
-    returning l.rank
+    returning l.ranking
   )
 
-  select max(g.rank)::bigint into v_round
+  select max(g.ranking)::bigint into v_round
   from gone as g;
   perform from teguh.limits as l
   where l.queue_name = v_queue_name
@@ -5639,7 +5663,7 @@ create or replace function teguh._chance_template(p_now timestamptz)
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  perform from teguh.l_template as l
+  perform from teguh.l_template
   limit 1;
   if not found then
     return null;
@@ -5660,7 +5684,7 @@ begin
 end;
 $$;
 
--- Arrange the lanes anew: limits have changed.  p_rank: so has what tasks rank by.
+-- Arrange the lanes anew: limits have changed.  p_order: so has what they rank by.
 create or replace function teguh._align_template(p_rank boolean, p_now timestamptz)
   returns void
   language plpgsql
@@ -5683,13 +5707,15 @@ begin
     perform teguh._line_template(v_task_ids, p_now);
   else
     update teguh.l_template as l
-    set stage = 'w'
-    where l.stage = 'o'
+    set gate = 'w'
+    where l.gate = 'o'
       and l.flow_key <> ''
       and not exists (
         select from teguh.h_template as h where h.fifo and h.task_id = l.task_id
       );
-    perform teguh._unbar_template(array(select distinct l.flow_key from teguh.l_template as l), p_now);
+    perform teguh._unbar_template(
+      array(select distinct l.flow_key from teguh.l_template as l), p_now
+    );
   end if;
 end;
 $$;
@@ -5849,7 +5875,9 @@ begin
     if v_names is not null then
       execute format('select teguh._want_%s($1)', v_queue) using v_names;
     end if;
-    return query execute format('select t.*, $6 from teguh._take_%s($1, $2, $3, $4, $5) as t', v_queue)
+    return query execute format(
+      'select t.*, $6 from teguh._take_%s($1, $2, $3, $4, $5) as t', v_queue
+    )
     using
       coalesce(nullif(btrim(p_worker_id), ''), 'worker'), nullif(p_claim_timeout, 'NaN'), v_left,
       v_policy ? 'ruled' or v_names is not null, v_names, v_queue;
@@ -6122,7 +6150,7 @@ begin
   if cardinality(v_task_ids) < p_count then
     v_task_ids := v_task_ids || array(
       select t.task_id
-      from (select l.* from teguh.l_template as l order by l.rank, l.seq) as l
+      from (select l.* from teguh.l_template as l order by l.ranking, l.seq) as l
       cross join lateral (
         select t.task_id
         from teguh.t_template as t
@@ -8583,67 +8611,41 @@ declare
   v_now timestamptz := teguh.current_time();
 begin
   return query
-  with held as materialized (
-    select h.task_name, h.flow_key
-    from teguh.h_template as h
-    join teguh.t_template as t on (t.task_id, t.turn) = (h.task_id, h.turn)
-    where t.state = 'running'
-      and coalesce(t.lease_expires_at > v_now, true)
-  ),
-
-  lined as materialized (
-    select l.task_name, l.flow_key, count(*) as qty
-    from teguh.l_template as l
-    group by l.task_name, l.flow_key
-  ),
-
-  -- a limit for each name is shown once for each that is there
-  limits as (
-    select l.*, n.name as one
-    from teguh.limits as l
+  with counted as materialized (
+    select c.scope, c.name, sum(u.running) as running, sum(u.waiting) as waiting
+    from (
+      select r.task_name, r.flow_key, 1 as running, 0 as waiting
+      from teguh._going_template(v_now) as r
+      union all
+      select l.task_name, l.flow_key, 0, 1
+      from teguh.l_template as l
+    ) as u
     cross join lateral (
-      select l.name
-      where l.name <> '*'
-      union
-      select h.name
-      from (
-        select case l.scope when 'key' then h.flow_key else h.task_name end as name from held as h
-        union
-        select case l.scope when 'key' then i.flow_key else i.task_name end from lined as i
-      ) as h
-      where l.name = '*'
-        and h.name <> ''
-        and not exists (
-          select
-          from teguh.limits as o
-          where (o.queue_name, o.scope, o.name) = (l.queue_name, l.scope, h.name)
-        )
-    ) as n
+      values ('queue', ''), ('task', u.task_name), ('key', u.flow_key)
+    ) as c(scope, name)
+    group by c.scope, c.name
+  ),
+
+  shown as (
+    select l as cap, coalesce(c.name, l.name) as name, c.running, c.waiting
+    from teguh.limits as l
+    left join counted as c on c.scope = l.scope and case
+      when l.name <> '*' then c.name = l.name
+      else c.name <> '' and not exists (
+        select
+        from teguh.limits as o
+        where (o.queue_name, o.scope, o.name) = (l.queue_name, l.scope, c.name)
+      )
+    end
     where l.queue_name = substr('_template', 2)
   )
 
   select
-    l.scope, nullif(l.one, ''), l.max_running,
-    (
-      select count(*)
-      from held as h
-      where l.scope = 'queue' or l.one = case l.scope when 'key' then h.flow_key else h.task_name end
-    ),
-    l.rate, l.period_seconds,
-    (
-      select coalesce(sum(s.qty), 0)::bigint
-      from teguh.starts as s
-      where (s.queue_name, s.scope, s.name) = (l.queue_name, l.scope, l.one)
-        and s.started_at > teguh._after(v_now, -l.period_seconds)
-    ),
-    (
-      select coalesce(sum(i.qty), 0)::bigint
-      from lined as i
-      where l.scope = 'queue' or l.one = case l.scope when 'key' then i.flow_key else i.task_name end
-    ),
-    l.fifo, l.fair, l.paused_until
-  from limits as l
-  order by l.scope, l.one;
+    (s.cap).scope, nullif(s.name, ''), (s.cap).max_running, coalesce(s.running, 0)::bigint,
+    (s.cap).rate, (s.cap).period_seconds, teguh._started(s.cap, s.name, v_now),
+    coalesce(s.waiting, 0)::bigint, (s.cap).fifo, (s.cap).fair, (s.cap).paused_until
+  from shown as s
+  order by (s.cap).scope, s.name;
 end;
 $$;
 
@@ -8672,7 +8674,7 @@ end;
 $$;
 
 comment on function teguh.limit_usage(text) is
-  'The limits of a queue, a limit for each name or key once per name or key that runs or waits: '
+  'The limits of a queue, one for each name or key (*) once per name or key that runs or waits: '
   'how many of them run, how many were started within the period, and how many wait in the lanes '
   'for their turn; tasks that no claim has come to yet are not among these. paused_until: see '
   'pause_queue(). Raises TG001 for an unknown queue.';
@@ -10331,9 +10333,9 @@ begin
     cross join lateral (
       select l.task_id, l.turn
       from teguh.l_template as l
-      where l.stage = 'o'
+      where l.gate = 'o'
         and l.task_name collate "C" = n.task_name
-      order by l.rank, l.seq
+      order by l.ranking, l.seq
       limit 1
     ) as l
     join teguh.t_template as t on (t.task_id, t.turn) = (l.task_id, l.turn)

@@ -302,27 +302,27 @@ comment on table teguh.p1_template is
 -- Lanes: the ready tasks of a queue that goes by rules.  Written only under the queue's lock
 -- (teguh._gate_number).
 create table if not exists teguh.l_template (
-  rank      double precision not null,
+  ranking   double precision not null,
   seq       bigint           not null,
   task_id   uuid             not null,
   turn      integer          not null,
-  stage     "char"           not null,
+  gate      "char"           not null,
   task_name text             not null,
   flow_key  text             not null
 );
 
 create index if not exists lopen_template
-  on teguh.l_template (task_name collate "C", rank, seq)
-  where stage = 'o';
+  on teguh.l_template (task_name collate "C", ranking, seq)
+  where gate = 'o';
 create index if not exists lkey_template
-  on teguh.l_template (flow_key collate "C", stage, rank, seq);
+  on teguh.l_template (flow_key collate "C", gate, ranking, seq);
 
 comment on table teguh.l_template is
   'Lanes: ready tasks in the order in which they are to be claimed. A row is a hint; '
   'whether its task is to be had, the task says.';
-comment on column teguh.l_template.rank is
+comment on column teguh.l_template.ranking is
   'The virtual due time in seconds since 1970 or, in a fair queue, the round it is in.';
-comment on column teguh.l_template.stage is
+comment on column teguh.l_template.gate is
   'o: open, its key leaves room for it. w: waits for that.';
 comment on column teguh.l_template.flow_key is
   'The key; empty if the task has none.';

@@ -419,14 +419,14 @@ $$;
 -- Due timers are looked at first when no claim has done so for 20 ms, and in any
 -- case before a claim comes back short: nothing due waits for a ticker.  A claim
 -- that does come back short counts its worker as waiting, so that the next spawn
--- notifies.  p_ruled: the queue goes by lanes, where p_task_names (null: all) may be
+-- notifies.  p_ruled: the queue goes by lanes, where tasks of some names (null: of all) may be
 -- asked for.
 create or replace function teguh._take_template(
-  p_worker     text,
-  p_timeout    double precision,
-  p_qty        integer,
-  p_ruled      boolean,
-  p_task_names text[]
+  p_worker  text,
+  p_timeout double precision,
+  p_qty     integer,
+  p_ruled   boolean,
+  p_names   text[]
 )
   returns table(
     run_id           uuid,
@@ -468,15 +468,10 @@ begin
   loop
     v_before := v_left;
     v_ring := pg_sequence_last_value('teguh.ring_template'::regclass);
-    if p_ruled then
-      v_task_ids := v_task_ids || teguh._admit_template(
-        p_worker, v_now, v_until, v_left, p_task_names
-      );
-      v_left := p_qty - cardinality(v_task_ids);
-    end if;
     for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
-      exit when v_left <= 0 or p_ruled;
+      exit when v_left <= 0;
       v_task_ids := v_task_ids || case
+        when p_ruled then teguh._admit_template(p_worker, v_now, v_until, v_left, p_names)
         when v_gen % 2 = 0 then teguh._claim0_template(p_worker, v_now, v_until, v_left)
         else teguh._claim1_template(p_worker, v_now, v_until, v_left)
       end;
@@ -501,10 +496,7 @@ begin
     t.lease_expires_at, t.timeout_seconds
   from unnest(v_task_ids) as u(task_id)
   cross join lateral (
-    select t.*
-    from teguh.t_template as t
-    where t.task_id = u.task_id
-    offset 0
+    select t.* from teguh.t_template as t where t.task_id = u.task_id offset 0
   ) as t;
 end;
 $$;

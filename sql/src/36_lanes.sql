@@ -62,6 +62,20 @@ begin
 end;
 $$;
 
+-- The runs that are held, by what they are limited by.
+create or replace function teguh._going_template(p_now timestamptz)
+  returns table(task_name text, flow_key text)
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select h.task_name, h.flow_key
+  from teguh.h_template as h
+  join teguh.t_template as t on (t.task_id, t.turn) = (h.task_id, h.turn)
+  where t.state = 'running'
+    and coalesce(t.lease_expires_at > p_now, true);
+$$;
+
 -- How many runs are held, of one task name or of all (null).
 create or replace function teguh._busy_template(p_task_name text, p_now timestamptz)
   returns bigint
@@ -72,11 +86,8 @@ as $$
 begin
   return (
     select count(*)
-    from teguh.h_template as h
-    join teguh.t_template as t on (t.task_id, t.turn) = (h.task_id, h.turn)
-    where t.state = 'running'
-      and coalesce(t.lease_expires_at > p_now, true)
-      and h.task_name = coalesce(p_task_name, h.task_name)
+    from teguh._going_template(p_now) as r
+    where r.task_name = coalesce(p_task_name, r.task_name)
   );
 end;
 $$;
@@ -107,6 +118,23 @@ begin
 end;
 $$;
 
+-- How many tasks were started within the period of a rate.
+create or replace function teguh._started(
+  p_limit teguh.limits,
+  p_name  text,
+  p_now   timestamptz
+)
+  returns bigint
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(sum(s.qty), 0)::bigint
+  from teguh.starts as s
+  where (s.queue_name, s.scope, s.name) = (p_limit.queue_name, p_limit.scope, p_name)
+    and s.started_at > teguh._after(p_now, -p_limit.period_seconds);
+$$;
+
 -- How many more tasks may start under a limit; null if it says nothing.
 create or replace function teguh._left_over(
   p_limit   teguh.limits,
@@ -123,12 +151,7 @@ begin
   return least(
     case when p_limit.paused_until > p_now then 0 end,
     case when p_limit.fifo then 1 else p_limit.max_running end - p_running,
-    p_limit.rate - (
-      select coalesce(sum(s.qty), 0)
-      from teguh.starts as s
-      where (s.queue_name, s.scope, s.name) = (p_limit.queue_name, p_limit.scope, p_name)
-        and s.started_at > teguh._after(p_now, -p_limit.period_seconds)
-    )
+    p_limit.rate - teguh._started(p_limit, p_name, p_now)
   );
 end;
 $$;
@@ -161,7 +184,7 @@ begin
     select count(*) as qty
     from teguh.l_template as o
     where o.flow_key collate "C" = k.flow_key
-      and o.stage = 'o'
+      and o.gate = 'o'
   ) as o;
 end;
 $$;
@@ -222,7 +245,7 @@ begin
     v_keys := v_keys || array(
       select distinct l.flow_key
       from teguh.l_template as l
-      where l.stage = 'w'
+      where l.gate = 'w'
     );
   end if;
   return v_keys || v_rated;
@@ -262,7 +285,7 @@ begin
   end if;
 
   update teguh.l_template as l
-  set stage = 'o'
+  set gate = 'o'
   where l.ctid = any (array(
     select w.place
     from teguh._slots_template(p_keys, p_now) as s
@@ -270,8 +293,8 @@ begin
       select w.ctid as place
       from teguh.l_template as w
       where w.flow_key collate "C" = s.flow_key
-        and w.stage = 'w'
-      order by w.rank, w.seq
+        and w.gate = 'w'
+      order by w.ranking, w.seq
       limit case when s.slots is not null then greatest(s.slots, 0) end
     ) as w
   ));
@@ -289,10 +312,11 @@ declare
   v_ring bigint := pg_sequence_last_value('teguh.ring_template'::regclass);
 begin
   for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
-    perform teguh._line_template(
-      case when v_gen % 2 = 0 then teguh._sift0_template(p_now) else teguh._sift1_template(p_now) end,
-      p_now
-    );
+    if v_gen % 2 = 0 then
+      perform teguh._line_template(teguh._sift0_template(p_now), p_now);
+    else
+      perform teguh._line_template(teguh._sift1_template(p_now), p_now);
+    end if;
   end loop;
 end;
 $$;
@@ -306,15 +330,18 @@ create or replace function teguh._sift0_template(p_now timestamptz)
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_from     teguh.k0_template;
-  v_first    teguh._gap;
-  v_task_ids uuid[];
+  v_from   teguh.k0_template;
+  v_picked teguh._picked;
 begin
   select k.* into v_from
   from teguh.k0_template as k
   where k.kind = 'r'
   order by k.kind desc, k.n desc
   limit 1;
+  if not found then
+    v_from.xid := '0';
+    v_from.seq := 0;
+  end if;
 
   with ready as materialized (
     select p.xid, p.seq, t.task_id
@@ -328,7 +355,7 @@ begin
         select p.*
         from teguh.p0_template as p
         where p.kind = 'r'
-          and (p.xid, p.seq) >= (coalesce(v_from.xid, '0'), coalesce(v_from.seq, 0))
+          and (p.xid, p.seq) >= (v_from.xid, v_from.seq)
         order by p.xid, p.seq
       )
     ) as p
@@ -356,21 +383,22 @@ begin
     array_agg(m.task_id order by m.xid, m.seq),
     (
       array_agg(row(m.xid, m.seq, null)::teguh._gap order by m.xid, m.seq)
-        filter (where (m.xid, m.seq) >= (coalesce(v_from.xid, '0'), coalesce(v_from.seq, 0)))
+        filter (where (m.xid, m.seq) >= (v_from.xid, v_from.seq))
     )[1]
-  into v_task_ids, v_first
+  into v_picked.task_ids, v_picked.first
   from moved as m;
 
   if teguh._many0_template(
-    32, coalesce(v_from.xid, '0'), coalesce(v_from.seq, 0),
-    coalesce(v_first.xid, '18446744073709551615'), coalesce(v_first.low_seq, 0)
+    32, v_from.xid, v_from.seq,
+    coalesce((v_picked.first).xid, '18446744073709551615'),
+    coalesce((v_picked.first).low_seq, 0)
   ) then
     perform teguh._move0_template(
-      coalesce(v_from.xid, '0'), coalesce(v_from.seq, 0), v_from.gaps,
-      v_first.xid, v_first.low_seq
+      v_from.xid, v_from.seq, v_from.gaps,
+      (v_picked.first).xid, (v_picked.first).low_seq
     );
   end if;
-  return v_task_ids;
+  return v_picked.task_ids;
 end;
 $$;
 
@@ -395,9 +423,9 @@ declare
     pg_sequence_last_value('teguh.round_template'::regclass), 0
   );
 begin
-  insert into teguh.l_template as l (rank, seq, task_id, turn, stage, task_name, flow_key)
+  insert into teguh.l_template as l (ranking, seq, task_id, turn, gate, task_name, flow_key)
   select
-    n.rank, nextval('teguh.seq_template'::regclass), n.task_id, n.turn,
+    n.ranking, nextval('teguh.seq_template'::regclass), n.task_id, n.turn,
     case when n.kept or coalesce(n.nth <= n.slots, true) then 'o' else 'w' end::"char",
     n.task_name, n.flow_key
   from (
@@ -406,11 +434,11 @@ begin
       row_number() over (partition by t.flow_key, t.kept order by t.place) as nth,
       case
         when v_fair then
-          greatest(k.last, v_round) + row_number() over (partition by t.flow_key order by t.place)
+          greatest(k.latest, v_round) + row_number() over (partition by t.flow_key order by t.place)
         when k.fifo then
-          greatest(k.last, max(t.due) over (partition by t.flow_key order by t.place))
+          greatest(k.latest, max(t.due) over (partition by t.flow_key order by t.place))
         else t.due
-      end as rank
+      end as ranking
     from (
       select
         u.place, t.task_id, t.turn, t.task_name, coalesce(t.flow_key, '') as flow_key,
@@ -427,10 +455,10 @@ begin
 end;
 $$;
 
--- What is to be known of the keys of tasks: how many of each may be opened (null: all), the last
--- rank there is, whether it is first in, first out.
+-- What is to be known of the keys of tasks: how many of each may be opened (null: all), the latest
+-- ranking there is, whether it is first in, first out.
 create or replace function teguh._keys_template(p_task_ids uuid[], p_now timestamptz)
-  returns table(flow_key text, slots bigint, last double precision, fifo boolean)
+  returns table(flow_key text, slots bigint, latest double precision, fifo boolean)
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
@@ -444,21 +472,21 @@ declare
   );
 begin
   return query
-  select k.flow_key, s.slots, r.last, coalesce(l.fifo, false)
+  select k.flow_key, s.slots, r.latest, coalesce(l.fifo, false)
   from unnest(v_keys) as k(flow_key)
   left join teguh._slots_template(v_keys, p_now) as s on s.flow_key = k.flow_key
   left join lateral (
     select l.fifo from teguh._limit_of(substr('_template', 2), 'key', k.flow_key) as l
   ) as l on k.flow_key <> ''
   cross join lateral (
-    select max(r.rank) as last
-    from unnest('{o,w}'::"char"[]) as g(stage)
+    select max(r.ranking) as latest
+    from unnest('{o,w}'::"char"[]) as g(gate)
     cross join lateral (
-      select r.rank
+      select r.ranking
       from teguh.l_template as r
       where r.flow_key collate "C" = k.flow_key
-        and r.stage = g.stage
-      order by r.rank desc, r.seq desc
+        and r.gate = g.gate
+      order by r.ranking desc, r.seq desc
       limit 1
     ) as r
   ) as r;
@@ -557,18 +585,20 @@ begin
     select l.*
     from unnest(v_names) as n(task_name)
     left join lateral (
-      select teguh._left_over(m, n.task_name, teguh._busy_template(n.task_name, p_now), p_now) as qty
+      select teguh._left_over(
+        m, n.task_name, teguh._busy_template(n.task_name, p_now), p_now
+      ) as qty
       from teguh._limit_of(substr('_template', 2), 'task', n.task_name) as m
     ) as s on true
     cross join lateral (
-      select l.ctid as place, l.task_id, l.turn, l.rank, l.seq
+      select l.ctid as place, l.task_id, l.turn, l.ranking, l.seq
       from teguh.l_template as l
-      where l.stage = 'o'
+      where l.gate = 'o'
         and l.task_name collate "C" = n.task_name
-      order by l.rank, l.seq
+      order by l.ranking, l.seq
       limit least(p_qty, case when s.qty is not null then greatest(s.qty, 0) end)
     ) as l
-    order by l.rank, l.seq
+    order by l.ranking, l.seq
     limit p_qty
   ) as c;
 end;
@@ -588,7 +618,7 @@ begin
   loop
     select l.task_name into v_name
     from teguh.l_template as l
-    where l.stage = 'o'
+    where l.gate = 'o'
       and l.task_name collate "C" > coalesce(v_name, '')
     order by l.task_name collate "C"
     limit 1;
@@ -724,10 +754,10 @@ begin
     delete from teguh.l_template as l
     where l.ctid = any (p_places)
       and l.task_id = any (p_task_ids)
-    returning l.rank
+    returning l.ranking
   )
 
-  select max(g.rank)::bigint into v_round
+  select max(g.ranking)::bigint into v_round
   from gone as g;
   perform from teguh.limits as l
   where l.queue_name = v_queue_name
@@ -774,7 +804,7 @@ create or replace function teguh._chance_template(p_now timestamptz)
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  perform from teguh.l_template as l
+  perform from teguh.l_template
   limit 1;
   if not found then
     return null;
@@ -795,7 +825,7 @@ begin
 end;
 $$;
 
--- Arrange the lanes anew: limits have changed.  p_rank: so has what tasks rank by.
+-- Arrange the lanes anew: limits have changed.  p_order: so has what they rank by.
 create or replace function teguh._align_template(p_rank boolean, p_now timestamptz)
   returns void
   language plpgsql
@@ -818,13 +848,15 @@ begin
     perform teguh._line_template(v_task_ids, p_now);
   else
     update teguh.l_template as l
-    set stage = 'w'
-    where l.stage = 'o'
+    set gate = 'w'
+    where l.gate = 'o'
       and l.flow_key <> ''
       and not exists (
         select from teguh.h_template as h where h.fifo and h.task_id = l.task_id
       );
-    perform teguh._unbar_template(array(select distinct l.flow_key from teguh.l_template as l), p_now);
+    perform teguh._unbar_template(
+      array(select distinct l.flow_key from teguh.l_template as l), p_now
+    );
   end if;
 end;
 $$;

@@ -152,7 +152,9 @@ begin
     if v_names is not null then
       execute format('select teguh._want_%s($1)', v_queue) using v_names;
     end if;
-    return query execute format('select t.*, $6 from teguh._take_%s($1, $2, $3, $4, $5) as t', v_queue)
+    return query execute format(
+      'select t.*, $6 from teguh._take_%s($1, $2, $3, $4, $5) as t', v_queue
+    )
     using
       coalesce(nullif(btrim(p_worker_id), ''), 'worker'), nullif(p_claim_timeout, 'NaN'), v_left,
       v_policy ? 'ruled' or v_names is not null, v_names, v_queue;

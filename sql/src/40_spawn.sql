@@ -232,7 +232,7 @@ begin
   if cardinality(v_task_ids) < p_count then
     v_task_ids := v_task_ids || array(
       select t.task_id
-      from (select l.* from teguh.l_template as l order by l.rank, l.seq) as l
+      from (select l.* from teguh.l_template as l order by l.ranking, l.seq) as l
       cross join lateral (
         select t.task_id
         from teguh.t_template as t

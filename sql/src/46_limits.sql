@@ -198,67 +198,41 @@ declare
   v_now timestamptz := teguh.current_time();
 begin
   return query
-  with held as materialized (
-    select h.task_name, h.flow_key
-    from teguh.h_template as h
-    join teguh.t_template as t on (t.task_id, t.turn) = (h.task_id, h.turn)
-    where t.state = 'running'
-      and coalesce(t.lease_expires_at > v_now, true)
-  ),
-
-  lined as materialized (
-    select l.task_name, l.flow_key, count(*) as qty
-    from teguh.l_template as l
-    group by l.task_name, l.flow_key
-  ),
-
-  -- a limit for each name is shown once for each that is there
-  limits as (
-    select l.*, n.name as one
-    from teguh.limits as l
+  with counted as materialized (
+    select c.scope, c.name, sum(u.running) as running, sum(u.waiting) as waiting
+    from (
+      select r.task_name, r.flow_key, 1 as running, 0 as waiting
+      from teguh._going_template(v_now) as r
+      union all
+      select l.task_name, l.flow_key, 0, 1
+      from teguh.l_template as l
+    ) as u
     cross join lateral (
-      select l.name
-      where l.name <> '*'
-      union
-      select h.name
-      from (
-        select case l.scope when 'key' then h.flow_key else h.task_name end as name from held as h
-        union
-        select case l.scope when 'key' then i.flow_key else i.task_name end from lined as i
-      ) as h
-      where l.name = '*'
-        and h.name <> ''
-        and not exists (
-          select
-          from teguh.limits as o
-          where (o.queue_name, o.scope, o.name) = (l.queue_name, l.scope, h.name)
-        )
-    ) as n
+      values ('queue', ''), ('task', u.task_name), ('key', u.flow_key)
+    ) as c(scope, name)
+    group by c.scope, c.name
+  ),
+
+  shown as (
+    select l as cap, coalesce(c.name, l.name) as name, c.running, c.waiting
+    from teguh.limits as l
+    left join counted as c on c.scope = l.scope and case
+      when l.name <> '*' then c.name = l.name
+      else c.name <> '' and not exists (
+        select
+        from teguh.limits as o
+        where (o.queue_name, o.scope, o.name) = (l.queue_name, l.scope, c.name)
+      )
+    end
     where l.queue_name = substr('_template', 2)
   )
 
   select
-    l.scope, nullif(l.one, ''), l.max_running,
-    (
-      select count(*)
-      from held as h
-      where l.scope = 'queue' or l.one = case l.scope when 'key' then h.flow_key else h.task_name end
-    ),
-    l.rate, l.period_seconds,
-    (
-      select coalesce(sum(s.qty), 0)::bigint
-      from teguh.starts as s
-      where (s.queue_name, s.scope, s.name) = (l.queue_name, l.scope, l.one)
-        and s.started_at > teguh._after(v_now, -l.period_seconds)
-    ),
-    (
-      select coalesce(sum(i.qty), 0)::bigint
-      from lined as i
-      where l.scope = 'queue' or l.one = case l.scope when 'key' then i.flow_key else i.task_name end
-    ),
-    l.fifo, l.fair, l.paused_until
-  from limits as l
-  order by l.scope, l.one;
+    (s.cap).scope, nullif(s.name, ''), (s.cap).max_running, coalesce(s.running, 0)::bigint,
+    (s.cap).rate, (s.cap).period_seconds, teguh._started(s.cap, s.name, v_now),
+    coalesce(s.waiting, 0)::bigint, (s.cap).fifo, (s.cap).fair, (s.cap).paused_until
+  from shown as s
+  order by (s.cap).scope, s.name;
 end;
 $$;
 
@@ -287,7 +261,7 @@ end;
 $$;
 
 comment on function teguh.limit_usage(text) is
-  'The limits of a queue, a limit for each name or key once per name or key that runs or waits: '
+  'The limits of a queue, one for each name or key (*) once per name or key that runs or waits: '
   'how many of them run, how many were started within the period, and how many wait in the lanes '
   'for their turn; tasks that no claim has come to yet are not among these. paused_until: see '
   'pause_queue(). Raises TG001 for an unknown queue.';

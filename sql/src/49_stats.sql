@@ -24,9 +24,9 @@ begin
     cross join lateral (
       select l.task_id, l.turn
       from teguh.l_template as l
-      where l.stage = 'o'
+      where l.gate = 'o'
         and l.task_name collate "C" = n.task_name
-      order by l.rank, l.seq
+      order by l.ranking, l.seq
       limit 1
     ) as l
     join teguh.t_template as t on (t.task_id, t.turn) = (l.task_id, l.turn)

@@ -1704,27 +1704,27 @@ comment on table teguh.p1_template is
 -- Lanes: the ready tasks of a queue that goes by rules.  Written only under the queue's lock
 -- (teguh._gate_number).
 create table if not exists teguh.l_template (
-  rank      double precision not null,
+  ranking   double precision not null,
   seq       bigint           not null,
   task_id   uuid             not null,
   turn      integer          not null,
-  stage     "char"           not null,
+  gate      "char"           not null,
   task_name text             not null,
   flow_key  text             not null
 );
 
 create index if not exists lopen_template
-  on teguh.l_template (task_name collate "C", rank, seq)
-  where stage = 'o';
+  on teguh.l_template (task_name collate "C", ranking, seq)
+  where gate = 'o';
 create index if not exists lkey_template
-  on teguh.l_template (flow_key collate "C", stage, rank, seq);
+  on teguh.l_template (flow_key collate "C", gate, ranking, seq);
 
 comment on table teguh.l_template is
   'Lanes: ready tasks in the order in which they are to be claimed. A row is a hint; '
   'whether its task is to be had, the task says.';
-comment on column teguh.l_template.rank is
+comment on column teguh.l_template.ranking is
   'The virtual due time in seconds since 1970 or, in a fair queue, the round it is in.';
-comment on column teguh.l_template.stage is
+comment on column teguh.l_template.gate is
   'o: open, its key leaves room for it. w: waits for that.';
 comment on column teguh.l_template.flow_key is
   'The key; empty if the task has none.';
@@ -3204,14 +3204,14 @@ $$;
 -- Due timers are looked at first when no claim has done so for 20 ms, and in any
 -- case before a claim comes back short: nothing due waits for a ticker.  A claim
 -- that does come back short counts its worker as waiting, so that the next spawn
--- notifies.  p_ruled: the queue goes by lanes, where p_task_names (null: all) may be
+-- notifies.  p_ruled: the queue goes by lanes, where tasks of some names (null: of all) may be
 -- asked for.
 create or replace function teguh._take_template(
-  p_worker     text,
-  p_timeout    double precision,
-  p_qty        integer,
-  p_ruled      boolean,
-  p_task_names text[]
+  p_worker  text,
+  p_timeout double precision,
+  p_qty     integer,
+  p_ruled   boolean,
+  p_names   text[]
 )
   returns table(
     run_id           uuid,
@@ -3253,15 +3253,10 @@ begin
   loop
     v_before := v_left;
     v_ring := pg_sequence_last_value('teguh.ring_template'::regclass);
-    if p_ruled then
-      v_task_ids := v_task_ids || teguh._admit_template(
-        p_worker, v_now, v_until, v_left, p_task_names
-      );
-      v_left := p_qty - cardinality(v_task_ids);
-    end if;
     for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
-      exit when v_left <= 0 or p_ruled;
+      exit when v_left <= 0;
       v_task_ids := v_task_ids || case
+        when p_ruled then teguh._admit_template(p_worker, v_now, v_until, v_left, p_names)
         when v_gen % 2 = 0 then teguh._claim0_template(p_worker, v_now, v_until, v_left)
         else teguh._claim1_template(p_worker, v_now, v_until, v_left)
       end;
@@ -3286,10 +3281,7 @@ begin
     t.lease_expires_at, t.timeout_seconds
   from unnest(v_task_ids) as u(task_id)
   cross join lateral (
-    select t.*
-    from teguh.t_template as t
-    where t.task_id = u.task_id
-    offset 0
+    select t.* from teguh.t_template as t where t.task_id = u.task_id offset 0
   ) as t;
 end;
 $$;
@@ -4744,6 +4736,20 @@ begin
 end;
 $$;
 
+-- The runs that are held, by what they are limited by.
+create or replace function teguh._going_template(p_now timestamptz)
+  returns table(task_name text, flow_key text)
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select h.task_name, h.flow_key
+  from teguh.h_template as h
+  join teguh.t_template as t on (t.task_id, t.turn) = (h.task_id, h.turn)
+  where t.state = 'running'
+    and coalesce(t.lease_expires_at > p_now, true);
+$$;
+
 -- How many runs are held, of one task name or of all (null).
 create or replace function teguh._busy_template(p_task_name text, p_now timestamptz)
   returns bigint
@@ -4754,11 +4760,8 @@ as $$
 begin
   return (
     select count(*)
-    from teguh.h_template as h
-    join teguh.t_template as t on (t.task_id, t.turn) = (h.task_id, h.turn)
-    where t.state = 'running'
-      and coalesce(t.lease_expires_at > p_now, true)
-      and h.task_name = coalesce(p_task_name, h.task_name)
+    from teguh._going_template(p_now) as r
+    where r.task_name = coalesce(p_task_name, r.task_name)
   );
 end;
 $$;
@@ -4789,6 +4792,23 @@ begin
 end;
 $$;
 
+-- How many tasks were started within the period of a rate.
+create or replace function teguh._started(
+  p_limit teguh.limits,
+  p_name  text,
+  p_now   timestamptz
+)
+  returns bigint
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(sum(s.qty), 0)::bigint
+  from teguh.starts as s
+  where (s.queue_name, s.scope, s.name) = (p_limit.queue_name, p_limit.scope, p_name)
+    and s.started_at > teguh._after(p_now, -p_limit.period_seconds);
+$$;
+
 -- How many more tasks may start under a limit; null if it says nothing.
 create or replace function teguh._left_over(
   p_limit   teguh.limits,
@@ -4805,12 +4825,7 @@ begin
   return least(
     case when p_limit.paused_until > p_now then 0 end,
     case when p_limit.fifo then 1 else p_limit.max_running end - p_running,
-    p_limit.rate - (
-      select coalesce(sum(s.qty), 0)
-      from teguh.starts as s
-      where (s.queue_name, s.scope, s.name) = (p_limit.queue_name, p_limit.scope, p_name)
-        and s.started_at > teguh._after(p_now, -p_limit.period_seconds)
-    )
+    p_limit.rate - teguh._started(p_limit, p_name, p_now)
   );
 end;
 $$;
@@ -4843,7 +4858,7 @@ begin
     select count(*) as qty
     from teguh.l_template as o
     where o.flow_key collate "C" = k.flow_key
-      and o.stage = 'o'
+      and o.gate = 'o'
   ) as o;
 end;
 $$;
@@ -4904,7 +4919,7 @@ begin
     v_keys := v_keys || array(
       select distinct l.flow_key
       from teguh.l_template as l
-      where l.stage = 'w'
+      where l.gate = 'w'
     );
   end if;
   return v_keys || v_rated;
@@ -4944,7 +4959,7 @@ begin
   end if;
 
   update teguh.l_template as l
-  set stage = 'o'
+  set gate = 'o'
   where l.ctid = any (array(
     select w.place
     from teguh._slots_template(p_keys, p_now) as s
@@ -4952,8 +4967,8 @@ begin
       select w.ctid as place
       from teguh.l_template as w
       where w.flow_key collate "C" = s.flow_key
-        and w.stage = 'w'
-      order by w.rank, w.seq
+        and w.gate = 'w'
+      order by w.ranking, w.seq
       limit case when s.slots is not null then greatest(s.slots, 0) end
     ) as w
   ));
@@ -4971,10 +4986,11 @@ declare
   v_ring bigint := pg_sequence_last_value('teguh.ring_template'::regclass);
 begin
   for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
-    perform teguh._line_template(
-      case when v_gen % 2 = 0 then teguh._sift0_template(p_now) else teguh._sift1_template(p_now) end,
-      p_now
-    );
+    if v_gen % 2 = 0 then
+      perform teguh._line_template(teguh._sift0_template(p_now), p_now);
+    else
+      perform teguh._line_template(teguh._sift1_template(p_now), p_now);
+    end if;
   end loop;
 end;
 $$;
@@ -4988,15 +5004,18 @@ create or replace function teguh._sift0_template(p_now timestamptz)
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_from     teguh.k0_template;
-  v_first    teguh._gap;
-  v_task_ids uuid[];
+  v_from   teguh.k0_template;
+  v_picked teguh._picked;
 begin
   select k.* into v_from
   from teguh.k0_template as k
   where k.kind = 'r'
   order by k.kind desc, k.n desc
   limit 1;
+  if not found then
+    v_from.xid := '0';
+    v_from.seq := 0;
+  end if;
 
   with ready as materialized (
     select p.xid, p.seq, t.task_id
@@ -5010,7 +5029,7 @@ begin
         select p.*
         from teguh.p0_template as p
         where p.kind = 'r'
-          and (p.xid, p.seq) >= (coalesce(v_from.xid, '0'), coalesce(v_from.seq, 0))
+          and (p.xid, p.seq) >= (v_from.xid, v_from.seq)
         order by p.xid, p.seq
       )
     ) as p
@@ -5038,21 +5057,22 @@ begin
     array_agg(m.task_id order by m.xid, m.seq),
     (
       array_agg(row(m.xid, m.seq, null)::teguh._gap order by m.xid, m.seq)
-        filter (where (m.xid, m.seq) >= (coalesce(v_from.xid, '0'), coalesce(v_from.seq, 0)))
+        filter (where (m.xid, m.seq) >= (v_from.xid, v_from.seq))
     )[1]
-  into v_task_ids, v_first
+  into v_picked.task_ids, v_picked.first
   from moved as m;
 
   if teguh._many0_template(
-    32, coalesce(v_from.xid, '0'), coalesce(v_from.seq, 0),
-    coalesce(v_first.xid, '18446744073709551615'), coalesce(v_first.low_seq, 0)
+    32, v_from.xid, v_from.seq,
+    coalesce((v_picked.first).xid, '18446744073709551615'),
+    coalesce((v_picked.first).low_seq, 0)
   ) then
     perform teguh._move0_template(
-      coalesce(v_from.xid, '0'), coalesce(v_from.seq, 0), v_from.gaps,
-      v_first.xid, v_first.low_seq
+      v_from.xid, v_from.seq, v_from.gaps,
+      (v_picked.first).xid, (v_picked.first).low_seq
     );
   end if;
-  return v_task_ids;
+  return v_picked.task_ids;
 end;
 $$;
 
@@ -5077,9 +5097,9 @@ declare
     pg_sequence_last_value('teguh.round_template'::regclass), 0
   );
 begin
-  insert into teguh.l_template as l (rank, seq, task_id, turn, stage, task_name, flow_key)
+  insert into teguh.l_template as l (ranking, seq, task_id, turn, gate, task_name, flow_key)
   select
-    n.rank, nextval('teguh.seq_template'::regclass), n.task_id, n.turn,
+    n.ranking, nextval('teguh.seq_template'::regclass), n.task_id, n.turn,
     case when n.kept or coalesce(n.nth <= n.slots, true) then 'o' else 'w' end::"char",
     n.task_name, n.flow_key
   from (
@@ -5088,11 +5108,11 @@ begin
       row_number() over (partition by t.flow_key, t.kept order by t.place) as nth,
       case
         when v_fair then
-          greatest(k.last, v_round) + row_number() over (partition by t.flow_key order by t.place)
+          greatest(k.latest, v_round) + row_number() over (partition by t.flow_key order by t.place)
         when k.fifo then
-          greatest(k.last, max(t.due) over (partition by t.flow_key order by t.place))
+          greatest(k.latest, max(t.due) over (partition by t.flow_key order by t.place))
         else t.due
-      end as rank
+      end as ranking
     from (
       select
         u.place, t.task_id, t.turn, t.task_name, coalesce(t.flow_key, '') as flow_key,
@@ -5109,10 +5129,10 @@ begin
 end;
 $$;
 
--- What is to be known of the keys of tasks: how many of each may be opened (null: all), the last
--- rank there is, whether it is first in, first out.
+-- What is to be known of the keys of tasks: how many of each may be opened (null: all), the latest
+-- ranking there is, whether it is first in, first out.
 create or replace function teguh._keys_template(p_task_ids uuid[], p_now timestamptz)
-  returns table(flow_key text, slots bigint, last double precision, fifo boolean)
+  returns table(flow_key text, slots bigint, latest double precision, fifo boolean)
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
@@ -5126,21 +5146,21 @@ declare
   );
 begin
   return query
-  select k.flow_key, s.slots, r.last, coalesce(l.fifo, false)
+  select k.flow_key, s.slots, r.latest, coalesce(l.fifo, false)
   from unnest(v_keys) as k(flow_key)
   left join teguh._slots_template(v_keys, p_now) as s on s.flow_key = k.flow_key
   left join lateral (
     select l.fifo from teguh._limit_of(substr('_template', 2), 'key', k.flow_key) as l
   ) as l on k.flow_key <> ''
   cross join lateral (
-    select max(r.rank) as last
-    from unnest('{o,w}'::"char"[]) as g(stage)
+    select max(r.ranking) as latest
+    from unnest('{o,w}'::"char"[]) as g(gate)
     cross join lateral (
-      select r.rank
+      select r.ranking
       from teguh.l_template as r
       where r.flow_key collate "C" = k.flow_key
-        and r.stage = g.stage
-      order by r.rank desc, r.seq desc
+        and r.gate = g.gate
+      order by r.ranking desc, r.seq desc
       limit 1
     ) as r
   ) as r;
@@ -5239,18 +5259,20 @@ begin
     select l.*
     from unnest(v_names) as n(task_name)
     left join lateral (
-      select teguh._left_over(m, n.task_name, teguh._busy_template(n.task_name, p_now), p_now) as qty
+      select teguh._left_over(
+        m, n.task_name, teguh._busy_template(n.task_name, p_now), p_now
+      ) as qty
       from teguh._limit_of(substr('_template', 2), 'task', n.task_name) as m
     ) as s on true
     cross join lateral (
-      select l.ctid as place, l.task_id, l.turn, l.rank, l.seq
+      select l.ctid as place, l.task_id, l.turn, l.ranking, l.seq
       from teguh.l_template as l
-      where l.stage = 'o'
+      where l.gate = 'o'
         and l.task_name collate "C" = n.task_name
-      order by l.rank, l.seq
+      order by l.ranking, l.seq
       limit least(p_qty, case when s.qty is not null then greatest(s.qty, 0) end)
     ) as l
-    order by l.rank, l.seq
+    order by l.ranking, l.seq
     limit p_qty
   ) as c;
 end;
@@ -5270,7 +5292,7 @@ begin
   loop
     select l.task_name into v_name
     from teguh.l_template as l
-    where l.stage = 'o'
+    where l.gate = 'o'
       and l.task_name collate "C" > coalesce(v_name, '')
     order by l.task_name collate "C"
     limit 1;
@@ -5406,10 +5428,10 @@ begin
     delete from teguh.l_template as l
     where l.ctid = any (p_places)
       and l.task_id = any (p_task_ids)
-    returning l.rank
+    returning l.ranking
   )
 
-  select max(g.rank)::bigint into v_round
+  select max(g.ranking)::bigint into v_round
   from gone as g;
   perform from teguh.limits as l
   where l.queue_name = v_queue_name
@@ -5456,7 +5478,7 @@ create or replace function teguh._chance_template(p_now timestamptz)
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  perform from teguh.l_template as l
+  perform from teguh.l_template
   limit 1;
   if not found then
     return null;
@@ -5477,7 +5499,7 @@ begin
 end;
 $$;
 
--- Arrange the lanes anew: limits have changed.  p_rank: so has what tasks rank by.
+-- Arrange the lanes anew: limits have changed.  p_order: so has what they rank by.
 create or replace function teguh._align_template(p_rank boolean, p_now timestamptz)
   returns void
   language plpgsql
@@ -5500,13 +5522,15 @@ begin
     perform teguh._line_template(v_task_ids, p_now);
   else
     update teguh.l_template as l
-    set stage = 'w'
-    where l.stage = 'o'
+    set gate = 'w'
+    where l.gate = 'o'
       and l.flow_key <> ''
       and not exists (
         select from teguh.h_template as h where h.fifo and h.task_id = l.task_id
       );
-    perform teguh._unbar_template(array(select distinct l.flow_key from teguh.l_template as l), p_now);
+    perform teguh._unbar_template(
+      array(select distinct l.flow_key from teguh.l_template as l), p_now
+    );
   end if;
 end;
 $$;
@@ -5666,7 +5690,9 @@ begin
     if v_names is not null then
       execute format('select teguh._want_%s($1)', v_queue) using v_names;
     end if;
-    return query execute format('select t.*, $6 from teguh._take_%s($1, $2, $3, $4, $5) as t', v_queue)
+    return query execute format(
+      'select t.*, $6 from teguh._take_%s($1, $2, $3, $4, $5) as t', v_queue
+    )
     using
       coalesce(nullif(btrim(p_worker_id), ''), 'worker'), nullif(p_claim_timeout, 'NaN'), v_left,
       v_policy ? 'ruled' or v_names is not null, v_names, v_queue;
@@ -5939,7 +5965,7 @@ begin
   if cardinality(v_task_ids) < p_count then
     v_task_ids := v_task_ids || array(
       select t.task_id
-      from (select l.* from teguh.l_template as l order by l.rank, l.seq) as l
+      from (select l.* from teguh.l_template as l order by l.ranking, l.seq) as l
       cross join lateral (
         select t.task_id
         from teguh.t_template as t
@@ -8400,67 +8426,41 @@ declare
   v_now timestamptz := teguh.current_time();
 begin
   return query
-  with held as materialized (
-    select h.task_name, h.flow_key
-    from teguh.h_template as h
-    join teguh.t_template as t on (t.task_id, t.turn) = (h.task_id, h.turn)
-    where t.state = 'running'
-      and coalesce(t.lease_expires_at > v_now, true)
-  ),
-
-  lined as materialized (
-    select l.task_name, l.flow_key, count(*) as qty
-    from teguh.l_template as l
-    group by l.task_name, l.flow_key
-  ),
-
-  -- a limit for each name is shown once for each that is there
-  limits as (
-    select l.*, n.name as one
-    from teguh.limits as l
+  with counted as materialized (
+    select c.scope, c.name, sum(u.running) as running, sum(u.waiting) as waiting
+    from (
+      select r.task_name, r.flow_key, 1 as running, 0 as waiting
+      from teguh._going_template(v_now) as r
+      union all
+      select l.task_name, l.flow_key, 0, 1
+      from teguh.l_template as l
+    ) as u
     cross join lateral (
-      select l.name
-      where l.name <> '*'
-      union
-      select h.name
-      from (
-        select case l.scope when 'key' then h.flow_key else h.task_name end as name from held as h
-        union
-        select case l.scope when 'key' then i.flow_key else i.task_name end from lined as i
-      ) as h
-      where l.name = '*'
-        and h.name <> ''
-        and not exists (
-          select
-          from teguh.limits as o
-          where (o.queue_name, o.scope, o.name) = (l.queue_name, l.scope, h.name)
-        )
-    ) as n
+      values ('queue', ''), ('task', u.task_name), ('key', u.flow_key)
+    ) as c(scope, name)
+    group by c.scope, c.name
+  ),
+
+  shown as (
+    select l as cap, coalesce(c.name, l.name) as name, c.running, c.waiting
+    from teguh.limits as l
+    left join counted as c on c.scope = l.scope and case
+      when l.name <> '*' then c.name = l.name
+      else c.name <> '' and not exists (
+        select
+        from teguh.limits as o
+        where (o.queue_name, o.scope, o.name) = (l.queue_name, l.scope, c.name)
+      )
+    end
     where l.queue_name = substr('_template', 2)
   )
 
   select
-    l.scope, nullif(l.one, ''), l.max_running,
-    (
-      select count(*)
-      from held as h
-      where l.scope = 'queue' or l.one = case l.scope when 'key' then h.flow_key else h.task_name end
-    ),
-    l.rate, l.period_seconds,
-    (
-      select coalesce(sum(s.qty), 0)::bigint
-      from teguh.starts as s
-      where (s.queue_name, s.scope, s.name) = (l.queue_name, l.scope, l.one)
-        and s.started_at > teguh._after(v_now, -l.period_seconds)
-    ),
-    (
-      select coalesce(sum(i.qty), 0)::bigint
-      from lined as i
-      where l.scope = 'queue' or l.one = case l.scope when 'key' then i.flow_key else i.task_name end
-    ),
-    l.fifo, l.fair, l.paused_until
-  from limits as l
-  order by l.scope, l.one;
+    (s.cap).scope, nullif(s.name, ''), (s.cap).max_running, coalesce(s.running, 0)::bigint,
+    (s.cap).rate, (s.cap).period_seconds, teguh._started(s.cap, s.name, v_now),
+    coalesce(s.waiting, 0)::bigint, (s.cap).fifo, (s.cap).fair, (s.cap).paused_until
+  from shown as s
+  order by (s.cap).scope, s.name;
 end;
 $$;
 
@@ -8489,7 +8489,7 @@ end;
 $$;
 
 comment on function teguh.limit_usage(text) is
-  'The limits of a queue, a limit for each name or key once per name or key that runs or waits: '
+  'The limits of a queue, one for each name or key (*) once per name or key that runs or waits: '
   'how many of them run, how many were started within the period, and how many wait in the lanes '
   'for their turn; tasks that no claim has come to yet are not among these. paused_until: see '
   'pause_queue(). Raises TG001 for an unknown queue.';
@@ -10148,9 +10148,9 @@ begin
     cross join lateral (
       select l.task_id, l.turn
       from teguh.l_template as l
-      where l.stage = 'o'
+      where l.gate = 'o'
         and l.task_name collate "C" = n.task_name
-      order by l.rank, l.seq
+      order by l.ranking, l.seq
       limit 1
     ) as l
     join teguh.t_template as t on (t.task_id, t.turn) = (l.task_id, l.turn)
