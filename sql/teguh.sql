@@ -8,381 +8,384 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  387  00_install.sql
---  435  01_version.sql: What the schema is, and its version
---  442    version
---  454  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  456    current_time
---  475    _after
---  490    _micros
---  501  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  517    _random_bytes
---  536    _make_uuidv7
---  559    portable_uuidv7
---  589    uuidv7_timestamp
---  615    _task_id
---  640    _run_id
---  655    _run_task
---  666    _run_number
---  680  12_types.sql: The composite types that functions pass to each other
---  685    _gap (type)
---  693    _late (type)
---  700    _timer (type)
---  707    _tally (type)
---  718    _picked (type)
---  730    _spawn (type)
---  754    _filter (type)
---  788  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  790    _check_keys
---  823    _number_option
---  858    _integer_option
---  874    _whole_option
---  901    _text_option
---  927    _flag_option
---  949    _uuid_option
---  976    _tags_option
--- 1005    _check_name
--- 1032    _check_seconds
--- 1060    _check_isolation
--- 1079    _buckets_option
--- 1117    _check_policy
--- 1164    _check_spawn
--- 1211    _read_spawn_options
--- 1290    _time_option
--- 1311    _moment_option
--- 1343    _read_time_options
--- 1381    _unique_option
--- 1435    _inherit
--- 1465    _check_cancellation
--- 1482  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1485    _check_retry_strategy
--- 1523    _backoff
--- 1576    _fraction
--- 1587  20_tables.sql: Queues and the policy of each
--- 1589    queues (table)
--- 1622    grants (table)
--- 1636    limits (table)
--- 1657    starts (table)
--- 1672    wanted (table)
--- 1684    versions (table)
--- 1699    t_template (table)
--- 1809    g_template (table)
--- 1821    d_template (table)
--- 1835    p0_template (table)
--- 1848    p1_template (table)
--- 1891    l_template (table)
--- 1918    h_template (table)
--- 1935    k0_template (table)
--- 1948    k1_template (table)
--- 1977    n0_template (table)
--- 1988    n1_template (table)
--- 2004    n_template (table)
--- 2028    seq_template (sequence)
--- 2029    ring_template (sequence)
--- 2030    parked_template (sequence)
--- 2031    woken_template (sequence)
--- 2032    plan_template (sequence)
--- 2033    fired_template (sequence)
--- 2034    clock_template (sequence)
--- 2035    carry_template (sequence)
--- 2036    round_template (sequence)
--- 2059    r_template (table)
--- 2076    a_template (table)
--- 2102    c_template (table)
--- 2118    e_template (table)
--- 2135    u_template (table)
--- 2148    w_template (table)
--- 2163  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2166    validate_queue_name
--- 2208    _policy
--- 2252    _call
--- 2266    _template_ddl (view)
--- 2351    _stamp
--- 2363    _stamp_queues
--- 2391    _stamp_relation
--- 2431    _stamp_function
--- 2464    _function
--- 2476    _signature
--- 2487    _leave_extension
--- 2513    _lock_number
--- 2523    _share_queue
--- 2536    _may
--- 2552    _each_queue
--- 2574    _init_template
--- 2600    _hush_template
--- 2621    _beyond
--- 2630    create_queue
--- 2693    _refuse_busy
--- 2712    drop_queue
--- 2742    _drop_all
--- 2791    list_queues
--- 2815  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 2824    _push_template
--- 2865    _fill
--- 2885    _add0_template
--- 2952    _back0_template
--- 2970  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 2975    _claim0_template
--- 3047    _pick0_template
--- 3130    _limits_template
--- 3171    _move0_template
--- 3233    _open_xids
--- 3253    _next0_template
--- 3282    _many0_template
--- 3311    _stuck0_template
--- 3349    _trim0_template
--- 3394    _take_template
--- 3475    _known_template
--- 3495    _paused_until
--- 3508    claim_task
--- 3569    _next_template
--- 3611    _soon0_template
--- 3667    next_due
--- 3692  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 3705    _due0_template
--- 3781    _last0_template
--- 3806    _any0_template
--- 3833    _miss0_template
--- 3869    _pass0_template
--- 3915    _fire_template
--- 3967    _expire_template
--- 4035    _timeout_reason
--- 4054    _over_template
--- 4076    _close_template
--- 4106    _follow_template
--- 4136  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4138    _segment_bytes
--- 4159    _turn_template
--- 4191    _turn0_template
--- 4229    _spent0_template
--- 4243    _dry0_template
--- 4270    _left0_template
--- 4301    _carry0_template
--- 4345  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4351    _remake_template
--- 4403    _alive_template
--- 4457    _home
--- 4470    _settle_template
--- 4492    rebuild_dispatch
--- 4529    _recap_template
--- 4560  35_tally.sql: The letter by which tallies know where a task stands
--- 4562    _letter
--- 4581    _letters
--- 4593    _bound
--- 4613    _tally_template
--- 4638    _reckon_template
--- 4665    _finish_template
--- 4693    _moved_template
--- 4724    _sum0_template
--- 4760    _noted0_template
--- 4795    _bank0_template
--- 4815    _census_template
--- 4837    _count_template
--- 4859  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 4869    _gate_number
--- 4879    _limit_of
--- 4896    _rule_template
--- 4925    _going_template
--- 4939    _busy_template
--- 4955    _everywhere_busy
--- 4981    _started
--- 4998    _left_over
--- 5019    _slots_template
--- 5053    _vacate_template
--- 5115    _unpause
--- 5135    _unbar_template
--- 5164    _intake_template
--- 5185    _sift0_template
--- 5270    _line_template
--- 5319    _keys_template
--- 5356    _admit_template
--- 5401    _spare_template
--- 5422    _choose_template
--- 5467    _named_template
--- 5494    _weed_template
--- 5527    _seize_template
--- 5598    _occupy_template
--- 5659    _chance_template
--- 5688    _align_template
--- 5723  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough
--- 5725    _want_template
--- 5757    _names_option
--- 5792    _line_up
--- 5828    claim_any
--- 5901    _check_order
--- 5918  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 5923    _put_template
--- 5990    _enlist_template
--- 6033    _new_template
--- 6089    _tag_template
--- 6107    _room_template
--- 6134    _shed_template
--- 6176    _first0_template
--- 6217    _once_template
--- 6265    _blocks
--- 6292    _meet_template
--- 6326    _swap_template
--- 6386    _series_template
--- 6423    _found_template
--- 6479    spawn_task
--- 6539    spawn_tasks
--- 6586    _read_task
--- 6604  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 6609    _hold_template
--- 6660    _own_template
--- 6680    _done_template
--- 6724    complete_run
--- 6747    _flush_template
--- 6826    _why_template
--- 6842    _read_runs
--- 6888    _explain_bad_run
--- 6913    complete_runs
--- 6938    _end_template
--- 6987    _lost_template
--- 7003    _file_template
--- 7027    _again_template
--- 7067    _queue_template
--- 7088    _fail_template
--- 7106    fail_run
--- 7130    _nap_template
--- 7159    schedule_run
--- 7189    _free_template
--- 7237    release_run
--- 7262    _keep_template
--- 7288    extend_claim
--- 7311  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7316    _mark_template
--- 7338    _note_template
--- 7368    set_task_checkpoint_state
--- 7403    _recall_template
--- 7425    get_task_checkpoint_state
--- 7449    _list_template
--- 7478    get_task_checkpoint_states
--- 7504  43_events.sql: Wait for an event, or learn how the wait ended
--- 7511    _wait_template
--- 7583    _park_template
--- 7625    await_event
--- 7662    _emit_template
--- 7725    emit_event
--- 7750  44_control.sql: Read a task, or raise TG003
--- 7752    _fetch_template
--- 7779    _stop_template
--- 7811    _act_template
--- 7833    _halt_template
--- 7849    cancel_task
--- 7871    _rerun_template
--- 7944    _forget_template
--- 7964    _redo_template
--- 7997    _renew_template
--- 8033    retry_task
--- 8083    _show_template
--- 8131    get_task_result
--- 8166  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8173    _purge_template
--- 8203    _erase_template
--- 8248    _first_uuid
--- 8267    _sweep_template
--- 8307    _clean
--- 8341    cleanup_tasks
--- 8362    cleanup_events
--- 8383    cleanup_all_queues
--- 8413  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 8415    _cap_template
--- 8443    _write_limit
--- 8462    _read_limit
--- 8515    _check_limit_keys
--- 8537    set_limit
--- 8591    _usage_template
--- 8653    limit_usage
--- 8682  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 8684    _pause_template
--- 8705    _halve_template
--- 8737    _check_only
--- 8758    pause_queue
--- 8794    resume_queue
--- 8820    get_queue_policy
--- 8843    set_queue_policy
--- 8861    list_namespaces
--- 8878  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 8881    _read_filter
--- 8915    _states_option
--- 8946    _read_cursor
--- 8965    _check_limit
--- 8989    _find_template
--- 9041    _seek_template
--- 9090    _page_template
--- 9159    _ended_template
--- 9196    _fit_template
--- 9232    _live_template
--- 9279    _hints0_template
--- 9321    _rows_template
--- 9370    list_tasks
--- 9416    _peek_template
--- 9469    get_task
--- 9521    _runs_template
--- 9574    list_runs
--- 9605    _past_template
--- 9680    _since_template
--- 9698    get_task_history
--- 9718    _held_template
--- 9750    list_workers
--- 9789    _read_place
--- 9808    _acts_template
--- 9834    list_actions
--- 9866  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 9868    _abort_template
--- 9905    cancel_tasks
--- 9942    _check_meant
--- 9962    _limit_option
--- 9975    _retake_template
--- 10013    requeue_task
--- 10038    _regain_template
--- 10074    requeue_tasks
--- 10113    list_dead_letters
--- 10156    _replay_template
--- 10197    replay_dead_letters
--- 10237    _bury_template
--- 10279    purge_dead_letters
--- 10309  49_stats.sql: When the first task that is ready became so; null if none is
--- 10311    _oldest_template
--- 10348    _elder0_template
--- 10382    _tenure_template
--- 10405    _is_wanted
--- 10422    _stat_template
--- 10468    queue_stats
--- 10523    _from
--- 10536    _counters (view)
--- 10560    _gauge_template
--- 10606    _spans_template
--- 10659    metrics
--- 10695    _xmin_age
--- 10714    prometheus
--- 10773    _label_text
--- 10796    health
--- 10850  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 10855    _tick_template
--- 10877    _ticked (sequence)
--- 10883    _set_ticked
--- 10896    ticker
--- 10944    ticker_loop (procedure)
--- 10970  51_cron.sql: Whether pg_cron is installed in this database
--- 10972    _has_cron
--- 10982    _cron_has_seconds
--- 11003    _explain_no_cron
--- 11035    start
--- 11078    stop
--- 11103    _maintain
--- 11125    status
--- 11161  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11165    _rights (view)
--- 11245    _allowed
--- 11283    _grant
--- 11302    _grant_again
--- 11318    _grant_queue
--- 11333    _check_grant
--- 11366    grant_access
--- 11402    revoke_access
--- 11449  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  390  00_install.sql
+--  438  01_version.sql: What the schema is, and its version
+--  445    version
+--  457  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  459    current_time
+--  478    _after
+--  493    _micros
+--  504  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  520    _random_bytes
+--  539    _make_uuidv7
+--  562    portable_uuidv7
+--  592    uuidv7_timestamp
+--  618    _task_id
+--  643    _run_id
+--  658    _run_task
+--  669    _run_number
+--  683  12_types.sql: The composite types that functions pass to each other
+--  688    _gap (type)
+--  696    _late (type)
+--  703    _timer (type)
+--  710    _tally (type)
+--  721    _picked (type)
+--  733    _spawn (type)
+--  757    _filter (type)
+--  791  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  793    _check_keys
+--  826    _number_option
+--  861    _integer_option
+--  877    _whole_option
+--  904    _text_option
+--  930    _flag_option
+--  952    _uuid_option
+--  979    _tags_option
+-- 1008    _check_name
+-- 1035    _check_seconds
+-- 1063    _check_isolation
+-- 1082    _buckets_option
+-- 1120    _check_policy
+-- 1167    _check_spawn
+-- 1214    _read_spawn_options
+-- 1293    _time_option
+-- 1314    _moment_option
+-- 1346    _read_time_options
+-- 1384    _unique_option
+-- 1438    _inherit
+-- 1468    _check_cancellation
+-- 1485  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1488    _check_retry_strategy
+-- 1526    _backoff
+-- 1579    _fraction
+-- 1590  20_tables.sql: Queues and the policy of each
+-- 1592    queues (table)
+-- 1625    grants (table)
+-- 1639    limits (table)
+-- 1659    pauses (table)
+-- 1671    starts (table)
+-- 1686    wanted (table)
+-- 1698    versions (table)
+-- 1713    t_template (table)
+-- 1823    g_template (table)
+-- 1835    d_template (table)
+-- 1849    p0_template (table)
+-- 1862    p1_template (table)
+-- 1905    l_template (table)
+-- 1932    h_template (table)
+-- 1949    k0_template (table)
+-- 1962    k1_template (table)
+-- 1991    n0_template (table)
+-- 2002    n1_template (table)
+-- 2018    n_template (table)
+-- 2042    seq_template (sequence)
+-- 2043    ring_template (sequence)
+-- 2044    parked_template (sequence)
+-- 2045    woken_template (sequence)
+-- 2046    plan_template (sequence)
+-- 2047    fired_template (sequence)
+-- 2048    clock_template (sequence)
+-- 2049    carry_template (sequence)
+-- 2050    round_template (sequence)
+-- 2073    r_template (table)
+-- 2090    a_template (table)
+-- 2116    c_template (table)
+-- 2132    e_template (table)
+-- 2149    u_template (table)
+-- 2162    w_template (table)
+-- 2177  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2180    validate_queue_name
+-- 2222    _policy
+-- 2266    _call
+-- 2280    _template_ddl (view)
+-- 2365    _stamp
+-- 2377    _stamp_queues
+-- 2405    _stamp_relation
+-- 2445    _stamp_function
+-- 2478    _function
+-- 2490    _signature
+-- 2501    _leave_extension
+-- 2527    _lock_number
+-- 2537    _share_queue
+-- 2550    _may
+-- 2566    _each_queue
+-- 2588    _init_template
+-- 2614    _hush_template
+-- 2635    _beyond
+-- 2644    create_queue
+-- 2707    _refuse_busy
+-- 2726    drop_queue
+-- 2756    _drop_all
+-- 2807    list_queues
+-- 2831  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 2840    _push_template
+-- 2881    _fill
+-- 2901    _add0_template
+-- 2968    _back0_template
+-- 2986  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 2991    _claim0_template
+-- 3063    _pick0_template
+-- 3146    _limits_template
+-- 3187    _move0_template
+-- 3249    _open_xids
+-- 3269    _next0_template
+-- 3298    _many0_template
+-- 3327    _stuck0_template
+-- 3365    _trim0_template
+-- 3410    _take_template
+-- 3491    _known_template
+-- 3511    _paused_until
+-- 3524    claim_task
+-- 3585    _next_template
+-- 3627    _soon0_template
+-- 3683    next_due
+-- 3708  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 3721    _due0_template
+-- 3797    _last0_template
+-- 3822    _any0_template
+-- 3849    _miss0_template
+-- 3885    _pass0_template
+-- 3931    _fire_template
+-- 3983    _expire_template
+-- 4051    _timeout_reason
+-- 4070    _over_template
+-- 4092    _close_template
+-- 4122    _follow_template
+-- 4152  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4154    _segment_bytes
+-- 4175    _turn_template
+-- 4207    _turn0_template
+-- 4245    _spent0_template
+-- 4259    _dry0_template
+-- 4286    _left0_template
+-- 4317    _carry0_template
+-- 4361  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4367    _remake_template
+-- 4419    _alive_template
+-- 4473    _home
+-- 4486    _settle_template
+-- 4508    rebuild_dispatch
+-- 4545    _recap_template
+-- 4576  35_tally.sql: The letter by which tallies know where a task stands
+-- 4578    _letter
+-- 4597    _letters
+-- 4609    _bound
+-- 4629    _tally_template
+-- 4654    _reckon_template
+-- 4681    _finish_template
+-- 4709    _moved_template
+-- 4740    _sum0_template
+-- 4776    _noted0_template
+-- 4811    _bank0_template
+-- 4831    _census_template
+-- 4853    _count_template
+-- 4875  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 4885    _gate_number
+-- 4896    _enter_gate
+-- 4918    _limit_of
+-- 4936    _rule_template
+-- 4975    _going_template
+-- 4988    _busy_template
+-- 5004    _everywhere_busy
+-- 5030    _is_paused
+-- 5050    _started
+-- 5067    _left_over
+-- 5087    _slots_template
+-- 5126    _vacate_template
+-- 5186    _unbar_template
+-- 5215    _intake_template
+-- 5236    _sift0_template
+-- 5321    _line_template
+-- 5371    _keys_template
+-- 5408    _admit_template
+-- 5454    _spare_template
+-- 5475    _choose_template
+-- 5519    _named_template
+-- 5546    _weed_template
+-- 5579    _seize_template
+-- 5650    _occupy_template
+-- 5711    _chance_template
+-- 5740    _align_template
+-- 5775  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 5778    _want_template
+-- 5812    _names_option
+-- 5847    _line_up
+-- 5883    claim_any
+-- 5956    _check_order
+-- 5973  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 5978    _put_template
+-- 6045    _enlist_template
+-- 6088    _new_template
+-- 6144    _tag_template
+-- 6162    _room_template
+-- 6189    _shed_template
+-- 6231    _first0_template
+-- 6272    _once_template
+-- 6320    _blocks
+-- 6347    _meet_template
+-- 6381    _swap_template
+-- 6441    _series_template
+-- 6478    _found_template
+-- 6534    spawn_task
+-- 6594    spawn_tasks
+-- 6641    _read_task
+-- 6659  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 6664    _hold_template
+-- 6715    _own_template
+-- 6735    _done_template
+-- 6779    complete_run
+-- 6802    _flush_template
+-- 6881    _why_template
+-- 6897    _read_runs
+-- 6943    _explain_bad_run
+-- 6968    complete_runs
+-- 6993    _end_template
+-- 7042    _lost_template
+-- 7058    _file_template
+-- 7082    _again_template
+-- 7122    _queue_template
+-- 7143    _fail_template
+-- 7161    fail_run
+-- 7185    _nap_template
+-- 7214    schedule_run
+-- 7244    _free_template
+-- 7292    release_run
+-- 7317    _keep_template
+-- 7343    extend_claim
+-- 7366  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7371    _mark_template
+-- 7393    _note_template
+-- 7423    set_task_checkpoint_state
+-- 7458    _recall_template
+-- 7480    get_task_checkpoint_state
+-- 7504    _list_template
+-- 7533    get_task_checkpoint_states
+-- 7559  43_events.sql: Wait for an event, or learn how the wait ended
+-- 7566    _wait_template
+-- 7638    _park_template
+-- 7680    await_event
+-- 7717    _emit_template
+-- 7780    emit_event
+-- 7805  44_control.sql: Read a task, or raise TG003
+-- 7807    _fetch_template
+-- 7834    _stop_template
+-- 7866    _act_template
+-- 7888    _halt_template
+-- 7904    cancel_task
+-- 7926    _rerun_template
+-- 7999    _forget_template
+-- 8019    _redo_template
+-- 8052    _renew_template
+-- 8088    retry_task
+-- 8138    _show_template
+-- 8186    get_task_result
+-- 8221  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8228    _purge_template
+-- 8258    _erase_template
+-- 8303    _first_uuid
+-- 8322    _sweep_template
+-- 8362    _clean
+-- 8396    cleanup_tasks
+-- 8417    cleanup_events
+-- 8438    cleanup_all_queues
+-- 8468  46_limits.sql: Let a queue go by rules, and take its lock
+-- 8470    _reign_template
+-- 8483    _cap_template
+-- 8509    _write_limit
+-- 8525    _read_limit
+-- 8573    _check_limit_keys
+-- 8595    set_limit
+-- 8649    _usage_template
+-- 8725    limit_usage
+-- 8754  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 8756    _pause_template
+-- 8777    _halve_template
+-- 8807    _check_only
+-- 8828    pause_queue
+-- 8864    resume_queue
+-- 8890    get_queue_policy
+-- 8913    set_queue_policy
+-- 8931    list_namespaces
+-- 8948  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 8951    _read_filter
+-- 8985    _states_option
+-- 9016    _read_cursor
+-- 9035    _check_limit
+-- 9059    _find_template
+-- 9111    _seek_template
+-- 9160    _page_template
+-- 9229    _ended_template
+-- 9266    _fit_template
+-- 9302    _live_template
+-- 9349    _hints0_template
+-- 9391    _rows_template
+-- 9440    list_tasks
+-- 9486    _peek_template
+-- 9539    get_task
+-- 9591    _runs_template
+-- 9644    list_runs
+-- 9675    _past_template
+-- 9750    _since_template
+-- 9768    get_task_history
+-- 9788    _held_template
+-- 9820    list_workers
+-- 9859    _read_place
+-- 9878    _acts_template
+-- 9904    list_actions
+-- 9936  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 9938    _abort_template
+-- 9975    cancel_tasks
+-- 10012    _check_meant
+-- 10032    _limit_option
+-- 10045    _retake_template
+-- 10083    requeue_task
+-- 10108    _regain_template
+-- 10144    requeue_tasks
+-- 10183    list_dead_letters
+-- 10226    _replay_template
+-- 10267    replay_dead_letters
+-- 10307    _bury_template
+-- 10349    purge_dead_letters
+-- 10379  49_stats.sql: When the first task that is ready became so; null if none is
+-- 10381    _oldest_template
+-- 10418    _elder0_template
+-- 10452    _tenure_template
+-- 10475    _is_wanted
+-- 10492    _stat_template
+-- 10538    queue_stats
+-- 10593    _from
+-- 10606    _counters (view)
+-- 10630    _gauge_template
+-- 10676    _spans_template
+-- 10729    metrics
+-- 10765    _xmin_age
+-- 10784    prometheus
+-- 10843    _label_text
+-- 10866    health
+-- 10920  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 10925    _tick_template
+-- 10947    _ticked (sequence)
+-- 10953    _set_ticked
+-- 10966    ticker
+-- 11014    ticker_loop (procedure)
+-- 11040  51_cron.sql: Whether pg_cron is installed in this database
+-- 11042    _has_cron
+-- 11052    _cron_has_seconds
+-- 11073    _explain_no_cron
+-- 11105    start
+-- 11148    stop
+-- 11173    _maintain
+-- 11195    status
+-- 11231  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11235    _rights (view)
+-- 11315    _allowed
+-- 11353    _grant
+-- 11372    _grant_again
+-- 11388    _grant_queue
+-- 11403    _check_grant
+-- 11436    grant_access
+-- 11472    revoke_access
+-- 11519  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -1642,16 +1645,27 @@ create table if not exists teguh.limits (
   period_seconds double precision,
   fifo           boolean not null default false,
   fair           boolean not null default false,
-  paused_until   timestamptz,
   constraint limits_pkey primary key (queue_name, scope, name)
 );
 
 comment on table teguh.limits is
-  'Limits set by set_limit(), and pauses of a task name or a key.';
+  'Limits set by set_limit().';
 comment on column teguh.limits.queue_name is
   'The queue the limit is for; * for all of them together.';
 comment on column teguh.limits.name is
   'The task name or key, * for each that has no limit of its own; empty for a whole queue.';
+
+-- Pauses of a part of a queue.
+create table if not exists teguh.pauses (
+  queue_name   text        not null,
+  scope        text        not null,
+  name         text        not null,
+  paused_until timestamptz not null,
+  constraint pauses_pkey primary key (queue_name, scope, name)
+);
+
+comment on table teguh.pauses is
+  'Task names and keys (scope task, key) of which claims return nothing until then.';
 
 -- When tasks were started that count against a rate.
 create table if not exists teguh.starts (
@@ -2759,6 +2773,8 @@ begin
   where g.queue_name = p_queue_name;
   delete from teguh.limits as l
   where l.queue_name = p_queue_name;
+  delete from teguh.pauses as p
+  where p.queue_name = p_queue_name;
   delete from teguh.starts as s
   where s.queue_name = p_queue_name;
   delete from teguh.wanted as w
@@ -4875,6 +4891,29 @@ as $$
   select hashtextextended('teguh.gate_' || p_queue_name, 0);
 $$;
 
+-- Take a queue's lock (*: that of all queues).  A transaction that has one already does not wait
+-- for another: of two which took them in different orders neither could go on.  Then false.
+create or replace function teguh._enter_gate(p_queue_name text)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_number bigint := teguh._gate_number(p_queue_name);
+begin
+  if p_queue_name <> '*' and coalesce(current_setting('teguh.gate', true), '') in ('', '*')
+    or p_queue_name = '*' and coalesce(current_setting('teguh.gate', true), '') = ''
+  then
+    perform pg_advisory_xact_lock(v_number);
+    perform set_config('teguh.gate', p_queue_name, true);
+    return true;
+  end if;
+
+  return pg_try_advisory_xact_lock(v_number);
+end;
+$$;
+
 -- The limit for a task name, a key or a queue: its own, or that for each.
 create or replace function teguh._limit_of(p_queue_name text, p_scope text, p_name text)
   returns setof teguh.limits
@@ -4892,14 +4931,25 @@ as $$
   limit 1;
 $$;
 
--- Let a queue go by rules from now on, and count what runs already.
-create or replace function teguh._rule_template()
+-- Let a queue go by rules from now on, and count what runs already.  p_wait: even if somebody else
+-- is just about to; else that is left to them.
+create or replace function teguh._rule_template(p_wait boolean)
   returns void
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
 begin
+  if not p_wait then
+    perform from teguh.queues as q
+    where q.queue_name = substr('_template', 2)
+      and not q.ruled
+    for no key update skip locked;
+    if not found then
+      return;
+    end if;
+  end if;
+
   update teguh.queues as q
   set ruled = true
   where q.queue_name = substr('_template', 2)
@@ -4922,7 +4972,7 @@ end;
 $$;
 
 -- The runs that are held, by what they are limited by.
-create or replace function teguh._going_template(p_now timestamptz)
+create or replace function teguh._going_template()
   returns table(task_name text, flow_key text)
   language sql
   stable
@@ -4931,12 +4981,11 @@ as $$
   select h.task_name, h.flow_key
   from teguh.h_template as h
   join teguh.t_template as t on (t.task_id, t.turn) = (h.task_id, h.turn)
-  where t.state = 'running'
-    and coalesce(t.lease_expires_at > p_now, true);
+  where t.state = 'running';
 $$;
 
 -- How many runs are held, of one task name or of all (null).
-create or replace function teguh._busy_template(p_task_name text, p_now timestamptz)
+create or replace function teguh._busy_template(p_task_name text)
   returns bigint
   language plpgsql
   volatile
@@ -4945,14 +4994,14 @@ as $$
 begin
   return (
     select count(*)
-    from teguh._going_template(p_now) as r
+    from teguh._going_template() as r
     where r.task_name = coalesce(p_task_name, r.task_name)
   );
 end;
 $$;
 
 -- The same of all queues together.
-create or replace function teguh._everywhere_busy(p_now timestamptz)
+create or replace function teguh._everywhere_busy()
   returns bigint
   language plpgsql
   volatile
@@ -4968,13 +5017,33 @@ begin
     from teguh.queues as q
   loop
     if teguh._share_queue(v_queue_name) then
-      execute format('select teguh._busy_%s(null, $1)', v_queue_name) into v_one using p_now;
+      execute format('select teguh._busy_%s(null)', v_queue_name) into v_one;
       v_all := v_all + v_one;
     end if;
   end loop;
 
   return v_all;
 end;
+$$;
+
+-- Whether a task name or a key is paused.
+create or replace function teguh._is_paused(
+  p_queue_name text,
+  p_scope      text,
+  p_name       text,
+  p_now        timestamptz
+)
+  returns boolean
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select exists (
+    select
+    from teguh.pauses as p
+    where (p.queue_name, p.scope, p.name) = (p_queue_name, p_scope, p_name)
+      and p.paused_until > p_now
+  );
 $$;
 
 -- How many tasks were started within the period of a rate.
@@ -5008,7 +5077,6 @@ create or replace function teguh._left_over(
 as $$
 begin
   return least(
-    case when p_limit.paused_until > p_now then 0 end,
     case when p_limit.fifo then 1 else p_limit.max_running end - p_running,
     p_limit.rate - teguh._started(p_limit, p_name, p_now)
   );
@@ -5025,7 +5093,12 @@ as $$
 #variable_conflict use_column
 begin
   return query
-  select k.flow_key, teguh._left_over(l, k.flow_key, h.qty, p_now) - o.qty
+  select
+    k.flow_key,
+    least(
+      teguh._left_over(l, k.flow_key, h.qty, p_now) - o.qty,
+      case when teguh._is_paused(substr('_template', 2), 'key', k.flow_key, p_now) then 0 end
+    )
   from (
     select distinct u.flow_key
     from unnest(p_keys) as u(flow_key)
@@ -5057,8 +5130,9 @@ create or replace function teguh._vacate_template(p_everywhere boolean, p_now ti
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_keys  text[];
-  v_rated text[];
+  v_keys   text[];
+  v_rated  text[];
+  v_paused text[];
 begin
   with over as (
     delete from teguh.h_template as h
@@ -5069,7 +5143,6 @@ begin
         and (
           t.state = 'running'
           and t.turn = h.turn
-          and coalesce(t.lease_expires_at > p_now, true)
           or h.fifo
           and t.state in ('pending', 'running', 'sleeping')
         )
@@ -5096,38 +5169,16 @@ begin
   select array_agg(distinct p.name) filter (where p.scope = 'key') into v_rated
   from past as p;
 
-  perform from teguh.limits as l
-  where l.queue_name = substr('_template', 2)
-    and l.paused_until <= p_now;
-  if found then
-    perform teguh._unpause(substr('_template', 2), p_now);
-    v_keys := v_keys || array(
-      select distinct l.flow_key
-      from teguh.l_template as l
-      where l.gate = 'w'
-    );
-  end if;
-  return v_keys || v_rated;
-end;
-$$;
+  with over as (
+    delete from teguh.pauses as p
+    where p.queue_name = substr('_template', 2)
+      and p.paused_until <= p_now
+    returning p.scope, p.name
+  )
 
--- Take back the pauses of a queue's task names and keys that are over.
-create or replace function teguh._unpause(p_queue_name text, p_now timestamptz)
-  returns void
-  language plpgsql
-  volatile
-  set search_path = pg_catalog, pg_temp
-as $$
-begin
-  update teguh.limits as l
-  set paused_until = null
-  where l.queue_name = p_queue_name
-    and l.paused_until <= p_now;
-  delete from teguh.limits as l
-  where l.queue_name = p_queue_name
-    and num_nonnulls(l.max_running, l.rate, l.paused_until) = 0
-    and not l.fifo
-    and not l.fair;
+  select array_agg(o.name) filter (where o.scope = 'key') into v_paused
+  from over as o;
+  return v_keys || v_rated || v_paused;
 end;
 $$;
 
@@ -5292,9 +5343,10 @@ begin
       t.*, k.slots,
       row_number() over (partition by t.flow_key, t.kept order by t.place) as nth,
       case
+        when v_fair and t.kept then v_round + 1
         when v_fair then
           greatest(k.latest, v_round) + row_number() over (partition by t.flow_key order by t.place)
-        when k.fifo then
+        when k.fifo and not t.kept then
           greatest(k.latest, max(t.due) over (partition by t.flow_key order by t.place))
         else t.due
       end as ranking
@@ -5372,10 +5424,11 @@ declare
   v_room       bigint;
   v_picks      record;
 begin
-  if v_everywhere then
-    perform pg_advisory_xact_lock(teguh._gate_number('*'));
+  if v_everywhere and not teguh._enter_gate('*')
+    or not teguh._enter_gate(substr('_template', 2))
+  then
+    return '{}';
   end if;
-  perform pg_advisory_xact_lock(teguh._gate_number(substr('_template', 2)));
   perform teguh._unbar_template(teguh._vacate_template(v_everywhere, p_now), p_now);
   perform teguh._intake_template(p_now);
 
@@ -5407,11 +5460,11 @@ as $$
 begin
   return least(
     (
-      select teguh._left_over(l, '', teguh._busy_template(null, p_now), p_now)
+      select teguh._left_over(l, '', teguh._busy_template(null), p_now)
       from teguh._limit_of(substr('_template', 2), 'queue', '') as l
     ),
     case when p_everywhere then (
-      select teguh._left_over(l, '', teguh._everywhere_busy(p_now), p_now)
+      select teguh._left_over(l, '', teguh._everywhere_busy(), p_now)
       from teguh._limit_of('*', 'all', '') as l
     ) end
   );
@@ -5444,9 +5497,7 @@ begin
     select l.*
     from unnest(v_names) as n(task_name)
     left join lateral (
-      select teguh._left_over(
-        m, n.task_name, teguh._busy_template(n.task_name, p_now), p_now
-      ) as qty
+      select teguh._left_over(m, n.task_name, teguh._busy_template(n.task_name), p_now) as qty
       from teguh._limit_of(substr('_template', 2), 'task', n.task_name) as m
     ) as s on true
     cross join lateral (
@@ -5457,6 +5508,7 @@ begin
       order by l.ranking, l.seq
       limit least(p_qty, case when s.qty is not null then greatest(s.qty, 0) end)
     ) as l
+    where not teguh._is_paused(substr('_template', 2), 'task', n.task_name, p_now)
     order by l.ranking, l.seq
     limit p_qty
   ) as c;
@@ -5721,7 +5773,8 @@ end;
 $$;
 
 -- sql/src/37_claim_any.sql
--- Remember which task names workers ask for.  Once a minute is often enough.
+-- Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- nobody waits for another.
 create or replace function teguh._want_template(p_task_names text[])
   returns void
   language plpgsql
@@ -5742,14 +5795,16 @@ declare
     order by u.task_name
   );
 begin
-  if v_names <> '{}' then
+  if v_names <> '{}'
+    and pg_try_advisory_xact_lock(hashtextextended('teguh.wanted_template', 0))
+  then
     insert into teguh.wanted as w (queue_name, task_name, seen_at)
     select substr('_template', 2), u.task_name, v_now
     from unnest(v_names) as u(task_name)
     on conflict (queue_name, task_name) do update
     set seen_at = excluded.seen_at;
   end if;
-  perform teguh._rule_template();
+  perform teguh._rule_template(false);
 end;
 $$;
 
@@ -6507,7 +6562,7 @@ begin
   end if;
 
   if v_spawn.priority is not null and not v_policy ? 'ruled' then
-    execute 'select teguh._rule_' || p_queue_name || '()';
+    execute 'select teguh._rule_' || p_queue_name || '(false)';
   end if;
   if v_policy ? 'max_pending' then
     execute 'select teguh._room_' || p_queue_name || '($1)' using v_policy;
@@ -6570,7 +6625,7 @@ begin
   if not v_policy ? 'ruled' and exists (
     select from unnest(v_spawns) as s where s.priority is not null
   ) then
-    execute 'select teguh._rule_' || p_queue_name || '()';
+    execute 'select teguh._rule_' || p_queue_name || '(false)';
   end if;
   if v_policy ? 'max_pending' then
     execute 'select teguh._room_' || p_queue_name || '($1)' using v_policy;
@@ -8411,6 +8466,19 @@ comment on function teguh.cleanup_all_queues(text) is
   'one bounded batch each, and returns the counts. Raises TG001 for an unknown queue.';
 
 -- sql/src/46_limits.sql
+-- Let a queue go by rules, and take its lock.
+create or replace function teguh._reign_template()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._rule_template(true);
+  perform pg_advisory_xact_lock(teguh._gate_number(substr('_template', 2)));
+end;
+$$;
+
 -- Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait.
 create or replace function teguh._cap_template(p_limit teguh.limits)
   returns void
@@ -8422,9 +8490,7 @@ declare
   v_now timestamptz := teguh.current_time();
   v_old teguh.limits;
 begin
-  perform teguh._rule_template();
-  perform pg_advisory_xact_lock(teguh._gate_number(substr('_template', 2)));
-
+  perform teguh._reign_template();
   select l.* into v_old
   from teguh.limits as l
   where (l.queue_name, l.scope, l.name) = (p_limit.queue_name, p_limit.scope, p_limit.name);
@@ -8449,16 +8515,13 @@ as $$
 begin
   delete from teguh.limits as l
   where (l.queue_name, l.scope, l.name) = (p_limit.queue_name, p_limit.scope, p_limit.name);
-  if p_limit.fifo
-    or p_limit.fair
-    or num_nonnulls(p_limit.max_running, p_limit.rate, p_limit.paused_until) > 0
-  then
+  if p_limit.fifo or p_limit.fair or num_nonnulls(p_limit.max_running, p_limit.rate) > 0 then
     insert into teguh.limits select p_limit.*;
   end if;
 end;
 $$;
 
--- Read a limit, or raise TG005.  What the present one says of pauses stays.
+-- Read a limit, or raise TG005.
 create or replace function teguh._read_limit(
   p_queue_name text,
   p_scope      text,
@@ -8502,11 +8565,6 @@ begin
   v_limit.fifo := coalesce(teguh._flag_option(v_given, 'fifo'), false);
   v_limit.fair := coalesce(teguh._flag_option(v_given, 'fair'), false);
   perform teguh._check_limit_keys(v_limit);
-  v_limit.paused_until := (
-    select l.paused_until
-    from teguh.limits as l
-    where (l.queue_name, l.scope, l.name) = (v_limit.queue_name, v_limit.scope, v_limit.name)
-  );
   return v_limit;
 end;
 $$;
@@ -8569,7 +8627,7 @@ begin
     order by q.queue_name
   loop
     if teguh._share_queue(v_queue_name) then
-      execute format('select teguh._rule_%s()', v_queue_name);
+      execute format('select teguh._rule_%s(true)', v_queue_name);
       perform pg_notify('teguh_' || v_queue_name, '');
     end if;
   end loop;
@@ -8615,7 +8673,7 @@ begin
     select c.scope, c.name, sum(u.running) as running, sum(u.waiting) as waiting
     from (
       select r.task_name, r.flow_key, 1 as running, 0 as waiting
-      from teguh._going_template(v_now) as r
+      from teguh._going_template() as r
       union all
       select l.task_name, l.flow_key, 0, 1
       from teguh.l_template as l
@@ -8638,12 +8696,26 @@ begin
       )
     end
     where l.queue_name = substr('_template', 2)
+    union all
+    select
+      row(p.queue_name, p.scope, p.name, null, null, null, false, false)::teguh.limits, p.name,
+      c.running, c.waiting
+    from teguh.pauses as p
+    left join counted as c on (c.scope, c.name) = (p.scope, p.name)
+    where p.queue_name = substr('_template', 2)
+      and not exists (
+        select from teguh._limit_of(p.queue_name, p.scope, p.name)
+      )
   )
 
   select
     (s.cap).scope, nullif(s.name, ''), (s.cap).max_running, coalesce(s.running, 0)::bigint,
     (s.cap).rate, (s.cap).period_seconds, teguh._started(s.cap, s.name, v_now),
-    coalesce(s.waiting, 0)::bigint, (s.cap).fifo, (s.cap).fair, (s.cap).paused_until
+    coalesce(s.waiting, 0)::bigint, (s.cap).fifo, (s.cap).fair, (
+      select p.paused_until
+      from teguh.pauses as p
+      where (p.queue_name, p.scope, p.name) = ((s.cap).queue_name, (s.cap).scope, s.name)
+    )
   from shown as s
   order by (s.cap).scope, s.name;
 end;
@@ -8709,23 +8781,21 @@ create or replace function teguh._halve_template(p_only jsonb, p_until timestamp
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_scope text := case when p_only ? 'key' then 'key' else 'task' end;
-  v_name  text := coalesce(p_only ->> 'key', p_only ->> 'task_name');
-  v_limit teguh.limits := row(
-    substr('_template', 2), v_scope, v_name, null, null, null, false, false, null
-  );
-  v_old   teguh.limits;
+  v_queue_name text := substr('_template', 2);
+  v_scope      text := case when p_only ->> 'key' is null then 'task' else 'key' end;
+  v_name       text := coalesce(p_only ->> 'key', p_only ->> 'task_name');
 begin
-  select l.* into v_old
-  from teguh._limit_of(substr('_template', 2), v_scope, v_name) as l;
-  if found then
-    v_limit := v_old;
-    v_limit.name := v_name;
-    v_limit.fair := v_old.fair and v_old.name = v_name;
+  perform teguh._reign_template();
+  delete from teguh.pauses as p
+  where (p.queue_name, p.scope, p.name) = (v_queue_name, v_scope, v_name);
+  if p_until is not null then
+    insert into teguh.pauses as p (queue_name, scope, name, paused_until)
+    values (v_queue_name, v_scope, v_name, p_until);
   end if;
-
-  v_limit.paused_until := p_until;
-  perform teguh._cap_template(v_limit);
+  perform teguh._align_template(false, teguh.current_time());
+  if p_until is null then
+    perform pg_notify('teguh_template', '');
+  end if;
   perform teguh._act_template(
     case when p_until is null then 'resume' else 'pause' end, p_reason, null, null,
     p_only || jsonb_strip_nulls(jsonb_build_object('until', p_until))

@@ -55,16 +55,27 @@ create table if not exists teguh.limits (
   period_seconds double precision,
   fifo           boolean not null default false,
   fair           boolean not null default false,
-  paused_until   timestamptz,
   constraint limits_pkey primary key (queue_name, scope, name)
 );
 
 comment on table teguh.limits is
-  'Limits set by set_limit(), and pauses of a task name or a key.';
+  'Limits set by set_limit().';
 comment on column teguh.limits.queue_name is
   'The queue the limit is for; * for all of them together.';
 comment on column teguh.limits.name is
   'The task name or key, * for each that has no limit of its own; empty for a whole queue.';
+
+-- Pauses of a part of a queue.
+create table if not exists teguh.pauses (
+  queue_name   text        not null,
+  scope        text        not null,
+  name         text        not null,
+  paused_until timestamptz not null,
+  constraint pauses_pkey primary key (queue_name, scope, name)
+);
+
+comment on table teguh.pauses is
+  'Task names and keys (scope task, key) of which claims return nothing until then.';
 
 -- When tasks were started that count against a rate.
 create table if not exists teguh.starts (

@@ -596,6 +596,8 @@ begin
   where g.queue_name = p_queue_name;
   delete from teguh.limits as l
   where l.queue_name = p_queue_name;
+  delete from teguh.pauses as p
+  where p.queue_name = p_queue_name;
   delete from teguh.starts as s
   where s.queue_name = p_queue_name;
   delete from teguh.wanted as w

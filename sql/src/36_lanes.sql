@@ -16,6 +16,29 @@ as $$
   select hashtextextended('teguh.gate_' || p_queue_name, 0);
 $$;
 
+-- Take a queue's lock (*: that of all queues).  A transaction that has one already does not wait
+-- for another: of two which took them in different orders neither could go on.  Then false.
+create or replace function teguh._enter_gate(p_queue_name text)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_number bigint := teguh._gate_number(p_queue_name);
+begin
+  if p_queue_name <> '*' and coalesce(current_setting('teguh.gate', true), '') in ('', '*')
+    or p_queue_name = '*' and coalesce(current_setting('teguh.gate', true), '') = ''
+  then
+    perform pg_advisory_xact_lock(v_number);
+    perform set_config('teguh.gate', p_queue_name, true);
+    return true;
+  end if;
+
+  return pg_try_advisory_xact_lock(v_number);
+end;
+$$;
+
 -- The limit for a task name, a key or a queue: its own, or that for each.
 create or replace function teguh._limit_of(p_queue_name text, p_scope text, p_name text)
   returns setof teguh.limits
@@ -33,14 +56,25 @@ as $$
   limit 1;
 $$;
 
--- Let a queue go by rules from now on, and count what runs already.
-create or replace function teguh._rule_template()
+-- Let a queue go by rules from now on, and count what runs already.  p_wait: even if somebody else
+-- is just about to; else that is left to them.
+create or replace function teguh._rule_template(p_wait boolean)
   returns void
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
 begin
+  if not p_wait then
+    perform from teguh.queues as q
+    where q.queue_name = substr('_template', 2)
+      and not q.ruled
+    for no key update skip locked;
+    if not found then
+      return;
+    end if;
+  end if;
+
   update teguh.queues as q
   set ruled = true
   where q.queue_name = substr('_template', 2)
@@ -63,7 +97,7 @@ end;
 $$;
 
 -- The runs that are held, by what they are limited by.
-create or replace function teguh._going_template(p_now timestamptz)
+create or replace function teguh._going_template()
   returns table(task_name text, flow_key text)
   language sql
   stable
@@ -72,12 +106,11 @@ as $$
   select h.task_name, h.flow_key
   from teguh.h_template as h
   join teguh.t_template as t on (t.task_id, t.turn) = (h.task_id, h.turn)
-  where t.state = 'running'
-    and coalesce(t.lease_expires_at > p_now, true);
+  where t.state = 'running';
 $$;
 
 -- How many runs are held, of one task name or of all (null).
-create or replace function teguh._busy_template(p_task_name text, p_now timestamptz)
+create or replace function teguh._busy_template(p_task_name text)
   returns bigint
   language plpgsql
   volatile
@@ -86,14 +119,14 @@ as $$
 begin
   return (
     select count(*)
-    from teguh._going_template(p_now) as r
+    from teguh._going_template() as r
     where r.task_name = coalesce(p_task_name, r.task_name)
   );
 end;
 $$;
 
 -- The same of all queues together.
-create or replace function teguh._everywhere_busy(p_now timestamptz)
+create or replace function teguh._everywhere_busy()
   returns bigint
   language plpgsql
   volatile
@@ -109,13 +142,33 @@ begin
     from teguh.queues as q
   loop
     if teguh._share_queue(v_queue_name) then
-      execute format('select teguh._busy_%s(null, $1)', v_queue_name) into v_one using p_now;
+      execute format('select teguh._busy_%s(null)', v_queue_name) into v_one;
       v_all := v_all + v_one;
     end if;
   end loop;
 
   return v_all;
 end;
+$$;
+
+-- Whether a task name or a key is paused.
+create or replace function teguh._is_paused(
+  p_queue_name text,
+  p_scope      text,
+  p_name       text,
+  p_now        timestamptz
+)
+  returns boolean
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select exists (
+    select
+    from teguh.pauses as p
+    where (p.queue_name, p.scope, p.name) = (p_queue_name, p_scope, p_name)
+      and p.paused_until > p_now
+  );
 $$;
 
 -- How many tasks were started within the period of a rate.
@@ -149,7 +202,6 @@ create or replace function teguh._left_over(
 as $$
 begin
   return least(
-    case when p_limit.paused_until > p_now then 0 end,
     case when p_limit.fifo then 1 else p_limit.max_running end - p_running,
     p_limit.rate - teguh._started(p_limit, p_name, p_now)
   );
@@ -166,7 +218,12 @@ as $$
 #variable_conflict use_column
 begin
   return query
-  select k.flow_key, teguh._left_over(l, k.flow_key, h.qty, p_now) - o.qty
+  select
+    k.flow_key,
+    least(
+      teguh._left_over(l, k.flow_key, h.qty, p_now) - o.qty,
+      case when teguh._is_paused(substr('_template', 2), 'key', k.flow_key, p_now) then 0 end
+    )
   from (
     select distinct u.flow_key
     from unnest(p_keys) as u(flow_key)
@@ -198,8 +255,9 @@ create or replace function teguh._vacate_template(p_everywhere boolean, p_now ti
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_keys  text[];
-  v_rated text[];
+  v_keys   text[];
+  v_rated  text[];
+  v_paused text[];
 begin
   with over as (
     delete from teguh.h_template as h
@@ -210,7 +268,6 @@ begin
         and (
           t.state = 'running'
           and t.turn = h.turn
-          and coalesce(t.lease_expires_at > p_now, true)
           or h.fifo
           and t.state in ('pending', 'running', 'sleeping')
         )
@@ -237,38 +294,16 @@ begin
   select array_agg(distinct p.name) filter (where p.scope = 'key') into v_rated
   from past as p;
 
-  perform from teguh.limits as l
-  where l.queue_name = substr('_template', 2)
-    and l.paused_until <= p_now;
-  if found then
-    perform teguh._unpause(substr('_template', 2), p_now);
-    v_keys := v_keys || array(
-      select distinct l.flow_key
-      from teguh.l_template as l
-      where l.gate = 'w'
-    );
-  end if;
-  return v_keys || v_rated;
-end;
-$$;
+  with over as (
+    delete from teguh.pauses as p
+    where p.queue_name = substr('_template', 2)
+      and p.paused_until <= p_now
+    returning p.scope, p.name
+  )
 
--- Take back the pauses of a queue's task names and keys that are over.
-create or replace function teguh._unpause(p_queue_name text, p_now timestamptz)
-  returns void
-  language plpgsql
-  volatile
-  set search_path = pg_catalog, pg_temp
-as $$
-begin
-  update teguh.limits as l
-  set paused_until = null
-  where l.queue_name = p_queue_name
-    and l.paused_until <= p_now;
-  delete from teguh.limits as l
-  where l.queue_name = p_queue_name
-    and num_nonnulls(l.max_running, l.rate, l.paused_until) = 0
-    and not l.fifo
-    and not l.fair;
+  select array_agg(o.name) filter (where o.scope = 'key') into v_paused
+  from over as o;
+  return v_keys || v_rated || v_paused;
 end;
 $$;
 
@@ -433,9 +468,10 @@ begin
       t.*, k.slots,
       row_number() over (partition by t.flow_key, t.kept order by t.place) as nth,
       case
+        when v_fair and t.kept then v_round + 1
         when v_fair then
           greatest(k.latest, v_round) + row_number() over (partition by t.flow_key order by t.place)
-        when k.fifo then
+        when k.fifo and not t.kept then
           greatest(k.latest, max(t.due) over (partition by t.flow_key order by t.place))
         else t.due
       end as ranking
@@ -513,10 +549,11 @@ declare
   v_room       bigint;
   v_picks      record;
 begin
-  if v_everywhere then
-    perform pg_advisory_xact_lock(teguh._gate_number('*'));
+  if v_everywhere and not teguh._enter_gate('*')
+    or not teguh._enter_gate(substr('_template', 2))
+  then
+    return '{}';
   end if;
-  perform pg_advisory_xact_lock(teguh._gate_number(substr('_template', 2)));
   perform teguh._unbar_template(teguh._vacate_template(v_everywhere, p_now), p_now);
   perform teguh._intake_template(p_now);
 
@@ -548,11 +585,11 @@ as $$
 begin
   return least(
     (
-      select teguh._left_over(l, '', teguh._busy_template(null, p_now), p_now)
+      select teguh._left_over(l, '', teguh._busy_template(null), p_now)
       from teguh._limit_of(substr('_template', 2), 'queue', '') as l
     ),
     case when p_everywhere then (
-      select teguh._left_over(l, '', teguh._everywhere_busy(p_now), p_now)
+      select teguh._left_over(l, '', teguh._everywhere_busy(), p_now)
       from teguh._limit_of('*', 'all', '') as l
     ) end
   );
@@ -585,9 +622,7 @@ begin
     select l.*
     from unnest(v_names) as n(task_name)
     left join lateral (
-      select teguh._left_over(
-        m, n.task_name, teguh._busy_template(n.task_name, p_now), p_now
-      ) as qty
+      select teguh._left_over(m, n.task_name, teguh._busy_template(n.task_name), p_now) as qty
       from teguh._limit_of(substr('_template', 2), 'task', n.task_name) as m
     ) as s on true
     cross join lateral (
@@ -598,6 +633,7 @@ begin
       order by l.ranking, l.seq
       limit least(p_qty, case when s.qty is not null then greatest(s.qty, 0) end)
     ) as l
+    where not teguh._is_paused(substr('_template', 2), 'task', n.task_name, p_now)
     order by l.ranking, l.seq
     limit p_qty
   ) as c;

@@ -1,4 +1,5 @@
--- Remember which task names workers ask for.  Once a minute is often enough.
+-- Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- nobody waits for another.
 create or replace function teguh._want_template(p_task_names text[])
   returns void
   language plpgsql
@@ -19,14 +20,16 @@ declare
     order by u.task_name
   );
 begin
-  if v_names <> '{}' then
+  if v_names <> '{}'
+    and pg_try_advisory_xact_lock(hashtextextended('teguh.wanted_template', 0))
+  then
     insert into teguh.wanted as w (queue_name, task_name, seen_at)
     select substr('_template', 2), u.task_name, v_now
     from unnest(v_names) as u(task_name)
     on conflict (queue_name, task_name) do update
     set seen_at = excluded.seen_at;
   end if;
-  perform teguh._rule_template();
+  perform teguh._rule_template(false);
 end;
 $$;
 

@@ -589,7 +589,7 @@ begin
   end if;
 
   if v_spawn.priority is not null and not v_policy ? 'ruled' then
-    execute 'select teguh._rule_' || p_queue_name || '()';
+    execute 'select teguh._rule_' || p_queue_name || '(false)';
   end if;
   if v_policy ? 'max_pending' then
     execute 'select teguh._room_' || p_queue_name || '($1)' using v_policy;
@@ -652,7 +652,7 @@ begin
   if not v_policy ? 'ruled' and exists (
     select from unnest(v_spawns) as s where s.priority is not null
   ) then
-    execute 'select teguh._rule_' || p_queue_name || '()';
+    execute 'select teguh._rule_' || p_queue_name || '(false)';
   end if;
   if v_policy ? 'max_pending' then
     execute 'select teguh._room_' || p_queue_name || '($1)' using v_policy;

@@ -1,3 +1,16 @@
+-- Let a queue go by rules, and take its lock.
+create or replace function teguh._reign_template()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._rule_template(true);
+  perform pg_advisory_xact_lock(teguh._gate_number(substr('_template', 2)));
+end;
+$$;
+
 -- Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait.
 create or replace function teguh._cap_template(p_limit teguh.limits)
   returns void
@@ -9,9 +22,7 @@ declare
   v_now timestamptz := teguh.current_time();
   v_old teguh.limits;
 begin
-  perform teguh._rule_template();
-  perform pg_advisory_xact_lock(teguh._gate_number(substr('_template', 2)));
-
+  perform teguh._reign_template();
   select l.* into v_old
   from teguh.limits as l
   where (l.queue_name, l.scope, l.name) = (p_limit.queue_name, p_limit.scope, p_limit.name);
@@ -36,16 +47,13 @@ as $$
 begin
   delete from teguh.limits as l
   where (l.queue_name, l.scope, l.name) = (p_limit.queue_name, p_limit.scope, p_limit.name);
-  if p_limit.fifo
-    or p_limit.fair
-    or num_nonnulls(p_limit.max_running, p_limit.rate, p_limit.paused_until) > 0
-  then
+  if p_limit.fifo or p_limit.fair or num_nonnulls(p_limit.max_running, p_limit.rate) > 0 then
     insert into teguh.limits select p_limit.*;
   end if;
 end;
 $$;
 
--- Read a limit, or raise TG005.  What the present one says of pauses stays.
+-- Read a limit, or raise TG005.
 create or replace function teguh._read_limit(
   p_queue_name text,
   p_scope      text,
@@ -89,11 +97,6 @@ begin
   v_limit.fifo := coalesce(teguh._flag_option(v_given, 'fifo'), false);
   v_limit.fair := coalesce(teguh._flag_option(v_given, 'fair'), false);
   perform teguh._check_limit_keys(v_limit);
-  v_limit.paused_until := (
-    select l.paused_until
-    from teguh.limits as l
-    where (l.queue_name, l.scope, l.name) = (v_limit.queue_name, v_limit.scope, v_limit.name)
-  );
   return v_limit;
 end;
 $$;
@@ -156,7 +159,7 @@ begin
     order by q.queue_name
   loop
     if teguh._share_queue(v_queue_name) then
-      execute format('select teguh._rule_%s()', v_queue_name);
+      execute format('select teguh._rule_%s(true)', v_queue_name);
       perform pg_notify('teguh_' || v_queue_name, '');
     end if;
   end loop;
@@ -202,7 +205,7 @@ begin
     select c.scope, c.name, sum(u.running) as running, sum(u.waiting) as waiting
     from (
       select r.task_name, r.flow_key, 1 as running, 0 as waiting
-      from teguh._going_template(v_now) as r
+      from teguh._going_template() as r
       union all
       select l.task_name, l.flow_key, 0, 1
       from teguh.l_template as l
@@ -225,12 +228,26 @@ begin
       )
     end
     where l.queue_name = substr('_template', 2)
+    union all
+    select
+      row(p.queue_name, p.scope, p.name, null, null, null, false, false)::teguh.limits, p.name,
+      c.running, c.waiting
+    from teguh.pauses as p
+    left join counted as c on (c.scope, c.name) = (p.scope, p.name)
+    where p.queue_name = substr('_template', 2)
+      and not exists (
+        select from teguh._limit_of(p.queue_name, p.scope, p.name)
+      )
   )
 
   select
     (s.cap).scope, nullif(s.name, ''), (s.cap).max_running, coalesce(s.running, 0)::bigint,
     (s.cap).rate, (s.cap).period_seconds, teguh._started(s.cap, s.name, v_now),
-    coalesce(s.waiting, 0)::bigint, (s.cap).fifo, (s.cap).fair, (s.cap).paused_until
+    coalesce(s.waiting, 0)::bigint, (s.cap).fifo, (s.cap).fair, (
+      select p.paused_until
+      from teguh.pauses as p
+      where (p.queue_name, p.scope, p.name) = ((s.cap).queue_name, (s.cap).scope, s.name)
+    )
   from shown as s
   order by (s.cap).scope, s.name;
 end;

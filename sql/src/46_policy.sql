@@ -27,23 +27,21 @@ create or replace function teguh._halve_template(p_only jsonb, p_until timestamp
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_scope text := case when p_only ? 'key' then 'key' else 'task' end;
-  v_name  text := coalesce(p_only ->> 'key', p_only ->> 'task_name');
-  v_limit teguh.limits := row(
-    substr('_template', 2), v_scope, v_name, null, null, null, false, false, null
-  );
-  v_old   teguh.limits;
+  v_queue_name text := substr('_template', 2);
+  v_scope      text := case when p_only ->> 'key' is null then 'task' else 'key' end;
+  v_name       text := coalesce(p_only ->> 'key', p_only ->> 'task_name');
 begin
-  select l.* into v_old
-  from teguh._limit_of(substr('_template', 2), v_scope, v_name) as l;
-  if found then
-    v_limit := v_old;
-    v_limit.name := v_name;
-    v_limit.fair := v_old.fair and v_old.name = v_name;
+  perform teguh._reign_template();
+  delete from teguh.pauses as p
+  where (p.queue_name, p.scope, p.name) = (v_queue_name, v_scope, v_name);
+  if p_until is not null then
+    insert into teguh.pauses as p (queue_name, scope, name, paused_until)
+    values (v_queue_name, v_scope, v_name, p_until);
   end if;
-
-  v_limit.paused_until := p_until;
-  perform teguh._cap_template(v_limit);
+  perform teguh._align_template(false, teguh.current_time());
+  if p_until is null then
+    perform pg_notify('teguh_template', '');
+  end if;
   perform teguh._act_template(
     case when p_until is null then 'resume' else 'pause' end, p_reason, null, null,
     p_only || jsonb_strip_nulls(jsonb_build_object('until', p_until))

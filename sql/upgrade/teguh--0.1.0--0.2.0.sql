@@ -1457,16 +1457,27 @@ create table if not exists teguh.limits (
   period_seconds double precision,
   fifo           boolean not null default false,
   fair           boolean not null default false,
-  paused_until   timestamptz,
   constraint limits_pkey primary key (queue_name, scope, name)
 );
 
 comment on table teguh.limits is
-  'Limits set by set_limit(), and pauses of a task name or a key.';
+  'Limits set by set_limit().';
 comment on column teguh.limits.queue_name is
   'The queue the limit is for; * for all of them together.';
 comment on column teguh.limits.name is
   'The task name or key, * for each that has no limit of its own; empty for a whole queue.';
+
+-- Pauses of a part of a queue.
+create table if not exists teguh.pauses (
+  queue_name   text        not null,
+  scope        text        not null,
+  name         text        not null,
+  paused_until timestamptz not null,
+  constraint pauses_pkey primary key (queue_name, scope, name)
+);
+
+comment on table teguh.pauses is
+  'Task names and keys (scope task, key) of which claims return nothing until then.';
 
 -- When tasks were started that count against a rate.
 create table if not exists teguh.starts (
@@ -2574,6 +2585,8 @@ begin
   where g.queue_name = p_queue_name;
   delete from teguh.limits as l
   where l.queue_name = p_queue_name;
+  delete from teguh.pauses as p
+  where p.queue_name = p_queue_name;
   delete from teguh.starts as s
   where s.queue_name = p_queue_name;
   delete from teguh.wanted as w
@@ -4690,6 +4703,29 @@ as $$
   select hashtextextended('teguh.gate_' || p_queue_name, 0);
 $$;
 
+-- Take a queue's lock (*: that of all queues).  A transaction that has one already does not wait
+-- for another: of two which took them in different orders neither could go on.  Then false.
+create or replace function teguh._enter_gate(p_queue_name text)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_number bigint := teguh._gate_number(p_queue_name);
+begin
+  if p_queue_name <> '*' and coalesce(current_setting('teguh.gate', true), '') in ('', '*')
+    or p_queue_name = '*' and coalesce(current_setting('teguh.gate', true), '') = ''
+  then
+    perform pg_advisory_xact_lock(v_number);
+    perform set_config('teguh.gate', p_queue_name, true);
+    return true;
+  end if;
+
+  return pg_try_advisory_xact_lock(v_number);
+end;
+$$;
+
 -- The limit for a task name, a key or a queue: its own, or that for each.
 create or replace function teguh._limit_of(p_queue_name text, p_scope text, p_name text)
   returns setof teguh.limits
@@ -4707,14 +4743,25 @@ as $$
   limit 1;
 $$;
 
--- Let a queue go by rules from now on, and count what runs already.
-create or replace function teguh._rule_template()
+-- Let a queue go by rules from now on, and count what runs already.  p_wait: even if somebody else
+-- is just about to; else that is left to them.
+create or replace function teguh._rule_template(p_wait boolean)
   returns void
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
 begin
+  if not p_wait then
+    perform from teguh.queues as q
+    where q.queue_name = substr('_template', 2)
+      and not q.ruled
+    for no key update skip locked;
+    if not found then
+      return;
+    end if;
+  end if;
+
   update teguh.queues as q
   set ruled = true
   where q.queue_name = substr('_template', 2)
@@ -4737,7 +4784,7 @@ end;
 $$;
 
 -- The runs that are held, by what they are limited by.
-create or replace function teguh._going_template(p_now timestamptz)
+create or replace function teguh._going_template()
   returns table(task_name text, flow_key text)
   language sql
   stable
@@ -4746,12 +4793,11 @@ as $$
   select h.task_name, h.flow_key
   from teguh.h_template as h
   join teguh.t_template as t on (t.task_id, t.turn) = (h.task_id, h.turn)
-  where t.state = 'running'
-    and coalesce(t.lease_expires_at > p_now, true);
+  where t.state = 'running';
 $$;
 
 -- How many runs are held, of one task name or of all (null).
-create or replace function teguh._busy_template(p_task_name text, p_now timestamptz)
+create or replace function teguh._busy_template(p_task_name text)
   returns bigint
   language plpgsql
   volatile
@@ -4760,14 +4806,14 @@ as $$
 begin
   return (
     select count(*)
-    from teguh._going_template(p_now) as r
+    from teguh._going_template() as r
     where r.task_name = coalesce(p_task_name, r.task_name)
   );
 end;
 $$;
 
 -- The same of all queues together.
-create or replace function teguh._everywhere_busy(p_now timestamptz)
+create or replace function teguh._everywhere_busy()
   returns bigint
   language plpgsql
   volatile
@@ -4783,13 +4829,33 @@ begin
     from teguh.queues as q
   loop
     if teguh._share_queue(v_queue_name) then
-      execute format('select teguh._busy_%s(null, $1)', v_queue_name) into v_one using p_now;
+      execute format('select teguh._busy_%s(null)', v_queue_name) into v_one;
       v_all := v_all + v_one;
     end if;
   end loop;
 
   return v_all;
 end;
+$$;
+
+-- Whether a task name or a key is paused.
+create or replace function teguh._is_paused(
+  p_queue_name text,
+  p_scope      text,
+  p_name       text,
+  p_now        timestamptz
+)
+  returns boolean
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select exists (
+    select
+    from teguh.pauses as p
+    where (p.queue_name, p.scope, p.name) = (p_queue_name, p_scope, p_name)
+      and p.paused_until > p_now
+  );
 $$;
 
 -- How many tasks were started within the period of a rate.
@@ -4823,7 +4889,6 @@ create or replace function teguh._left_over(
 as $$
 begin
   return least(
-    case when p_limit.paused_until > p_now then 0 end,
     case when p_limit.fifo then 1 else p_limit.max_running end - p_running,
     p_limit.rate - teguh._started(p_limit, p_name, p_now)
   );
@@ -4840,7 +4905,12 @@ as $$
 #variable_conflict use_column
 begin
   return query
-  select k.flow_key, teguh._left_over(l, k.flow_key, h.qty, p_now) - o.qty
+  select
+    k.flow_key,
+    least(
+      teguh._left_over(l, k.flow_key, h.qty, p_now) - o.qty,
+      case when teguh._is_paused(substr('_template', 2), 'key', k.flow_key, p_now) then 0 end
+    )
   from (
     select distinct u.flow_key
     from unnest(p_keys) as u(flow_key)
@@ -4872,8 +4942,9 @@ create or replace function teguh._vacate_template(p_everywhere boolean, p_now ti
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_keys  text[];
-  v_rated text[];
+  v_keys   text[];
+  v_rated  text[];
+  v_paused text[];
 begin
   with over as (
     delete from teguh.h_template as h
@@ -4884,7 +4955,6 @@ begin
         and (
           t.state = 'running'
           and t.turn = h.turn
-          and coalesce(t.lease_expires_at > p_now, true)
           or h.fifo
           and t.state in ('pending', 'running', 'sleeping')
         )
@@ -4911,38 +4981,16 @@ begin
   select array_agg(distinct p.name) filter (where p.scope = 'key') into v_rated
   from past as p;
 
-  perform from teguh.limits as l
-  where l.queue_name = substr('_template', 2)
-    and l.paused_until <= p_now;
-  if found then
-    perform teguh._unpause(substr('_template', 2), p_now);
-    v_keys := v_keys || array(
-      select distinct l.flow_key
-      from teguh.l_template as l
-      where l.gate = 'w'
-    );
-  end if;
-  return v_keys || v_rated;
-end;
-$$;
+  with over as (
+    delete from teguh.pauses as p
+    where p.queue_name = substr('_template', 2)
+      and p.paused_until <= p_now
+    returning p.scope, p.name
+  )
 
--- Take back the pauses of a queue's task names and keys that are over.
-create or replace function teguh._unpause(p_queue_name text, p_now timestamptz)
-  returns void
-  language plpgsql
-  volatile
-  set search_path = pg_catalog, pg_temp
-as $$
-begin
-  update teguh.limits as l
-  set paused_until = null
-  where l.queue_name = p_queue_name
-    and l.paused_until <= p_now;
-  delete from teguh.limits as l
-  where l.queue_name = p_queue_name
-    and num_nonnulls(l.max_running, l.rate, l.paused_until) = 0
-    and not l.fifo
-    and not l.fair;
+  select array_agg(o.name) filter (where o.scope = 'key') into v_paused
+  from over as o;
+  return v_keys || v_rated || v_paused;
 end;
 $$;
 
@@ -5107,9 +5155,10 @@ begin
       t.*, k.slots,
       row_number() over (partition by t.flow_key, t.kept order by t.place) as nth,
       case
+        when v_fair and t.kept then v_round + 1
         when v_fair then
           greatest(k.latest, v_round) + row_number() over (partition by t.flow_key order by t.place)
-        when k.fifo then
+        when k.fifo and not t.kept then
           greatest(k.latest, max(t.due) over (partition by t.flow_key order by t.place))
         else t.due
       end as ranking
@@ -5187,10 +5236,11 @@ declare
   v_room       bigint;
   v_picks      record;
 begin
-  if v_everywhere then
-    perform pg_advisory_xact_lock(teguh._gate_number('*'));
+  if v_everywhere and not teguh._enter_gate('*')
+    or not teguh._enter_gate(substr('_template', 2))
+  then
+    return '{}';
   end if;
-  perform pg_advisory_xact_lock(teguh._gate_number(substr('_template', 2)));
   perform teguh._unbar_template(teguh._vacate_template(v_everywhere, p_now), p_now);
   perform teguh._intake_template(p_now);
 
@@ -5222,11 +5272,11 @@ as $$
 begin
   return least(
     (
-      select teguh._left_over(l, '', teguh._busy_template(null, p_now), p_now)
+      select teguh._left_over(l, '', teguh._busy_template(null), p_now)
       from teguh._limit_of(substr('_template', 2), 'queue', '') as l
     ),
     case when p_everywhere then (
-      select teguh._left_over(l, '', teguh._everywhere_busy(p_now), p_now)
+      select teguh._left_over(l, '', teguh._everywhere_busy(), p_now)
       from teguh._limit_of('*', 'all', '') as l
     ) end
   );
@@ -5259,9 +5309,7 @@ begin
     select l.*
     from unnest(v_names) as n(task_name)
     left join lateral (
-      select teguh._left_over(
-        m, n.task_name, teguh._busy_template(n.task_name, p_now), p_now
-      ) as qty
+      select teguh._left_over(m, n.task_name, teguh._busy_template(n.task_name), p_now) as qty
       from teguh._limit_of(substr('_template', 2), 'task', n.task_name) as m
     ) as s on true
     cross join lateral (
@@ -5272,6 +5320,7 @@ begin
       order by l.ranking, l.seq
       limit least(p_qty, case when s.qty is not null then greatest(s.qty, 0) end)
     ) as l
+    where not teguh._is_paused(substr('_template', 2), 'task', n.task_name, p_now)
     order by l.ranking, l.seq
     limit p_qty
   ) as c;
@@ -5536,7 +5585,8 @@ end;
 $$;
 
 -- sql/src/37_claim_any.sql
--- Remember which task names workers ask for.  Once a minute is often enough.
+-- Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- nobody waits for another.
 create or replace function teguh._want_template(p_task_names text[])
   returns void
   language plpgsql
@@ -5557,14 +5607,16 @@ declare
     order by u.task_name
   );
 begin
-  if v_names <> '{}' then
+  if v_names <> '{}'
+    and pg_try_advisory_xact_lock(hashtextextended('teguh.wanted_template', 0))
+  then
     insert into teguh.wanted as w (queue_name, task_name, seen_at)
     select substr('_template', 2), u.task_name, v_now
     from unnest(v_names) as u(task_name)
     on conflict (queue_name, task_name) do update
     set seen_at = excluded.seen_at;
   end if;
-  perform teguh._rule_template();
+  perform teguh._rule_template(false);
 end;
 $$;
 
@@ -6322,7 +6374,7 @@ begin
   end if;
 
   if v_spawn.priority is not null and not v_policy ? 'ruled' then
-    execute 'select teguh._rule_' || p_queue_name || '()';
+    execute 'select teguh._rule_' || p_queue_name || '(false)';
   end if;
   if v_policy ? 'max_pending' then
     execute 'select teguh._room_' || p_queue_name || '($1)' using v_policy;
@@ -6385,7 +6437,7 @@ begin
   if not v_policy ? 'ruled' and exists (
     select from unnest(v_spawns) as s where s.priority is not null
   ) then
-    execute 'select teguh._rule_' || p_queue_name || '()';
+    execute 'select teguh._rule_' || p_queue_name || '(false)';
   end if;
   if v_policy ? 'max_pending' then
     execute 'select teguh._room_' || p_queue_name || '($1)' using v_policy;
@@ -8226,6 +8278,19 @@ comment on function teguh.cleanup_all_queues(text) is
   'one bounded batch each, and returns the counts. Raises TG001 for an unknown queue.';
 
 -- sql/src/46_limits.sql
+-- Let a queue go by rules, and take its lock.
+create or replace function teguh._reign_template()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._rule_template(true);
+  perform pg_advisory_xact_lock(teguh._gate_number(substr('_template', 2)));
+end;
+$$;
+
 -- Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait.
 create or replace function teguh._cap_template(p_limit teguh.limits)
   returns void
@@ -8237,9 +8302,7 @@ declare
   v_now timestamptz := teguh.current_time();
   v_old teguh.limits;
 begin
-  perform teguh._rule_template();
-  perform pg_advisory_xact_lock(teguh._gate_number(substr('_template', 2)));
-
+  perform teguh._reign_template();
   select l.* into v_old
   from teguh.limits as l
   where (l.queue_name, l.scope, l.name) = (p_limit.queue_name, p_limit.scope, p_limit.name);
@@ -8264,16 +8327,13 @@ as $$
 begin
   delete from teguh.limits as l
   where (l.queue_name, l.scope, l.name) = (p_limit.queue_name, p_limit.scope, p_limit.name);
-  if p_limit.fifo
-    or p_limit.fair
-    or num_nonnulls(p_limit.max_running, p_limit.rate, p_limit.paused_until) > 0
-  then
+  if p_limit.fifo or p_limit.fair or num_nonnulls(p_limit.max_running, p_limit.rate) > 0 then
     insert into teguh.limits select p_limit.*;
   end if;
 end;
 $$;
 
--- Read a limit, or raise TG005.  What the present one says of pauses stays.
+-- Read a limit, or raise TG005.
 create or replace function teguh._read_limit(
   p_queue_name text,
   p_scope      text,
@@ -8317,11 +8377,6 @@ begin
   v_limit.fifo := coalesce(teguh._flag_option(v_given, 'fifo'), false);
   v_limit.fair := coalesce(teguh._flag_option(v_given, 'fair'), false);
   perform teguh._check_limit_keys(v_limit);
-  v_limit.paused_until := (
-    select l.paused_until
-    from teguh.limits as l
-    where (l.queue_name, l.scope, l.name) = (v_limit.queue_name, v_limit.scope, v_limit.name)
-  );
   return v_limit;
 end;
 $$;
@@ -8384,7 +8439,7 @@ begin
     order by q.queue_name
   loop
     if teguh._share_queue(v_queue_name) then
-      execute format('select teguh._rule_%s()', v_queue_name);
+      execute format('select teguh._rule_%s(true)', v_queue_name);
       perform pg_notify('teguh_' || v_queue_name, '');
     end if;
   end loop;
@@ -8430,7 +8485,7 @@ begin
     select c.scope, c.name, sum(u.running) as running, sum(u.waiting) as waiting
     from (
       select r.task_name, r.flow_key, 1 as running, 0 as waiting
-      from teguh._going_template(v_now) as r
+      from teguh._going_template() as r
       union all
       select l.task_name, l.flow_key, 0, 1
       from teguh.l_template as l
@@ -8453,12 +8508,26 @@ begin
       )
     end
     where l.queue_name = substr('_template', 2)
+    union all
+    select
+      row(p.queue_name, p.scope, p.name, null, null, null, false, false)::teguh.limits, p.name,
+      c.running, c.waiting
+    from teguh.pauses as p
+    left join counted as c on (c.scope, c.name) = (p.scope, p.name)
+    where p.queue_name = substr('_template', 2)
+      and not exists (
+        select from teguh._limit_of(p.queue_name, p.scope, p.name)
+      )
   )
 
   select
     (s.cap).scope, nullif(s.name, ''), (s.cap).max_running, coalesce(s.running, 0)::bigint,
     (s.cap).rate, (s.cap).period_seconds, teguh._started(s.cap, s.name, v_now),
-    coalesce(s.waiting, 0)::bigint, (s.cap).fifo, (s.cap).fair, (s.cap).paused_until
+    coalesce(s.waiting, 0)::bigint, (s.cap).fifo, (s.cap).fair, (
+      select p.paused_until
+      from teguh.pauses as p
+      where (p.queue_name, p.scope, p.name) = ((s.cap).queue_name, (s.cap).scope, s.name)
+    )
   from shown as s
   order by (s.cap).scope, s.name;
 end;
@@ -8524,23 +8593,21 @@ create or replace function teguh._halve_template(p_only jsonb, p_until timestamp
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_scope text := case when p_only ? 'key' then 'key' else 'task' end;
-  v_name  text := coalesce(p_only ->> 'key', p_only ->> 'task_name');
-  v_limit teguh.limits := row(
-    substr('_template', 2), v_scope, v_name, null, null, null, false, false, null
-  );
-  v_old   teguh.limits;
+  v_queue_name text := substr('_template', 2);
+  v_scope      text := case when p_only ->> 'key' is null then 'task' else 'key' end;
+  v_name       text := coalesce(p_only ->> 'key', p_only ->> 'task_name');
 begin
-  select l.* into v_old
-  from teguh._limit_of(substr('_template', 2), v_scope, v_name) as l;
-  if found then
-    v_limit := v_old;
-    v_limit.name := v_name;
-    v_limit.fair := v_old.fair and v_old.name = v_name;
+  perform teguh._reign_template();
+  delete from teguh.pauses as p
+  where (p.queue_name, p.scope, p.name) = (v_queue_name, v_scope, v_name);
+  if p_until is not null then
+    insert into teguh.pauses as p (queue_name, scope, name, paused_until)
+    values (v_queue_name, v_scope, v_name, p_until);
   end if;
-
-  v_limit.paused_until := p_until;
-  perform teguh._cap_template(v_limit);
+  perform teguh._align_template(false, teguh.current_time());
+  if p_until is null then
+    perform pg_notify('teguh_template', '');
+  end if;
   perform teguh._act_template(
     case when p_until is null then 'resume' else 'pause' end, p_reason, null, null,
     p_only || jsonb_strip_nulls(jsonb_build_object('until', p_until))
