@@ -13,6 +13,7 @@ class Mutant:
     old: str
     new: str
     noticed: tuple[str, ...]
+    rules: bool = False
 
 
 MUTANTS = {
@@ -33,6 +34,13 @@ MUTANTS = {
         "p_to.seq, v_late",
         "p_to.seq, null",
         ("every task is over",),
+    ),
+    "that two claims decide at once": Mutant(
+        "teguh._enter_gate",
+        "perform pg_advisory_xact_lock(v_number);",
+        "",
+        ("an error reached a caller: more than the limit ran",),
+        rules=True,
     ),
 }
 

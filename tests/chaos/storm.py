@@ -37,6 +37,9 @@ PROCESSES = 4
 THREADS = 4
 SPAWNERS = 3
 STRAGGLERS = 6
+# Of a queue that goes by rules: so many keys, so many tasks of each at a time.
+KEYS = 6
+AT_ONCE = 2
 
 RETRIES = (
     {"kind": "none"},
@@ -52,9 +55,20 @@ class Storm:
     """One storm over one database into which teguh was installed."""
 
     def __init__(
-        self, dsn: str, superuser_dsn: str, log: Path, *, seed: int, server: Server | None = None
+        self,
+        dsn: str,
+        superuser_dsn: str,
+        log: Path,
+        *,
+        seed: int,
+        server: Server | None = None,
+        rules: bool = False,
     ) -> None:
-        """`server`, if given, is killed in the middle; `log` takes the workers' errors."""
+        """`server`, if given, is killed in the middle; `log` takes the workers' errors.
+
+        `rules`: tasks have keys, which are limited, and priorities.
+        """
+        self.rules = rules
         self.dsn = dsn
         self.superuser_dsn = superuser_dsn
         self.log = log
@@ -83,6 +97,11 @@ class Storm:
         with psycopg.connect(self.dsn, autocommit=True) as connection:
             connection.execute(SCHEMA.encode())
             connection.execute("select teguh.create_queue(%s)", (QUEUE,))
+            if self.rules:
+                connection.execute(
+                    "select teguh.set_limit(%s, 'key', '*', %s)",
+                    (QUEUE, json.dumps({"max_running": AT_ONCE, "fair": True})),
+                )
         self._pin()
         with ExitStack() as stack:
             stack.callback(self._end)
@@ -110,6 +129,7 @@ class Storm:
             ("canceller", self._cancel),
             ("retrier", self._retry),
             *((f"builder {n}", self._build) for n in range(2)),
+            *([("watcher", self._watch)] if self.rules else []),
         ]
         stormy = [self._thread(name, body, self._over) for name, body in bodies]
         stormy.append(threading.Thread(target=self._shoot))
@@ -181,7 +201,7 @@ class Storm:
         """Spawn one task, or many at once."""
         if rng.random() < 0.3:
             tasks = [
-                {"task_name": "many", "params": _params(rng), "options": _options(rng)}
+                {"task_name": "many", "params": _params(rng), "options": self._options(rng)}
                 for _ in range(rng.choice([1, 5, 40]))
             ]
             return _ids(connection, "teguh.spawn_tasks(%s, %s)", QUEUE, json.dumps(tasks))
@@ -190,7 +210,7 @@ class Storm:
             "teguh.spawn_task(%s, 'one', %s, %s)",
             QUEUE,
             json.dumps(_params(rng)),
-            json.dumps(_options(rng)),
+            json.dumps(self._options(rng)),
         )
 
     def _spawn_keyed(self, connection: Conn, rng: Random) -> list[UUID]:
@@ -200,11 +220,28 @@ class Storm:
             {
                 "task_name": "keyed",
                 "params": _params(Random(key)),
-                "options": {**_options(rng), "idempotency_key": key},
+                "options": {**self._options(rng), "idempotency_key": key},
             }
             for key in keys
         ]
         return _ids(connection, "teguh.spawn_tasks(%s, %s)", QUEUE, json.dumps(tasks))
+
+    def _options(self, rng: Random) -> dict[str, Any]:
+        """How a task is to be run."""
+        options: dict[str, Any] = {"retry_strategy": rng.choice(RETRIES)}
+        if rng.random() < 0.3:
+            options["max_attempts"] = rng.choice([1, 2, 3])
+        if rng.random() < 0.2:
+            options["delay_seconds"] = rng.choice([0.001, 0.05, 0.3, 1])
+        if rng.random() < 0.1:
+            options["cancellation"] = {
+                rng.choice(["max_delay", "max_duration"]): rng.choice([0.2, 1])
+            }
+        if self.rules and rng.random() < 0.8:
+            options["key"] = f"key {rng.randrange(KEYS)}"
+        if self.rules and rng.random() < 0.2:
+            options["priority"] = rng.randrange(-3, 4)
+        return options
 
     def _emit(self, connection: Conn, rng: Random) -> None:
         """Emit an event, before or after somebody waits for it."""
@@ -270,6 +307,23 @@ class Storm:
         if rng.random() < 0.05:
             connection.execute("select teguh.cleanup_events(%s, 0.5, 50)", (QUEUE,))
         time.sleep(0.03)
+
+    def _watch(self, connection: Conn, rng: Random) -> None:
+        """See to it that no key has more running than it may; set the limit, which stays."""
+        over = connection.execute(
+            f"select flow_key, count(*) from teguh.t_{QUEUE} where state = 'running'"
+            " group by flow_key having flow_key is not null and count(*) > %s".encode(),
+            (AT_ONCE,),
+        ).fetchall()
+        if over:
+            self._errors.append(f"more than the limit ran: {over}")
+        if rng.random() < 0.05:
+            limit = {"max_running": AT_ONCE, "fair": rng.random() < 0.5}
+            connection.execute(
+                "select teguh.set_limit(%s, 'key', '*', %s)", (QUEUE, json.dumps(limit))
+            )
+        self._count("looks at what runs")
+        time.sleep(0.01)
 
     # What breaks
 
@@ -403,15 +457,3 @@ def _params(rng: Random) -> dict[str, Any]:
         "event": f"event {rng.randrange(300)}",
         "timeout": rng.choice([None, None, 0, 0.05, 0.5]),
     }
-
-
-def _options(rng: Random) -> dict[str, Any]:
-    """How a task is to be run."""
-    options: dict[str, Any] = {"retry_strategy": rng.choice(RETRIES)}
-    if rng.random() < 0.3:
-        options["max_attempts"] = rng.choice([1, 2, 3])
-    if rng.random() < 0.2:
-        options["delay_seconds"] = rng.choice([0.001, 0.05, 0.3, 1])
-    if rng.random() < 0.1:
-        options["cancellation"] = {rng.choice(["max_delay", "max_duration"]): rng.choice([0.2, 1])}
-    return options

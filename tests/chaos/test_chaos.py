@@ -25,8 +25,13 @@ SEED = int(os.environ.get("TEGUH_CHAOS_SEED") or os.getpid())
 
 
 @pytest.mark.chaos
+@pytest.mark.parametrize("rules", [False, True], ids=["plain", "by rules"])
 def test_nothing_is_lost_and_nothing_runs_twice(
-    server: Databases, cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    rules: bool,
+    server: Databases,
+    cluster: Cluster,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     log = tmp_path / "errors"
     log.touch()
@@ -36,7 +41,7 @@ def test_nothing_is_lost_and_nothing_runs_twice(
         dsn = (own or server).create_database(name, owner=OWNER)
         stack.callback((own or server).drop_database, name)
         send(dsn, TEGUH_SQL.read_text(encoding="utf-8"))
-        storm = Storm(dsn, (own or server).dsn(name), log, seed=SEED, server=own)
+        storm = Storm(dsn, (own or server).dsn(name), log, seed=SEED, server=own, rules=rules)
         storm.rage(SECONDS)
         with capsys.disabled():
             print(f"\n{figures(storm)}")
@@ -55,7 +60,11 @@ def test_the_checks_notice(name: str, cluster: Cluster, tmp_path: Path) -> None:
         with cluster.database("empty") as database:
             send(cluster.owner_dsn(database), text)
             storm = Storm(
-                cluster.owner_dsn(database), cluster.server.dsn(database), log, seed=SEED + attempt
+                cluster.owner_dsn(database),
+                cluster.server.dsn(database),
+                log,
+                seed=SEED + attempt,
+                rules=mutant.rules,
             )
             storm.rage(2.5, patience=2)
             found = violations(storm)

@@ -104,6 +104,11 @@ CHECKS = {
     "nothing is due": """
         select d.at from (select teguh.next_due('{q}') as at) as d where d.at is not null
     """,
+    "nothing stands in a lane or takes up room": """
+        select l.task_id from teguh.l_{q} as l
+        union all
+        select h.task_id from teguh.h_{q} as h
+    """,
     "the statistics count what is there": """
         select coalesce(c.letter, t.letter), c.qty, t.qty
         from (
