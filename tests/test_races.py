@@ -1435,3 +1435,179 @@ def test_a_task_is_replaced_or_claimed_but_not_both(sessions: Sessions) -> None:
         ask(one, spawn, ("3",))
         assert ask(two, "select params from teguh.claim_task('q', 'w')") == []
     assert ask(two, "select params from teguh.claim_task('q', 'w')") == [(3,)]
+
+
+# Lanes
+
+
+def limit(connection: Connection, queue: str = "q", **limits: Any) -> None:
+    """Limit the whole queue."""
+    ask(
+        connection,
+        "select teguh.set_limit(%s, 'queue', null, %s)",
+        (queue, json.dumps(limits)),
+    )
+
+
+CLAIM = "select task_name from teguh.claim_task(%s, 'w', 30, 10)"
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_a_claim_waits_until_the_one_before_has_decided(sessions: Sessions, end: str) -> None:
+    one, two = sessions.open(), sessions.open()
+    limit(one, max_running=1)
+    spawn(one, "a")
+    spawn(one, "b")
+
+    ask(one, "begin")
+    assert ask(one, CLAIM, ("q",)) == [("a",)]
+    waiting = sessions.start(two, CLAIM, ("q",))
+    sessions.wait_until_blocked(two)
+    ask(one, end)
+
+    assert waiting.result(PATIENCE) == ([] if end == "commit" else [("a",)])
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_a_rate_counts_what_another_session_has_started(sessions: Sessions, end: str) -> None:
+    one, two = sessions.open("10:00:00"), sessions.open("10:00:00")
+    limit(one, rate=1, period_seconds=60)
+    spawn(one, "a")
+    spawn(one, "b")
+
+    ask(one, "begin")
+    assert ask(one, CLAIM, ("q",)) == [("a",)]
+    waiting = sessions.start(two, CLAIM, ("q",))
+    sessions.wait_until_blocked(two)
+    ask(one, end)
+
+    assert waiting.result(PATIENCE) == ([] if end == "commit" else [("a",)])
+    at(two, "10:01:00")
+    assert ask(two, CLAIM, ("q",)) == [("b",)]
+
+
+def test_two_transactions_that_claim_crosswise_do_not_wait_for_each_other(
+    sessions: Sessions,
+) -> None:
+    one, two = sessions.open(), sessions.open()
+    ask(one, "select teguh.create_queue('r')")
+    for queue in "qr":
+        limit(one, queue, max_running=5)
+        spawn(one, queue, queue)
+
+    ask(one, "begin")
+    ask(two, "begin")
+    assert ask(one, CLAIM, ("q",)) == [("q",)]
+    assert ask(two, CLAIM, ("r",)) == [("r",)]
+    spawn(sessions.watcher, "late", "q")
+    spawn(sessions.watcher, "late", "r")
+
+    assert sessions.start(one, CLAIM, ("r",)).result(PATIENCE) == []
+    assert sessions.start(two, CLAIM, ("q",)).result(PATIENCE) == []
+    ask(one, "commit")
+    assert ask(two, CLAIM, ("q",)) == [("late",)]
+    ask(two, "commit")
+    assert ask(one, CLAIM, ("r",)) == [("late",)]
+
+
+def test_a_limit_over_all_queues_holds_between_sessions(sessions: Sessions) -> None:
+    one, two = sessions.open(), sessions.open()
+    ask(one, "select teguh.create_queue('r')")
+    ask(one, """select teguh.set_limit(null, 'all', null, '{"max_running": 1}')""")
+    spawn(one, "a", "q")
+    spawn(one, "b", "r")
+
+    ask(one, "begin")
+    assert ask(one, CLAIM, ("q",)) == [("a",)]
+    waiting = sessions.start(two, CLAIM, ("r",))
+    sessions.wait_until_blocked(two)
+    ask(one, "commit")
+
+    assert waiting.result(PATIENCE) == []
+
+
+def test_the_first_spawns_with_a_priority_do_not_wait_for_each_other(sessions: Sessions) -> None:
+    one, two = sessions.open(), sessions.open()
+    spawn(one, "plain")
+
+    ask(one, "begin")
+    spawn(one, "first", priority=5)
+    sessions.start(
+        two, """select from teguh.spawn_task('q', 'second', '{}', '{"priority": 5}')"""
+    ).result(PATIENCE)
+    ask(one, "rollback")
+    spawn(two, "third", priority=5)
+
+    assert ask(two, CLAIM, ("q",)) == [("second",), ("third",), ("plain",)]
+
+
+def test_workers_that_ask_by_name_do_not_wait_for_an_open_spawn(sessions: Sessions) -> None:
+    one, two = sessions.open(), sessions.open()
+    spawn(one, "a")
+    ask(one, "begin")
+    spawn(one, "b", priority=1)
+
+    claimed = sessions.start(
+        two,
+        """select task_name from teguh.claim_any('{q}', 'w', 30, 9, '{"task_names": ["a"]}')""",
+    )
+
+    assert claimed.result(PATIENCE) == [("a",)]
+    ask(one, "commit")
+    assert ask(two, CLAIM, ("q",)) == [("b",)]
+
+
+def test_what_somebody_holds_locked_in_a_lane_is_passed_over(sessions: Sessions) -> None:
+    one, two = sessions.open(), sessions.open()
+    limit(one, max_running=5)
+    task_id, _ = spawn(one, "a")
+    spawn(one, "b")
+    ask(one, "begin")
+    ask(one, "select teguh.cancel_task('q', %s)", (task_id,))
+
+    assert sessions.start(two, CLAIM, ("q",)).result(PATIENCE) == [("b",)]
+    ask(one, "rollback")
+    assert ask(two, CLAIM, ("q",)) == [("a",)]
+
+
+def test_keys_keep_their_order_whatever_breaks(sessions: Sessions) -> None:
+    ask(sessions.watcher, """select teguh.set_limit('q', 'key', '*', '{"fifo": true}')""")
+    for number in range(20):
+        for key in "abc":
+            ask(
+                sessions.watcher,
+                "select from teguh.spawn_task('q', 'n', %s, %s)",
+                (
+                    json.dumps(number),
+                    json.dumps({"key": key, "retry_strategy": {"kind": "none"}}),
+                ),
+            )
+    over: dict[str, list[int]] = {key: [] for key in "abc"}
+    lock = threading.Lock()
+
+    def work(seed: int) -> None:
+        rng = random.Random(seed)
+        connection = sessions.open()
+        while sum(map(len, over.values())) < 60:
+            lease = rng.choice([0.01, 30])
+            for run_id, task_id, number in ask(
+                connection,
+                "select run_id, task_id, params from teguh.claim_task('q', 'w', %s, 2)",
+                (lease,),
+            ):
+                if lease < 1:  # dies
+                    continue
+                if rng.random() < 0.3:
+                    ask(connection, "select teguh.fail_run('q', %s, '{}')", (run_id,))
+                    continue
+                key = value(
+                    connection, "select flow_key from teguh.t_q where task_id = %s", (task_id,)
+                )
+                with lock, connection.transaction():
+                    ask(connection, "select teguh.complete_run('q', %s)", (run_id,))
+                    over[key].append(number)
+
+    for future in [sessions.pool.submit(work, seed) for seed in range(4)]:
+        future.result(60)
+
+    assert over == {key: list(range(20)) for key in "abc"}
