@@ -40,7 +40,7 @@ set local teguh.fake_now = '2031-05-01 12:04:00+00';
 select teguh.ticker('q');
 select teguh.spawn_task('q', 'running', '{}', jsonb_build_object(
   'parent_task_id', pg_temp.task('completed'), 'correlation_id', 'c', 'idempotency_key', 'once',
-  'workflow_run_id', '01890000-0000-7000-8000-000000000000', 'timeout_seconds', 30
+  'workflow_run_id', '01890000-0000-7000-8000-000000000000', 'timeout_seconds', 30, 'key', 'k'
 ));
 select teguh.claim_task('q', 'w2', 60);
 set local teguh.fake_now = '2031-05-01 12:04:05+00';
@@ -71,12 +71,12 @@ select results_eq(
 select results_eq(
   $$
     select r.run_id, r.claimed_by, r.lease_expires_at, r.idempotency_key, r.correlation_id,
-      r.timeout_seconds
+      r.timeout_seconds, r.priority::integer, r.flow_key
     from teguh.get_task('q', pg_temp.task('running')) as r
   $$,
   $$
     values (pg_temp.run('running'), 'w2', '2031-05-01 12:04:30+00'::timestamptz, 'once', 'c',
-      30::double precision)
+      30::double precision, 0, 'k')
   $$,
   'and of one that is running, who holds it until when'
 );

@@ -321,71 +321,71 @@
 -- 9391    _rows_template
 -- 9440    list_tasks
 -- 9486    _peek_template
--- 9539    get_task
--- 9591    _runs_template
--- 9644    list_runs
--- 9675    _past_template
--- 9750    _since_template
--- 9768    get_task_history
--- 9788    _held_template
--- 9820    list_workers
--- 9859    _read_place
--- 9878    _acts_template
--- 9904    list_actions
--- 9936  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 9938    _abort_template
--- 9975    cancel_tasks
--- 10012    _check_meant
--- 10032    _limit_option
--- 10045    _retake_template
--- 10083    requeue_task
--- 10108    _regain_template
--- 10144    requeue_tasks
--- 10183    list_dead_letters
--- 10226    _replay_template
--- 10267    replay_dead_letters
--- 10307    _bury_template
--- 10349    purge_dead_letters
--- 10379  49_stats.sql: When the first task that is ready became so; null if none is
--- 10381    _oldest_template
--- 10418    _elder0_template
--- 10452    _tenure_template
--- 10475    _is_wanted
--- 10492    _stat_template
--- 10538    queue_stats
--- 10593    _from
--- 10606    _counters (view)
--- 10630    _gauge_template
--- 10676    _spans_template
--- 10729    metrics
--- 10765    _xmin_age
--- 10784    prometheus
--- 10843    _label_text
--- 10866    health
--- 10920  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 10925    _tick_template
--- 10947    _ticked (sequence)
--- 10953    _set_ticked
--- 10966    ticker
--- 11014    ticker_loop (procedure)
--- 11040  51_cron.sql: Whether pg_cron is installed in this database
--- 11042    _has_cron
--- 11052    _cron_has_seconds
--- 11073    _explain_no_cron
--- 11105    start
--- 11148    stop
--- 11173    _maintain
--- 11195    status
--- 11231  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11235    _rights (view)
--- 11315    _allowed
--- 11353    _grant
--- 11372    _grant_again
--- 11388    _grant_queue
--- 11403    _check_grant
--- 11436    grant_access
--- 11472    revoke_access
--- 11519  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 9542    get_task
+-- 9596    _runs_template
+-- 9649    list_runs
+-- 9680    _past_template
+-- 9755    _since_template
+-- 9773    get_task_history
+-- 9793    _held_template
+-- 9825    list_workers
+-- 9864    _read_place
+-- 9883    _acts_template
+-- 9909    list_actions
+-- 9941  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 9943    _abort_template
+-- 9980    cancel_tasks
+-- 10017    _check_meant
+-- 10037    _limit_option
+-- 10050    _retake_template
+-- 10088    requeue_task
+-- 10113    _regain_template
+-- 10149    requeue_tasks
+-- 10188    list_dead_letters
+-- 10231    _replay_template
+-- 10272    replay_dead_letters
+-- 10312    _bury_template
+-- 10354    purge_dead_letters
+-- 10384  49_stats.sql: When the first task that is ready became so; null if none is
+-- 10386    _oldest_template
+-- 10423    _elder0_template
+-- 10457    _tenure_template
+-- 10480    _is_wanted
+-- 10497    _stat_template
+-- 10543    queue_stats
+-- 10598    _from
+-- 10611    _counters (view)
+-- 10635    _gauge_template
+-- 10681    _spans_template
+-- 10734    metrics
+-- 10770    _xmin_age
+-- 10789    prometheus
+-- 10848    _label_text
+-- 10871    health
+-- 10925  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 10930    _tick_template
+-- 10952    _ticked (sequence)
+-- 10958    _set_ticked
+-- 10971    ticker
+-- 11019    ticker_loop (procedure)
+-- 11045  51_cron.sql: Whether pg_cron is installed in this database
+-- 11047    _has_cron
+-- 11057    _cron_has_seconds
+-- 11078    _explain_no_cron
+-- 11110    start
+-- 11153    stop
+-- 11178    _maintain
+-- 11200    status
+-- 11236  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11240    _rights (view)
+-- 11320    _allowed
+-- 11358    _grant
+-- 11377    _grant_again
+-- 11393    _grant_queue
+-- 11408    _check_grant
+-- 11441    grant_access
+-- 11477    revoke_access
+-- 11524  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -9516,7 +9516,9 @@ create or replace function teguh._peek_template(p_task_id uuid)
     deadline_at       timestamptz,
     expires_at        timestamptz,
     on_expired        jsonb,
-    idempotency_key   text
+    idempotency_key   text,
+    priority          smallint,
+    flow_key          text
   )
   language plpgsql
   volatile
@@ -9530,7 +9532,8 @@ begin
     r.*, v_task.run_id, v_task.params, v_task.headers, v_task.started_at, v_task.claimed_by,
     v_task.lease_expires_at, v_task.wake_event, v_task.event_payload, v_task.max_attempts,
     v_task.retry_strategy, v_task.timeout_seconds, v_task.cancellation, v_task.deadline_at,
-    v_task.expires_at, v_task.on_expired, v_task.idempotency_key
+    v_task.expires_at, v_task.on_expired, v_task.idempotency_key,
+    coalesce(v_task.priority, 0::smallint), v_task.flow_key
   from teguh._show_template(p_task_id) as r;
 end;
 $$;
@@ -9569,7 +9572,9 @@ create or replace function teguh.get_task(p_queue_name text, p_task_id uuid)
     deadline_at       timestamptz,
     expires_at        timestamptz,
     on_expired        jsonb,
-    idempotency_key   text
+    idempotency_key   text,
+    priority          smallint,
+    flow_key          text
   )
   language plpgsql
   volatile
@@ -9584,8 +9589,8 @@ comment on function teguh.get_task(text, uuid) is
   'All about a task: what get_task_result() tells, and what it was asked for. run_id is the '
   'current run; started_at is when the task was last handed to a worker, claimed_by to whom; '
   'wake_event is the event that is awaited, or that woke it; deadline_at is when it ends of '
-  'itself, by its own policy or because it expires. Raises TG001 for an unknown queue, TG003 '
-  'for an unknown task.';
+  'itself, by its own policy or because it expires; flow_key is the option "key". Raises TG001 '
+  'for an unknown queue, TG003 for an unknown task.';
 
 -- The runs of a task: those that were followed by another, and the current one.
 create or replace function teguh._runs_template(p_task_id uuid)

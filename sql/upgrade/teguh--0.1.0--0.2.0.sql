@@ -9328,7 +9328,9 @@ create or replace function teguh._peek_template(p_task_id uuid)
     deadline_at       timestamptz,
     expires_at        timestamptz,
     on_expired        jsonb,
-    idempotency_key   text
+    idempotency_key   text,
+    priority          smallint,
+    flow_key          text
   )
   language plpgsql
   volatile
@@ -9342,7 +9344,8 @@ begin
     r.*, v_task.run_id, v_task.params, v_task.headers, v_task.started_at, v_task.claimed_by,
     v_task.lease_expires_at, v_task.wake_event, v_task.event_payload, v_task.max_attempts,
     v_task.retry_strategy, v_task.timeout_seconds, v_task.cancellation, v_task.deadline_at,
-    v_task.expires_at, v_task.on_expired, v_task.idempotency_key
+    v_task.expires_at, v_task.on_expired, v_task.idempotency_key,
+    coalesce(v_task.priority, 0::smallint), v_task.flow_key
   from teguh._show_template(p_task_id) as r;
 end;
 $$;
@@ -9381,7 +9384,9 @@ create or replace function teguh.get_task(p_queue_name text, p_task_id uuid)
     deadline_at       timestamptz,
     expires_at        timestamptz,
     on_expired        jsonb,
-    idempotency_key   text
+    idempotency_key   text,
+    priority          smallint,
+    flow_key          text
   )
   language plpgsql
   volatile
@@ -9396,8 +9401,8 @@ comment on function teguh.get_task(text, uuid) is
   'All about a task: what get_task_result() tells, and what it was asked for. run_id is the '
   'current run; started_at is when the task was last handed to a worker, claimed_by to whom; '
   'wake_event is the event that is awaited, or that woke it; deadline_at is when it ends of '
-  'itself, by its own policy or because it expires. Raises TG001 for an unknown queue, TG003 '
-  'for an unknown task.';
+  'itself, by its own policy or because it expires; flow_key is the option "key". Raises TG001 '
+  'for an unknown queue, TG003 for an unknown task.';
 
 -- The runs of a task: those that were followed by another, and the current one.
 create or replace function teguh._runs_template(p_task_id uuid)
