@@ -120,6 +120,7 @@ def fill(connection: Conn, tasks: int, live: int) -> None:
         last = min(first + BATCH - 1, tasks)
         connection.execute(FILL.encode(), {"first": first, "last": last, "total": tasks})
         print(f"{last:>10} tasks, {time.monotonic() - begun:.0f} s", flush=True)
+    connection.execute("select teguh._census_q()")
     connection.execute("reset synchronous_commit")
     connection.execute(LIVE.encode(), (live,))
     connection.execute("select count(*) from teguh.claim_task('q', 'w', 3600, %s)", (live // 4,))
@@ -146,10 +147,11 @@ def questions(connection: Conn) -> list[tuple[str, str]]:
         for name, cursor in (("list_tasks", "null"), ("  deep", f"'{deep}'"))
     ]
     of_task = ("get_task", "get_task_result", "list_runs", "get_task_history")
-    of_queue = ("list_workers", "list_actions", "list_dead_letters")
+    of_queue = ("queue_stats", "list_workers", "list_actions", "list_dead_letters")
     asked += [(name, f"select * from teguh.{name}('q', '{task}')") for name in of_task]
     asked += [(name, f"select * from teguh.{name}('q')") for name in of_queue]
-    return [*asked, ("list_namespaces", "select * from teguh.list_namespaces()")]
+    of_all = ("queue_stats", "metrics", "prometheus", "health", "list_namespaces")
+    return [*asked, *((name, f"select * from teguh.{name}()") for name in of_all)]
 
 
 def ask(connection: Conn, name: str, statement: str) -> None:
