@@ -184,208 +184,208 @@
 -- 4896    _enter_gate
 -- 4918    _limit_of
 -- 4936    _rule_template
--- 4975    _going_template
--- 4988    _busy_template
--- 5004    _everywhere_busy
--- 5030    _is_paused
--- 5050    _started
--- 5067    _left_over
--- 5087    _slots_template
--- 5126    _vacate_template
--- 5186    _unbar_template
--- 5215    _intake_template
--- 5236    _sift0_template
--- 5321    _line_template
--- 5371    _keys_template
--- 5408    _admit_template
--- 5454    _spare_template
--- 5475    _choose_template
--- 5519    _named_template
--- 5546    _weed_template
--- 5579    _seize_template
--- 5650    _occupy_template
--- 5711    _chance_template
--- 5740    _align_template
--- 5775  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 5778    _want_template
--- 5812    _names_option
--- 5847    _line_up
--- 5883    claim_any
--- 5956    _check_order
--- 5973  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 5978    _put_template
--- 6045    _enlist_template
--- 6088    _new_template
--- 6144    _tag_template
--- 6162    _room_template
--- 6189    _shed_template
--- 6231    _first0_template
--- 6272    _once_template
--- 6320    _blocks
--- 6347    _meet_template
--- 6381    _swap_template
--- 6441    _series_template
--- 6478    _found_template
--- 6534    spawn_task
--- 6594    spawn_tasks
--- 6641    _read_task
--- 6659  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 6664    _hold_template
--- 6715    _own_template
--- 6735    _done_template
--- 6779    complete_run
--- 6802    _flush_template
--- 6881    _why_template
--- 6897    _read_runs
--- 6943    _explain_bad_run
--- 6968    complete_runs
--- 6993    _end_template
--- 7042    _lost_template
--- 7058    _file_template
--- 7082    _again_template
--- 7122    _queue_template
--- 7143    _fail_template
--- 7161    fail_run
--- 7185    _nap_template
--- 7214    schedule_run
--- 7244    _free_template
--- 7292    release_run
--- 7317    _keep_template
--- 7343    extend_claim
--- 7366  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7371    _mark_template
--- 7393    _note_template
--- 7423    set_task_checkpoint_state
--- 7458    _recall_template
--- 7480    get_task_checkpoint_state
--- 7504    _list_template
--- 7533    get_task_checkpoint_states
--- 7559  43_events.sql: Wait for an event, or learn how the wait ended
--- 7566    _wait_template
--- 7638    _park_template
--- 7680    await_event
--- 7717    _emit_template
--- 7780    emit_event
--- 7805  44_control.sql: Read a task, or raise TG003
--- 7807    _fetch_template
--- 7834    _stop_template
--- 7866    _act_template
--- 7888    _halt_template
--- 7904    cancel_task
--- 7926    _rerun_template
--- 7999    _forget_template
--- 8019    _redo_template
--- 8052    _renew_template
--- 8088    retry_task
--- 8138    _show_template
--- 8186    get_task_result
--- 8221  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8228    _purge_template
--- 8258    _erase_template
--- 8303    _first_uuid
--- 8322    _sweep_template
--- 8362    _clean
--- 8396    cleanup_tasks
--- 8417    cleanup_events
--- 8438    cleanup_all_queues
--- 8468  46_limits.sql: Let a queue go by rules, and take its lock
--- 8470    _reign_template
--- 8483    _cap_template
--- 8509    _write_limit
--- 8525    _read_limit
--- 8573    _check_limit_keys
--- 8595    set_limit
--- 8649    _usage_template
--- 8725    limit_usage
--- 8754  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 8756    _pause_template
--- 8777    _halve_template
--- 8807    _check_only
--- 8828    pause_queue
--- 8864    resume_queue
--- 8890    get_queue_policy
--- 8913    set_queue_policy
--- 8931    list_namespaces
--- 8948  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 8951    _read_filter
--- 8985    _states_option
--- 9016    _read_cursor
--- 9035    _check_limit
--- 9059    _find_template
--- 9111    _seek_template
--- 9160    _page_template
--- 9229    _ended_template
--- 9266    _fit_template
--- 9302    _live_template
--- 9349    _hints0_template
--- 9391    _rows_template
--- 9440    list_tasks
--- 9486    _peek_template
--- 9542    get_task
--- 9596    _runs_template
--- 9649    list_runs
--- 9680    _past_template
--- 9755    _since_template
--- 9773    get_task_history
--- 9793    _held_template
--- 9825    list_workers
--- 9864    _read_place
--- 9883    _acts_template
--- 9909    list_actions
--- 9941  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 9943    _abort_template
--- 9980    cancel_tasks
--- 10017    _check_meant
--- 10037    _limit_option
--- 10050    _retake_template
--- 10088    requeue_task
--- 10113    _regain_template
--- 10149    requeue_tasks
--- 10188    list_dead_letters
--- 10231    _replay_template
--- 10272    replay_dead_letters
--- 10312    _bury_template
--- 10354    purge_dead_letters
--- 10384  49_stats.sql: When the first task that is ready became so; null if none is
--- 10386    _oldest_template
--- 10423    _elder0_template
--- 10457    _tenure_template
--- 10480    _is_wanted
--- 10497    _stat_template
--- 10543    queue_stats
--- 10598    _from
--- 10611    _counters (view)
--- 10635    _gauge_template
--- 10681    _spans_template
--- 10734    metrics
--- 10770    _xmin_age
--- 10789    prometheus
--- 10848    _label_text
--- 10871    health
--- 10925  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 10930    _tick_template
--- 10952    _ticked (sequence)
--- 10958    _set_ticked
--- 10971    ticker
--- 11019    ticker_loop (procedure)
--- 11045  51_cron.sql: Whether pg_cron is installed in this database
--- 11047    _has_cron
--- 11057    _cron_has_seconds
--- 11078    _explain_no_cron
--- 11110    start
--- 11153    stop
--- 11178    _maintain
--- 11200    status
--- 11236  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11240    _rights (view)
--- 11320    _allowed
--- 11358    _grant
--- 11377    _grant_again
--- 11393    _grant_queue
--- 11408    _check_grant
--- 11441    grant_access
--- 11477    revoke_access
--- 11524  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 4978    _going_template
+-- 4994    _busy_template
+-- 5010    _everywhere_busy
+-- 5036    _is_paused
+-- 5056    _started
+-- 5073    _left_over
+-- 5093    _slots_template
+-- 5132    _vacate_template
+-- 5192    _unbar_template
+-- 5221    _intake_template
+-- 5242    _sift0_template
+-- 5327    _line_template
+-- 5379    _keys_template
+-- 5418    _admit_template
+-- 5464    _spare_template
+-- 5485    _choose_template
+-- 5529    _named_template
+-- 5556    _weed_template
+-- 5589    _seize_template
+-- 5660    _occupy_template
+-- 5721    _chance_template
+-- 5750    _align_template
+-- 5788  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 5791    _want_template
+-- 5825    _names_option
+-- 5860    _line_up
+-- 5896    claim_any
+-- 5969    _check_order
+-- 5986  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 5991    _put_template
+-- 6058    _enlist_template
+-- 6101    _new_template
+-- 6157    _tag_template
+-- 6175    _room_template
+-- 6202    _shed_template
+-- 6244    _first0_template
+-- 6285    _once_template
+-- 6333    _blocks
+-- 6360    _meet_template
+-- 6394    _swap_template
+-- 6454    _series_template
+-- 6491    _found_template
+-- 6547    spawn_task
+-- 6607    spawn_tasks
+-- 6654    _read_task
+-- 6672  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 6677    _hold_template
+-- 6728    _own_template
+-- 6748    _done_template
+-- 6792    complete_run
+-- 6815    _flush_template
+-- 6894    _why_template
+-- 6910    _read_runs
+-- 6956    _explain_bad_run
+-- 6981    complete_runs
+-- 7006    _end_template
+-- 7055    _lost_template
+-- 7071    _file_template
+-- 7095    _again_template
+-- 7135    _queue_template
+-- 7156    _fail_template
+-- 7174    fail_run
+-- 7198    _nap_template
+-- 7227    schedule_run
+-- 7257    _free_template
+-- 7305    release_run
+-- 7330    _keep_template
+-- 7356    extend_claim
+-- 7379  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7384    _mark_template
+-- 7406    _note_template
+-- 7436    set_task_checkpoint_state
+-- 7471    _recall_template
+-- 7493    get_task_checkpoint_state
+-- 7517    _list_template
+-- 7546    get_task_checkpoint_states
+-- 7572  43_events.sql: Wait for an event, or learn how the wait ended
+-- 7579    _wait_template
+-- 7651    _park_template
+-- 7693    await_event
+-- 7730    _emit_template
+-- 7793    emit_event
+-- 7818  44_control.sql: Read a task, or raise TG003
+-- 7820    _fetch_template
+-- 7847    _stop_template
+-- 7879    _act_template
+-- 7901    _halt_template
+-- 7917    cancel_task
+-- 7939    _rerun_template
+-- 8012    _forget_template
+-- 8032    _redo_template
+-- 8065    _renew_template
+-- 8101    retry_task
+-- 8151    _show_template
+-- 8199    get_task_result
+-- 8234  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8241    _purge_template
+-- 8271    _erase_template
+-- 8316    _first_uuid
+-- 8335    _sweep_template
+-- 8375    _clean
+-- 8409    cleanup_tasks
+-- 8430    cleanup_events
+-- 8451    cleanup_all_queues
+-- 8481  46_limits.sql: Let a queue go by rules, and take its lock
+-- 8483    _reign_template
+-- 8496    _cap_template
+-- 8522    _write_limit
+-- 8538    _read_limit
+-- 8586    _check_limit_keys
+-- 8608    set_limit
+-- 8662    _usage_template
+-- 8738    limit_usage
+-- 8767  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 8769    _pause_template
+-- 8790    _halve_template
+-- 8820    _check_only
+-- 8841    pause_queue
+-- 8877    resume_queue
+-- 8903    get_queue_policy
+-- 8926    set_queue_policy
+-- 8944    list_namespaces
+-- 8961  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 8964    _read_filter
+-- 8998    _states_option
+-- 9029    _read_cursor
+-- 9048    _check_limit
+-- 9072    _find_template
+-- 9124    _seek_template
+-- 9173    _page_template
+-- 9242    _ended_template
+-- 9279    _fit_template
+-- 9315    _live_template
+-- 9362    _hints0_template
+-- 9404    _rows_template
+-- 9453    list_tasks
+-- 9499    _peek_template
+-- 9555    get_task
+-- 9609    _runs_template
+-- 9662    list_runs
+-- 9693    _past_template
+-- 9768    _since_template
+-- 9786    get_task_history
+-- 9806    _held_template
+-- 9838    list_workers
+-- 9877    _read_place
+-- 9896    _acts_template
+-- 9922    list_actions
+-- 9954  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 9956    _abort_template
+-- 9993    cancel_tasks
+-- 10030    _check_meant
+-- 10050    _limit_option
+-- 10063    _retake_template
+-- 10101    requeue_task
+-- 10126    _regain_template
+-- 10162    requeue_tasks
+-- 10201    list_dead_letters
+-- 10244    _replay_template
+-- 10285    replay_dead_letters
+-- 10325    _bury_template
+-- 10367    purge_dead_letters
+-- 10397  49_stats.sql: When the first task that is ready became so; null if none is
+-- 10399    _oldest_template
+-- 10439    _elder0_template
+-- 10475    _tenure_template
+-- 10500    _is_wanted
+-- 10517    _stat_template
+-- 10563    queue_stats
+-- 10618    _from
+-- 10631    _counters (view)
+-- 10655    _gauge_template
+-- 10701    _spans_template
+-- 10754    metrics
+-- 10790    _xmin_age
+-- 10809    prometheus
+-- 10868    _label_text
+-- 10891    health
+-- 10945  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 10950    _tick_template
+-- 10972    _ticked (sequence)
+-- 10978    _set_ticked
+-- 10991    ticker
+-- 11039    ticker_loop (procedure)
+-- 11065  51_cron.sql: Whether pg_cron is installed in this database
+-- 11067    _has_cron
+-- 11077    _cron_has_seconds
+-- 11098    _explain_no_cron
+-- 11130    start
+-- 11173    stop
+-- 11198    _maintain
+-- 11220    status
+-- 11256  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11260    _rights (view)
+-- 11340    _allowed
+-- 11378    _grant
+-- 11397    _grant_again
+-- 11413    _grant_queue
+-- 11428    _check_grant
+-- 11461    grant_access
+-- 11497    revoke_access
+-- 11544  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -4966,8 +4966,11 @@ begin
     (select p.* from teguh._left1_template('l', null) as p)
   ) as p
   cross join lateral unnest(p.task_id || p.more_ids, p.turn || p.more_turns) as u(task_id, turn)
-  join teguh.t_template as t on t.task_id = u.task_id and t.turn = u.turn
-  where t.state = 'running';
+  cross join lateral (
+    select t.* from teguh.t_template as t where t.task_id = u.task_id offset 0
+  ) as t
+  where t.turn = u.turn
+    and t.state = 'running';
 end;
 $$;
 
@@ -4980,8 +4983,11 @@ create or replace function teguh._going_template()
 as $$
   select h.task_name, h.flow_key
   from teguh.h_template as h
-  join teguh.t_template as t on (t.task_id, t.turn) = (h.task_id, h.turn)
-  where t.state = 'running';
+  cross join lateral (
+    select t.* from teguh.t_template as t where t.task_id = h.task_id offset 0
+  ) as t
+  where t.turn = h.turn
+    and t.state = 'running';
 $$;
 
 -- How many runs are held, of one task name or of all (null).
@@ -5358,7 +5364,9 @@ begin
           select from teguh.h_template as h where h.fifo and h.task_id = t.task_id
         ) as kept
       from unnest(p_task_ids) with ordinality as u(task_id, place)
-      join teguh.t_template as t on t.task_id = u.task_id
+      cross join lateral (
+        select t.* from teguh.t_template as t where t.task_id = u.task_id offset 0
+      ) as t
     ) as t
     join teguh._keys_template(p_task_ids, p_now) as k on k.flow_key = t.flow_key
     order by t.place
@@ -5379,7 +5387,9 @@ declare
   v_keys text[] := array(
     select distinct coalesce(t.flow_key, '')
     from unnest(p_task_ids) as u(task_id)
-    join teguh.t_template as t on t.task_id = u.task_id
+    cross join lateral (
+      select t.* from teguh.t_template as t where t.task_id = u.task_id offset 0
+    ) as t
   );
 begin
   return query
@@ -5754,8 +5764,11 @@ begin
 
     select array_agg(t.task_id order by g.seq) into v_task_ids
     from gone as g
-    join teguh.t_template as t on (t.task_id, t.turn) = (g.task_id, g.turn)
-    where t.laned;
+    cross join lateral (
+      select t.* from teguh.t_template as t where t.task_id = g.task_id offset 0
+    ) as t
+    where t.turn = g.turn
+      and t.laned;
     perform teguh._line_template(v_task_ids, p_now);
   else
     update teguh.l_template as l
@@ -10413,8 +10426,11 @@ begin
       order by l.ranking, l.seq
       limit 1
     ) as l
-    join teguh.t_template as t on (t.task_id, t.turn) = (l.task_id, l.turn)
-    where t.state in ('pending', 'sleeping')
+    cross join lateral (
+      select t.* from teguh.t_template as t where t.task_id = l.task_id offset 0
+    ) as t
+    where t.turn = l.turn
+      and t.state in ('pending', 'sleeping')
   ));
 end;
 $$;
@@ -10445,7 +10461,9 @@ begin
       from teguh._next0_template(coalesce(v_from.xid, '0'), coalesce(v_from.seq, 0)) as r
     ) as f
     join teguh.p0_template as p on (p.xid, p.seq) = (f.xid, f.seq) and p.kind = 'r'
-    join teguh.t_template as t on t.task_id = p.task_id
+    cross join lateral (
+      select t.* from teguh.t_template as t where t.task_id = p.task_id offset 0
+    ) as t
   );
 end;
 $$;
@@ -10469,7 +10487,9 @@ begin
       (select p.* from teguh._left1_template('l', 1000) as p)
     ) as p
     cross join lateral unnest(p.task_id || p.more_ids, p.turn || p.more_turns) as u(task_id, turn)
-    join teguh.t_template as t on t.task_id = u.task_id
+    cross join lateral (
+      select t.* from teguh.t_template as t where t.task_id = u.task_id offset 0
+    ) as t
     where t.state = 'running'
       and u.turn in (0, t.turn)
   );

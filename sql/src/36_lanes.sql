@@ -91,8 +91,11 @@ begin
     (select p.* from teguh._left1_template('l', null) as p)
   ) as p
   cross join lateral unnest(p.task_id || p.more_ids, p.turn || p.more_turns) as u(task_id, turn)
-  join teguh.t_template as t on t.task_id = u.task_id and t.turn = u.turn
-  where t.state = 'running';
+  cross join lateral (
+    select t.* from teguh.t_template as t where t.task_id = u.task_id offset 0
+  ) as t
+  where t.turn = u.turn
+    and t.state = 'running';
 end;
 $$;
 
@@ -105,8 +108,11 @@ create or replace function teguh._going_template()
 as $$
   select h.task_name, h.flow_key
   from teguh.h_template as h
-  join teguh.t_template as t on (t.task_id, t.turn) = (h.task_id, h.turn)
-  where t.state = 'running';
+  cross join lateral (
+    select t.* from teguh.t_template as t where t.task_id = h.task_id offset 0
+  ) as t
+  where t.turn = h.turn
+    and t.state = 'running';
 $$;
 
 -- How many runs are held, of one task name or of all (null).
@@ -483,7 +489,9 @@ begin
           select from teguh.h_template as h where h.fifo and h.task_id = t.task_id
         ) as kept
       from unnest(p_task_ids) with ordinality as u(task_id, place)
-      join teguh.t_template as t on t.task_id = u.task_id
+      cross join lateral (
+        select t.* from teguh.t_template as t where t.task_id = u.task_id offset 0
+      ) as t
     ) as t
     join teguh._keys_template(p_task_ids, p_now) as k on k.flow_key = t.flow_key
     order by t.place
@@ -504,7 +512,9 @@ declare
   v_keys text[] := array(
     select distinct coalesce(t.flow_key, '')
     from unnest(p_task_ids) as u(task_id)
-    join teguh.t_template as t on t.task_id = u.task_id
+    cross join lateral (
+      select t.* from teguh.t_template as t where t.task_id = u.task_id offset 0
+    ) as t
   );
 begin
   return query
@@ -879,8 +889,11 @@ begin
 
     select array_agg(t.task_id order by g.seq) into v_task_ids
     from gone as g
-    join teguh.t_template as t on (t.task_id, t.turn) = (g.task_id, g.turn)
-    where t.laned;
+    cross join lateral (
+      select t.* from teguh.t_template as t where t.task_id = g.task_id offset 0
+    ) as t
+    where t.turn = g.turn
+      and t.laned;
     perform teguh._line_template(v_task_ids, p_now);
   else
     update teguh.l_template as l

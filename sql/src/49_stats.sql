@@ -29,8 +29,11 @@ begin
       order by l.ranking, l.seq
       limit 1
     ) as l
-    join teguh.t_template as t on (t.task_id, t.turn) = (l.task_id, l.turn)
-    where t.state in ('pending', 'sleeping')
+    cross join lateral (
+      select t.* from teguh.t_template as t where t.task_id = l.task_id offset 0
+    ) as t
+    where t.turn = l.turn
+      and t.state in ('pending', 'sleeping')
   ));
 end;
 $$;
@@ -61,7 +64,9 @@ begin
       from teguh._next0_template(coalesce(v_from.xid, '0'), coalesce(v_from.seq, 0)) as r
     ) as f
     join teguh.p0_template as p on (p.xid, p.seq) = (f.xid, f.seq) and p.kind = 'r'
-    join teguh.t_template as t on t.task_id = p.task_id
+    cross join lateral (
+      select t.* from teguh.t_template as t where t.task_id = p.task_id offset 0
+    ) as t
   );
 end;
 $$;
@@ -85,7 +90,9 @@ begin
       (select p.* from teguh._left1_template('l', 1000) as p)
     ) as p
     cross join lateral unnest(p.task_id || p.more_ids, p.turn || p.more_turns) as u(task_id, turn)
-    join teguh.t_template as t on t.task_id = u.task_id
+    cross join lateral (
+      select t.* from teguh.t_template as t where t.task_id = u.task_id offset 0
+    ) as t
     where t.state = 'running'
       and u.turn in (0, t.turn)
   );

@@ -4778,8 +4778,11 @@ begin
     (select p.* from teguh._left1_template('l', null) as p)
   ) as p
   cross join lateral unnest(p.task_id || p.more_ids, p.turn || p.more_turns) as u(task_id, turn)
-  join teguh.t_template as t on t.task_id = u.task_id and t.turn = u.turn
-  where t.state = 'running';
+  cross join lateral (
+    select t.* from teguh.t_template as t where t.task_id = u.task_id offset 0
+  ) as t
+  where t.turn = u.turn
+    and t.state = 'running';
 end;
 $$;
 
@@ -4792,8 +4795,11 @@ create or replace function teguh._going_template()
 as $$
   select h.task_name, h.flow_key
   from teguh.h_template as h
-  join teguh.t_template as t on (t.task_id, t.turn) = (h.task_id, h.turn)
-  where t.state = 'running';
+  cross join lateral (
+    select t.* from teguh.t_template as t where t.task_id = h.task_id offset 0
+  ) as t
+  where t.turn = h.turn
+    and t.state = 'running';
 $$;
 
 -- How many runs are held, of one task name or of all (null).
@@ -5170,7 +5176,9 @@ begin
           select from teguh.h_template as h where h.fifo and h.task_id = t.task_id
         ) as kept
       from unnest(p_task_ids) with ordinality as u(task_id, place)
-      join teguh.t_template as t on t.task_id = u.task_id
+      cross join lateral (
+        select t.* from teguh.t_template as t where t.task_id = u.task_id offset 0
+      ) as t
     ) as t
     join teguh._keys_template(p_task_ids, p_now) as k on k.flow_key = t.flow_key
     order by t.place
@@ -5191,7 +5199,9 @@ declare
   v_keys text[] := array(
     select distinct coalesce(t.flow_key, '')
     from unnest(p_task_ids) as u(task_id)
-    join teguh.t_template as t on t.task_id = u.task_id
+    cross join lateral (
+      select t.* from teguh.t_template as t where t.task_id = u.task_id offset 0
+    ) as t
   );
 begin
   return query
@@ -5566,8 +5576,11 @@ begin
 
     select array_agg(t.task_id order by g.seq) into v_task_ids
     from gone as g
-    join teguh.t_template as t on (t.task_id, t.turn) = (g.task_id, g.turn)
-    where t.laned;
+    cross join lateral (
+      select t.* from teguh.t_template as t where t.task_id = g.task_id offset 0
+    ) as t
+    where t.turn = g.turn
+      and t.laned;
     perform teguh._line_template(v_task_ids, p_now);
   else
     update teguh.l_template as l
@@ -10225,8 +10238,11 @@ begin
       order by l.ranking, l.seq
       limit 1
     ) as l
-    join teguh.t_template as t on (t.task_id, t.turn) = (l.task_id, l.turn)
-    where t.state in ('pending', 'sleeping')
+    cross join lateral (
+      select t.* from teguh.t_template as t where t.task_id = l.task_id offset 0
+    ) as t
+    where t.turn = l.turn
+      and t.state in ('pending', 'sleeping')
   ));
 end;
 $$;
@@ -10257,7 +10273,9 @@ begin
       from teguh._next0_template(coalesce(v_from.xid, '0'), coalesce(v_from.seq, 0)) as r
     ) as f
     join teguh.p0_template as p on (p.xid, p.seq) = (f.xid, f.seq) and p.kind = 'r'
-    join teguh.t_template as t on t.task_id = p.task_id
+    cross join lateral (
+      select t.* from teguh.t_template as t where t.task_id = p.task_id offset 0
+    ) as t
   );
 end;
 $$;
@@ -10281,7 +10299,9 @@ begin
       (select p.* from teguh._left1_template('l', 1000) as p)
     ) as p
     cross join lateral unnest(p.task_id || p.more_ids, p.turn || p.more_turns) as u(task_id, turn)
-    join teguh.t_template as t on t.task_id = u.task_id
+    cross join lateral (
+      select t.* from teguh.t_template as t where t.task_id = u.task_id offset 0
+    ) as t
     where t.state = 'running'
       and u.turn in (0, t.turn)
   );
