@@ -46,346 +46,346 @@
 -- 1063    _check_isolation
 -- 1082    _buckets_option
 -- 1120    _check_policy
--- 1167    _check_spawn
--- 1214    _read_spawn_options
--- 1293    _time_option
--- 1314    _moment_option
--- 1346    _read_time_options
--- 1384    _unique_option
--- 1438    _inherit
--- 1468    _check_cancellation
--- 1485  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1488    _check_retry_strategy
--- 1526    _backoff
--- 1579    _fraction
--- 1590  20_tables.sql: Queues and the policy of each
--- 1592    queues (table)
--- 1625    grants (table)
--- 1639    limits (table)
--- 1659    pauses (table)
--- 1671    starts (table)
--- 1686    wanted (table)
--- 1698    versions (table)
--- 1713    t_template (table)
--- 1823    g_template (table)
--- 1835    d_template (table)
--- 1849    p0_template (table)
--- 1862    p1_template (table)
--- 1905    l_template (table)
--- 1932    h_template (table)
--- 1949    k0_template (table)
--- 1962    k1_template (table)
--- 1991    n0_template (table)
--- 2002    n1_template (table)
--- 2018    n_template (table)
--- 2042    seq_template (sequence)
--- 2043    ring_template (sequence)
--- 2044    parked_template (sequence)
--- 2045    woken_template (sequence)
--- 2046    plan_template (sequence)
--- 2047    fired_template (sequence)
--- 2048    clock_template (sequence)
--- 2049    carry_template (sequence)
--- 2050    round_template (sequence)
--- 2073    r_template (table)
--- 2090    a_template (table)
--- 2116    c_template (table)
--- 2132    e_template (table)
--- 2149    u_template (table)
--- 2162    w_template (table)
--- 2177  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2180    validate_queue_name
--- 2222    _policy
--- 2266    _call
--- 2280    _template_ddl (view)
--- 2365    _stamp
--- 2377    _stamp_queues
--- 2405    _stamp_relation
--- 2445    _stamp_function
--- 2478    _function
--- 2490    _signature
--- 2501    _leave_extension
--- 2527    _lock_number
--- 2537    _share_queue
--- 2550    _may
--- 2566    _each_queue
--- 2588    _init_template
--- 2614    _hush_template
--- 2635    _beyond
--- 2644    create_queue
--- 2707    _refuse_busy
--- 2726    drop_queue
--- 2756    _drop_all
--- 2807    list_queues
--- 2831  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 2840    _push_template
--- 2881    _fill
--- 2901    _add0_template
--- 2968    _back0_template
--- 2986  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 2991    _claim0_template
--- 3063    _pick0_template
--- 3146    _limits_template
--- 3187    _move0_template
--- 3249    _open_xids
--- 3269    _next0_template
--- 3298    _many0_template
--- 3327    _stuck0_template
--- 3365    _trim0_template
--- 3410    _take_template
--- 3491    _known_template
--- 3511    _paused_until
--- 3524    claim_task
--- 3585    _next_template
--- 3627    _soon0_template
--- 3683    next_due
--- 3708  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 3721    _due0_template
--- 3797    _last0_template
--- 3822    _any0_template
--- 3849    _miss0_template
--- 3885    _pass0_template
--- 3931    _fire_template
--- 3983    _expire_template
--- 4051    _timeout_reason
--- 4070    _over_template
--- 4092    _close_template
--- 4122    _follow_template
--- 4152  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4154    _segment_bytes
--- 4175    _turn_template
--- 4207    _turn0_template
--- 4245    _spent0_template
--- 4259    _dry0_template
--- 4286    _left0_template
--- 4317    _carry0_template
--- 4361  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4367    _remake_template
--- 4419    _alive_template
--- 4473    _home
--- 4486    _settle_template
--- 4508    rebuild_dispatch
--- 4545    _recap_template
--- 4576  35_tally.sql: The letter by which tallies know where a task stands
--- 4578    _letter
--- 4597    _letters
--- 4609    _bound
--- 4629    _tally_template
--- 4654    _reckon_template
--- 4681    _finish_template
--- 4709    _moved_template
--- 4740    _sum0_template
--- 4776    _noted0_template
--- 4811    _bank0_template
--- 4831    _census_template
--- 4853    _count_template
--- 4875  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 4885    _gate_number
--- 4896    _enter_gate
--- 4918    _limit_of
--- 4936    _rule_template
--- 4978    _going_template
--- 4994    _busy_template
--- 5010    _everywhere_busy
--- 5036    _is_paused
--- 5056    _started
--- 5073    _left_over
--- 5093    _slots_template
--- 5132    _vacate_template
--- 5192    _unbar_template
--- 5221    _intake_template
--- 5242    _sift0_template
--- 5327    _line_template
--- 5379    _keys_template
--- 5418    _admit_template
--- 5464    _spare_template
--- 5485    _choose_template
--- 5529    _named_template
--- 5556    _weed_template
--- 5589    _seize_template
--- 5660    _occupy_template
--- 5721    _chance_template
--- 5750    _align_template
--- 5788  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 5791    _want_template
--- 5825    _names_option
--- 5860    _line_up
--- 5896    claim_any
--- 5969    _check_order
--- 5986  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 5991    _put_template
--- 6058    _enlist_template
--- 6101    _new_template
--- 6157    _tag_template
--- 6175    _room_template
--- 6202    _shed_template
--- 6244    _first0_template
--- 6285    _once_template
--- 6333    _blocks
--- 6360    _meet_template
--- 6394    _swap_template
--- 6454    _series_template
--- 6491    _found_template
--- 6547    spawn_task
--- 6607    spawn_tasks
--- 6654    _read_task
--- 6672  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 6677    _hold_template
--- 6728    _own_template
--- 6748    _done_template
--- 6792    complete_run
--- 6815    _flush_template
--- 6894    _why_template
--- 6910    _read_runs
--- 6956    _explain_bad_run
--- 6981    complete_runs
--- 7006    _end_template
--- 7055    _lost_template
--- 7071    _file_template
--- 7095    _again_template
--- 7135    _queue_template
--- 7156    _fail_template
--- 7174    fail_run
--- 7198    _nap_template
--- 7227    schedule_run
--- 7257    _free_template
--- 7305    release_run
--- 7330    _keep_template
--- 7356    extend_claim
--- 7379  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7384    _mark_template
--- 7406    _note_template
--- 7436    set_task_checkpoint_state
--- 7471    _recall_template
--- 7493    get_task_checkpoint_state
--- 7517    _list_template
--- 7546    get_task_checkpoint_states
--- 7572  43_events.sql: Wait for an event, or learn how the wait ended
--- 7579    _wait_template
--- 7651    _park_template
--- 7693    await_event
--- 7730    _emit_template
--- 7793    emit_event
--- 7818  44_control.sql: Read a task, or raise TG003
--- 7820    _fetch_template
--- 7847    _stop_template
--- 7879    _act_template
--- 7901    _halt_template
--- 7917    cancel_task
--- 7939    _rerun_template
--- 8012    _forget_template
--- 8032    _redo_template
--- 8065    _renew_template
--- 8101    retry_task
--- 8151    _show_template
--- 8199    get_task_result
--- 8234  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8241    _purge_template
--- 8271    _erase_template
--- 8316    _first_uuid
--- 8335    _sweep_template
--- 8375    _clean
--- 8409    cleanup_tasks
--- 8430    cleanup_events
--- 8451    cleanup_all_queues
--- 8481  46_limits.sql: Let a queue go by rules, and take its lock
--- 8483    _reign_template
--- 8496    _cap_template
--- 8522    _write_limit
--- 8538    _read_limit
--- 8586    _check_limit_keys
--- 8608    set_limit
--- 8662    _usage_template
--- 8738    limit_usage
--- 8767  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 8769    _pause_template
--- 8790    _halve_template
--- 8820    _check_only
--- 8841    pause_queue
--- 8877    resume_queue
--- 8903    get_queue_policy
--- 8926    set_queue_policy
--- 8944    list_namespaces
--- 8961  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 8964    _read_filter
--- 8998    _states_option
--- 9029    _read_cursor
--- 9048    _check_limit
--- 9072    _find_template
--- 9124    _seek_template
--- 9173    _page_template
--- 9242    _ended_template
--- 9279    _fit_template
--- 9315    _live_template
--- 9362    _hints0_template
--- 9404    _rows_template
--- 9453    list_tasks
--- 9499    _peek_template
--- 9555    get_task
--- 9609    _runs_template
--- 9662    list_runs
--- 9693    _past_template
--- 9768    _since_template
--- 9786    get_task_history
--- 9806    _held_template
--- 9838    list_workers
--- 9877    _read_place
--- 9896    _acts_template
--- 9922    list_actions
--- 9954  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 9956    _abort_template
--- 9993    cancel_tasks
--- 10030    _check_meant
--- 10050    _limit_option
--- 10063    _retake_template
--- 10101    requeue_task
--- 10126    _regain_template
--- 10162    requeue_tasks
--- 10201    list_dead_letters
--- 10244    _replay_template
--- 10285    replay_dead_letters
--- 10325    _bury_template
--- 10367    purge_dead_letters
--- 10397  49_stats.sql: When the first task that is ready became so; null if none is
--- 10399    _oldest_template
--- 10439    _elder0_template
--- 10475    _tenure_template
--- 10500    _is_wanted
--- 10517    _stat_template
--- 10563    queue_stats
--- 10618    _from
--- 10631    _counters (view)
--- 10655    _gauge_template
--- 10701    _spans_template
--- 10754    metrics
--- 10790    _xmin_age
--- 10809    prometheus
--- 10868    _label_text
--- 10891    health
--- 10945  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 10950    _tick_template
--- 10972    _ticked (sequence)
--- 10978    _set_ticked
--- 10991    ticker
--- 11039    ticker_loop (procedure)
--- 11065  51_cron.sql: Whether pg_cron is installed in this database
--- 11067    _has_cron
--- 11077    _cron_has_seconds
--- 11098    _explain_no_cron
--- 11130    start
--- 11173    stop
--- 11198    _maintain
--- 11220    status
--- 11256  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11260    _rights (view)
--- 11340    _allowed
--- 11378    _grant
--- 11397    _grant_again
--- 11413    _grant_queue
--- 11428    _check_grant
--- 11461    grant_access
--- 11497    revoke_access
--- 11544  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 1169    _check_spawn
+-- 1216    _read_spawn_options
+-- 1295    _time_option
+-- 1316    _moment_option
+-- 1348    _read_time_options
+-- 1386    _unique_option
+-- 1440    _inherit
+-- 1470    _check_cancellation
+-- 1487  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1490    _check_retry_strategy
+-- 1528    _backoff
+-- 1581    _fraction
+-- 1592  20_tables.sql: Queues and the policy of each
+-- 1594    queues (table)
+-- 1627    grants (table)
+-- 1641    limits (table)
+-- 1661    pauses (table)
+-- 1673    starts (table)
+-- 1688    wanted (table)
+-- 1700    versions (table)
+-- 1715    t_template (table)
+-- 1825    g_template (table)
+-- 1837    d_template (table)
+-- 1851    p0_template (table)
+-- 1864    p1_template (table)
+-- 1907    l_template (table)
+-- 1934    h_template (table)
+-- 1951    k0_template (table)
+-- 1964    k1_template (table)
+-- 1993    n0_template (table)
+-- 2004    n1_template (table)
+-- 2020    n_template (table)
+-- 2044    seq_template (sequence)
+-- 2045    ring_template (sequence)
+-- 2046    parked_template (sequence)
+-- 2047    woken_template (sequence)
+-- 2048    plan_template (sequence)
+-- 2049    fired_template (sequence)
+-- 2050    clock_template (sequence)
+-- 2051    carry_template (sequence)
+-- 2052    round_template (sequence)
+-- 2075    r_template (table)
+-- 2092    a_template (table)
+-- 2118    c_template (table)
+-- 2134    e_template (table)
+-- 2151    u_template (table)
+-- 2164    w_template (table)
+-- 2179  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2182    validate_queue_name
+-- 2224    _policy
+-- 2268    _call
+-- 2282    _template_ddl (view)
+-- 2367    _stamp
+-- 2379    _stamp_queues
+-- 2407    _stamp_relation
+-- 2447    _stamp_function
+-- 2480    _function
+-- 2492    _signature
+-- 2503    _leave_extension
+-- 2529    _lock_number
+-- 2539    _share_queue
+-- 2552    _may
+-- 2568    _each_queue
+-- 2590    _init_template
+-- 2616    _hush_template
+-- 2637    _beyond
+-- 2646    create_queue
+-- 2710    _refuse_busy
+-- 2729    drop_queue
+-- 2759    _drop_all
+-- 2810    list_queues
+-- 2834  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 2843    _push_template
+-- 2884    _fill
+-- 2904    _add0_template
+-- 2971    _back0_template
+-- 2989  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 2994    _claim0_template
+-- 3066    _pick0_template
+-- 3149    _limits_template
+-- 3190    _move0_template
+-- 3252    _open_xids
+-- 3272    _next0_template
+-- 3301    _many0_template
+-- 3330    _stuck0_template
+-- 3368    _trim0_template
+-- 3413    _take_template
+-- 3494    _known_template
+-- 3514    _paused_until
+-- 3527    claim_task
+-- 3588    _next_template
+-- 3630    _soon0_template
+-- 3686    next_due
+-- 3711  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 3724    _due0_template
+-- 3800    _last0_template
+-- 3825    _any0_template
+-- 3852    _miss0_template
+-- 3888    _pass0_template
+-- 3934    _fire_template
+-- 3986    _expire_template
+-- 4054    _timeout_reason
+-- 4073    _over_template
+-- 4095    _close_template
+-- 4125    _follow_template
+-- 4155  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4157    _segment_bytes
+-- 4178    _turn_template
+-- 4210    _turn0_template
+-- 4248    _spent0_template
+-- 4262    _dry0_template
+-- 4289    _left0_template
+-- 4320    _carry0_template
+-- 4364  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4370    _remake_template
+-- 4422    _alive_template
+-- 4476    _home
+-- 4489    _settle_template
+-- 4511    rebuild_dispatch
+-- 4548    _recap_template
+-- 4579  35_tally.sql: The letter by which tallies know where a task stands
+-- 4581    _letter
+-- 4600    _letters
+-- 4612    _bound
+-- 4632    _tally_template
+-- 4657    _reckon_template
+-- 4684    _finish_template
+-- 4712    _moved_template
+-- 4743    _sum0_template
+-- 4779    _noted0_template
+-- 4814    _bank0_template
+-- 4834    _census_template
+-- 4856    _count_template
+-- 4878  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 4888    _gate_number
+-- 4899    _enter_gate
+-- 4921    _limit_of
+-- 4939    _rule_template
+-- 4981    _going_template
+-- 4997    _busy_template
+-- 5013    _everywhere_busy
+-- 5039    _is_paused
+-- 5059    _started
+-- 5076    _left_over
+-- 5096    _slots_template
+-- 5135    _vacate_template
+-- 5195    _unbar_template
+-- 5224    _intake_template
+-- 5245    _sift0_template
+-- 5330    _line_template
+-- 5382    _keys_template
+-- 5421    _admit_template
+-- 5467    _spare_template
+-- 5488    _choose_template
+-- 5532    _named_template
+-- 5559    _weed_template
+-- 5592    _seize_template
+-- 5663    _occupy_template
+-- 5724    _chance_template
+-- 5753    _align_template
+-- 5791  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 5794    _want_template
+-- 5828    _names_option
+-- 5863    _line_up
+-- 5899    claim_any
+-- 5972    _check_order
+-- 5989  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 5994    _put_template
+-- 6061    _enlist_template
+-- 6104    _new_template
+-- 6160    _tag_template
+-- 6178    _room_template
+-- 6205    _shed_template
+-- 6247    _first0_template
+-- 6288    _once_template
+-- 6336    _blocks
+-- 6363    _meet_template
+-- 6397    _swap_template
+-- 6457    _series_template
+-- 6494    _found_template
+-- 6550    spawn_task
+-- 6610    spawn_tasks
+-- 6657    _read_task
+-- 6675  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 6680    _hold_template
+-- 6731    _own_template
+-- 6751    _done_template
+-- 6795    complete_run
+-- 6818    _flush_template
+-- 6897    _why_template
+-- 6913    _read_runs
+-- 6959    _explain_bad_run
+-- 6984    complete_runs
+-- 7009    _end_template
+-- 7058    _lost_template
+-- 7074    _file_template
+-- 7100    _again_template
+-- 7140    _queue_template
+-- 7161    _fail_template
+-- 7179    fail_run
+-- 7203    _nap_template
+-- 7232    schedule_run
+-- 7262    _free_template
+-- 7310    release_run
+-- 7335    _keep_template
+-- 7361    extend_claim
+-- 7384  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7389    _mark_template
+-- 7411    _note_template
+-- 7441    set_task_checkpoint_state
+-- 7476    _recall_template
+-- 7498    get_task_checkpoint_state
+-- 7522    _list_template
+-- 7551    get_task_checkpoint_states
+-- 7577  43_events.sql: Wait for an event, or learn how the wait ended
+-- 7584    _wait_template
+-- 7656    _park_template
+-- 7698    await_event
+-- 7735    _emit_template
+-- 7798    emit_event
+-- 7823  44_control.sql: Read a task, or raise TG003
+-- 7825    _fetch_template
+-- 7852    _stop_template
+-- 7884    _act_template
+-- 7906    _halt_template
+-- 7922    cancel_task
+-- 7944    _rerun_template
+-- 8017    _forget_template
+-- 8037    _redo_template
+-- 8070    _renew_template
+-- 8106    retry_task
+-- 8156    _show_template
+-- 8204    get_task_result
+-- 8239  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8246    _purge_template
+-- 8276    _erase_template
+-- 8321    _first_uuid
+-- 8340    _sweep_template
+-- 8380    _clean
+-- 8414    cleanup_tasks
+-- 8435    cleanup_events
+-- 8456    cleanup_all_queues
+-- 8486  46_limits.sql: Let a queue go by rules, and take its lock
+-- 8488    _reign_template
+-- 8501    _cap_template
+-- 8527    _write_limit
+-- 8543    _read_limit
+-- 8591    _check_limit_keys
+-- 8613    set_limit
+-- 8667    _usage_template
+-- 8743    limit_usage
+-- 8772  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 8774    _pause_template
+-- 8795    _halve_template
+-- 8825    _check_only
+-- 8846    pause_queue
+-- 8882    resume_queue
+-- 8908    get_queue_policy
+-- 8931    set_queue_policy
+-- 8949    list_namespaces
+-- 8966  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 8969    _read_filter
+-- 9003    _states_option
+-- 9034    _read_cursor
+-- 9053    _check_limit
+-- 9077    _find_template
+-- 9129    _seek_template
+-- 9178    _page_template
+-- 9247    _ended_template
+-- 9284    _fit_template
+-- 9320    _live_template
+-- 9367    _hints0_template
+-- 9409    _rows_template
+-- 9458    list_tasks
+-- 9504    _peek_template
+-- 9560    get_task
+-- 9614    _runs_template
+-- 9667    list_runs
+-- 9698    _past_template
+-- 9773    _since_template
+-- 9791    get_task_history
+-- 9811    _held_template
+-- 9843    list_workers
+-- 9882    _read_place
+-- 9901    _acts_template
+-- 9927    list_actions
+-- 9959  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 9961    _abort_template
+-- 9998    cancel_tasks
+-- 10035    _check_meant
+-- 10055    _limit_option
+-- 10068    _retake_template
+-- 10106    requeue_task
+-- 10131    _regain_template
+-- 10167    requeue_tasks
+-- 10206    list_dead_letters
+-- 10249    _replay_template
+-- 10290    replay_dead_letters
+-- 10330    _bury_template
+-- 10372    purge_dead_letters
+-- 10402  49_stats.sql: When the first task that is ready became so; null if none is
+-- 10404    _oldest_template
+-- 10444    _elder0_template
+-- 10480    _tenure_template
+-- 10505    _is_wanted
+-- 10522    _stat_template
+-- 10568    queue_stats
+-- 10623    _from
+-- 10636    _counters (view)
+-- 10660    _gauge_template
+-- 10706    _spans_template
+-- 10759    metrics
+-- 10795    _xmin_age
+-- 10814    prometheus
+-- 10873    _label_text
+-- 10896    health
+-- 10950  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 10955    _tick_template
+-- 10977    _ticked (sequence)
+-- 10983    _set_ticked
+-- 10996    ticker
+-- 11044    ticker_loop (procedure)
+-- 11070  51_cron.sql: Whether pg_cron is installed in this database
+-- 11072    _has_cron
+-- 11082    _cron_has_seconds
+-- 11103    _explain_no_cron
+-- 11135    start
+-- 11178    stop
+-- 11203    _maintain
+-- 11225    status
+-- 11261  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11265    _rights (view)
+-- 11345    _allowed
+-- 11383    _grant
+-- 11402    _grant_again
+-- 11418    _grant_queue
+-- 11433    _check_grant
+-- 11466    grant_access
+-- 11502    revoke_access
+-- 11549  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -1128,7 +1128,8 @@ declare
 begin
   perform teguh._check_keys('queue policy', p_policy, array[
     'notify', 'cleanup_ttl', 'cleanup_limit', 'default_max_attempts', 'default_retry_strategy',
-    'default_timeout', 'default_ttl', 'duration_buckets', 'max_pending', 'on_full', 'namespace'
+    'default_timeout', 'default_ttl', 'duration_buckets', 'max_pending', 'on_full', 'namespace',
+    'history'
   ]);
   perform teguh._number_option(p_policy, 'cleanup_ttl', 0, 1e12);
   perform teguh._integer_option(p_policy, 'cleanup_limit', 1);
@@ -1138,6 +1139,7 @@ begin
   perform teguh._number_option(p_policy, 'default_ttl', 1e-3, 1e12);
   perform teguh._buckets_option(p_policy);
   perform teguh._integer_option(p_policy, 'max_pending', 1);
+  perform teguh._flag_option(p_policy, 'history');
 
   if teguh._text_option(p_policy, 'on_full') not in ('reject', 'drop_oldest') then
     raise exception 'unknown on_full "%"', left(p_policy ->> 'on_full', 200)
@@ -1605,7 +1607,7 @@ comment on table teguh.queues is
 comment on column teguh.queues.policy is
   'Settings given to create_queue(): notify, cleanup_ttl, cleanup_limit, '
   'default_max_attempts, default_retry_strategy, default_timeout, default_ttl, '
-  'duration_buckets, max_pending, on_full, namespace.';
+  'duration_buckets, max_pending, on_full, history, namespace.';
 
 comment on column teguh.queues.built_for is
   'The database and table that the queue''s dispatch was built for, as a hash. Another '
@@ -2699,8 +2701,9 @@ comment on function teguh.create_queue(text, jsonb) is
   '(seconds a run may take), default_ttl (seconds until a task expires), duration_buckets '
   '(ascending bounds in seconds, by which metrics() counts how long runs took: those that end '
   'from then on), max_pending (tasks that have not started; what is more is rejected with TG007 '
-  'or, if on_full is drop_oldest, cancels those that are first in line), namespace (a name '
-  'that queues are grouped by, default "default"); null sets a key back to its default. '
+  'or, if on_full is drop_oldest, cancels those that are first in line), history (whether runs '
+  'that another follows are kept for list_runs() and get_task_history(), default true; those that '
+  'end from then on), namespace (a name that queues are grouped by, default "default"); null sets a key back to its default. '
   'Raises 42602 or 42939 for a name that cannot be, TG005 for a bad policy.';
 
 -- Give up on a queue whose tables could not be locked.
@@ -7067,7 +7070,7 @@ begin
 end;
 $$;
 
--- Write the run that a locked task is leaving behind into the history.
+-- Write the run that a locked task is leaving behind into the history, if the queue keeps one.
 create or replace function teguh._file_template(
   p_task   teguh.t_template,
   p_state  text,
@@ -7084,10 +7087,12 @@ begin
     task_id, run_id, attempt, state, claimed_by, started_at, lease_expires_at, finished_at,
     failure_reason
   )
-  values (
+  select
     p_task.task_id, p_task.run_id, p_task.attempt, p_state, p_task.claimed_by,
     p_task.started_at, p_task.lease_expires_at, p_now, p_reason
-  );
+  from teguh.queues as q
+  where q.queue_name = substr('_template', 2)
+    and coalesce((q.policy ->> 'history')::boolean, true);
 end;
 $$;
 
@@ -8911,7 +8916,7 @@ begin
     "notify": "auto", "cleanup_ttl": 2592000, "cleanup_limit": 1000,
     "default_max_attempts": null, "default_retry_strategy": null,
     "default_timeout": null, "default_ttl": null, "namespace": "default",
-    "max_pending": null, "on_full": "reject", "duration_buckets": [
+    "max_pending": null, "on_full": "reject", "history": true, "duration_buckets": [
       0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 1800
     ]
   }'::jsonb || (teguh._policy(p_queue_name) - '{paused_until,ruled}'::text[]);

@@ -15,7 +15,7 @@ comment on table teguh.queues is
 comment on column teguh.queues.policy is
   'Settings given to create_queue(): notify, cleanup_ttl, cleanup_limit, '
   'default_max_attempts, default_retry_strategy, default_timeout, default_ttl, '
-  'duration_buckets, max_pending, on_full, namespace.';
+  'duration_buckets, max_pending, on_full, history, namespace.';
 
 comment on column teguh.queues.built_for is
   'The database and table that the queue''s dispatch was built for, as a hash. Another '

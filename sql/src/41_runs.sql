@@ -395,7 +395,7 @@ begin
 end;
 $$;
 
--- Write the run that a locked task is leaving behind into the history.
+-- Write the run that a locked task is leaving behind into the history, if the queue keeps one.
 create or replace function teguh._file_template(
   p_task   teguh.t_template,
   p_state  text,
@@ -412,10 +412,12 @@ begin
     task_id, run_id, attempt, state, claimed_by, started_at, lease_expires_at, finished_at,
     failure_reason
   )
-  values (
+  select
     p_task.task_id, p_task.run_id, p_task.attempt, p_state, p_task.claimed_by,
     p_task.started_at, p_task.lease_expires_at, p_now, p_reason
-  );
+  from teguh.queues as q
+  where q.queue_name = substr('_template', 2)
+    and coalesce((q.policy ->> 'history')::boolean, true);
 end;
 $$;
 

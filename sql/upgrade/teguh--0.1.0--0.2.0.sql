@@ -940,7 +940,8 @@ declare
 begin
   perform teguh._check_keys('queue policy', p_policy, array[
     'notify', 'cleanup_ttl', 'cleanup_limit', 'default_max_attempts', 'default_retry_strategy',
-    'default_timeout', 'default_ttl', 'duration_buckets', 'max_pending', 'on_full', 'namespace'
+    'default_timeout', 'default_ttl', 'duration_buckets', 'max_pending', 'on_full', 'namespace',
+    'history'
   ]);
   perform teguh._number_option(p_policy, 'cleanup_ttl', 0, 1e12);
   perform teguh._integer_option(p_policy, 'cleanup_limit', 1);
@@ -950,6 +951,7 @@ begin
   perform teguh._number_option(p_policy, 'default_ttl', 1e-3, 1e12);
   perform teguh._buckets_option(p_policy);
   perform teguh._integer_option(p_policy, 'max_pending', 1);
+  perform teguh._flag_option(p_policy, 'history');
 
   if teguh._text_option(p_policy, 'on_full') not in ('reject', 'drop_oldest') then
     raise exception 'unknown on_full "%"', left(p_policy ->> 'on_full', 200)
@@ -1417,7 +1419,7 @@ comment on table teguh.queues is
 comment on column teguh.queues.policy is
   'Settings given to create_queue(): notify, cleanup_ttl, cleanup_limit, '
   'default_max_attempts, default_retry_strategy, default_timeout, default_ttl, '
-  'duration_buckets, max_pending, on_full, namespace.';
+  'duration_buckets, max_pending, on_full, history, namespace.';
 
 comment on column teguh.queues.built_for is
   'The database and table that the queue''s dispatch was built for, as a hash. Another '
@@ -2511,8 +2513,9 @@ comment on function teguh.create_queue(text, jsonb) is
   '(seconds a run may take), default_ttl (seconds until a task expires), duration_buckets '
   '(ascending bounds in seconds, by which metrics() counts how long runs took: those that end '
   'from then on), max_pending (tasks that have not started; what is more is rejected with TG007 '
-  'or, if on_full is drop_oldest, cancels those that are first in line), namespace (a name '
-  'that queues are grouped by, default "default"); null sets a key back to its default. '
+  'or, if on_full is drop_oldest, cancels those that are first in line), history (whether runs '
+  'that another follows are kept for list_runs() and get_task_history(), default true; those that '
+  'end from then on), namespace (a name that queues are grouped by, default "default"); null sets a key back to its default. '
   'Raises 42602 or 42939 for a name that cannot be, TG005 for a bad policy.';
 
 -- Give up on a queue whose tables could not be locked.
@@ -6879,7 +6882,7 @@ begin
 end;
 $$;
 
--- Write the run that a locked task is leaving behind into the history.
+-- Write the run that a locked task is leaving behind into the history, if the queue keeps one.
 create or replace function teguh._file_template(
   p_task   teguh.t_template,
   p_state  text,
@@ -6896,10 +6899,12 @@ begin
     task_id, run_id, attempt, state, claimed_by, started_at, lease_expires_at, finished_at,
     failure_reason
   )
-  values (
+  select
     p_task.task_id, p_task.run_id, p_task.attempt, p_state, p_task.claimed_by,
     p_task.started_at, p_task.lease_expires_at, p_now, p_reason
-  );
+  from teguh.queues as q
+  where q.queue_name = substr('_template', 2)
+    and coalesce((q.policy ->> 'history')::boolean, true);
 end;
 $$;
 
@@ -8723,7 +8728,7 @@ begin
     "notify": "auto", "cleanup_ttl": 2592000, "cleanup_limit": 1000,
     "default_max_attempts": null, "default_retry_strategy": null,
     "default_timeout": null, "default_ttl": null, "namespace": "default",
-    "max_pending": null, "on_full": "reject", "duration_buckets": [
+    "max_pending": null, "on_full": "reject", "history": true, "duration_buckets": [
       0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 1800
     ]
   }'::jsonb || (teguh._policy(p_queue_name) - '{paused_until,ruled}'::text[]);
