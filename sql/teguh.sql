@@ -8,384 +8,386 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  390  00_install.sql
---  438  01_version.sql: What the schema is, and its version
---  445    version
---  457  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  459    current_time
---  478    _after
---  493    _micros
---  504  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  520    _random_bytes
---  539    _make_uuidv7
---  562    portable_uuidv7
---  592    uuidv7_timestamp
---  618    _task_id
---  643    _run_id
---  658    _run_task
---  669    _run_number
---  683  12_types.sql: The composite types that functions pass to each other
---  688    _gap (type)
---  696    _late (type)
---  703    _timer (type)
---  710    _tally (type)
---  721    _picked (type)
---  733    _spawn (type)
---  757    _filter (type)
---  791  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  793    _check_keys
---  826    _number_option
---  861    _integer_option
---  877    _whole_option
---  904    _text_option
---  930    _flag_option
---  952    _uuid_option
---  979    _tags_option
--- 1008    _check_name
--- 1035    _check_seconds
--- 1063    _check_isolation
--- 1082    _buckets_option
--- 1120    _check_policy
--- 1169    _check_spawn
--- 1216    _read_spawn_options
--- 1295    _time_option
--- 1316    _moment_option
--- 1348    _read_time_options
--- 1386    _unique_option
--- 1440    _inherit
--- 1470    _check_cancellation
--- 1487  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1490    _check_retry_strategy
--- 1528    _backoff
--- 1581    _fraction
--- 1592  20_tables.sql: Queues and the policy of each
--- 1594    queues (table)
--- 1627    grants (table)
--- 1641    limits (table)
--- 1661    pauses (table)
--- 1673    starts (table)
--- 1688    wanted (table)
--- 1700    versions (table)
--- 1715    t_template (table)
--- 1825    g_template (table)
--- 1837    d_template (table)
--- 1851    p0_template (table)
--- 1864    p1_template (table)
--- 1907    l_template (table)
--- 1934    h_template (table)
--- 1951    k0_template (table)
--- 1964    k1_template (table)
--- 1993    n0_template (table)
--- 2004    n1_template (table)
--- 2020    n_template (table)
--- 2044    seq_template (sequence)
--- 2045    ring_template (sequence)
--- 2046    parked_template (sequence)
--- 2047    woken_template (sequence)
--- 2048    plan_template (sequence)
--- 2049    fired_template (sequence)
--- 2050    clock_template (sequence)
--- 2051    carry_template (sequence)
--- 2052    round_template (sequence)
--- 2075    r_template (table)
--- 2092    a_template (table)
--- 2118    c_template (table)
--- 2134    e_template (table)
--- 2151    u_template (table)
--- 2164    w_template (table)
--- 2179  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2182    validate_queue_name
--- 2224    _policy
--- 2268    _call
--- 2282    _template_ddl (view)
--- 2367    _stamp
--- 2379    _stamp_queues
--- 2407    _stamp_relation
--- 2447    _stamp_function
--- 2480    _function
--- 2492    _signature
--- 2503    _leave_extension
--- 2529    _lock_number
--- 2539    _share_queue
--- 2552    _may
--- 2568    _each_queue
--- 2590    _init_template
--- 2616    _hush_template
--- 2637    _beyond
--- 2646    create_queue
--- 2710    _refuse_busy
--- 2729    drop_queue
--- 2759    _drop_all
--- 2810    list_queues
--- 2834  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 2843    _push_template
--- 2884    _fill
--- 2904    _add0_template
--- 2971    _back0_template
--- 2989  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 2994    _claim0_template
--- 3066    _pick0_template
--- 3149    _limits_template
--- 3190    _move0_template
--- 3252    _open_xids
--- 3272    _next0_template
--- 3301    _many0_template
--- 3330    _stuck0_template
--- 3368    _trim0_template
--- 3413    _take_template
--- 3494    _known_template
--- 3514    _paused_until
--- 3527    claim_task
--- 3588    _next_template
--- 3630    _soon0_template
--- 3686    next_due
--- 3711  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 3724    _due0_template
--- 3800    _last0_template
--- 3825    _any0_template
--- 3852    _miss0_template
--- 3888    _pass0_template
--- 3934    _fire_template
--- 3986    _expire_template
--- 4054    _timeout_reason
--- 4073    _over_template
--- 4095    _close_template
--- 4125    _follow_template
--- 4155  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4157    _segment_bytes
--- 4178    _turn_template
--- 4210    _turn0_template
--- 4248    _spent0_template
--- 4262    _dry0_template
--- 4289    _left0_template
--- 4320    _carry0_template
--- 4364  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4370    _remake_template
--- 4422    _alive_template
--- 4476    _home
--- 4489    _settle_template
--- 4511    rebuild_dispatch
--- 4548    _recap_template
--- 4579  35_tally.sql: The letter by which tallies know where a task stands
--- 4581    _letter
--- 4600    _letters
--- 4612    _bound
--- 4632    _tally_template
--- 4657    _reckon_template
--- 4684    _finish_template
--- 4712    _moved_template
--- 4743    _sum0_template
--- 4779    _noted0_template
--- 4814    _bank0_template
--- 4834    _census_template
--- 4856    _count_template
--- 4878  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 4888    _gate_number
--- 4899    _enter_gate
--- 4921    _limit_of
--- 4939    _rule_template
--- 4981    _going_template
--- 4997    _busy_template
--- 5013    _everywhere_busy
--- 5039    _is_paused
--- 5059    _started
--- 5076    _left_over
--- 5096    _slots_template
--- 5135    _vacate_template
--- 5195    _unbar_template
--- 5224    _intake_template
--- 5245    _sift0_template
--- 5330    _line_template
--- 5382    _keys_template
--- 5421    _admit_template
--- 5467    _spare_template
--- 5488    _choose_template
--- 5532    _named_template
--- 5559    _weed_template
--- 5592    _seize_template
--- 5663    _occupy_template
--- 5724    _chance_template
--- 5753    _align_template
--- 5791  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 5794    _want_template
--- 5828    _names_option
--- 5863    _line_up
--- 5899    claim_any
--- 5972    _check_order
--- 5989  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 5994    _put_template
--- 6061    _enlist_template
--- 6104    _new_template
--- 6160    _tag_template
--- 6178    _room_template
--- 6205    _shed_template
--- 6247    _first0_template
--- 6288    _once_template
--- 6336    _blocks
--- 6363    _meet_template
--- 6397    _swap_template
--- 6457    _series_template
--- 6494    _found_template
--- 6550    spawn_task
--- 6610    spawn_tasks
--- 6657    _read_task
--- 6675  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 6680    _hold_template
--- 6731    _own_template
--- 6751    _done_template
--- 6795    complete_run
--- 6818    _flush_template
--- 6897    _why_template
--- 6913    _read_runs
--- 6959    _explain_bad_run
--- 6984    complete_runs
--- 7009    _end_template
--- 7058    _lost_template
--- 7074    _file_template
--- 7100    _again_template
--- 7140    _queue_template
--- 7161    _fail_template
--- 7179    fail_run
--- 7203    _nap_template
--- 7232    schedule_run
--- 7262    _free_template
--- 7310    release_run
--- 7335    _keep_template
--- 7361    extend_claim
--- 7384  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7389    _mark_template
--- 7411    _note_template
--- 7441    set_task_checkpoint_state
--- 7476    _recall_template
--- 7498    get_task_checkpoint_state
--- 7522    _list_template
--- 7551    get_task_checkpoint_states
--- 7577  43_events.sql: Wait for an event, or learn how the wait ended
--- 7584    _wait_template
--- 7656    _park_template
--- 7698    await_event
--- 7735    _emit_template
--- 7798    emit_event
--- 7823  44_control.sql: Read a task, or raise TG003
--- 7825    _fetch_template
--- 7852    _stop_template
--- 7884    _act_template
--- 7906    _halt_template
--- 7922    cancel_task
--- 7944    _rerun_template
--- 8017    _forget_template
--- 8037    _redo_template
--- 8070    _renew_template
--- 8106    retry_task
--- 8156    _show_template
--- 8204    get_task_result
--- 8239  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8246    _purge_template
--- 8276    _erase_template
--- 8321    _first_uuid
--- 8340    _sweep_template
--- 8380    _clean
--- 8414    cleanup_tasks
--- 8435    cleanup_events
--- 8456    cleanup_all_queues
--- 8486  46_limits.sql: Let a queue go by rules, and take its lock
--- 8488    _reign_template
--- 8501    _cap_template
--- 8527    _write_limit
--- 8543    _read_limit
--- 8591    _check_limit_keys
--- 8613    set_limit
--- 8667    _usage_template
--- 8743    limit_usage
--- 8772  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 8774    _pause_template
--- 8795    _halve_template
--- 8825    _check_only
--- 8846    pause_queue
--- 8882    resume_queue
--- 8908    get_queue_policy
--- 8931    set_queue_policy
--- 8949    list_namespaces
--- 8966  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 8969    _read_filter
--- 9003    _states_option
--- 9034    _read_cursor
--- 9053    _check_limit
--- 9077    _find_template
--- 9129    _seek_template
--- 9178    _page_template
--- 9247    _ended_template
--- 9284    _fit_template
--- 9320    _live_template
--- 9367    _hints0_template
--- 9409    _rows_template
--- 9458    list_tasks
--- 9504    _peek_template
--- 9560    get_task
--- 9614    _runs_template
--- 9667    list_runs
--- 9698    _past_template
--- 9773    _since_template
--- 9791    get_task_history
--- 9811    _held_template
--- 9843    list_workers
--- 9882    _read_place
--- 9901    _acts_template
--- 9927    list_actions
--- 9959  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 9961    _abort_template
--- 9998    cancel_tasks
--- 10035    _check_meant
--- 10055    _limit_option
--- 10068    _retake_template
--- 10106    requeue_task
--- 10131    _regain_template
--- 10167    requeue_tasks
--- 10206    list_dead_letters
--- 10249    _replay_template
--- 10290    replay_dead_letters
--- 10330    _bury_template
--- 10372    purge_dead_letters
--- 10402  49_stats.sql: When the first task that is ready became so; null if none is
--- 10404    _oldest_template
--- 10444    _elder0_template
--- 10480    _tenure_template
--- 10505    _is_wanted
--- 10522    _stat_template
--- 10568    queue_stats
--- 10623    _from
--- 10636    _counters (view)
--- 10660    _gauge_template
--- 10706    _spans_template
--- 10759    metrics
--- 10795    _xmin_age
--- 10814    prometheus
--- 10873    _label_text
--- 10896    health
--- 10950  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 10955    _tick_template
--- 10977    _ticked (sequence)
--- 10983    _set_ticked
--- 10996    ticker
--- 11044    ticker_loop (procedure)
--- 11070  51_cron.sql: Whether pg_cron is installed in this database
--- 11072    _has_cron
--- 11082    _cron_has_seconds
--- 11103    _explain_no_cron
--- 11135    start
--- 11178    stop
--- 11203    _maintain
--- 11225    status
--- 11261  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11265    _rights (view)
--- 11345    _allowed
--- 11383    _grant
--- 11402    _grant_again
--- 11418    _grant_queue
--- 11433    _check_grant
--- 11466    grant_access
--- 11502    revoke_access
--- 11549  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  392  00_install.sql
+--  440  01_version.sql: What the schema is, and its version
+--  447    version
+--  459  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  461    current_time
+--  480    _after
+--  495    _micros
+--  506  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  522    _random_bytes
+--  541    _make_uuidv7
+--  564    portable_uuidv7
+--  594    uuidv7_timestamp
+--  620    _task_id
+--  645    _run_id
+--  660    _run_task
+--  671    _run_number
+--  685  12_types.sql: The composite types that functions pass to each other
+--  690    _gap (type)
+--  698    _late (type)
+--  705    _timer (type)
+--  712    _tally (type)
+--  723    _picked (type)
+--  735    _spawn (type)
+--  759    _filter (type)
+--  793  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  795    _check_keys
+--  828    _number_option
+--  863    _integer_option
+--  879    _whole_option
+--  906    _text_option
+--  932    _flag_option
+--  954    _uuid_option
+--  981    _tags_option
+-- 1010    _check_name
+-- 1037    _check_seconds
+-- 1065    _check_isolation
+-- 1084    _buckets_option
+-- 1122    _check_policy
+-- 1171    _check_spawn
+-- 1218    _read_spawn_options
+-- 1297    _time_option
+-- 1318    _moment_option
+-- 1350    _read_time_options
+-- 1388    _unique_option
+-- 1442    _inherit
+-- 1472    _check_cancellation
+-- 1489  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1492    _check_retry_strategy
+-- 1530    _backoff
+-- 1583    _fraction
+-- 1594  20_tables.sql: Queues and the policy of each
+-- 1596    queues (table)
+-- 1629    grants (table)
+-- 1643    limits (table)
+-- 1663    pauses (table)
+-- 1675    starts (table)
+-- 1690    wanted (table)
+-- 1702    versions (table)
+-- 1717    t_template (table)
+-- 1827    g_template (table)
+-- 1839    d_template (table)
+-- 1853    p0_template (table)
+-- 1866    p1_template (table)
+-- 1909    l_template (table)
+-- 1936    h_template (table)
+-- 1953    k0_template (table)
+-- 1966    k1_template (table)
+-- 1995    n0_template (table)
+-- 2006    n1_template (table)
+-- 2022    n_template (table)
+-- 2046    seq_template (sequence)
+-- 2047    ring_template (sequence)
+-- 2048    parked_template (sequence)
+-- 2049    woken_template (sequence)
+-- 2050    plan_template (sequence)
+-- 2051    fired_template (sequence)
+-- 2052    clock_template (sequence)
+-- 2053    carry_template (sequence)
+-- 2054    round_template (sequence)
+-- 2077    r_template (table)
+-- 2094    a_template (table)
+-- 2120    c_template (table)
+-- 2136    e_template (table)
+-- 2153    u_template (table)
+-- 2166    w_template (table)
+-- 2181  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2184    validate_queue_name
+-- 2226    _policy
+-- 2270    _call
+-- 2284    _template_ddl (view)
+-- 2369    _stamp
+-- 2381    _stamp_queues
+-- 2409    _stamp_relation
+-- 2449    _stamp_function
+-- 2482    _function
+-- 2494    _signature
+-- 2505    _leave_extension
+-- 2531    _lock_number
+-- 2541    _share_queue
+-- 2554    _may
+-- 2570    _each_queue
+-- 2592    _init_template
+-- 2618    _hush_template
+-- 2639    _beyond
+-- 2648    create_queue
+-- 2713    _refuse_busy
+-- 2732    drop_queue
+-- 2762    _drop_all
+-- 2813    list_queues
+-- 2837  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 2846    _push_template
+-- 2887    _fill
+-- 2907    _add0_template
+-- 2974    _back0_template
+-- 2992  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 2997    _claim0_template
+-- 3069    _pick0_template
+-- 3152    _limits_template
+-- 3193    _move0_template
+-- 3255    _open_xids
+-- 3275    _next0_template
+-- 3304    _many0_template
+-- 3333    _stuck0_template
+-- 3371    _trim0_template
+-- 3416    _take_template
+-- 3497    _known_template
+-- 3517    _paused_until
+-- 3530    claim_task
+-- 3591    _next_template
+-- 3633    _soon0_template
+-- 3689    next_due
+-- 3714  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 3727    _due0_template
+-- 3803    _last0_template
+-- 3828    _any0_template
+-- 3855    _miss0_template
+-- 3891    _pass0_template
+-- 3937    _fire_template
+-- 3989    _expire_template
+-- 4057    _timeout_reason
+-- 4076    _over_template
+-- 4098    _close_template
+-- 4128    _follow_template
+-- 4158  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4160    _segment_bytes
+-- 4181    _turn_template
+-- 4213    _turn0_template
+-- 4251    _spent0_template
+-- 4265    _dry0_template
+-- 4292    _left0_template
+-- 4323    _carry0_template
+-- 4367  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4373    _remake_template
+-- 4425    _alive_template
+-- 4479    _home
+-- 4492    _settle_template
+-- 4514    rebuild_dispatch
+-- 4551    _recap_template
+-- 4582  35_tally.sql: The letter by which tallies know where a task stands
+-- 4584    _letter
+-- 4603    _letters
+-- 4615    _bound
+-- 4635    _tally_template
+-- 4660    _reckon_template
+-- 4687    _finish_template
+-- 4715    _moved_template
+-- 4746    _sum0_template
+-- 4782    _noted0_template
+-- 4817    _bank0_template
+-- 4837    _census_template
+-- 4859    _count_template
+-- 4881  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 4891    _gate_number
+-- 4902    _enter_gate
+-- 4924    _limit_of
+-- 4942    _rule_template
+-- 4968    _reign_template
+-- 4998    _going_template
+-- 5014    _busy_template
+-- 5030    _everywhere_busy
+-- 5056    _is_paused
+-- 5076    _is_limited
+-- 5087    _started
+-- 5104    _left_over
+-- 5124    _slots_template
+-- 5163    _vacate_template
+-- 5223    _unbar_template
+-- 5252    _intake_template
+-- 5273    _sift0_template
+-- 5358    _line_template
+-- 5410    _keys_template
+-- 5449    _admit_template
+-- 5499    _spare_template
+-- 5520    _choose_template
+-- 5564    _named_template
+-- 5591    _weed_template
+-- 5624    _seize_template
+-- 5699    _leave_template
+-- 5727    _occupy_template
+-- 5767    _chance_template
+-- 5796    _align_template
+-- 5834  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 5837    _want_template
+-- 5871    _names_option
+-- 5906    _line_up
+-- 5942    claim_any
+-- 6015    _check_order
+-- 6032  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6037    _put_template
+-- 6104    _enlist_template
+-- 6147    _new_template
+-- 6203    _tag_template
+-- 6221    _room_template
+-- 6248    _shed_template
+-- 6290    _first0_template
+-- 6331    _once_template
+-- 6379    _blocks
+-- 6406    _meet_template
+-- 6440    _swap_template
+-- 6500    _series_template
+-- 6537    _found_template
+-- 6593    spawn_task
+-- 6653    spawn_tasks
+-- 6700    _read_task
+-- 6718  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 6723    _hold_template
+-- 6774    _own_template
+-- 6794    _done_template
+-- 6838    complete_run
+-- 6861    _flush_template
+-- 6940    _why_template
+-- 6956    _read_runs
+-- 7002    _explain_bad_run
+-- 7027    complete_runs
+-- 7052    _end_template
+-- 7101    _lost_template
+-- 7117    _file_template
+-- 7143    _again_template
+-- 7183    _queue_template
+-- 7204    _fail_template
+-- 7222    fail_run
+-- 7246    _nap_template
+-- 7275    schedule_run
+-- 7305    _free_template
+-- 7353    release_run
+-- 7378    _keep_template
+-- 7404    extend_claim
+-- 7427  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7432    _mark_template
+-- 7454    _note_template
+-- 7484    set_task_checkpoint_state
+-- 7519    _recall_template
+-- 7541    get_task_checkpoint_state
+-- 7565    _list_template
+-- 7594    get_task_checkpoint_states
+-- 7620  43_events.sql: Wait for an event, or learn how the wait ended
+-- 7627    _wait_template
+-- 7699    _park_template
+-- 7741    await_event
+-- 7778    _emit_template
+-- 7841    emit_event
+-- 7866  44_control.sql: Read a task, or raise TG003
+-- 7868    _fetch_template
+-- 7895    _stop_template
+-- 7927    _act_template
+-- 7949    _halt_template
+-- 7965    cancel_task
+-- 7987    _rerun_template
+-- 8060    _forget_template
+-- 8080    _redo_template
+-- 8113    _renew_template
+-- 8149    retry_task
+-- 8199    _show_template
+-- 8247    get_task_result
+-- 8282  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8289    _purge_template
+-- 8319    _erase_template
+-- 8364    _first_uuid
+-- 8383    _sweep_template
+-- 8423    _clean
+-- 8457    cleanup_tasks
+-- 8478    cleanup_events
+-- 8499    cleanup_all_queues
+-- 8529  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 8531    _cap_template
+-- 8557    _write_limit
+-- 8573    _read_limit
+-- 8621    _check_limit_keys
+-- 8643    set_limit
+-- 8697    _usage_template
+-- 8773    limit_usage
+-- 8802  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 8804    _pause_template
+-- 8825    _halve_template
+-- 8855    _check_only
+-- 8876    pause_queue
+-- 8912    resume_queue
+-- 8938    get_queue_policy
+-- 8961    set_queue_policy
+-- 8979    list_namespaces
+-- 8996  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 8999    _read_filter
+-- 9033    _states_option
+-- 9064    _read_cursor
+-- 9083    _check_limit
+-- 9107    _find_template
+-- 9159    _seek_template
+-- 9208    _page_template
+-- 9277    _ended_template
+-- 9314    _fit_template
+-- 9350    _live_template
+-- 9397    _hints0_template
+-- 9439    _rows_template
+-- 9488    list_tasks
+-- 9534    _peek_template
+-- 9590    get_task
+-- 9644    _runs_template
+-- 9697    list_runs
+-- 9728    _past_template
+-- 9803    _since_template
+-- 9821    get_task_history
+-- 9841    _held_template
+-- 9873    list_workers
+-- 9912    _read_place
+-- 9931    _acts_template
+-- 9957    list_actions
+-- 9989  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 9991    _abort_template
+-- 10028    cancel_tasks
+-- 10065    _check_meant
+-- 10085    _limit_option
+-- 10098    _retake_template
+-- 10136    requeue_task
+-- 10161    _regain_template
+-- 10197    requeue_tasks
+-- 10236    list_dead_letters
+-- 10279    _replay_template
+-- 10320    replay_dead_letters
+-- 10360    _bury_template
+-- 10402    purge_dead_letters
+-- 10432  49_stats.sql: When the first task that is ready became so; null if none is
+-- 10434    _oldest_template
+-- 10474    _elder0_template
+-- 10510    _tenure_template
+-- 10535    _is_wanted
+-- 10552    _stat_template
+-- 10598    queue_stats
+-- 10653    _from
+-- 10666    _counters (view)
+-- 10690    _gauge_template
+-- 10736    _spans_template
+-- 10789    metrics
+-- 10825    _xmin_age
+-- 10844    prometheus
+-- 10903    _label_text
+-- 10926    health
+-- 10980  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 10985    _tick_template
+-- 11007    _ticked (sequence)
+-- 11013    _set_ticked
+-- 11026    ticker
+-- 11074    ticker_loop (procedure)
+-- 11100  51_cron.sql: Whether pg_cron is installed in this database
+-- 11102    _has_cron
+-- 11112    _cron_has_seconds
+-- 11133    _explain_no_cron
+-- 11165    start
+-- 11208    stop
+-- 11233    _maintain
+-- 11255    status
+-- 11291  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11295    _rights (view)
+-- 11375    _allowed
+-- 11413    _grant
+-- 11432    _grant_again
+-- 11448    _grant_queue
+-- 11463    _check_grant
+-- 11496    grant_access
+-- 11532    revoke_access
+-- 11579  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -2703,7 +2705,8 @@ comment on function teguh.create_queue(text, jsonb) is
   'from then on), max_pending (tasks that have not started; what is more is rejected with TG007 '
   'or, if on_full is drop_oldest, cancels those that are first in line), history (whether runs '
   'that another follows are kept for list_runs() and get_task_history(), default true; those that '
-  'end from then on), namespace (a name that queues are grouped by, default "default"); null sets a key back to its default. '
+  'end from then on), namespace (a name that queues are grouped by, default "default"); null sets a '
+  'key back to its default. '
   'Raises 42602 or 42939 for a name that cannot be, TG005 for a bad policy.';
 
 -- Give up on a queue whose tables could not be locked.
@@ -4934,8 +4937,8 @@ as $$
   limit 1;
 $$;
 
--- Let a queue go by rules from now on, and count what runs already.  p_wait: even if somebody else
--- is just about to; else that is left to them.
+-- Let a queue go by rules from now on.  p_wait: even if somebody else is just about to; else that
+-- is left to them.
 create or replace function teguh._rule_template(p_wait boolean)
   returns void
   language plpgsql
@@ -4957,9 +4960,20 @@ begin
   set ruled = true
   where q.queue_name = substr('_template', 2)
     and not q.ruled;
-  if not found then
-    return;
-  end if;
+end;
+$$;
+
+-- Let a queue go by rules, take its lock, and count what runs already: while it had no limits,
+-- nobody did.
+create or replace function teguh._reign_template()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._rule_template(true);
+  perform pg_advisory_xact_lock(teguh._gate_number(substr('_template', 2)));
 
   insert into teguh.h_template as h (task_id, turn, fifo, task_name, flow_key)
   select distinct t.task_id, t.turn, false, t.task_name, coalesce(t.flow_key, '')
@@ -4973,7 +4987,10 @@ begin
     select t.* from teguh.t_template as t where t.task_id = u.task_id offset 0
   ) as t
   where t.turn = u.turn
-    and t.state = 'running';
+    and t.state = 'running'
+    and not exists (
+      select from teguh.h_template as h where (h.task_id, h.turn) = (t.task_id, t.turn)
+    );
 end;
 $$;
 
@@ -5053,6 +5070,17 @@ as $$
     where (p.queue_name, p.scope, p.name) = (p_queue_name, p_scope, p_name)
       and p.paused_until > p_now
   );
+$$;
+
+-- Whether a queue has limits of its own, or pauses.
+create or replace function teguh._is_limited(p_queue_name text)
+  returns boolean
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select exists (select from teguh.limits as l where l.queue_name = p_queue_name)
+    or exists (select from teguh.pauses as p where p.queue_name = p_queue_name);
 $$;
 
 -- How many tasks were started within the period of a rate.
@@ -5432,6 +5460,7 @@ create or replace function teguh._admit_template(
 as $$
 declare
   v_everywhere boolean := exists (select from teguh.limits as l where l.queue_name = '*');
+  v_limited    boolean;
   v_task_ids   uuid[] := '{}';
   v_claimed    uuid[];
   v_room       bigint;
@@ -5442,7 +5471,10 @@ begin
   then
     return '{}';
   end if;
-  perform teguh._unbar_template(teguh._vacate_template(v_everywhere, p_now), p_now);
+  v_limited := v_everywhere or teguh._is_limited(substr('_template', 2));
+  if v_limited then
+    perform teguh._unbar_template(teguh._vacate_template(v_everywhere, p_now), p_now);
+  end if;
   perform teguh._intake_template(p_now);
 
   loop
@@ -5453,7 +5485,7 @@ begin
     exit when v_picks.task_ids is null;
     continue when teguh._weed_template(v_picks.places, p_now);
     v_claimed := teguh._seize_template(
-      p_worker, p_now, p_until, v_picks.task_ids, v_picks.turns, v_picks.places
+      p_worker, p_now, p_until, v_picks.task_ids, v_picks.turns, v_picks.places, v_limited
     );
     exit when v_claimed is null;
     v_task_ids := v_task_ids || v_claimed;
@@ -5595,7 +5627,8 @@ create or replace function teguh._seize_template(
   p_until    timestamptz,
   p_task_ids uuid[],
   p_turns    integer[],
-  p_places   tid[]
+  p_places   tid[],
+  p_limited  boolean
 )
   returns uuid[]
   language plpgsql
@@ -5647,7 +5680,10 @@ begin
     return null;
   end if;
 
-  perform teguh._occupy_template(v_picked.task_ids, p_places, p_now);
+  perform teguh._leave_template(v_picked.task_ids, p_places);
+  if p_limited then
+    perform teguh._occupy_template(v_picked.task_ids, p_now);
+  end if;
   perform teguh._reckon_template(v_picked.names, v_picked.was, 'r');
   perform teguh._push_template(
     'l', v_picked.task_ids, v_picked.turns, array[coalesce(p_until, 'infinity')]
@@ -5659,20 +5695,15 @@ begin
 end;
 $$;
 
--- Take claimed tasks out of their lanes and count them against the limits.
-create or replace function teguh._occupy_template(
-  p_task_ids uuid[],
-  p_places   tid[],
-  p_now      timestamptz
-)
+-- Take claimed tasks out of their lanes.
+create or replace function teguh._leave_template(p_task_ids uuid[], p_places tid[])
   returns void
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_queue_name text := substr('_template', 2);
-  v_round      bigint;
+  v_round bigint;
 begin
   with gone as (
     delete from teguh.l_template as l
@@ -5684,12 +5715,24 @@ begin
   select max(g.ranking)::bigint into v_round
   from gone as g;
   perform from teguh.limits as l
-  where l.queue_name = v_queue_name
+  where l.queue_name = substr('_template', 2)
     and l.fair;
   if found and v_round > coalesce(pg_sequence_last_value('teguh.round_template'::regclass), -1) then
     perform setval('teguh.round_template'::regclass, v_round);
   end if;
+end;
+$$;
 
+-- Count claimed tasks against the limits.
+create or replace function teguh._occupy_template(p_task_ids uuid[], p_now timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text := substr('_template', 2);
+begin
   delete from teguh.h_template as h
   where h.fifo
     and h.task_id = any (p_task_ids);
@@ -8484,19 +8527,6 @@ comment on function teguh.cleanup_all_queues(text) is
   'one bounded batch each, and returns the counts. Raises TG001 for an unknown queue.';
 
 -- sql/src/46_limits.sql
--- Let a queue go by rules, and take its lock.
-create or replace function teguh._reign_template()
-  returns void
-  language plpgsql
-  volatile
-  set search_path = pg_catalog, pg_temp
-as $$
-begin
-  perform teguh._rule_template(true);
-  perform pg_advisory_xact_lock(teguh._gate_number(substr('_template', 2)));
-end;
-$$;
-
 -- Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait.
 create or replace function teguh._cap_template(p_limit teguh.limits)
   returns void
@@ -8645,7 +8675,7 @@ begin
     order by q.queue_name
   loop
     if teguh._share_queue(v_queue_name) then
-      execute format('select teguh._rule_%s(true)', v_queue_name);
+      execute format('select teguh._reign_%s()', v_queue_name);
       perform pg_notify('teguh_' || v_queue_name, '');
     end if;
   end loop;

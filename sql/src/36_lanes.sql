@@ -56,8 +56,8 @@ as $$
   limit 1;
 $$;
 
--- Let a queue go by rules from now on, and count what runs already.  p_wait: even if somebody else
--- is just about to; else that is left to them.
+-- Let a queue go by rules from now on.  p_wait: even if somebody else is just about to; else that
+-- is left to them.
 create or replace function teguh._rule_template(p_wait boolean)
   returns void
   language plpgsql
@@ -79,9 +79,20 @@ begin
   set ruled = true
   where q.queue_name = substr('_template', 2)
     and not q.ruled;
-  if not found then
-    return;
-  end if;
+end;
+$$;
+
+-- Let a queue go by rules, take its lock, and count what runs already: while it had no limits,
+-- nobody did.
+create or replace function teguh._reign_template()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._rule_template(true);
+  perform pg_advisory_xact_lock(teguh._gate_number(substr('_template', 2)));
 
   insert into teguh.h_template as h (task_id, turn, fifo, task_name, flow_key)
   select distinct t.task_id, t.turn, false, t.task_name, coalesce(t.flow_key, '')
@@ -95,7 +106,10 @@ begin
     select t.* from teguh.t_template as t where t.task_id = u.task_id offset 0
   ) as t
   where t.turn = u.turn
-    and t.state = 'running';
+    and t.state = 'running'
+    and not exists (
+      select from teguh.h_template as h where (h.task_id, h.turn) = (t.task_id, t.turn)
+    );
 end;
 $$;
 
@@ -175,6 +189,17 @@ as $$
     where (p.queue_name, p.scope, p.name) = (p_queue_name, p_scope, p_name)
       and p.paused_until > p_now
   );
+$$;
+
+-- Whether a queue has limits of its own, or pauses.
+create or replace function teguh._is_limited(p_queue_name text)
+  returns boolean
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select exists (select from teguh.limits as l where l.queue_name = p_queue_name)
+    or exists (select from teguh.pauses as p where p.queue_name = p_queue_name);
 $$;
 
 -- How many tasks were started within the period of a rate.
@@ -554,6 +579,7 @@ create or replace function teguh._admit_template(
 as $$
 declare
   v_everywhere boolean := exists (select from teguh.limits as l where l.queue_name = '*');
+  v_limited    boolean;
   v_task_ids   uuid[] := '{}';
   v_claimed    uuid[];
   v_room       bigint;
@@ -564,7 +590,10 @@ begin
   then
     return '{}';
   end if;
-  perform teguh._unbar_template(teguh._vacate_template(v_everywhere, p_now), p_now);
+  v_limited := v_everywhere or teguh._is_limited(substr('_template', 2));
+  if v_limited then
+    perform teguh._unbar_template(teguh._vacate_template(v_everywhere, p_now), p_now);
+  end if;
   perform teguh._intake_template(p_now);
 
   loop
@@ -575,7 +604,7 @@ begin
     exit when v_picks.task_ids is null;
     continue when teguh._weed_template(v_picks.places, p_now);
     v_claimed := teguh._seize_template(
-      p_worker, p_now, p_until, v_picks.task_ids, v_picks.turns, v_picks.places
+      p_worker, p_now, p_until, v_picks.task_ids, v_picks.turns, v_picks.places, v_limited
     );
     exit when v_claimed is null;
     v_task_ids := v_task_ids || v_claimed;
@@ -717,7 +746,8 @@ create or replace function teguh._seize_template(
   p_until    timestamptz,
   p_task_ids uuid[],
   p_turns    integer[],
-  p_places   tid[]
+  p_places   tid[],
+  p_limited  boolean
 )
   returns uuid[]
   language plpgsql
@@ -769,7 +799,10 @@ begin
     return null;
   end if;
 
-  perform teguh._occupy_template(v_picked.task_ids, p_places, p_now);
+  perform teguh._leave_template(v_picked.task_ids, p_places);
+  if p_limited then
+    perform teguh._occupy_template(v_picked.task_ids, p_now);
+  end if;
   perform teguh._reckon_template(v_picked.names, v_picked.was, 'r');
   perform teguh._push_template(
     'l', v_picked.task_ids, v_picked.turns, array[coalesce(p_until, 'infinity')]
@@ -781,20 +814,15 @@ begin
 end;
 $$;
 
--- Take claimed tasks out of their lanes and count them against the limits.
-create or replace function teguh._occupy_template(
-  p_task_ids uuid[],
-  p_places   tid[],
-  p_now      timestamptz
-)
+-- Take claimed tasks out of their lanes.
+create or replace function teguh._leave_template(p_task_ids uuid[], p_places tid[])
   returns void
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_queue_name text := substr('_template', 2);
-  v_round      bigint;
+  v_round bigint;
 begin
   with gone as (
     delete from teguh.l_template as l
@@ -806,12 +834,24 @@ begin
   select max(g.ranking)::bigint into v_round
   from gone as g;
   perform from teguh.limits as l
-  where l.queue_name = v_queue_name
+  where l.queue_name = substr('_template', 2)
     and l.fair;
   if found and v_round > coalesce(pg_sequence_last_value('teguh.round_template'::regclass), -1) then
     perform setval('teguh.round_template'::regclass, v_round);
   end if;
+end;
+$$;
 
+-- Count claimed tasks against the limits.
+create or replace function teguh._occupy_template(p_task_ids uuid[], p_now timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text := substr('_template', 2);
+begin
   delete from teguh.h_template as h
   where h.fifo
     and h.task_id = any (p_task_ids);

@@ -1,16 +1,3 @@
--- Let a queue go by rules, and take its lock.
-create or replace function teguh._reign_template()
-  returns void
-  language plpgsql
-  volatile
-  set search_path = pg_catalog, pg_temp
-as $$
-begin
-  perform teguh._rule_template(true);
-  perform pg_advisory_xact_lock(teguh._gate_number(substr('_template', 2)));
-end;
-$$;
-
 -- Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait.
 create or replace function teguh._cap_template(p_limit teguh.limits)
   returns void
@@ -159,7 +146,7 @@ begin
     order by q.queue_name
   loop
     if teguh._share_queue(v_queue_name) then
-      execute format('select teguh._rule_%s(true)', v_queue_name);
+      execute format('select teguh._reign_%s()', v_queue_name);
       perform pg_notify('teguh_' || v_queue_name, '');
     end if;
   end loop;

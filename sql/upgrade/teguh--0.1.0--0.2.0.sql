@@ -2515,7 +2515,8 @@ comment on function teguh.create_queue(text, jsonb) is
   'from then on), max_pending (tasks that have not started; what is more is rejected with TG007 '
   'or, if on_full is drop_oldest, cancels those that are first in line), history (whether runs '
   'that another follows are kept for list_runs() and get_task_history(), default true; those that '
-  'end from then on), namespace (a name that queues are grouped by, default "default"); null sets a key back to its default. '
+  'end from then on), namespace (a name that queues are grouped by, default "default"); null sets a '
+  'key back to its default. '
   'Raises 42602 or 42939 for a name that cannot be, TG005 for a bad policy.';
 
 -- Give up on a queue whose tables could not be locked.
@@ -4746,8 +4747,8 @@ as $$
   limit 1;
 $$;
 
--- Let a queue go by rules from now on, and count what runs already.  p_wait: even if somebody else
--- is just about to; else that is left to them.
+-- Let a queue go by rules from now on.  p_wait: even if somebody else is just about to; else that
+-- is left to them.
 create or replace function teguh._rule_template(p_wait boolean)
   returns void
   language plpgsql
@@ -4769,9 +4770,20 @@ begin
   set ruled = true
   where q.queue_name = substr('_template', 2)
     and not q.ruled;
-  if not found then
-    return;
-  end if;
+end;
+$$;
+
+-- Let a queue go by rules, take its lock, and count what runs already: while it had no limits,
+-- nobody did.
+create or replace function teguh._reign_template()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._rule_template(true);
+  perform pg_advisory_xact_lock(teguh._gate_number(substr('_template', 2)));
 
   insert into teguh.h_template as h (task_id, turn, fifo, task_name, flow_key)
   select distinct t.task_id, t.turn, false, t.task_name, coalesce(t.flow_key, '')
@@ -4785,7 +4797,10 @@ begin
     select t.* from teguh.t_template as t where t.task_id = u.task_id offset 0
   ) as t
   where t.turn = u.turn
-    and t.state = 'running';
+    and t.state = 'running'
+    and not exists (
+      select from teguh.h_template as h where (h.task_id, h.turn) = (t.task_id, t.turn)
+    );
 end;
 $$;
 
@@ -4865,6 +4880,17 @@ as $$
     where (p.queue_name, p.scope, p.name) = (p_queue_name, p_scope, p_name)
       and p.paused_until > p_now
   );
+$$;
+
+-- Whether a queue has limits of its own, or pauses.
+create or replace function teguh._is_limited(p_queue_name text)
+  returns boolean
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select exists (select from teguh.limits as l where l.queue_name = p_queue_name)
+    or exists (select from teguh.pauses as p where p.queue_name = p_queue_name);
 $$;
 
 -- How many tasks were started within the period of a rate.
@@ -5244,6 +5270,7 @@ create or replace function teguh._admit_template(
 as $$
 declare
   v_everywhere boolean := exists (select from teguh.limits as l where l.queue_name = '*');
+  v_limited    boolean;
   v_task_ids   uuid[] := '{}';
   v_claimed    uuid[];
   v_room       bigint;
@@ -5254,7 +5281,10 @@ begin
   then
     return '{}';
   end if;
-  perform teguh._unbar_template(teguh._vacate_template(v_everywhere, p_now), p_now);
+  v_limited := v_everywhere or teguh._is_limited(substr('_template', 2));
+  if v_limited then
+    perform teguh._unbar_template(teguh._vacate_template(v_everywhere, p_now), p_now);
+  end if;
   perform teguh._intake_template(p_now);
 
   loop
@@ -5265,7 +5295,7 @@ begin
     exit when v_picks.task_ids is null;
     continue when teguh._weed_template(v_picks.places, p_now);
     v_claimed := teguh._seize_template(
-      p_worker, p_now, p_until, v_picks.task_ids, v_picks.turns, v_picks.places
+      p_worker, p_now, p_until, v_picks.task_ids, v_picks.turns, v_picks.places, v_limited
     );
     exit when v_claimed is null;
     v_task_ids := v_task_ids || v_claimed;
@@ -5407,7 +5437,8 @@ create or replace function teguh._seize_template(
   p_until    timestamptz,
   p_task_ids uuid[],
   p_turns    integer[],
-  p_places   tid[]
+  p_places   tid[],
+  p_limited  boolean
 )
   returns uuid[]
   language plpgsql
@@ -5459,7 +5490,10 @@ begin
     return null;
   end if;
 
-  perform teguh._occupy_template(v_picked.task_ids, p_places, p_now);
+  perform teguh._leave_template(v_picked.task_ids, p_places);
+  if p_limited then
+    perform teguh._occupy_template(v_picked.task_ids, p_now);
+  end if;
   perform teguh._reckon_template(v_picked.names, v_picked.was, 'r');
   perform teguh._push_template(
     'l', v_picked.task_ids, v_picked.turns, array[coalesce(p_until, 'infinity')]
@@ -5471,20 +5505,15 @@ begin
 end;
 $$;
 
--- Take claimed tasks out of their lanes and count them against the limits.
-create or replace function teguh._occupy_template(
-  p_task_ids uuid[],
-  p_places   tid[],
-  p_now      timestamptz
-)
+-- Take claimed tasks out of their lanes.
+create or replace function teguh._leave_template(p_task_ids uuid[], p_places tid[])
   returns void
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_queue_name text := substr('_template', 2);
-  v_round      bigint;
+  v_round bigint;
 begin
   with gone as (
     delete from teguh.l_template as l
@@ -5496,12 +5525,24 @@ begin
   select max(g.ranking)::bigint into v_round
   from gone as g;
   perform from teguh.limits as l
-  where l.queue_name = v_queue_name
+  where l.queue_name = substr('_template', 2)
     and l.fair;
   if found and v_round > coalesce(pg_sequence_last_value('teguh.round_template'::regclass), -1) then
     perform setval('teguh.round_template'::regclass, v_round);
   end if;
+end;
+$$;
 
+-- Count claimed tasks against the limits.
+create or replace function teguh._occupy_template(p_task_ids uuid[], p_now timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text := substr('_template', 2);
+begin
   delete from teguh.h_template as h
   where h.fifo
     and h.task_id = any (p_task_ids);
@@ -8296,19 +8337,6 @@ comment on function teguh.cleanup_all_queues(text) is
   'one bounded batch each, and returns the counts. Raises TG001 for an unknown queue.';
 
 -- sql/src/46_limits.sql
--- Let a queue go by rules, and take its lock.
-create or replace function teguh._reign_template()
-  returns void
-  language plpgsql
-  volatile
-  set search_path = pg_catalog, pg_temp
-as $$
-begin
-  perform teguh._rule_template(true);
-  perform pg_advisory_xact_lock(teguh._gate_number(substr('_template', 2)));
-end;
-$$;
-
 -- Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait.
 create or replace function teguh._cap_template(p_limit teguh.limits)
   returns void
@@ -8457,7 +8485,7 @@ begin
     order by q.queue_name
   loop
     if teguh._share_queue(v_queue_name) then
-      execute format('select teguh._rule_%s(true)', v_queue_name);
+      execute format('select teguh._reign_%s()', v_queue_name);
       perform pg_notify('teguh_' || v_queue_name, '');
     end if;
   end loop;
