@@ -1,6 +1,6 @@
 -- A worker completes, fails, sleeps, keeps or hands back the run it holds, and no other.
 begin;
-select plan(93);
+select plan(96);
 
 -- Given a queue, tasks that are held, and a look at them
 set teguh.fake_now = '2031-05-01 12:00:00+00';
@@ -398,6 +398,31 @@ from (
        {"run_id": "01950000-0000-7000-8000-000000000001"}]',
      'a run that is listed twice')
 ) as n(runs, why);
+
+-- When a queue keeps no history, then a run that another follows leaves none
+select teguh.set_queue_policy('q', '{"history": false}');
+select teguh.fail_run(
+  'q', pg_temp.take('brief', '{"retry_strategy": {"kind": "none"}}'), '{"message": "1"}'
+);
+select is_empty(
+  $$ select r.* from teguh.r_q as r join teguh.t_q as t using (task_id) where t.task_name = 'brief' $$,
+  'history false keeps no run that was followed by another'
+);
+select teguh.set_queue_policy('q', '{"history": null}');
+select teguh.claim_task('q', 'w', 30, 100);
+select teguh.fail_run('q', pg_temp.run('brief'), '{"message": "2"}');
+select results_eq(
+  $$
+    select r.failure_reason ->> 'message' from teguh.r_q as r
+    join teguh.t_q as t using (task_id) where t.task_name = 'brief'
+  $$,
+  $$ values ('2') $$,
+  'and from then on those that end'
+);
+select throws_ok(
+  $$ select teguh.set_queue_policy('q', '{"history": "no"}') $$, 'TG005', null,
+  'history is true or false'
+);
 
 select * from finish();
 rollback;
