@@ -400,27 +400,22 @@ from (
 ) as n(runs, why);
 
 -- When a queue keeps no history, then a run that another follows leaves none
-select teguh.set_queue_policy('q', '{"history": false}');
-select teguh.fail_run(
-  'q', pg_temp.take('brief', '{"retry_strategy": {"kind": "none"}}'), '{"message": "1"}'
-);
+select teguh.create_queue('h', '{"history": false, "default_retry_strategy": {"kind": "none"}}');
+select teguh.spawn_task('h', 'brief', '{}');
+select teguh.fail_run('h', c.run_id, '{"message": "1"}') from teguh.claim_task('h', 'w') as c;
 select is_empty(
-  $$ select r.* from teguh.r_q as r join teguh.t_q as t using (task_id) where t.task_name = 'brief' $$,
+  $$ select * from teguh.r_h $$,
   'history false keeps no run that was followed by another'
 );
-select teguh.set_queue_policy('q', '{"history": null}');
-select teguh.claim_task('q', 'w', 30, 100);
-select teguh.fail_run('q', pg_temp.run('brief'), '{"message": "2"}');
+select teguh.set_queue_policy('h', '{"history": null}');
+select teguh.fail_run('h', c.run_id, '{"message": "2"}') from teguh.claim_task('h', 'w') as c;
 select results_eq(
-  $$
-    select r.failure_reason ->> 'message' from teguh.r_q as r
-    join teguh.t_q as t using (task_id) where t.task_name = 'brief'
-  $$,
+  $$ select r.failure_reason ->> 'message' from teguh.r_h as r $$,
   $$ values ('2') $$,
   'and from then on those that end'
 );
 select throws_ok(
-  $$ select teguh.set_queue_policy('q', '{"history": "no"}') $$, 'TG005', null,
+  $$ select teguh.set_queue_policy('h', '{"history": "no"}') $$, 'TG005', null,
   'history is true or false'
 );
 
