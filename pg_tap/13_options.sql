@@ -12,7 +12,7 @@ values
   ('[]', 'options that are an array are refused'),
   ('"x"', 'options that are a string are refused'),
   ('{"max_attempt": 3}', 'a misspelt key is refused, not ignored'),
-  ('{"priority": 3}', 'an option of another library is refused'),
+  ('{"queue": "q"}', 'an option of another library is refused'),
   ('{"headers": []}', 'headers must be an object'),
   ('{"headers": "a"}', 'headers must not be a string'),
   ('{"max_attempts": 0}', 'max_attempts is at least 1'),
@@ -182,8 +182,8 @@ select is(
     where p.pronamespace = 'teguh'::regnamespace
       and p.prosrc ~ 'perform teguh._check_isolation'
   ),
-  '{await_event,claim_task,emit_event,ticker}',
-  'four functions ask for READ COMMITTED'
+  '{await_event,claim_any,claim_task,emit_event,set_limit,ticker}',
+  'six functions ask for READ COMMITTED'
 );
 
 -- Given tags and ids that say where a task belongs

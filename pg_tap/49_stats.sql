@@ -12,7 +12,7 @@ select results_eq(
   $$
     values (
       'a', 0::bigint, 0::bigint, 0::bigint, 0::bigint, 0::bigint, 0::bigint, 0::bigint, 0::bigint,
-      0::bigint, null::double precision, null::double precision, false
+      0::bigint, null::double precision, null::double precision, false, 0::bigint
     )
   $$,
   'an empty queue has every state, at zero'
@@ -48,7 +48,7 @@ select results_eq(
   $$
     values (
       'a', 1::bigint, 1::bigint, 1::bigint, 1::bigint, 1::bigint, 1::bigint, 1::bigint, 1::bigint,
-      1::bigint, 7::double precision, 10::double precision, false
+      1::bigint, 7::double precision, 10::double precision, false, 0::bigint
     )
   $$,
   'each state is counted; the first in line has been ready for 7 s, the run held for 10'

@@ -8,381 +8,384 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  387  00_install.sql
---  435  01_version.sql: What the schema is, and its version
---  442    version
---  454  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  456    current_time
---  475    _after
---  490    _micros
---  501  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  517    _random_bytes
---  536    _make_uuidv7
---  559    portable_uuidv7
---  589    uuidv7_timestamp
---  615    _task_id
---  640    _run_id
---  655    _run_task
---  666    _run_number
---  680  12_types.sql: The composite types that functions pass to each other
---  685    _gap (type)
---  693    _late (type)
---  700    _timer (type)
---  707    _tally (type)
---  718    _picked (type)
---  730    _spawn (type)
---  754    _filter (type)
---  788  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  790    _check_keys
---  823    _number_option
---  858    _integer_option
---  874    _whole_option
---  901    _text_option
---  927    _flag_option
---  949    _uuid_option
---  976    _tags_option
--- 1005    _check_name
--- 1032    _check_seconds
--- 1060    _check_isolation
--- 1079    _buckets_option
--- 1117    _check_policy
--- 1164    _check_spawn
--- 1211    _read_spawn_options
--- 1290    _time_option
--- 1311    _moment_option
--- 1343    _read_time_options
--- 1381    _unique_option
--- 1435    _inherit
--- 1465    _check_cancellation
--- 1482  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1485    _check_retry_strategy
--- 1523    _backoff
--- 1576    _fraction
--- 1587  20_tables.sql: Queues and the policy of each
--- 1589    queues (table)
--- 1622    grants (table)
--- 1636    limits (table)
--- 1657    starts (table)
--- 1672    wanted (table)
--- 1684    versions (table)
--- 1699    t_template (table)
--- 1809    g_template (table)
--- 1821    d_template (table)
--- 1835    p0_template (table)
--- 1848    p1_template (table)
--- 1891    l_template (table)
--- 1918    h_template (table)
--- 1935    k0_template (table)
--- 1948    k1_template (table)
--- 1977    n0_template (table)
--- 1988    n1_template (table)
--- 2004    n_template (table)
--- 2028    seq_template (sequence)
--- 2029    ring_template (sequence)
--- 2030    parked_template (sequence)
--- 2031    woken_template (sequence)
--- 2032    plan_template (sequence)
--- 2033    fired_template (sequence)
--- 2034    clock_template (sequence)
--- 2035    carry_template (sequence)
--- 2036    round_template (sequence)
--- 2059    r_template (table)
--- 2076    a_template (table)
--- 2102    c_template (table)
--- 2118    e_template (table)
--- 2135    u_template (table)
--- 2148    w_template (table)
--- 2163  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2166    validate_queue_name
--- 2208    _policy
--- 2252    _call
--- 2266    _template_ddl (view)
--- 2351    _stamp
--- 2363    _stamp_queues
--- 2391    _stamp_relation
--- 2431    _stamp_function
--- 2464    _function
--- 2476    _signature
--- 2487    _leave_extension
--- 2513    _lock_number
--- 2523    _share_queue
--- 2536    _may
--- 2552    _each_queue
--- 2574    _init_template
--- 2600    _hush_template
--- 2621    _beyond
--- 2630    create_queue
--- 2693    _refuse_busy
--- 2712    drop_queue
--- 2742    _drop_all
--- 2791    list_queues
--- 2815  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 2824    _push_template
--- 2865    _fill
--- 2885    _add0_template
--- 2952    _back0_template
--- 2970  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 2975    _claim0_template
--- 3047    _pick0_template
--- 3130    _limits_template
--- 3171    _move0_template
--- 3233    _open_xids
--- 3253    _next0_template
--- 3282    _many0_template
--- 3311    _stuck0_template
--- 3349    _trim0_template
--- 3394    _take_template
--- 3475    _known_template
--- 3495    _paused_until
--- 3508    claim_task
--- 3569    _next_template
--- 3611    _soon0_template
--- 3667    next_due
--- 3692  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 3705    _due0_template
--- 3781    _last0_template
--- 3806    _any0_template
--- 3833    _miss0_template
--- 3869    _pass0_template
--- 3915    _fire_template
--- 3967    _expire_template
--- 4035    _timeout_reason
--- 4054    _over_template
--- 4076    _close_template
--- 4106    _follow_template
--- 4136  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4138    _segment_bytes
--- 4159    _turn_template
--- 4191    _turn0_template
--- 4229    _spent0_template
--- 4243    _dry0_template
--- 4270    _left0_template
--- 4301    _carry0_template
--- 4345  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4351    _remake_template
--- 4403    _alive_template
--- 4457    _home
--- 4470    _settle_template
--- 4492    rebuild_dispatch
--- 4529    _recap_template
--- 4560  35_tally.sql: The letter by which tallies know where a task stands
--- 4562    _letter
--- 4581    _letters
--- 4593    _bound
--- 4613    _tally_template
--- 4638    _reckon_template
--- 4665    _finish_template
--- 4693    _moved_template
--- 4724    _sum0_template
--- 4760    _noted0_template
--- 4795    _bank0_template
--- 4815    _census_template
--- 4837    _count_template
--- 4859  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 4869    _gate_number
--- 4879    _limit_of
--- 4896    _rule_template
--- 4925    _going_template
--- 4939    _busy_template
--- 4955    _everywhere_busy
--- 4981    _started
--- 4998    _left_over
--- 5019    _slots_template
--- 5053    _vacate_template
--- 5115    _unpause
--- 5135    _unbar_template
--- 5164    _intake_template
--- 5185    _sift0_template
--- 5270    _line_template
--- 5319    _keys_template
--- 5356    _admit_template
--- 5401    _spare_template
--- 5422    _choose_template
--- 5467    _named_template
--- 5494    _weed_template
--- 5527    _seize_template
--- 5598    _occupy_template
--- 5659    _chance_template
--- 5688    _align_template
--- 5723  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough
--- 5725    _want_template
--- 5757    _names_option
--- 5792    _line_up
--- 5828    claim_any
--- 5901    _check_order
--- 5918  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 5923    _put_template
--- 5990    _enlist_template
--- 6033    _new_template
--- 6089    _tag_template
--- 6107    _room_template
--- 6134    _shed_template
--- 6176    _first0_template
--- 6217    _once_template
--- 6265    _blocks
--- 6292    _meet_template
--- 6326    _swap_template
--- 6386    _series_template
--- 6423    _found_template
--- 6479    spawn_task
--- 6539    spawn_tasks
--- 6586    _read_task
--- 6604  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 6609    _hold_template
--- 6660    _own_template
--- 6680    _done_template
--- 6724    complete_run
--- 6747    _flush_template
--- 6826    _why_template
--- 6842    _read_runs
--- 6888    _explain_bad_run
--- 6913    complete_runs
--- 6938    _end_template
--- 6987    _lost_template
--- 7003    _file_template
--- 7027    _again_template
--- 7067    _queue_template
--- 7088    _fail_template
--- 7106    fail_run
--- 7130    _nap_template
--- 7159    schedule_run
--- 7189    _free_template
--- 7237    release_run
--- 7262    _keep_template
--- 7288    extend_claim
--- 7311  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7316    _mark_template
--- 7338    _note_template
--- 7368    set_task_checkpoint_state
--- 7403    _recall_template
--- 7425    get_task_checkpoint_state
--- 7449    _list_template
--- 7478    get_task_checkpoint_states
--- 7504  43_events.sql: Wait for an event, or learn how the wait ended
--- 7511    _wait_template
--- 7583    _park_template
--- 7625    await_event
--- 7662    _emit_template
--- 7725    emit_event
--- 7750  44_control.sql: Read a task, or raise TG003
--- 7752    _fetch_template
--- 7779    _stop_template
--- 7811    _act_template
--- 7833    _halt_template
--- 7849    cancel_task
--- 7871    _rerun_template
--- 7944    _forget_template
--- 7964    _redo_template
--- 7997    _renew_template
--- 8033    retry_task
--- 8083    _show_template
--- 8131    get_task_result
--- 8166  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8173    _purge_template
--- 8203    _erase_template
--- 8248    _first_uuid
--- 8267    _sweep_template
--- 8307    _clean
--- 8341    cleanup_tasks
--- 8362    cleanup_events
--- 8383    cleanup_all_queues
--- 8413  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 8415    _cap_template
--- 8443    _write_limit
--- 8462    _read_limit
--- 8515    _check_limit_keys
--- 8537    set_limit
--- 8591    _usage_template
--- 8653    limit_usage
--- 8682  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 8684    _pause_template
--- 8705    _halve_template
--- 8737    _check_only
--- 8758    pause_queue
--- 8794    resume_queue
--- 8820    get_queue_policy
--- 8843    set_queue_policy
--- 8861    list_namespaces
--- 8878  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 8881    _read_filter
--- 8915    _states_option
--- 8946    _read_cursor
--- 8965    _check_limit
--- 8989    _find_template
--- 9041    _seek_template
--- 9090    _page_template
--- 9159    _ended_template
--- 9196    _fit_template
--- 9232    _live_template
--- 9279    _hints0_template
--- 9321    _rows_template
--- 9370    list_tasks
--- 9416    _peek_template
--- 9469    get_task
--- 9521    _runs_template
--- 9574    list_runs
--- 9605    _past_template
--- 9680    _since_template
--- 9698    get_task_history
--- 9718    _held_template
--- 9750    list_workers
--- 9789    _read_place
--- 9808    _acts_template
--- 9834    list_actions
--- 9866  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 9868    _abort_template
--- 9905    cancel_tasks
--- 9942    _check_meant
--- 9962    _limit_option
--- 9975    _retake_template
--- 10013    requeue_task
--- 10038    _regain_template
--- 10074    requeue_tasks
--- 10113    list_dead_letters
--- 10156    _replay_template
--- 10197    replay_dead_letters
--- 10237    _bury_template
--- 10279    purge_dead_letters
--- 10309  49_stats.sql: When the first task that is ready became so; null if none is
--- 10311    _oldest_template
--- 10348    _elder0_template
--- 10382    _tenure_template
--- 10405    _is_wanted
--- 10422    _stat_template
--- 10468    queue_stats
--- 10523    _from
--- 10536    _counters (view)
--- 10560    _gauge_template
--- 10606    _spans_template
--- 10659    metrics
--- 10695    _xmin_age
--- 10714    prometheus
--- 10773    _label_text
--- 10796    health
--- 10850  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 10855    _tick_template
--- 10877    _ticked (sequence)
--- 10883    _set_ticked
--- 10896    ticker
--- 10944    ticker_loop (procedure)
--- 10970  51_cron.sql: Whether pg_cron is installed in this database
--- 10972    _has_cron
--- 10982    _cron_has_seconds
--- 11003    _explain_no_cron
--- 11035    start
--- 11078    stop
--- 11103    _maintain
--- 11125    status
--- 11161  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11165    _rights (view)
--- 11245    _allowed
--- 11283    _grant
--- 11302    _grant_again
--- 11318    _grant_queue
--- 11333    _check_grant
--- 11366    grant_access
--- 11402    revoke_access
--- 11449  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  390  00_install.sql
+--  438  01_version.sql: What the schema is, and its version
+--  445    version
+--  457  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  459    current_time
+--  478    _after
+--  493    _micros
+--  504  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  520    _random_bytes
+--  539    _make_uuidv7
+--  562    portable_uuidv7
+--  592    uuidv7_timestamp
+--  618    _task_id
+--  643    _run_id
+--  658    _run_task
+--  669    _run_number
+--  683  12_types.sql: The composite types that functions pass to each other
+--  688    _gap (type)
+--  696    _late (type)
+--  703    _timer (type)
+--  710    _tally (type)
+--  721    _picked (type)
+--  733    _spawn (type)
+--  757    _filter (type)
+--  791  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  793    _check_keys
+--  826    _number_option
+--  861    _integer_option
+--  877    _whole_option
+--  904    _text_option
+--  930    _flag_option
+--  952    _uuid_option
+--  979    _tags_option
+-- 1008    _check_name
+-- 1035    _check_seconds
+-- 1063    _check_isolation
+-- 1082    _buckets_option
+-- 1120    _check_policy
+-- 1167    _check_spawn
+-- 1214    _read_spawn_options
+-- 1293    _time_option
+-- 1314    _moment_option
+-- 1346    _read_time_options
+-- 1384    _unique_option
+-- 1438    _inherit
+-- 1468    _check_cancellation
+-- 1485  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1488    _check_retry_strategy
+-- 1526    _backoff
+-- 1579    _fraction
+-- 1590  20_tables.sql: Queues and the policy of each
+-- 1592    queues (table)
+-- 1625    grants (table)
+-- 1639    limits (table)
+-- 1660    starts (table)
+-- 1675    wanted (table)
+-- 1687    versions (table)
+-- 1702    t_template (table)
+-- 1812    g_template (table)
+-- 1824    d_template (table)
+-- 1838    p0_template (table)
+-- 1851    p1_template (table)
+-- 1894    l_template (table)
+-- 1921    h_template (table)
+-- 1938    k0_template (table)
+-- 1951    k1_template (table)
+-- 1980    n0_template (table)
+-- 1991    n1_template (table)
+-- 2007    n_template (table)
+-- 2031    seq_template (sequence)
+-- 2032    ring_template (sequence)
+-- 2033    parked_template (sequence)
+-- 2034    woken_template (sequence)
+-- 2035    plan_template (sequence)
+-- 2036    fired_template (sequence)
+-- 2037    clock_template (sequence)
+-- 2038    carry_template (sequence)
+-- 2039    round_template (sequence)
+-- 2062    r_template (table)
+-- 2079    a_template (table)
+-- 2105    c_template (table)
+-- 2121    e_template (table)
+-- 2138    u_template (table)
+-- 2151    w_template (table)
+-- 2166  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2169    validate_queue_name
+-- 2211    _policy
+-- 2255    _call
+-- 2269    _template_ddl (view)
+-- 2354    _stamp
+-- 2366    _stamp_queues
+-- 2394    _stamp_relation
+-- 2434    _stamp_function
+-- 2467    _function
+-- 2479    _signature
+-- 2490    _leave_extension
+-- 2516    _lock_number
+-- 2526    _share_queue
+-- 2539    _may
+-- 2555    _each_queue
+-- 2577    _init_template
+-- 2603    _hush_template
+-- 2624    _beyond
+-- 2633    create_queue
+-- 2696    _refuse_busy
+-- 2715    drop_queue
+-- 2745    _drop_all
+-- 2794    list_queues
+-- 2818  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 2827    _push_template
+-- 2868    _fill
+-- 2888    _add0_template
+-- 2955    _back0_template
+-- 2973  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 2978    _claim0_template
+-- 3050    _pick0_template
+-- 3133    _limits_template
+-- 3174    _move0_template
+-- 3236    _open_xids
+-- 3256    _next0_template
+-- 3285    _many0_template
+-- 3314    _stuck0_template
+-- 3352    _trim0_template
+-- 3397    _take_template
+-- 3478    _known_template
+-- 3498    _paused_until
+-- 3511    claim_task
+-- 3572    _next_template
+-- 3614    _soon0_template
+-- 3670    next_due
+-- 3695  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 3708    _due0_template
+-- 3784    _last0_template
+-- 3809    _any0_template
+-- 3836    _miss0_template
+-- 3872    _pass0_template
+-- 3918    _fire_template
+-- 3970    _expire_template
+-- 4038    _timeout_reason
+-- 4057    _over_template
+-- 4079    _close_template
+-- 4109    _follow_template
+-- 4139  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4141    _segment_bytes
+-- 4162    _turn_template
+-- 4194    _turn0_template
+-- 4232    _spent0_template
+-- 4246    _dry0_template
+-- 4273    _left0_template
+-- 4304    _carry0_template
+-- 4348  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4354    _remake_template
+-- 4406    _alive_template
+-- 4460    _home
+-- 4473    _settle_template
+-- 4495    rebuild_dispatch
+-- 4532    _recap_template
+-- 4563  35_tally.sql: The letter by which tallies know where a task stands
+-- 4565    _letter
+-- 4584    _letters
+-- 4596    _bound
+-- 4616    _tally_template
+-- 4641    _reckon_template
+-- 4668    _finish_template
+-- 4696    _moved_template
+-- 4727    _sum0_template
+-- 4763    _noted0_template
+-- 4798    _bank0_template
+-- 4818    _census_template
+-- 4840    _count_template
+-- 4862  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 4872    _gate_number
+-- 4883    _limit_of
+-- 4902    _caps
+-- 4914    _rule_template
+-- 4943    _going_template
+-- 4957    _busy_template
+-- 4973    _everywhere_busy
+-- 4999    _started
+-- 5016    _left_over
+-- 5038    _slots_template
+-- 5081    _vacate_template
+-- 5143    _unpause
+-- 5162    _unbar_template
+-- 5191    _intake_template
+-- 5212    _sift0_template
+-- 5297    _line_template
+-- 5354    _keys_template
+-- 5405    _admit_template
+-- 5459    _spare_template
+-- 5481    _choose_template
+-- 5528    _named_template
+-- 5555    _weed_template
+-- 5588    _seize_template
+-- 5659    _occupy_template
+-- 5720    _chance_template
+-- 5750    _align_template
+-- 5792  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough
+-- 5794    _want_template
+-- 5826    _names_option
+-- 5861    _order_queues
+-- 5898    _note_names
+-- 5919    claim_any
+-- 6004    _check_order
+-- 6021  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6026    _put_template
+-- 6093    _enlist_template
+-- 6136    _new_template
+-- 6192    _tag_template
+-- 6210    _room_template
+-- 6237    _shed_template
+-- 6279    _first0_template
+-- 6320    _once_template
+-- 6368    _blocks
+-- 6395    _meet_template
+-- 6429    _swap_template
+-- 6489    _series_template
+-- 6526    _found_template
+-- 6582    spawn_task
+-- 6642    spawn_tasks
+-- 6689    _read_task
+-- 6707  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 6712    _hold_template
+-- 6763    _own_template
+-- 6783    _done_template
+-- 6827    complete_run
+-- 6850    _flush_template
+-- 6929    _why_template
+-- 6945    _read_runs
+-- 6991    _explain_bad_run
+-- 7016    complete_runs
+-- 7041    _end_template
+-- 7090    _lost_template
+-- 7106    _file_template
+-- 7130    _again_template
+-- 7170    _queue_template
+-- 7191    _fail_template
+-- 7209    fail_run
+-- 7233    _nap_template
+-- 7262    schedule_run
+-- 7292    _free_template
+-- 7340    release_run
+-- 7365    _keep_template
+-- 7391    extend_claim
+-- 7414  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7419    _mark_template
+-- 7441    _note_template
+-- 7471    set_task_checkpoint_state
+-- 7506    _recall_template
+-- 7528    get_task_checkpoint_state
+-- 7552    _list_template
+-- 7581    get_task_checkpoint_states
+-- 7607  43_events.sql: Wait for an event, or learn how the wait ended
+-- 7614    _wait_template
+-- 7686    _park_template
+-- 7728    await_event
+-- 7765    _emit_template
+-- 7828    emit_event
+-- 7853  44_control.sql: Read a task, or raise TG003
+-- 7855    _fetch_template
+-- 7882    _stop_template
+-- 7914    _act_template
+-- 7936    _halt_template
+-- 7952    cancel_task
+-- 7974    _rerun_template
+-- 8047    _forget_template
+-- 8067    _redo_template
+-- 8100    _renew_template
+-- 8136    retry_task
+-- 8186    _show_template
+-- 8234    get_task_result
+-- 8269  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8276    _purge_template
+-- 8306    _erase_template
+-- 8351    _first_uuid
+-- 8370    _sweep_template
+-- 8410    _clean
+-- 8444    cleanup_tasks
+-- 8465    cleanup_events
+-- 8486    cleanup_all_queues
+-- 8516  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 8518    _cap_template
+-- 8545    _write_limit
+-- 8561    _read_limit
+-- 8614    _check_limit_keys
+-- 8636    set_limit
+-- 8690    _usage_template
+-- 8758    limit_usage
+-- 8787  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 8789    _pause_template
+-- 8810    _halve_template
+-- 8841    _check_only
+-- 8862    pause_queue
+-- 8898    resume_queue
+-- 8924    get_queue_policy
+-- 8947    set_queue_policy
+-- 8965    list_namespaces
+-- 8982  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 8985    _read_filter
+-- 9019    _states_option
+-- 9050    _read_cursor
+-- 9069    _check_limit
+-- 9093    _find_template
+-- 9145    _seek_template
+-- 9194    _page_template
+-- 9263    _ended_template
+-- 9300    _fit_template
+-- 9336    _live_template
+-- 9373    _hints_template
+-- 9396    _hints0_template
+-- 9438    _rows_template
+-- 9487    list_tasks
+-- 9533    _peek_template
+-- 9586    get_task
+-- 9638    _runs_template
+-- 9691    list_runs
+-- 9722    _past_template
+-- 9797    _since_template
+-- 9815    get_task_history
+-- 9835    _held_template
+-- 9867    list_workers
+-- 9906    _read_place
+-- 9925    _acts_template
+-- 9951    list_actions
+-- 9983  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 9985    _abort_template
+-- 10022    cancel_tasks
+-- 10059    _check_meant
+-- 10079    _limit_option
+-- 10092    _retake_template
+-- 10130    requeue_task
+-- 10155    _regain_template
+-- 10191    requeue_tasks
+-- 10230    list_dead_letters
+-- 10273    _replay_template
+-- 10314    replay_dead_letters
+-- 10354    _bury_template
+-- 10396    purge_dead_letters
+-- 10426  49_stats.sql: When the first task that is ready became so; null if none is
+-- 10428    _oldest_template
+-- 10469    _elder0_template
+-- 10503    _tenure_template
+-- 10526    _is_wanted
+-- 10543    _stat_template
+-- 10589    queue_stats
+-- 10644    _from
+-- 10657    _counters (view)
+-- 10681    _gauge_template
+-- 10727    _spans_template
+-- 10780    metrics
+-- 10816    _xmin_age
+-- 10835    prometheus
+-- 10894    _label_text
+-- 10917    health
+-- 10971  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 10976    _tick_template
+-- 10998    _ticked (sequence)
+-- 11004    _set_ticked
+-- 11017    ticker
+-- 11065    ticker_loop (procedure)
+-- 11091  51_cron.sql: Whether pg_cron is installed in this database
+-- 11093    _has_cron
+-- 11103    _cron_has_seconds
+-- 11124    _explain_no_cron
+-- 11156    start
+-- 11199    stop
+-- 11224    _maintain
+-- 11246    status
+-- 11282  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11286    _rights (view)
+-- 11366    _allowed
+-- 11404    _grant
+-- 11423    _grant_again
+-- 11439    _grant_queue
+-- 11454    _check_grant
+-- 11487    grant_access
+-- 11523    revoke_access
+-- 11570  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -4875,7 +4878,8 @@ as $$
   select hashtextextended('teguh.gate_' || p_queue_name, 0);
 $$;
 
--- The limit for a task name, a key or a queue: its own, or that for each.
+-- The limit for a task name, a key or a queue: its own, or that for each; a row that only pauses
+-- is none.  It is paused as long as either of them.
 create or replace function teguh._limit_of(p_queue_name text, p_scope text, p_name text)
   returns setof teguh.limits
   language sql
@@ -4883,13 +4887,27 @@ create or replace function teguh._limit_of(p_queue_name text, p_scope text, p_na
   rows 1
   set search_path = pg_catalog, pg_temp
 as $$
-  select l.*
+  select
+    l.queue_name, l.scope, l.name, l.max_running, l.rate, l.period_seconds, l.fifo, l.fair,
+    max(l.paused_until) over () as paused_until
   from teguh.limits as l
   where l.queue_name = p_queue_name
     and l.scope = p_scope
     and l.name in (p_name, '*')
-  order by l.name = '*'
+  order by not teguh._caps(l), l.name = '*'
   limit 1;
+$$;
+
+-- Whether a limit limits anything; a pause alone does not.
+create or replace function teguh._caps(p_limit teguh.limits)
+  returns boolean
+  language sql
+  immutable
+as $$
+  select p_limit.fifo
+    or p_limit.fair
+    or p_limit.max_running is not null
+    or p_limit.rate is not null;
 $$;
 
 -- Let a queue go by rules from now on, and count what runs already.
@@ -5016,6 +5034,7 @@ end;
 $$;
 
 -- How many more tasks of each key may be open: those that are, and those that run, take up room.
+-- So do those that are kept first in line, but when they stand in a lane themselves.
 create or replace function teguh._slots_template(p_keys text[], p_now timestamptz)
   returns table(flow_key text, slots bigint)
   language plpgsql
@@ -5038,12 +5057,21 @@ begin
     select count(*) as qty
     from teguh.h_template as h
     where h.flow_key collate "C" = k.flow_key
+      and l.queue_name is not null
+      and not (h.fifo and exists (
+        select
+        from teguh.t_template as t
+        where t.task_id = h.task_id
+          and t.laned
+          and t.state in ('pending', 'sleeping')
+      ))
   ) as h
   cross join lateral (
     select count(*) as qty
     from teguh.l_template as o
     where o.flow_key collate "C" = k.flow_key
       and o.gate = 'o'
+      and l.queue_name is not null
   ) as o;
 end;
 $$;
@@ -5125,9 +5153,8 @@ begin
     and l.paused_until <= p_now;
   delete from teguh.limits as l
   where l.queue_name = p_queue_name
-    and num_nonnulls(l.max_running, l.rate, l.paused_until) = 0
-    and not l.fifo
-    and not l.fair;
+    and l.paused_until is null
+    and not teguh._caps(l);
 end;
 $$;
 
@@ -5266,7 +5293,7 @@ $$;
 -- A task ranks by its virtual due time: when it became due, a minute earlier for each degree of
 -- priority; so it passes what is not as much older, and is itself passed in the end by nothing.
 -- In a fair queue it ranks by rounds, one task of each key in each.  A key that is first in,
--- first out ranks by arrival.
+-- first out ranks by arrival; a task of it that has begun ranks before all of the key.
 create or replace function teguh._line_template(p_task_ids uuid[], p_now timestamptz)
   returns void
   language plpgsql
@@ -5285,15 +5312,23 @@ begin
   insert into teguh.l_template as l (ranking, seq, task_id, turn, gate, task_name, flow_key)
   select
     n.ranking, nextval('teguh.seq_template'::regclass), n.task_id, n.turn,
-    case when n.kept or coalesce(n.nth <= n.slots, true) then 'o' else 'w' end::"char",
+    case when coalesce(n.nth <= n.slots, true) then 'o' else 'w' end::"char",
     n.task_name, n.flow_key
   from (
     select
       t.*, k.slots,
-      row_number() over (partition by t.flow_key, t.kept order by t.place) as nth,
+      row_number() over (partition by t.flow_key order by not t.kept, t.place) as nth,
       case
+        when t.kept then
+          least(
+            k.earliest,
+            case
+              when v_fair then v_round + 1 else min(t.due) over (partition by t.flow_key)
+            end
+          ) - 0.001
         when v_fair then
-          greatest(k.latest, v_round) + row_number() over (partition by t.flow_key order by t.place)
+          greatest(k.latest, v_round)
+          + row_number() over (partition by t.flow_key, t.kept order by t.place)
         when k.fifo then
           greatest(k.latest, max(t.due) over (partition by t.flow_key order by t.place))
         else t.due
@@ -5314,10 +5349,16 @@ begin
 end;
 $$;
 
--- What is to be known of the keys of tasks: how many of each may be opened (null: all), the latest
--- ranking there is, whether it is first in, first out.
+-- What is to be known of the keys of tasks: how many of each may be opened (null: all), the first
+-- and last ranking there is, whether it is first in, first out.
 create or replace function teguh._keys_template(p_task_ids uuid[], p_now timestamptz)
-  returns table(flow_key text, slots bigint, latest double precision, fifo boolean)
+  returns table(
+    flow_key text,
+    slots    bigint,
+    earliest double precision,
+    latest   double precision,
+    fifo     boolean
+  )
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
@@ -5331,15 +5372,23 @@ declare
   );
 begin
   return query
-  select k.flow_key, s.slots, r.latest, coalesce(l.fifo, false)
+  select k.flow_key, s.slots, r.earliest, r.latest, coalesce(l.fifo, false)
   from unnest(v_keys) as k(flow_key)
   left join teguh._slots_template(v_keys, p_now) as s on s.flow_key = k.flow_key
   left join lateral (
     select l.fifo from teguh._limit_of(substr('_template', 2), 'key', k.flow_key) as l
   ) as l on k.flow_key <> ''
   cross join lateral (
-    select max(r.ranking) as latest
+    select min(f.ranking) as earliest, max(r.ranking) as latest
     from unnest('{o,w}'::"char"[]) as g(gate)
+    cross join lateral (
+      select f.ranking
+      from teguh.l_template as f
+      where f.flow_key collate "C" = k.flow_key
+        and f.gate = g.gate
+      order by f.ranking, f.seq
+      limit 1
+    ) as f
     cross join lateral (
       select r.ranking
       from teguh.l_template as r
@@ -5369,6 +5418,7 @@ declare
   v_everywhere boolean := exists (select from teguh.limits as l where l.queue_name = '*');
   v_task_ids   uuid[] := '{}';
   v_claimed    uuid[];
+  v_locked     tid[] := '{}';
   v_room       bigint;
   v_picks      record;
 begin
@@ -5382,15 +5432,23 @@ begin
   loop
     v_room := teguh._spare_template(v_everywhere, p_now);
     v_picks := teguh._choose_template(
-      least(p_qty - cardinality(v_task_ids), v_room)::integer, p_task_names, p_now
+      least(p_qty - cardinality(v_task_ids), v_room)::integer, v_locked, p_task_names, p_now
     );
     exit when v_picks.task_ids is null;
-    continue when teguh._weed_template(v_picks.places, p_now);
+    if teguh._weed_template(v_picks.places, p_now) then
+      -- where there is one, there may be many
+      v_picks := teguh._choose_template(1000, v_locked, p_task_names, p_now);
+      perform teguh._weed_template(v_picks.places, p_now);
+      continue;
+    end if;
+
     v_claimed := teguh._seize_template(
       p_worker, p_now, p_until, v_picks.task_ids, v_picks.turns, v_picks.places
     );
-    exit when v_claimed is null;
     v_task_ids := v_task_ids || v_claimed;
+    if cardinality(v_claimed) < cardinality(v_picks.task_ids) then
+      v_locked := v_locked || v_picks.places;
+    end if;
   end loop;
 
   return v_task_ids;
@@ -5418,9 +5476,11 @@ begin
 end;
 $$;
 
--- The first tasks of the lanes, up to p_qty, that limits leave and the worker knows.
+-- The first tasks of the lanes, up to p_qty, that limits leave and the worker knows, but for those
+-- in places where somebody holds them locked.
 create or replace function teguh._choose_template(
   p_qty        integer,
+  p_locked     tid[],
   p_task_names text[],
   p_now        timestamptz,
   out places   tid[],
@@ -5454,6 +5514,7 @@ begin
       from teguh.l_template as l
       where l.gate = 'o'
         and l.task_name collate "C" = n.task_name
+        and l.ctid <> all (p_locked)
       order by l.ranking, l.seq
       limit least(p_qty, case when s.qty is not null then greatest(s.qty, 0) end)
     ) as l
@@ -5523,7 +5584,7 @@ begin
 end;
 $$;
 
--- Claim chosen tasks, but for those that somebody holds locked.  Returns null if that is all.
+-- Claim chosen tasks, but for those that somebody holds locked.
 create or replace function teguh._seize_template(
   p_worker   text,
   p_now      timestamptz,
@@ -5579,7 +5640,7 @@ begin
   into v_picked.task_ids, v_picked.turns, v_picked.names, v_picked.was, v_picked.limited
   from claimed as c;
   if v_picked.task_ids is null then
-    return null;
+    return '{}';
   end if;
 
   perform teguh._occupy_template(v_picked.task_ids, p_places, p_now);
@@ -5684,7 +5745,8 @@ begin
 end;
 $$;
 
--- Arrange the lanes anew: limits have changed.  p_order: so has what they rank by.
+-- Arrange the lanes anew: limits have changed.  p_rank: so may have what they rank by, and what
+-- is kept first in line.
 create or replace function teguh._align_template(p_rank boolean, p_now timestamptz)
   returns void
   language plpgsql
@@ -5695,6 +5757,16 @@ declare
   v_task_ids uuid[];
 begin
   if p_rank then
+    update teguh.h_template as h
+    set fifo = not h.fifo
+    where h.fifo <> coalesce(
+      (
+        select l.fifo
+        from teguh._limit_of(substr('_template', 2), 'key', nullif(h.flow_key, '')) as l
+      ),
+      false
+    );
+
     with gone as (
       delete from teguh.l_template as l
       returning l.task_id, l.turn, l.seq
@@ -5709,10 +5781,7 @@ begin
     update teguh.l_template as l
     set gate = 'w'
     where l.gate = 'o'
-      and l.flow_key <> ''
-      and not exists (
-        select from teguh.h_template as h where h.fifo and h.task_id = l.task_id
-      );
+      and l.flow_key <> '';
     perform teguh._unbar_template(
       array(select distinct l.flow_key from teguh.l_template as l), p_now
     );
@@ -5789,7 +5858,7 @@ end;
 $$;
 
 -- The queues that a worker claims from, in the order in which it does.
-create or replace function teguh._line_up(p_queue_names text[], p_order text)
+create or replace function teguh._order_queues(p_queue_names text[], p_order text)
   returns text[]
   language plpgsql
   volatile
@@ -5821,6 +5890,28 @@ begin
   end if;
 
   return v_names;
+end;
+$$;
+
+-- Remember of several queues which task names are asked for: in the order of the names of the
+-- queues, since rows are locked.
+create or replace function teguh._note_names(p_queue_names text[], p_task_names text[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text;
+begin
+  for v_queue_name in
+    select distinct u.name
+    from unnest(p_queue_names) as u(name)
+    order by u.name
+  loop
+    perform teguh._policy(v_queue_name);
+    execute format('select teguh._want_%s($1)', v_queue_name) using p_task_names;
+  end loop;
 end;
 $$;
 
@@ -5856,8 +5947,11 @@ as $$
 declare
   v_options jsonb := coalesce(p_options, '{}');
   v_names   text[];
+  v_queues  text[];
   v_queue   text;
   v_policy  jsonb;
+  v_ruled   boolean;
+  v_locking boolean := false;
   v_left    integer := greatest(coalesce(p_qty, 1), 1);
   v_count   integer;
 begin
@@ -5866,21 +5960,29 @@ begin
   v_names := teguh._names_option(v_options);
   perform teguh._check_order(teguh._text_option(v_options, 'order'));
 
-  foreach v_queue in array teguh._line_up(
+  v_queues := teguh._order_queues(
     p_queue_names, coalesce(v_options ->> 'order', 'round_robin')
-  ) loop
+  );
+  if v_names is not null then
+    perform teguh._note_names(v_queues, v_names);
+  end if;
+
+  foreach v_queue in array v_queues loop
     exit when v_left <= 0;
     v_policy := teguh._policy(v_queue);
     continue when teguh._paused_until(v_policy) is not null;
-    if v_names is not null then
-      execute format('select teguh._want_%s($1)', v_queue) using v_names;
-    end if;
+    v_ruled := v_policy ? 'ruled' or v_names is not null;
+    -- to wait for one queue's lock with that of another could be for ever
+    continue when v_ruled
+      and v_locking
+      and not pg_try_advisory_xact_lock(teguh._gate_number(v_queue));
+    v_locking := v_locking or v_ruled;
     return query execute format(
       'select t.*, $6 from teguh._take_%s($1, $2, $3, $4, $5) as t', v_queue
     )
     using
       coalesce(nullif(btrim(p_worker_id), ''), 'worker'), nullif(p_claim_timeout, 'NaN'), v_left,
-      v_policy ? 'ruled' or v_names is not null, v_names, v_queue;
+      v_ruled, v_names, v_queue;
     get diagnostics v_count = row_count;
     v_left := v_left - v_count;
   end loop;
@@ -5888,8 +5990,9 @@ end;
 $$;
 
 comment on function teguh.claim_any(text[], text, double precision, integer, jsonb) is
-  'claim_task() over several queues (null: all that the caller may claim from), up to p_qty runs '
-  'in all, each with its queue_name. Options: order, in which queues are looked through: '
+  'Claims like claim_task(), from several queues (null: all that the caller may claim from), up to '
+  'p_qty runs in all, each with its queue_name; a queue that another worker is just claiming from '
+  'may be passed over. Options: order, in which queues are looked through: '
   'round_robin (the default; each call of a session begins with the next), strict (as given), '
   'oldest (the one whose first ready task has waited longest); task_names, which the worker '
   'knows: it gets no other, and queue_stats() counts as unclaimable what nobody asks for. A '
@@ -6139,29 +6242,29 @@ create or replace function teguh._shed_template(p_count bigint)
 as $$
 declare
   v_ring     bigint := pg_sequence_last_value('teguh.ring_template'::regclass);
-  v_task_ids uuid[] := '{}';
+  v_task_ids uuid[];
 begin
+  -- what stands in a lane was spawned before what is still in dispatch
+  v_task_ids := array(
+    select t.task_id
+    from (select l.* from teguh.l_template as l order by l.seq) as l
+    cross join lateral (
+      select t.task_id
+      from teguh.t_template as t
+      where (t.task_id, t.turn) = (l.task_id, l.turn)
+        and t.state in ('pending', 'sleeping')
+        and t.laned
+        and t.attempt = 0
+      for no key update skip locked
+    ) as t
+    limit p_count
+  );
   for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
     v_task_ids := v_task_ids || case
       when v_gen % 2 = 0 then teguh._first0_template(p_count - cardinality(v_task_ids))
       else teguh._first1_template(p_count - cardinality(v_task_ids))
     end;
   end loop;
-  if cardinality(v_task_ids) < p_count then
-    v_task_ids := v_task_ids || array(
-      select t.task_id
-      from (select l.* from teguh.l_template as l order by l.ranking, l.seq) as l
-      cross join lateral (
-        select t.task_id
-        from teguh.t_template as t
-        where (t.task_id, t.turn) = (l.task_id, l.turn)
-          and t.state in ('pending', 'sleeping')
-          and t.attempt = 0
-        for no key update skip locked
-      ) as t
-      limit p_count - cardinality(v_task_ids)
-    );
-  end if;
 
   update teguh.t_template as t
   set failure_reason = '{"name": "$QueueFull", "message": "newer tasks took its place"}'
@@ -8419,22 +8522,21 @@ create or replace function teguh._cap_template(p_limit teguh.limits)
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_now timestamptz := teguh.current_time();
-  v_old teguh.limits;
+  v_now  timestamptz := teguh.current_time();
+  v_fair boolean;
+  v_fifo boolean;
+  v_rank boolean;
 begin
   perform teguh._rule_template();
   perform pg_advisory_xact_lock(teguh._gate_number(substr('_template', 2)));
 
-  select l.* into v_old
-  from teguh.limits as l
-  where (l.queue_name, l.scope, l.name) = (p_limit.queue_name, p_limit.scope, p_limit.name);
+  select l.fair, l.fifo into v_fair, v_fifo
+  from teguh._limit_of(p_limit.queue_name, p_limit.scope, p_limit.name) as l;
   perform teguh._write_limit(p_limit);
-  perform teguh._align_template(
-    p_limit.scope = 'key'
-    and (coalesce(v_old.fifo, false), coalesce(v_old.fair, false))
-        <> (p_limit.fifo, p_limit.fair),
-    v_now
-  );
+  select (l.fair, l.fifo) is distinct from (v_fair, v_fifo) into v_rank
+  from (select 1) as one
+  left join teguh._limit_of(p_limit.queue_name, p_limit.scope, p_limit.name) as l on true;
+  perform teguh._align_template(p_limit.scope = 'key' and v_rank, v_now);
   perform pg_notify('teguh_template', '');
 end;
 $$;
@@ -8449,10 +8551,7 @@ as $$
 begin
   delete from teguh.limits as l
   where (l.queue_name, l.scope, l.name) = (p_limit.queue_name, p_limit.scope, p_limit.name);
-  if p_limit.fifo
-    or p_limit.fair
-    or num_nonnulls(p_limit.max_running, p_limit.rate, p_limit.paused_until) > 0
-  then
+  if teguh._caps(p_limit) or p_limit.paused_until is not null then
     insert into teguh.limits select p_limit.*;
   end if;
 end;
@@ -8577,7 +8676,7 @@ end;
 $$;
 
 comment on function teguh.set_limit(text, text, text, jsonb) is
-  'Limits what runs. p_scope: all (all queues together; p_queue_name is null), queue, task (a task '
+  'Limits what runs at a time. p_scope: all (all queues together; p_queue_name is null), queue, task (a task '
   'name) or key (the option "key" of spawn_task); p_name: which, or * or null for each of them by '
   'itself. p_limit: max_running; rate with period_seconds (starts in any such period); for keys '
   'fifo (tasks of a key run one at a time in the order in which they came due, the next when the '
@@ -8619,6 +8718,9 @@ begin
       union all
       select l.task_name, l.flow_key, 0, 1
       from teguh.l_template as l
+      join teguh.t_template as t on (t.task_id, t.turn) = (l.task_id, l.turn)
+      where t.state in ('pending', 'sleeping')
+        and t.laned
     ) as u
     cross join lateral (
       values ('queue', ''), ('task', u.task_name), ('key', u.flow_key)
@@ -8627,7 +8729,7 @@ begin
   ),
 
   shown as (
-    select l as cap, coalesce(c.name, l.name) as name, c.running, c.waiting
+    select l.scope, coalesce(c.name, l.name) as name, c.running, c.waiting
     from teguh.limits as l
     left join counted as c on c.scope = l.scope and case
       when l.name <> '*' then c.name = l.name
@@ -8641,11 +8743,14 @@ begin
   )
 
   select
-    (s.cap).scope, nullif(s.name, ''), (s.cap).max_running, coalesce(s.running, 0)::bigint,
-    (s.cap).rate, (s.cap).period_seconds, teguh._started(s.cap, s.name, v_now),
-    coalesce(s.waiting, 0)::bigint, (s.cap).fifo, (s.cap).fair, (s.cap).paused_until
+    s.scope, nullif(s.name, ''), l.max_running, coalesce(s.running, 0)::bigint, l.rate,
+    l.period_seconds, teguh._started(l, s.name, v_now), coalesce(s.waiting, 0)::bigint, l.fifo,
+    l.fair, l.paused_until
   from shown as s
-  order by (s.cap).scope, s.name;
+  cross join lateral (
+    select l.* from teguh._limit_of(substr('_template', 2), s.scope, s.name) as l
+  ) as l
+  order by s.scope, s.name;
 end;
 $$;
 
@@ -8717,11 +8822,10 @@ declare
   v_old   teguh.limits;
 begin
   select l.* into v_old
-  from teguh._limit_of(substr('_template', 2), v_scope, v_name) as l;
+  from teguh.limits as l
+  where (l.queue_name, l.scope, l.name) = (substr('_template', 2), v_scope, v_name);
   if found then
     v_limit := v_old;
-    v_limit.name := v_name;
-    v_limit.fair := v_old.fair and v_old.name = v_name;
   end if;
 
   v_limit.paused_until := p_until;
@@ -9227,8 +9331,8 @@ begin
 end;
 $$;
 
--- The tasks in these states, of pending, running and sleeping: all that dispatch knows of,
--- and those that only an event can wake.
+-- The tasks in these states, of pending, running and sleeping: all that dispatch and lanes know
+-- of, and those that only an event can wake.
 create or replace function teguh._live_template(p_states text[])
   returns uuid[]
   language plpgsql
@@ -9236,28 +9340,19 @@ create or replace function teguh._live_template(p_states text[])
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_ring  bigint := pg_sequence_last_value('teguh.ring_template'::regclass);
-  v_kinds text := '';
   v_hints uuid[] := '{}';
 begin
   -- in the order in which a task goes from one to the next, or it might slip through
   if 'sleeping' = any (p_states) then
     v_hints := array(select w.task_id from teguh.w_template as w);
-    v_kinds := 'sr';
   end if;
-  if 'pending' = any (p_states) then
-    v_kinds := 'sr';
+  if p_states && '{pending,sleeping}' then
+    v_hints := v_hints || teguh._hints_template('sr');
+    v_hints := v_hints || array(select l.task_id from teguh.l_template as l);
   end if;
   if 'running' = any (p_states) then
-    v_kinds := v_kinds || 'l';
+    v_hints := v_hints || teguh._hints_template('l');
   end if;
-
-  for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
-    v_hints := v_hints || case
-      when v_gen % 2 = 0 then teguh._hints0_template(v_kinds)
-      else teguh._hints1_template(v_kinds)
-    end;
-  end loop;
 
   return array(
     select h.task_id
@@ -9271,6 +9366,28 @@ begin
     where t.state = any (p_states)
     order by h.task_id desc
   );
+end;
+$$;
+
+-- The tasks of the rows of both segments that their positions have not passed.
+create or replace function teguh._hints_template(p_kinds text)
+  returns uuid[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_ring  bigint := pg_sequence_last_value('teguh.ring_template'::regclass);
+  v_hints uuid[] := '{}';
+begin
+  for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
+    v_hints := v_hints || case
+      when v_gen % 2 = 0 then teguh._hints0_template(p_kinds)
+      else teguh._hints1_template(p_kinds)
+    end;
+  end loop;
+
+  return v_hints;
 end;
 $$;
 
@@ -10103,7 +10220,7 @@ end;
 $$;
 
 comment on function teguh.requeue_tasks(text, jsonb, jsonb) is
-  'requeue_task() for the running tasks that a filter means; returns how many. The filter is that '
+  'Does requeue_task() for the running tasks that a filter means; returns how many. The filter is that '
   'of list_tasks(), whatever it says of states. Options: worker_id (only what that worker holds), '
   'limit (the newest so many, default 1000: call again until 0 comes back), reason, all (true: an '
   'empty filter without worker_id is meant, and means every running task). Raises TG001 for an '
@@ -10331,15 +10448,19 @@ begin
     select min(t.available_at)
     from unnest(teguh._named_template()) as n(task_name)
     cross join lateral (
-      select l.task_id, l.turn
-      from teguh.l_template as l
-      where l.gate = 'o'
-        and l.task_name collate "C" = n.task_name
-      order by l.ranking, l.seq
+      select t.available_at
+      from (
+        select l.*
+        from teguh.l_template as l
+        where l.gate = 'o'
+          and l.task_name collate "C" = n.task_name
+        order by l.ranking, l.seq
+      ) as l
+      join teguh.t_template as t on (t.task_id, t.turn) = (l.task_id, l.turn)
+      where t.state in ('pending', 'sleeping')
+        and t.laned
       limit 1
-    ) as l
-    join teguh.t_template as t on (t.task_id, t.turn) = (l.task_id, l.turn)
-    where t.state in ('pending', 'sleeping')
+    ) as t
   ));
 end;
 $$;

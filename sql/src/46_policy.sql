@@ -35,11 +35,10 @@ declare
   v_old   teguh.limits;
 begin
   select l.* into v_old
-  from teguh._limit_of(substr('_template', 2), v_scope, v_name) as l;
+  from teguh.limits as l
+  where (l.queue_name, l.scope, l.name) = (substr('_template', 2), v_scope, v_name);
   if found then
     v_limit := v_old;
-    v_limit.name := v_name;
-    v_limit.fair := v_old.fair and v_old.name = v_name;
   end if;
 
   v_limit.paused_until := p_until;
