@@ -109,283 +109,283 @@
 -- 2539    _may
 -- 2555    _each_queue
 -- 2577    _init_template
--- 2603    _hush_template
--- 2624    _beyond
--- 2633    create_queue
--- 2696    _refuse_busy
--- 2715    drop_queue
--- 2745    _drop_all
--- 2794    list_queues
--- 2818  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 2827    _push_template
--- 2868    _fill
--- 2888    _add0_template
--- 2955    _back0_template
--- 2973  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 2978    _claim0_template
--- 3050    _pick0_template
--- 3133    _limits_template
--- 3174    _move0_template
--- 3236    _open_xids
--- 3256    _next0_template
--- 3285    _many0_template
--- 3314    _stuck0_template
--- 3352    _trim0_template
--- 3397    _take_template
--- 3478    _known_template
--- 3498    _paused_until
--- 3511    claim_task
--- 3572    _next_template
--- 3614    _soon0_template
--- 3670    next_due
--- 3695  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 3708    _due0_template
--- 3784    _last0_template
--- 3809    _any0_template
--- 3836    _miss0_template
--- 3872    _pass0_template
--- 3918    _fire_template
--- 3970    _expire_template
--- 4038    _timeout_reason
--- 4057    _over_template
--- 4079    _close_template
--- 4109    _follow_template
--- 4139  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4141    _segment_bytes
--- 4162    _turn_template
--- 4194    _turn0_template
--- 4232    _spent0_template
--- 4246    _dry0_template
--- 4273    _left0_template
--- 4304    _carry0_template
--- 4348  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4354    _remake_template
--- 4406    _alive_template
--- 4460    _home
--- 4473    _settle_template
--- 4495    rebuild_dispatch
--- 4532    _recap_template
--- 4563  35_tally.sql: The letter by which tallies know where a task stands
--- 4565    _letter
--- 4584    _letters
--- 4596    _bound
--- 4616    _tally_template
--- 4641    _reckon_template
--- 4668    _finish_template
--- 4696    _moved_template
--- 4727    _sum0_template
--- 4763    _noted0_template
--- 4798    _bank0_template
--- 4818    _census_template
--- 4840    _count_template
--- 4862  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 4872    _gate_number
--- 4883    _limit_of
--- 4902    _caps
--- 4914    _rule_template
--- 4943    _going_template
--- 4957    _busy_template
--- 4973    _everywhere_busy
--- 4999    _started
--- 5016    _left_over
--- 5038    _slots_template
--- 5081    _vacate_template
--- 5143    _unpause
--- 5162    _unbar_template
--- 5191    _intake_template
--- 5212    _sift0_template
--- 5297    _line_template
--- 5354    _keys_template
--- 5405    _admit_template
--- 5459    _spare_template
--- 5481    _choose_template
--- 5528    _named_template
--- 5555    _weed_template
--- 5588    _seize_template
--- 5659    _occupy_template
--- 5720    _chance_template
--- 5750    _align_template
--- 5792  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough
--- 5794    _want_template
--- 5826    _names_option
--- 5861    _order_queues
--- 5898    _note_names
--- 5919    claim_any
--- 6004    _check_order
--- 6021  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6026    _put_template
--- 6093    _enlist_template
--- 6136    _new_template
--- 6192    _tag_template
--- 6210    _room_template
--- 6237    _shed_template
--- 6279    _first0_template
--- 6320    _once_template
--- 6368    _blocks
--- 6395    _meet_template
--- 6429    _swap_template
--- 6489    _series_template
--- 6526    _found_template
--- 6582    spawn_task
--- 6642    spawn_tasks
--- 6689    _read_task
--- 6707  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 6712    _hold_template
--- 6763    _own_template
--- 6783    _done_template
--- 6827    complete_run
--- 6850    _flush_template
--- 6929    _why_template
--- 6945    _read_runs
--- 6991    _explain_bad_run
--- 7016    complete_runs
--- 7041    _end_template
--- 7090    _lost_template
--- 7106    _file_template
--- 7130    _again_template
--- 7170    _queue_template
--- 7191    _fail_template
--- 7209    fail_run
--- 7233    _nap_template
--- 7262    schedule_run
--- 7292    _free_template
--- 7340    release_run
--- 7365    _keep_template
--- 7391    extend_claim
--- 7414  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7419    _mark_template
--- 7441    _note_template
--- 7471    set_task_checkpoint_state
--- 7506    _recall_template
--- 7528    get_task_checkpoint_state
--- 7552    _list_template
--- 7581    get_task_checkpoint_states
--- 7607  43_events.sql: Wait for an event, or learn how the wait ended
--- 7614    _wait_template
--- 7686    _park_template
--- 7728    await_event
--- 7765    _emit_template
--- 7828    emit_event
--- 7853  44_control.sql: Read a task, or raise TG003
--- 7855    _fetch_template
--- 7882    _stop_template
--- 7914    _act_template
--- 7936    _halt_template
--- 7952    cancel_task
--- 7974    _rerun_template
--- 8047    _forget_template
--- 8067    _redo_template
--- 8100    _renew_template
--- 8136    retry_task
--- 8186    _show_template
--- 8234    get_task_result
--- 8269  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8276    _purge_template
--- 8306    _erase_template
--- 8351    _first_uuid
--- 8370    _sweep_template
--- 8410    _clean
--- 8444    cleanup_tasks
--- 8465    cleanup_events
--- 8486    cleanup_all_queues
--- 8516  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 8518    _cap_template
--- 8545    _write_limit
--- 8561    _read_limit
--- 8614    _check_limit_keys
--- 8636    set_limit
--- 8690    _usage_template
--- 8758    limit_usage
--- 8787  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 8789    _pause_template
--- 8810    _halve_template
--- 8841    _check_only
--- 8862    pause_queue
--- 8898    resume_queue
--- 8924    get_queue_policy
--- 8947    set_queue_policy
--- 8965    list_namespaces
--- 8982  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 8985    _read_filter
--- 9019    _states_option
--- 9050    _read_cursor
--- 9069    _check_limit
--- 9093    _find_template
--- 9145    _seek_template
--- 9194    _page_template
--- 9263    _ended_template
--- 9300    _fit_template
--- 9336    _live_template
--- 9373    _hints_template
--- 9396    _hints0_template
--- 9438    _rows_template
--- 9487    list_tasks
--- 9533    _peek_template
--- 9586    get_task
--- 9638    _runs_template
--- 9691    list_runs
--- 9722    _past_template
--- 9797    _since_template
--- 9815    get_task_history
--- 9835    _held_template
--- 9867    list_workers
--- 9906    _read_place
--- 9925    _acts_template
--- 9951    list_actions
--- 9983  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 9985    _abort_template
--- 10022    cancel_tasks
--- 10059    _check_meant
--- 10079    _limit_option
--- 10092    _retake_template
--- 10130    requeue_task
--- 10155    _regain_template
--- 10191    requeue_tasks
--- 10230    list_dead_letters
--- 10273    _replay_template
--- 10314    replay_dead_letters
--- 10354    _bury_template
--- 10396    purge_dead_letters
--- 10426  49_stats.sql: When the first task that is ready became so; null if none is
--- 10428    _oldest_template
--- 10469    _elder0_template
--- 10503    _tenure_template
--- 10526    _is_wanted
--- 10543    _stat_template
--- 10589    queue_stats
--- 10644    _from
--- 10657    _counters (view)
--- 10681    _gauge_template
--- 10727    _spans_template
--- 10780    metrics
--- 10816    _xmin_age
--- 10835    prometheus
--- 10894    _label_text
--- 10917    health
--- 10971  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 10976    _tick_template
--- 10998    _ticked (sequence)
--- 11004    _set_ticked
--- 11017    ticker
--- 11065    ticker_loop (procedure)
--- 11091  51_cron.sql: Whether pg_cron is installed in this database
--- 11093    _has_cron
--- 11103    _cron_has_seconds
--- 11124    _explain_no_cron
--- 11156    start
--- 11199    stop
--- 11224    _maintain
--- 11246    status
--- 11282  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11286    _rights (view)
--- 11366    _allowed
--- 11404    _grant
--- 11423    _grant_again
--- 11439    _grant_queue
--- 11454    _check_grant
--- 11487    grant_access
--- 11523    revoke_access
--- 11570  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 2604    _hush_template
+-- 2625    _beyond
+-- 2634    create_queue
+-- 2697    _refuse_busy
+-- 2716    drop_queue
+-- 2746    _drop_all
+-- 2795    list_queues
+-- 2819  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 2828    _push_template
+-- 2869    _fill
+-- 2889    _add0_template
+-- 2956    _back0_template
+-- 2974  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 2979    _claim0_template
+-- 3051    _pick0_template
+-- 3134    _limits_template
+-- 3175    _move0_template
+-- 3237    _open_xids
+-- 3257    _next0_template
+-- 3286    _many0_template
+-- 3315    _stuck0_template
+-- 3353    _trim0_template
+-- 3398    _take_template
+-- 3479    _known_template
+-- 3499    _paused_until
+-- 3512    claim_task
+-- 3573    _next_template
+-- 3615    _soon0_template
+-- 3671    next_due
+-- 3696  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 3709    _due0_template
+-- 3785    _last0_template
+-- 3810    _any0_template
+-- 3837    _miss0_template
+-- 3873    _pass0_template
+-- 3919    _fire_template
+-- 3971    _expire_template
+-- 4039    _timeout_reason
+-- 4058    _over_template
+-- 4080    _close_template
+-- 4110    _follow_template
+-- 4140  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4142    _segment_bytes
+-- 4163    _turn_template
+-- 4195    _turn0_template
+-- 4233    _spent0_template
+-- 4247    _dry0_template
+-- 4274    _left0_template
+-- 4305    _carry0_template
+-- 4349  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4355    _remake_template
+-- 4407    _alive_template
+-- 4461    _home
+-- 4474    _settle_template
+-- 4496    rebuild_dispatch
+-- 4533    _recap_template
+-- 4564  35_tally.sql: The letter by which tallies know where a task stands
+-- 4566    _letter
+-- 4585    _letters
+-- 4597    _bound
+-- 4617    _tally_template
+-- 4642    _reckon_template
+-- 4669    _finish_template
+-- 4697    _moved_template
+-- 4728    _sum0_template
+-- 4764    _noted0_template
+-- 4799    _bank0_template
+-- 4819    _census_template
+-- 4841    _count_template
+-- 4863  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 4873    _gate_number
+-- 4884    _limit_of
+-- 4903    _caps
+-- 4915    _rule_template
+-- 4944    _going_template
+-- 4958    _busy_template
+-- 4974    _everywhere_busy
+-- 5000    _started
+-- 5017    _left_over
+-- 5039    _slots_template
+-- 5082    _vacate_template
+-- 5144    _unpause
+-- 5163    _unbar_template
+-- 5192    _intake_template
+-- 5213    _sift0_template
+-- 5298    _line_template
+-- 5355    _keys_template
+-- 5406    _admit_template
+-- 5460    _spare_template
+-- 5482    _choose_template
+-- 5529    _named_template
+-- 5556    _weed_template
+-- 5589    _seize_template
+-- 5660    _occupy_template
+-- 5721    _chance_template
+-- 5751    _align_template
+-- 5793  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough
+-- 5795    _want_template
+-- 5827    _names_option
+-- 5862    _order_queues
+-- 5899    _remember_names
+-- 5920    claim_any
+-- 6005    _check_order
+-- 6022  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6027    _put_template
+-- 6094    _enlist_template
+-- 6137    _new_template
+-- 6193    _tag_template
+-- 6211    _room_template
+-- 6238    _shed_template
+-- 6280    _first0_template
+-- 6321    _once_template
+-- 6369    _blocks
+-- 6396    _meet_template
+-- 6430    _swap_template
+-- 6490    _series_template
+-- 6527    _found_template
+-- 6583    spawn_task
+-- 6643    spawn_tasks
+-- 6690    _read_task
+-- 6708  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 6713    _hold_template
+-- 6764    _own_template
+-- 6784    _done_template
+-- 6828    complete_run
+-- 6851    _flush_template
+-- 6930    _why_template
+-- 6946    _read_runs
+-- 6992    _explain_bad_run
+-- 7017    complete_runs
+-- 7042    _end_template
+-- 7091    _lost_template
+-- 7107    _file_template
+-- 7131    _again_template
+-- 7171    _queue_template
+-- 7192    _fail_template
+-- 7210    fail_run
+-- 7234    _nap_template
+-- 7263    schedule_run
+-- 7293    _free_template
+-- 7341    release_run
+-- 7366    _keep_template
+-- 7392    extend_claim
+-- 7415  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7420    _mark_template
+-- 7442    _note_template
+-- 7472    set_task_checkpoint_state
+-- 7507    _recall_template
+-- 7529    get_task_checkpoint_state
+-- 7553    _list_template
+-- 7582    get_task_checkpoint_states
+-- 7608  43_events.sql: Wait for an event, or learn how the wait ended
+-- 7615    _wait_template
+-- 7687    _park_template
+-- 7729    await_event
+-- 7766    _emit_template
+-- 7829    emit_event
+-- 7854  44_control.sql: Read a task, or raise TG003
+-- 7856    _fetch_template
+-- 7883    _stop_template
+-- 7915    _act_template
+-- 7937    _halt_template
+-- 7953    cancel_task
+-- 7975    _rerun_template
+-- 8048    _forget_template
+-- 8068    _redo_template
+-- 8101    _renew_template
+-- 8137    retry_task
+-- 8187    _show_template
+-- 8235    get_task_result
+-- 8270  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8277    _purge_template
+-- 8307    _erase_template
+-- 8352    _first_uuid
+-- 8371    _sweep_template
+-- 8411    _clean
+-- 8445    cleanup_tasks
+-- 8466    cleanup_events
+-- 8487    cleanup_all_queues
+-- 8517  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 8519    _cap_template
+-- 8546    _write_limit
+-- 8562    _read_limit
+-- 8615    _check_limit_keys
+-- 8637    set_limit
+-- 8691    _usage_template
+-- 8759    limit_usage
+-- 8788  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 8790    _pause_template
+-- 8811    _halve_template
+-- 8842    _check_only
+-- 8863    pause_queue
+-- 8899    resume_queue
+-- 8925    get_queue_policy
+-- 8948    set_queue_policy
+-- 8966    list_namespaces
+-- 8983  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 8986    _read_filter
+-- 9020    _states_option
+-- 9051    _read_cursor
+-- 9070    _check_limit
+-- 9094    _find_template
+-- 9146    _seek_template
+-- 9195    _page_template
+-- 9264    _ended_template
+-- 9301    _fit_template
+-- 9337    _live_template
+-- 9374    _hints_template
+-- 9397    _hints0_template
+-- 9439    _rows_template
+-- 9488    list_tasks
+-- 9534    _peek_template
+-- 9587    get_task
+-- 9639    _runs_template
+-- 9692    list_runs
+-- 9723    _past_template
+-- 9798    _since_template
+-- 9816    get_task_history
+-- 9836    _held_template
+-- 9868    list_workers
+-- 9907    _read_place
+-- 9926    _acts_template
+-- 9952    list_actions
+-- 9984  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 9986    _abort_template
+-- 10023    cancel_tasks
+-- 10060    _check_meant
+-- 10080    _limit_option
+-- 10093    _retake_template
+-- 10131    requeue_task
+-- 10156    _regain_template
+-- 10192    requeue_tasks
+-- 10231    list_dead_letters
+-- 10274    _replay_template
+-- 10315    replay_dead_letters
+-- 10355    _bury_template
+-- 10397    purge_dead_letters
+-- 10427  49_stats.sql: When the first task that is ready became so; null if none is
+-- 10429    _oldest_template
+-- 10470    _elder0_template
+-- 10504    _tenure_template
+-- 10527    _is_wanted
+-- 10544    _stat_template
+-- 10590    queue_stats
+-- 10645    _from
+-- 10658    _counters (view)
+-- 10682    _gauge_template
+-- 10728    _spans_template
+-- 10781    metrics
+-- 10817    _xmin_age
+-- 10836    prometheus
+-- 10895    _label_text
+-- 10918    health
+-- 10972  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 10977    _tick_template
+-- 10999    _ticked (sequence)
+-- 11005    _set_ticked
+-- 11018    ticker
+-- 11066    ticker_loop (procedure)
+-- 11092  51_cron.sql: Whether pg_cron is installed in this database
+-- 11094    _has_cron
+-- 11104    _cron_has_seconds
+-- 11125    _explain_no_cron
+-- 11157    start
+-- 11200    stop
+-- 11225    _maintain
+-- 11247    status
+-- 11283  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11287    _rights (view)
+-- 11367    _allowed
+-- 11405    _grant
+-- 11424    _grant_again
+-- 11440    _grant_queue
+-- 11455    _check_grant
+-- 11488    grant_access
+-- 11524    revoke_access
+-- 11571  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -2590,6 +2590,7 @@ begin
     perform setval('teguh.fired_template'::regclass, 0);
     perform setval('teguh.clock_template'::regclass, 0);
     perform setval('teguh.carry_template'::regclass, 0);
+    perform setval('teguh.round_template'::regclass, 0);
     update teguh.queues as q
     set built_for = teguh._home('teguh.p0_template'::regclass)
     where q.queue_name = substr('_template', 2);
@@ -5895,7 +5896,7 @@ $$;
 
 -- Remember of several queues which task names are asked for: in the order of the names of the
 -- queues, since rows are locked.
-create or replace function teguh._note_names(p_queue_names text[], p_task_names text[])
+create or replace function teguh._remember_names(p_queue_names text[], p_task_names text[])
   returns void
   language plpgsql
   volatile
@@ -5964,7 +5965,7 @@ begin
     p_queue_names, coalesce(v_options ->> 'order', 'round_robin')
   );
   if v_names is not null then
-    perform teguh._note_names(v_queues, v_names);
+    perform teguh._remember_names(v_queues, v_names);
   end if;
 
   foreach v_queue in array v_queues loop

@@ -103,7 +103,7 @@ $$;
 
 -- Remember of several queues which task names are asked for: in the order of the names of the
 -- queues, since rows are locked.
-create or replace function teguh._note_names(p_queue_names text[], p_task_names text[])
+create or replace function teguh._remember_names(p_queue_names text[], p_task_names text[])
   returns void
   language plpgsql
   volatile
@@ -172,7 +172,7 @@ begin
     p_queue_names, coalesce(v_options ->> 'order', 'round_robin')
   );
   if v_names is not null then
-    perform teguh._note_names(v_queues, v_names);
+    perform teguh._remember_names(v_queues, v_names);
   end if;
 
   foreach v_queue in array v_queues loop

@@ -2402,6 +2402,7 @@ begin
     perform setval('teguh.fired_template'::regclass, 0);
     perform setval('teguh.clock_template'::regclass, 0);
     perform setval('teguh.carry_template'::regclass, 0);
+    perform setval('teguh.round_template'::regclass, 0);
     update teguh.queues as q
     set built_for = teguh._home('teguh.p0_template'::regclass)
     where q.queue_name = substr('_template', 2);
@@ -5707,7 +5708,7 @@ $$;
 
 -- Remember of several queues which task names are asked for: in the order of the names of the
 -- queues, since rows are locked.
-create or replace function teguh._note_names(p_queue_names text[], p_task_names text[])
+create or replace function teguh._remember_names(p_queue_names text[], p_task_names text[])
   returns void
   language plpgsql
   volatile
@@ -5776,7 +5777,7 @@ begin
     p_queue_names, coalesce(v_options ->> 'order', 'round_robin')
   );
   if v_names is not null then
-    perform teguh._note_names(v_queues, v_names);
+    perform teguh._remember_names(v_queues, v_names);
   end if;
 
   foreach v_queue in array v_queues loop
