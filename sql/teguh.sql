@@ -32,360 +32,360 @@
 --  721    _picked (type)
 --  733    _spawn (type)
 --  757    _filter (type)
---  791  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  793    _check_keys
---  826    _number_option
---  861    _integer_option
---  877    _whole_option
---  904    _text_option
---  930    _flag_option
---  952    _uuid_option
---  979    _tags_option
--- 1008    _check_name
--- 1035    _check_seconds
--- 1063    _check_isolation
--- 1082    _buckets_option
--- 1120    _check_policy
--- 1167    _check_spawn
--- 1214    _read_spawn_options
--- 1293    _time_option
--- 1314    _moment_option
--- 1346    _read_time_options
--- 1384    _unique_option
--- 1438    _inherit
--- 1468    _check_cancellation
--- 1485  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1488    _check_retry_strategy
--- 1526    _backoff
--- 1579    _fraction
--- 1590  20_tables.sql: Queues and the policy of each
--- 1592    queues (table)
--- 1625    grants (table)
--- 1639    limits (table)
--- 1660    starts (table)
--- 1675    wanted (table)
--- 1687    versions (table)
--- 1702    t_template (table)
--- 1812    g_template (table)
--- 1824    d_template (table)
--- 1838    p0_template (table)
--- 1851    p1_template (table)
--- 1894    l_template (table)
--- 1921    h_template (table)
--- 1938    k0_template (table)
--- 1951    k1_template (table)
--- 1980    n0_template (table)
--- 1991    n1_template (table)
--- 2007    n_template (table)
--- 2031    seq_template (sequence)
--- 2032    ring_template (sequence)
--- 2033    parked_template (sequence)
--- 2034    woken_template (sequence)
--- 2035    plan_template (sequence)
--- 2036    fired_template (sequence)
--- 2037    clock_template (sequence)
--- 2038    carry_template (sequence)
--- 2039    round_template (sequence)
--- 2062    r_template (table)
--- 2079    a_template (table)
--- 2105    c_template (table)
--- 2121    e_template (table)
--- 2138    u_template (table)
--- 2151    w_template (table)
--- 2166  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2169    validate_queue_name
--- 2211    _policy
--- 2255    _call
--- 2269    _template_ddl (view)
--- 2354    _stamp
--- 2366    _stamp_queues
--- 2394    _stamp_relation
--- 2434    _stamp_function
--- 2467    _function
--- 2479    _signature
--- 2490    _leave_extension
--- 2516    _lock_number
--- 2526    _share_queue
--- 2539    _may
--- 2555    _each_queue
--- 2577    _init_template
--- 2604    _hush_template
--- 2625    _beyond
--- 2634    create_queue
--- 2697    _refuse_busy
--- 2716    drop_queue
--- 2746    _drop_all
--- 2795    list_queues
--- 2819  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 2828    _push_template
--- 2869    _fill
--- 2889    _add0_template
--- 2956    _back0_template
--- 2974  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 2979    _claim0_template
--- 3051    _pick0_template
--- 3134    _limits_template
--- 3175    _move0_template
--- 3237    _open_xids
--- 3257    _next0_template
--- 3286    _many0_template
--- 3315    _stuck0_template
--- 3353    _trim0_template
--- 3398    _take_template
--- 3479    _known_template
--- 3499    _paused_until
--- 3512    claim_task
--- 3573    _next_template
--- 3615    _soon0_template
--- 3671    next_due
--- 3696  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 3709    _due0_template
--- 3785    _last0_template
--- 3810    _any0_template
--- 3837    _miss0_template
--- 3873    _pass0_template
--- 3919    _fire_template
--- 3971    _expire_template
--- 4039    _timeout_reason
--- 4058    _over_template
--- 4080    _close_template
--- 4110    _follow_template
--- 4140  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4142    _segment_bytes
--- 4163    _turn_template
--- 4195    _turn0_template
--- 4233    _spent0_template
--- 4247    _dry0_template
--- 4274    _left0_template
--- 4305    _carry0_template
--- 4349  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4355    _remake_template
--- 4407    _alive_template
--- 4461    _home
--- 4474    _settle_template
--- 4496    rebuild_dispatch
--- 4533    _recap_template
--- 4564  35_tally.sql: The letter by which tallies know where a task stands
--- 4566    _letter
--- 4585    _letters
--- 4597    _bound
--- 4617    _tally_template
--- 4642    _reckon_template
--- 4669    _finish_template
--- 4697    _moved_template
--- 4728    _sum0_template
--- 4764    _noted0_template
--- 4799    _bank0_template
--- 4819    _census_template
--- 4841    _count_template
--- 4863  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 4873    _gate_number
--- 4884    _limit_of
--- 4903    _caps
--- 4915    _rule_template
--- 4944    _going_template
--- 4958    _busy_template
--- 4974    _everywhere_busy
--- 5000    _started
--- 5017    _left_over
--- 5039    _slots_template
--- 5082    _vacate_template
--- 5144    _unpause
--- 5163    _unbar_template
--- 5192    _intake_template
--- 5213    _sift0_template
--- 5298    _line_template
--- 5355    _keys_template
--- 5406    _admit_template
--- 5460    _spare_template
--- 5482    _choose_template
--- 5529    _named_template
--- 5556    _weed_template
--- 5589    _seize_template
--- 5660    _occupy_template
--- 5721    _chance_template
--- 5751    _align_template
--- 5793  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough
--- 5795    _want_template
--- 5827    _names_option
--- 5862    _order_queues
--- 5899    _remember_names
--- 5920    claim_any
--- 6005    _check_order
--- 6022  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6027    _put_template
--- 6094    _enlist_template
--- 6137    _new_template
--- 6193    _tag_template
--- 6211    _room_template
--- 6238    _shed_template
--- 6280    _first0_template
--- 6321    _once_template
--- 6369    _blocks
--- 6396    _meet_template
--- 6430    _swap_template
--- 6490    _series_template
--- 6527    _found_template
--- 6583    spawn_task
--- 6643    spawn_tasks
--- 6690    _read_task
--- 6708  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 6713    _hold_template
--- 6764    _own_template
--- 6784    _done_template
--- 6828    complete_run
--- 6851    _flush_template
--- 6930    _why_template
--- 6946    _read_runs
--- 6992    _explain_bad_run
--- 7017    complete_runs
--- 7042    _end_template
--- 7091    _lost_template
--- 7107    _file_template
--- 7131    _again_template
--- 7171    _queue_template
--- 7192    _fail_template
--- 7210    fail_run
--- 7234    _nap_template
--- 7263    schedule_run
--- 7293    _free_template
--- 7341    release_run
--- 7366    _keep_template
--- 7392    extend_claim
--- 7415  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7420    _mark_template
--- 7442    _note_template
--- 7472    set_task_checkpoint_state
--- 7507    _recall_template
--- 7529    get_task_checkpoint_state
--- 7553    _list_template
--- 7582    get_task_checkpoint_states
--- 7608  43_events.sql: Wait for an event, or learn how the wait ended
--- 7615    _wait_template
--- 7687    _park_template
--- 7729    await_event
--- 7766    _emit_template
--- 7829    emit_event
--- 7854  44_control.sql: Read a task, or raise TG003
--- 7856    _fetch_template
--- 7883    _stop_template
--- 7915    _act_template
--- 7937    _halt_template
--- 7953    cancel_task
--- 7975    _rerun_template
--- 8048    _forget_template
--- 8068    _redo_template
--- 8101    _renew_template
--- 8137    retry_task
--- 8187    _show_template
--- 8235    get_task_result
--- 8270  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8277    _purge_template
--- 8307    _erase_template
--- 8352    _first_uuid
--- 8371    _sweep_template
--- 8411    _clean
--- 8445    cleanup_tasks
--- 8466    cleanup_events
--- 8487    cleanup_all_queues
--- 8517  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 8519    _cap_template
--- 8546    _write_limit
--- 8562    _read_limit
--- 8615    _check_limit_keys
--- 8637    set_limit
--- 8691    _usage_template
--- 8759    limit_usage
--- 8788  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 8790    _pause_template
--- 8811    _halve_template
--- 8842    _check_only
--- 8863    pause_queue
--- 8899    resume_queue
--- 8925    get_queue_policy
--- 8948    set_queue_policy
--- 8966    list_namespaces
--- 8983  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 8986    _read_filter
--- 9020    _states_option
--- 9051    _read_cursor
--- 9070    _check_limit
--- 9094    _find_template
--- 9146    _seek_template
--- 9195    _page_template
--- 9264    _ended_template
--- 9301    _fit_template
--- 9337    _live_template
--- 9374    _hints_template
--- 9397    _hints0_template
--- 9439    _rows_template
--- 9488    list_tasks
--- 9534    _peek_template
--- 9587    get_task
--- 9639    _runs_template
--- 9692    list_runs
--- 9723    _past_template
--- 9798    _since_template
--- 9816    get_task_history
--- 9836    _held_template
--- 9868    list_workers
--- 9907    _read_place
--- 9926    _acts_template
--- 9952    list_actions
--- 9984  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 9986    _abort_template
--- 10023    cancel_tasks
--- 10060    _check_meant
--- 10080    _limit_option
--- 10093    _retake_template
--- 10131    requeue_task
--- 10156    _regain_template
--- 10192    requeue_tasks
--- 10231    list_dead_letters
--- 10274    _replay_template
--- 10315    replay_dead_letters
--- 10355    _bury_template
--- 10397    purge_dead_letters
--- 10427  49_stats.sql: When the first task that is ready became so; null if none is
--- 10429    _oldest_template
--- 10470    _elder0_template
--- 10504    _tenure_template
--- 10527    _is_wanted
--- 10544    _stat_template
--- 10590    queue_stats
--- 10645    _from
--- 10658    _counters (view)
--- 10682    _gauge_template
--- 10728    _spans_template
--- 10781    metrics
--- 10817    _xmin_age
--- 10836    prometheus
--- 10895    _label_text
--- 10918    health
--- 10972  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 10977    _tick_template
--- 10999    _ticked (sequence)
--- 11005    _set_ticked
--- 11018    ticker
--- 11066    ticker_loop (procedure)
--- 11092  51_cron.sql: Whether pg_cron is installed in this database
--- 11094    _has_cron
--- 11104    _cron_has_seconds
--- 11125    _explain_no_cron
--- 11157    start
--- 11200    stop
--- 11225    _maintain
--- 11247    status
--- 11283  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11287    _rights (view)
--- 11367    _allowed
--- 11405    _grant
--- 11424    _grant_again
--- 11440    _grant_queue
--- 11455    _check_grant
--- 11488    grant_access
--- 11524    revoke_access
--- 11571  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  792  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  794    _check_keys
+--  827    _number_option
+--  862    _integer_option
+--  878    _whole_option
+--  905    _text_option
+--  931    _flag_option
+--  953    _uuid_option
+--  980    _tags_option
+-- 1009    _check_name
+-- 1036    _check_seconds
+-- 1064    _check_isolation
+-- 1083    _buckets_option
+-- 1121    _check_policy
+-- 1168    _check_spawn
+-- 1215    _read_spawn_options
+-- 1294    _time_option
+-- 1315    _moment_option
+-- 1347    _read_time_options
+-- 1385    _unique_option
+-- 1439    _inherit
+-- 1469    _check_cancellation
+-- 1486  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1489    _check_retry_strategy
+-- 1527    _backoff
+-- 1580    _fraction
+-- 1591  20_tables.sql: Queues and the policy of each
+-- 1593    queues (table)
+-- 1626    grants (table)
+-- 1640    limits (table)
+-- 1661    starts (table)
+-- 1676    wanted (table)
+-- 1688    versions (table)
+-- 1703    t_template (table)
+-- 1813    g_template (table)
+-- 1825    d_template (table)
+-- 1839    p0_template (table)
+-- 1852    p1_template (table)
+-- 1895    l_template (table)
+-- 1922    h_template (table)
+-- 1939    k0_template (table)
+-- 1952    k1_template (table)
+-- 1981    n0_template (table)
+-- 1992    n1_template (table)
+-- 2008    n_template (table)
+-- 2032    seq_template (sequence)
+-- 2033    ring_template (sequence)
+-- 2034    parked_template (sequence)
+-- 2035    woken_template (sequence)
+-- 2036    plan_template (sequence)
+-- 2037    fired_template (sequence)
+-- 2038    clock_template (sequence)
+-- 2039    carry_template (sequence)
+-- 2040    round_template (sequence)
+-- 2063    r_template (table)
+-- 2080    a_template (table)
+-- 2106    c_template (table)
+-- 2122    e_template (table)
+-- 2139    u_template (table)
+-- 2152    w_template (table)
+-- 2167  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2170    validate_queue_name
+-- 2212    _policy
+-- 2256    _call
+-- 2270    _template_ddl (view)
+-- 2355    _stamp
+-- 2367    _stamp_queues
+-- 2395    _stamp_relation
+-- 2435    _stamp_function
+-- 2468    _function
+-- 2480    _signature
+-- 2491    _leave_extension
+-- 2517    _lock_number
+-- 2527    _share_queue
+-- 2540    _may
+-- 2556    _each_queue
+-- 2578    _init_template
+-- 2605    _hush_template
+-- 2626    _beyond
+-- 2635    create_queue
+-- 2698    _refuse_busy
+-- 2717    drop_queue
+-- 2747    _drop_all
+-- 2796    list_queues
+-- 2820  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 2829    _push_template
+-- 2870    _fill
+-- 2890    _add0_template
+-- 2957    _back0_template
+-- 2975  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 2980    _claim0_template
+-- 3052    _pick0_template
+-- 3135    _limits_template
+-- 3176    _move0_template
+-- 3238    _open_xids
+-- 3258    _next0_template
+-- 3287    _many0_template
+-- 3316    _stuck0_template
+-- 3354    _trim0_template
+-- 3399    _take_template
+-- 3480    _known_template
+-- 3500    _paused_until
+-- 3513    claim_task
+-- 3574    _next_template
+-- 3616    _soon0_template
+-- 3672    next_due
+-- 3697  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 3710    _due0_template
+-- 3786    _last0_template
+-- 3811    _any0_template
+-- 3838    _miss0_template
+-- 3874    _pass0_template
+-- 3920    _fire_template
+-- 3972    _expire_template
+-- 4040    _timeout_reason
+-- 4059    _over_template
+-- 4081    _close_template
+-- 4111    _follow_template
+-- 4141  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4143    _segment_bytes
+-- 4164    _turn_template
+-- 4196    _turn0_template
+-- 4234    _spent0_template
+-- 4248    _dry0_template
+-- 4275    _left0_template
+-- 4306    _carry0_template
+-- 4350  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4356    _remake_template
+-- 4408    _alive_template
+-- 4462    _home
+-- 4475    _settle_template
+-- 4497    rebuild_dispatch
+-- 4534    _recap_template
+-- 4565  35_tally.sql: The letter by which tallies know where a task stands
+-- 4567    _letter
+-- 4586    _letters
+-- 4598    _bound
+-- 4618    _tally_template
+-- 4643    _reckon_template
+-- 4670    _finish_template
+-- 4698    _moved_template
+-- 4729    _sum0_template
+-- 4765    _noted0_template
+-- 4800    _bank0_template
+-- 4820    _census_template
+-- 4842    _count_template
+-- 4864  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 4874    _gate_number
+-- 4885    _limit_of
+-- 4904    _caps
+-- 4916    _rule_template
+-- 4945    _going_template
+-- 4959    _busy_template
+-- 4975    _everywhere_busy
+-- 5001    _started
+-- 5018    _left_over
+-- 5040    _slots_template
+-- 5083    _vacate_template
+-- 5145    _unpause
+-- 5164    _unbar_template
+-- 5193    _intake_template
+-- 5214    _sift0_template
+-- 5299    _line_template
+-- 5356    _keys_template
+-- 5407    _admit_template
+-- 5461    _spare_template
+-- 5483    _choose_template
+-- 5530    _named_template
+-- 5557    _weed_template
+-- 5590    _seize_template
+-- 5661    _occupy_template
+-- 5722    _chance_template
+-- 5752    _align_template
+-- 5794  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough
+-- 5796    _want_template
+-- 5828    _names_option
+-- 5863    _order_queues
+-- 5900    _remember_names
+-- 5921    claim_any
+-- 6006    _check_order
+-- 6023  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6028    _put_template
+-- 6095    _enlist_template
+-- 6138    _new_template
+-- 6194    _tag_template
+-- 6212    _room_template
+-- 6239    _shed_template
+-- 6281    _first0_template
+-- 6322    _once_template
+-- 6370    _blocks
+-- 6397    _meet_template
+-- 6431    _swap_template
+-- 6491    _series_template
+-- 6528    _found_template
+-- 6584    spawn_task
+-- 6644    spawn_tasks
+-- 6691    _read_task
+-- 6709  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 6714    _hold_template
+-- 6765    _own_template
+-- 6785    _done_template
+-- 6829    complete_run
+-- 6852    _flush_template
+-- 6931    _why_template
+-- 6947    _read_runs
+-- 6993    _explain_bad_run
+-- 7018    complete_runs
+-- 7043    _end_template
+-- 7092    _lost_template
+-- 7108    _file_template
+-- 7132    _again_template
+-- 7172    _queue_template
+-- 7193    _fail_template
+-- 7211    fail_run
+-- 7235    _nap_template
+-- 7264    schedule_run
+-- 7294    _free_template
+-- 7342    release_run
+-- 7367    _keep_template
+-- 7393    extend_claim
+-- 7416  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7421    _mark_template
+-- 7443    _note_template
+-- 7473    set_task_checkpoint_state
+-- 7508    _recall_template
+-- 7530    get_task_checkpoint_state
+-- 7554    _list_template
+-- 7583    get_task_checkpoint_states
+-- 7609  43_events.sql: Wait for an event, or learn how the wait ended
+-- 7616    _wait_template
+-- 7688    _park_template
+-- 7730    await_event
+-- 7767    _emit_template
+-- 7830    emit_event
+-- 7855  44_control.sql: Read a task, or raise TG003
+-- 7857    _fetch_template
+-- 7884    _stop_template
+-- 7916    _act_template
+-- 7938    _halt_template
+-- 7954    cancel_task
+-- 7976    _rerun_template
+-- 8049    _forget_template
+-- 8069    _redo_template
+-- 8102    _renew_template
+-- 8138    retry_task
+-- 8188    _show_template
+-- 8236    get_task_result
+-- 8271  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8278    _purge_template
+-- 8308    _erase_template
+-- 8353    _first_uuid
+-- 8372    _sweep_template
+-- 8412    _clean
+-- 8446    cleanup_tasks
+-- 8467    cleanup_events
+-- 8488    cleanup_all_queues
+-- 8518  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 8520    _cap_template
+-- 8547    _write_limit
+-- 8563    _read_limit
+-- 8616    _check_limit_keys
+-- 8638    set_limit
+-- 8692    _usage_template
+-- 8760    limit_usage
+-- 8789  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 8791    _pause_template
+-- 8812    _halve_template
+-- 8843    _check_only
+-- 8866    pause_queue
+-- 8902    resume_queue
+-- 8928    get_queue_policy
+-- 8951    set_queue_policy
+-- 8969    list_namespaces
+-- 8986  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 8989    _read_filter
+-- 9023    _states_option
+-- 9054    _read_cursor
+-- 9073    _check_limit
+-- 9097    _find_template
+-- 9149    _seek_template
+-- 9198    _page_template
+-- 9267    _ended_template
+-- 9304    _fit_template
+-- 9341    _live_template
+-- 9378    _hints_template
+-- 9401    _hints0_template
+-- 9443    _rows_template
+-- 9492    list_tasks
+-- 9538    _peek_template
+-- 9591    get_task
+-- 9643    _runs_template
+-- 9696    list_runs
+-- 9727    _past_template
+-- 9802    _since_template
+-- 9820    get_task_history
+-- 9840    _held_template
+-- 9872    list_workers
+-- 9911    _read_place
+-- 9930    _acts_template
+-- 9956    list_actions
+-- 9988  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 9990    _abort_template
+-- 10027    cancel_tasks
+-- 10064    _check_meant
+-- 10084    _limit_option
+-- 10097    _retake_template
+-- 10135    requeue_task
+-- 10160    _regain_template
+-- 10195    requeue_tasks
+-- 10234    list_dead_letters
+-- 10277    _replay_template
+-- 10318    replay_dead_letters
+-- 10358    _bury_template
+-- 10400    purge_dead_letters
+-- 10430  49_stats.sql: When the first task that is ready became so; null if none is
+-- 10432    _oldest_template
+-- 10473    _elder0_template
+-- 10507    _tenure_template
+-- 10530    _is_wanted
+-- 10547    _stat_template
+-- 10593    queue_stats
+-- 10648    _from
+-- 10661    _counters (view)
+-- 10685    _gauge_template
+-- 10731    _spans_template
+-- 10784    metrics
+-- 10820    _xmin_age
+-- 10839    prometheus
+-- 10898    _label_text
+-- 10921    health
+-- 10975  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 10980    _tick_template
+-- 11002    _ticked (sequence)
+-- 11008    _set_ticked
+-- 11021    ticker
+-- 11069    ticker_loop (procedure)
+-- 11095  51_cron.sql: Whether pg_cron is installed in this database
+-- 11097    _has_cron
+-- 11107    _cron_has_seconds
+-- 11128    _explain_no_cron
+-- 11160    start
+-- 11203    stop
+-- 11228    _maintain
+-- 11250    status
+-- 11286  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11290    _rights (view)
+-- 11370    _allowed
+-- 11408    _grant
+-- 11427    _grant_again
+-- 11443    _grant_queue
+-- 11458    _check_grant
+-- 11491    grant_access
+-- 11527    revoke_access
+-- 11574  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -762,7 +762,8 @@ begin
       parent_task_id  uuid,
       workflow_run_id uuid,
       created_after   timestamptz,
-      created_before  timestamptz
+      created_before  timestamptz,
+      claimed_by      text
     );
   end if;
 end;
@@ -8856,6 +8857,8 @@ begin
         detail = format('Found: %s.', left(p_only::text, 200)),
         hint = 'For instance {"task_name": "send"}.';
   end if;
+
+  perform teguh._check_name('name', coalesce(p_only ->> 'task_name', p_only ->> 'key'));
 end;
 $$;
 
@@ -9326,6 +9329,7 @@ begin
       and (p_filter.workflow_run_id is null or t.workflow_run_id = p_filter.workflow_run_id)
       and (p_filter.created_after is null or t.created_at >= p_filter.created_after)
       and (p_filter.created_before is null or t.created_at < p_filter.created_before)
+      and (p_filter.claimed_by is null or t.claimed_by = p_filter.claimed_by)
     order by u.place
     limit p_limit
   );
@@ -10152,12 +10156,11 @@ comment on function teguh.requeue_task(text, uuid, text) is
   'the id of the next run; the worker meets AB002 if it is alive after all. Raises TG001 for an '
   'unknown queue, TG003 for an unknown task, TG004 unless it is running.';
 
--- Take tasks away from a worker, or from all (null), locked in the order of their ids.
+-- Take the tasks that a filter means away from their workers, locked in the order of their ids.
 create or replace function teguh._regain_template(
-  p_filter    teguh._filter,
-  p_worker_id text,
-  p_limit     integer,
-  p_reason    text
+  p_filter teguh._filter,
+  p_limit  integer,
+  p_reason text
 )
   returns integer
   language plpgsql
@@ -10176,7 +10179,7 @@ begin
     from teguh.t_template as t
     where t.task_id = any (v_task_ids)
       and t.state = 'running'
-      and t.claimed_by = coalesce(p_worker_id, t.claimed_by)
+      and t.claimed_by = coalesce(p_filter.claimed_by, t.claimed_by)
     order by t.task_id
     for no key update
   loop
@@ -10202,20 +10205,20 @@ as $$
 declare
   v_options jsonb := coalesce(p_options, '{}');
   v_filter  teguh._filter := teguh._read_filter(p_filter);
-  v_worker  text := teguh._text_option(v_options, 'worker_id');
   v_count   integer;
 begin
   perform teguh._check_keys(
     'requeue options', v_options, array['all', 'limit', 'reason', 'worker_id']
   );
-  if v_worker is null then
+  v_filter.claimed_by := teguh._text_option(v_options, 'worker_id');
+  if v_filter.claimed_by is null then
     perform teguh._check_meant(p_filter, v_options);
   end if;
 
   v_filter.states := array['running'];
-  execute teguh._call('regain', p_queue_name, 4) into v_count
+  execute teguh._call('regain', p_queue_name, 3) into v_count
   using
-    v_filter, v_worker, teguh._limit_option(v_options), teguh._text_option(v_options, 'reason');
+    v_filter, teguh._limit_option(v_options), teguh._text_option(v_options, 'reason');
   return v_count;
 end;
 $$;
