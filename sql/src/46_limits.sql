@@ -160,9 +160,9 @@ end;
 $$;
 
 comment on function teguh.set_limit(text, text, text, jsonb) is
-  'Limits what runs at a time. p_scope: all (all queues together; p_queue_name is null), queue, task (a task '
-  'name) or key (the option "key" of spawn_task); p_name: which, or * or null for each of them by '
-  'itself. p_limit: max_running; rate with period_seconds (starts in any such period); for keys '
+  'Limits what runs at a time. p_scope: all (all queues together; p_queue_name is null), queue, '
+  'task (a task name) or key (the option "key" of spawn_task); p_name: which, or * or null for '
+  'each of them by itself, but those that have one of their own. p_limit: max_running; rate with period_seconds (starts in any such period); for keys '
   'fifo (tasks of a key run one at a time in the order in which they came due, the next when the '
   'one before is over, retries and sleeps included), and for all keys (*) fair (they take turns). '
   'Replaces the limit that was; null takes it away. It holds for every claim that begins after '

@@ -105,7 +105,7 @@ $$;
 
 comment on function teguh.pause_queue(text, timestamptz, text, jsonb) is
   'Lets claims of a queue return nothing until p_until, or until resume_queue(); with p_only '
-  '({"task_name"} or {"key"}) nothing of that name or key, see set_limit(). Spawns, '
+  '({"task_name"} or {"key"}) nothing of that name or key (*: of any), see set_limit(). Spawns, '
   'events, running tasks and timers go on. list_actions() shows p_reason. Raises '
   'TG001 for an unknown queue, TG005 for a bad p_only, 22004 for a null time.';
 

@@ -8490,9 +8490,9 @@ end;
 $$;
 
 comment on function teguh.set_limit(text, text, text, jsonb) is
-  'Limits what runs at a time. p_scope: all (all queues together; p_queue_name is null), queue, task (a task '
-  'name) or key (the option "key" of spawn_task); p_name: which, or * or null for each of them by '
-  'itself. p_limit: max_running; rate with period_seconds (starts in any such period); for keys '
+  'Limits what runs at a time. p_scope: all (all queues together; p_queue_name is null), queue, '
+  'task (a task name) or key (the option "key" of spawn_task); p_name: which, or * or null for '
+  'each of them by itself, but those that have one of their own. p_limit: max_running; rate with period_seconds (starts in any such period); for keys '
   'fifo (tasks of a key run one at a time in the order in which they came due, the next when the '
   'one before is over, retries and sleeps included), and for all keys (*) fair (they take turns). '
   'Replaces the limit that was; null takes it away. It holds for every claim that begins after '
@@ -8706,7 +8706,7 @@ $$;
 
 comment on function teguh.pause_queue(text, timestamptz, text, jsonb) is
   'Lets claims of a queue return nothing until p_until, or until resume_queue(); with p_only '
-  '({"task_name"} or {"key"}) nothing of that name or key, see set_limit(). Spawns, '
+  '({"task_name"} or {"key"}) nothing of that name or key (*: of any), see set_limit(). Spawns, '
   'events, running tasks and timers go on. list_actions() shows p_reason. Raises '
   'TG001 for an unknown queue, TG005 for a bad p_only, 22004 for a null time.';
 
@@ -10036,8 +10036,8 @@ end;
 $$;
 
 comment on function teguh.requeue_tasks(text, jsonb, jsonb) is
-  'Does requeue_task() for the running tasks that a filter means; returns how many. The filter is that '
-  'of list_tasks(), whatever it says of states. Options: worker_id (only what that worker holds), '
+  'Does requeue_task() for the running tasks that a filter means; returns how many. The filter is '
+  'that of list_tasks(), whatever it says of states. Options: worker_id (only what that worker holds), '
   'limit (the newest so many, default 1000: call again until 0 comes back), reason, all (true: an '
   'empty filter without worker_id is meant, and means every running task). Raises TG001 for an '
   'unknown queue, TG005 for an unknown key, a bad value, or an empty filter without all.';
