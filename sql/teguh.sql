@@ -182,210 +182,210 @@
 -- 4874    _gate_number
 -- 4885    _limit_of
 -- 4904    _caps
--- 4916    _rule_template
--- 4945    _going_template
--- 4959    _busy_template
--- 4975    _everywhere_busy
--- 5001    _started
--- 5018    _left_over
--- 5040    _slots_template
--- 5083    _vacate_template
--- 5145    _unpause
--- 5164    _unbar_template
--- 5193    _intake_template
--- 5214    _sift0_template
--- 5299    _line_template
--- 5356    _keys_template
--- 5407    _admit_template
--- 5461    _spare_template
--- 5483    _choose_template
--- 5530    _named_template
--- 5557    _weed_template
--- 5590    _seize_template
--- 5661    _occupy_template
--- 5722    _chance_template
--- 5752    _align_template
--- 5794  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough
--- 5796    _want_template
--- 5828    _names_option
--- 5863    _order_queues
--- 5900    _remember_names
--- 5921    claim_any
--- 6006    _check_order
--- 6023  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6028    _put_template
--- 6095    _enlist_template
--- 6138    _new_template
--- 6194    _tag_template
--- 6212    _room_template
--- 6239    _shed_template
--- 6281    _first0_template
--- 6322    _once_template
--- 6370    _blocks
--- 6397    _meet_template
--- 6431    _swap_template
--- 6491    _series_template
--- 6528    _found_template
--- 6584    spawn_task
--- 6644    spawn_tasks
--- 6691    _read_task
--- 6709  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 6714    _hold_template
--- 6765    _own_template
--- 6785    _done_template
--- 6829    complete_run
--- 6852    _flush_template
--- 6931    _why_template
--- 6947    _read_runs
--- 6993    _explain_bad_run
--- 7018    complete_runs
--- 7043    _end_template
--- 7092    _lost_template
--- 7108    _file_template
--- 7132    _again_template
--- 7172    _queue_template
--- 7193    _fail_template
--- 7211    fail_run
--- 7235    _nap_template
--- 7264    schedule_run
--- 7294    _free_template
--- 7342    release_run
--- 7367    _keep_template
--- 7393    extend_claim
--- 7416  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7421    _mark_template
--- 7443    _note_template
--- 7473    set_task_checkpoint_state
--- 7508    _recall_template
--- 7530    get_task_checkpoint_state
--- 7554    _list_template
--- 7583    get_task_checkpoint_states
--- 7609  43_events.sql: Wait for an event, or learn how the wait ended
--- 7616    _wait_template
--- 7688    _park_template
--- 7730    await_event
--- 7767    _emit_template
--- 7830    emit_event
--- 7855  44_control.sql: Read a task, or raise TG003
--- 7857    _fetch_template
--- 7884    _stop_template
--- 7916    _act_template
--- 7938    _halt_template
--- 7954    cancel_task
--- 7976    _rerun_template
--- 8049    _forget_template
--- 8069    _redo_template
--- 8102    _renew_template
--- 8138    retry_task
--- 8188    _show_template
--- 8236    get_task_result
--- 8271  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8278    _purge_template
--- 8308    _erase_template
--- 8353    _first_uuid
--- 8372    _sweep_template
--- 8412    _clean
--- 8446    cleanup_tasks
--- 8467    cleanup_events
--- 8488    cleanup_all_queues
--- 8518  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 8520    _cap_template
--- 8547    _write_limit
--- 8563    _read_limit
--- 8616    _check_limit_keys
--- 8638    set_limit
--- 8692    _usage_template
--- 8760    limit_usage
--- 8789  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 8791    _pause_template
--- 8812    _halve_template
--- 8843    _check_only
--- 8866    pause_queue
--- 8902    resume_queue
--- 8928    get_queue_policy
--- 8951    set_queue_policy
--- 8969    list_namespaces
--- 8986  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 8989    _read_filter
--- 9023    _states_option
--- 9054    _read_cursor
--- 9073    _check_limit
--- 9097    _find_template
--- 9149    _seek_template
--- 9198    _page_template
--- 9267    _ended_template
--- 9304    _fit_template
--- 9341    _live_template
--- 9378    _hints_template
--- 9401    _hints0_template
--- 9443    _rows_template
--- 9492    list_tasks
--- 9538    _peek_template
--- 9591    get_task
--- 9643    _runs_template
--- 9696    list_runs
--- 9727    _past_template
--- 9802    _since_template
--- 9820    get_task_history
--- 9840    _held_template
--- 9872    list_workers
--- 9911    _read_place
--- 9930    _acts_template
--- 9956    list_actions
--- 9988  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 9990    _abort_template
--- 10027    cancel_tasks
--- 10064    _check_meant
--- 10084    _limit_option
--- 10097    _retake_template
--- 10135    requeue_task
--- 10160    _regain_template
--- 10195    requeue_tasks
--- 10234    list_dead_letters
--- 10277    _replay_template
--- 10318    replay_dead_letters
--- 10358    _bury_template
--- 10400    purge_dead_letters
--- 10430  49_stats.sql: When the first task that is ready became so; null if none is
--- 10432    _oldest_template
--- 10473    _elder0_template
--- 10507    _tenure_template
--- 10530    _is_wanted
--- 10547    _stat_template
--- 10593    queue_stats
--- 10648    _from
--- 10661    _counters (view)
--- 10685    _gauge_template
--- 10731    _spans_template
--- 10784    metrics
--- 10820    _xmin_age
--- 10839    prometheus
--- 10898    _label_text
--- 10921    health
--- 10975  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 10980    _tick_template
--- 11002    _ticked (sequence)
--- 11008    _set_ticked
--- 11021    ticker
--- 11069    ticker_loop (procedure)
--- 11095  51_cron.sql: Whether pg_cron is installed in this database
--- 11097    _has_cron
--- 11107    _cron_has_seconds
--- 11128    _explain_no_cron
--- 11160    start
--- 11203    stop
--- 11228    _maintain
--- 11250    status
--- 11286  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11290    _rights (view)
--- 11370    _allowed
--- 11408    _grant
--- 11427    _grant_again
--- 11443    _grant_queue
--- 11458    _check_grant
--- 11491    grant_access
--- 11527    revoke_access
--- 11574  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 4917    _rule_template
+-- 4946    _going_template
+-- 4960    _busy_template
+-- 4976    _everywhere_busy
+-- 5002    _started
+-- 5019    _left_over
+-- 5041    _slots_template
+-- 5084    _vacate_template
+-- 5146    _unpause
+-- 5165    _unbar_template
+-- 5194    _intake_template
+-- 5215    _sift0_template
+-- 5300    _line_template
+-- 5357    _keys_template
+-- 5408    _admit_template
+-- 5462    _spare_template
+-- 5484    _choose_template
+-- 5531    _named_template
+-- 5558    _weed_template
+-- 5591    _seize_template
+-- 5662    _occupy_template
+-- 5723    _chance_template
+-- 5753    _align_template
+-- 5795  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough
+-- 5797    _want_template
+-- 5829    _names_option
+-- 5864    _order_queues
+-- 5901    _remember_names
+-- 5922    claim_any
+-- 6007    _check_order
+-- 6024  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6029    _put_template
+-- 6096    _enlist_template
+-- 6139    _new_template
+-- 6195    _tag_template
+-- 6213    _room_template
+-- 6240    _shed_template
+-- 6282    _first0_template
+-- 6323    _once_template
+-- 6371    _blocks
+-- 6398    _meet_template
+-- 6432    _swap_template
+-- 6492    _series_template
+-- 6529    _found_template
+-- 6585    spawn_task
+-- 6645    spawn_tasks
+-- 6692    _read_task
+-- 6710  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 6715    _hold_template
+-- 6766    _own_template
+-- 6786    _done_template
+-- 6830    complete_run
+-- 6853    _flush_template
+-- 6932    _why_template
+-- 6948    _read_runs
+-- 6994    _explain_bad_run
+-- 7019    complete_runs
+-- 7044    _end_template
+-- 7093    _lost_template
+-- 7109    _file_template
+-- 7133    _again_template
+-- 7173    _queue_template
+-- 7194    _fail_template
+-- 7212    fail_run
+-- 7236    _nap_template
+-- 7265    schedule_run
+-- 7295    _free_template
+-- 7343    release_run
+-- 7368    _keep_template
+-- 7394    extend_claim
+-- 7417  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7422    _mark_template
+-- 7444    _note_template
+-- 7474    set_task_checkpoint_state
+-- 7509    _recall_template
+-- 7531    get_task_checkpoint_state
+-- 7555    _list_template
+-- 7584    get_task_checkpoint_states
+-- 7610  43_events.sql: Wait for an event, or learn how the wait ended
+-- 7617    _wait_template
+-- 7689    _park_template
+-- 7731    await_event
+-- 7768    _emit_template
+-- 7831    emit_event
+-- 7856  44_control.sql: Read a task, or raise TG003
+-- 7858    _fetch_template
+-- 7885    _stop_template
+-- 7917    _act_template
+-- 7939    _halt_template
+-- 7955    cancel_task
+-- 7977    _rerun_template
+-- 8050    _forget_template
+-- 8070    _redo_template
+-- 8103    _renew_template
+-- 8139    retry_task
+-- 8189    _show_template
+-- 8237    get_task_result
+-- 8272  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8279    _purge_template
+-- 8309    _erase_template
+-- 8354    _first_uuid
+-- 8373    _sweep_template
+-- 8413    _clean
+-- 8447    cleanup_tasks
+-- 8468    cleanup_events
+-- 8489    cleanup_all_queues
+-- 8519  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 8521    _cap_template
+-- 8551    _write_limit
+-- 8567    _read_limit
+-- 8620    _check_limit_keys
+-- 8642    set_limit
+-- 8697    _usage_template
+-- 8765    limit_usage
+-- 8794  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 8796    _pause_template
+-- 8817    _halve_template
+-- 8848    _check_only
+-- 8871    pause_queue
+-- 8907    resume_queue
+-- 8933    get_queue_policy
+-- 8956    set_queue_policy
+-- 8974    list_namespaces
+-- 8991  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 8994    _read_filter
+-- 9028    _states_option
+-- 9059    _read_cursor
+-- 9078    _check_limit
+-- 9102    _find_template
+-- 9154    _seek_template
+-- 9203    _page_template
+-- 9272    _ended_template
+-- 9309    _fit_template
+-- 9346    _live_template
+-- 9383    _hints_template
+-- 9406    _hints0_template
+-- 9448    _rows_template
+-- 9497    list_tasks
+-- 9543    _peek_template
+-- 9596    get_task
+-- 9648    _runs_template
+-- 9701    list_runs
+-- 9732    _past_template
+-- 9807    _since_template
+-- 9825    get_task_history
+-- 9845    _held_template
+-- 9877    list_workers
+-- 9916    _read_place
+-- 9935    _acts_template
+-- 9961    list_actions
+-- 9993  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 9995    _abort_template
+-- 10032    cancel_tasks
+-- 10069    _check_meant
+-- 10089    _limit_option
+-- 10102    _retake_template
+-- 10140    requeue_task
+-- 10165    _regain_template
+-- 10200    requeue_tasks
+-- 10239    list_dead_letters
+-- 10282    _replay_template
+-- 10323    replay_dead_letters
+-- 10363    _bury_template
+-- 10405    purge_dead_letters
+-- 10435  49_stats.sql: When the first task that is ready became so; null if none is
+-- 10437    _oldest_template
+-- 10478    _elder0_template
+-- 10512    _tenure_template
+-- 10535    _is_wanted
+-- 10552    _stat_template
+-- 10598    queue_stats
+-- 10653    _from
+-- 10666    _counters (view)
+-- 10690    _gauge_template
+-- 10736    _spans_template
+-- 10789    metrics
+-- 10825    _xmin_age
+-- 10844    prometheus
+-- 10903    _label_text
+-- 10926    health
+-- 10980  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 10985    _tick_template
+-- 11007    _ticked (sequence)
+-- 11013    _set_ticked
+-- 11026    ticker
+-- 11074    ticker_loop (procedure)
+-- 11100  51_cron.sql: Whether pg_cron is installed in this database
+-- 11102    _has_cron
+-- 11112    _cron_has_seconds
+-- 11133    _explain_no_cron
+-- 11165    start
+-- 11208    stop
+-- 11233    _maintain
+-- 11255    status
+-- 11291  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11295    _rights (view)
+-- 11375    _allowed
+-- 11413    _grant
+-- 11432    _grant_again
+-- 11448    _grant_queue
+-- 11463    _check_grant
+-- 11496    grant_access
+-- 11532    revoke_access
+-- 11579  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -4906,7 +4906,8 @@ create or replace function teguh._caps(p_limit teguh.limits)
   language sql
   immutable
 as $$
-  select p_limit.fifo
+  select
+    p_limit.fifo
     or p_limit.fair
     or p_limit.max_running is not null
     or p_limit.rate is not null;
@@ -8524,21 +8525,24 @@ create or replace function teguh._cap_template(p_limit teguh.limits)
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_now  timestamptz := teguh.current_time();
-  v_fair boolean;
-  v_fifo boolean;
-  v_rank boolean;
+  v_now timestamptz := teguh.current_time();
+  v_old teguh.limits;
+  v_new teguh.limits;
 begin
   perform teguh._rule_template();
   perform pg_advisory_xact_lock(teguh._gate_number(substr('_template', 2)));
 
-  select l.fair, l.fifo into v_fair, v_fifo
+  select l.* into v_old
   from teguh._limit_of(p_limit.queue_name, p_limit.scope, p_limit.name) as l;
   perform teguh._write_limit(p_limit);
-  select (l.fair, l.fifo) is distinct from (v_fair, v_fifo) into v_rank
-  from (select 1) as one
-  left join teguh._limit_of(p_limit.queue_name, p_limit.scope, p_limit.name) as l on true;
-  perform teguh._align_template(p_limit.scope = 'key' and v_rank, v_now);
+  select l.* into v_new
+  from teguh._limit_of(p_limit.queue_name, p_limit.scope, p_limit.name) as l;
+  perform teguh._align_template(
+    p_limit.scope = 'key'
+    and (coalesce(v_old.fair, false), coalesce(v_old.fifo, false))
+        <> (coalesce(v_new.fair, false), coalesce(v_new.fifo, false)),
+    v_now
+  );
   perform pg_notify('teguh_template', '');
 end;
 $$;
@@ -8680,7 +8684,8 @@ $$;
 comment on function teguh.set_limit(text, text, text, jsonb) is
   'Limits what runs at a time. p_scope: all (all queues together; p_queue_name is null), queue, '
   'task (a task name) or key (the option "key" of spawn_task); p_name: which, or * or null for '
-  'each of them by itself, but those that have one of their own. p_limit: max_running; rate with period_seconds (starts in any such period); for keys '
+  'each of them by itself, but those that have one of their own. p_limit: '
+  'max_running; rate with period_seconds (starts in any such period); for keys '
   'fifo (tasks of a key run one at a time in the order in which they came due, the next when the '
   'one before is over, retries and sleeps included), and for all keys (*) fair (they take turns). '
   'Replaces the limit that was; null takes it away. It holds for every claim that begins after '
@@ -10225,10 +10230,10 @@ $$;
 
 comment on function teguh.requeue_tasks(text, jsonb, jsonb) is
   'Does requeue_task() for the running tasks that a filter means; returns how many. The filter is '
-  'that of list_tasks(), whatever it says of states. Options: worker_id (only what that worker holds), '
-  'limit (the newest so many, default 1000: call again until 0 comes back), reason, all (true: an '
-  'empty filter without worker_id is meant, and means every running task). Raises TG001 for an '
-  'unknown queue, TG005 for an unknown key, a bad value, or an empty filter without all.';
+  'that of list_tasks(), whatever it says of states. Options: worker_id (only what that worker '
+  'holds), limit (the newest so many, default 1000: call again until 0 comes back), reason, all '
+  '(true: an empty filter without worker_id is meant, and means every running task). Raises TG001 '
+  'for an unknown queue, TG005 for an unknown key, a bad value, or an empty filter without all.';
 
 -- Dead letters are the tasks that failed.
 create or replace function teguh.list_dead_letters(

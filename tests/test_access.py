@@ -98,8 +98,9 @@ CLIENT = READ | {
     "spawn_task", "spawn_tasks", "emit_event", "cancel_task", "cancel_tasks", "retry_task",
 }  # fmt: skip
 WORKER = CLIENT | {
-    "claim_task", "claim_any", "next_due", "complete_run", "complete_runs", "fail_run", "schedule_run",
-    "release_run", "extend_claim", "set_task_checkpoint_state", "await_event", "ticker",
+    "claim_task", "claim_any", "next_due", "complete_run", "complete_runs", "fail_run",
+    "schedule_run", "release_run", "extend_claim", "set_task_checkpoint_state", "await_event",
+    "ticker",
 }  # fmt: skip
 UPKEEP = WORKER | {
     "cleanup_tasks", "cleanup_events", "rebuild_dispatch", "pause_queue", "resume_queue",

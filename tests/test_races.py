@@ -1524,7 +1524,10 @@ def test_limits_hold_whatever_happens_at_the_same_time(sessions: Sessions) -> No
             **({"key": dice.choice("fgh")} if dice.random() < 0.8 else {}),
         )  # fmt: skip
         if dice.random() < 0.2:
-            ask(connection, "select teguh.cancel_tasks('q', '{\"state\": \"pending\"}', '{\"limit\": 1}')")
+            ask(
+                connection,
+                "select teguh.cancel_tasks('q', '{\"state\": \"pending\"}', '{\"limit\": 1}')",
+            )
         options = {"task_names": dice.sample("xyz", 2)} if dice.random() < 0.3 else {}
         taken = ask(
             connection, "select run_id, task_id from teguh.claim_any('{q}', 'w', 30, 3, %s)",
@@ -1545,9 +1548,10 @@ def test_limits_hold_whatever_happens_at_the_same_time(sessions: Sessions) -> No
         for run, task in taken:
             end = dice.choice(list(ends.values()))
             ask(
-                connection, f"select {end} from (values (%s::uuid, %s::uuid)) as v(run_id, task_id)",
+                connection,
+                f"select {end} from (select %s::uuid as run_id, %s::uuid as task_id) as v",
                 (run, task),
-            )  # fmt: skip
+            )
 
     met = hammer(sessions, work)
     assert set(met) <= {"ok", "AB001", "AB002"}, met

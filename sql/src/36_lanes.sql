@@ -42,7 +42,8 @@ create or replace function teguh._caps(p_limit teguh.limits)
   language sql
   immutable
 as $$
-  select p_limit.fifo
+  select
+    p_limit.fifo
     or p_limit.fair
     or p_limit.max_running is not null
     or p_limit.rate is not null;

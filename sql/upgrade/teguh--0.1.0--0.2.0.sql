@@ -4718,7 +4718,8 @@ create or replace function teguh._caps(p_limit teguh.limits)
   language sql
   immutable
 as $$
-  select p_limit.fifo
+  select
+    p_limit.fifo
     or p_limit.fair
     or p_limit.max_running is not null
     or p_limit.rate is not null;
@@ -8336,21 +8337,24 @@ create or replace function teguh._cap_template(p_limit teguh.limits)
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_now  timestamptz := teguh.current_time();
-  v_fair boolean;
-  v_fifo boolean;
-  v_rank boolean;
+  v_now timestamptz := teguh.current_time();
+  v_old teguh.limits;
+  v_new teguh.limits;
 begin
   perform teguh._rule_template();
   perform pg_advisory_xact_lock(teguh._gate_number(substr('_template', 2)));
 
-  select l.fair, l.fifo into v_fair, v_fifo
+  select l.* into v_old
   from teguh._limit_of(p_limit.queue_name, p_limit.scope, p_limit.name) as l;
   perform teguh._write_limit(p_limit);
-  select (l.fair, l.fifo) is distinct from (v_fair, v_fifo) into v_rank
-  from (select 1) as one
-  left join teguh._limit_of(p_limit.queue_name, p_limit.scope, p_limit.name) as l on true;
-  perform teguh._align_template(p_limit.scope = 'key' and v_rank, v_now);
+  select l.* into v_new
+  from teguh._limit_of(p_limit.queue_name, p_limit.scope, p_limit.name) as l;
+  perform teguh._align_template(
+    p_limit.scope = 'key'
+    and (coalesce(v_old.fair, false), coalesce(v_old.fifo, false))
+        <> (coalesce(v_new.fair, false), coalesce(v_new.fifo, false)),
+    v_now
+  );
   perform pg_notify('teguh_template', '');
 end;
 $$;
@@ -8492,7 +8496,8 @@ $$;
 comment on function teguh.set_limit(text, text, text, jsonb) is
   'Limits what runs at a time. p_scope: all (all queues together; p_queue_name is null), queue, '
   'task (a task name) or key (the option "key" of spawn_task); p_name: which, or * or null for '
-  'each of them by itself, but those that have one of their own. p_limit: max_running; rate with period_seconds (starts in any such period); for keys '
+  'each of them by itself, but those that have one of their own. p_limit: '
+  'max_running; rate with period_seconds (starts in any such period); for keys '
   'fifo (tasks of a key run one at a time in the order in which they came due, the next when the '
   'one before is over, retries and sleeps included), and for all keys (*) fair (they take turns). '
   'Replaces the limit that was; null takes it away. It holds for every claim that begins after '
@@ -10037,10 +10042,10 @@ $$;
 
 comment on function teguh.requeue_tasks(text, jsonb, jsonb) is
   'Does requeue_task() for the running tasks that a filter means; returns how many. The filter is '
-  'that of list_tasks(), whatever it says of states. Options: worker_id (only what that worker holds), '
-  'limit (the newest so many, default 1000: call again until 0 comes back), reason, all (true: an '
-  'empty filter without worker_id is meant, and means every running task). Raises TG001 for an '
-  'unknown queue, TG005 for an unknown key, a bad value, or an empty filter without all.';
+  'that of list_tasks(), whatever it says of states. Options: worker_id (only what that worker '
+  'holds), limit (the newest so many, default 1000: call again until 0 comes back), reason, all '
+  '(true: an empty filter without worker_id is meant, and means every running task). Raises TG001 '
+  'for an unknown queue, TG005 for an unknown key, a bad value, or an empty filter without all.';
 
 -- Dead letters are the tasks that failed.
 create or replace function teguh.list_dead_letters(
