@@ -8,386 +8,388 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  392  00_install.sql
---  440  01_version.sql: What the schema is, and its version
---  447    version
---  459  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  461    current_time
---  480    _after
---  495    _micros
---  506  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  522    _random_bytes
---  541    _make_uuidv7
---  564    portable_uuidv7
---  594    uuidv7_timestamp
---  620    _task_id
---  645    _run_id
---  660    _run_task
---  671    _run_number
---  685  12_types.sql: The composite types that functions pass to each other
---  690    _gap (type)
---  698    _late (type)
---  705    _timer (type)
---  712    _tally (type)
---  723    _picked (type)
---  735    _spawn (type)
---  759    _filter (type)
---  793  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  795    _check_keys
---  828    _number_option
---  863    _integer_option
---  879    _whole_option
---  906    _text_option
---  932    _flag_option
---  954    _uuid_option
---  981    _tags_option
--- 1010    _check_name
--- 1037    _check_seconds
--- 1065    _check_isolation
--- 1084    _buckets_option
--- 1122    _check_policy
--- 1171    _check_spawn
--- 1218    _read_spawn_options
--- 1297    _time_option
--- 1318    _moment_option
--- 1350    _read_time_options
--- 1388    _unique_option
--- 1442    _inherit
--- 1472    _check_cancellation
--- 1489  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1492    _check_retry_strategy
--- 1530    _backoff
--- 1583    _fraction
--- 1594  20_tables.sql: Queues and the policy of each
--- 1596    queues (table)
--- 1629    grants (table)
--- 1643    limits (table)
--- 1663    pauses (table)
--- 1675    starts (table)
--- 1690    wanted (table)
--- 1702    versions (table)
--- 1717    t_template (table)
--- 1827    g_template (table)
--- 1839    d_template (table)
--- 1853    p0_template (table)
--- 1866    p1_template (table)
--- 1909    l_template (table)
--- 1936    h_template (table)
--- 1953    k0_template (table)
--- 1966    k1_template (table)
--- 1995    n0_template (table)
--- 2006    n1_template (table)
--- 2022    n_template (table)
--- 2046    seq_template (sequence)
--- 2047    ring_template (sequence)
--- 2048    parked_template (sequence)
--- 2049    woken_template (sequence)
--- 2050    plan_template (sequence)
--- 2051    fired_template (sequence)
--- 2052    clock_template (sequence)
--- 2053    carry_template (sequence)
--- 2054    round_template (sequence)
--- 2077    r_template (table)
--- 2094    a_template (table)
--- 2120    c_template (table)
--- 2136    e_template (table)
--- 2153    u_template (table)
--- 2166    w_template (table)
--- 2181  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2184    validate_queue_name
--- 2226    _policy
--- 2270    _call
--- 2284    _template_ddl (view)
--- 2369    _stamp
--- 2381    _stamp_queues
--- 2409    _stamp_relation
--- 2449    _stamp_function
--- 2482    _function
--- 2494    _signature
--- 2505    _leave_extension
--- 2531    _lock_number
--- 2541    _share_queue
--- 2554    _may
--- 2570    _each_queue
--- 2592    _init_template
--- 2618    _hush_template
--- 2639    _beyond
--- 2648    create_queue
--- 2713    _refuse_busy
--- 2732    drop_queue
--- 2762    _drop_all
--- 2813    list_queues
--- 2837  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 2846    _push_template
--- 2887    _fill
--- 2907    _add0_template
--- 2974    _back0_template
--- 2992  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 2997    _claim0_template
--- 3069    _pick0_template
--- 3152    _limits_template
--- 3193    _move0_template
--- 3255    _open_xids
--- 3275    _next0_template
--- 3304    _many0_template
--- 3333    _stuck0_template
--- 3371    _trim0_template
--- 3416    _take_template
--- 3497    _known_template
--- 3517    _paused_until
--- 3530    claim_task
--- 3591    _next_template
--- 3633    _soon0_template
--- 3689    next_due
--- 3714  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 3727    _due0_template
--- 3803    _last0_template
--- 3828    _any0_template
--- 3855    _miss0_template
--- 3891    _pass0_template
--- 3937    _fire_template
--- 3989    _expire_template
--- 4057    _timeout_reason
--- 4076    _over_template
--- 4098    _close_template
--- 4128    _follow_template
--- 4158  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4160    _segment_bytes
--- 4181    _turn_template
--- 4213    _turn0_template
--- 4251    _spent0_template
--- 4265    _dry0_template
--- 4292    _left0_template
--- 4323    _carry0_template
--- 4367  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4373    _remake_template
--- 4425    _alive_template
--- 4479    _home
--- 4492    _settle_template
--- 4514    rebuild_dispatch
--- 4551    _recap_template
--- 4582  35_tally.sql: The letter by which tallies know where a task stands
--- 4584    _letter
--- 4603    _letters
--- 4615    _bound
--- 4635    _tally_template
--- 4660    _reckon_template
--- 4687    _finish_template
--- 4715    _moved_template
--- 4746    _sum0_template
--- 4782    _noted0_template
--- 4817    _bank0_template
--- 4837    _census_template
--- 4859    _count_template
--- 4881  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 4891    _gate_number
--- 4902    _enter_gate
--- 4924    _limit_of
--- 4942    _rule_template
--- 4968    _reign_template
--- 4998    _going_template
--- 5014    _busy_template
--- 5030    _everywhere_busy
--- 5056    _is_paused
--- 5076    _is_limited
--- 5087    _started
--- 5104    _left_over
--- 5124    _slots_template
--- 5163    _vacate_template
--- 5223    _unbar_template
--- 5252    _intake_template
--- 5273    _sift0_template
--- 5358    _line_template
--- 5410    _keys_template
--- 5449    _admit_template
--- 5499    _spare_template
--- 5520    _choose_template
--- 5564    _named_template
--- 5591    _weed_template
--- 5624    _seize_template
--- 5699    _leave_template
--- 5727    _occupy_template
--- 5767    _chance_template
--- 5796    _align_template
--- 5834  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 5837    _want_template
--- 5871    _names_option
--- 5906    _line_up
--- 5942    claim_any
--- 6015    _check_order
--- 6032  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6037    _put_template
--- 6104    _enlist_template
--- 6147    _new_template
--- 6203    _tag_template
--- 6221    _room_template
--- 6248    _shed_template
--- 6290    _first0_template
--- 6331    _once_template
--- 6379    _blocks
--- 6406    _meet_template
--- 6440    _swap_template
--- 6500    _series_template
--- 6537    _found_template
--- 6593    spawn_task
--- 6653    spawn_tasks
--- 6700    _read_task
--- 6718  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 6723    _hold_template
--- 6774    _own_template
--- 6794    _done_template
--- 6838    complete_run
--- 6861    _flush_template
--- 6940    _why_template
--- 6956    _read_runs
--- 7002    _explain_bad_run
--- 7027    complete_runs
--- 7052    _end_template
--- 7101    _lost_template
--- 7117    _file_template
--- 7143    _again_template
--- 7183    _queue_template
--- 7204    _fail_template
--- 7222    fail_run
--- 7246    _nap_template
--- 7275    schedule_run
--- 7305    _free_template
--- 7353    release_run
--- 7378    _keep_template
--- 7404    extend_claim
--- 7427  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7432    _mark_template
--- 7454    _note_template
--- 7484    set_task_checkpoint_state
--- 7519    _recall_template
--- 7541    get_task_checkpoint_state
--- 7565    _list_template
--- 7594    get_task_checkpoint_states
--- 7620  43_events.sql: Wait for an event, or learn how the wait ended
--- 7627    _wait_template
--- 7699    _park_template
--- 7741    await_event
--- 7778    _emit_template
--- 7841    emit_event
--- 7866  44_control.sql: Read a task, or raise TG003
--- 7868    _fetch_template
--- 7895    _stop_template
--- 7927    _act_template
--- 7949    _halt_template
--- 7965    cancel_task
--- 7987    _rerun_template
--- 8060    _forget_template
--- 8080    _redo_template
--- 8113    _renew_template
--- 8149    retry_task
--- 8199    _show_template
--- 8247    get_task_result
--- 8282  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8289    _purge_template
--- 8319    _erase_template
--- 8364    _first_uuid
--- 8383    _sweep_template
--- 8423    _clean
--- 8457    cleanup_tasks
--- 8478    cleanup_events
--- 8499    cleanup_all_queues
--- 8529  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 8531    _cap_template
--- 8557    _write_limit
--- 8573    _read_limit
--- 8621    _check_limit_keys
--- 8643    set_limit
--- 8697    _usage_template
--- 8773    limit_usage
--- 8802  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 8804    _pause_template
--- 8825    _halve_template
--- 8855    _check_only
--- 8876    pause_queue
--- 8912    resume_queue
--- 8938    get_queue_policy
--- 8961    set_queue_policy
--- 8979    list_namespaces
--- 8996  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 8999    _read_filter
--- 9033    _states_option
--- 9064    _read_cursor
--- 9083    _check_limit
--- 9107    _find_template
--- 9159    _seek_template
--- 9208    _page_template
--- 9277    _ended_template
--- 9314    _fit_template
--- 9350    _live_template
--- 9397    _hints0_template
--- 9439    _rows_template
--- 9488    list_tasks
--- 9534    _peek_template
--- 9590    get_task
--- 9644    _runs_template
--- 9697    list_runs
--- 9728    _past_template
--- 9803    _since_template
--- 9821    get_task_history
--- 9841    _held_template
--- 9873    list_workers
--- 9912    _read_place
--- 9931    _acts_template
--- 9957    list_actions
--- 9989  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 9991    _abort_template
--- 10028    cancel_tasks
--- 10065    _check_meant
--- 10085    _limit_option
--- 10098    _retake_template
--- 10136    requeue_task
--- 10161    _regain_template
--- 10197    requeue_tasks
--- 10236    list_dead_letters
--- 10279    _replay_template
--- 10320    replay_dead_letters
--- 10360    _bury_template
--- 10402    purge_dead_letters
--- 10432  49_stats.sql: When the first task that is ready became so; null if none is
--- 10434    _oldest_template
--- 10474    _elder0_template
--- 10510    _tenure_template
--- 10535    _is_wanted
--- 10552    _stat_template
--- 10598    queue_stats
--- 10653    _from
--- 10666    _counters (view)
--- 10690    _gauge_template
--- 10736    _spans_template
--- 10789    metrics
--- 10825    _xmin_age
--- 10844    prometheus
--- 10903    _label_text
--- 10926    health
--- 10980  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 10985    _tick_template
--- 11007    _ticked (sequence)
--- 11013    _set_ticked
--- 11026    ticker
--- 11074    ticker_loop (procedure)
--- 11100  51_cron.sql: Whether pg_cron is installed in this database
--- 11102    _has_cron
--- 11112    _cron_has_seconds
--- 11133    _explain_no_cron
--- 11165    start
--- 11208    stop
--- 11233    _maintain
--- 11255    status
--- 11291  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11295    _rights (view)
--- 11375    _allowed
--- 11413    _grant
--- 11432    _grant_again
--- 11448    _grant_queue
--- 11463    _check_grant
--- 11496    grant_access
--- 11532    revoke_access
--- 11579  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  394  00_install.sql
+--  442  01_version.sql: What the schema is, and its version
+--  449    version
+--  461  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  463    current_time
+--  482    _after
+--  497    _micros
+--  508  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  524    _random_bytes
+--  543    _make_uuidv7
+--  566    portable_uuidv7
+--  596    uuidv7_timestamp
+--  622    _task_id
+--  647    _run_id
+--  662    _run_task
+--  673    _run_number
+--  687  12_types.sql: The composite types that functions pass to each other
+--  692    _gap (type)
+--  700    _late (type)
+--  707    _timer (type)
+--  714    _tally (type)
+--  725    _picked (type)
+--  737    _spawn (type)
+--  761    _filter (type)
+--  796  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  798    _check_keys
+--  831    _number_option
+--  866    _integer_option
+--  882    _whole_option
+--  909    _text_option
+--  935    _flag_option
+--  957    _uuid_option
+--  984    _tags_option
+-- 1013    _check_name
+-- 1040    _check_seconds
+-- 1068    _check_isolation
+-- 1087    _buckets_option
+-- 1125    _check_policy
+-- 1174    _check_spawn
+-- 1221    _read_spawn_options
+-- 1300    _time_option
+-- 1321    _moment_option
+-- 1353    _read_time_options
+-- 1391    _unique_option
+-- 1445    _inherit
+-- 1475    _check_cancellation
+-- 1492  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1495    _check_retry_strategy
+-- 1533    _backoff
+-- 1586    _fraction
+-- 1597  20_tables.sql: Queues and the policy of each
+-- 1599    queues (table)
+-- 1632    grants (table)
+-- 1646    limits (table)
+-- 1666    pauses (table)
+-- 1678    starts (table)
+-- 1693    wanted (table)
+-- 1705    versions (table)
+-- 1720    t_template (table)
+-- 1830    g_template (table)
+-- 1842    d_template (table)
+-- 1856    p0_template (table)
+-- 1869    p1_template (table)
+-- 1912    l_template (table)
+-- 1939    h_template (table)
+-- 1956    k0_template (table)
+-- 1969    k1_template (table)
+-- 1998    n0_template (table)
+-- 2009    n1_template (table)
+-- 2025    n_template (table)
+-- 2049    seq_template (sequence)
+-- 2050    ring_template (sequence)
+-- 2051    parked_template (sequence)
+-- 2052    woken_template (sequence)
+-- 2053    plan_template (sequence)
+-- 2054    fired_template (sequence)
+-- 2055    clock_template (sequence)
+-- 2056    carry_template (sequence)
+-- 2057    round_template (sequence)
+-- 2080    r_template (table)
+-- 2097    a_template (table)
+-- 2123    c_template (table)
+-- 2139    e_template (table)
+-- 2156    u_template (table)
+-- 2169    w_template (table)
+-- 2184  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2187    validate_queue_name
+-- 2229    _policy
+-- 2273    _call
+-- 2287    _template_ddl (view)
+-- 2372    _stamp
+-- 2384    _stamp_queues
+-- 2412    _stamp_relation
+-- 2452    _stamp_function
+-- 2485    _function
+-- 2497    _signature
+-- 2508    _leave_extension
+-- 2534    _lock_number
+-- 2544    _share_queue
+-- 2557    _may
+-- 2573    _each_queue
+-- 2595    _init_template
+-- 2622    _hush_template
+-- 2643    _beyond
+-- 2652    create_queue
+-- 2717    _refuse_busy
+-- 2736    drop_queue
+-- 2766    _drop_all
+-- 2817    list_queues
+-- 2841  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 2850    _push_template
+-- 2891    _fill
+-- 2911    _add0_template
+-- 2978    _back0_template
+-- 2996  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3001    _claim0_template
+-- 3073    _pick0_template
+-- 3156    _limits_template
+-- 3197    _move0_template
+-- 3259    _open_xids
+-- 3279    _next0_template
+-- 3308    _many0_template
+-- 3337    _stuck0_template
+-- 3375    _trim0_template
+-- 3420    _take_template
+-- 3501    _known_template
+-- 3521    _paused_until
+-- 3534    claim_task
+-- 3595    _next_template
+-- 3637    _soon0_template
+-- 3693    next_due
+-- 3718  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 3731    _due0_template
+-- 3807    _last0_template
+-- 3832    _any0_template
+-- 3859    _miss0_template
+-- 3895    _pass0_template
+-- 3941    _fire_template
+-- 3993    _expire_template
+-- 4061    _timeout_reason
+-- 4080    _over_template
+-- 4102    _close_template
+-- 4132    _follow_template
+-- 4162  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4164    _segment_bytes
+-- 4185    _turn_template
+-- 4217    _turn0_template
+-- 4255    _spent0_template
+-- 4269    _dry0_template
+-- 4296    _left0_template
+-- 4327    _carry0_template
+-- 4371  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4377    _remake_template
+-- 4429    _alive_template
+-- 4483    _home
+-- 4496    _settle_template
+-- 4518    rebuild_dispatch
+-- 4555    _recap_template
+-- 4586  35_tally.sql: The letter by which tallies know where a task stands
+-- 4588    _letter
+-- 4607    _letters
+-- 4619    _bound
+-- 4639    _tally_template
+-- 4664    _reckon_template
+-- 4691    _finish_template
+-- 4719    _moved_template
+-- 4750    _sum0_template
+-- 4786    _noted0_template
+-- 4821    _bank0_template
+-- 4841    _census_template
+-- 4863    _count_template
+-- 4885  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 4895    _gate_number
+-- 4906    _enter_gate
+-- 4928    _limit_of
+-- 4946    _rule_template
+-- 4972    _reign_template
+-- 5002    _going_template
+-- 5018    _busy_template
+-- 5034    _everywhere_busy
+-- 5060    _pause_of
+-- 5080    _is_limited
+-- 5091    _started
+-- 5108    _left_over
+-- 5129    _slots_template
+-- 5179    _vacate_template
+-- 5242    _unbar_template
+-- 5271    _intake_template
+-- 5292    _sift0_template
+-- 5377    _line_template
+-- 5436    _keys_template
+-- 5489    _admit_template
+-- 5548    _spare_template
+-- 5570    _choose_template
+-- 5616    _named_template
+-- 5643    _weed_template
+-- 5676    _seize_template
+-- 5751    _leave_template
+-- 5779    _occupy_template
+-- 5819    _chance_template
+-- 5849    _align_template
+-- 5894  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 5897    _want_template
+-- 5931    _names_option
+-- 5966    _order_queues
+-- 6002    _remember_names
+-- 6022    claim_any
+-- 6099    _check_order
+-- 6116  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6121    _put_template
+-- 6188    _enlist_template
+-- 6231    _new_template
+-- 6287    _tag_template
+-- 6305    _room_template
+-- 6332    _shed_template
+-- 6374    _first0_template
+-- 6415    _once_template
+-- 6463    _blocks
+-- 6490    _meet_template
+-- 6524    _swap_template
+-- 6584    _series_template
+-- 6621    _found_template
+-- 6677    spawn_task
+-- 6737    spawn_tasks
+-- 6784    _read_task
+-- 6802  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 6807    _hold_template
+-- 6858    _own_template
+-- 6878    _done_template
+-- 6922    complete_run
+-- 6945    _flush_template
+-- 7024    _why_template
+-- 7040    _read_runs
+-- 7086    _explain_bad_run
+-- 7111    complete_runs
+-- 7136    _end_template
+-- 7185    _lost_template
+-- 7201    _file_template
+-- 7227    _again_template
+-- 7267    _queue_template
+-- 7288    _fail_template
+-- 7306    fail_run
+-- 7330    _nap_template
+-- 7359    schedule_run
+-- 7389    _free_template
+-- 7437    release_run
+-- 7462    _keep_template
+-- 7488    extend_claim
+-- 7511  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7516    _mark_template
+-- 7538    _note_template
+-- 7568    set_task_checkpoint_state
+-- 7603    _recall_template
+-- 7625    get_task_checkpoint_state
+-- 7649    _list_template
+-- 7678    get_task_checkpoint_states
+-- 7704  43_events.sql: Wait for an event, or learn how the wait ended
+-- 7711    _wait_template
+-- 7783    _park_template
+-- 7825    await_event
+-- 7862    _emit_template
+-- 7925    emit_event
+-- 7950  44_control.sql: Read a task, or raise TG003
+-- 7952    _fetch_template
+-- 7979    _stop_template
+-- 8011    _act_template
+-- 8033    _halt_template
+-- 8049    cancel_task
+-- 8071    _rerun_template
+-- 8144    _forget_template
+-- 8164    _redo_template
+-- 8197    _renew_template
+-- 8233    retry_task
+-- 8283    _show_template
+-- 8331    get_task_result
+-- 8366  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8373    _purge_template
+-- 8403    _erase_template
+-- 8448    _first_uuid
+-- 8467    _sweep_template
+-- 8507    _clean
+-- 8541    cleanup_tasks
+-- 8562    cleanup_events
+-- 8583    cleanup_all_queues
+-- 8613  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 8615    _cap_template
+-- 8644    _write_limit
+-- 8667    _read_limit
+-- 8715    _check_limit_keys
+-- 8737    set_limit
+-- 8792    _usage_template
+-- 8870    limit_usage
+-- 8899  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 8901    _pause_template
+-- 8922    _halve_template
+-- 8952    _check_only
+-- 8975    pause_queue
+-- 9011    resume_queue
+-- 9037    get_queue_policy
+-- 9060    set_queue_policy
+-- 9078    list_namespaces
+-- 9095  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9098    _read_filter
+-- 9132    _states_option
+-- 9163    _read_cursor
+-- 9182    _check_limit
+-- 9206    _find_template
+-- 9258    _seek_template
+-- 9307    _page_template
+-- 9376    _ended_template
+-- 9413    _fit_template
+-- 9450    _live_template
+-- 9487    _hints_template
+-- 9510    _hints0_template
+-- 9552    _rows_template
+-- 9601    list_tasks
+-- 9647    _peek_template
+-- 9703    get_task
+-- 9757    _runs_template
+-- 9810    list_runs
+-- 9841    _past_template
+-- 9916    _since_template
+-- 9934    get_task_history
+-- 9954    _held_template
+-- 9986    list_workers
+-- 10025    _read_place
+-- 10044    _acts_template
+-- 10070    list_actions
+-- 10102  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10104    _abort_template
+-- 10141    cancel_tasks
+-- 10178    _check_meant
+-- 10198    _limit_option
+-- 10211    _retake_template
+-- 10249    requeue_task
+-- 10274    _regain_template
+-- 10309    requeue_tasks
+-- 10348    list_dead_letters
+-- 10391    _replay_template
+-- 10432    replay_dead_letters
+-- 10472    _bury_template
+-- 10514    purge_dead_letters
+-- 10544  49_stats.sql: When the first task that is ready became so; null if none is
+-- 10546    _oldest_template
+-- 10590    _elder0_template
+-- 10626    _tenure_template
+-- 10651    _is_wanted
+-- 10668    _stat_template
+-- 10714    queue_stats
+-- 10769    _from
+-- 10782    _counters (view)
+-- 10806    _gauge_template
+-- 10852    _spans_template
+-- 10905    metrics
+-- 10941    _xmin_age
+-- 10960    prometheus
+-- 11019    _label_text
+-- 11042    health
+-- 11096  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11101    _tick_template
+-- 11123    _ticked (sequence)
+-- 11129    _set_ticked
+-- 11142    ticker
+-- 11190    ticker_loop (procedure)
+-- 11216  51_cron.sql: Whether pg_cron is installed in this database
+-- 11218    _has_cron
+-- 11228    _cron_has_seconds
+-- 11249    _explain_no_cron
+-- 11281    start
+-- 11324    stop
+-- 11349    _maintain
+-- 11371    status
+-- 11407  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11411    _rights (view)
+-- 11491    _allowed
+-- 11529    _grant
+-- 11548    _grant_again
+-- 11564    _grant_queue
+-- 11579    _check_grant
+-- 11612    grant_access
+-- 11648    revoke_access
+-- 11695  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -764,7 +766,8 @@ begin
       parent_task_id  uuid,
       workflow_run_id uuid,
       created_after   timestamptz,
-      created_before  timestamptz
+      created_before  timestamptz,
+      claimed_by      text
     );
   end if;
 end;
@@ -2605,6 +2608,7 @@ begin
     perform setval('teguh.fired_template'::regclass, 0);
     perform setval('teguh.clock_template'::regclass, 0);
     perform setval('teguh.carry_template'::regclass, 0);
+    perform setval('teguh.round_template'::regclass, 0);
     update teguh.queues as q
     set built_for = teguh._home('teguh.p0_template'::regclass)
     where q.queue_name = substr('_template', 2);
@@ -5052,24 +5056,24 @@ begin
 end;
 $$;
 
--- Whether a task name or a key is paused.
-create or replace function teguh._is_paused(
+-- Until when a task name or a key is paused, by itself or as each of them (*); null if it is not.
+create or replace function teguh._pause_of(
   p_queue_name text,
   p_scope      text,
   p_name       text,
   p_now        timestamptz
 )
-  returns boolean
+  returns timestamptz
   language sql
   stable
   set search_path = pg_catalog, pg_temp
 as $$
-  select exists (
-    select
-    from teguh.pauses as p
-    where (p.queue_name, p.scope, p.name) = (p_queue_name, p_scope, p_name)
-      and p.paused_until > p_now
-  );
+  select max(p.paused_until)
+  from teguh.pauses as p
+  where p.queue_name = p_queue_name
+    and p.scope = p_scope
+    and p.name in (p_name, '*')
+    and p.paused_until > p_now;
 $$;
 
 -- Whether a queue has limits of its own, or pauses.
@@ -5121,6 +5125,7 @@ end;
 $$;
 
 -- How many more tasks of each key may be open: those that are, and those that run, take up room.
+-- So do those that are kept first in line, but when they stand in a lane themselves.
 create or replace function teguh._slots_template(p_keys text[], p_now timestamptz)
   returns table(flow_key text, slots bigint)
   language plpgsql
@@ -5134,7 +5139,9 @@ begin
     k.flow_key,
     least(
       teguh._left_over(l, k.flow_key, h.qty, p_now) - o.qty,
-      case when teguh._is_paused(substr('_template', 2), 'key', k.flow_key, p_now) then 0 end
+      case
+        when teguh._pause_of(substr('_template', 2), 'key', k.flow_key, p_now) is not null then 0
+      end
     )
   from (
     select distinct u.flow_key
@@ -5148,12 +5155,21 @@ begin
     select count(*) as qty
     from teguh.h_template as h
     where h.flow_key collate "C" = k.flow_key
+      and l.queue_name is not null
+      and not (h.fifo and exists (
+        select
+        from teguh.t_template as t
+        where t.task_id = h.task_id
+          and t.laned
+          and t.state in ('pending', 'sleeping')
+      ))
   ) as h
   cross join lateral (
     select count(*) as qty
     from teguh.l_template as o
     where o.flow_key collate "C" = k.flow_key
       and o.gate = 'o'
+      and l.queue_name is not null
   ) as o;
 end;
 $$;
@@ -5215,6 +5231,9 @@ begin
 
   select array_agg(o.name) filter (where o.scope = 'key') into v_paused
   from over as o;
+  if '*' = any (v_paused) then
+    v_paused := array(select distinct l.flow_key from teguh.l_template as l where l.gate = 'w');
+  end if;
   return v_keys || v_rated || v_paused;
 end;
 $$;
@@ -5354,7 +5373,7 @@ $$;
 -- A task ranks by its virtual due time: when it became due, a minute earlier for each degree of
 -- priority; so it passes what is not as much older, and is itself passed in the end by nothing.
 -- In a fair queue it ranks by rounds, one task of each key in each.  A key that is first in,
--- first out ranks by arrival.
+-- first out ranks by arrival; a task of it that has begun ranks before all of the key.
 create or replace function teguh._line_template(p_task_ids uuid[], p_now timestamptz)
   returns void
   language plpgsql
@@ -5373,17 +5392,24 @@ begin
   insert into teguh.l_template as l (ranking, seq, task_id, turn, gate, task_name, flow_key)
   select
     n.ranking, nextval('teguh.seq_template'::regclass), n.task_id, n.turn,
-    case when n.kept or coalesce(n.nth <= n.slots, true) then 'o' else 'w' end::"char",
+    case when coalesce(n.nth <= n.slots, true) then 'o' else 'w' end::"char",
     n.task_name, n.flow_key
   from (
     select
       t.*, k.slots,
-      row_number() over (partition by t.flow_key, t.kept order by t.place) as nth,
+      row_number() over (partition by t.flow_key order by not t.kept, t.place) as nth,
       case
-        when v_fair and t.kept then v_round + 1
+        when t.kept then
+          least(
+            k.earliest,
+            case
+              when v_fair then v_round + 1 else min(t.due) over (partition by t.flow_key)
+            end
+          ) - 0.001
         when v_fair then
-          greatest(k.latest, v_round) + row_number() over (partition by t.flow_key order by t.place)
-        when k.fifo and not t.kept then
+          greatest(k.latest, v_round)
+          + row_number() over (partition by t.flow_key, t.kept order by t.place)
+        when k.fifo then
           greatest(k.latest, max(t.due) over (partition by t.flow_key order by t.place))
         else t.due
       end as ranking
@@ -5405,10 +5431,16 @@ begin
 end;
 $$;
 
--- What is to be known of the keys of tasks: how many of each may be opened (null: all), the latest
--- ranking there is, whether it is first in, first out.
+-- What is to be known of the keys of tasks: how many of each may be opened (null: all), the first
+-- and last ranking there is, whether it is first in, first out.
 create or replace function teguh._keys_template(p_task_ids uuid[], p_now timestamptz)
-  returns table(flow_key text, slots bigint, latest double precision, fifo boolean)
+  returns table(
+    flow_key text,
+    slots    bigint,
+    earliest double precision,
+    latest   double precision,
+    fifo     boolean
+  )
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
@@ -5424,15 +5456,23 @@ declare
   );
 begin
   return query
-  select k.flow_key, s.slots, r.latest, coalesce(l.fifo, false)
+  select k.flow_key, s.slots, r.earliest, r.latest, coalesce(l.fifo, false)
   from unnest(v_keys) as k(flow_key)
   left join teguh._slots_template(v_keys, p_now) as s on s.flow_key = k.flow_key
   left join lateral (
     select l.fifo from teguh._limit_of(substr('_template', 2), 'key', k.flow_key) as l
   ) as l on k.flow_key <> ''
   cross join lateral (
-    select max(r.ranking) as latest
+    select min(f.ranking) as earliest, max(r.ranking) as latest
     from unnest('{o,w}'::"char"[]) as g(gate)
+    cross join lateral (
+      select f.ranking
+      from teguh.l_template as f
+      where f.flow_key collate "C" = k.flow_key
+        and f.gate = g.gate
+      order by f.ranking, f.seq
+      limit 1
+    ) as f
     cross join lateral (
       select r.ranking
       from teguh.l_template as r
@@ -5463,6 +5503,7 @@ declare
   v_limited    boolean;
   v_task_ids   uuid[] := '{}';
   v_claimed    uuid[];
+  v_locked     tid[] := '{}';
   v_room       bigint;
   v_picks      record;
 begin
@@ -5480,15 +5521,23 @@ begin
   loop
     v_room := teguh._spare_template(v_everywhere, p_now);
     v_picks := teguh._choose_template(
-      least(p_qty - cardinality(v_task_ids), v_room)::integer, p_task_names, p_now
+      least(p_qty - cardinality(v_task_ids), v_room)::integer, v_locked, p_task_names, p_now
     );
     exit when v_picks.task_ids is null;
-    continue when teguh._weed_template(v_picks.places, p_now);
+    if teguh._weed_template(v_picks.places, p_now) then
+      -- where there is one, there may be many
+      v_picks := teguh._choose_template(1000, v_locked, p_task_names, p_now);
+      perform teguh._weed_template(v_picks.places, p_now);
+      continue;
+    end if;
+
     v_claimed := teguh._seize_template(
       p_worker, p_now, p_until, v_picks.task_ids, v_picks.turns, v_picks.places, v_limited
     );
-    exit when v_claimed is null;
     v_task_ids := v_task_ids || v_claimed;
+    if cardinality(v_claimed) < cardinality(v_picks.task_ids) then
+      v_locked := v_locked || v_picks.places;
+    end if;
   end loop;
 
   return v_task_ids;
@@ -5516,9 +5565,11 @@ begin
 end;
 $$;
 
--- The first tasks of the lanes, up to p_qty, that limits leave and the worker knows.
+-- The first tasks of the lanes, up to p_qty, that limits leave and the worker knows, but for those
+-- in places where somebody holds them locked.
 create or replace function teguh._choose_template(
   p_qty        integer,
+  p_locked     tid[],
   p_task_names text[],
   p_now        timestamptz,
   out places   tid[],
@@ -5550,10 +5601,11 @@ begin
       from teguh.l_template as l
       where l.gate = 'o'
         and l.task_name collate "C" = n.task_name
+        and l.ctid <> all (p_locked)
       order by l.ranking, l.seq
       limit least(p_qty, case when s.qty is not null then greatest(s.qty, 0) end)
     ) as l
-    where not teguh._is_paused(substr('_template', 2), 'task', n.task_name, p_now)
+    where teguh._pause_of(substr('_template', 2), 'task', n.task_name, p_now) is null
     order by l.ranking, l.seq
     limit p_qty
   ) as c;
@@ -5620,7 +5672,7 @@ begin
 end;
 $$;
 
--- Claim chosen tasks, but for those that somebody holds locked.  Returns null if that is all.
+-- Claim chosen tasks, but for those that somebody holds locked.
 create or replace function teguh._seize_template(
   p_worker   text,
   p_now      timestamptz,
@@ -5677,7 +5729,7 @@ begin
   into v_picked.task_ids, v_picked.turns, v_picked.names, v_picked.was, v_picked.limited
   from claimed as c;
   if v_picked.task_ids is null then
-    return null;
+    return '{}';
   end if;
 
   perform teguh._leave_template(v_picked.task_ids, p_places);
@@ -5792,7 +5844,8 @@ begin
 end;
 $$;
 
--- Arrange the lanes anew: limits have changed.  p_order: so has what they rank by.
+-- Arrange the lanes anew: limits have changed.  p_rank: so may have what they rank by, and what
+-- is kept first in line.
 create or replace function teguh._align_template(p_rank boolean, p_now timestamptz)
   returns void
   language plpgsql
@@ -5803,6 +5856,16 @@ declare
   v_task_ids uuid[];
 begin
   if p_rank then
+    update teguh.h_template as h
+    set fifo = not h.fifo
+    where h.fifo <> coalesce(
+      (
+        select l.fifo
+        from teguh._limit_of(substr('_template', 2), 'key', nullif(h.flow_key, '')) as l
+      ),
+      false
+    );
+
     with gone as (
       delete from teguh.l_template as l
       returning l.task_id, l.turn, l.seq
@@ -5820,10 +5883,7 @@ begin
     update teguh.l_template as l
     set gate = 'w'
     where l.gate = 'o'
-      and l.flow_key <> ''
-      and not exists (
-        select from teguh.h_template as h where h.fifo and h.task_id = l.task_id
-      );
+      and l.flow_key <> '';
     perform teguh._unbar_template(
       array(select distinct l.flow_key from teguh.l_template as l), p_now
     );
@@ -5903,7 +5963,7 @@ end;
 $$;
 
 -- The queues that a worker claims from, in the order in which it does.
-create or replace function teguh._line_up(p_queue_names text[], p_order text)
+create or replace function teguh._order_queues(p_queue_names text[], p_order text)
   returns text[]
   language plpgsql
   volatile
@@ -5935,6 +5995,26 @@ begin
   end if;
 
   return v_names;
+end;
+$$;
+
+-- Remember of several queues which task names are asked for.
+create or replace function teguh._remember_names(p_queue_names text[], p_task_names text[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text;
+begin
+  for v_queue_name in
+    select distinct u.name
+    from unnest(p_queue_names) as u(name)
+  loop
+    perform teguh._policy(v_queue_name);
+    execute format('select teguh._want_%s($1)', v_queue_name) using p_task_names;
+  end loop;
 end;
 $$;
 
@@ -5970,6 +6050,7 @@ as $$
 declare
   v_options jsonb := coalesce(p_options, '{}');
   v_names   text[];
+  v_queues  text[];
   v_queue   text;
   v_policy  jsonb;
   v_left    integer := greatest(coalesce(p_qty, 1), 1);
@@ -5980,15 +6061,17 @@ begin
   v_names := teguh._names_option(v_options);
   perform teguh._check_order(teguh._text_option(v_options, 'order'));
 
-  foreach v_queue in array teguh._line_up(
+  v_queues := teguh._order_queues(
     p_queue_names, coalesce(v_options ->> 'order', 'round_robin')
-  ) loop
+  );
+  if v_names is not null then
+    perform teguh._remember_names(v_queues, v_names);
+  end if;
+
+  foreach v_queue in array v_queues loop
     exit when v_left <= 0;
     v_policy := teguh._policy(v_queue);
     continue when teguh._paused_until(v_policy) is not null;
-    if v_names is not null then
-      execute format('select teguh._want_%s($1)', v_queue) using v_names;
-    end if;
     return query execute format(
       'select t.*, $6 from teguh._take_%s($1, $2, $3, $4, $5) as t', v_queue
     )
@@ -6002,8 +6085,9 @@ end;
 $$;
 
 comment on function teguh.claim_any(text[], text, double precision, integer, jsonb) is
-  'claim_task() over several queues (null: all that the caller may claim from), up to p_qty runs '
-  'in all, each with its queue_name. Options: order, in which queues are looked through: '
+  'Claims like claim_task(), from several queues (null: all that the caller may claim from), up to '
+  'p_qty runs in all, each with its queue_name; a queue that another worker is just claiming from '
+  'may be passed over. Options: order, in which queues are looked through: '
   'round_robin (the default; each call of a session begins with the next), strict (as given), '
   'oldest (the one whose first ready task has waited longest); task_names, which the worker '
   'knows: it gets no other, and queue_stats() counts as unclaimable what nobody asks for. A '
@@ -6253,29 +6337,29 @@ create or replace function teguh._shed_template(p_count bigint)
 as $$
 declare
   v_ring     bigint := pg_sequence_last_value('teguh.ring_template'::regclass);
-  v_task_ids uuid[] := '{}';
+  v_task_ids uuid[];
 begin
+  -- what stands in a lane was spawned before what is still in dispatch
+  v_task_ids := array(
+    select t.task_id
+    from (select l.* from teguh.l_template as l order by l.seq) as l
+    cross join lateral (
+      select t.task_id
+      from teguh.t_template as t
+      where (t.task_id, t.turn) = (l.task_id, l.turn)
+        and t.state in ('pending', 'sleeping')
+        and t.laned
+        and t.attempt = 0
+      for no key update skip locked
+    ) as t
+    limit p_count
+  );
   for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
     v_task_ids := v_task_ids || case
       when v_gen % 2 = 0 then teguh._first0_template(p_count - cardinality(v_task_ids))
       else teguh._first1_template(p_count - cardinality(v_task_ids))
     end;
   end loop;
-  if cardinality(v_task_ids) < p_count then
-    v_task_ids := v_task_ids || array(
-      select t.task_id
-      from (select l.* from teguh.l_template as l order by l.ranking, l.seq) as l
-      cross join lateral (
-        select t.task_id
-        from teguh.t_template as t
-        where (t.task_id, t.turn) = (l.task_id, l.turn)
-          and t.state in ('pending', 'sleeping')
-          and t.attempt = 0
-        for no key update skip locked
-      ) as t
-      limit p_count - cardinality(v_task_ids)
-    );
-  end if;
 
   update teguh.t_template as t
   set failure_reason = '{"name": "$QueueFull", "message": "newer tasks took its place"}'
@@ -8537,23 +8621,26 @@ as $$
 declare
   v_now timestamptz := teguh.current_time();
   v_old teguh.limits;
+  v_new teguh.limits;
 begin
   perform teguh._reign_template();
   select l.* into v_old
-  from teguh.limits as l
-  where (l.queue_name, l.scope, l.name) = (p_limit.queue_name, p_limit.scope, p_limit.name);
+  from teguh._limit_of(p_limit.queue_name, p_limit.scope, p_limit.name) as l;
   perform teguh._write_limit(p_limit);
+  select l.* into v_new
+  from teguh._limit_of(p_limit.queue_name, p_limit.scope, p_limit.name) as l;
   perform teguh._align_template(
     p_limit.scope = 'key'
-    and (coalesce(v_old.fifo, false), coalesce(v_old.fair, false))
-        <> (p_limit.fifo, p_limit.fair),
+    and (coalesce(v_old.fair, false), coalesce(v_old.fifo, false))
+        <> (coalesce(v_new.fair, false), coalesce(v_new.fifo, false)),
     v_now
   );
   perform pg_notify('teguh_template', '');
 end;
 $$;
 
--- Write a limit down; one that limits nothing goes.
+-- Write a limit down; one that limits nothing goes, as does what was noted for rates that are no
+-- more.
 create or replace function teguh._write_limit(p_limit teguh.limits)
   returns void
   language plpgsql
@@ -8566,6 +8653,13 @@ begin
   if p_limit.fifo or p_limit.fair or num_nonnulls(p_limit.max_running, p_limit.rate) > 0 then
     insert into teguh.limits select p_limit.*;
   end if;
+  delete from teguh.starts as s
+  where (s.queue_name, s.scope) = (p_limit.queue_name, p_limit.scope)
+    and not exists (
+      select
+      from teguh._limit_of(s.queue_name, s.scope, s.name) as l
+      where l.rate is not null
+    );
 end;
 $$;
 
@@ -8683,9 +8777,10 @@ end;
 $$;
 
 comment on function teguh.set_limit(text, text, text, jsonb) is
-  'Limits what runs. p_scope: all (all queues together; p_queue_name is null), queue, task (a task '
-  'name) or key (the option "key" of spawn_task); p_name: which, or * or null for each of them by '
-  'itself. p_limit: max_running; rate with period_seconds (starts in any such period); for keys '
+  'Limits what runs at a time. p_scope: all (all queues together; p_queue_name is null), queue, '
+  'task (a task name) or key (the option "key" of spawn_task); p_name: which, or * or null for '
+  'each of them by itself, but those that have one of their own. p_limit: '
+  'max_running; rate with period_seconds (starts in any such period); for keys '
   'fifo (tasks of a key run one at a time in the order in which they came due, the next when the '
   'one before is over, retries and sleeps included), and for all keys (*) fair (they take turns). '
   'Replaces the limit that was; null takes it away. It holds for every claim that begins after '
@@ -8725,6 +8820,12 @@ begin
       union all
       select l.task_name, l.flow_key, 0, 1
       from teguh.l_template as l
+      cross join lateral (
+        select t.* from teguh.t_template as t where t.task_id = l.task_id offset 0
+      ) as t
+      where t.turn = l.turn
+        and t.state in ('pending', 'sleeping')
+        and t.laned
     ) as u
     cross join lateral (
       values ('queue', ''), ('task', u.task_name), ('key', u.flow_key)
@@ -8733,7 +8834,7 @@ begin
   ),
 
   shown as (
-    select l as cap, coalesce(c.name, l.name) as name, c.running, c.waiting
+    select l.scope, coalesce(c.name, l.name) as name, c.running, c.waiting
     from teguh.limits as l
     left join counted as c on c.scope = l.scope and case
       when l.name <> '*' then c.name = l.name
@@ -8745,27 +8846,23 @@ begin
     end
     where l.queue_name = substr('_template', 2)
     union all
-    select
-      row(p.queue_name, p.scope, p.name, null, null, null, false, false)::teguh.limits, p.name,
-      c.running, c.waiting
+    select p.scope, p.name, c.running, c.waiting
     from teguh.pauses as p
     left join counted as c on (c.scope, c.name) = (p.scope, p.name)
     where p.queue_name = substr('_template', 2)
-      and not exists (
-        select from teguh._limit_of(p.queue_name, p.scope, p.name)
-      )
+      and not exists (select from teguh._limit_of(p.queue_name, p.scope, p.name))
   )
 
   select
-    (s.cap).scope, nullif(s.name, ''), (s.cap).max_running, coalesce(s.running, 0)::bigint,
-    (s.cap).rate, (s.cap).period_seconds, teguh._started(s.cap, s.name, v_now),
-    coalesce(s.waiting, 0)::bigint, (s.cap).fifo, (s.cap).fair, (
-      select p.paused_until
-      from teguh.pauses as p
-      where (p.queue_name, p.scope, p.name) = ((s.cap).queue_name, (s.cap).scope, s.name)
-    )
+    s.scope, nullif(s.name, ''), l.max_running, coalesce(s.running, 0)::bigint, l.rate,
+    l.period_seconds, teguh._started(l, s.name, v_now), coalesce(s.waiting, 0)::bigint,
+    coalesce(l.fifo, false), coalesce(l.fair, false),
+    teguh._pause_of(substr('_template', 2), s.scope, s.name, v_now)
   from shown as s
-  order by (s.cap).scope, s.name;
+  left join lateral (
+    select l.* from teguh._limit_of(substr('_template', 2), s.scope, s.name) as l
+  ) as l on true
+  order by s.scope, s.name;
 end;
 $$;
 
@@ -8869,6 +8966,8 @@ begin
         detail = format('Found: %s.', left(p_only::text, 200)),
         hint = 'For instance {"task_name": "send"}.';
   end if;
+
+  perform teguh._check_name('name', coalesce(p_only ->> 'task_name', p_only ->> 'key'));
 end;
 $$;
 
@@ -8904,7 +9003,7 @@ $$;
 
 comment on function teguh.pause_queue(text, timestamptz, text, jsonb) is
   'Lets claims of a queue return nothing until p_until, or until resume_queue(); with p_only '
-  '({"task_name"} or {"key"}) nothing of that name or key, see set_limit(). Spawns, '
+  '({"task_name"} or {"key"}) nothing of that name or key (*: of any), see set_limit(). Spawns, '
   'events, running tasks and timers go on. list_actions() shows p_reason. Raises '
   'TG001 for an unknown queue, TG005 for a bad p_only, 22004 for a null time.';
 
@@ -9339,14 +9438,15 @@ begin
       and (p_filter.workflow_run_id is null or t.workflow_run_id = p_filter.workflow_run_id)
       and (p_filter.created_after is null or t.created_at >= p_filter.created_after)
       and (p_filter.created_before is null or t.created_at < p_filter.created_before)
+      and (p_filter.claimed_by is null or t.claimed_by = p_filter.claimed_by)
     order by u.place
     limit p_limit
   );
 end;
 $$;
 
--- The tasks in these states, of pending, running and sleeping: all that dispatch knows of,
--- and those that only an event can wake.
+-- The tasks in these states, of pending, running and sleeping: all that dispatch and lanes know
+-- of, and those that only an event can wake.
 create or replace function teguh._live_template(p_states text[])
   returns uuid[]
   language plpgsql
@@ -9354,28 +9454,19 @@ create or replace function teguh._live_template(p_states text[])
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_ring  bigint := pg_sequence_last_value('teguh.ring_template'::regclass);
-  v_kinds text := '';
   v_hints uuid[] := '{}';
 begin
   -- in the order in which a task goes from one to the next, or it might slip through
   if 'sleeping' = any (p_states) then
     v_hints := array(select w.task_id from teguh.w_template as w);
-    v_kinds := 'sr';
   end if;
-  if 'pending' = any (p_states) then
-    v_kinds := 'sr';
+  if p_states && '{pending,sleeping}' then
+    v_hints := v_hints || teguh._hints_template('sr');
+    v_hints := v_hints || array(select l.task_id from teguh.l_template as l);
   end if;
   if 'running' = any (p_states) then
-    v_kinds := v_kinds || 'l';
+    v_hints := v_hints || teguh._hints_template('l');
   end if;
-
-  for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
-    v_hints := v_hints || case
-      when v_gen % 2 = 0 then teguh._hints0_template(v_kinds)
-      else teguh._hints1_template(v_kinds)
-    end;
-  end loop;
 
   return array(
     select h.task_id
@@ -9389,6 +9480,28 @@ begin
     where t.state = any (p_states)
     order by h.task_id desc
   );
+end;
+$$;
+
+-- The tasks of the rows of both segments that their positions have not passed.
+create or replace function teguh._hints_template(p_kinds text)
+  returns uuid[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_ring  bigint := pg_sequence_last_value('teguh.ring_template'::regclass);
+  v_hints uuid[] := '{}';
+begin
+  for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
+    v_hints := v_hints || case
+      when v_gen % 2 = 0 then teguh._hints0_template(p_kinds)
+      else teguh._hints1_template(p_kinds)
+    end;
+  end loop;
+
+  return v_hints;
 end;
 $$;
 
@@ -10157,12 +10270,11 @@ comment on function teguh.requeue_task(text, uuid, text) is
   'the id of the next run; the worker meets AB002 if it is alive after all. Raises TG001 for an '
   'unknown queue, TG003 for an unknown task, TG004 unless it is running.';
 
--- Take tasks away from a worker, or from all (null), locked in the order of their ids.
+-- Take the tasks that a filter means away from their workers, locked in the order of their ids.
 create or replace function teguh._regain_template(
-  p_filter    teguh._filter,
-  p_worker_id text,
-  p_limit     integer,
-  p_reason    text
+  p_filter teguh._filter,
+  p_limit  integer,
+  p_reason text
 )
   returns integer
   language plpgsql
@@ -10181,7 +10293,7 @@ begin
     from teguh.t_template as t
     where t.task_id = any (v_task_ids)
       and t.state = 'running'
-      and t.claimed_by = coalesce(p_worker_id, t.claimed_by)
+      and t.claimed_by = coalesce(p_filter.claimed_by, t.claimed_by)
     order by t.task_id
     for no key update
   loop
@@ -10207,30 +10319,30 @@ as $$
 declare
   v_options jsonb := coalesce(p_options, '{}');
   v_filter  teguh._filter := teguh._read_filter(p_filter);
-  v_worker  text := teguh._text_option(v_options, 'worker_id');
   v_count   integer;
 begin
   perform teguh._check_keys(
     'requeue options', v_options, array['all', 'limit', 'reason', 'worker_id']
   );
-  if v_worker is null then
+  v_filter.claimed_by := teguh._text_option(v_options, 'worker_id');
+  if v_filter.claimed_by is null then
     perform teguh._check_meant(p_filter, v_options);
   end if;
 
   v_filter.states := array['running'];
-  execute teguh._call('regain', p_queue_name, 4) into v_count
+  execute teguh._call('regain', p_queue_name, 3) into v_count
   using
-    v_filter, v_worker, teguh._limit_option(v_options), teguh._text_option(v_options, 'reason');
+    v_filter, teguh._limit_option(v_options), teguh._text_option(v_options, 'reason');
   return v_count;
 end;
 $$;
 
 comment on function teguh.requeue_tasks(text, jsonb, jsonb) is
-  'requeue_task() for the running tasks that a filter means; returns how many. The filter is that '
-  'of list_tasks(), whatever it says of states. Options: worker_id (only what that worker holds), '
-  'limit (the newest so many, default 1000: call again until 0 comes back), reason, all (true: an '
-  'empty filter without worker_id is meant, and means every running task). Raises TG001 for an '
-  'unknown queue, TG005 for an unknown key, a bad value, or an empty filter without all.';
+  'Does requeue_task() for the running tasks that a filter means; returns how many. The filter is '
+  'that of list_tasks(), whatever it says of states. Options: worker_id (only what that worker '
+  'holds), limit (the newest so many, default 1000: call again until 0 comes back), reason, all '
+  '(true: an empty filter without worker_id is meant, and means every running task). Raises TG001 '
+  'for an unknown queue, TG005 for an unknown key, a bad value, or an empty filter without all.';
 
 -- Dead letters are the tasks that failed.
 create or replace function teguh.list_dead_letters(
@@ -10454,18 +10566,22 @@ begin
     select min(t.available_at)
     from unnest(teguh._named_template()) as n(task_name)
     cross join lateral (
-      select l.task_id, l.turn
-      from teguh.l_template as l
-      where l.gate = 'o'
-        and l.task_name collate "C" = n.task_name
-      order by l.ranking, l.seq
+      select t.available_at
+      from (
+        select l.*
+        from teguh.l_template as l
+        where l.gate = 'o'
+          and l.task_name collate "C" = n.task_name
+        order by l.ranking, l.seq
+      ) as l
+      cross join lateral (
+        select t.* from teguh.t_template as t where t.task_id = l.task_id offset 0
+      ) as t
+      where t.turn = l.turn
+        and t.state in ('pending', 'sleeping')
+        and t.laned
       limit 1
-    ) as l
-    cross join lateral (
-      select t.* from teguh.t_template as t where t.task_id = l.task_id offset 0
     ) as t
-    where t.turn = l.turn
-      and t.state in ('pending', 'sleeping')
   ));
 end;
 $$;
