@@ -188,7 +188,7 @@
 -- 5002    _going_template
 -- 5018    _busy_template
 -- 5034    _everywhere_busy
--- 5060    _pause_of
+-- 5060    _closed_until
 -- 5080    _is_limited
 -- 5091    _started
 -- 5108    _left_over
@@ -205,7 +205,7 @@
 -- 5616    _named_template
 -- 5643    _weed_template
 -- 5676    _seize_template
--- 5751    _leave_template
+-- 5751    _quit_template
 -- 5779    _occupy_template
 -- 5819    _chance_template
 -- 5849    _align_template
@@ -5057,7 +5057,7 @@ end;
 $$;
 
 -- Until when a task name or a key is paused, by itself or as each of them (*); null if it is not.
-create or replace function teguh._pause_of(
+create or replace function teguh._closed_until(
   p_queue_name text,
   p_scope      text,
   p_name       text,
@@ -5140,7 +5140,7 @@ begin
     least(
       teguh._left_over(l, k.flow_key, h.qty, p_now) - o.qty,
       case
-        when teguh._pause_of(substr('_template', 2), 'key', k.flow_key, p_now) is not null then 0
+        when teguh._closed_until(substr('_template', 2), 'key', k.flow_key, p_now) is not null then 0
       end
     )
   from (
@@ -5605,7 +5605,7 @@ begin
       order by l.ranking, l.seq
       limit least(p_qty, case when s.qty is not null then greatest(s.qty, 0) end)
     ) as l
-    where teguh._pause_of(substr('_template', 2), 'task', n.task_name, p_now) is null
+    where teguh._closed_until(substr('_template', 2), 'task', n.task_name, p_now) is null
     order by l.ranking, l.seq
     limit p_qty
   ) as c;
@@ -5732,7 +5732,7 @@ begin
     return '{}';
   end if;
 
-  perform teguh._leave_template(v_picked.task_ids, p_places);
+  perform teguh._quit_template(v_picked.task_ids, p_places);
   if p_limited then
     perform teguh._occupy_template(v_picked.task_ids, p_now);
   end if;
@@ -5748,7 +5748,7 @@ end;
 $$;
 
 -- Take claimed tasks out of their lanes.
-create or replace function teguh._leave_template(p_task_ids uuid[], p_places tid[])
+create or replace function teguh._quit_template(p_task_ids uuid[], p_places tid[])
   returns void
   language plpgsql
   volatile
@@ -8857,7 +8857,7 @@ begin
     s.scope, nullif(s.name, ''), l.max_running, coalesce(s.running, 0)::bigint, l.rate,
     l.period_seconds, teguh._started(l, s.name, v_now), coalesce(s.waiting, 0)::bigint,
     coalesce(l.fifo, false), coalesce(l.fair, false),
-    teguh._pause_of(substr('_template', 2), s.scope, s.name, v_now)
+    teguh._closed_until(substr('_template', 2), s.scope, s.name, v_now)
   from shown as s
   left join lateral (
     select l.* from teguh._limit_of(substr('_template', 2), s.scope, s.name) as l

@@ -103,7 +103,8 @@ get_task(p_queue_name text, p_task_id uuid)
   lease_expires_at timestamp with time zone, wake_event text, event_payload jsonb,
   max_attempts integer, retry_strategy jsonb, timeout_seconds double precision,
   cancellation jsonb, deadline_at timestamp with time zone,
-  expires_at timestamp with time zone, on_expired jsonb, idempotency_key text)
+  expires_at timestamp with time zone, on_expired jsonb, idempotency_key text,
+  priority smallint, flow_key text)
 list_tasks(p_queue_name text, p_filter jsonb, p_cursor text, p_limit integer)
   -> TABLE(task_id uuid, task_name text, state text, attempts integer, failures integer,
   created_at timestamp with time zone, available_at timestamp with time zone,

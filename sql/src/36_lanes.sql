@@ -172,7 +172,7 @@ end;
 $$;
 
 -- Until when a task name or a key is paused, by itself or as each of them (*); null if it is not.
-create or replace function teguh._pause_of(
+create or replace function teguh._closed_until(
   p_queue_name text,
   p_scope      text,
   p_name       text,
@@ -255,7 +255,7 @@ begin
     least(
       teguh._left_over(l, k.flow_key, h.qty, p_now) - o.qty,
       case
-        when teguh._pause_of(substr('_template', 2), 'key', k.flow_key, p_now) is not null then 0
+        when teguh._closed_until(substr('_template', 2), 'key', k.flow_key, p_now) is not null then 0
       end
     )
   from (
@@ -720,7 +720,7 @@ begin
       order by l.ranking, l.seq
       limit least(p_qty, case when s.qty is not null then greatest(s.qty, 0) end)
     ) as l
-    where teguh._pause_of(substr('_template', 2), 'task', n.task_name, p_now) is null
+    where teguh._closed_until(substr('_template', 2), 'task', n.task_name, p_now) is null
     order by l.ranking, l.seq
     limit p_qty
   ) as c;
@@ -847,7 +847,7 @@ begin
     return '{}';
   end if;
 
-  perform teguh._leave_template(v_picked.task_ids, p_places);
+  perform teguh._quit_template(v_picked.task_ids, p_places);
   if p_limited then
     perform teguh._occupy_template(v_picked.task_ids, p_now);
   end if;
@@ -863,7 +863,7 @@ end;
 $$;
 
 -- Take claimed tasks out of their lanes.
-create or replace function teguh._leave_template(p_task_ids uuid[], p_places tid[])
+create or replace function teguh._quit_template(p_task_ids uuid[], p_places tid[])
   returns void
   language plpgsql
   volatile

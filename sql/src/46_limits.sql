@@ -244,7 +244,7 @@ begin
     s.scope, nullif(s.name, ''), l.max_running, coalesce(s.running, 0)::bigint, l.rate,
     l.period_seconds, teguh._started(l, s.name, v_now), coalesce(s.waiting, 0)::bigint,
     coalesce(l.fifo, false), coalesce(l.fair, false),
-    teguh._pause_of(substr('_template', 2), s.scope, s.name, v_now)
+    teguh._closed_until(substr('_template', 2), s.scope, s.name, v_now)
   from shown as s
   left join lateral (
     select l.* from teguh._limit_of(substr('_template', 2), s.scope, s.name) as l
