@@ -8,381 +8,382 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  387  00_install.sql
---  435  01_version.sql: What the schema is, and its version
---  442    version
---  454  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  456    current_time
---  475    _after
---  490    _micros
---  501  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  517    _random_bytes
---  536    _make_uuidv7
---  559    portable_uuidv7
---  589    uuidv7_timestamp
---  615    _task_id
---  640    _run_id
---  655    _run_task
---  666    _run_number
---  680  12_types.sql: The composite types that functions pass to each other
---  685    _gap (type)
---  693    _late (type)
---  700    _timer (type)
---  707    _tally (type)
---  718    _picked (type)
---  730    _spawn (type)
---  754    _filter (type)
---  788  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  790    _check_keys
---  823    _number_option
---  858    _integer_option
---  874    _whole_option
---  901    _text_option
---  927    _flag_option
---  949    _uuid_option
---  976    _tags_option
--- 1005    _check_name
--- 1032    _check_seconds
--- 1060    _check_isolation
--- 1079    _buckets_option
--- 1117    _check_policy
--- 1164    _check_spawn
--- 1211    _read_spawn_options
--- 1290    _time_option
--- 1311    _moment_option
--- 1343    _read_time_options
--- 1381    _unique_option
--- 1435    _inherit
--- 1465    _check_cancellation
--- 1482  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1485    _check_retry_strategy
--- 1523    _backoff
--- 1576    _fraction
--- 1587  20_tables.sql: Queues and the policy of each
--- 1589    queues (table)
--- 1622    grants (table)
--- 1636    limits (table)
--- 1657    starts (table)
--- 1672    wanted (table)
--- 1684    versions (table)
--- 1699    t_template (table)
--- 1809    g_template (table)
--- 1821    d_template (table)
--- 1835    p0_template (table)
--- 1848    p1_template (table)
--- 1891    l_template (table)
--- 1918    h_template (table)
--- 1935    k0_template (table)
--- 1948    k1_template (table)
--- 1977    n0_template (table)
--- 1988    n1_template (table)
--- 2004    n_template (table)
--- 2028    seq_template (sequence)
--- 2029    ring_template (sequence)
--- 2030    parked_template (sequence)
--- 2031    woken_template (sequence)
--- 2032    plan_template (sequence)
--- 2033    fired_template (sequence)
--- 2034    clock_template (sequence)
--- 2035    carry_template (sequence)
--- 2036    round_template (sequence)
--- 2059    r_template (table)
--- 2076    a_template (table)
--- 2102    c_template (table)
--- 2118    e_template (table)
--- 2135    u_template (table)
--- 2148    w_template (table)
--- 2163  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2166    validate_queue_name
--- 2208    _policy
--- 2252    _call
--- 2266    _template_ddl (view)
--- 2351    _stamp
--- 2363    _stamp_queues
--- 2391    _stamp_relation
--- 2431    _stamp_function
--- 2464    _function
--- 2476    _signature
--- 2487    _leave_extension
--- 2513    _lock_number
--- 2523    _share_queue
--- 2536    _may
--- 2552    _each_queue
--- 2574    _init_template
--- 2600    _hush_template
--- 2621    _beyond
--- 2630    create_queue
--- 2693    _refuse_busy
--- 2712    drop_queue
--- 2742    _drop_all
--- 2791    list_queues
--- 2815  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 2824    _push_template
--- 2865    _fill
--- 2885    _add0_template
--- 2952    _back0_template
--- 2970  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 2975    _claim0_template
--- 3047    _pick0_template
--- 3130    _limits_template
--- 3171    _move0_template
--- 3233    _open_xids
--- 3253    _next0_template
--- 3282    _many0_template
--- 3311    _stuck0_template
--- 3349    _trim0_template
--- 3394    _take_template
--- 3475    _known_template
--- 3495    _paused_until
--- 3508    claim_task
--- 3569    _next_template
--- 3611    _soon0_template
--- 3667    next_due
--- 3692  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 3705    _due0_template
--- 3781    _last0_template
--- 3806    _any0_template
--- 3833    _miss0_template
--- 3869    _pass0_template
--- 3915    _fire_template
--- 3967    _expire_template
--- 4035    _timeout_reason
--- 4054    _over_template
--- 4076    _close_template
--- 4106    _follow_template
--- 4136  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4138    _segment_bytes
--- 4159    _turn_template
--- 4191    _turn0_template
--- 4229    _spent0_template
--- 4243    _dry0_template
--- 4270    _left0_template
--- 4301    _carry0_template
--- 4345  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4351    _remake_template
--- 4403    _alive_template
--- 4457    _home
--- 4470    _settle_template
--- 4492    rebuild_dispatch
--- 4529    _recap_template
--- 4560  35_tally.sql: The letter by which tallies know where a task stands
--- 4562    _letter
--- 4581    _letters
--- 4593    _bound
--- 4613    _tally_template
--- 4638    _reckon_template
--- 4665    _finish_template
--- 4693    _moved_template
--- 4724    _sum0_template
--- 4760    _noted0_template
--- 4795    _bank0_template
--- 4815    _census_template
--- 4837    _count_template
--- 4859  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 4869    _gate_number
--- 4879    _limit_of
--- 4896    _rule_template
--- 4925    _going_template
--- 4939    _busy_template
--- 4955    _everywhere_busy
--- 4981    _started
--- 4998    _left_over
--- 5019    _slots_template
--- 5053    _vacate_template
--- 5115    _unpause
--- 5135    _unbar_template
--- 5164    _intake_template
--- 5185    _sift0_template
--- 5270    _line_template
--- 5319    _keys_template
--- 5356    _admit_template
--- 5401    _spare_template
--- 5422    _choose_template
--- 5467    _named_template
--- 5494    _weed_template
--- 5527    _seize_template
--- 5598    _occupy_template
--- 5659    _chance_template
--- 5688    _align_template
--- 5723  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough
--- 5725    _want_template
--- 5757    _names_option
--- 5792    _line_up
--- 5828    claim_any
--- 5901    _check_order
--- 5918  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 5923    _put_template
--- 5990    _enlist_template
--- 6033    _new_template
--- 6089    _tag_template
--- 6107    _room_template
--- 6134    _shed_template
--- 6176    _first0_template
--- 6217    _once_template
--- 6265    _blocks
--- 6292    _meet_template
--- 6326    _swap_template
--- 6386    _series_template
--- 6423    _found_template
--- 6479    spawn_task
--- 6539    spawn_tasks
--- 6586    _read_task
--- 6604  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 6609    _hold_template
--- 6660    _own_template
--- 6680    _done_template
--- 6724    complete_run
--- 6747    _flush_template
--- 6826    _why_template
--- 6842    _read_runs
--- 6888    _explain_bad_run
--- 6913    complete_runs
--- 6938    _end_template
--- 6987    _lost_template
--- 7003    _file_template
--- 7027    _again_template
--- 7067    _queue_template
--- 7088    _fail_template
--- 7106    fail_run
--- 7130    _nap_template
--- 7159    schedule_run
--- 7189    _free_template
--- 7237    release_run
--- 7262    _keep_template
--- 7288    extend_claim
--- 7311  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7316    _mark_template
--- 7338    _note_template
--- 7368    set_task_checkpoint_state
--- 7403    _recall_template
--- 7425    get_task_checkpoint_state
--- 7449    _list_template
--- 7478    get_task_checkpoint_states
--- 7504  43_events.sql: Wait for an event, or learn how the wait ended
--- 7511    _wait_template
--- 7583    _park_template
--- 7625    await_event
--- 7662    _emit_template
--- 7725    emit_event
--- 7750  44_control.sql: Read a task, or raise TG003
--- 7752    _fetch_template
--- 7779    _stop_template
--- 7811    _act_template
--- 7833    _halt_template
--- 7849    cancel_task
--- 7871    _rerun_template
--- 7944    _forget_template
--- 7964    _redo_template
--- 7997    _renew_template
--- 8033    retry_task
--- 8083    _show_template
--- 8131    get_task_result
--- 8166  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8173    _purge_template
--- 8203    _erase_template
--- 8248    _first_uuid
--- 8267    _sweep_template
--- 8307    _clean
--- 8341    cleanup_tasks
--- 8362    cleanup_events
--- 8383    cleanup_all_queues
--- 8413  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 8415    _cap_template
--- 8443    _write_limit
--- 8462    _read_limit
--- 8515    _check_limit_keys
--- 8537    set_limit
--- 8591    _usage_template
--- 8653    limit_usage
--- 8682  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 8684    _pause_template
--- 8705    _halve_template
--- 8737    _check_only
--- 8758    pause_queue
--- 8794    resume_queue
--- 8820    get_queue_policy
--- 8843    set_queue_policy
--- 8861    list_namespaces
--- 8878  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 8881    _read_filter
--- 8915    _states_option
--- 8946    _read_cursor
--- 8965    _check_limit
--- 8989    _find_template
--- 9041    _seek_template
--- 9090    _page_template
--- 9159    _ended_template
--- 9196    _fit_template
--- 9232    _live_template
--- 9279    _hints0_template
--- 9321    _rows_template
--- 9370    list_tasks
--- 9416    _peek_template
--- 9469    get_task
--- 9521    _runs_template
--- 9574    list_runs
--- 9605    _past_template
--- 9680    _since_template
--- 9698    get_task_history
--- 9718    _held_template
--- 9750    list_workers
--- 9789    _read_place
--- 9808    _acts_template
--- 9834    list_actions
--- 9866  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 9868    _abort_template
--- 9905    cancel_tasks
--- 9942    _check_meant
--- 9962    _limit_option
--- 9975    _retake_template
--- 10013    requeue_task
--- 10038    _regain_template
--- 10074    requeue_tasks
--- 10113    list_dead_letters
--- 10156    _replay_template
--- 10197    replay_dead_letters
--- 10237    _bury_template
--- 10279    purge_dead_letters
--- 10309  49_stats.sql: When the first task that is ready became so; null if none is
--- 10311    _oldest_template
--- 10348    _elder0_template
--- 10382    _tenure_template
--- 10405    _is_wanted
--- 10422    _stat_template
--- 10468    queue_stats
--- 10523    _from
--- 10536    _counters (view)
--- 10560    _gauge_template
--- 10606    _spans_template
--- 10659    metrics
--- 10695    _xmin_age
--- 10714    prometheus
--- 10773    _label_text
--- 10796    health
--- 10850  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 10855    _tick_template
--- 10877    _ticked (sequence)
--- 10883    _set_ticked
--- 10896    ticker
--- 10944    ticker_loop (procedure)
--- 10970  51_cron.sql: Whether pg_cron is installed in this database
--- 10972    _has_cron
--- 10982    _cron_has_seconds
--- 11003    _explain_no_cron
--- 11035    start
--- 11078    stop
--- 11103    _maintain
--- 11125    status
--- 11161  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11165    _rights (view)
--- 11245    _allowed
--- 11283    _grant
--- 11302    _grant_again
--- 11318    _grant_queue
--- 11333    _check_grant
--- 11366    grant_access
--- 11402    revoke_access
--- 11449  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  388  00_install.sql
+--  436  01_version.sql: What the schema is, and its version
+--  443    version
+--  455  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  457    current_time
+--  476    _after
+--  491    _micros
+--  502  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  518    _random_bytes
+--  537    _make_uuidv7
+--  560    portable_uuidv7
+--  590    uuidv7_timestamp
+--  616    _task_id
+--  641    _run_id
+--  656    _run_task
+--  667    _run_number
+--  681  12_types.sql: The composite types that functions pass to each other
+--  686    _gap (type)
+--  694    _late (type)
+--  701    _timer (type)
+--  708    _tally (type)
+--  719    _picked (type)
+--  731    _spawn (type)
+--  755    _filter (type)
+--  789  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  791    _check_keys
+--  824    _number_option
+--  859    _integer_option
+--  875    _whole_option
+--  902    _text_option
+--  928    _flag_option
+--  950    _uuid_option
+--  977    _tags_option
+-- 1006    _check_name
+-- 1033    _check_seconds
+-- 1061    _check_isolation
+-- 1080    _buckets_option
+-- 1118    _check_policy
+-- 1165    _check_spawn
+-- 1212    _read_spawn_options
+-- 1291    _time_option
+-- 1312    _moment_option
+-- 1344    _read_time_options
+-- 1382    _unique_option
+-- 1436    _inherit
+-- 1466    _check_cancellation
+-- 1483  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1486    _check_retry_strategy
+-- 1524    _backoff
+-- 1577    _fraction
+-- 1588  20_tables.sql: Queues and the policy of each
+-- 1590    queues (table)
+-- 1623    grants (table)
+-- 1637    limits (table)
+-- 1658    starts (table)
+-- 1673    wanted (table)
+-- 1685    versions (table)
+-- 1700    t_template (table)
+-- 1810    g_template (table)
+-- 1822    d_template (table)
+-- 1836    p0_template (table)
+-- 1849    p1_template (table)
+-- 1892    l_template (table)
+-- 1919    h_template (table)
+-- 1936    k0_template (table)
+-- 1949    k1_template (table)
+-- 1978    n0_template (table)
+-- 1989    n1_template (table)
+-- 2005    n_template (table)
+-- 2029    seq_template (sequence)
+-- 2030    ring_template (sequence)
+-- 2031    parked_template (sequence)
+-- 2032    woken_template (sequence)
+-- 2033    plan_template (sequence)
+-- 2034    fired_template (sequence)
+-- 2035    clock_template (sequence)
+-- 2036    carry_template (sequence)
+-- 2037    round_template (sequence)
+-- 2060    r_template (table)
+-- 2077    a_template (table)
+-- 2103    c_template (table)
+-- 2119    e_template (table)
+-- 2136    u_template (table)
+-- 2149    w_template (table)
+-- 2164  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2167    validate_queue_name
+-- 2209    _policy
+-- 2253    _call
+-- 2267    _template_ddl (view)
+-- 2352    _stamp
+-- 2364    _stamp_queues
+-- 2392    _stamp_relation
+-- 2432    _stamp_function
+-- 2465    _function
+-- 2477    _signature
+-- 2488    _leave_extension
+-- 2514    _lock_number
+-- 2524    _share_queue
+-- 2537    _may
+-- 2553    _each_queue
+-- 2575    _init_template
+-- 2601    _hush_template
+-- 2622    _beyond
+-- 2631    create_queue
+-- 2694    _refuse_busy
+-- 2713    drop_queue
+-- 2743    _drop_all
+-- 2792    list_queues
+-- 2816  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 2825    _push_template
+-- 2866    _fill
+-- 2886    _add0_template
+-- 2953    _back0_template
+-- 2971  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 2976    _claim0_template
+-- 3048    _pick0_template
+-- 3131    _limits_template
+-- 3172    _move0_template
+-- 3234    _open_xids
+-- 3254    _next0_template
+-- 3283    _many0_template
+-- 3312    _stuck0_template
+-- 3350    _trim0_template
+-- 3395    _take_template
+-- 3476    _known_template
+-- 3496    _paused_until
+-- 3509    claim_task
+-- 3570    _next_template
+-- 3612    _soon0_template
+-- 3668    next_due
+-- 3693  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 3706    _due0_template
+-- 3782    _last0_template
+-- 3807    _any0_template
+-- 3834    _miss0_template
+-- 3870    _pass0_template
+-- 3916    _fire_template
+-- 3968    _expire_template
+-- 4036    _timeout_reason
+-- 4055    _over_template
+-- 4077    _close_template
+-- 4107    _follow_template
+-- 4137  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4139    _segment_bytes
+-- 4160    _turn_template
+-- 4192    _turn0_template
+-- 4230    _spent0_template
+-- 4244    _dry0_template
+-- 4271    _left0_template
+-- 4302    _carry0_template
+-- 4346  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4352    _remake_template
+-- 4404    _alive_template
+-- 4458    _home
+-- 4471    _settle_template
+-- 4493    rebuild_dispatch
+-- 4530    _recap_template
+-- 4561  35_tally.sql: The letter by which tallies know where a task stands
+-- 4563    _letter
+-- 4582    _letters
+-- 4594    _bound
+-- 4614    _tally_template
+-- 4639    _reckon_template
+-- 4666    _finish_template
+-- 4694    _moved_template
+-- 4725    _sum0_template
+-- 4761    _noted0_template
+-- 4796    _bank0_template
+-- 4816    _census_template
+-- 4838    _count_template
+-- 4860  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 4870    _gate_number
+-- 4880    _limit_of
+-- 4897    _rule_template
+-- 4926    _going_template
+-- 4940    _busy_template
+-- 4956    _everywhere_busy
+-- 4982    _started
+-- 4999    _left_over
+-- 5020    _slots_template
+-- 5054    _vacate_template
+-- 5116    _unpause
+-- 5136    _unbar_template
+-- 5165    _intake_template
+-- 5186    _sift0_template
+-- 5271    _line_template
+-- 5320    _keys_template
+-- 5357    _admit_template
+-- 5402    _spare_template
+-- 5423    _choose_template
+-- 5468    _named_template
+-- 5495    _weed_template
+-- 5528    _seize_template
+-- 5599    _occupy_template
+-- 5660    _chance_template
+-- 5689    _align_template
+-- 5724  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough
+-- 5726    _want_template
+-- 5758    _names_option
+-- 5793    _line_up
+-- 5831    _enter_lanes
+-- 5867    claim_any
+-- 5943    _check_order
+-- 5960  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 5965    _put_template
+-- 6032    _enlist_template
+-- 6075    _new_template
+-- 6131    _tag_template
+-- 6149    _room_template
+-- 6176    _shed_template
+-- 6218    _first0_template
+-- 6259    _once_template
+-- 6307    _blocks
+-- 6334    _meet_template
+-- 6368    _swap_template
+-- 6428    _series_template
+-- 6465    _found_template
+-- 6521    spawn_task
+-- 6581    spawn_tasks
+-- 6628    _read_task
+-- 6646  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 6651    _hold_template
+-- 6702    _own_template
+-- 6722    _done_template
+-- 6766    complete_run
+-- 6789    _flush_template
+-- 6868    _why_template
+-- 6884    _read_runs
+-- 6930    _explain_bad_run
+-- 6955    complete_runs
+-- 6980    _end_template
+-- 7029    _lost_template
+-- 7045    _file_template
+-- 7069    _again_template
+-- 7109    _queue_template
+-- 7130    _fail_template
+-- 7148    fail_run
+-- 7172    _nap_template
+-- 7201    schedule_run
+-- 7231    _free_template
+-- 7279    release_run
+-- 7304    _keep_template
+-- 7330    extend_claim
+-- 7353  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7358    _mark_template
+-- 7380    _note_template
+-- 7410    set_task_checkpoint_state
+-- 7445    _recall_template
+-- 7467    get_task_checkpoint_state
+-- 7491    _list_template
+-- 7520    get_task_checkpoint_states
+-- 7546  43_events.sql: Wait for an event, or learn how the wait ended
+-- 7553    _wait_template
+-- 7625    _park_template
+-- 7667    await_event
+-- 7704    _emit_template
+-- 7767    emit_event
+-- 7792  44_control.sql: Read a task, or raise TG003
+-- 7794    _fetch_template
+-- 7821    _stop_template
+-- 7853    _act_template
+-- 7875    _halt_template
+-- 7891    cancel_task
+-- 7913    _rerun_template
+-- 7986    _forget_template
+-- 8006    _redo_template
+-- 8039    _renew_template
+-- 8075    retry_task
+-- 8125    _show_template
+-- 8173    get_task_result
+-- 8208  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8215    _purge_template
+-- 8245    _erase_template
+-- 8290    _first_uuid
+-- 8309    _sweep_template
+-- 8349    _clean
+-- 8383    cleanup_tasks
+-- 8404    cleanup_events
+-- 8425    cleanup_all_queues
+-- 8455  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 8457    _cap_template
+-- 8485    _write_limit
+-- 8504    _read_limit
+-- 8557    _check_limit_keys
+-- 8579    set_limit
+-- 8633    _usage_template
+-- 8695    limit_usage
+-- 8724  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 8726    _pause_template
+-- 8747    _halve_template
+-- 8779    _check_only
+-- 8800    pause_queue
+-- 8836    resume_queue
+-- 8862    get_queue_policy
+-- 8885    set_queue_policy
+-- 8903    list_namespaces
+-- 8920  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 8923    _read_filter
+-- 8957    _states_option
+-- 8988    _read_cursor
+-- 9007    _check_limit
+-- 9031    _find_template
+-- 9083    _seek_template
+-- 9132    _page_template
+-- 9201    _ended_template
+-- 9238    _fit_template
+-- 9274    _live_template
+-- 9321    _hints0_template
+-- 9363    _rows_template
+-- 9412    list_tasks
+-- 9458    _peek_template
+-- 9511    get_task
+-- 9563    _runs_template
+-- 9616    list_runs
+-- 9647    _past_template
+-- 9722    _since_template
+-- 9740    get_task_history
+-- 9760    _held_template
+-- 9792    list_workers
+-- 9831    _read_place
+-- 9850    _acts_template
+-- 9876    list_actions
+-- 9908  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 9910    _abort_template
+-- 9947    cancel_tasks
+-- 9984    _check_meant
+-- 10004    _limit_option
+-- 10017    _retake_template
+-- 10055    requeue_task
+-- 10080    _regain_template
+-- 10116    requeue_tasks
+-- 10155    list_dead_letters
+-- 10198    _replay_template
+-- 10239    replay_dead_letters
+-- 10279    _bury_template
+-- 10321    purge_dead_letters
+-- 10351  49_stats.sql: When the first task that is ready became so; null if none is
+-- 10353    _oldest_template
+-- 10390    _elder0_template
+-- 10424    _tenure_template
+-- 10447    _is_wanted
+-- 10464    _stat_template
+-- 10510    queue_stats
+-- 10565    _from
+-- 10578    _counters (view)
+-- 10602    _gauge_template
+-- 10648    _spans_template
+-- 10701    metrics
+-- 10737    _xmin_age
+-- 10756    prometheus
+-- 10815    _label_text
+-- 10838    health
+-- 10892  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 10897    _tick_template
+-- 10919    _ticked (sequence)
+-- 10925    _set_ticked
+-- 10938    ticker
+-- 10986    ticker_loop (procedure)
+-- 11012  51_cron.sql: Whether pg_cron is installed in this database
+-- 11014    _has_cron
+-- 11024    _cron_has_seconds
+-- 11045    _explain_no_cron
+-- 11077    start
+-- 11120    stop
+-- 11145    _maintain
+-- 11167    status
+-- 11203  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11207    _rights (view)
+-- 11287    _allowed
+-- 11325    _grant
+-- 11344    _grant_again
+-- 11360    _grant_queue
+-- 11375    _check_grant
+-- 11408    grant_access
+-- 11444    revoke_access
+-- 11491  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -5824,6 +5825,44 @@ begin
 end;
 $$;
 
+-- Wait for the locks of the lanes of some queues.  Who needs several takes them in this order,
+-- that of all queues first, and before any other, so that no two wait for each other.
+-- p_by_name: the queues go by rules from now on.
+create or replace function teguh._enter_lanes(p_queue_names text[], p_by_name boolean)
+  returns void
+  language plpgsql
+  volatile
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_name text;
+begin
+  for v_name in
+    select q.queue_name
+    from teguh.queues as q
+    where p_by_name
+      and not q.ruled
+      and q.queue_name = any (p_queue_names)
+    order by q.queue_name
+  loop
+    execute format('select teguh._rule_%s()', v_name);
+  end loop;
+
+  perform pg_advisory_xact_lock(teguh._gate_number(l.queue_name))
+  from teguh.limits as l
+  where l.queue_name = '*';
+  perform pg_advisory_xact_lock(teguh._gate_number(q.queue_name))
+  from (
+    select q.queue_name
+    from teguh.queues as q
+    where q.ruled
+      and q.queue_name = any (p_queue_names)
+    order by q.queue_name
+  ) as q;
+end;
+$$;
+
 -- Claim runs of several queues.
 create or replace function teguh.claim_any(
   p_queue_names   text[],
@@ -5856,6 +5895,7 @@ as $$
 declare
   v_options jsonb := coalesce(p_options, '{}');
   v_names   text[];
+  v_queues  text[];
   v_queue   text;
   v_policy  jsonb;
   v_left    integer := greatest(coalesce(p_qty, 1), 1);
@@ -5866,9 +5906,11 @@ begin
   v_names := teguh._names_option(v_options);
   perform teguh._check_order(teguh._text_option(v_options, 'order'));
 
-  foreach v_queue in array teguh._line_up(
-    p_queue_names, coalesce(v_options ->> 'order', 'round_robin')
-  ) loop
+  v_queues := teguh._line_up(p_queue_names, coalesce(v_options ->> 'order', 'round_robin'));
+  if cardinality(v_queues) > 1 or v_names is not null then
+    perform teguh._enter_lanes(v_queues, v_names is not null);
+  end if;
+  foreach v_queue in array v_queues loop
     exit when v_left <= 0;
     v_policy := teguh._policy(v_queue);
     continue when teguh._paused_until(v_policy) is not null;
@@ -11252,7 +11294,7 @@ as $$
   from pg_proc as p
   where p.pronamespace = 'teguh'::regnamespace
     and (
-      p.proname in ('_policy', '_set_ticked', '_xmin_age')
+      p.proname in ('_policy', '_set_ticked', '_xmin_age', '_enter_lanes')
       or (
         p.proname ~ '^_'
         and not p.prosecdef

@@ -5639,6 +5639,44 @@ begin
 end;
 $$;
 
+-- Wait for the locks of the lanes of some queues.  Who needs several takes them in this order,
+-- that of all queues first, and before any other, so that no two wait for each other.
+-- p_by_name: the queues go by rules from now on.
+create or replace function teguh._enter_lanes(p_queue_names text[], p_by_name boolean)
+  returns void
+  language plpgsql
+  volatile
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_name text;
+begin
+  for v_name in
+    select q.queue_name
+    from teguh.queues as q
+    where p_by_name
+      and not q.ruled
+      and q.queue_name = any (p_queue_names)
+    order by q.queue_name
+  loop
+    execute format('select teguh._rule_%s()', v_name);
+  end loop;
+
+  perform pg_advisory_xact_lock(teguh._gate_number(l.queue_name))
+  from teguh.limits as l
+  where l.queue_name = '*';
+  perform pg_advisory_xact_lock(teguh._gate_number(q.queue_name))
+  from (
+    select q.queue_name
+    from teguh.queues as q
+    where q.ruled
+      and q.queue_name = any (p_queue_names)
+    order by q.queue_name
+  ) as q;
+end;
+$$;
+
 -- Claim runs of several queues.
 create or replace function teguh.claim_any(
   p_queue_names   text[],
@@ -5671,6 +5709,7 @@ as $$
 declare
   v_options jsonb := coalesce(p_options, '{}');
   v_names   text[];
+  v_queues  text[];
   v_queue   text;
   v_policy  jsonb;
   v_left    integer := greatest(coalesce(p_qty, 1), 1);
@@ -5681,9 +5720,11 @@ begin
   v_names := teguh._names_option(v_options);
   perform teguh._check_order(teguh._text_option(v_options, 'order'));
 
-  foreach v_queue in array teguh._line_up(
-    p_queue_names, coalesce(v_options ->> 'order', 'round_robin')
-  ) loop
+  v_queues := teguh._line_up(p_queue_names, coalesce(v_options ->> 'order', 'round_robin'));
+  if cardinality(v_queues) > 1 or v_names is not null then
+    perform teguh._enter_lanes(v_queues, v_names is not null);
+  end if;
+  foreach v_queue in array v_queues loop
     exit when v_left <= 0;
     v_policy := teguh._policy(v_queue);
     continue when teguh._paused_until(v_policy) is not null;
@@ -11067,7 +11108,7 @@ as $$
   from pg_proc as p
   where p.pronamespace = 'teguh'::regnamespace
     and (
-      p.proname in ('_policy', '_set_ticked', '_xmin_age')
+      p.proname in ('_policy', '_set_ticked', '_xmin_age', '_enter_lanes')
       or (
         p.proname ~ '^_'
         and not p.prosecdef
