@@ -196,194 +196,194 @@
 -- 5271    _line_template
 -- 5320    _keys_template
 -- 5357    _admit_template
--- 5402    _spare_template
--- 5423    _choose_template
--- 5468    _named_template
--- 5495    _weed_template
--- 5528    _seize_template
--- 5599    _occupy_template
--- 5660    _chance_template
--- 5689    _align_template
--- 5724  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough
--- 5726    _want_template
--- 5758    _names_option
--- 5793    _line_up
--- 5831    _enter_lanes
--- 5867    claim_any
--- 5943    _check_order
--- 5960  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 5965    _put_template
--- 6032    _enlist_template
--- 6075    _new_template
--- 6131    _tag_template
--- 6149    _room_template
--- 6176    _shed_template
--- 6218    _first0_template
--- 6259    _once_template
--- 6307    _blocks
--- 6334    _meet_template
--- 6368    _swap_template
--- 6428    _series_template
--- 6465    _found_template
--- 6521    spawn_task
--- 6581    spawn_tasks
--- 6628    _read_task
--- 6646  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 6651    _hold_template
--- 6702    _own_template
--- 6722    _done_template
--- 6766    complete_run
--- 6789    _flush_template
--- 6868    _why_template
--- 6884    _read_runs
--- 6930    _explain_bad_run
--- 6955    complete_runs
--- 6980    _end_template
--- 7029    _lost_template
--- 7045    _file_template
--- 7069    _again_template
--- 7109    _queue_template
--- 7130    _fail_template
--- 7148    fail_run
--- 7172    _nap_template
--- 7201    schedule_run
--- 7231    _free_template
--- 7279    release_run
--- 7304    _keep_template
--- 7330    extend_claim
--- 7353  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7358    _mark_template
--- 7380    _note_template
--- 7410    set_task_checkpoint_state
--- 7445    _recall_template
--- 7467    get_task_checkpoint_state
--- 7491    _list_template
--- 7520    get_task_checkpoint_states
--- 7546  43_events.sql: Wait for an event, or learn how the wait ended
--- 7553    _wait_template
--- 7625    _park_template
--- 7667    await_event
--- 7704    _emit_template
--- 7767    emit_event
--- 7792  44_control.sql: Read a task, or raise TG003
--- 7794    _fetch_template
--- 7821    _stop_template
--- 7853    _act_template
--- 7875    _halt_template
--- 7891    cancel_task
--- 7913    _rerun_template
--- 7986    _forget_template
--- 8006    _redo_template
--- 8039    _renew_template
--- 8075    retry_task
--- 8125    _show_template
--- 8173    get_task_result
--- 8208  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8215    _purge_template
--- 8245    _erase_template
--- 8290    _first_uuid
--- 8309    _sweep_template
--- 8349    _clean
--- 8383    cleanup_tasks
--- 8404    cleanup_events
--- 8425    cleanup_all_queues
--- 8455  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 8457    _cap_template
--- 8485    _write_limit
--- 8504    _read_limit
--- 8557    _check_limit_keys
--- 8579    set_limit
--- 8633    _usage_template
--- 8695    limit_usage
--- 8724  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 8726    _pause_template
--- 8747    _halve_template
--- 8779    _check_only
--- 8800    pause_queue
--- 8836    resume_queue
--- 8862    get_queue_policy
--- 8885    set_queue_policy
--- 8903    list_namespaces
--- 8920  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 8923    _read_filter
--- 8957    _states_option
--- 8988    _read_cursor
--- 9007    _check_limit
--- 9031    _find_template
--- 9083    _seek_template
--- 9132    _page_template
--- 9201    _ended_template
--- 9238    _fit_template
--- 9274    _live_template
--- 9321    _hints0_template
--- 9363    _rows_template
--- 9412    list_tasks
--- 9458    _peek_template
--- 9511    get_task
--- 9563    _runs_template
--- 9616    list_runs
--- 9647    _past_template
--- 9722    _since_template
--- 9740    get_task_history
--- 9760    _held_template
--- 9792    list_workers
--- 9831    _read_place
--- 9850    _acts_template
--- 9876    list_actions
--- 9908  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 9910    _abort_template
--- 9947    cancel_tasks
--- 9984    _check_meant
--- 10004    _limit_option
--- 10017    _retake_template
--- 10055    requeue_task
--- 10080    _regain_template
--- 10116    requeue_tasks
--- 10155    list_dead_letters
--- 10198    _replay_template
--- 10239    replay_dead_letters
--- 10279    _bury_template
--- 10321    purge_dead_letters
--- 10351  49_stats.sql: When the first task that is ready became so; null if none is
--- 10353    _oldest_template
--- 10390    _elder0_template
--- 10424    _tenure_template
--- 10447    _is_wanted
--- 10464    _stat_template
--- 10510    queue_stats
--- 10565    _from
--- 10578    _counters (view)
--- 10602    _gauge_template
--- 10648    _spans_template
--- 10701    metrics
--- 10737    _xmin_age
--- 10756    prometheus
--- 10815    _label_text
--- 10838    health
--- 10892  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 10897    _tick_template
--- 10919    _ticked (sequence)
--- 10925    _set_ticked
--- 10938    ticker
--- 10986    ticker_loop (procedure)
--- 11012  51_cron.sql: Whether pg_cron is installed in this database
--- 11014    _has_cron
--- 11024    _cron_has_seconds
--- 11045    _explain_no_cron
--- 11077    start
--- 11120    stop
--- 11145    _maintain
--- 11167    status
--- 11203  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11207    _rights (view)
--- 11287    _allowed
--- 11325    _grant
--- 11344    _grant_again
--- 11360    _grant_queue
--- 11375    _check_grant
--- 11408    grant_access
--- 11444    revoke_access
--- 11491  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 5407    _spare_template
+-- 5428    _choose_template
+-- 5473    _named_template
+-- 5500    _weed_template
+-- 5533    _seize_template
+-- 5604    _occupy_template
+-- 5665    _chance_template
+-- 5694    _align_template
+-- 5729  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough
+-- 5731    _want_template
+-- 5763    _names_option
+-- 5798    _queues_in_order
+-- 5836    _enter_lanes
+-- 5872    claim_any
+-- 5948    _check_order
+-- 5965  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 5970    _put_template
+-- 6037    _enlist_template
+-- 6080    _new_template
+-- 6136    _tag_template
+-- 6154    _room_template
+-- 6181    _shed_template
+-- 6223    _first0_template
+-- 6264    _once_template
+-- 6312    _blocks
+-- 6339    _meet_template
+-- 6373    _swap_template
+-- 6433    _series_template
+-- 6470    _found_template
+-- 6526    spawn_task
+-- 6586    spawn_tasks
+-- 6633    _read_task
+-- 6651  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 6656    _hold_template
+-- 6707    _own_template
+-- 6727    _done_template
+-- 6771    complete_run
+-- 6794    _flush_template
+-- 6873    _why_template
+-- 6889    _read_runs
+-- 6935    _explain_bad_run
+-- 6960    complete_runs
+-- 6985    _end_template
+-- 7034    _lost_template
+-- 7050    _file_template
+-- 7074    _again_template
+-- 7114    _queue_template
+-- 7135    _fail_template
+-- 7153    fail_run
+-- 7177    _nap_template
+-- 7206    schedule_run
+-- 7236    _free_template
+-- 7284    release_run
+-- 7309    _keep_template
+-- 7335    extend_claim
+-- 7358  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7363    _mark_template
+-- 7385    _note_template
+-- 7415    set_task_checkpoint_state
+-- 7450    _recall_template
+-- 7472    get_task_checkpoint_state
+-- 7496    _list_template
+-- 7525    get_task_checkpoint_states
+-- 7551  43_events.sql: Wait for an event, or learn how the wait ended
+-- 7558    _wait_template
+-- 7630    _park_template
+-- 7672    await_event
+-- 7709    _emit_template
+-- 7772    emit_event
+-- 7797  44_control.sql: Read a task, or raise TG003
+-- 7799    _fetch_template
+-- 7826    _stop_template
+-- 7858    _act_template
+-- 7880    _halt_template
+-- 7896    cancel_task
+-- 7918    _rerun_template
+-- 7991    _forget_template
+-- 8011    _redo_template
+-- 8044    _renew_template
+-- 8080    retry_task
+-- 8130    _show_template
+-- 8178    get_task_result
+-- 8213  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8220    _purge_template
+-- 8250    _erase_template
+-- 8295    _first_uuid
+-- 8314    _sweep_template
+-- 8354    _clean
+-- 8388    cleanup_tasks
+-- 8409    cleanup_events
+-- 8430    cleanup_all_queues
+-- 8460  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 8462    _cap_template
+-- 8490    _write_limit
+-- 8509    _read_limit
+-- 8562    _check_limit_keys
+-- 8584    set_limit
+-- 8638    _usage_template
+-- 8700    limit_usage
+-- 8729  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 8731    _pause_template
+-- 8752    _halve_template
+-- 8784    _check_only
+-- 8805    pause_queue
+-- 8841    resume_queue
+-- 8867    get_queue_policy
+-- 8890    set_queue_policy
+-- 8908    list_namespaces
+-- 8925  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 8928    _read_filter
+-- 8962    _states_option
+-- 8993    _read_cursor
+-- 9012    _check_limit
+-- 9036    _find_template
+-- 9088    _seek_template
+-- 9137    _page_template
+-- 9206    _ended_template
+-- 9243    _fit_template
+-- 9279    _live_template
+-- 9326    _hints0_template
+-- 9368    _rows_template
+-- 9417    list_tasks
+-- 9463    _peek_template
+-- 9516    get_task
+-- 9568    _runs_template
+-- 9621    list_runs
+-- 9652    _past_template
+-- 9727    _since_template
+-- 9745    get_task_history
+-- 9765    _held_template
+-- 9797    list_workers
+-- 9836    _read_place
+-- 9855    _acts_template
+-- 9881    list_actions
+-- 9913  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 9915    _abort_template
+-- 9952    cancel_tasks
+-- 9989    _check_meant
+-- 10009    _limit_option
+-- 10022    _retake_template
+-- 10060    requeue_task
+-- 10086    _regain_template
+-- 10138    requeue_tasks
+-- 10177    list_dead_letters
+-- 10220    _replay_template
+-- 10261    replay_dead_letters
+-- 10301    _bury_template
+-- 10343    purge_dead_letters
+-- 10373  49_stats.sql: When the first task that is ready became so; null if none is
+-- 10375    _oldest_template
+-- 10412    _elder0_template
+-- 10446    _tenure_template
+-- 10469    _is_wanted
+-- 10486    _stat_template
+-- 10532    queue_stats
+-- 10587    _from
+-- 10600    _counters (view)
+-- 10624    _gauge_template
+-- 10670    _spans_template
+-- 10723    metrics
+-- 10759    _xmin_age
+-- 10778    prometheus
+-- 10837    _label_text
+-- 10860    health
+-- 10914  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 10919    _tick_template
+-- 10941    _ticked (sequence)
+-- 10947    _set_ticked
+-- 10960    ticker
+-- 11008    ticker_loop (procedure)
+-- 11034  51_cron.sql: Whether pg_cron is installed in this database
+-- 11036    _has_cron
+-- 11046    _cron_has_seconds
+-- 11067    _explain_no_cron
+-- 11099    start
+-- 11142    stop
+-- 11167    _maintain
+-- 11189    status
+-- 11225  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11229    _rights (view)
+-- 11309    _allowed
+-- 11347    _grant
+-- 11366    _grant_again
+-- 11382    _grant_queue
+-- 11397    _check_grant
+-- 11430    grant_access
+-- 11466    revoke_access
+-- 11513  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -5386,7 +5386,12 @@ begin
       least(p_qty - cardinality(v_task_ids), v_room)::integer, p_task_names, p_now
     );
     exit when v_picks.task_ids is null;
-    continue when teguh._weed_template(v_picks.places, p_now);
+    if teguh._weed_template(v_picks.places, p_now) then
+      -- there may be many
+      perform teguh._weed_template(c.places, p_now)
+      from teguh._choose_template(1000, p_task_names, p_now) as c;
+      continue;
+    end if;
     v_claimed := teguh._seize_template(
       p_worker, p_now, p_until, v_picks.task_ids, v_picks.turns, v_picks.places
     );
@@ -5790,7 +5795,7 @@ end;
 $$;
 
 -- The queues that a worker claims from, in the order in which it does.
-create or replace function teguh._line_up(p_queue_names text[], p_order text)
+create or replace function teguh._queues_in_order(p_queue_names text[], p_order text)
   returns text[]
   language plpgsql
   volatile
@@ -5906,7 +5911,7 @@ begin
   v_names := teguh._names_option(v_options);
   perform teguh._check_order(teguh._text_option(v_options, 'order'));
 
-  v_queues := teguh._line_up(p_queue_names, coalesce(v_options ->> 'order', 'round_robin'));
+  v_queues := teguh._queues_in_order(p_queue_names, coalesce(v_options ->> 'order', 'round_robin'));
   if cardinality(v_queues) > 1 or v_names is not null then
     perform teguh._enter_lanes(v_queues, v_names is not null);
   end if;
@@ -9317,7 +9322,7 @@ end;
 $$;
 
 -- The tasks of the rows of a segment that its positions have not passed.  p_kinds: s and l for
--- timers of sleepers and leases, r for what is ready.
+-- timers of sleepers and leases, r for what is ready, be it in a lane.
 create or replace function teguh._hints0_template(p_kinds text)
   returns uuid[]
   language plpgsql
@@ -9344,7 +9349,7 @@ begin
       join teguh.p0_template as p on p.xid = g.xid
       where p.kind = 'r'
         and p.seq between g.low_seq and g.high_seq
-    );
+    ) || array(select l.task_id from teguh.l_template as l);
   end if;
 
   if strpos(p_kinds, 'l') > 0 then
@@ -10076,7 +10081,8 @@ comment on function teguh.requeue_task(text, uuid, text) is
   'the id of the next run; the worker meets AB002 if it is alive after all. Raises TG001 for an '
   'unknown queue, TG003 for an unknown task, TG004 unless it is running.';
 
--- Take tasks away from a worker, or from all (null), locked in the order of their ids.
+-- Take the newest p_limit tasks away from a worker, or from all (null), locked in the order of
+-- their ids.
 create or replace function teguh._regain_template(
   p_filter    teguh._filter,
   p_worker_id text,
@@ -10089,12 +10095,28 @@ create or replace function teguh._regain_template(
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_task_ids uuid[] := teguh._find_template(
-    p_filter, 'ffffffff-ffff-ffff-ffff-ffffffffffff', p_limit
-  );
+  v_before   uuid := 'ffffffff-ffff-ffff-ffff-ffffffffffff';
+  v_page     uuid[];
+  v_task_ids uuid[] := '{}';
   v_task_id  uuid;
   v_count    integer := 0;
 begin
+  loop
+    v_page := teguh._find_template(p_filter, v_before, 1000);
+    exit when v_page = '{}';
+    v_before := v_page[cardinality(v_page)];
+    v_task_ids := v_task_ids || array(
+      select t.task_id
+      from unnest(v_page) with ordinality as u(task_id, place)
+      join teguh.t_template as t on t.task_id = u.task_id
+      where t.state = 'running'
+        and t.claimed_by = coalesce(p_worker_id, t.claimed_by)
+      order by u.place
+      limit p_limit - cardinality(v_task_ids)
+    );
+    exit when cardinality(v_task_ids) >= p_limit;
+  end loop;
+
   for v_task_id in
     select t.task_id
     from teguh.t_template as t

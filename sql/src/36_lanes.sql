@@ -526,7 +526,12 @@ begin
       least(p_qty - cardinality(v_task_ids), v_room)::integer, p_task_names, p_now
     );
     exit when v_picks.task_ids is null;
-    continue when teguh._weed_template(v_picks.places, p_now);
+    if teguh._weed_template(v_picks.places, p_now) then
+      -- there may be many
+      perform teguh._weed_template(c.places, p_now)
+      from teguh._choose_template(1000, p_task_names, p_now) as c;
+      continue;
+    end if;
     v_claimed := teguh._seize_template(
       p_worker, p_now, p_until, v_picks.task_ids, v_picks.turns, v_picks.places
     );

@@ -66,7 +66,7 @@ end;
 $$;
 
 -- The queues that a worker claims from, in the order in which it does.
-create or replace function teguh._line_up(p_queue_names text[], p_order text)
+create or replace function teguh._queues_in_order(p_queue_names text[], p_order text)
   returns text[]
   language plpgsql
   volatile
@@ -182,7 +182,7 @@ begin
   v_names := teguh._names_option(v_options);
   perform teguh._check_order(teguh._text_option(v_options, 'order'));
 
-  v_queues := teguh._line_up(p_queue_names, coalesce(v_options ->> 'order', 'round_robin'));
+  v_queues := teguh._queues_in_order(p_queue_names, coalesce(v_options ->> 'order', 'round_robin'));
   if cardinality(v_queues) > 1 or v_names is not null then
     perform teguh._enter_lanes(v_queues, v_names is not null);
   end if;

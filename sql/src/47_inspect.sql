@@ -397,7 +397,7 @@ end;
 $$;
 
 -- The tasks of the rows of a segment that its positions have not passed.  p_kinds: s and l for
--- timers of sleepers and leases, r for what is ready.
+-- timers of sleepers and leases, r for what is ready, be it in a lane.
 create or replace function teguh._hints0_template(p_kinds text)
   returns uuid[]
   language plpgsql
@@ -424,7 +424,7 @@ begin
       join teguh.p0_template as p on p.xid = g.xid
       where p.kind = 'r'
         and p.seq between g.low_seq and g.high_seq
-    );
+    ) || array(select l.task_id from teguh.l_template as l);
   end if;
 
   if strpos(p_kinds, 'l') > 0 then

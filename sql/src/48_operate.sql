@@ -168,7 +168,8 @@ comment on function teguh.requeue_task(text, uuid, text) is
   'the id of the next run; the worker meets AB002 if it is alive after all. Raises TG001 for an '
   'unknown queue, TG003 for an unknown task, TG004 unless it is running.';
 
--- Take tasks away from a worker, or from all (null), locked in the order of their ids.
+-- Take the newest p_limit tasks away from a worker, or from all (null), locked in the order of
+-- their ids.
 create or replace function teguh._regain_template(
   p_filter    teguh._filter,
   p_worker_id text,
@@ -181,12 +182,28 @@ create or replace function teguh._regain_template(
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_task_ids uuid[] := teguh._find_template(
-    p_filter, 'ffffffff-ffff-ffff-ffff-ffffffffffff', p_limit
-  );
+  v_before   uuid := 'ffffffff-ffff-ffff-ffff-ffffffffffff';
+  v_page     uuid[];
+  v_task_ids uuid[] := '{}';
   v_task_id  uuid;
   v_count    integer := 0;
 begin
+  loop
+    v_page := teguh._find_template(p_filter, v_before, 1000);
+    exit when v_page = '{}';
+    v_before := v_page[cardinality(v_page)];
+    v_task_ids := v_task_ids || array(
+      select t.task_id
+      from unnest(v_page) with ordinality as u(task_id, place)
+      join teguh.t_template as t on t.task_id = u.task_id
+      where t.state = 'running'
+        and t.claimed_by = coalesce(p_worker_id, t.claimed_by)
+      order by u.place
+      limit p_limit - cardinality(v_task_ids)
+    );
+    exit when cardinality(v_task_ids) >= p_limit;
+  end loop;
+
   for v_task_id in
     select t.task_id
     from teguh.t_template as t

@@ -5200,7 +5200,12 @@ begin
       least(p_qty - cardinality(v_task_ids), v_room)::integer, p_task_names, p_now
     );
     exit when v_picks.task_ids is null;
-    continue when teguh._weed_template(v_picks.places, p_now);
+    if teguh._weed_template(v_picks.places, p_now) then
+      -- there may be many
+      perform teguh._weed_template(c.places, p_now)
+      from teguh._choose_template(1000, p_task_names, p_now) as c;
+      continue;
+    end if;
     v_claimed := teguh._seize_template(
       p_worker, p_now, p_until, v_picks.task_ids, v_picks.turns, v_picks.places
     );
@@ -5604,7 +5609,7 @@ end;
 $$;
 
 -- The queues that a worker claims from, in the order in which it does.
-create or replace function teguh._line_up(p_queue_names text[], p_order text)
+create or replace function teguh._queues_in_order(p_queue_names text[], p_order text)
   returns text[]
   language plpgsql
   volatile
@@ -5720,7 +5725,7 @@ begin
   v_names := teguh._names_option(v_options);
   perform teguh._check_order(teguh._text_option(v_options, 'order'));
 
-  v_queues := teguh._line_up(p_queue_names, coalesce(v_options ->> 'order', 'round_robin'));
+  v_queues := teguh._queues_in_order(p_queue_names, coalesce(v_options ->> 'order', 'round_robin'));
   if cardinality(v_queues) > 1 or v_names is not null then
     perform teguh._enter_lanes(v_queues, v_names is not null);
   end if;
@@ -9131,7 +9136,7 @@ end;
 $$;
 
 -- The tasks of the rows of a segment that its positions have not passed.  p_kinds: s and l for
--- timers of sleepers and leases, r for what is ready.
+-- timers of sleepers and leases, r for what is ready, be it in a lane.
 create or replace function teguh._hints0_template(p_kinds text)
   returns uuid[]
   language plpgsql
@@ -9158,7 +9163,7 @@ begin
       join teguh.p0_template as p on p.xid = g.xid
       where p.kind = 'r'
         and p.seq between g.low_seq and g.high_seq
-    );
+    ) || array(select l.task_id from teguh.l_template as l);
   end if;
 
   if strpos(p_kinds, 'l') > 0 then
@@ -9890,7 +9895,8 @@ comment on function teguh.requeue_task(text, uuid, text) is
   'the id of the next run; the worker meets AB002 if it is alive after all. Raises TG001 for an '
   'unknown queue, TG003 for an unknown task, TG004 unless it is running.';
 
--- Take tasks away from a worker, or from all (null), locked in the order of their ids.
+-- Take the newest p_limit tasks away from a worker, or from all (null), locked in the order of
+-- their ids.
 create or replace function teguh._regain_template(
   p_filter    teguh._filter,
   p_worker_id text,
@@ -9903,12 +9909,28 @@ create or replace function teguh._regain_template(
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_task_ids uuid[] := teguh._find_template(
-    p_filter, 'ffffffff-ffff-ffff-ffff-ffffffffffff', p_limit
-  );
+  v_before   uuid := 'ffffffff-ffff-ffff-ffff-ffffffffffff';
+  v_page     uuid[];
+  v_task_ids uuid[] := '{}';
   v_task_id  uuid;
   v_count    integer := 0;
 begin
+  loop
+    v_page := teguh._find_template(p_filter, v_before, 1000);
+    exit when v_page = '{}';
+    v_before := v_page[cardinality(v_page)];
+    v_task_ids := v_task_ids || array(
+      select t.task_id
+      from unnest(v_page) with ordinality as u(task_id, place)
+      join teguh.t_template as t on t.task_id = u.task_id
+      where t.state = 'running'
+        and t.claimed_by = coalesce(p_worker_id, t.claimed_by)
+      order by u.place
+      limit p_limit - cardinality(v_task_ids)
+    );
+    exit when cardinality(v_task_ids) >= p_limit;
+  end loop;
+
   for v_task_id in
     select t.task_id
     from teguh.t_template as t

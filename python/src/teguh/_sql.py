@@ -17,13 +17,15 @@ from teguh.status()
 TICKER = "select teguh.ticker(%(queue)s)"
 TICKER_LOOP = "call teguh.ticker_loop(%(options)s::jsonb)"
 
-# Queues
+# Queues. Python knows no infinity of time.
 
 VALIDATE_QUEUE_NAME = "select teguh.validate_queue_name(%(queue)s)"
 CREATE_QUEUE = "select teguh.create_queue(%(queue)s, %(policy)s::jsonb)"
 DROP_QUEUE = "select teguh.drop_queue(%(queue)s)"
 LIST_QUEUES = """
-select queue_name, created_at, policy, paused_until, namespace
+select queue_name, created_at, policy,
+       case when paused_until is not null then least(paused_until, '9999-12-31 00:00+00') end,
+       namespace
 from teguh.list_queues()
 """
 LIST_NAMESPACES = "select namespace, queues from teguh.list_namespaces()"
@@ -40,7 +42,7 @@ RESUME_QUEUE = "select teguh.resume_queue(%(queue)s, %(reason)s, %(only)s::jsonb
 SET_LIMIT = "select teguh.set_limit(%(queue)s, %(scope)s, %(name)s, %(limit)s::jsonb)"
 LIMIT_USAGE = """
 select scope, name, max_running, running, rate, period_seconds, started, waiting, fifo, fair,
-       paused_until
+       case when paused_until is not null then least(paused_until, '9999-12-31 00:00+00') end
 from teguh.limit_usage(%(queue)s)
 """
 
