@@ -8,382 +8,383 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  388  00_install.sql
---  436  01_version.sql: What the schema is, and its version
---  443    version
---  455  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  457    current_time
---  476    _after
---  491    _micros
---  502  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  518    _random_bytes
---  537    _make_uuidv7
---  560    portable_uuidv7
---  590    uuidv7_timestamp
---  616    _task_id
---  641    _run_id
---  656    _run_task
---  667    _run_number
---  681  12_types.sql: The composite types that functions pass to each other
---  686    _gap (type)
---  694    _late (type)
---  701    _timer (type)
---  708    _tally (type)
---  719    _picked (type)
---  731    _spawn (type)
---  755    _filter (type)
---  789  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  791    _check_keys
---  824    _number_option
---  859    _integer_option
---  875    _whole_option
---  902    _text_option
---  928    _flag_option
---  950    _uuid_option
---  977    _tags_option
--- 1006    _check_name
--- 1033    _check_seconds
--- 1061    _check_isolation
--- 1080    _buckets_option
--- 1118    _check_policy
--- 1165    _check_spawn
--- 1212    _read_spawn_options
--- 1291    _time_option
--- 1312    _moment_option
--- 1344    _read_time_options
--- 1382    _unique_option
--- 1436    _inherit
--- 1466    _check_cancellation
--- 1483  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1486    _check_retry_strategy
--- 1524    _backoff
--- 1577    _fraction
--- 1588  20_tables.sql: Queues and the policy of each
--- 1590    queues (table)
--- 1623    grants (table)
--- 1637    limits (table)
--- 1658    starts (table)
--- 1673    wanted (table)
--- 1685    versions (table)
--- 1700    t_template (table)
--- 1810    g_template (table)
--- 1822    d_template (table)
--- 1836    p0_template (table)
--- 1849    p1_template (table)
--- 1892    l_template (table)
--- 1919    h_template (table)
--- 1936    k0_template (table)
--- 1949    k1_template (table)
--- 1978    n0_template (table)
--- 1989    n1_template (table)
--- 2005    n_template (table)
--- 2029    seq_template (sequence)
--- 2030    ring_template (sequence)
--- 2031    parked_template (sequence)
--- 2032    woken_template (sequence)
--- 2033    plan_template (sequence)
--- 2034    fired_template (sequence)
--- 2035    clock_template (sequence)
--- 2036    carry_template (sequence)
--- 2037    round_template (sequence)
--- 2060    r_template (table)
--- 2077    a_template (table)
--- 2103    c_template (table)
--- 2119    e_template (table)
--- 2136    u_template (table)
--- 2149    w_template (table)
--- 2164  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2167    validate_queue_name
--- 2209    _policy
--- 2253    _call
--- 2267    _template_ddl (view)
--- 2352    _stamp
--- 2364    _stamp_queues
--- 2392    _stamp_relation
--- 2432    _stamp_function
--- 2465    _function
--- 2477    _signature
--- 2488    _leave_extension
--- 2514    _lock_number
--- 2524    _share_queue
--- 2537    _may
--- 2553    _each_queue
--- 2575    _init_template
--- 2601    _hush_template
--- 2622    _beyond
--- 2631    create_queue
--- 2694    _refuse_busy
--- 2713    drop_queue
--- 2743    _drop_all
--- 2792    list_queues
--- 2816  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 2825    _push_template
--- 2866    _fill
--- 2886    _add0_template
--- 2953    _back0_template
--- 2971  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 2976    _claim0_template
--- 3048    _pick0_template
--- 3131    _limits_template
--- 3172    _move0_template
--- 3234    _open_xids
--- 3254    _next0_template
--- 3283    _many0_template
--- 3312    _stuck0_template
--- 3350    _trim0_template
--- 3395    _take_template
--- 3476    _known_template
--- 3496    _paused_until
--- 3509    claim_task
--- 3570    _next_template
--- 3612    _soon0_template
--- 3668    next_due
--- 3693  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 3706    _due0_template
--- 3782    _last0_template
--- 3807    _any0_template
--- 3834    _miss0_template
--- 3870    _pass0_template
--- 3916    _fire_template
--- 3968    _expire_template
--- 4036    _timeout_reason
--- 4055    _over_template
--- 4077    _close_template
--- 4107    _follow_template
--- 4137  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4139    _segment_bytes
--- 4160    _turn_template
--- 4192    _turn0_template
--- 4230    _spent0_template
--- 4244    _dry0_template
--- 4271    _left0_template
--- 4302    _carry0_template
--- 4346  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4352    _remake_template
--- 4404    _alive_template
--- 4458    _home
--- 4471    _settle_template
--- 4493    rebuild_dispatch
--- 4530    _recap_template
--- 4561  35_tally.sql: The letter by which tallies know where a task stands
--- 4563    _letter
--- 4582    _letters
--- 4594    _bound
--- 4614    _tally_template
--- 4639    _reckon_template
--- 4666    _finish_template
--- 4694    _moved_template
--- 4725    _sum0_template
--- 4761    _noted0_template
--- 4796    _bank0_template
--- 4816    _census_template
--- 4838    _count_template
--- 4860  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 4870    _gate_number
--- 4880    _limit_of
--- 4897    _rule_template
--- 4926    _going_template
--- 4940    _busy_template
--- 4956    _everywhere_busy
--- 4982    _started
--- 4999    _left_over
--- 5020    _slots_template
--- 5054    _vacate_template
--- 5116    _unpause
--- 5136    _unbar_template
--- 5165    _intake_template
--- 5186    _sift0_template
--- 5271    _line_template
--- 5320    _keys_template
--- 5357    _admit_template
--- 5407    _spare_template
--- 5428    _choose_template
--- 5473    _named_template
--- 5500    _weed_template
--- 5533    _seize_template
--- 5604    _occupy_template
--- 5665    _chance_template
--- 5694    _align_template
--- 5729  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough
--- 5731    _want_template
--- 5763    _names_option
--- 5798    _queues_in_order
--- 5836    _enter_lanes
--- 5872    claim_any
--- 5948    _check_order
--- 5965  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 5970    _put_template
--- 6037    _enlist_template
--- 6080    _new_template
--- 6136    _tag_template
--- 6154    _room_template
--- 6181    _shed_template
--- 6223    _first0_template
--- 6264    _once_template
--- 6312    _blocks
--- 6339    _meet_template
--- 6373    _swap_template
--- 6433    _series_template
--- 6470    _found_template
--- 6526    spawn_task
--- 6586    spawn_tasks
--- 6633    _read_task
--- 6651  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 6656    _hold_template
--- 6707    _own_template
--- 6727    _done_template
--- 6771    complete_run
--- 6794    _flush_template
--- 6873    _why_template
--- 6889    _read_runs
--- 6935    _explain_bad_run
--- 6960    complete_runs
--- 6985    _end_template
--- 7034    _lost_template
--- 7050    _file_template
--- 7074    _again_template
--- 7114    _queue_template
--- 7135    _fail_template
--- 7153    fail_run
--- 7177    _nap_template
--- 7206    schedule_run
--- 7236    _free_template
--- 7284    release_run
--- 7309    _keep_template
--- 7335    extend_claim
--- 7358  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7363    _mark_template
--- 7385    _note_template
--- 7415    set_task_checkpoint_state
--- 7450    _recall_template
--- 7472    get_task_checkpoint_state
--- 7496    _list_template
--- 7525    get_task_checkpoint_states
--- 7551  43_events.sql: Wait for an event, or learn how the wait ended
--- 7558    _wait_template
--- 7630    _park_template
--- 7672    await_event
--- 7709    _emit_template
--- 7772    emit_event
--- 7797  44_control.sql: Read a task, or raise TG003
--- 7799    _fetch_template
--- 7826    _stop_template
--- 7858    _act_template
--- 7880    _halt_template
--- 7896    cancel_task
--- 7918    _rerun_template
--- 7991    _forget_template
--- 8011    _redo_template
--- 8044    _renew_template
--- 8080    retry_task
--- 8130    _show_template
--- 8178    get_task_result
--- 8213  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8220    _purge_template
--- 8250    _erase_template
--- 8295    _first_uuid
--- 8314    _sweep_template
--- 8354    _clean
--- 8388    cleanup_tasks
--- 8409    cleanup_events
--- 8430    cleanup_all_queues
--- 8460  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 8462    _cap_template
--- 8490    _write_limit
--- 8509    _read_limit
--- 8562    _check_limit_keys
--- 8584    set_limit
--- 8638    _usage_template
--- 8700    limit_usage
--- 8729  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 8731    _pause_template
--- 8752    _halve_template
--- 8784    _check_only
--- 8805    pause_queue
--- 8841    resume_queue
--- 8867    get_queue_policy
--- 8890    set_queue_policy
--- 8908    list_namespaces
--- 8925  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 8928    _read_filter
--- 8962    _states_option
--- 8993    _read_cursor
--- 9012    _check_limit
--- 9036    _find_template
--- 9088    _seek_template
--- 9137    _page_template
--- 9206    _ended_template
--- 9243    _fit_template
--- 9279    _live_template
--- 9326    _hints0_template
--- 9368    _rows_template
--- 9417    list_tasks
--- 9463    _peek_template
--- 9516    get_task
--- 9568    _runs_template
--- 9621    list_runs
--- 9652    _past_template
--- 9727    _since_template
--- 9745    get_task_history
--- 9765    _held_template
--- 9797    list_workers
--- 9836    _read_place
--- 9855    _acts_template
--- 9881    list_actions
--- 9913  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 9915    _abort_template
--- 9952    cancel_tasks
--- 9989    _check_meant
--- 10009    _limit_option
--- 10022    _retake_template
--- 10060    requeue_task
--- 10086    _regain_template
--- 10138    requeue_tasks
--- 10177    list_dead_letters
--- 10220    _replay_template
--- 10261    replay_dead_letters
--- 10301    _bury_template
--- 10343    purge_dead_letters
--- 10373  49_stats.sql: When the first task that is ready became so; null if none is
--- 10375    _oldest_template
--- 10412    _elder0_template
--- 10446    _tenure_template
--- 10469    _is_wanted
--- 10486    _stat_template
--- 10532    queue_stats
--- 10587    _from
--- 10600    _counters (view)
--- 10624    _gauge_template
--- 10670    _spans_template
--- 10723    metrics
--- 10759    _xmin_age
--- 10778    prometheus
--- 10837    _label_text
--- 10860    health
--- 10914  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 10919    _tick_template
--- 10941    _ticked (sequence)
--- 10947    _set_ticked
--- 10960    ticker
--- 11008    ticker_loop (procedure)
--- 11034  51_cron.sql: Whether pg_cron is installed in this database
--- 11036    _has_cron
--- 11046    _cron_has_seconds
--- 11067    _explain_no_cron
--- 11099    start
--- 11142    stop
--- 11167    _maintain
--- 11189    status
--- 11225  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11229    _rights (view)
--- 11309    _allowed
--- 11347    _grant
--- 11366    _grant_again
--- 11382    _grant_queue
--- 11397    _check_grant
--- 11430    grant_access
--- 11466    revoke_access
--- 11513  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  389  00_install.sql
+--  437  01_version.sql: What the schema is, and its version
+--  444    version
+--  456  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  458    current_time
+--  477    _after
+--  492    _micros
+--  503  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  519    _random_bytes
+--  538    _make_uuidv7
+--  561    portable_uuidv7
+--  591    uuidv7_timestamp
+--  617    _task_id
+--  642    _run_id
+--  657    _run_task
+--  668    _run_number
+--  682  12_types.sql: The composite types that functions pass to each other
+--  687    _gap (type)
+--  695    _late (type)
+--  702    _timer (type)
+--  709    _tally (type)
+--  720    _picked (type)
+--  732    _spawn (type)
+--  756    _filter (type)
+--  790  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  792    _check_keys
+--  825    _number_option
+--  860    _integer_option
+--  876    _whole_option
+--  903    _text_option
+--  929    _flag_option
+--  951    _uuid_option
+--  978    _tags_option
+-- 1007    _check_name
+-- 1034    _check_seconds
+-- 1062    _check_isolation
+-- 1081    _buckets_option
+-- 1119    _check_policy
+-- 1166    _check_spawn
+-- 1213    _read_spawn_options
+-- 1292    _time_option
+-- 1313    _moment_option
+-- 1345    _read_time_options
+-- 1383    _unique_option
+-- 1437    _inherit
+-- 1467    _check_cancellation
+-- 1484  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1487    _check_retry_strategy
+-- 1525    _backoff
+-- 1578    _fraction
+-- 1589  20_tables.sql: Queues and the policy of each
+-- 1591    queues (table)
+-- 1624    grants (table)
+-- 1638    limits (table)
+-- 1659    starts (table)
+-- 1674    wanted (table)
+-- 1686    versions (table)
+-- 1701    t_template (table)
+-- 1811    g_template (table)
+-- 1823    d_template (table)
+-- 1837    p0_template (table)
+-- 1850    p1_template (table)
+-- 1893    l_template (table)
+-- 1920    h_template (table)
+-- 1937    k0_template (table)
+-- 1950    k1_template (table)
+-- 1979    n0_template (table)
+-- 1990    n1_template (table)
+-- 2006    n_template (table)
+-- 2030    seq_template (sequence)
+-- 2031    ring_template (sequence)
+-- 2032    parked_template (sequence)
+-- 2033    woken_template (sequence)
+-- 2034    plan_template (sequence)
+-- 2035    fired_template (sequence)
+-- 2036    clock_template (sequence)
+-- 2037    carry_template (sequence)
+-- 2038    round_template (sequence)
+-- 2061    r_template (table)
+-- 2078    a_template (table)
+-- 2104    c_template (table)
+-- 2120    e_template (table)
+-- 2137    u_template (table)
+-- 2150    w_template (table)
+-- 2165  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2168    validate_queue_name
+-- 2210    _policy
+-- 2254    _call
+-- 2268    _template_ddl (view)
+-- 2353    _stamp
+-- 2365    _stamp_queues
+-- 2393    _stamp_relation
+-- 2433    _stamp_function
+-- 2466    _function
+-- 2478    _signature
+-- 2489    _leave_extension
+-- 2515    _lock_number
+-- 2525    _share_queue
+-- 2538    _may
+-- 2554    _each_queue
+-- 2576    _init_template
+-- 2602    _hush_template
+-- 2623    _beyond
+-- 2632    create_queue
+-- 2695    _refuse_busy
+-- 2714    drop_queue
+-- 2744    _drop_all
+-- 2793    list_queues
+-- 2817  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 2826    _push_template
+-- 2867    _fill
+-- 2887    _add0_template
+-- 2954    _back0_template
+-- 2972  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 2977    _claim0_template
+-- 3049    _pick0_template
+-- 3132    _limits_template
+-- 3173    _move0_template
+-- 3235    _open_xids
+-- 3255    _next0_template
+-- 3284    _many0_template
+-- 3313    _stuck0_template
+-- 3351    _trim0_template
+-- 3396    _take_template
+-- 3477    _known_template
+-- 3497    _paused_until
+-- 3510    claim_task
+-- 3571    _next_template
+-- 3613    _soon0_template
+-- 3669    next_due
+-- 3694  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 3707    _due0_template
+-- 3783    _last0_template
+-- 3808    _any0_template
+-- 3835    _miss0_template
+-- 3871    _pass0_template
+-- 3917    _fire_template
+-- 3969    _expire_template
+-- 4037    _timeout_reason
+-- 4056    _over_template
+-- 4078    _close_template
+-- 4108    _follow_template
+-- 4138  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4140    _segment_bytes
+-- 4161    _turn_template
+-- 4193    _turn0_template
+-- 4231    _spent0_template
+-- 4245    _dry0_template
+-- 4272    _left0_template
+-- 4303    _carry0_template
+-- 4347  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4353    _remake_template
+-- 4405    _alive_template
+-- 4459    _home
+-- 4472    _settle_template
+-- 4494    rebuild_dispatch
+-- 4531    _recap_template
+-- 4562  35_tally.sql: The letter by which tallies know where a task stands
+-- 4564    _letter
+-- 4583    _letters
+-- 4595    _bound
+-- 4615    _tally_template
+-- 4640    _reckon_template
+-- 4667    _finish_template
+-- 4695    _moved_template
+-- 4726    _sum0_template
+-- 4762    _noted0_template
+-- 4797    _bank0_template
+-- 4817    _census_template
+-- 4839    _count_template
+-- 4861  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 4871    _gate_number
+-- 4881    _limit_of
+-- 4898    _rule_template
+-- 4927    _going_template
+-- 4941    _busy_template
+-- 4957    _everywhere_busy
+-- 4983    _started
+-- 5000    _left_over
+-- 5021    _slots_template
+-- 5055    _vacate_template
+-- 5117    _unpause
+-- 5137    _unbar_template
+-- 5166    _intake_template
+-- 5187    _sift0_template
+-- 5272    _line_template
+-- 5321    _keys_template
+-- 5358    _admit_template
+-- 5408    _spare_template
+-- 5429    _choose_template
+-- 5474    _named_template
+-- 5501    _weed_template
+-- 5537    _cull_template
+-- 5568    _seize_template
+-- 5639    _occupy_template
+-- 5700    _chance_template
+-- 5729    _align_template
+-- 5764  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough
+-- 5766    _want_template
+-- 5798    _names_option
+-- 5833    _queues_in_order
+-- 5871    _enter_lanes
+-- 5907    claim_any
+-- 5983    _check_order
+-- 6000  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6005    _put_template
+-- 6072    _enlist_template
+-- 6115    _new_template
+-- 6171    _tag_template
+-- 6189    _room_template
+-- 6216    _shed_template
+-- 6258    _first0_template
+-- 6299    _once_template
+-- 6347    _blocks
+-- 6374    _meet_template
+-- 6408    _swap_template
+-- 6468    _series_template
+-- 6505    _found_template
+-- 6561    spawn_task
+-- 6621    spawn_tasks
+-- 6668    _read_task
+-- 6686  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 6691    _hold_template
+-- 6742    _own_template
+-- 6762    _done_template
+-- 6806    complete_run
+-- 6829    _flush_template
+-- 6908    _why_template
+-- 6924    _read_runs
+-- 6970    _explain_bad_run
+-- 6995    complete_runs
+-- 7020    _end_template
+-- 7069    _lost_template
+-- 7085    _file_template
+-- 7109    _again_template
+-- 7149    _queue_template
+-- 7170    _fail_template
+-- 7188    fail_run
+-- 7212    _nap_template
+-- 7241    schedule_run
+-- 7271    _free_template
+-- 7319    release_run
+-- 7344    _keep_template
+-- 7370    extend_claim
+-- 7393  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7398    _mark_template
+-- 7420    _note_template
+-- 7450    set_task_checkpoint_state
+-- 7485    _recall_template
+-- 7507    get_task_checkpoint_state
+-- 7531    _list_template
+-- 7560    get_task_checkpoint_states
+-- 7586  43_events.sql: Wait for an event, or learn how the wait ended
+-- 7593    _wait_template
+-- 7665    _park_template
+-- 7707    await_event
+-- 7744    _emit_template
+-- 7807    emit_event
+-- 7832  44_control.sql: Read a task, or raise TG003
+-- 7834    _fetch_template
+-- 7861    _stop_template
+-- 7893    _act_template
+-- 7915    _halt_template
+-- 7931    cancel_task
+-- 7953    _rerun_template
+-- 8026    _forget_template
+-- 8046    _redo_template
+-- 8079    _renew_template
+-- 8115    retry_task
+-- 8165    _show_template
+-- 8213    get_task_result
+-- 8248  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8255    _purge_template
+-- 8285    _erase_template
+-- 8330    _first_uuid
+-- 8349    _sweep_template
+-- 8389    _clean
+-- 8423    cleanup_tasks
+-- 8444    cleanup_events
+-- 8465    cleanup_all_queues
+-- 8495  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 8497    _cap_template
+-- 8525    _write_limit
+-- 8544    _read_limit
+-- 8597    _check_limit_keys
+-- 8619    set_limit
+-- 8673    _usage_template
+-- 8735    limit_usage
+-- 8764  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 8766    _pause_template
+-- 8787    _halve_template
+-- 8819    _check_only
+-- 8840    pause_queue
+-- 8876    resume_queue
+-- 8902    get_queue_policy
+-- 8925    set_queue_policy
+-- 8943    list_namespaces
+-- 8960  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 8963    _read_filter
+-- 8997    _states_option
+-- 9028    _read_cursor
+-- 9047    _check_limit
+-- 9071    _find_template
+-- 9123    _seek_template
+-- 9172    _page_template
+-- 9241    _ended_template
+-- 9278    _fit_template
+-- 9314    _live_template
+-- 9361    _hints0_template
+-- 9403    _rows_template
+-- 9452    list_tasks
+-- 9498    _peek_template
+-- 9551    get_task
+-- 9603    _runs_template
+-- 9656    list_runs
+-- 9687    _past_template
+-- 9762    _since_template
+-- 9780    get_task_history
+-- 9800    _held_template
+-- 9832    list_workers
+-- 9871    _read_place
+-- 9890    _acts_template
+-- 9916    list_actions
+-- 9948  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 9950    _abort_template
+-- 9987    cancel_tasks
+-- 10024    _check_meant
+-- 10044    _limit_option
+-- 10057    _retake_template
+-- 10095    requeue_task
+-- 10121    _regain_template
+-- 10173    requeue_tasks
+-- 10212    list_dead_letters
+-- 10255    _replay_template
+-- 10296    replay_dead_letters
+-- 10336    _bury_template
+-- 10378    purge_dead_letters
+-- 10408  49_stats.sql: When the first task that is ready became so; null if none is
+-- 10410    _oldest_template
+-- 10447    _elder0_template
+-- 10481    _tenure_template
+-- 10504    _is_wanted
+-- 10521    _stat_template
+-- 10567    queue_stats
+-- 10622    _from
+-- 10635    _counters (view)
+-- 10659    _gauge_template
+-- 10705    _spans_template
+-- 10758    metrics
+-- 10794    _xmin_age
+-- 10813    prometheus
+-- 10872    _label_text
+-- 10895    health
+-- 10949  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 10954    _tick_template
+-- 10976    _ticked (sequence)
+-- 10982    _set_ticked
+-- 10995    ticker
+-- 11043    ticker_loop (procedure)
+-- 11069  51_cron.sql: Whether pg_cron is installed in this database
+-- 11071    _has_cron
+-- 11081    _cron_has_seconds
+-- 11102    _explain_no_cron
+-- 11134    start
+-- 11177    stop
+-- 11202    _maintain
+-- 11224    status
+-- 11260  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11264    _rights (view)
+-- 11344    _allowed
+-- 11382    _grant
+-- 11401    _grant_again
+-- 11417    _grant_queue
+-- 11432    _check_grant
+-- 11465    grant_access
+-- 11501    revoke_access
+-- 11548  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -5504,6 +5505,42 @@ create or replace function teguh._weed_template(p_places tid[], p_now timestampt
   set search_path = pg_catalog, pg_temp
 as $$
 declare
+  v_keys text[] := teguh._cull_template(p_places, p_now);
+begin
+  if v_keys is null then
+    return false;
+  end if;
+
+  -- where one was there may be many, such as all of a key that were cancelled
+  perform teguh._cull_template(
+    array(
+      select w.place
+      from unnest(v_keys) as k(flow_key)
+      cross join lateral (
+        select l.ctid as place
+        from teguh.l_template as l
+        where l.flow_key collate "C" = k.flow_key
+          and l.gate = 'w'
+        order by l.ranking, l.seq
+        limit 1000
+      ) as w
+    ),
+    p_now
+  );
+  perform teguh._unbar_template(v_keys, p_now);
+  return true;
+end;
+$$;
+
+-- Delete the rows among some of the lanes whose tasks are not to be had any more.  Returns their
+-- keys, null if there was none.
+create or replace function teguh._cull_template(p_places tid[], p_now timestamptz)
+  returns text[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
   v_keys text[];
 begin
   with stale as (
@@ -5523,9 +5560,7 @@ begin
 
   select array_agg(distinct s.flow_key) into v_keys
   from stale as s;
-
-  perform teguh._unbar_template(v_keys, p_now);
-  return v_keys is not null;
+  return v_keys;
 end;
 $$;
 
