@@ -72,319 +72,319 @@
 -- 1850    p1_template (table)
 -- 1893    l_template (table)
 -- 1920    h_template (table)
--- 1937    k0_template (table)
--- 1950    k1_template (table)
--- 1979    n0_template (table)
--- 1990    n1_template (table)
--- 2006    n_template (table)
--- 2030    seq_template (sequence)
--- 2031    ring_template (sequence)
--- 2032    parked_template (sequence)
--- 2033    woken_template (sequence)
--- 2034    plan_template (sequence)
--- 2035    fired_template (sequence)
--- 2036    clock_template (sequence)
--- 2037    carry_template (sequence)
--- 2038    round_template (sequence)
--- 2061    r_template (table)
--- 2078    a_template (table)
--- 2104    c_template (table)
--- 2120    e_template (table)
--- 2137    u_template (table)
--- 2150    w_template (table)
--- 2165  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2168    validate_queue_name
--- 2210    _policy
--- 2254    _call
--- 2268    _template_ddl (view)
--- 2353    _stamp
--- 2365    _stamp_queues
--- 2393    _stamp_relation
--- 2433    _stamp_function
--- 2466    _function
--- 2478    _signature
--- 2489    _leave_extension
--- 2515    _lock_number
--- 2525    _share_queue
--- 2538    _may
--- 2554    _each_queue
--- 2576    _init_template
--- 2602    _hush_template
--- 2623    _beyond
--- 2632    create_queue
--- 2695    _refuse_busy
--- 2714    drop_queue
--- 2744    _drop_all
--- 2793    list_queues
--- 2817  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 2826    _push_template
--- 2867    _fill
--- 2887    _add0_template
--- 2954    _back0_template
--- 2972  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 2977    _claim0_template
--- 3049    _pick0_template
--- 3132    _limits_template
--- 3173    _move0_template
--- 3235    _open_xids
--- 3255    _next0_template
--- 3284    _many0_template
--- 3313    _stuck0_template
--- 3351    _trim0_template
--- 3396    _take_template
--- 3477    _known_template
--- 3497    _paused_until
--- 3510    claim_task
--- 3571    _next_template
--- 3613    _soon0_template
--- 3669    next_due
--- 3694  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 3707    _due0_template
--- 3783    _last0_template
--- 3808    _any0_template
--- 3835    _miss0_template
--- 3871    _pass0_template
--- 3917    _fire_template
--- 3969    _expire_template
--- 4037    _timeout_reason
--- 4056    _over_template
--- 4078    _close_template
--- 4108    _follow_template
--- 4138  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4140    _segment_bytes
--- 4161    _turn_template
--- 4193    _turn0_template
--- 4231    _spent0_template
--- 4245    _dry0_template
--- 4272    _left0_template
--- 4303    _carry0_template
--- 4347  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4353    _remake_template
--- 4405    _alive_template
--- 4459    _home
--- 4472    _settle_template
--- 4494    rebuild_dispatch
--- 4531    _recap_template
--- 4562  35_tally.sql: The letter by which tallies know where a task stands
--- 4564    _letter
--- 4583    _letters
--- 4595    _bound
--- 4615    _tally_template
--- 4640    _reckon_template
--- 4667    _finish_template
--- 4695    _moved_template
--- 4726    _sum0_template
--- 4762    _noted0_template
--- 4797    _bank0_template
--- 4817    _census_template
--- 4839    _count_template
--- 4861  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 4871    _gate_number
--- 4881    _limit_of
--- 4898    _rule_template
--- 4927    _going_template
--- 4941    _busy_template
--- 4957    _everywhere_busy
--- 4983    _started
--- 5000    _left_over
--- 5021    _slots_template
--- 5055    _vacate_template
--- 5117    _unpause
--- 5137    _unbar_template
--- 5166    _intake_template
--- 5187    _sift0_template
--- 5272    _line_template
--- 5321    _keys_template
--- 5358    _admit_template
--- 5408    _spare_template
--- 5429    _choose_template
--- 5474    _named_template
--- 5501    _weed_template
--- 5537    _cull_template
--- 5568    _seize_template
--- 5639    _occupy_template
--- 5700    _chance_template
--- 5729    _align_template
--- 5764  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough
--- 5766    _want_template
--- 5798    _names_option
--- 5833    _queues_in_order
--- 5871    _enter_lanes
--- 5907    claim_any
--- 5983    _check_order
--- 6000  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6005    _put_template
--- 6072    _enlist_template
--- 6115    _new_template
--- 6171    _tag_template
--- 6189    _room_template
--- 6216    _shed_template
--- 6258    _first0_template
--- 6299    _once_template
--- 6347    _blocks
--- 6374    _meet_template
--- 6408    _swap_template
--- 6468    _series_template
--- 6505    _found_template
--- 6561    spawn_task
--- 6621    spawn_tasks
--- 6668    _read_task
--- 6686  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 6691    _hold_template
--- 6742    _own_template
--- 6762    _done_template
--- 6806    complete_run
--- 6829    _flush_template
--- 6908    _why_template
--- 6924    _read_runs
--- 6970    _explain_bad_run
--- 6995    complete_runs
--- 7020    _end_template
--- 7069    _lost_template
--- 7085    _file_template
--- 7109    _again_template
--- 7149    _queue_template
--- 7170    _fail_template
--- 7188    fail_run
--- 7212    _nap_template
--- 7241    schedule_run
--- 7271    _free_template
--- 7319    release_run
--- 7344    _keep_template
--- 7370    extend_claim
--- 7393  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7398    _mark_template
--- 7420    _note_template
--- 7450    set_task_checkpoint_state
--- 7485    _recall_template
--- 7507    get_task_checkpoint_state
--- 7531    _list_template
--- 7560    get_task_checkpoint_states
--- 7586  43_events.sql: Wait for an event, or learn how the wait ended
--- 7593    _wait_template
--- 7665    _park_template
--- 7707    await_event
--- 7744    _emit_template
--- 7807    emit_event
--- 7832  44_control.sql: Read a task, or raise TG003
--- 7834    _fetch_template
--- 7861    _stop_template
--- 7893    _act_template
--- 7915    _halt_template
--- 7931    cancel_task
--- 7953    _rerun_template
--- 8026    _forget_template
--- 8046    _redo_template
--- 8079    _renew_template
--- 8115    retry_task
--- 8165    _show_template
--- 8213    get_task_result
--- 8248  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8255    _purge_template
--- 8285    _erase_template
--- 8330    _first_uuid
--- 8349    _sweep_template
--- 8389    _clean
--- 8423    cleanup_tasks
--- 8444    cleanup_events
--- 8465    cleanup_all_queues
--- 8495  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 8497    _cap_template
--- 8525    _write_limit
--- 8544    _read_limit
--- 8597    _check_limit_keys
--- 8619    set_limit
--- 8673    _usage_template
--- 8735    limit_usage
--- 8764  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 8766    _pause_template
--- 8787    _halve_template
--- 8819    _check_only
--- 8840    pause_queue
--- 8876    resume_queue
--- 8902    get_queue_policy
--- 8925    set_queue_policy
--- 8943    list_namespaces
--- 8960  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 8963    _read_filter
--- 8997    _states_option
--- 9028    _read_cursor
--- 9047    _check_limit
--- 9071    _find_template
--- 9123    _seek_template
--- 9172    _page_template
--- 9241    _ended_template
--- 9278    _fit_template
--- 9314    _live_template
--- 9361    _hints0_template
--- 9403    _rows_template
--- 9452    list_tasks
--- 9498    _peek_template
--- 9551    get_task
--- 9603    _runs_template
--- 9656    list_runs
--- 9687    _past_template
--- 9762    _since_template
--- 9780    get_task_history
--- 9800    _held_template
--- 9832    list_workers
--- 9871    _read_place
--- 9890    _acts_template
--- 9916    list_actions
--- 9948  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 9950    _abort_template
--- 9987    cancel_tasks
--- 10024    _check_meant
--- 10044    _limit_option
--- 10057    _retake_template
--- 10095    requeue_task
--- 10121    _regain_template
--- 10173    requeue_tasks
--- 10212    list_dead_letters
--- 10255    _replay_template
--- 10296    replay_dead_letters
--- 10336    _bury_template
--- 10378    purge_dead_letters
--- 10408  49_stats.sql: When the first task that is ready became so; null if none is
--- 10410    _oldest_template
--- 10447    _elder0_template
--- 10481    _tenure_template
--- 10504    _is_wanted
--- 10521    _stat_template
--- 10567    queue_stats
--- 10622    _from
--- 10635    _counters (view)
--- 10659    _gauge_template
--- 10705    _spans_template
--- 10758    metrics
--- 10794    _xmin_age
--- 10813    prometheus
--- 10872    _label_text
--- 10895    health
--- 10949  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 10954    _tick_template
--- 10976    _ticked (sequence)
--- 10982    _set_ticked
--- 10995    ticker
--- 11043    ticker_loop (procedure)
--- 11069  51_cron.sql: Whether pg_cron is installed in this database
--- 11071    _has_cron
--- 11081    _cron_has_seconds
--- 11102    _explain_no_cron
--- 11134    start
--- 11177    stop
--- 11202    _maintain
--- 11224    status
--- 11260  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11264    _rights (view)
--- 11344    _allowed
--- 11382    _grant
--- 11401    _grant_again
--- 11417    _grant_queue
--- 11432    _check_grant
--- 11465    grant_access
--- 11501    revoke_access
--- 11548  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 1940    k0_template (table)
+-- 1953    k1_template (table)
+-- 1982    n0_template (table)
+-- 1993    n1_template (table)
+-- 2009    n_template (table)
+-- 2033    seq_template (sequence)
+-- 2034    ring_template (sequence)
+-- 2035    parked_template (sequence)
+-- 2036    woken_template (sequence)
+-- 2037    plan_template (sequence)
+-- 2038    fired_template (sequence)
+-- 2039    clock_template (sequence)
+-- 2040    carry_template (sequence)
+-- 2041    round_template (sequence)
+-- 2064    r_template (table)
+-- 2081    a_template (table)
+-- 2107    c_template (table)
+-- 2123    e_template (table)
+-- 2140    u_template (table)
+-- 2153    w_template (table)
+-- 2168  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2171    validate_queue_name
+-- 2213    _policy
+-- 2257    _call
+-- 2271    _template_ddl (view)
+-- 2356    _stamp
+-- 2368    _stamp_queues
+-- 2396    _stamp_relation
+-- 2436    _stamp_function
+-- 2469    _function
+-- 2481    _signature
+-- 2492    _leave_extension
+-- 2518    _lock_number
+-- 2528    _share_queue
+-- 2541    _may
+-- 2557    _each_queue
+-- 2579    _init_template
+-- 2605    _hush_template
+-- 2626    _beyond
+-- 2635    create_queue
+-- 2698    _refuse_busy
+-- 2717    drop_queue
+-- 2747    _drop_all
+-- 2796    list_queues
+-- 2820  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 2829    _push_template
+-- 2870    _fill
+-- 2890    _add0_template
+-- 2957    _back0_template
+-- 2975  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 2980    _claim0_template
+-- 3052    _pick0_template
+-- 3135    _limits_template
+-- 3176    _move0_template
+-- 3238    _open_xids
+-- 3258    _next0_template
+-- 3287    _many0_template
+-- 3316    _stuck0_template
+-- 3354    _trim0_template
+-- 3399    _take_template
+-- 3480    _known_template
+-- 3500    _paused_until
+-- 3513    claim_task
+-- 3574    _next_template
+-- 3616    _soon0_template
+-- 3672    next_due
+-- 3697  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 3710    _due0_template
+-- 3786    _last0_template
+-- 3811    _any0_template
+-- 3838    _miss0_template
+-- 3874    _pass0_template
+-- 3920    _fire_template
+-- 3972    _expire_template
+-- 4040    _timeout_reason
+-- 4059    _over_template
+-- 4081    _close_template
+-- 4111    _follow_template
+-- 4141  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4143    _segment_bytes
+-- 4164    _turn_template
+-- 4196    _turn0_template
+-- 4234    _spent0_template
+-- 4248    _dry0_template
+-- 4275    _left0_template
+-- 4306    _carry0_template
+-- 4350  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4356    _remake_template
+-- 4408    _alive_template
+-- 4462    _home
+-- 4475    _settle_template
+-- 4497    rebuild_dispatch
+-- 4534    _recap_template
+-- 4565  35_tally.sql: The letter by which tallies know where a task stands
+-- 4567    _letter
+-- 4586    _letters
+-- 4598    _bound
+-- 4618    _tally_template
+-- 4643    _reckon_template
+-- 4670    _finish_template
+-- 4698    _moved_template
+-- 4729    _sum0_template
+-- 4765    _noted0_template
+-- 4800    _bank0_template
+-- 4820    _census_template
+-- 4842    _count_template
+-- 4864  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 4874    _gate_number
+-- 4884    _limit_of
+-- 4901    _rule_template
+-- 4930    _going_template
+-- 4944    _busy_template
+-- 4960    _everywhere_busy
+-- 4986    _started
+-- 5003    _left_over
+-- 5024    _slots_template
+-- 5058    _vacate_template
+-- 5120    _unpause
+-- 5140    _unbar_template
+-- 5169    _intake_template
+-- 5190    _sift0_template
+-- 5275    _line_template
+-- 5324    _keys_template
+-- 5361    _admit_template
+-- 5411    _spare_template
+-- 5432    _choose_template
+-- 5477    _named_template
+-- 5504    _weed_template
+-- 5540    _cull_template
+-- 5571    _seize_template
+-- 5642    _occupy_template
+-- 5703    _chance_template
+-- 5732    _align_template
+-- 5767  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough
+-- 5769    _want_template
+-- 5801    _names_option
+-- 5836    _queues_in_order
+-- 5874    _enter_lanes
+-- 5910    claim_any
+-- 5986    _check_order
+-- 6003  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6008    _put_template
+-- 6075    _enlist_template
+-- 6118    _new_template
+-- 6174    _tag_template
+-- 6192    _room_template
+-- 6219    _shed_template
+-- 6261    _first0_template
+-- 6302    _once_template
+-- 6350    _blocks
+-- 6377    _meet_template
+-- 6411    _swap_template
+-- 6471    _series_template
+-- 6508    _found_template
+-- 6564    spawn_task
+-- 6624    spawn_tasks
+-- 6671    _read_task
+-- 6689  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 6694    _hold_template
+-- 6745    _own_template
+-- 6765    _done_template
+-- 6809    complete_run
+-- 6832    _flush_template
+-- 6911    _why_template
+-- 6927    _read_runs
+-- 6973    _explain_bad_run
+-- 6998    complete_runs
+-- 7023    _end_template
+-- 7072    _lost_template
+-- 7088    _file_template
+-- 7112    _again_template
+-- 7152    _queue_template
+-- 7173    _fail_template
+-- 7191    fail_run
+-- 7215    _nap_template
+-- 7244    schedule_run
+-- 7274    _free_template
+-- 7322    release_run
+-- 7347    _keep_template
+-- 7373    extend_claim
+-- 7396  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7401    _mark_template
+-- 7423    _note_template
+-- 7453    set_task_checkpoint_state
+-- 7488    _recall_template
+-- 7510    get_task_checkpoint_state
+-- 7534    _list_template
+-- 7563    get_task_checkpoint_states
+-- 7589  43_events.sql: Wait for an event, or learn how the wait ended
+-- 7596    _wait_template
+-- 7668    _park_template
+-- 7710    await_event
+-- 7747    _emit_template
+-- 7810    emit_event
+-- 7835  44_control.sql: Read a task, or raise TG003
+-- 7837    _fetch_template
+-- 7864    _stop_template
+-- 7896    _act_template
+-- 7918    _halt_template
+-- 7934    cancel_task
+-- 7956    _rerun_template
+-- 8029    _forget_template
+-- 8049    _redo_template
+-- 8082    _renew_template
+-- 8118    retry_task
+-- 8168    _show_template
+-- 8216    get_task_result
+-- 8251  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8258    _purge_template
+-- 8288    _erase_template
+-- 8333    _first_uuid
+-- 8352    _sweep_template
+-- 8392    _clean
+-- 8426    cleanup_tasks
+-- 8447    cleanup_events
+-- 8468    cleanup_all_queues
+-- 8498  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 8500    _cap_template
+-- 8528    _write_limit
+-- 8547    _read_limit
+-- 8600    _check_limit_keys
+-- 8622    set_limit
+-- 8676    _usage_template
+-- 8738    limit_usage
+-- 8767  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 8769    _pause_template
+-- 8790    _halve_template
+-- 8822    _check_only
+-- 8843    pause_queue
+-- 8879    resume_queue
+-- 8905    get_queue_policy
+-- 8928    set_queue_policy
+-- 8946    list_namespaces
+-- 8963  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 8966    _read_filter
+-- 9000    _states_option
+-- 9031    _read_cursor
+-- 9050    _check_limit
+-- 9074    _find_template
+-- 9126    _seek_template
+-- 9175    _page_template
+-- 9244    _ended_template
+-- 9281    _fit_template
+-- 9317    _live_template
+-- 9364    _hints0_template
+-- 9406    _rows_template
+-- 9455    list_tasks
+-- 9501    _peek_template
+-- 9554    get_task
+-- 9606    _runs_template
+-- 9659    list_runs
+-- 9690    _past_template
+-- 9765    _since_template
+-- 9783    get_task_history
+-- 9803    _held_template
+-- 9835    list_workers
+-- 9874    _read_place
+-- 9893    _acts_template
+-- 9919    list_actions
+-- 9951  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 9953    _abort_template
+-- 9990    cancel_tasks
+-- 10027    _check_meant
+-- 10047    _limit_option
+-- 10060    _retake_template
+-- 10098    requeue_task
+-- 10124    _regain_template
+-- 10176    requeue_tasks
+-- 10215    list_dead_letters
+-- 10258    _replay_template
+-- 10299    replay_dead_letters
+-- 10339    _bury_template
+-- 10381    purge_dead_letters
+-- 10411  49_stats.sql: When the first task that is ready became so; null if none is
+-- 10413    _oldest_template
+-- 10450    _elder0_template
+-- 10484    _tenure_template
+-- 10507    _is_wanted
+-- 10524    _stat_template
+-- 10570    queue_stats
+-- 10625    _from
+-- 10638    _counters (view)
+-- 10662    _gauge_template
+-- 10708    _spans_template
+-- 10761    metrics
+-- 10797    _xmin_age
+-- 10816    prometheus
+-- 10875    _label_text
+-- 10898    health
+-- 10952  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 10957    _tick_template
+-- 10979    _ticked (sequence)
+-- 10985    _set_ticked
+-- 10998    ticker
+-- 11046    ticker_loop (procedure)
+-- 11072  51_cron.sql: Whether pg_cron is installed in this database
+-- 11074    _has_cron
+-- 11084    _cron_has_seconds
+-- 11105    _explain_no_cron
+-- 11137    start
+-- 11180    stop
+-- 11205    _maintain
+-- 11227    status
+-- 11263  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11267    _rights (view)
+-- 11347    _allowed
+-- 11385    _grant
+-- 11404    _grant_again
+-- 11420    _grant_queue
+-- 11435    _check_grant
+-- 11468    grant_access
+-- 11504    revoke_access
+-- 11551  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -1927,6 +1927,9 @@ create table if not exists teguh.h_template (
 
 create index if not exists hkey_template
   on teguh.h_template (flow_key collate "C");
+create index if not exists hfifo_template
+  on teguh.h_template (task_id)
+  where fifo;
 
 comment on table teguh.h_template is
   'Tasks that take up room under limits. A row counts while its run is held or, if its key is '
