@@ -259,7 +259,7 @@ def cost(server: Databases, options: argparse.Namespace) -> Iterator[tuple[str, 
     yield f"cost: claim + complete, tasks/s, medians of {options.rounds} rounds", None
     yield f"  {'':26}{'plain':>10}{'priorities':>12}{'ratio':>8}{'keys':>12}{'ratio':>8}", None
     for clients in (1, 8):
-        for batch, number in ((1, 600), (10, 3000), (100, 10_000)):
+        for batch, number in ((1, 400), (10, 2000), (100, 8000)):
             found: dict[str, list[float]] = {kind: [] for kind in KINDS}
             for _ in range(options.rounds):
                 for kind, rates in found.items():
@@ -279,11 +279,11 @@ def _drain(dsn: str, kind: str, clients: int, batch: int, number: int) -> float:
     """Return how many tasks a second are claimed and completed."""
     limit, given = KINDS[kind]
     spawn(queue(dsn, limit), number, given)
-    left = [number]
+    done: list[int] = []
 
     def work(mine: Conn, n: int) -> None:
-        while left[0] > 0:
-            left[0] -= _round(mine, batch)
+        while sum(done) < number:
+            done.append(_round(mine, batch))
 
     return number / at_once(clients, dsn, work)
 
@@ -299,7 +299,7 @@ def _round(mine: Conn, batch: int) -> int:
 
 def snapshot(server: Databases, options: argparse.Namespace) -> Iterator[tuple[str, bool | None]]:
     """Time rounds of ten tasks, more and more of them, while an old snapshot is held."""
-    steps, each = 6, 5000
+    steps, each = 6, 4000
     yield "snapshot: claim 10 + complete, ms (p50), while an old snapshot is held", None
     heads = "".join(f"{(n + 1) * each:>9,}" for n in range(steps))
     yield f"  {'after so many tasks':26}{heads}", None
@@ -354,7 +354,7 @@ def main() -> int:
             print(flush=True)
             for text, kept in CELLS[name](server, options):
                 broken += kept is False
-                print(text, {True: "(kept)", False: "BROKEN", None: ""}[kept], flush=True)
+                print(text + {True: " (kept)", False: " BROKEN", None: ""}[kept], flush=True)
     print(f"\nload of the last 5 minutes {os.getloadavg()[1]:.1f}")
     return 1 if broken else 0
 
