@@ -8,388 +8,389 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  394  00_install.sql
---  442  01_version.sql: What the schema is, and its version
---  449    version
---  461  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  463    current_time
---  482    _after
---  497    _micros
---  508  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  524    _random_bytes
---  543    _make_uuidv7
---  566    portable_uuidv7
---  596    uuidv7_timestamp
---  622    _task_id
---  647    _run_id
---  662    _run_task
---  673    _run_number
---  687  12_types.sql: The composite types that functions pass to each other
---  692    _gap (type)
---  700    _late (type)
---  707    _timer (type)
---  714    _tally (type)
---  725    _picked (type)
---  737    _spawn (type)
---  761    _filter (type)
---  796  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  798    _check_keys
---  831    _number_option
---  866    _integer_option
---  882    _whole_option
---  909    _text_option
---  935    _flag_option
---  957    _uuid_option
---  984    _tags_option
--- 1013    _check_name
--- 1040    _check_seconds
--- 1068    _check_isolation
--- 1087    _buckets_option
--- 1125    _check_policy
--- 1174    _check_spawn
--- 1221    _read_spawn_options
--- 1300    _time_option
--- 1321    _moment_option
--- 1353    _read_time_options
--- 1391    _unique_option
--- 1445    _inherit
--- 1475    _check_cancellation
--- 1492  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1495    _check_retry_strategy
--- 1533    _backoff
--- 1586    _fraction
--- 1597  20_tables.sql: Queues and the policy of each
--- 1599    queues (table)
--- 1632    grants (table)
--- 1646    limits (table)
--- 1666    pauses (table)
--- 1678    starts (table)
--- 1693    wanted (table)
--- 1705    versions (table)
--- 1720    t_template (table)
--- 1830    g_template (table)
--- 1842    d_template (table)
--- 1856    p0_template (table)
--- 1869    p1_template (table)
--- 1912    l_template (table)
--- 1939    h_template (table)
--- 1956    k0_template (table)
--- 1969    k1_template (table)
--- 1998    n0_template (table)
--- 2009    n1_template (table)
--- 2025    n_template (table)
--- 2049    seq_template (sequence)
--- 2050    ring_template (sequence)
--- 2051    parked_template (sequence)
--- 2052    woken_template (sequence)
--- 2053    plan_template (sequence)
--- 2054    fired_template (sequence)
--- 2055    clock_template (sequence)
--- 2056    carry_template (sequence)
--- 2057    round_template (sequence)
--- 2080    r_template (table)
--- 2097    a_template (table)
--- 2123    c_template (table)
--- 2139    e_template (table)
--- 2156    u_template (table)
--- 2169    w_template (table)
--- 2184  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2187    validate_queue_name
--- 2229    _policy
--- 2273    _call
--- 2287    _template_ddl (view)
--- 2372    _stamp
--- 2384    _stamp_queues
--- 2412    _stamp_relation
--- 2452    _stamp_function
--- 2485    _function
--- 2497    _signature
--- 2508    _leave_extension
--- 2534    _lock_number
--- 2544    _share_queue
--- 2557    _may
--- 2573    _each_queue
--- 2595    _init_template
--- 2622    _hush_template
--- 2643    _beyond
--- 2652    create_queue
--- 2717    _refuse_busy
--- 2736    drop_queue
--- 2766    _drop_all
--- 2817    list_queues
--- 2841  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 2850    _push_template
--- 2891    _fill
--- 2911    _add0_template
--- 2978    _back0_template
--- 2996  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3001    _claim0_template
--- 3073    _pick0_template
--- 3156    _limits_template
--- 3197    _move0_template
--- 3259    _open_xids
--- 3279    _next0_template
--- 3308    _many0_template
--- 3337    _stuck0_template
--- 3375    _trim0_template
--- 3420    _take_template
--- 3501    _known_template
--- 3521    _paused_until
--- 3534    claim_task
--- 3595    _next_template
--- 3637    _soon0_template
--- 3693    next_due
--- 3718  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 3731    _due0_template
--- 3807    _last0_template
--- 3832    _any0_template
--- 3859    _miss0_template
--- 3895    _pass0_template
--- 3941    _fire_template
--- 3993    _expire_template
--- 4061    _timeout_reason
--- 4080    _over_template
--- 4102    _close_template
--- 4132    _follow_template
--- 4162  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4164    _segment_bytes
--- 4185    _turn_template
--- 4217    _turn0_template
--- 4255    _spent0_template
--- 4269    _dry0_template
--- 4296    _left0_template
--- 4327    _carry0_template
--- 4371  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4377    _remake_template
--- 4429    _alive_template
--- 4483    _home
--- 4496    _settle_template
--- 4518    rebuild_dispatch
--- 4555    _recap_template
--- 4586  35_tally.sql: The letter by which tallies know where a task stands
--- 4588    _letter
--- 4607    _letters
--- 4619    _bound
--- 4639    _tally_template
--- 4664    _reckon_template
--- 4691    _finish_template
--- 4719    _moved_template
--- 4750    _sum0_template
--- 4786    _noted0_template
--- 4821    _bank0_template
--- 4841    _census_template
--- 4863    _count_template
--- 4885  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 4895    _gate_number
--- 4906    _enter_gate
--- 4928    _limit_of
--- 4946    _rule_template
--- 4972    _reign_template
--- 5002    _going_template
--- 5018    _busy_template
--- 5034    _everywhere_busy
--- 5060    _closed_until
--- 5080    _is_limited
--- 5091    _started
--- 5108    _left_over
--- 5129    _slots_template
--- 5179    _vacate_template
--- 5242    _unbar_template
--- 5271    _intake_template
--- 5292    _sift0_template
--- 5377    _line_template
--- 5436    _keys_template
--- 5489    _admit_template
--- 5548    _spare_template
--- 5570    _choose_template
--- 5616    _named_template
--- 5643    _weed_template
--- 5676    _seize_template
--- 5751    _quit_template
--- 5779    _occupy_template
--- 5819    _chance_template
--- 5849    _align_template
--- 5894  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 5897    _want_template
--- 5931    _names_option
--- 5966    _order_queues
--- 6002    _remember_names
--- 6022    claim_any
--- 6099    _check_order
--- 6116  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6121    _put_template
--- 6188    _enlist_template
--- 6231    _new_template
--- 6287    _tag_template
--- 6305    _room_template
--- 6332    _shed_template
--- 6374    _first0_template
--- 6415    _once_template
--- 6463    _blocks
--- 6490    _meet_template
--- 6524    _swap_template
--- 6584    _series_template
--- 6621    _found_template
--- 6677    spawn_task
--- 6737    spawn_tasks
--- 6784    _read_task
--- 6802  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 6807    _hold_template
--- 6858    _own_template
--- 6878    _done_template
--- 6922    complete_run
--- 6945    _flush_template
--- 7024    _why_template
--- 7040    _read_runs
--- 7086    _explain_bad_run
--- 7111    complete_runs
--- 7136    _end_template
--- 7185    _lost_template
--- 7201    _file_template
--- 7227    _again_template
--- 7267    _queue_template
--- 7288    _fail_template
--- 7306    fail_run
--- 7330    _nap_template
--- 7359    schedule_run
--- 7389    _free_template
--- 7437    release_run
--- 7462    _keep_template
--- 7488    extend_claim
--- 7511  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7516    _mark_template
--- 7538    _note_template
--- 7568    set_task_checkpoint_state
--- 7603    _recall_template
--- 7625    get_task_checkpoint_state
--- 7649    _list_template
--- 7678    get_task_checkpoint_states
--- 7704  43_events.sql: Wait for an event, or learn how the wait ended
--- 7711    _wait_template
--- 7783    _park_template
--- 7825    await_event
--- 7862    _emit_template
--- 7925    emit_event
--- 7950  44_control.sql: Read a task, or raise TG003
--- 7952    _fetch_template
--- 7979    _stop_template
--- 8011    _act_template
--- 8033    _halt_template
--- 8049    cancel_task
--- 8071    _rerun_template
--- 8144    _forget_template
--- 8164    _redo_template
--- 8197    _renew_template
--- 8233    retry_task
--- 8283    _show_template
--- 8331    get_task_result
--- 8366  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8373    _purge_template
--- 8403    _erase_template
--- 8448    _first_uuid
--- 8467    _sweep_template
--- 8507    _clean
--- 8541    cleanup_tasks
--- 8562    cleanup_events
--- 8583    cleanup_all_queues
--- 8613  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 8615    _cap_template
--- 8644    _write_limit
--- 8667    _read_limit
--- 8715    _check_limit_keys
--- 8737    set_limit
--- 8792    _usage_template
--- 8870    limit_usage
--- 8899  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 8901    _pause_template
--- 8922    _halve_template
--- 8952    _check_only
--- 8975    pause_queue
--- 9011    resume_queue
--- 9037    get_queue_policy
--- 9060    set_queue_policy
--- 9078    list_namespaces
--- 9095  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9098    _read_filter
--- 9132    _states_option
--- 9163    _read_cursor
--- 9182    _check_limit
--- 9206    _find_template
--- 9258    _seek_template
--- 9307    _page_template
--- 9376    _ended_template
--- 9413    _fit_template
--- 9450    _live_template
--- 9487    _hints_template
--- 9510    _hints0_template
--- 9552    _rows_template
--- 9601    list_tasks
--- 9647    _peek_template
--- 9703    get_task
--- 9757    _runs_template
--- 9810    list_runs
--- 9841    _past_template
--- 9916    _since_template
--- 9934    get_task_history
--- 9954    _held_template
--- 9986    list_workers
--- 10025    _read_place
--- 10044    _acts_template
--- 10070    list_actions
--- 10102  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10104    _abort_template
--- 10141    cancel_tasks
--- 10178    _check_meant
--- 10198    _limit_option
--- 10211    _retake_template
--- 10249    requeue_task
--- 10274    _regain_template
--- 10309    requeue_tasks
--- 10348    list_dead_letters
--- 10391    _replay_template
--- 10432    replay_dead_letters
--- 10472    _bury_template
--- 10514    purge_dead_letters
--- 10544  49_stats.sql: When the first task that is ready became so; null if none is
--- 10546    _oldest_template
--- 10590    _elder0_template
--- 10626    _tenure_template
--- 10651    _is_wanted
--- 10668    _stat_template
--- 10714    queue_stats
--- 10769    _from
--- 10782    _counters (view)
--- 10806    _gauge_template
--- 10852    _spans_template
--- 10905    metrics
--- 10941    _xmin_age
--- 10960    prometheus
--- 11019    _label_text
--- 11042    health
--- 11096  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 11101    _tick_template
--- 11123    _ticked (sequence)
--- 11129    _set_ticked
--- 11142    ticker
--- 11190    ticker_loop (procedure)
--- 11216  51_cron.sql: Whether pg_cron is installed in this database
--- 11218    _has_cron
--- 11228    _cron_has_seconds
--- 11249    _explain_no_cron
--- 11281    start
--- 11324    stop
--- 11349    _maintain
--- 11371    status
--- 11407  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11411    _rights (view)
--- 11491    _allowed
--- 11529    _grant
--- 11548    _grant_again
--- 11564    _grant_queue
--- 11579    _check_grant
--- 11612    grant_access
--- 11648    revoke_access
--- 11695  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  395  00_install.sql
+--  443  01_version.sql: What the schema is, and its version
+--  450    version
+--  462  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  464    current_time
+--  483    _after
+--  498    _micros
+--  509  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  525    _random_bytes
+--  544    _make_uuidv7
+--  567    portable_uuidv7
+--  597    uuidv7_timestamp
+--  623    _task_id
+--  648    _run_id
+--  663    _run_task
+--  674    _run_number
+--  688  12_types.sql: The composite types that functions pass to each other
+--  693    _gap (type)
+--  701    _late (type)
+--  708    _timer (type)
+--  715    _tally (type)
+--  726    _picked (type)
+--  738    _spawn (type)
+--  762    _filter (type)
+--  797  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  799    _check_keys
+--  832    _number_option
+--  867    _integer_option
+--  883    _whole_option
+--  910    _text_option
+--  936    _flag_option
+--  958    _uuid_option
+--  985    _tags_option
+-- 1014    _check_name
+-- 1041    _check_seconds
+-- 1069    _check_isolation
+-- 1088    _buckets_option
+-- 1126    _check_policy
+-- 1175    _check_spawn
+-- 1222    _read_spawn_options
+-- 1301    _time_option
+-- 1322    _moment_option
+-- 1354    _read_time_options
+-- 1392    _unique_option
+-- 1446    _inherit
+-- 1476    _check_cancellation
+-- 1493  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1496    _check_retry_strategy
+-- 1534    _backoff
+-- 1587    _fraction
+-- 1598  20_tables.sql: Queues and the policy of each
+-- 1600    queues (table)
+-- 1633    grants (table)
+-- 1647    limits (table)
+-- 1667    pauses (table)
+-- 1679    starts (table)
+-- 1694    wanted (table)
+-- 1706    versions (table)
+-- 1721    t_template (table)
+-- 1831    g_template (table)
+-- 1843    d_template (table)
+-- 1857    p0_template (table)
+-- 1870    p1_template (table)
+-- 1913    l_template (table)
+-- 1940    h_template (table)
+-- 1960    k0_template (table)
+-- 1973    k1_template (table)
+-- 2002    n0_template (table)
+-- 2013    n1_template (table)
+-- 2029    n_template (table)
+-- 2053    seq_template (sequence)
+-- 2054    ring_template (sequence)
+-- 2055    parked_template (sequence)
+-- 2056    woken_template (sequence)
+-- 2057    plan_template (sequence)
+-- 2058    fired_template (sequence)
+-- 2059    clock_template (sequence)
+-- 2060    carry_template (sequence)
+-- 2061    round_template (sequence)
+-- 2084    r_template (table)
+-- 2101    a_template (table)
+-- 2127    c_template (table)
+-- 2143    e_template (table)
+-- 2160    u_template (table)
+-- 2173    w_template (table)
+-- 2188  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2191    validate_queue_name
+-- 2233    _policy
+-- 2277    _call
+-- 2291    _template_ddl (view)
+-- 2376    _stamp
+-- 2388    _stamp_queues
+-- 2416    _stamp_relation
+-- 2456    _stamp_function
+-- 2489    _function
+-- 2501    _signature
+-- 2512    _leave_extension
+-- 2538    _lock_number
+-- 2548    _share_queue
+-- 2561    _may
+-- 2577    _each_queue
+-- 2599    _init_template
+-- 2626    _hush_template
+-- 2647    _beyond
+-- 2656    create_queue
+-- 2721    _refuse_busy
+-- 2740    drop_queue
+-- 2770    _drop_all
+-- 2821    list_queues
+-- 2845  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 2854    _push_template
+-- 2895    _fill
+-- 2915    _add0_template
+-- 2982    _back0_template
+-- 3000  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3005    _claim0_template
+-- 3077    _pick0_template
+-- 3160    _limits_template
+-- 3201    _move0_template
+-- 3263    _open_xids
+-- 3283    _next0_template
+-- 3312    _many0_template
+-- 3341    _stuck0_template
+-- 3379    _trim0_template
+-- 3424    _take_template
+-- 3505    _known_template
+-- 3525    _paused_until
+-- 3538    claim_task
+-- 3599    _next_template
+-- 3641    _soon0_template
+-- 3697    next_due
+-- 3722  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 3735    _due0_template
+-- 3811    _last0_template
+-- 3836    _any0_template
+-- 3863    _miss0_template
+-- 3899    _pass0_template
+-- 3945    _fire_template
+-- 3997    _expire_template
+-- 4065    _timeout_reason
+-- 4084    _over_template
+-- 4106    _close_template
+-- 4136    _follow_template
+-- 4166  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4168    _segment_bytes
+-- 4189    _turn_template
+-- 4221    _turn0_template
+-- 4259    _spent0_template
+-- 4273    _dry0_template
+-- 4300    _left0_template
+-- 4331    _carry0_template
+-- 4375  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4381    _remake_template
+-- 4433    _alive_template
+-- 4487    _home
+-- 4500    _settle_template
+-- 4522    rebuild_dispatch
+-- 4559    _recap_template
+-- 4590  35_tally.sql: The letter by which tallies know where a task stands
+-- 4592    _letter
+-- 4611    _letters
+-- 4623    _bound
+-- 4643    _tally_template
+-- 4668    _reckon_template
+-- 4695    _finish_template
+-- 4723    _moved_template
+-- 4754    _sum0_template
+-- 4790    _noted0_template
+-- 4825    _bank0_template
+-- 4845    _census_template
+-- 4867    _count_template
+-- 4889  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 4899    _gate_number
+-- 4910    _enter_gate
+-- 4932    _limit_of
+-- 4950    _rule_template
+-- 4976    _reign_template
+-- 5006    _going_template
+-- 5022    _busy_template
+-- 5038    _everywhere_busy
+-- 5064    _closed_until
+-- 5084    _is_limited
+-- 5095    _started
+-- 5112    _left_over
+-- 5133    _slots_template
+-- 5183    _vacate_template
+-- 5246    _unbar_template
+-- 5275    _intake_template
+-- 5296    _sift0_template
+-- 5381    _line_template
+-- 5440    _keys_template
+-- 5493    _admit_template
+-- 5552    _spare_template
+-- 5574    _choose_template
+-- 5620    _named_template
+-- 5647    _weed_template
+-- 5683    _cull_template
+-- 5714    _seize_template
+-- 5789    _quit_template
+-- 5817    _occupy_template
+-- 5857    _chance_template
+-- 5887    _align_template
+-- 5932  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 5935    _want_template
+-- 5969    _names_option
+-- 6004    _order_queues
+-- 6040    _remember_names
+-- 6060    claim_any
+-- 6137    _check_order
+-- 6154  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6159    _put_template
+-- 6226    _enlist_template
+-- 6269    _new_template
+-- 6325    _tag_template
+-- 6343    _room_template
+-- 6370    _shed_template
+-- 6412    _first0_template
+-- 6453    _once_template
+-- 6501    _blocks
+-- 6528    _meet_template
+-- 6562    _swap_template
+-- 6622    _series_template
+-- 6659    _found_template
+-- 6715    spawn_task
+-- 6775    spawn_tasks
+-- 6822    _read_task
+-- 6840  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 6845    _hold_template
+-- 6896    _own_template
+-- 6916    _done_template
+-- 6960    complete_run
+-- 6983    _flush_template
+-- 7062    _why_template
+-- 7078    _read_runs
+-- 7124    _explain_bad_run
+-- 7149    complete_runs
+-- 7174    _end_template
+-- 7223    _lost_template
+-- 7239    _file_template
+-- 7265    _again_template
+-- 7305    _queue_template
+-- 7326    _fail_template
+-- 7344    fail_run
+-- 7368    _nap_template
+-- 7397    schedule_run
+-- 7427    _free_template
+-- 7475    release_run
+-- 7500    _keep_template
+-- 7526    extend_claim
+-- 7549  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7554    _mark_template
+-- 7576    _note_template
+-- 7606    set_task_checkpoint_state
+-- 7641    _recall_template
+-- 7663    get_task_checkpoint_state
+-- 7687    _list_template
+-- 7716    get_task_checkpoint_states
+-- 7742  43_events.sql: Wait for an event, or learn how the wait ended
+-- 7749    _wait_template
+-- 7821    _park_template
+-- 7863    await_event
+-- 7900    _emit_template
+-- 7963    emit_event
+-- 7988  44_control.sql: Read a task, or raise TG003
+-- 7990    _fetch_template
+-- 8017    _stop_template
+-- 8049    _act_template
+-- 8071    _halt_template
+-- 8087    cancel_task
+-- 8109    _rerun_template
+-- 8182    _forget_template
+-- 8202    _redo_template
+-- 8235    _renew_template
+-- 8271    retry_task
+-- 8321    _show_template
+-- 8369    get_task_result
+-- 8404  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8411    _purge_template
+-- 8441    _erase_template
+-- 8486    _first_uuid
+-- 8505    _sweep_template
+-- 8545    _clean
+-- 8579    cleanup_tasks
+-- 8600    cleanup_events
+-- 8621    cleanup_all_queues
+-- 8651  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 8653    _cap_template
+-- 8682    _write_limit
+-- 8705    _read_limit
+-- 8753    _check_limit_keys
+-- 8775    set_limit
+-- 8830    _usage_template
+-- 8908    limit_usage
+-- 8937  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 8939    _pause_template
+-- 8960    _halve_template
+-- 8990    _check_only
+-- 9013    pause_queue
+-- 9049    resume_queue
+-- 9075    get_queue_policy
+-- 9098    set_queue_policy
+-- 9116    list_namespaces
+-- 9133  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9136    _read_filter
+-- 9170    _states_option
+-- 9201    _read_cursor
+-- 9220    _check_limit
+-- 9244    _find_template
+-- 9296    _seek_template
+-- 9345    _page_template
+-- 9414    _ended_template
+-- 9451    _fit_template
+-- 9488    _live_template
+-- 9525    _hints_template
+-- 9548    _hints0_template
+-- 9590    _rows_template
+-- 9639    list_tasks
+-- 9685    _peek_template
+-- 9741    get_task
+-- 9795    _runs_template
+-- 9848    list_runs
+-- 9879    _past_template
+-- 9954    _since_template
+-- 9972    get_task_history
+-- 9992    _held_template
+-- 10024    list_workers
+-- 10063    _read_place
+-- 10082    _acts_template
+-- 10108    list_actions
+-- 10140  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10142    _abort_template
+-- 10179    cancel_tasks
+-- 10216    _check_meant
+-- 10236    _limit_option
+-- 10249    _retake_template
+-- 10287    requeue_task
+-- 10312    _regain_template
+-- 10347    requeue_tasks
+-- 10386    list_dead_letters
+-- 10429    _replay_template
+-- 10470    replay_dead_letters
+-- 10510    _bury_template
+-- 10552    purge_dead_letters
+-- 10582  49_stats.sql: When the first task that is ready became so; null if none is
+-- 10584    _oldest_template
+-- 10628    _elder0_template
+-- 10664    _tenure_template
+-- 10689    _is_wanted
+-- 10706    _stat_template
+-- 10752    queue_stats
+-- 10807    _from
+-- 10820    _counters (view)
+-- 10844    _gauge_template
+-- 10890    _spans_template
+-- 10943    metrics
+-- 10979    _xmin_age
+-- 10998    prometheus
+-- 11057    _label_text
+-- 11080    health
+-- 11134  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11139    _tick_template
+-- 11161    _ticked (sequence)
+-- 11167    _set_ticked
+-- 11180    ticker
+-- 11228    ticker_loop (procedure)
+-- 11254  51_cron.sql: Whether pg_cron is installed in this database
+-- 11256    _has_cron
+-- 11266    _cron_has_seconds
+-- 11287    _explain_no_cron
+-- 11319    start
+-- 11362    stop
+-- 11387    _maintain
+-- 11409    status
+-- 11445  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11449    _rights (view)
+-- 11529    _allowed
+-- 11567    _grant
+-- 11586    _grant_again
+-- 11602    _grant_queue
+-- 11617    _check_grant
+-- 11650    grant_access
+-- 11686    revoke_access
+-- 11733  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -1946,6 +1947,9 @@ create table if not exists teguh.h_template (
 
 create index if not exists hkey_template
   on teguh.h_template (flow_key collate "C");
+create index if not exists hfifo_template
+  on teguh.h_template (task_id)
+  where fifo;
 
 comment on table teguh.h_template is
   'Tasks that take up room under limits. A row counts while its run is held or, if its key is '
@@ -5647,6 +5651,42 @@ create or replace function teguh._weed_template(p_places tid[], p_now timestampt
   set search_path = pg_catalog, pg_temp
 as $$
 declare
+  v_keys text[] := teguh._cull_template(p_places, p_now);
+begin
+  if v_keys is null then
+    return false;
+  end if;
+
+  -- where one was there may be many, such as all of a key that were cancelled
+  perform teguh._cull_template(
+    array(
+      select w.place
+      from unnest(v_keys) as k(flow_key)
+      cross join lateral (
+        select l.ctid as place
+        from teguh.l_template as l
+        where l.flow_key collate "C" = k.flow_key
+          and l.gate = 'w'
+        order by l.ranking, l.seq
+        limit 1000
+      ) as w
+    ),
+    p_now
+  );
+  perform teguh._unbar_template(v_keys, p_now);
+  return true;
+end;
+$$;
+
+-- Delete the rows among some of the lanes whose tasks are not to be had any more.  Returns their
+-- keys, null if there was none.
+create or replace function teguh._cull_template(p_places tid[], p_now timestamptz)
+  returns text[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
   v_keys text[];
 begin
   with stale as (
@@ -5666,9 +5706,7 @@ begin
 
   select array_agg(distinct s.flow_key) into v_keys
   from stale as s;
-
-  perform teguh._unbar_template(v_keys, p_now);
-  return v_keys is not null;
+  return v_keys;
 end;
 $$;
 

@@ -1754,6 +1754,9 @@ create table if not exists teguh.h_template (
 
 create index if not exists hkey_template
   on teguh.h_template (flow_key collate "C");
+create index if not exists hfifo_template
+  on teguh.h_template (task_id)
+  where fifo;
 
 comment on table teguh.h_template is
   'Tasks that take up room under limits. A row counts while its run is held or, if its key is '
@@ -5455,6 +5458,42 @@ create or replace function teguh._weed_template(p_places tid[], p_now timestampt
   set search_path = pg_catalog, pg_temp
 as $$
 declare
+  v_keys text[] := teguh._cull_template(p_places, p_now);
+begin
+  if v_keys is null then
+    return false;
+  end if;
+
+  -- where one was there may be many, such as all of a key that were cancelled
+  perform teguh._cull_template(
+    array(
+      select w.place
+      from unnest(v_keys) as k(flow_key)
+      cross join lateral (
+        select l.ctid as place
+        from teguh.l_template as l
+        where l.flow_key collate "C" = k.flow_key
+          and l.gate = 'w'
+        order by l.ranking, l.seq
+        limit 1000
+      ) as w
+    ),
+    p_now
+  );
+  perform teguh._unbar_template(v_keys, p_now);
+  return true;
+end;
+$$;
+
+-- Delete the rows among some of the lanes whose tasks are not to be had any more.  Returns their
+-- keys, null if there was none.
+create or replace function teguh._cull_template(p_places tid[], p_now timestamptz)
+  returns text[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
   v_keys text[];
 begin
   with stale as (
@@ -5474,9 +5513,7 @@ begin
 
   select array_agg(distinct s.flow_key) into v_keys
   from stale as s;
-
-  perform teguh._unbar_template(v_keys, p_now);
-  return v_keys is not null;
+  return v_keys;
 end;
 $$;
 
