@@ -8,389 +8,390 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  395  00_install.sql
---  443  01_version.sql: What the schema is, and its version
---  450    version
---  462  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  464    current_time
---  483    _after
---  498    _micros
---  509  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  525    _random_bytes
---  544    _make_uuidv7
---  567    portable_uuidv7
---  597    uuidv7_timestamp
---  623    _task_id
---  648    _run_id
---  663    _run_task
---  674    _run_number
---  688  12_types.sql: The composite types that functions pass to each other
---  693    _gap (type)
---  701    _late (type)
---  708    _timer (type)
---  715    _tally (type)
---  726    _picked (type)
---  738    _spawn (type)
---  762    _filter (type)
---  797  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  799    _check_keys
---  832    _number_option
---  867    _integer_option
---  883    _whole_option
---  910    _text_option
---  936    _flag_option
---  958    _uuid_option
---  985    _tags_option
--- 1014    _check_name
--- 1041    _check_seconds
--- 1069    _check_isolation
--- 1088    _buckets_option
--- 1126    _check_policy
--- 1175    _check_spawn
--- 1222    _read_spawn_options
--- 1301    _time_option
--- 1322    _moment_option
--- 1354    _read_time_options
--- 1392    _unique_option
--- 1446    _inherit
--- 1476    _check_cancellation
--- 1493  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1496    _check_retry_strategy
--- 1534    _backoff
--- 1587    _fraction
--- 1598  20_tables.sql: Queues and the policy of each
--- 1600    queues (table)
--- 1633    grants (table)
--- 1647    limits (table)
--- 1667    pauses (table)
--- 1679    starts (table)
--- 1694    wanted (table)
--- 1706    versions (table)
--- 1721    t_template (table)
--- 1831    g_template (table)
--- 1843    d_template (table)
--- 1857    p0_template (table)
--- 1870    p1_template (table)
--- 1913    l_template (table)
--- 1940    h_template (table)
--- 1960    k0_template (table)
--- 1973    k1_template (table)
--- 2002    n0_template (table)
--- 2013    n1_template (table)
--- 2029    n_template (table)
--- 2053    seq_template (sequence)
--- 2054    ring_template (sequence)
--- 2055    parked_template (sequence)
--- 2056    woken_template (sequence)
--- 2057    plan_template (sequence)
--- 2058    fired_template (sequence)
--- 2059    clock_template (sequence)
--- 2060    carry_template (sequence)
--- 2061    round_template (sequence)
--- 2084    r_template (table)
--- 2101    a_template (table)
--- 2127    c_template (table)
--- 2143    e_template (table)
--- 2160    u_template (table)
--- 2173    w_template (table)
--- 2188  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2191    validate_queue_name
--- 2233    _policy
--- 2277    _call
--- 2291    _template_ddl (view)
--- 2376    _stamp
--- 2388    _stamp_queues
--- 2416    _stamp_relation
--- 2456    _stamp_function
--- 2489    _function
--- 2501    _signature
--- 2512    _leave_extension
--- 2538    _lock_number
--- 2548    _share_queue
--- 2561    _may
--- 2577    _each_queue
--- 2599    _init_template
--- 2626    _hush_template
--- 2647    _beyond
--- 2656    create_queue
--- 2721    _refuse_busy
--- 2740    drop_queue
--- 2770    _drop_all
--- 2821    list_queues
--- 2845  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 2854    _push_template
--- 2895    _fill
--- 2915    _add0_template
--- 2982    _back0_template
--- 3000  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3005    _claim0_template
--- 3077    _pick0_template
--- 3160    _limits_template
--- 3201    _move0_template
--- 3263    _open_xids
--- 3283    _next0_template
--- 3312    _many0_template
--- 3341    _stuck0_template
--- 3379    _trim0_template
--- 3424    _take_template
--- 3505    _known_template
--- 3525    _paused_until
--- 3538    claim_task
--- 3599    _next_template
--- 3641    _soon0_template
--- 3697    next_due
--- 3722  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 3735    _due0_template
--- 3811    _last0_template
--- 3836    _any0_template
--- 3863    _miss0_template
--- 3899    _pass0_template
--- 3945    _fire_template
--- 3997    _expire_template
--- 4065    _timeout_reason
--- 4084    _over_template
--- 4106    _close_template
--- 4136    _follow_template
--- 4166  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4168    _segment_bytes
--- 4189    _turn_template
--- 4221    _turn0_template
--- 4259    _spent0_template
--- 4273    _dry0_template
--- 4300    _left0_template
--- 4331    _carry0_template
--- 4375  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4381    _remake_template
--- 4433    _alive_template
--- 4487    _home
--- 4500    _settle_template
--- 4522    rebuild_dispatch
--- 4559    _recap_template
--- 4590  35_tally.sql: The letter by which tallies know where a task stands
--- 4592    _letter
--- 4611    _letters
--- 4623    _bound
--- 4643    _tally_template
--- 4668    _reckon_template
--- 4695    _finish_template
--- 4723    _moved_template
--- 4754    _sum0_template
--- 4790    _noted0_template
--- 4825    _bank0_template
--- 4845    _census_template
--- 4867    _count_template
--- 4889  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 4899    _gate_number
--- 4910    _enter_gate
--- 4932    _limit_of
--- 4950    _rule_template
--- 4976    _reign_template
--- 5006    _going_template
--- 5022    _busy_template
--- 5038    _everywhere_busy
--- 5064    _closed_until
--- 5084    _is_limited
--- 5095    _started
--- 5112    _left_over
--- 5133    _slots_template
--- 5183    _vacate_template
--- 5246    _unbar_template
--- 5275    _intake_template
--- 5296    _sift0_template
--- 5381    _line_template
--- 5440    _keys_template
--- 5493    _admit_template
--- 5552    _spare_template
--- 5574    _choose_template
--- 5620    _named_template
--- 5647    _weed_template
--- 5683    _cull_template
--- 5714    _seize_template
--- 5789    _quit_template
--- 5817    _occupy_template
--- 5857    _chance_template
--- 5887    _align_template
--- 5932  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 5935    _want_template
--- 5969    _names_option
--- 6004    _order_queues
--- 6040    _remember_names
--- 6060    claim_any
--- 6137    _check_order
--- 6154  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6159    _put_template
--- 6226    _enlist_template
--- 6269    _new_template
--- 6325    _tag_template
--- 6343    _room_template
--- 6370    _shed_template
--- 6412    _first0_template
--- 6453    _once_template
--- 6501    _blocks
--- 6528    _meet_template
--- 6562    _swap_template
--- 6622    _series_template
--- 6659    _found_template
--- 6715    spawn_task
--- 6775    spawn_tasks
--- 6822    _read_task
--- 6840  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 6845    _hold_template
--- 6896    _own_template
--- 6916    _done_template
--- 6960    complete_run
--- 6983    _flush_template
--- 7062    _why_template
--- 7078    _read_runs
--- 7124    _explain_bad_run
--- 7149    complete_runs
--- 7174    _end_template
--- 7223    _lost_template
--- 7239    _file_template
--- 7265    _again_template
--- 7305    _queue_template
--- 7326    _fail_template
--- 7344    fail_run
--- 7368    _nap_template
--- 7397    schedule_run
--- 7427    _free_template
--- 7475    release_run
--- 7500    _keep_template
--- 7526    extend_claim
--- 7549  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7554    _mark_template
--- 7576    _note_template
--- 7606    set_task_checkpoint_state
--- 7641    _recall_template
--- 7663    get_task_checkpoint_state
--- 7687    _list_template
--- 7716    get_task_checkpoint_states
--- 7742  43_events.sql: Wait for an event, or learn how the wait ended
--- 7749    _wait_template
--- 7821    _park_template
--- 7863    await_event
--- 7900    _emit_template
--- 7963    emit_event
--- 7988  44_control.sql: Read a task, or raise TG003
--- 7990    _fetch_template
--- 8017    _stop_template
--- 8049    _act_template
--- 8071    _halt_template
--- 8087    cancel_task
--- 8109    _rerun_template
--- 8182    _forget_template
--- 8202    _redo_template
--- 8235    _renew_template
--- 8271    retry_task
--- 8321    _show_template
--- 8369    get_task_result
--- 8404  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8411    _purge_template
--- 8441    _erase_template
--- 8486    _first_uuid
--- 8505    _sweep_template
--- 8545    _clean
--- 8579    cleanup_tasks
--- 8600    cleanup_events
--- 8621    cleanup_all_queues
--- 8651  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 8653    _cap_template
--- 8682    _write_limit
--- 8705    _read_limit
--- 8753    _check_limit_keys
--- 8775    set_limit
--- 8830    _usage_template
--- 8908    limit_usage
--- 8937  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 8939    _pause_template
--- 8960    _halve_template
--- 8990    _check_only
--- 9013    pause_queue
--- 9049    resume_queue
--- 9075    get_queue_policy
--- 9098    set_queue_policy
--- 9116    list_namespaces
--- 9133  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9136    _read_filter
--- 9170    _states_option
--- 9201    _read_cursor
--- 9220    _check_limit
--- 9244    _find_template
--- 9296    _seek_template
--- 9345    _page_template
--- 9414    _ended_template
--- 9451    _fit_template
--- 9488    _live_template
--- 9525    _hints_template
--- 9548    _hints0_template
--- 9590    _rows_template
--- 9639    list_tasks
--- 9685    _peek_template
--- 9741    get_task
--- 9795    _runs_template
--- 9848    list_runs
--- 9879    _past_template
--- 9954    _since_template
--- 9972    get_task_history
--- 9992    _held_template
--- 10024    list_workers
--- 10063    _read_place
--- 10082    _acts_template
--- 10108    list_actions
--- 10140  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10142    _abort_template
--- 10179    cancel_tasks
--- 10216    _check_meant
--- 10236    _limit_option
--- 10249    _retake_template
--- 10287    requeue_task
--- 10312    _regain_template
--- 10347    requeue_tasks
--- 10386    list_dead_letters
--- 10429    _replay_template
--- 10470    replay_dead_letters
--- 10510    _bury_template
--- 10552    purge_dead_letters
--- 10582  49_stats.sql: When the first task that is ready became so; null if none is
--- 10584    _oldest_template
--- 10628    _elder0_template
--- 10664    _tenure_template
--- 10689    _is_wanted
--- 10706    _stat_template
--- 10752    queue_stats
--- 10807    _from
--- 10820    _counters (view)
--- 10844    _gauge_template
--- 10890    _spans_template
--- 10943    metrics
--- 10979    _xmin_age
--- 10998    prometheus
--- 11057    _label_text
--- 11080    health
--- 11134  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 11139    _tick_template
--- 11161    _ticked (sequence)
--- 11167    _set_ticked
--- 11180    ticker
--- 11228    ticker_loop (procedure)
--- 11254  51_cron.sql: Whether pg_cron is installed in this database
--- 11256    _has_cron
--- 11266    _cron_has_seconds
--- 11287    _explain_no_cron
--- 11319    start
--- 11362    stop
--- 11387    _maintain
--- 11409    status
--- 11445  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11449    _rights (view)
--- 11529    _allowed
--- 11567    _grant
--- 11586    _grant_again
--- 11602    _grant_queue
--- 11617    _check_grant
--- 11650    grant_access
--- 11686    revoke_access
--- 11733  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  396  00_install.sql
+--  444  01_version.sql: What the schema is, and its version
+--  451    version
+--  463  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  465    current_time
+--  484    _after
+--  499    _micros
+--  510  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  526    _random_bytes
+--  545    _make_uuidv7
+--  568    portable_uuidv7
+--  598    uuidv7_timestamp
+--  624    _task_id
+--  649    _run_id
+--  664    _run_task
+--  675    _run_number
+--  689  12_types.sql: The composite types that functions pass to each other
+--  694    _gap (type)
+--  702    _late (type)
+--  709    _timer (type)
+--  716    _tally (type)
+--  727    _picked (type)
+--  739    _spawn (type)
+--  763    _filter (type)
+--  798  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  800    _check_keys
+--  833    _number_option
+--  868    _integer_option
+--  884    _whole_option
+--  911    _text_option
+--  937    _flag_option
+--  959    _uuid_option
+--  986    _tags_option
+-- 1015    _check_name
+-- 1042    _check_seconds
+-- 1070    _check_isolation
+-- 1089    _buckets_option
+-- 1127    _check_policy
+-- 1176    _check_spawn
+-- 1223    _read_spawn_options
+-- 1302    _time_option
+-- 1323    _moment_option
+-- 1355    _read_time_options
+-- 1393    _unique_option
+-- 1447    _inherit
+-- 1477    _check_cancellation
+-- 1494  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1497    _check_retry_strategy
+-- 1535    _backoff
+-- 1588    _fraction
+-- 1599  20_tables.sql: Queues and the policy of each
+-- 1601    queues (table)
+-- 1634    grants (table)
+-- 1648    limits (table)
+-- 1668    pauses (table)
+-- 1680    starts (table)
+-- 1695    wanted (table)
+-- 1707    versions (table)
+-- 1722    t_template (table)
+-- 1832    g_template (table)
+-- 1844    d_template (table)
+-- 1858    p0_template (table)
+-- 1871    p1_template (table)
+-- 1914    l_template (table)
+-- 1941    h_template (table)
+-- 1961    k0_template (table)
+-- 1974    k1_template (table)
+-- 2003    n0_template (table)
+-- 2014    n1_template (table)
+-- 2030    n_template (table)
+-- 2054    seq_template (sequence)
+-- 2055    ring_template (sequence)
+-- 2056    parked_template (sequence)
+-- 2057    woken_template (sequence)
+-- 2058    plan_template (sequence)
+-- 2059    fired_template (sequence)
+-- 2060    clock_template (sequence)
+-- 2061    carry_template (sequence)
+-- 2062    round_template (sequence)
+-- 2085    r_template (table)
+-- 2102    a_template (table)
+-- 2128    c_template (table)
+-- 2144    e_template (table)
+-- 2161    u_template (table)
+-- 2174    w_template (table)
+-- 2189  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2192    validate_queue_name
+-- 2234    _policy
+-- 2278    _call
+-- 2292    _template_ddl (view)
+-- 2377    _stamp
+-- 2389    _stamp_queues
+-- 2417    _stamp_relation
+-- 2457    _stamp_function
+-- 2490    _function
+-- 2502    _signature
+-- 2513    _leave_extension
+-- 2539    _lock_number
+-- 2549    _share_queue
+-- 2562    _may
+-- 2578    _each_queue
+-- 2600    _init_template
+-- 2627    _hush_template
+-- 2648    _beyond
+-- 2657    create_queue
+-- 2722    _refuse_busy
+-- 2741    drop_queue
+-- 2771    _drop_all
+-- 2822    list_queues
+-- 2846  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 2855    _push_template
+-- 2896    _fill
+-- 2916    _add0_template
+-- 2983    _back0_template
+-- 3001  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3006    _claim0_template
+-- 3078    _pick0_template
+-- 3161    _limits_template
+-- 3202    _move0_template
+-- 3264    _open_xids
+-- 3284    _next0_template
+-- 3313    _many0_template
+-- 3342    _stuck0_template
+-- 3380    _trim0_template
+-- 3425    _take_template
+-- 3506    _known_template
+-- 3526    _paused_until
+-- 3539    claim_task
+-- 3600    _next_template
+-- 3642    _soon0_template
+-- 3698    next_due
+-- 3723  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 3736    _due0_template
+-- 3812    _last0_template
+-- 3837    _any0_template
+-- 3864    _miss0_template
+-- 3900    _pass0_template
+-- 3946    _fire_template
+-- 3998    _expire_template
+-- 4066    _timeout_reason
+-- 4085    _over_template
+-- 4107    _close_template
+-- 4137    _follow_template
+-- 4167  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4169    _segment_bytes
+-- 4190    _turn_template
+-- 4222    _turn0_template
+-- 4260    _spent0_template
+-- 4274    _dry0_template
+-- 4301    _left0_template
+-- 4332    _carry0_template
+-- 4376  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4382    _remake_template
+-- 4434    _alive_template
+-- 4488    _home
+-- 4501    _settle_template
+-- 4523    rebuild_dispatch
+-- 4560    _recap_template
+-- 4591  35_tally.sql: The letter by which tallies know where a task stands
+-- 4593    _letter
+-- 4612    _letters
+-- 4624    _bound
+-- 4644    _tally_template
+-- 4669    _reckon_template
+-- 4696    _finish_template
+-- 4724    _moved_template
+-- 4755    _sum0_template
+-- 4791    _noted0_template
+-- 4826    _bank0_template
+-- 4846    _census_template
+-- 4868    _count_template
+-- 4890  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 4900    _gate_number
+-- 4911    _enter_gate
+-- 4933    _limit_of
+-- 4951    _rule_template
+-- 4977    _reign_template
+-- 5007    _going_template
+-- 5023    _busy_template
+-- 5039    _everywhere_busy
+-- 5065    _closed_until
+-- 5085    _is_limited
+-- 5096    _started
+-- 5113    _left_over
+-- 5134    _slots_template
+-- 5184    _vacate_template
+-- 5247    _unbar_template
+-- 5276    _intake_template
+-- 5297    _sift0_template
+-- 5382    _line_template
+-- 5441    _keys_template
+-- 5494    _admit_template
+-- 5553    _spare_template
+-- 5575    _choose_template
+-- 5621    _named_template
+-- 5648    _weed_template
+-- 5684    _cull_template
+-- 5715    _seize_template
+-- 5790    _quit_template
+-- 5818    _occupy_template
+-- 5858    _chance_template
+-- 5888    _align_template
+-- 5933  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 5936    _want_template
+-- 5970    _names_option
+-- 6005    _order_queues
+-- 6041    _remember_names
+-- 6061    claim_any
+-- 6138    _check_order
+-- 6155  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6160    _put_template
+-- 6227    _enlist_template
+-- 6270    _new_template
+-- 6326    _tag_template
+-- 6344    _room_template
+-- 6371    _shed_template
+-- 6413    _first0_template
+-- 6454    _once_template
+-- 6502    _blocks
+-- 6529    _meet_template
+-- 6563    _swap_template
+-- 6623    _series_template
+-- 6660    _found_template
+-- 6716    spawn_task
+-- 6776    spawn_tasks
+-- 6823    _read_task
+-- 6841  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 6846    _hold_template
+-- 6897    _own_template
+-- 6917    _done_template
+-- 6961    complete_run
+-- 6984    _flush_template
+-- 7063    _why_template
+-- 7079    _read_runs
+-- 7125    _explain_bad_run
+-- 7150    complete_runs
+-- 7175    _end_template
+-- 7224    _lost_template
+-- 7240    _file_template
+-- 7266    _again_template
+-- 7306    _queue_template
+-- 7327    _fail_template
+-- 7345    fail_run
+-- 7369    _nap_template
+-- 7398    schedule_run
+-- 7428    _free_template
+-- 7476    release_run
+-- 7501    _keep_template
+-- 7527    extend_claim
+-- 7550  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7555    _mark_template
+-- 7577    _note_template
+-- 7607    set_task_checkpoint_state
+-- 7642    _recall_template
+-- 7664    get_task_checkpoint_state
+-- 7688    _list_template
+-- 7717    get_task_checkpoint_states
+-- 7743  43_events.sql: Wait for an event, or learn how the wait ended
+-- 7750    _wait_template
+-- 7822    _park_template
+-- 7864    await_event
+-- 7901    _emit_template
+-- 7964    emit_event
+-- 7989  44_control.sql: Read a task, or raise TG003
+-- 7991    _fetch_template
+-- 8018    _stop_template
+-- 8050    _act_template
+-- 8072    _halt_template
+-- 8088    cancel_task
+-- 8110    _rerun_template
+-- 8183    _forget_template
+-- 8203    _redo_template
+-- 8236    _renew_template
+-- 8272    retry_task
+-- 8322    _show_template
+-- 8370    get_task_result
+-- 8405  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8412    _purge_template
+-- 8442    _erase_template
+-- 8487    _first_uuid
+-- 8506    _sweep_template
+-- 8546    _clean
+-- 8580    cleanup_tasks
+-- 8601    cleanup_events
+-- 8622    cleanup_all_queues
+-- 8652  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 8654    _cap_template
+-- 8683    _write_limit
+-- 8706    _read_limit
+-- 8754    _check_limit_keys
+-- 8776    set_limit
+-- 8831    _usage_template
+-- 8909    _overall_usage
+-- 8953    limit_usage
+-- 8986  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 8988    _pause_template
+-- 9009    _halve_template
+-- 9039    _check_only
+-- 9062    pause_queue
+-- 9098    resume_queue
+-- 9124    get_queue_policy
+-- 9147    set_queue_policy
+-- 9165    list_namespaces
+-- 9182  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9185    _read_filter
+-- 9219    _states_option
+-- 9250    _read_cursor
+-- 9269    _check_limit
+-- 9293    _find_template
+-- 9345    _seek_template
+-- 9394    _page_template
+-- 9463    _ended_template
+-- 9500    _fit_template
+-- 9537    _live_template
+-- 9574    _hints_template
+-- 9597    _hints0_template
+-- 9639    _rows_template
+-- 9688    list_tasks
+-- 9734    _peek_template
+-- 9790    get_task
+-- 9844    _runs_template
+-- 9897    list_runs
+-- 9928    _past_template
+-- 10003    _since_template
+-- 10021    get_task_history
+-- 10041    _held_template
+-- 10073    list_workers
+-- 10112    _read_place
+-- 10131    _acts_template
+-- 10157    list_actions
+-- 10189  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10191    _abort_template
+-- 10228    cancel_tasks
+-- 10265    _check_meant
+-- 10285    _limit_option
+-- 10298    _retake_template
+-- 10336    requeue_task
+-- 10361    _regain_template
+-- 10396    requeue_tasks
+-- 10435    list_dead_letters
+-- 10478    _replay_template
+-- 10519    replay_dead_letters
+-- 10559    _bury_template
+-- 10601    purge_dead_letters
+-- 10631  49_stats.sql: When the first task that is ready became so; null if none is
+-- 10633    _oldest_template
+-- 10677    _elder0_template
+-- 10713    _tenure_template
+-- 10738    _is_wanted
+-- 10755    _stat_template
+-- 10801    queue_stats
+-- 10856    _from
+-- 10869    _counters (view)
+-- 10893    _gauge_template
+-- 10939    _spans_template
+-- 10992    metrics
+-- 11028    _xmin_age
+-- 11047    prometheus
+-- 11106    _label_text
+-- 11129    health
+-- 11183  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11188    _tick_template
+-- 11210    _ticked (sequence)
+-- 11216    _set_ticked
+-- 11229    ticker
+-- 11277    ticker_loop (procedure)
+-- 11303  51_cron.sql: Whether pg_cron is installed in this database
+-- 11305    _has_cron
+-- 11315    _cron_has_seconds
+-- 11336    _explain_no_cron
+-- 11368    start
+-- 11411    stop
+-- 11436    _maintain
+-- 11458    status
+-- 11494  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11498    _rights (view)
+-- 11578    _allowed
+-- 11616    _grant
+-- 11635    _grant_again
+-- 11651    _grant_queue
+-- 11666    _check_grant
+-- 11699    grant_access
+-- 11735    revoke_access
+-- 11782  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -5144,7 +5145,7 @@ begin
     least(
       teguh._left_over(l, k.flow_key, h.qty, p_now) - o.qty,
       case
-        when teguh._closed_until(substr('_template', 2), 'key', k.flow_key, p_now) is not null then 0
+        when teguh._closed_until(substr('_template', 2), 'key', k.flow_key, p_now) > p_now then 0
       end
     )
   from (
@@ -8904,6 +8905,50 @@ begin
 end;
 $$;
 
+-- How much of the limit over all queues is used.
+create or replace function teguh._overall_usage()
+  returns table(
+    scope          text,
+    name           text,
+    max_running    integer,
+    running        bigint,
+    rate           integer,
+    period_seconds double precision,
+    started        bigint,
+    waiting        bigint,
+    fifo           boolean,
+    fair           boolean,
+    paused_until   timestamptz
+  )
+  language plpgsql
+  volatile
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text;
+  v_waiting    bigint := 0;
+  v_some       bigint;
+begin
+  for v_queue_name in
+    select q.queue_name
+    from teguh.queues as q
+  loop
+    if teguh._share_queue(v_queue_name) then
+      execute format('select count(*) from teguh.l_%s', v_queue_name) into v_some;
+      v_waiting := v_waiting + v_some;
+    end if;
+  end loop;
+
+  return query
+  select
+    l.scope, null::text, l.max_running, teguh._everywhere_busy(), l.rate, l.period_seconds,
+    teguh._started(l, '', teguh.current_time()), v_waiting, l.fifo, l.fair, null::timestamptz
+  from teguh.limits as l
+  where l.queue_name = '*';
+end;
+$$;
+
 -- How much of its limits a queue uses.
 create or replace function teguh.limit_usage(p_queue_name text)
   returns table(
@@ -8924,15 +8969,19 @@ create or replace function teguh.limit_usage(p_queue_name text)
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return query execute teguh._call('usage', p_queue_name, 0);
+  if p_queue_name is not null then
+    return query execute teguh._call('usage', p_queue_name, 0);
+  else
+    return query select u.* from teguh._overall_usage() as u;
+  end if;
 end;
 $$;
 
 comment on function teguh.limit_usage(text) is
-  'The limits of a queue, one for each name or key (*) once per name or key that runs or waits: '
-  'how many of them run, how many were started within the period, and how many wait in the lanes '
-  'for their turn; tasks that no claim has come to yet are not among these. paused_until: see '
-  'pause_queue(). Raises TG001 for an unknown queue.';
+  'The limits of a queue (null: the one over all queues), one for each name or key (*) once per '
+  'name or key that runs or waits: how many of them run, how many were started within the period, '
+  'and how many wait in the lanes for their turn; tasks that no claim has come to yet are not '
+  'among these. paused_until: see pause_queue(). Raises TG001 for an unknown queue.';
 
 -- sql/src/46_policy.sql
 -- Set a queue's pause, or end it (null) and tell the workers that wait.
@@ -11536,7 +11585,7 @@ as $$
   from pg_proc as p
   where p.pronamespace = 'teguh'::regnamespace
     and (
-      p.proname in ('_policy', '_set_ticked', '_xmin_age')
+      p.proname in ('_policy', '_set_ticked', '_xmin_age', '_overall_usage')
       or (
         p.proname ~ '^_'
         and not p.prosecdef

@@ -255,7 +255,7 @@ begin
     least(
       teguh._left_over(l, k.flow_key, h.qty, p_now) - o.qty,
       case
-        when teguh._closed_until(substr('_template', 2), 'key', k.flow_key, p_now) is not null then 0
+        when teguh._closed_until(substr('_template', 2), 'key', k.flow_key, p_now) > p_now then 0
       end
     )
   from (
