@@ -110,288 +110,288 @@
 -- 2562    _may
 -- 2578    _each_queue
 -- 2600    _init_template
--- 2627    _hush_template
--- 2648    _beyond
--- 2657    create_queue
--- 2722    _refuse_busy
--- 2741    drop_queue
--- 2771    _drop_all
--- 2822    list_queues
--- 2846  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 2855    _push_template
--- 2896    _fill
--- 2916    _add0_template
--- 2983    _back0_template
--- 3001  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3006    _claim0_template
--- 3078    _pick0_template
--- 3161    _limits_template
--- 3202    _move0_template
--- 3264    _open_xids
--- 3284    _next0_template
--- 3313    _many0_template
--- 3342    _stuck0_template
--- 3380    _trim0_template
--- 3425    _take_template
--- 3506    _known_template
--- 3526    _paused_until
--- 3539    claim_task
--- 3600    _next_template
--- 3642    _soon0_template
--- 3698    next_due
--- 3723  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 3736    _due0_template
--- 3812    _last0_template
--- 3837    _any0_template
--- 3864    _miss0_template
--- 3900    _pass0_template
--- 3946    _fire_template
--- 3998    _expire_template
--- 4066    _timeout_reason
--- 4085    _over_template
--- 4107    _close_template
--- 4137    _follow_template
--- 4167  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4169    _segment_bytes
--- 4190    _turn_template
--- 4222    _turn0_template
--- 4260    _spent0_template
--- 4274    _dry0_template
--- 4301    _left0_template
--- 4332    _carry0_template
--- 4376  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4382    _remake_template
--- 4434    _alive_template
--- 4488    _home
--- 4501    _settle_template
--- 4523    rebuild_dispatch
--- 4560    _recap_template
--- 4591  35_tally.sql: The letter by which tallies know where a task stands
--- 4593    _letter
--- 4612    _letters
--- 4624    _bound
--- 4644    _tally_template
--- 4669    _reckon_template
--- 4696    _finish_template
--- 4724    _moved_template
--- 4755    _sum0_template
--- 4791    _noted0_template
--- 4826    _bank0_template
--- 4846    _census_template
--- 4868    _count_template
--- 4890  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 4900    _gate_number
--- 4911    _enter_gate
--- 4933    _limit_of
--- 4951    _rule_template
--- 4977    _reign_template
--- 5007    _going_template
--- 5023    _busy_template
--- 5039    _everywhere_busy
--- 5065    _closed_until
--- 5085    _is_limited
--- 5096    _started
--- 5113    _left_over
--- 5134    _slots_template
--- 5184    _vacate_template
--- 5247    _unbar_template
--- 5276    _intake_template
--- 5297    _sift0_template
--- 5382    _line_template
--- 5441    _keys_template
--- 5494    _admit_template
--- 5553    _spare_template
--- 5575    _choose_template
--- 5621    _named_template
--- 5648    _weed_template
--- 5684    _cull_template
--- 5715    _seize_template
--- 5790    _quit_template
--- 5818    _occupy_template
--- 5858    _chance_template
--- 5888    _align_template
--- 5933  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 5936    _want_template
--- 5970    _names_option
--- 6005    _order_queues
--- 6041    _remember_names
--- 6061    claim_any
--- 6138    _check_order
--- 6155  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6160    _put_template
--- 6227    _enlist_template
--- 6270    _new_template
--- 6326    _tag_template
--- 6344    _room_template
--- 6371    _shed_template
--- 6413    _first0_template
--- 6454    _once_template
--- 6502    _blocks
--- 6529    _meet_template
--- 6563    _swap_template
--- 6623    _series_template
--- 6660    _found_template
--- 6716    spawn_task
--- 6776    spawn_tasks
--- 6823    _read_task
--- 6841  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 6846    _hold_template
--- 6897    _own_template
--- 6917    _done_template
--- 6961    complete_run
--- 6984    _flush_template
--- 7063    _why_template
--- 7079    _read_runs
--- 7125    _explain_bad_run
--- 7150    complete_runs
--- 7175    _end_template
--- 7224    _lost_template
--- 7240    _file_template
--- 7266    _again_template
--- 7306    _queue_template
--- 7327    _fail_template
--- 7345    fail_run
--- 7369    _nap_template
--- 7398    schedule_run
--- 7428    _free_template
--- 7476    release_run
--- 7501    _keep_template
--- 7527    extend_claim
--- 7550  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7555    _mark_template
--- 7577    _note_template
--- 7607    set_task_checkpoint_state
--- 7642    _recall_template
--- 7664    get_task_checkpoint_state
--- 7688    _list_template
--- 7717    get_task_checkpoint_states
--- 7743  43_events.sql: Wait for an event, or learn how the wait ended
--- 7750    _wait_template
--- 7822    _park_template
--- 7864    await_event
--- 7901    _emit_template
--- 7964    emit_event
--- 7989  44_control.sql: Read a task, or raise TG003
--- 7991    _fetch_template
--- 8018    _stop_template
--- 8050    _act_template
--- 8072    _halt_template
--- 8088    cancel_task
--- 8110    _rerun_template
--- 8183    _forget_template
--- 8203    _redo_template
--- 8236    _renew_template
--- 8272    retry_task
--- 8322    _show_template
--- 8370    get_task_result
--- 8405  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8412    _purge_template
--- 8442    _erase_template
--- 8487    _first_uuid
--- 8506    _sweep_template
--- 8546    _clean
--- 8580    cleanup_tasks
--- 8601    cleanup_events
--- 8622    cleanup_all_queues
--- 8652  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 8654    _cap_template
--- 8683    _write_limit
--- 8706    _read_limit
--- 8754    _check_limit_keys
--- 8776    set_limit
--- 8831    _usage_template
--- 8909    _overall_usage
--- 8953    limit_usage
--- 8986  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 8988    _pause_template
--- 9009    _halve_template
--- 9039    _check_only
--- 9062    pause_queue
--- 9098    resume_queue
--- 9124    get_queue_policy
--- 9147    set_queue_policy
--- 9165    list_namespaces
--- 9182  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9185    _read_filter
--- 9219    _states_option
--- 9250    _read_cursor
--- 9269    _check_limit
--- 9293    _find_template
--- 9345    _seek_template
--- 9394    _page_template
--- 9463    _ended_template
--- 9500    _fit_template
--- 9537    _live_template
--- 9574    _hints_template
--- 9597    _hints0_template
--- 9639    _rows_template
--- 9688    list_tasks
--- 9734    _peek_template
--- 9790    get_task
--- 9844    _runs_template
--- 9897    list_runs
--- 9928    _past_template
--- 10003    _since_template
--- 10021    get_task_history
--- 10041    _held_template
--- 10073    list_workers
--- 10112    _read_place
--- 10131    _acts_template
--- 10157    list_actions
--- 10189  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10191    _abort_template
--- 10228    cancel_tasks
--- 10265    _check_meant
--- 10285    _limit_option
--- 10298    _retake_template
--- 10336    requeue_task
--- 10361    _regain_template
--- 10396    requeue_tasks
--- 10435    list_dead_letters
--- 10478    _replay_template
--- 10519    replay_dead_letters
--- 10559    _bury_template
--- 10601    purge_dead_letters
--- 10631  49_stats.sql: When the first task that is ready became so; null if none is
--- 10633    _oldest_template
--- 10677    _elder0_template
--- 10713    _tenure_template
--- 10738    _is_wanted
--- 10755    _stat_template
--- 10801    queue_stats
--- 10856    _from
--- 10869    _counters (view)
--- 10893    _gauge_template
--- 10939    _spans_template
--- 10992    metrics
--- 11028    _xmin_age
--- 11047    prometheus
--- 11106    _label_text
--- 11129    health
--- 11183  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 11188    _tick_template
--- 11210    _ticked (sequence)
--- 11216    _set_ticked
--- 11229    ticker
--- 11277    ticker_loop (procedure)
--- 11303  51_cron.sql: Whether pg_cron is installed in this database
--- 11305    _has_cron
--- 11315    _cron_has_seconds
--- 11336    _explain_no_cron
--- 11368    start
--- 11411    stop
--- 11436    _maintain
--- 11458    status
--- 11494  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11498    _rights (view)
--- 11578    _allowed
--- 11616    _grant
--- 11635    _grant_again
--- 11651    _grant_queue
--- 11666    _check_grant
--- 11699    grant_access
--- 11735    revoke_access
--- 11782  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 2630    _hush_template
+-- 2651    _beyond
+-- 2660    create_queue
+-- 2725    _refuse_busy
+-- 2744    drop_queue
+-- 2774    _drop_all
+-- 2825    list_queues
+-- 2849  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 2858    _push_template
+-- 2899    _fill
+-- 2919    _add0_template
+-- 2986    _back0_template
+-- 3004  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3009    _claim0_template
+-- 3081    _pick0_template
+-- 3164    _limits_template
+-- 3205    _move0_template
+-- 3267    _open_xids
+-- 3287    _next0_template
+-- 3316    _many0_template
+-- 3345    _stuck0_template
+-- 3383    _trim0_template
+-- 3428    _take_template
+-- 3509    _known_template
+-- 3529    _paused_until
+-- 3542    claim_task
+-- 3603    _next_template
+-- 3645    _soon0_template
+-- 3701    next_due
+-- 3726  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 3739    _due0_template
+-- 3815    _last0_template
+-- 3840    _any0_template
+-- 3867    _miss0_template
+-- 3903    _pass0_template
+-- 3949    _fire_template
+-- 4001    _expire_template
+-- 4069    _timeout_reason
+-- 4088    _over_template
+-- 4110    _close_template
+-- 4140    _follow_template
+-- 4170  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4172    _segment_bytes
+-- 4193    _turn_template
+-- 4225    _turn0_template
+-- 4263    _spent0_template
+-- 4277    _dry0_template
+-- 4304    _left0_template
+-- 4335    _carry0_template
+-- 4379  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4385    _remake_template
+-- 4437    _alive_template
+-- 4491    _home
+-- 4504    _settle_template
+-- 4526    rebuild_dispatch
+-- 4563    _recap_template
+-- 4594  35_tally.sql: The letter by which tallies know where a task stands
+-- 4596    _letter
+-- 4615    _letters
+-- 4627    _bound
+-- 4647    _tally_template
+-- 4672    _reckon_template
+-- 4699    _finish_template
+-- 4727    _moved_template
+-- 4758    _sum0_template
+-- 4794    _noted0_template
+-- 4829    _bank0_template
+-- 4849    _census_template
+-- 4871    _count_template
+-- 4893  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 4903    _gate_number
+-- 4914    _enter_gate
+-- 4936    _limit_of
+-- 4954    _rule_template
+-- 4980    _reign_template
+-- 5010    _going_template
+-- 5026    _busy_template
+-- 5042    _everywhere_busy
+-- 5068    _closed_until
+-- 5088    _is_limited
+-- 5099    _started
+-- 5116    _left_over
+-- 5137    _slots_template
+-- 5187    _vacate_template
+-- 5250    _unbar_template
+-- 5279    _intake_template
+-- 5300    _sift0_template
+-- 5385    _line_template
+-- 5444    _keys_template
+-- 5497    _admit_template
+-- 5556    _spare_template
+-- 5578    _choose_template
+-- 5624    _named_template
+-- 5651    _weed_template
+-- 5687    _cull_template
+-- 5718    _seize_template
+-- 5793    _quit_template
+-- 5821    _occupy_template
+-- 5861    _chance_template
+-- 5891    _align_template
+-- 5936  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 5939    _want_template
+-- 5973    _names_option
+-- 6008    _order_queues
+-- 6044    _remember_names
+-- 6064    claim_any
+-- 6141    _check_order
+-- 6158  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6163    _put_template
+-- 6230    _enlist_template
+-- 6273    _new_template
+-- 6329    _tag_template
+-- 6347    _room_template
+-- 6374    _shed_template
+-- 6416    _first0_template
+-- 6457    _once_template
+-- 6505    _blocks
+-- 6532    _meet_template
+-- 6566    _swap_template
+-- 6626    _series_template
+-- 6663    _found_template
+-- 6719    spawn_task
+-- 6779    spawn_tasks
+-- 6826    _read_task
+-- 6844  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 6849    _hold_template
+-- 6900    _own_template
+-- 6920    _done_template
+-- 6964    complete_run
+-- 6987    _flush_template
+-- 7066    _why_template
+-- 7082    _read_runs
+-- 7128    _explain_bad_run
+-- 7153    complete_runs
+-- 7178    _end_template
+-- 7227    _lost_template
+-- 7243    _file_template
+-- 7269    _again_template
+-- 7309    _queue_template
+-- 7330    _fail_template
+-- 7348    fail_run
+-- 7372    _nap_template
+-- 7401    schedule_run
+-- 7431    _free_template
+-- 7479    release_run
+-- 7504    _keep_template
+-- 7530    extend_claim
+-- 7553  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7558    _mark_template
+-- 7580    _note_template
+-- 7610    set_task_checkpoint_state
+-- 7645    _recall_template
+-- 7667    get_task_checkpoint_state
+-- 7691    _list_template
+-- 7720    get_task_checkpoint_states
+-- 7746  43_events.sql: Wait for an event, or learn how the wait ended
+-- 7753    _wait_template
+-- 7825    _park_template
+-- 7867    await_event
+-- 7904    _emit_template
+-- 7967    emit_event
+-- 7992  44_control.sql: Read a task, or raise TG003
+-- 7994    _fetch_template
+-- 8021    _stop_template
+-- 8053    _act_template
+-- 8075    _halt_template
+-- 8091    cancel_task
+-- 8113    _rerun_template
+-- 8186    _forget_template
+-- 8206    _redo_template
+-- 8239    _renew_template
+-- 8275    retry_task
+-- 8325    _show_template
+-- 8373    get_task_result
+-- 8408  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8415    _purge_template
+-- 8445    _erase_template
+-- 8490    _first_uuid
+-- 8509    _sweep_template
+-- 8549    _clean
+-- 8583    cleanup_tasks
+-- 8604    cleanup_events
+-- 8625    cleanup_all_queues
+-- 8655  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 8657    _cap_template
+-- 8686    _write_limit
+-- 8709    _read_limit
+-- 8757    _check_limit_keys
+-- 8779    set_limit
+-- 8834    _usage_template
+-- 8912    _overall_usage
+-- 8956    limit_usage
+-- 8989  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 8991    _pause_template
+-- 9012    _halve_template
+-- 9042    _check_only
+-- 9065    pause_queue
+-- 9101    resume_queue
+-- 9127    get_queue_policy
+-- 9150    set_queue_policy
+-- 9168    list_namespaces
+-- 9185  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9188    _read_filter
+-- 9222    _states_option
+-- 9253    _read_cursor
+-- 9272    _check_limit
+-- 9296    _find_template
+-- 9348    _seek_template
+-- 9397    _page_template
+-- 9466    _ended_template
+-- 9503    _fit_template
+-- 9540    _live_template
+-- 9577    _hints_template
+-- 9600    _hints0_template
+-- 9642    _rows_template
+-- 9691    list_tasks
+-- 9737    _peek_template
+-- 9793    get_task
+-- 9847    _runs_template
+-- 9900    list_runs
+-- 9931    _past_template
+-- 10006    _since_template
+-- 10024    get_task_history
+-- 10044    _held_template
+-- 10076    list_workers
+-- 10115    _read_place
+-- 10134    _acts_template
+-- 10160    list_actions
+-- 10192  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10194    _abort_template
+-- 10231    cancel_tasks
+-- 10268    _check_meant
+-- 10288    _limit_option
+-- 10301    _retake_template
+-- 10339    requeue_task
+-- 10364    _regain_template
+-- 10399    requeue_tasks
+-- 10438    list_dead_letters
+-- 10481    _replay_template
+-- 10522    replay_dead_letters
+-- 10562    _bury_template
+-- 10604    purge_dead_letters
+-- 10634  49_stats.sql: When the first task that is ready became so; null if none is
+-- 10636    _oldest_template
+-- 10680    _elder0_template
+-- 10716    _tenure_template
+-- 10741    _is_wanted
+-- 10758    _stat_template
+-- 10804    queue_stats
+-- 10859    _from
+-- 10872    _counters (view)
+-- 10896    _gauge_template
+-- 10942    _spans_template
+-- 10995    metrics
+-- 11031    _xmin_age
+-- 11050    prometheus
+-- 11109    _label_text
+-- 11132    health
+-- 11186  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11191    _tick_template
+-- 11213    _ticked (sequence)
+-- 11219    _set_ticked
+-- 11232    ticker
+-- 11280    ticker_loop (procedure)
+-- 11306  51_cron.sql: Whether pg_cron is installed in this database
+-- 11308    _has_cron
+-- 11318    _cron_has_seconds
+-- 11339    _explain_no_cron
+-- 11371    start
+-- 11414    stop
+-- 11439    _maintain
+-- 11461    status
+-- 11497  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11501    _rights (view)
+-- 11581    _allowed
+-- 11619    _grant
+-- 11638    _grant_again
+-- 11654    _grant_queue
+-- 11669    _check_grant
+-- 11702    grant_access
+-- 11738    revoke_access
+-- 11785  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -2613,10 +2613,13 @@ begin
     perform setval('teguh.fired_template'::regclass, 0);
     perform setval('teguh.clock_template'::regclass, 0);
     perform setval('teguh.carry_template'::regclass, 0);
-    perform setval('teguh.round_template'::regclass, 0);
     update teguh.queues as q
     set built_for = teguh._home('teguh.p0_template'::regclass)
     where q.queue_name = substr('_template', 2);
+  end if;
+  -- queues from before 0.2.0 lack it
+  if pg_sequence_last_value('teguh.round_template'::regclass) is null then
+    perform setval('teguh.round_template'::regclass, 0);
   end if;
 end;
 $$;
@@ -11844,7 +11847,7 @@ begin
     from teguh.queues as q
   loop
     execute pg_catalog.format(
-      'select teguh._census_%1$s(), teguh._recap_%1$s()', v_queue_name
+      'select teguh._init_%1$s(), teguh._census_%1$s(), teguh._recap_%1$s()', v_queue_name
     );
   end loop;
 end;

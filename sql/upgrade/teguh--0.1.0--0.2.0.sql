@@ -2419,10 +2419,13 @@ begin
     perform setval('teguh.fired_template'::regclass, 0);
     perform setval('teguh.clock_template'::regclass, 0);
     perform setval('teguh.carry_template'::regclass, 0);
-    perform setval('teguh.round_template'::regclass, 0);
     update teguh.queues as q
     set built_for = teguh._home('teguh.p0_template'::regclass)
     where q.queue_name = substr('_template', 2);
+  end if;
+  -- queues from before 0.2.0 lack it
+  if pg_sequence_last_value('teguh.round_template'::regclass) is null then
+    perform setval('teguh.round_template'::regclass, 0);
   end if;
 end;
 $$;
@@ -11650,7 +11653,7 @@ begin
     from teguh.queues as q
   loop
     execute pg_catalog.format(
-      'select teguh._census_%1$s(), teguh._recap_%1$s()', v_queue_name
+      'select teguh._init_%1$s(), teguh._census_%1$s(), teguh._recap_%1$s()', v_queue_name
     );
   end loop;
 end;
