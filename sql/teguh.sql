@@ -8,383 +8,385 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  389  00_install.sql
---  437  01_version.sql: What the schema is, and its version
---  444    version
---  456  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  458    current_time
---  477    _after
---  492    _micros
---  503  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  519    _random_bytes
---  538    _make_uuidv7
---  561    portable_uuidv7
---  591    uuidv7_timestamp
---  617    _task_id
---  642    _run_id
---  657    _run_task
---  668    _run_number
---  682  12_types.sql: The composite types that functions pass to each other
---  687    _gap (type)
---  695    _late (type)
---  702    _timer (type)
---  709    _tally (type)
---  720    _picked (type)
---  732    _spawn (type)
---  756    _filter (type)
---  790  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  792    _check_keys
---  825    _number_option
---  860    _integer_option
---  876    _whole_option
---  903    _text_option
---  929    _flag_option
---  951    _uuid_option
---  978    _tags_option
--- 1007    _check_name
--- 1034    _check_seconds
--- 1062    _check_isolation
--- 1081    _buckets_option
--- 1119    _check_policy
--- 1166    _check_spawn
--- 1213    _read_spawn_options
--- 1292    _time_option
--- 1313    _moment_option
--- 1345    _read_time_options
--- 1383    _unique_option
--- 1437    _inherit
--- 1467    _check_cancellation
--- 1484  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1487    _check_retry_strategy
--- 1525    _backoff
--- 1578    _fraction
--- 1589  20_tables.sql: Queues and the policy of each
--- 1591    queues (table)
--- 1624    grants (table)
--- 1638    limits (table)
--- 1659    starts (table)
--- 1674    wanted (table)
--- 1686    versions (table)
--- 1701    t_template (table)
--- 1811    g_template (table)
--- 1823    d_template (table)
--- 1837    p0_template (table)
--- 1850    p1_template (table)
--- 1893    l_template (table)
--- 1920    h_template (table)
--- 1940    k0_template (table)
--- 1953    k1_template (table)
--- 1982    n0_template (table)
--- 1993    n1_template (table)
--- 2009    n_template (table)
--- 2033    seq_template (sequence)
--- 2034    ring_template (sequence)
--- 2035    parked_template (sequence)
--- 2036    woken_template (sequence)
--- 2037    plan_template (sequence)
--- 2038    fired_template (sequence)
--- 2039    clock_template (sequence)
--- 2040    carry_template (sequence)
--- 2041    round_template (sequence)
--- 2064    r_template (table)
--- 2081    a_template (table)
--- 2107    c_template (table)
--- 2123    e_template (table)
--- 2140    u_template (table)
--- 2153    w_template (table)
--- 2168  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2171    validate_queue_name
--- 2213    _policy
--- 2257    _call
--- 2271    _template_ddl (view)
--- 2356    _stamp
--- 2368    _stamp_queues
--- 2396    _stamp_relation
--- 2436    _stamp_function
--- 2469    _function
--- 2481    _signature
--- 2492    _leave_extension
--- 2518    _lock_number
--- 2528    _share_queue
--- 2541    _may
--- 2557    _each_queue
--- 2579    _init_template
--- 2605    _hush_template
--- 2626    _beyond
--- 2635    create_queue
--- 2698    _refuse_busy
--- 2717    drop_queue
--- 2747    _drop_all
--- 2796    list_queues
--- 2820  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 2829    _push_template
--- 2870    _fill
--- 2890    _add0_template
--- 2957    _back0_template
--- 2975  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 2980    _claim0_template
--- 3052    _pick0_template
--- 3135    _limits_template
--- 3176    _move0_template
--- 3238    _open_xids
--- 3258    _next0_template
--- 3287    _many0_template
--- 3316    _stuck0_template
--- 3354    _trim0_template
--- 3399    _take_template
--- 3480    _known_template
--- 3500    _paused_until
--- 3513    claim_task
--- 3574    _next_template
--- 3616    _soon0_template
--- 3672    next_due
--- 3697  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 3710    _due0_template
--- 3786    _last0_template
--- 3811    _any0_template
--- 3838    _miss0_template
--- 3874    _pass0_template
--- 3920    _fire_template
--- 3972    _expire_template
--- 4040    _timeout_reason
--- 4059    _over_template
--- 4081    _close_template
--- 4111    _follow_template
--- 4141  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4143    _segment_bytes
--- 4164    _turn_template
--- 4196    _turn0_template
--- 4234    _spent0_template
--- 4248    _dry0_template
--- 4275    _left0_template
--- 4306    _carry0_template
--- 4350  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4356    _remake_template
--- 4408    _alive_template
--- 4462    _home
--- 4475    _settle_template
--- 4497    rebuild_dispatch
--- 4534    _recap_template
--- 4565  35_tally.sql: The letter by which tallies know where a task stands
--- 4567    _letter
--- 4586    _letters
--- 4598    _bound
--- 4618    _tally_template
--- 4643    _reckon_template
--- 4670    _finish_template
--- 4698    _moved_template
--- 4729    _sum0_template
--- 4765    _noted0_template
--- 4800    _bank0_template
--- 4820    _census_template
--- 4842    _count_template
--- 4864  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 4874    _gate_number
--- 4884    _limit_of
--- 4901    _rule_template
--- 4930    _going_template
--- 4944    _busy_template
--- 4960    _everywhere_busy
--- 4986    _started
--- 5003    _left_over
--- 5024    _slots_template
--- 5058    _vacate_template
--- 5120    _unpause
--- 5140    _unbar_template
--- 5169    _intake_template
--- 5190    _sift0_template
--- 5275    _line_template
--- 5324    _keys_template
--- 5361    _admit_template
--- 5411    _spare_template
--- 5432    _choose_template
--- 5477    _named_template
--- 5504    _weed_template
--- 5540    _cull_template
--- 5571    _seize_template
--- 5642    _occupy_template
--- 5703    _chance_template
--- 5732    _align_template
--- 5767  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough
--- 5769    _want_template
--- 5801    _names_option
--- 5836    _queues_in_order
--- 5874    _enter_lanes
--- 5910    claim_any
--- 5986    _check_order
--- 6003  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6008    _put_template
--- 6075    _enlist_template
--- 6118    _new_template
--- 6174    _tag_template
--- 6192    _room_template
--- 6219    _shed_template
--- 6261    _first0_template
--- 6302    _once_template
--- 6350    _blocks
--- 6377    _meet_template
--- 6411    _swap_template
--- 6471    _series_template
--- 6508    _found_template
--- 6564    spawn_task
--- 6624    spawn_tasks
--- 6671    _read_task
--- 6689  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 6694    _hold_template
--- 6745    _own_template
--- 6765    _done_template
--- 6809    complete_run
--- 6832    _flush_template
--- 6911    _why_template
--- 6927    _read_runs
--- 6973    _explain_bad_run
--- 6998    complete_runs
--- 7023    _end_template
--- 7072    _lost_template
--- 7088    _file_template
--- 7112    _again_template
--- 7152    _queue_template
--- 7173    _fail_template
--- 7191    fail_run
--- 7215    _nap_template
--- 7244    schedule_run
--- 7274    _free_template
--- 7322    release_run
--- 7347    _keep_template
--- 7373    extend_claim
--- 7396  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7401    _mark_template
--- 7423    _note_template
--- 7453    set_task_checkpoint_state
--- 7488    _recall_template
--- 7510    get_task_checkpoint_state
--- 7534    _list_template
--- 7563    get_task_checkpoint_states
--- 7589  43_events.sql: Wait for an event, or learn how the wait ended
--- 7596    _wait_template
--- 7668    _park_template
--- 7710    await_event
--- 7747    _emit_template
--- 7810    emit_event
--- 7835  44_control.sql: Read a task, or raise TG003
--- 7837    _fetch_template
--- 7864    _stop_template
--- 7896    _act_template
--- 7918    _halt_template
--- 7934    cancel_task
--- 7956    _rerun_template
--- 8029    _forget_template
--- 8049    _redo_template
--- 8082    _renew_template
--- 8118    retry_task
--- 8168    _show_template
--- 8216    get_task_result
--- 8251  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8258    _purge_template
--- 8288    _erase_template
--- 8333    _first_uuid
--- 8352    _sweep_template
--- 8392    _clean
--- 8426    cleanup_tasks
--- 8447    cleanup_events
--- 8468    cleanup_all_queues
--- 8498  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 8500    _cap_template
--- 8528    _write_limit
--- 8547    _read_limit
--- 8600    _check_limit_keys
--- 8622    set_limit
--- 8676    _usage_template
--- 8738    limit_usage
--- 8767  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 8769    _pause_template
--- 8790    _halve_template
--- 8822    _check_only
--- 8843    pause_queue
--- 8879    resume_queue
--- 8905    get_queue_policy
--- 8928    set_queue_policy
--- 8946    list_namespaces
--- 8963  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 8966    _read_filter
--- 9000    _states_option
--- 9031    _read_cursor
--- 9050    _check_limit
--- 9074    _find_template
--- 9126    _seek_template
--- 9175    _page_template
--- 9244    _ended_template
--- 9281    _fit_template
--- 9317    _live_template
--- 9364    _hints0_template
--- 9406    _rows_template
--- 9455    list_tasks
--- 9501    _peek_template
--- 9554    get_task
--- 9606    _runs_template
--- 9659    list_runs
--- 9690    _past_template
--- 9765    _since_template
--- 9783    get_task_history
--- 9803    _held_template
--- 9835    list_workers
--- 9874    _read_place
--- 9893    _acts_template
--- 9919    list_actions
--- 9951  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 9953    _abort_template
--- 9990    cancel_tasks
--- 10027    _check_meant
--- 10047    _limit_option
--- 10060    _retake_template
--- 10098    requeue_task
--- 10124    _regain_template
--- 10176    requeue_tasks
--- 10215    list_dead_letters
--- 10258    _replay_template
--- 10299    replay_dead_letters
--- 10339    _bury_template
--- 10381    purge_dead_letters
--- 10411  49_stats.sql: When the first task that is ready became so; null if none is
--- 10413    _oldest_template
--- 10450    _elder0_template
--- 10484    _tenure_template
--- 10507    _is_wanted
--- 10524    _stat_template
--- 10570    queue_stats
--- 10625    _from
--- 10638    _counters (view)
--- 10662    _gauge_template
--- 10708    _spans_template
--- 10761    metrics
--- 10797    _xmin_age
--- 10816    prometheus
--- 10875    _label_text
--- 10898    health
--- 10952  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 10957    _tick_template
--- 10979    _ticked (sequence)
--- 10985    _set_ticked
--- 10998    ticker
--- 11046    ticker_loop (procedure)
--- 11072  51_cron.sql: Whether pg_cron is installed in this database
--- 11074    _has_cron
--- 11084    _cron_has_seconds
--- 11105    _explain_no_cron
--- 11137    start
--- 11180    stop
--- 11205    _maintain
--- 11227    status
--- 11263  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11267    _rights (view)
--- 11347    _allowed
--- 11385    _grant
--- 11404    _grant_again
--- 11420    _grant_queue
--- 11435    _check_grant
--- 11468    grant_access
--- 11504    revoke_access
--- 11551  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  391  00_install.sql
+--  439  01_version.sql: What the schema is, and its version
+--  446    version
+--  458  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  460    current_time
+--  479    _after
+--  494    _micros
+--  505  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  521    _random_bytes
+--  540    _make_uuidv7
+--  563    portable_uuidv7
+--  593    uuidv7_timestamp
+--  619    _task_id
+--  644    _run_id
+--  659    _run_task
+--  670    _run_number
+--  684  12_types.sql: The composite types that functions pass to each other
+--  689    _gap (type)
+--  697    _late (type)
+--  704    _timer (type)
+--  711    _tally (type)
+--  722    _picked (type)
+--  734    _spawn (type)
+--  758    _filter (type)
+--  793  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  795    _check_keys
+--  828    _number_option
+--  863    _integer_option
+--  879    _whole_option
+--  906    _text_option
+--  932    _flag_option
+--  954    _uuid_option
+--  981    _tags_option
+-- 1010    _check_name
+-- 1037    _check_seconds
+-- 1065    _check_isolation
+-- 1084    _buckets_option
+-- 1122    _check_policy
+-- 1169    _check_spawn
+-- 1216    _read_spawn_options
+-- 1295    _time_option
+-- 1316    _moment_option
+-- 1348    _read_time_options
+-- 1386    _unique_option
+-- 1440    _inherit
+-- 1470    _check_cancellation
+-- 1487  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1490    _check_retry_strategy
+-- 1528    _backoff
+-- 1581    _fraction
+-- 1592  20_tables.sql: Queues and the policy of each
+-- 1594    queues (table)
+-- 1627    grants (table)
+-- 1641    limits (table)
+-- 1662    starts (table)
+-- 1677    wanted (table)
+-- 1689    versions (table)
+-- 1704    t_template (table)
+-- 1814    g_template (table)
+-- 1826    d_template (table)
+-- 1840    p0_template (table)
+-- 1853    p1_template (table)
+-- 1896    l_template (table)
+-- 1923    h_template (table)
+-- 1943    k0_template (table)
+-- 1956    k1_template (table)
+-- 1985    n0_template (table)
+-- 1996    n1_template (table)
+-- 2012    n_template (table)
+-- 2036    seq_template (sequence)
+-- 2037    ring_template (sequence)
+-- 2038    parked_template (sequence)
+-- 2039    woken_template (sequence)
+-- 2040    plan_template (sequence)
+-- 2041    fired_template (sequence)
+-- 2042    clock_template (sequence)
+-- 2043    carry_template (sequence)
+-- 2044    round_template (sequence)
+-- 2067    r_template (table)
+-- 2084    a_template (table)
+-- 2110    c_template (table)
+-- 2126    e_template (table)
+-- 2143    u_template (table)
+-- 2156    w_template (table)
+-- 2171  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2174    validate_queue_name
+-- 2216    _policy
+-- 2260    _call
+-- 2274    _template_ddl (view)
+-- 2359    _stamp
+-- 2371    _stamp_queues
+-- 2399    _stamp_relation
+-- 2439    _stamp_function
+-- 2472    _function
+-- 2484    _signature
+-- 2495    _leave_extension
+-- 2521    _lock_number
+-- 2531    _share_queue
+-- 2544    _may
+-- 2560    _each_queue
+-- 2582    _init_template
+-- 2609    _hush_template
+-- 2630    _beyond
+-- 2639    create_queue
+-- 2702    _refuse_busy
+-- 2721    drop_queue
+-- 2751    _drop_all
+-- 2800    list_queues
+-- 2824  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 2833    _push_template
+-- 2874    _fill
+-- 2894    _add0_template
+-- 2961    _back0_template
+-- 2979  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 2984    _claim0_template
+-- 3056    _pick0_template
+-- 3139    _limits_template
+-- 3180    _move0_template
+-- 3242    _open_xids
+-- 3262    _next0_template
+-- 3291    _many0_template
+-- 3320    _stuck0_template
+-- 3358    _trim0_template
+-- 3403    _take_template
+-- 3484    _known_template
+-- 3504    _paused_until
+-- 3517    claim_task
+-- 3578    _next_template
+-- 3620    _soon0_template
+-- 3676    next_due
+-- 3701  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 3714    _due0_template
+-- 3790    _last0_template
+-- 3815    _any0_template
+-- 3842    _miss0_template
+-- 3878    _pass0_template
+-- 3924    _fire_template
+-- 3976    _expire_template
+-- 4044    _timeout_reason
+-- 4063    _over_template
+-- 4085    _close_template
+-- 4115    _follow_template
+-- 4145  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4147    _segment_bytes
+-- 4168    _turn_template
+-- 4200    _turn0_template
+-- 4238    _spent0_template
+-- 4252    _dry0_template
+-- 4279    _left0_template
+-- 4310    _carry0_template
+-- 4354  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4360    _remake_template
+-- 4412    _alive_template
+-- 4466    _home
+-- 4479    _settle_template
+-- 4501    rebuild_dispatch
+-- 4538    _recap_template
+-- 4569  35_tally.sql: The letter by which tallies know where a task stands
+-- 4571    _letter
+-- 4590    _letters
+-- 4602    _bound
+-- 4622    _tally_template
+-- 4647    _reckon_template
+-- 4674    _finish_template
+-- 4702    _moved_template
+-- 4733    _sum0_template
+-- 4769    _noted0_template
+-- 4804    _bank0_template
+-- 4824    _census_template
+-- 4846    _count_template
+-- 4868  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 4878    _gate_number
+-- 4889    _limit_of
+-- 4908    _caps
+-- 4921    _rule_template
+-- 4950    _going_template
+-- 4964    _busy_template
+-- 4980    _everywhere_busy
+-- 5006    _started
+-- 5023    _left_over
+-- 5045    _slots_template
+-- 5088    _vacate_template
+-- 5150    _unpause
+-- 5169    _unbar_template
+-- 5198    _intake_template
+-- 5219    _sift0_template
+-- 5304    _line_template
+-- 5361    _keys_template
+-- 5412    _admit_template
+-- 5466    _spare_template
+-- 5488    _choose_template
+-- 5535    _named_template
+-- 5562    _weed_template
+-- 5598    _cull_template
+-- 5629    _seize_template
+-- 5700    _occupy_template
+-- 5761    _chance_template
+-- 5791    _align_template
+-- 5833  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough
+-- 5835    _want_template
+-- 5867    _names_option
+-- 5902    _order_queues
+-- 5939    _remember_names
+-- 5960    claim_any
+-- 6045    _check_order
+-- 6062  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6067    _put_template
+-- 6134    _enlist_template
+-- 6177    _new_template
+-- 6233    _tag_template
+-- 6251    _room_template
+-- 6278    _shed_template
+-- 6320    _first0_template
+-- 6361    _once_template
+-- 6409    _blocks
+-- 6436    _meet_template
+-- 6470    _swap_template
+-- 6530    _series_template
+-- 6567    _found_template
+-- 6623    spawn_task
+-- 6683    spawn_tasks
+-- 6730    _read_task
+-- 6748  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 6753    _hold_template
+-- 6804    _own_template
+-- 6824    _done_template
+-- 6868    complete_run
+-- 6891    _flush_template
+-- 6970    _why_template
+-- 6986    _read_runs
+-- 7032    _explain_bad_run
+-- 7057    complete_runs
+-- 7082    _end_template
+-- 7131    _lost_template
+-- 7147    _file_template
+-- 7171    _again_template
+-- 7211    _queue_template
+-- 7232    _fail_template
+-- 7250    fail_run
+-- 7274    _nap_template
+-- 7303    schedule_run
+-- 7333    _free_template
+-- 7381    release_run
+-- 7406    _keep_template
+-- 7432    extend_claim
+-- 7455  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7460    _mark_template
+-- 7482    _note_template
+-- 7512    set_task_checkpoint_state
+-- 7547    _recall_template
+-- 7569    get_task_checkpoint_state
+-- 7593    _list_template
+-- 7622    get_task_checkpoint_states
+-- 7648  43_events.sql: Wait for an event, or learn how the wait ended
+-- 7655    _wait_template
+-- 7727    _park_template
+-- 7769    await_event
+-- 7806    _emit_template
+-- 7869    emit_event
+-- 7894  44_control.sql: Read a task, or raise TG003
+-- 7896    _fetch_template
+-- 7923    _stop_template
+-- 7955    _act_template
+-- 7977    _halt_template
+-- 7993    cancel_task
+-- 8015    _rerun_template
+-- 8088    _forget_template
+-- 8108    _redo_template
+-- 8141    _renew_template
+-- 8177    retry_task
+-- 8227    _show_template
+-- 8275    get_task_result
+-- 8310  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8317    _purge_template
+-- 8347    _erase_template
+-- 8392    _first_uuid
+-- 8411    _sweep_template
+-- 8451    _clean
+-- 8485    cleanup_tasks
+-- 8506    cleanup_events
+-- 8527    cleanup_all_queues
+-- 8557  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 8559    _cap_template
+-- 8589    _write_limit
+-- 8605    _read_limit
+-- 8658    _check_limit_keys
+-- 8680    set_limit
+-- 8735    _usage_template
+-- 8803    limit_usage
+-- 8832  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 8834    _pause_template
+-- 8855    _halve_template
+-- 8886    _check_only
+-- 8909    pause_queue
+-- 8945    resume_queue
+-- 8971    get_queue_policy
+-- 8994    set_queue_policy
+-- 9012    list_namespaces
+-- 9029  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9032    _read_filter
+-- 9066    _states_option
+-- 9097    _read_cursor
+-- 9116    _check_limit
+-- 9140    _find_template
+-- 9192    _seek_template
+-- 9241    _page_template
+-- 9310    _ended_template
+-- 9347    _fit_template
+-- 9384    _live_template
+-- 9421    _hints_template
+-- 9444    _hints0_template
+-- 9486    _rows_template
+-- 9535    list_tasks
+-- 9581    _peek_template
+-- 9634    get_task
+-- 9686    _runs_template
+-- 9739    list_runs
+-- 9770    _past_template
+-- 9845    _since_template
+-- 9863    get_task_history
+-- 9883    _held_template
+-- 9915    list_workers
+-- 9954    _read_place
+-- 9973    _acts_template
+-- 9999    list_actions
+-- 10031  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10033    _abort_template
+-- 10070    cancel_tasks
+-- 10107    _check_meant
+-- 10127    _limit_option
+-- 10140    _retake_template
+-- 10178    requeue_task
+-- 10203    _regain_template
+-- 10238    requeue_tasks
+-- 10277    list_dead_letters
+-- 10320    _replay_template
+-- 10361    replay_dead_letters
+-- 10401    _bury_template
+-- 10443    purge_dead_letters
+-- 10473  49_stats.sql: When the first task that is ready became so; null if none is
+-- 10475    _oldest_template
+-- 10516    _elder0_template
+-- 10550    _tenure_template
+-- 10573    _is_wanted
+-- 10590    _stat_template
+-- 10636    queue_stats
+-- 10691    _from
+-- 10704    _counters (view)
+-- 10728    _gauge_template
+-- 10774    _spans_template
+-- 10827    metrics
+-- 10863    _xmin_age
+-- 10882    prometheus
+-- 10941    _label_text
+-- 10964    health
+-- 11018  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11023    _tick_template
+-- 11045    _ticked (sequence)
+-- 11051    _set_ticked
+-- 11064    ticker
+-- 11112    ticker_loop (procedure)
+-- 11138  51_cron.sql: Whether pg_cron is installed in this database
+-- 11140    _has_cron
+-- 11150    _cron_has_seconds
+-- 11171    _explain_no_cron
+-- 11203    start
+-- 11246    stop
+-- 11271    _maintain
+-- 11293    status
+-- 11329  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11333    _rights (view)
+-- 11413    _allowed
+-- 11451    _grant
+-- 11470    _grant_again
+-- 11486    _grant_queue
+-- 11501    _check_grant
+-- 11534    grant_access
+-- 11570    revoke_access
+-- 11617  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -761,7 +763,8 @@ begin
       parent_task_id  uuid,
       workflow_run_id uuid,
       created_after   timestamptz,
-      created_before  timestamptz
+      created_before  timestamptz,
+      claimed_by      text
     );
   end if;
 end;
@@ -2592,6 +2595,7 @@ begin
     perform setval('teguh.fired_template'::regclass, 0);
     perform setval('teguh.clock_template'::regclass, 0);
     perform setval('teguh.carry_template'::regclass, 0);
+    perform setval('teguh.round_template'::regclass, 0);
     update teguh.queues as q
     set built_for = teguh._home('teguh.p0_template'::regclass)
     where q.queue_name = substr('_template', 2);
@@ -4880,7 +4884,8 @@ as $$
   select hashtextextended('teguh.gate_' || p_queue_name, 0);
 $$;
 
--- The limit for a task name, a key or a queue: its own, or that for each.
+-- The limit for a task name, a key or a queue: its own, or that for each; a row that only pauses
+-- is none.  It is paused as long as either of them.
 create or replace function teguh._limit_of(p_queue_name text, p_scope text, p_name text)
   returns setof teguh.limits
   language sql
@@ -4888,13 +4893,28 @@ create or replace function teguh._limit_of(p_queue_name text, p_scope text, p_na
   rows 1
   set search_path = pg_catalog, pg_temp
 as $$
-  select l.*
+  select
+    l.queue_name, l.scope, l.name, l.max_running, l.rate, l.period_seconds, l.fifo, l.fair,
+    max(l.paused_until) over () as paused_until
   from teguh.limits as l
   where l.queue_name = p_queue_name
     and l.scope = p_scope
     and l.name in (p_name, '*')
-  order by l.name = '*'
+  order by not teguh._caps(l), l.name = '*'
   limit 1;
+$$;
+
+-- Whether a limit limits anything; a pause alone does not.
+create or replace function teguh._caps(p_limit teguh.limits)
+  returns boolean
+  language sql
+  immutable
+as $$
+  select
+    p_limit.fifo
+    or p_limit.fair
+    or p_limit.max_running is not null
+    or p_limit.rate is not null;
 $$;
 
 -- Let a queue go by rules from now on, and count what runs already.
@@ -5021,6 +5041,7 @@ end;
 $$;
 
 -- How many more tasks of each key may be open: those that are, and those that run, take up room.
+-- So do those that are kept first in line, but when they stand in a lane themselves.
 create or replace function teguh._slots_template(p_keys text[], p_now timestamptz)
   returns table(flow_key text, slots bigint)
   language plpgsql
@@ -5043,12 +5064,21 @@ begin
     select count(*) as qty
     from teguh.h_template as h
     where h.flow_key collate "C" = k.flow_key
+      and l.queue_name is not null
+      and not (h.fifo and exists (
+        select
+        from teguh.t_template as t
+        where t.task_id = h.task_id
+          and t.laned
+          and t.state in ('pending', 'sleeping')
+      ))
   ) as h
   cross join lateral (
     select count(*) as qty
     from teguh.l_template as o
     where o.flow_key collate "C" = k.flow_key
       and o.gate = 'o'
+      and l.queue_name is not null
   ) as o;
 end;
 $$;
@@ -5130,9 +5160,8 @@ begin
     and l.paused_until <= p_now;
   delete from teguh.limits as l
   where l.queue_name = p_queue_name
-    and num_nonnulls(l.max_running, l.rate, l.paused_until) = 0
-    and not l.fifo
-    and not l.fair;
+    and l.paused_until is null
+    and not teguh._caps(l);
 end;
 $$;
 
@@ -5271,7 +5300,7 @@ $$;
 -- A task ranks by its virtual due time: when it became due, a minute earlier for each degree of
 -- priority; so it passes what is not as much older, and is itself passed in the end by nothing.
 -- In a fair queue it ranks by rounds, one task of each key in each.  A key that is first in,
--- first out ranks by arrival.
+-- first out ranks by arrival; a task of it that has begun ranks before all of the key.
 create or replace function teguh._line_template(p_task_ids uuid[], p_now timestamptz)
   returns void
   language plpgsql
@@ -5290,15 +5319,23 @@ begin
   insert into teguh.l_template as l (ranking, seq, task_id, turn, gate, task_name, flow_key)
   select
     n.ranking, nextval('teguh.seq_template'::regclass), n.task_id, n.turn,
-    case when n.kept or coalesce(n.nth <= n.slots, true) then 'o' else 'w' end::"char",
+    case when coalesce(n.nth <= n.slots, true) then 'o' else 'w' end::"char",
     n.task_name, n.flow_key
   from (
     select
       t.*, k.slots,
-      row_number() over (partition by t.flow_key, t.kept order by t.place) as nth,
+      row_number() over (partition by t.flow_key order by not t.kept, t.place) as nth,
       case
+        when t.kept then
+          least(
+            k.earliest,
+            case
+              when v_fair then v_round + 1 else min(t.due) over (partition by t.flow_key)
+            end
+          ) - 0.001
         when v_fair then
-          greatest(k.latest, v_round) + row_number() over (partition by t.flow_key order by t.place)
+          greatest(k.latest, v_round)
+          + row_number() over (partition by t.flow_key, t.kept order by t.place)
         when k.fifo then
           greatest(k.latest, max(t.due) over (partition by t.flow_key order by t.place))
         else t.due
@@ -5319,10 +5356,16 @@ begin
 end;
 $$;
 
--- What is to be known of the keys of tasks: how many of each may be opened (null: all), the latest
--- ranking there is, whether it is first in, first out.
+-- What is to be known of the keys of tasks: how many of each may be opened (null: all), the first
+-- and last ranking there is, whether it is first in, first out.
 create or replace function teguh._keys_template(p_task_ids uuid[], p_now timestamptz)
-  returns table(flow_key text, slots bigint, latest double precision, fifo boolean)
+  returns table(
+    flow_key text,
+    slots    bigint,
+    earliest double precision,
+    latest   double precision,
+    fifo     boolean
+  )
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
@@ -5336,15 +5379,23 @@ declare
   );
 begin
   return query
-  select k.flow_key, s.slots, r.latest, coalesce(l.fifo, false)
+  select k.flow_key, s.slots, r.earliest, r.latest, coalesce(l.fifo, false)
   from unnest(v_keys) as k(flow_key)
   left join teguh._slots_template(v_keys, p_now) as s on s.flow_key = k.flow_key
   left join lateral (
     select l.fifo from teguh._limit_of(substr('_template', 2), 'key', k.flow_key) as l
   ) as l on k.flow_key <> ''
   cross join lateral (
-    select max(r.ranking) as latest
+    select min(f.ranking) as earliest, max(r.ranking) as latest
     from unnest('{o,w}'::"char"[]) as g(gate)
+    cross join lateral (
+      select f.ranking
+      from teguh.l_template as f
+      where f.flow_key collate "C" = k.flow_key
+        and f.gate = g.gate
+      order by f.ranking, f.seq
+      limit 1
+    ) as f
     cross join lateral (
       select r.ranking
       from teguh.l_template as r
@@ -5374,6 +5425,7 @@ declare
   v_everywhere boolean := exists (select from teguh.limits as l where l.queue_name = '*');
   v_task_ids   uuid[] := '{}';
   v_claimed    uuid[];
+  v_locked     tid[] := '{}';
   v_room       bigint;
   v_picks      record;
 begin
@@ -5387,20 +5439,23 @@ begin
   loop
     v_room := teguh._spare_template(v_everywhere, p_now);
     v_picks := teguh._choose_template(
-      least(p_qty - cardinality(v_task_ids), v_room)::integer, p_task_names, p_now
+      least(p_qty - cardinality(v_task_ids), v_room)::integer, v_locked, p_task_names, p_now
     );
     exit when v_picks.task_ids is null;
     if teguh._weed_template(v_picks.places, p_now) then
-      -- there may be many
-      perform teguh._weed_template(c.places, p_now)
-      from teguh._choose_template(1000, p_task_names, p_now) as c;
+      -- where there is one, there may be many
+      v_picks := teguh._choose_template(1000, v_locked, p_task_names, p_now);
+      perform teguh._weed_template(v_picks.places, p_now);
       continue;
     end if;
+
     v_claimed := teguh._seize_template(
       p_worker, p_now, p_until, v_picks.task_ids, v_picks.turns, v_picks.places
     );
-    exit when v_claimed is null;
     v_task_ids := v_task_ids || v_claimed;
+    if cardinality(v_claimed) < cardinality(v_picks.task_ids) then
+      v_locked := v_locked || v_picks.places;
+    end if;
   end loop;
 
   return v_task_ids;
@@ -5428,9 +5483,11 @@ begin
 end;
 $$;
 
--- The first tasks of the lanes, up to p_qty, that limits leave and the worker knows.
+-- The first tasks of the lanes, up to p_qty, that limits leave and the worker knows, but for those
+-- in places where somebody holds them locked.
 create or replace function teguh._choose_template(
   p_qty        integer,
+  p_locked     tid[],
   p_task_names text[],
   p_now        timestamptz,
   out places   tid[],
@@ -5464,6 +5521,7 @@ begin
       from teguh.l_template as l
       where l.gate = 'o'
         and l.task_name collate "C" = n.task_name
+        and l.ctid <> all (p_locked)
       order by l.ranking, l.seq
       limit least(p_qty, case when s.qty is not null then greatest(s.qty, 0) end)
     ) as l
@@ -5567,7 +5625,7 @@ begin
 end;
 $$;
 
--- Claim chosen tasks, but for those that somebody holds locked.  Returns null if that is all.
+-- Claim chosen tasks, but for those that somebody holds locked.
 create or replace function teguh._seize_template(
   p_worker   text,
   p_now      timestamptz,
@@ -5623,7 +5681,7 @@ begin
   into v_picked.task_ids, v_picked.turns, v_picked.names, v_picked.was, v_picked.limited
   from claimed as c;
   if v_picked.task_ids is null then
-    return null;
+    return '{}';
   end if;
 
   perform teguh._occupy_template(v_picked.task_ids, p_places, p_now);
@@ -5728,7 +5786,8 @@ begin
 end;
 $$;
 
--- Arrange the lanes anew: limits have changed.  p_order: so has what they rank by.
+-- Arrange the lanes anew: limits have changed.  p_rank: so may have what they rank by, and what
+-- is kept first in line.
 create or replace function teguh._align_template(p_rank boolean, p_now timestamptz)
   returns void
   language plpgsql
@@ -5739,6 +5798,16 @@ declare
   v_task_ids uuid[];
 begin
   if p_rank then
+    update teguh.h_template as h
+    set fifo = not h.fifo
+    where h.fifo <> coalesce(
+      (
+        select l.fifo
+        from teguh._limit_of(substr('_template', 2), 'key', nullif(h.flow_key, '')) as l
+      ),
+      false
+    );
+
     with gone as (
       delete from teguh.l_template as l
       returning l.task_id, l.turn, l.seq
@@ -5753,10 +5822,7 @@ begin
     update teguh.l_template as l
     set gate = 'w'
     where l.gate = 'o'
-      and l.flow_key <> ''
-      and not exists (
-        select from teguh.h_template as h where h.fifo and h.task_id = l.task_id
-      );
+      and l.flow_key <> '';
     perform teguh._unbar_template(
       array(select distinct l.flow_key from teguh.l_template as l), p_now
     );
@@ -5833,7 +5899,7 @@ end;
 $$;
 
 -- The queues that a worker claims from, in the order in which it does.
-create or replace function teguh._queues_in_order(p_queue_names text[], p_order text)
+create or replace function teguh._order_queues(p_queue_names text[], p_order text)
   returns text[]
   language plpgsql
   volatile
@@ -5868,41 +5934,25 @@ begin
 end;
 $$;
 
--- Wait for the locks of the lanes of some queues.  Who needs several takes them in this order,
--- that of all queues first, and before any other, so that no two wait for each other.
--- p_by_name: the queues go by rules from now on.
-create or replace function teguh._enter_lanes(p_queue_names text[], p_by_name boolean)
+-- Remember of several queues which task names are asked for: in the order of the names of the
+-- queues, since rows are locked.
+create or replace function teguh._remember_names(p_queue_names text[], p_task_names text[])
   returns void
   language plpgsql
   volatile
-  security definer
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_name text;
+  v_queue_name text;
 begin
-  for v_name in
-    select q.queue_name
-    from teguh.queues as q
-    where p_by_name
-      and not q.ruled
-      and q.queue_name = any (p_queue_names)
-    order by q.queue_name
+  for v_queue_name in
+    select distinct u.name
+    from unnest(p_queue_names) as u(name)
+    order by u.name
   loop
-    execute format('select teguh._rule_%s()', v_name);
+    perform teguh._policy(v_queue_name);
+    execute format('select teguh._want_%s($1)', v_queue_name) using p_task_names;
   end loop;
-
-  perform pg_advisory_xact_lock(teguh._gate_number(l.queue_name))
-  from teguh.limits as l
-  where l.queue_name = '*';
-  perform pg_advisory_xact_lock(teguh._gate_number(q.queue_name))
-  from (
-    select q.queue_name
-    from teguh.queues as q
-    where q.ruled
-      and q.queue_name = any (p_queue_names)
-    order by q.queue_name
-  ) as q;
 end;
 $$;
 
@@ -5941,6 +5991,8 @@ declare
   v_queues  text[];
   v_queue   text;
   v_policy  jsonb;
+  v_ruled   boolean;
+  v_locking boolean := false;
   v_left    integer := greatest(coalesce(p_qty, 1), 1);
   v_count   integer;
 begin
@@ -5949,23 +6001,29 @@ begin
   v_names := teguh._names_option(v_options);
   perform teguh._check_order(teguh._text_option(v_options, 'order'));
 
-  v_queues := teguh._queues_in_order(p_queue_names, coalesce(v_options ->> 'order', 'round_robin'));
-  if cardinality(v_queues) > 1 or v_names is not null then
-    perform teguh._enter_lanes(v_queues, v_names is not null);
+  v_queues := teguh._order_queues(
+    p_queue_names, coalesce(v_options ->> 'order', 'round_robin')
+  );
+  if v_names is not null then
+    perform teguh._remember_names(v_queues, v_names);
   end if;
+
   foreach v_queue in array v_queues loop
     exit when v_left <= 0;
     v_policy := teguh._policy(v_queue);
     continue when teguh._paused_until(v_policy) is not null;
-    if v_names is not null then
-      execute format('select teguh._want_%s($1)', v_queue) using v_names;
-    end if;
+    v_ruled := v_policy ? 'ruled' or v_names is not null;
+    -- to wait for one queue's lock with that of another could be for ever
+    continue when v_ruled
+      and v_locking
+      and not pg_try_advisory_xact_lock(teguh._gate_number(v_queue));
+    v_locking := v_locking or v_ruled;
     return query execute format(
       'select t.*, $6 from teguh._take_%s($1, $2, $3, $4, $5) as t', v_queue
     )
     using
       coalesce(nullif(btrim(p_worker_id), ''), 'worker'), nullif(p_claim_timeout, 'NaN'), v_left,
-      v_policy ? 'ruled' or v_names is not null, v_names, v_queue;
+      v_ruled, v_names, v_queue;
     get diagnostics v_count = row_count;
     v_left := v_left - v_count;
   end loop;
@@ -5973,8 +6031,9 @@ end;
 $$;
 
 comment on function teguh.claim_any(text[], text, double precision, integer, jsonb) is
-  'claim_task() over several queues (null: all that the caller may claim from), up to p_qty runs '
-  'in all, each with its queue_name. Options: order, in which queues are looked through: '
+  'Claims like claim_task(), from several queues (null: all that the caller may claim from), up to '
+  'p_qty runs in all, each with its queue_name; a queue that another worker is just claiming from '
+  'may be passed over. Options: order, in which queues are looked through: '
   'round_robin (the default; each call of a session begins with the next), strict (as given), '
   'oldest (the one whose first ready task has waited longest); task_names, which the worker '
   'knows: it gets no other, and queue_stats() counts as unclaimable what nobody asks for. A '
@@ -6224,29 +6283,29 @@ create or replace function teguh._shed_template(p_count bigint)
 as $$
 declare
   v_ring     bigint := pg_sequence_last_value('teguh.ring_template'::regclass);
-  v_task_ids uuid[] := '{}';
+  v_task_ids uuid[];
 begin
+  -- what stands in a lane was spawned before what is still in dispatch
+  v_task_ids := array(
+    select t.task_id
+    from (select l.* from teguh.l_template as l order by l.seq) as l
+    cross join lateral (
+      select t.task_id
+      from teguh.t_template as t
+      where (t.task_id, t.turn) = (l.task_id, l.turn)
+        and t.state in ('pending', 'sleeping')
+        and t.laned
+        and t.attempt = 0
+      for no key update skip locked
+    ) as t
+    limit p_count
+  );
   for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
     v_task_ids := v_task_ids || case
       when v_gen % 2 = 0 then teguh._first0_template(p_count - cardinality(v_task_ids))
       else teguh._first1_template(p_count - cardinality(v_task_ids))
     end;
   end loop;
-  if cardinality(v_task_ids) < p_count then
-    v_task_ids := v_task_ids || array(
-      select t.task_id
-      from (select l.* from teguh.l_template as l order by l.ranking, l.seq) as l
-      cross join lateral (
-        select t.task_id
-        from teguh.t_template as t
-        where (t.task_id, t.turn) = (l.task_id, l.turn)
-          and t.state in ('pending', 'sleeping')
-          and t.attempt = 0
-        for no key update skip locked
-      ) as t
-      limit p_count - cardinality(v_task_ids)
-    );
-  end if;
 
   update teguh.t_template as t
   set failure_reason = '{"name": "$QueueFull", "message": "newer tasks took its place"}'
@@ -8506,18 +8565,20 @@ as $$
 declare
   v_now timestamptz := teguh.current_time();
   v_old teguh.limits;
+  v_new teguh.limits;
 begin
   perform teguh._rule_template();
   perform pg_advisory_xact_lock(teguh._gate_number(substr('_template', 2)));
 
   select l.* into v_old
-  from teguh.limits as l
-  where (l.queue_name, l.scope, l.name) = (p_limit.queue_name, p_limit.scope, p_limit.name);
+  from teguh._limit_of(p_limit.queue_name, p_limit.scope, p_limit.name) as l;
   perform teguh._write_limit(p_limit);
+  select l.* into v_new
+  from teguh._limit_of(p_limit.queue_name, p_limit.scope, p_limit.name) as l;
   perform teguh._align_template(
     p_limit.scope = 'key'
-    and (coalesce(v_old.fifo, false), coalesce(v_old.fair, false))
-        <> (p_limit.fifo, p_limit.fair),
+    and (coalesce(v_old.fair, false), coalesce(v_old.fifo, false))
+        <> (coalesce(v_new.fair, false), coalesce(v_new.fifo, false)),
     v_now
   );
   perform pg_notify('teguh_template', '');
@@ -8534,10 +8595,7 @@ as $$
 begin
   delete from teguh.limits as l
   where (l.queue_name, l.scope, l.name) = (p_limit.queue_name, p_limit.scope, p_limit.name);
-  if p_limit.fifo
-    or p_limit.fair
-    or num_nonnulls(p_limit.max_running, p_limit.rate, p_limit.paused_until) > 0
-  then
+  if teguh._caps(p_limit) or p_limit.paused_until is not null then
     insert into teguh.limits select p_limit.*;
   end if;
 end;
@@ -8662,9 +8720,10 @@ end;
 $$;
 
 comment on function teguh.set_limit(text, text, text, jsonb) is
-  'Limits what runs. p_scope: all (all queues together; p_queue_name is null), queue, task (a task '
-  'name) or key (the option "key" of spawn_task); p_name: which, or * or null for each of them by '
-  'itself. p_limit: max_running; rate with period_seconds (starts in any such period); for keys '
+  'Limits what runs at a time. p_scope: all (all queues together; p_queue_name is null), queue, '
+  'task (a task name) or key (the option "key" of spawn_task); p_name: which, or * or null for '
+  'each of them by itself, but those that have one of their own. p_limit: '
+  'max_running; rate with period_seconds (starts in any such period); for keys '
   'fifo (tasks of a key run one at a time in the order in which they came due, the next when the '
   'one before is over, retries and sleeps included), and for all keys (*) fair (they take turns). '
   'Replaces the limit that was; null takes it away. It holds for every claim that begins after '
@@ -8704,6 +8763,9 @@ begin
       union all
       select l.task_name, l.flow_key, 0, 1
       from teguh.l_template as l
+      join teguh.t_template as t on (t.task_id, t.turn) = (l.task_id, l.turn)
+      where t.state in ('pending', 'sleeping')
+        and t.laned
     ) as u
     cross join lateral (
       values ('queue', ''), ('task', u.task_name), ('key', u.flow_key)
@@ -8712,7 +8774,7 @@ begin
   ),
 
   shown as (
-    select l as cap, coalesce(c.name, l.name) as name, c.running, c.waiting
+    select l.scope, coalesce(c.name, l.name) as name, c.running, c.waiting
     from teguh.limits as l
     left join counted as c on c.scope = l.scope and case
       when l.name <> '*' then c.name = l.name
@@ -8726,11 +8788,14 @@ begin
   )
 
   select
-    (s.cap).scope, nullif(s.name, ''), (s.cap).max_running, coalesce(s.running, 0)::bigint,
-    (s.cap).rate, (s.cap).period_seconds, teguh._started(s.cap, s.name, v_now),
-    coalesce(s.waiting, 0)::bigint, (s.cap).fifo, (s.cap).fair, (s.cap).paused_until
+    s.scope, nullif(s.name, ''), l.max_running, coalesce(s.running, 0)::bigint, l.rate,
+    l.period_seconds, teguh._started(l, s.name, v_now), coalesce(s.waiting, 0)::bigint, l.fifo,
+    l.fair, l.paused_until
   from shown as s
-  order by (s.cap).scope, s.name;
+  cross join lateral (
+    select l.* from teguh._limit_of(substr('_template', 2), s.scope, s.name) as l
+  ) as l
+  order by s.scope, s.name;
 end;
 $$;
 
@@ -8802,11 +8867,10 @@ declare
   v_old   teguh.limits;
 begin
   select l.* into v_old
-  from teguh._limit_of(substr('_template', 2), v_scope, v_name) as l;
+  from teguh.limits as l
+  where (l.queue_name, l.scope, l.name) = (substr('_template', 2), v_scope, v_name);
   if found then
     v_limit := v_old;
-    v_limit.name := v_name;
-    v_limit.fair := v_old.fair and v_old.name = v_name;
   end if;
 
   v_limit.paused_until := p_until;
@@ -8836,6 +8900,8 @@ begin
         detail = format('Found: %s.', left(p_only::text, 200)),
         hint = 'For instance {"task_name": "send"}.';
   end if;
+
+  perform teguh._check_name('name', coalesce(p_only ->> 'task_name', p_only ->> 'key'));
 end;
 $$;
 
@@ -8871,7 +8937,7 @@ $$;
 
 comment on function teguh.pause_queue(text, timestamptz, text, jsonb) is
   'Lets claims of a queue return nothing until p_until, or until resume_queue(); with p_only '
-  '({"task_name"} or {"key"}) nothing of that name or key, see set_limit(). Spawns, '
+  '({"task_name"} or {"key"}) nothing of that name or key (*: of any), see set_limit(). Spawns, '
   'events, running tasks and timers go on. list_actions() shows p_reason. Raises '
   'TG001 for an unknown queue, TG005 for a bad p_only, 22004 for a null time.';
 
@@ -9306,14 +9372,15 @@ begin
       and (p_filter.workflow_run_id is null or t.workflow_run_id = p_filter.workflow_run_id)
       and (p_filter.created_after is null or t.created_at >= p_filter.created_after)
       and (p_filter.created_before is null or t.created_at < p_filter.created_before)
+      and (p_filter.claimed_by is null or t.claimed_by = p_filter.claimed_by)
     order by u.place
     limit p_limit
   );
 end;
 $$;
 
--- The tasks in these states, of pending, running and sleeping: all that dispatch knows of,
--- and those that only an event can wake.
+-- The tasks in these states, of pending, running and sleeping: all that dispatch and lanes know
+-- of, and those that only an event can wake.
 create or replace function teguh._live_template(p_states text[])
   returns uuid[]
   language plpgsql
@@ -9321,28 +9388,19 @@ create or replace function teguh._live_template(p_states text[])
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_ring  bigint := pg_sequence_last_value('teguh.ring_template'::regclass);
-  v_kinds text := '';
   v_hints uuid[] := '{}';
 begin
   -- in the order in which a task goes from one to the next, or it might slip through
   if 'sleeping' = any (p_states) then
     v_hints := array(select w.task_id from teguh.w_template as w);
-    v_kinds := 'sr';
   end if;
-  if 'pending' = any (p_states) then
-    v_kinds := 'sr';
+  if p_states && '{pending,sleeping}' then
+    v_hints := v_hints || teguh._hints_template('sr');
+    v_hints := v_hints || array(select l.task_id from teguh.l_template as l);
   end if;
   if 'running' = any (p_states) then
-    v_kinds := v_kinds || 'l';
+    v_hints := v_hints || teguh._hints_template('l');
   end if;
-
-  for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
-    v_hints := v_hints || case
-      when v_gen % 2 = 0 then teguh._hints0_template(v_kinds)
-      else teguh._hints1_template(v_kinds)
-    end;
-  end loop;
 
   return array(
     select h.task_id
@@ -9359,8 +9417,30 @@ begin
 end;
 $$;
 
+-- The tasks of the rows of both segments that their positions have not passed.
+create or replace function teguh._hints_template(p_kinds text)
+  returns uuid[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_ring  bigint := pg_sequence_last_value('teguh.ring_template'::regclass);
+  v_hints uuid[] := '{}';
+begin
+  for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
+    v_hints := v_hints || case
+      when v_gen % 2 = 0 then teguh._hints0_template(p_kinds)
+      else teguh._hints1_template(p_kinds)
+    end;
+  end loop;
+
+  return v_hints;
+end;
+$$;
+
 -- The tasks of the rows of a segment that its positions have not passed.  p_kinds: s and l for
--- timers of sleepers and leases, r for what is ready, be it in a lane.
+-- timers of sleepers and leases, r for what is ready.
 create or replace function teguh._hints0_template(p_kinds text)
   returns uuid[]
   language plpgsql
@@ -9387,7 +9467,7 @@ begin
       join teguh.p0_template as p on p.xid = g.xid
       where p.kind = 'r'
         and p.seq between g.low_seq and g.high_seq
-    ) || array(select l.task_id from teguh.l_template as l);
+    );
   end if;
 
   if strpos(p_kinds, 'l') > 0 then
@@ -10119,13 +10199,11 @@ comment on function teguh.requeue_task(text, uuid, text) is
   'the id of the next run; the worker meets AB002 if it is alive after all. Raises TG001 for an '
   'unknown queue, TG003 for an unknown task, TG004 unless it is running.';
 
--- Take the newest p_limit tasks away from a worker, or from all (null), locked in the order of
--- their ids.
+-- Take the tasks that a filter means away from their workers, locked in the order of their ids.
 create or replace function teguh._regain_template(
-  p_filter    teguh._filter,
-  p_worker_id text,
-  p_limit     integer,
-  p_reason    text
+  p_filter teguh._filter,
+  p_limit  integer,
+  p_reason text
 )
   returns integer
   language plpgsql
@@ -10133,34 +10211,18 @@ create or replace function teguh._regain_template(
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_before   uuid := 'ffffffff-ffff-ffff-ffff-ffffffffffff';
-  v_page     uuid[];
-  v_task_ids uuid[] := '{}';
+  v_task_ids uuid[] := teguh._find_template(
+    p_filter, 'ffffffff-ffff-ffff-ffff-ffffffffffff', p_limit
+  );
   v_task_id  uuid;
   v_count    integer := 0;
 begin
-  loop
-    v_page := teguh._find_template(p_filter, v_before, 1000);
-    exit when v_page = '{}';
-    v_before := v_page[cardinality(v_page)];
-    v_task_ids := v_task_ids || array(
-      select t.task_id
-      from unnest(v_page) with ordinality as u(task_id, place)
-      join teguh.t_template as t on t.task_id = u.task_id
-      where t.state = 'running'
-        and t.claimed_by = coalesce(p_worker_id, t.claimed_by)
-      order by u.place
-      limit p_limit - cardinality(v_task_ids)
-    );
-    exit when cardinality(v_task_ids) >= p_limit;
-  end loop;
-
   for v_task_id in
     select t.task_id
     from teguh.t_template as t
     where t.task_id = any (v_task_ids)
       and t.state = 'running'
-      and t.claimed_by = coalesce(p_worker_id, t.claimed_by)
+      and t.claimed_by = coalesce(p_filter.claimed_by, t.claimed_by)
     order by t.task_id
     for no key update
   loop
@@ -10186,30 +10248,30 @@ as $$
 declare
   v_options jsonb := coalesce(p_options, '{}');
   v_filter  teguh._filter := teguh._read_filter(p_filter);
-  v_worker  text := teguh._text_option(v_options, 'worker_id');
   v_count   integer;
 begin
   perform teguh._check_keys(
     'requeue options', v_options, array['all', 'limit', 'reason', 'worker_id']
   );
-  if v_worker is null then
+  v_filter.claimed_by := teguh._text_option(v_options, 'worker_id');
+  if v_filter.claimed_by is null then
     perform teguh._check_meant(p_filter, v_options);
   end if;
 
   v_filter.states := array['running'];
-  execute teguh._call('regain', p_queue_name, 4) into v_count
+  execute teguh._call('regain', p_queue_name, 3) into v_count
   using
-    v_filter, v_worker, teguh._limit_option(v_options), teguh._text_option(v_options, 'reason');
+    v_filter, teguh._limit_option(v_options), teguh._text_option(v_options, 'reason');
   return v_count;
 end;
 $$;
 
 comment on function teguh.requeue_tasks(text, jsonb, jsonb) is
-  'requeue_task() for the running tasks that a filter means; returns how many. The filter is that '
-  'of list_tasks(), whatever it says of states. Options: worker_id (only what that worker holds), '
-  'limit (the newest so many, default 1000: call again until 0 comes back), reason, all (true: an '
-  'empty filter without worker_id is meant, and means every running task). Raises TG001 for an '
-  'unknown queue, TG005 for an unknown key, a bad value, or an empty filter without all.';
+  'Does requeue_task() for the running tasks that a filter means; returns how many. The filter is '
+  'that of list_tasks(), whatever it says of states. Options: worker_id (only what that worker '
+  'holds), limit (the newest so many, default 1000: call again until 0 comes back), reason, all '
+  '(true: an empty filter without worker_id is meant, and means every running task). Raises TG001 '
+  'for an unknown queue, TG005 for an unknown key, a bad value, or an empty filter without all.';
 
 -- Dead letters are the tasks that failed.
 create or replace function teguh.list_dead_letters(
@@ -10433,15 +10495,19 @@ begin
     select min(t.available_at)
     from unnest(teguh._named_template()) as n(task_name)
     cross join lateral (
-      select l.task_id, l.turn
-      from teguh.l_template as l
-      where l.gate = 'o'
-        and l.task_name collate "C" = n.task_name
-      order by l.ranking, l.seq
+      select t.available_at
+      from (
+        select l.*
+        from teguh.l_template as l
+        where l.gate = 'o'
+          and l.task_name collate "C" = n.task_name
+        order by l.ranking, l.seq
+      ) as l
+      join teguh.t_template as t on (t.task_id, t.turn) = (l.task_id, l.turn)
+      where t.state in ('pending', 'sleeping')
+        and t.laned
       limit 1
-    ) as l
-    join teguh.t_template as t on (t.task_id, t.turn) = (l.task_id, l.turn)
-    where t.state in ('pending', 'sleeping')
+    ) as t
   ));
 end;
 $$;
@@ -11354,7 +11420,7 @@ as $$
   from pg_proc as p
   where p.pronamespace = 'teguh'::regnamespace
     and (
-      p.proname in ('_policy', '_set_ticked', '_xmin_age', '_enter_lanes')
+      p.proname in ('_policy', '_set_ticked', '_xmin_age')
       or (
         p.proname ~ '^_'
         and not p.prosecdef

@@ -66,7 +66,7 @@ end;
 $$;
 
 -- The queues that a worker claims from, in the order in which it does.
-create or replace function teguh._queues_in_order(p_queue_names text[], p_order text)
+create or replace function teguh._order_queues(p_queue_names text[], p_order text)
   returns text[]
   language plpgsql
   volatile
@@ -101,41 +101,25 @@ begin
 end;
 $$;
 
--- Wait for the locks of the lanes of some queues.  Who needs several takes them in this order,
--- that of all queues first, and before any other, so that no two wait for each other.
--- p_by_name: the queues go by rules from now on.
-create or replace function teguh._enter_lanes(p_queue_names text[], p_by_name boolean)
+-- Remember of several queues which task names are asked for: in the order of the names of the
+-- queues, since rows are locked.
+create or replace function teguh._remember_names(p_queue_names text[], p_task_names text[])
   returns void
   language plpgsql
   volatile
-  security definer
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_name text;
+  v_queue_name text;
 begin
-  for v_name in
-    select q.queue_name
-    from teguh.queues as q
-    where p_by_name
-      and not q.ruled
-      and q.queue_name = any (p_queue_names)
-    order by q.queue_name
+  for v_queue_name in
+    select distinct u.name
+    from unnest(p_queue_names) as u(name)
+    order by u.name
   loop
-    execute format('select teguh._rule_%s()', v_name);
+    perform teguh._policy(v_queue_name);
+    execute format('select teguh._want_%s($1)', v_queue_name) using p_task_names;
   end loop;
-
-  perform pg_advisory_xact_lock(teguh._gate_number(l.queue_name))
-  from teguh.limits as l
-  where l.queue_name = '*';
-  perform pg_advisory_xact_lock(teguh._gate_number(q.queue_name))
-  from (
-    select q.queue_name
-    from teguh.queues as q
-    where q.ruled
-      and q.queue_name = any (p_queue_names)
-    order by q.queue_name
-  ) as q;
 end;
 $$;
 
@@ -174,6 +158,8 @@ declare
   v_queues  text[];
   v_queue   text;
   v_policy  jsonb;
+  v_ruled   boolean;
+  v_locking boolean := false;
   v_left    integer := greatest(coalesce(p_qty, 1), 1);
   v_count   integer;
 begin
@@ -182,23 +168,29 @@ begin
   v_names := teguh._names_option(v_options);
   perform teguh._check_order(teguh._text_option(v_options, 'order'));
 
-  v_queues := teguh._queues_in_order(p_queue_names, coalesce(v_options ->> 'order', 'round_robin'));
-  if cardinality(v_queues) > 1 or v_names is not null then
-    perform teguh._enter_lanes(v_queues, v_names is not null);
+  v_queues := teguh._order_queues(
+    p_queue_names, coalesce(v_options ->> 'order', 'round_robin')
+  );
+  if v_names is not null then
+    perform teguh._remember_names(v_queues, v_names);
   end if;
+
   foreach v_queue in array v_queues loop
     exit when v_left <= 0;
     v_policy := teguh._policy(v_queue);
     continue when teguh._paused_until(v_policy) is not null;
-    if v_names is not null then
-      execute format('select teguh._want_%s($1)', v_queue) using v_names;
-    end if;
+    v_ruled := v_policy ? 'ruled' or v_names is not null;
+    -- to wait for one queue's lock with that of another could be for ever
+    continue when v_ruled
+      and v_locking
+      and not pg_try_advisory_xact_lock(teguh._gate_number(v_queue));
+    v_locking := v_locking or v_ruled;
     return query execute format(
       'select t.*, $6 from teguh._take_%s($1, $2, $3, $4, $5) as t', v_queue
     )
     using
       coalesce(nullif(btrim(p_worker_id), ''), 'worker'), nullif(p_claim_timeout, 'NaN'), v_left,
-      v_policy ? 'ruled' or v_names is not null, v_names, v_queue;
+      v_ruled, v_names, v_queue;
     get diagnostics v_count = row_count;
     v_left := v_left - v_count;
   end loop;
@@ -206,8 +198,9 @@ end;
 $$;
 
 comment on function teguh.claim_any(text[], text, double precision, integer, jsonb) is
-  'claim_task() over several queues (null: all that the caller may claim from), up to p_qty runs '
-  'in all, each with its queue_name. Options: order, in which queues are looked through: '
+  'Claims like claim_task(), from several queues (null: all that the caller may claim from), up to '
+  'p_qty runs in all, each with its queue_name; a queue that another worker is just claiming from '
+  'may be passed over. Options: order, in which queues are looked through: '
   'round_robin (the default; each call of a session begins with the next), strict (as given), '
   'oldest (the one whose first ready task has waited longest); task_names, which the worker '
   'knows: it gets no other, and queue_stats() counts as unclaimable what nobody asks for. A '

@@ -91,7 +91,7 @@ as $$
   from pg_proc as p
   where p.pronamespace = 'teguh'::regnamespace
     and (
-      p.proname in ('_policy', '_set_ticked', '_xmin_age', '_enter_lanes')
+      p.proname in ('_policy', '_set_ticked', '_xmin_age')
       or (
         p.proname ~ '^_'
         and not p.prosecdef
