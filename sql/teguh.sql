@@ -8,390 +8,392 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  396  00_install.sql
---  444  01_version.sql: What the schema is, and its version
---  451    version
---  463  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  465    current_time
---  484    _after
---  499    _micros
---  510  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  526    _random_bytes
---  545    _make_uuidv7
---  568    portable_uuidv7
---  598    uuidv7_timestamp
---  624    _task_id
---  649    _run_id
---  664    _run_task
---  675    _run_number
---  689  12_types.sql: The composite types that functions pass to each other
---  694    _gap (type)
---  702    _late (type)
---  709    _timer (type)
---  716    _tally (type)
---  727    _picked (type)
---  739    _spawn (type)
---  763    _filter (type)
---  798  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  800    _check_keys
---  833    _number_option
---  868    _integer_option
---  884    _whole_option
---  911    _text_option
---  937    _flag_option
---  959    _uuid_option
---  986    _tags_option
--- 1015    _check_name
--- 1042    _check_seconds
--- 1070    _check_isolation
--- 1089    _buckets_option
--- 1127    _check_policy
--- 1176    _check_spawn
--- 1223    _read_spawn_options
--- 1302    _time_option
--- 1323    _moment_option
--- 1355    _read_time_options
--- 1393    _unique_option
--- 1447    _inherit
--- 1477    _check_cancellation
--- 1494  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1497    _check_retry_strategy
--- 1535    _backoff
--- 1588    _fraction
--- 1599  20_tables.sql: Queues and the policy of each
--- 1601    queues (table)
--- 1634    grants (table)
--- 1648    limits (table)
--- 1668    pauses (table)
--- 1680    starts (table)
--- 1695    wanted (table)
--- 1707    versions (table)
--- 1722    t_template (table)
--- 1832    g_template (table)
--- 1844    d_template (table)
--- 1858    p0_template (table)
--- 1871    p1_template (table)
--- 1914    l_template (table)
--- 1941    h_template (table)
--- 1961    k0_template (table)
--- 1974    k1_template (table)
--- 2003    n0_template (table)
--- 2014    n1_template (table)
--- 2030    n_template (table)
--- 2054    seq_template (sequence)
--- 2055    ring_template (sequence)
--- 2056    parked_template (sequence)
--- 2057    woken_template (sequence)
--- 2058    plan_template (sequence)
--- 2059    fired_template (sequence)
--- 2060    clock_template (sequence)
--- 2061    carry_template (sequence)
--- 2062    round_template (sequence)
--- 2085    r_template (table)
--- 2102    a_template (table)
--- 2128    c_template (table)
--- 2144    e_template (table)
--- 2161    u_template (table)
--- 2174    w_template (table)
--- 2189  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2192    validate_queue_name
--- 2234    _policy
--- 2278    _call
--- 2292    _template_ddl (view)
--- 2377    _stamp
--- 2389    _stamp_queues
--- 2417    _stamp_relation
--- 2457    _stamp_function
--- 2490    _function
--- 2502    _signature
--- 2513    _leave_extension
--- 2539    _lock_number
--- 2549    _share_queue
--- 2562    _may
--- 2578    _each_queue
--- 2600    _init_template
--- 2630    _hush_template
--- 2651    _beyond
--- 2660    create_queue
--- 2725    _refuse_busy
--- 2744    drop_queue
--- 2774    _drop_all
--- 2825    list_queues
--- 2849  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 2858    _push_template
--- 2899    _fill
--- 2919    _add0_template
--- 2986    _back0_template
--- 3004  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3009    _claim0_template
--- 3081    _pick0_template
--- 3164    _limits_template
--- 3205    _move0_template
--- 3267    _open_xids
--- 3287    _next0_template
--- 3316    _many0_template
--- 3345    _stuck0_template
--- 3383    _trim0_template
--- 3428    _take_template
--- 3509    _known_template
--- 3529    _paused_until
--- 3542    claim_task
--- 3603    _next_template
--- 3645    _soon0_template
--- 3701    next_due
--- 3726  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 3739    _due0_template
--- 3815    _last0_template
--- 3840    _any0_template
--- 3867    _miss0_template
--- 3903    _pass0_template
--- 3949    _fire_template
--- 4001    _expire_template
--- 4069    _timeout_reason
--- 4088    _over_template
--- 4110    _close_template
--- 4140    _follow_template
--- 4170  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4172    _segment_bytes
--- 4193    _turn_template
--- 4225    _turn0_template
--- 4263    _spent0_template
--- 4277    _dry0_template
--- 4304    _left0_template
--- 4335    _carry0_template
--- 4379  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4385    _remake_template
--- 4437    _alive_template
--- 4491    _home
--- 4504    _settle_template
--- 4526    rebuild_dispatch
--- 4563    _recap_template
--- 4594  35_tally.sql: The letter by which tallies know where a task stands
--- 4596    _letter
--- 4615    _letters
--- 4627    _bound
--- 4647    _tally_template
--- 4672    _reckon_template
--- 4699    _finish_template
--- 4727    _moved_template
--- 4758    _sum0_template
--- 4794    _noted0_template
--- 4829    _bank0_template
--- 4849    _census_template
--- 4871    _count_template
--- 4893  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 4903    _gate_number
--- 4914    _enter_gate
--- 4936    _limit_of
--- 4954    _rule_template
--- 4980    _reign_template
--- 5010    _going_template
--- 5026    _busy_template
--- 5042    _everywhere_busy
--- 5068    _closed_until
--- 5088    _is_limited
--- 5099    _started
--- 5116    _left_over
--- 5137    _slots_template
--- 5187    _vacate_template
--- 5250    _unbar_template
--- 5279    _intake_template
--- 5300    _sift0_template
--- 5385    _line_template
--- 5444    _keys_template
--- 5497    _admit_template
--- 5556    _spare_template
--- 5578    _choose_template
--- 5624    _named_template
--- 5651    _weed_template
--- 5687    _cull_template
--- 5718    _seize_template
--- 5793    _quit_template
--- 5821    _occupy_template
--- 5861    _chance_template
--- 5891    _align_template
--- 5936  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 5939    _want_template
--- 5973    _names_option
--- 6008    _order_queues
--- 6044    _remember_names
--- 6064    claim_any
--- 6141    _check_order
--- 6158  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6163    _put_template
--- 6230    _enlist_template
--- 6273    _new_template
--- 6329    _tag_template
--- 6347    _room_template
--- 6374    _shed_template
--- 6416    _first0_template
--- 6457    _once_template
--- 6505    _blocks
--- 6532    _meet_template
--- 6566    _swap_template
--- 6626    _series_template
--- 6663    _found_template
--- 6719    spawn_task
--- 6779    spawn_tasks
--- 6826    _read_task
--- 6844  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 6849    _hold_template
--- 6900    _own_template
--- 6920    _done_template
--- 6964    complete_run
--- 6987    _flush_template
--- 7066    _why_template
--- 7082    _read_runs
--- 7128    _explain_bad_run
--- 7153    complete_runs
--- 7178    _end_template
--- 7227    _lost_template
--- 7243    _file_template
--- 7269    _again_template
--- 7309    _queue_template
--- 7330    _fail_template
--- 7348    fail_run
--- 7372    _nap_template
--- 7401    schedule_run
--- 7431    _free_template
--- 7479    release_run
--- 7504    _keep_template
--- 7530    extend_claim
--- 7553  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7558    _mark_template
--- 7580    _note_template
--- 7610    set_task_checkpoint_state
--- 7645    _recall_template
--- 7667    get_task_checkpoint_state
--- 7691    _list_template
--- 7720    get_task_checkpoint_states
--- 7746  43_events.sql: Wait for an event, or learn how the wait ended
--- 7753    _wait_template
--- 7825    _park_template
--- 7867    await_event
--- 7904    _emit_template
--- 7967    emit_event
--- 7992  44_control.sql: Read a task, or raise TG003
--- 7994    _fetch_template
--- 8021    _stop_template
--- 8053    _act_template
--- 8075    _halt_template
--- 8091    cancel_task
--- 8113    _rerun_template
--- 8186    _forget_template
--- 8206    _redo_template
--- 8239    _renew_template
--- 8275    retry_task
--- 8325    _show_template
--- 8373    get_task_result
--- 8408  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8415    _purge_template
--- 8445    _erase_template
--- 8490    _first_uuid
--- 8509    _sweep_template
--- 8549    _clean
--- 8583    cleanup_tasks
--- 8604    cleanup_events
--- 8625    cleanup_all_queues
--- 8655  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 8657    _cap_template
--- 8686    _write_limit
--- 8709    _read_limit
--- 8757    _check_limit_keys
--- 8779    set_limit
--- 8834    _usage_template
--- 8912    _overall_usage
--- 8956    limit_usage
--- 8989  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 8991    _pause_template
--- 9012    _halve_template
--- 9042    _check_only
--- 9065    pause_queue
--- 9101    resume_queue
--- 9127    get_queue_policy
--- 9150    set_queue_policy
--- 9168    list_namespaces
--- 9185  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9188    _read_filter
--- 9222    _states_option
--- 9253    _read_cursor
--- 9272    _check_limit
--- 9296    _find_template
--- 9348    _seek_template
--- 9397    _page_template
--- 9466    _ended_template
--- 9503    _fit_template
--- 9540    _live_template
--- 9577    _hints_template
--- 9600    _hints0_template
--- 9642    _rows_template
--- 9691    list_tasks
--- 9737    _peek_template
--- 9793    get_task
--- 9847    _runs_template
--- 9900    list_runs
--- 9931    _past_template
--- 10006    _since_template
--- 10024    get_task_history
--- 10044    _held_template
--- 10076    list_workers
--- 10115    _read_place
--- 10134    _acts_template
--- 10160    list_actions
--- 10192  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10194    _abort_template
--- 10231    cancel_tasks
--- 10268    _check_meant
--- 10288    _limit_option
--- 10301    _retake_template
--- 10339    requeue_task
--- 10364    _regain_template
--- 10399    requeue_tasks
--- 10438    list_dead_letters
--- 10481    _replay_template
--- 10522    replay_dead_letters
--- 10562    _bury_template
--- 10604    purge_dead_letters
--- 10634  49_stats.sql: When the first task that is ready became so; null if none is
--- 10636    _oldest_template
--- 10680    _elder0_template
--- 10716    _tenure_template
--- 10741    _is_wanted
--- 10758    _stat_template
--- 10804    queue_stats
--- 10859    _from
--- 10872    _counters (view)
--- 10896    _gauge_template
--- 10942    _spans_template
--- 10995    metrics
--- 11031    _xmin_age
--- 11050    prometheus
--- 11109    _label_text
--- 11132    health
--- 11186  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 11191    _tick_template
--- 11213    _ticked (sequence)
--- 11219    _set_ticked
--- 11232    ticker
--- 11280    ticker_loop (procedure)
--- 11306  51_cron.sql: Whether pg_cron is installed in this database
--- 11308    _has_cron
--- 11318    _cron_has_seconds
--- 11339    _explain_no_cron
--- 11371    start
--- 11414    stop
--- 11439    _maintain
--- 11461    status
--- 11497  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11501    _rights (view)
--- 11581    _allowed
--- 11619    _grant
--- 11638    _grant_again
--- 11654    _grant_queue
--- 11669    _check_grant
--- 11702    grant_access
--- 11738    revoke_access
--- 11785  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  398  00_install.sql
+--  446  01_version.sql: What the schema is, and its version
+--  453    version
+--  465  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  467    current_time
+--  486    _after
+--  501    _micros
+--  512  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  528    _random_bytes
+--  547    _make_uuidv7
+--  570    portable_uuidv7
+--  600    uuidv7_timestamp
+--  626    _task_id
+--  651    _run_id
+--  666    _run_task
+--  677    _run_number
+--  691  12_types.sql: The composite types that functions pass to each other
+--  696    _gap (type)
+--  704    _late (type)
+--  711    _timer (type)
+--  718    _tally (type)
+--  729    _picked (type)
+--  741    _spawn (type)
+--  765    _filter (type)
+--  800  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  802    _check_keys
+--  835    _number_option
+--  870    _integer_option
+--  886    _whole_option
+--  913    _text_option
+--  939    _flag_option
+--  961    _uuid_option
+--  988    _tags_option
+-- 1017    _check_name
+-- 1044    _check_seconds
+-- 1072    _check_isolation
+-- 1091    _buckets_option
+-- 1129    _check_policy
+-- 1178    _check_spawn
+-- 1225    _read_spawn_options
+-- 1304    _time_option
+-- 1325    _moment_option
+-- 1357    _read_time_options
+-- 1395    _unique_option
+-- 1449    _inherit
+-- 1479    _check_cancellation
+-- 1496  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1499    _check_retry_strategy
+-- 1537    _backoff
+-- 1590    _fraction
+-- 1601  20_tables.sql: Queues and the policy of each
+-- 1603    queues (table)
+-- 1636    grants (table)
+-- 1650    limits (table)
+-- 1671    pauses (table)
+-- 1683    starts (table)
+-- 1698    wanted (table)
+-- 1710    versions (table)
+-- 1725    t_template (table)
+-- 1835    g_template (table)
+-- 1847    d_template (table)
+-- 1861    p0_template (table)
+-- 1874    p1_template (table)
+-- 1917    l_template (table)
+-- 1944    h_template (table)
+-- 1964    k0_template (table)
+-- 1977    k1_template (table)
+-- 2006    n0_template (table)
+-- 2017    n1_template (table)
+-- 2033    n_template (table)
+-- 2057    seq_template (sequence)
+-- 2058    ring_template (sequence)
+-- 2059    parked_template (sequence)
+-- 2060    woken_template (sequence)
+-- 2061    plan_template (sequence)
+-- 2062    fired_template (sequence)
+-- 2063    clock_template (sequence)
+-- 2064    carry_template (sequence)
+-- 2065    round_template (sequence)
+-- 2088    r_template (table)
+-- 2105    a_template (table)
+-- 2131    c_template (table)
+-- 2147    e_template (table)
+-- 2164    u_template (table)
+-- 2177    w_template (table)
+-- 2192  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2195    validate_queue_name
+-- 2237    _policy
+-- 2281    _call
+-- 2295    _template_ddl (view)
+-- 2380    _stamp
+-- 2392    _stamp_queues
+-- 2420    _stamp_relation
+-- 2460    _stamp_function
+-- 2493    _function
+-- 2505    _signature
+-- 2516    _leave_extension
+-- 2542    _lock_number
+-- 2552    _share_queue
+-- 2565    _may
+-- 2581    _each_queue
+-- 2603    _init_template
+-- 2633    _hush_template
+-- 2654    _beyond
+-- 2663    create_queue
+-- 2728    _refuse_busy
+-- 2747    drop_queue
+-- 2777    _drop_all
+-- 2828    list_queues
+-- 2852  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 2861    _push_template
+-- 2902    _fill
+-- 2922    _add0_template
+-- 2989    _back0_template
+-- 3007  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3012    _claim0_template
+-- 3084    _pick0_template
+-- 3167    _limits_template
+-- 3208    _move0_template
+-- 3270    _open_xids
+-- 3290    _next0_template
+-- 3319    _many0_template
+-- 3348    _stuck0_template
+-- 3386    _trim0_template
+-- 3431    _take_template
+-- 3512    _known_template
+-- 3532    _paused_until
+-- 3545    claim_task
+-- 3606    _next_template
+-- 3648    _soon0_template
+-- 3704    next_due
+-- 3729  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 3742    _due0_template
+-- 3818    _last0_template
+-- 3843    _any0_template
+-- 3870    _miss0_template
+-- 3906    _pass0_template
+-- 3952    _fire_template
+-- 4004    _expire_template
+-- 4072    _timeout_reason
+-- 4091    _over_template
+-- 4113    _close_template
+-- 4143    _follow_template
+-- 4173  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4175    _segment_bytes
+-- 4196    _turn_template
+-- 4228    _turn0_template
+-- 4266    _spent0_template
+-- 4280    _dry0_template
+-- 4307    _left0_template
+-- 4338    _carry0_template
+-- 4382  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4388    _remake_template
+-- 4440    _alive_template
+-- 4494    _home
+-- 4507    _settle_template
+-- 4529    rebuild_dispatch
+-- 4566    _recap_template
+-- 4597  35_tally.sql: The letter by which tallies know where a task stands
+-- 4599    _letter
+-- 4618    _letters
+-- 4630    _bound
+-- 4650    _tally_template
+-- 4675    _reckon_template
+-- 4702    _finish_template
+-- 4730    _moved_template
+-- 4761    _sum0_template
+-- 4797    _noted0_template
+-- 4832    _bank0_template
+-- 4852    _census_template
+-- 4874    _count_template
+-- 4896  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 4906    _gate_number
+-- 4917    _enter_gate
+-- 4939    _limit_of
+-- 4957    _rule_template
+-- 4983    _reign_template
+-- 4997    _enrol_template
+-- 5024    _going_template
+-- 5040    _busy_template
+-- 5056    _everywhere_busy
+-- 5082    _closed_until
+-- 5102    _is_fresh
+-- 5117    _is_limited
+-- 5128    _started
+-- 5145    _left_over
+-- 5166    _slots_template
+-- 5216    _vacate_template
+-- 5279    _unbar_template
+-- 5308    _intake_template
+-- 5329    _sift0_template
+-- 5414    _line_template
+-- 5473    _keys_template
+-- 5526    _admit_template
+-- 5589    _spare_template
+-- 5611    _choose_template
+-- 5657    _named_template
+-- 5684    _weed_template
+-- 5720    _cull_template
+-- 5751    _seize_template
+-- 5826    _quit_template
+-- 5854    _occupy_template
+-- 5894    _chance_template
+-- 5924    _align_template
+-- 5969  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 5972    _want_template
+-- 6006    _names_option
+-- 6041    _order_queues
+-- 6077    _remember_names
+-- 6097    claim_any
+-- 6174    _check_order
+-- 6191  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6196    _put_template
+-- 6263    _enlist_template
+-- 6306    _new_template
+-- 6362    _tag_template
+-- 6380    _room_template
+-- 6407    _shed_template
+-- 6449    _first0_template
+-- 6490    _once_template
+-- 6538    _blocks
+-- 6565    _meet_template
+-- 6599    _swap_template
+-- 6659    _series_template
+-- 6696    _found_template
+-- 6752    spawn_task
+-- 6812    spawn_tasks
+-- 6859    _read_task
+-- 6877  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 6882    _hold_template
+-- 6933    _own_template
+-- 6953    _done_template
+-- 6997    complete_run
+-- 7020    _flush_template
+-- 7099    _why_template
+-- 7115    _read_runs
+-- 7161    _explain_bad_run
+-- 7186    complete_runs
+-- 7211    _end_template
+-- 7260    _lost_template
+-- 7276    _file_template
+-- 7302    _again_template
+-- 7342    _queue_template
+-- 7363    _fail_template
+-- 7381    fail_run
+-- 7405    _nap_template
+-- 7434    schedule_run
+-- 7464    _free_template
+-- 7512    release_run
+-- 7537    _keep_template
+-- 7563    extend_claim
+-- 7586  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7591    _mark_template
+-- 7613    _note_template
+-- 7643    set_task_checkpoint_state
+-- 7678    _recall_template
+-- 7700    get_task_checkpoint_state
+-- 7724    _list_template
+-- 7753    get_task_checkpoint_states
+-- 7779  43_events.sql: Wait for an event, or learn how the wait ended
+-- 7786    _wait_template
+-- 7858    _park_template
+-- 7900    await_event
+-- 7937    _emit_template
+-- 8000    emit_event
+-- 8025  44_control.sql: Read a task, or raise TG003
+-- 8027    _fetch_template
+-- 8054    _stop_template
+-- 8086    _act_template
+-- 8108    _halt_template
+-- 8124    cancel_task
+-- 8146    _rerun_template
+-- 8219    _forget_template
+-- 8239    _redo_template
+-- 8272    _renew_template
+-- 8308    retry_task
+-- 8358    _show_template
+-- 8406    get_task_result
+-- 8441  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8448    _purge_template
+-- 8478    _erase_template
+-- 8523    _first_uuid
+-- 8542    _sweep_template
+-- 8582    _clean
+-- 8616    cleanup_tasks
+-- 8637    cleanup_events
+-- 8658    cleanup_all_queues
+-- 8688  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 8690    _cap_template
+-- 8719    _write_limit
+-- 8742    _read_limit
+-- 8791    _check_limit_keys
+-- 8813    set_limit
+-- 8868    _usage_template
+-- 8946    _overall_usage
+-- 8990    limit_usage
+-- 9023  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 9025    _pause_template
+-- 9046    _halve_template
+-- 9076    _check_only
+-- 9099    pause_queue
+-- 9135    resume_queue
+-- 9161    get_queue_policy
+-- 9184    set_queue_policy
+-- 9202    list_namespaces
+-- 9219  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9222    _read_filter
+-- 9256    _states_option
+-- 9287    _read_cursor
+-- 9306    _check_limit
+-- 9330    _find_template
+-- 9382    _seek_template
+-- 9431    _page_template
+-- 9500    _ended_template
+-- 9537    _fit_template
+-- 9574    _live_template
+-- 9611    _hints_template
+-- 9634    _hints0_template
+-- 9676    _rows_template
+-- 9725    list_tasks
+-- 9771    _peek_template
+-- 9827    get_task
+-- 9881    _runs_template
+-- 9934    list_runs
+-- 9965    _past_template
+-- 10040    _since_template
+-- 10058    get_task_history
+-- 10078    _held_template
+-- 10110    list_workers
+-- 10149    _read_place
+-- 10168    _acts_template
+-- 10194    list_actions
+-- 10226  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10228    _abort_template
+-- 10265    cancel_tasks
+-- 10302    _check_meant
+-- 10322    _limit_option
+-- 10335    _retake_template
+-- 10373    requeue_task
+-- 10398    _regain_template
+-- 10433    requeue_tasks
+-- 10472    list_dead_letters
+-- 10515    _replay_template
+-- 10556    replay_dead_letters
+-- 10596    _bury_template
+-- 10638    purge_dead_letters
+-- 10668  49_stats.sql: When the first task that is ready became so; null if none is
+-- 10670    _oldest_template
+-- 10714    _elder0_template
+-- 10750    _tenure_template
+-- 10775    _is_wanted
+-- 10792    _stat_template
+-- 10838    queue_stats
+-- 10893    _from
+-- 10906    _counters (view)
+-- 10930    _gauge_template
+-- 10976    _spans_template
+-- 11029    metrics
+-- 11065    _xmin_age
+-- 11084    prometheus
+-- 11143    _label_text
+-- 11166    health
+-- 11220  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11225    _tick_template
+-- 11247    _ticked (sequence)
+-- 11253    _set_ticked
+-- 11266    ticker
+-- 11314    ticker_loop (procedure)
+-- 11340  51_cron.sql: Whether pg_cron is installed in this database
+-- 11342    _has_cron
+-- 11352    _cron_has_seconds
+-- 11373    _explain_no_cron
+-- 11405    start
+-- 11448    stop
+-- 11473    _maintain
+-- 11495    status
+-- 11531  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11535    _rights (view)
+-- 11615    _allowed
+-- 11653    _grant
+-- 11672    _grant_again
+-- 11688    _grant_queue
+-- 11703    _check_grant
+-- 11736    grant_access
+-- 11772    revoke_access
+-- 11819  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -1654,6 +1656,7 @@ create table if not exists teguh.limits (
   period_seconds double precision,
   fifo           boolean not null default false,
   fair           boolean not null default false,
+  set_at         timestamptz,
   constraint limits_pkey primary key (queue_name, scope, name)
 );
 
@@ -4986,7 +4989,18 @@ as $$
 begin
   perform teguh._rule_template(true);
   perform pg_advisory_xact_lock(teguh._gate_number(substr('_template', 2)));
+  perform teguh._enrol_template();
+end;
+$$;
 
+-- Count what runs, and was claimed by somebody who did not go by rules yet.
+create or replace function teguh._enrol_template()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
   insert into teguh.h_template as h (task_id, turn, fifo, task_name, flow_key)
   select distinct t.task_id, t.turn, false, t.task_name, coalesce(t.flow_key, '')
   from (
@@ -5082,6 +5096,21 @@ as $$
     and p.scope = p_scope
     and p.name in (p_name, '*')
     and p.paused_until > p_now;
+$$;
+
+-- Whether a limit of a queue, or of all queues, was set in the last three seconds.
+create or replace function teguh._is_fresh(p_queue_name text, p_now timestamptz)
+  returns boolean
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select exists (
+    select
+    from teguh.limits as l
+    where l.queue_name in (p_queue_name, '*')
+      and l.set_at > p_now - interval '3 seconds'
+  );
 $$;
 
 -- Whether a queue has limits of its own, or pauses.
@@ -5522,6 +5551,10 @@ begin
   end if;
   v_limited := v_everywhere or teguh._is_limited(substr('_template', 2));
   if v_limited then
+    -- claims that were open when the limit was set could not be seen then
+    if teguh._is_fresh(substr('_template', 2), p_now) then
+      perform teguh._enrol_template();
+    end if;
     perform teguh._unbar_template(teguh._vacate_template(v_everywhere, p_now), p_now);
   end if;
   perform teguh._intake_template(p_now);
@@ -8742,6 +8775,7 @@ begin
     v_limit.name := '';
   end if;
   v_limit.queue_name := coalesce(p_queue_name, '*');
+  v_limit.set_at := teguh.current_time();
   v_limit.scope := p_scope;
   v_limit.max_running := teguh._integer_option(v_given, 'max_running', 0);
   v_limit.rate := teguh._integer_option(v_given, 'rate', 0);

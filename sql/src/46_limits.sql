@@ -87,6 +87,7 @@ begin
     v_limit.name := '';
   end if;
   v_limit.queue_name := coalesce(p_queue_name, '*');
+  v_limit.set_at := teguh.current_time();
   v_limit.scope := p_scope;
   v_limit.max_running := teguh._integer_option(v_given, 'max_running', 0);
   v_limit.rate := teguh._integer_option(v_given, 'rate', 0);

@@ -1460,6 +1460,7 @@ create table if not exists teguh.limits (
   period_seconds double precision,
   fifo           boolean not null default false,
   fair           boolean not null default false,
+  set_at         timestamptz,
   constraint limits_pkey primary key (queue_name, scope, name)
 );
 
@@ -4792,7 +4793,18 @@ as $$
 begin
   perform teguh._rule_template(true);
   perform pg_advisory_xact_lock(teguh._gate_number(substr('_template', 2)));
+  perform teguh._enrol_template();
+end;
+$$;
 
+-- Count what runs, and was claimed by somebody who did not go by rules yet.
+create or replace function teguh._enrol_template()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
   insert into teguh.h_template as h (task_id, turn, fifo, task_name, flow_key)
   select distinct t.task_id, t.turn, false, t.task_name, coalesce(t.flow_key, '')
   from (
@@ -4888,6 +4900,21 @@ as $$
     and p.scope = p_scope
     and p.name in (p_name, '*')
     and p.paused_until > p_now;
+$$;
+
+-- Whether a limit of a queue, or of all queues, was set in the last three seconds.
+create or replace function teguh._is_fresh(p_queue_name text, p_now timestamptz)
+  returns boolean
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select exists (
+    select
+    from teguh.limits as l
+    where l.queue_name in (p_queue_name, '*')
+      and l.set_at > p_now - interval '3 seconds'
+  );
 $$;
 
 -- Whether a queue has limits of its own, or pauses.
@@ -5328,6 +5355,10 @@ begin
   end if;
   v_limited := v_everywhere or teguh._is_limited(substr('_template', 2));
   if v_limited then
+    -- claims that were open when the limit was set could not be seen then
+    if teguh._is_fresh(substr('_template', 2), p_now) then
+      perform teguh._enrol_template();
+    end if;
     perform teguh._unbar_template(teguh._vacate_template(v_everywhere, p_now), p_now);
   end if;
   perform teguh._intake_template(p_now);
@@ -8548,6 +8579,7 @@ begin
     v_limit.name := '';
   end if;
   v_limit.queue_name := coalesce(p_queue_name, '*');
+  v_limit.set_at := teguh.current_time();
   v_limit.scope := p_scope;
   v_limit.max_running := teguh._integer_option(v_given, 'max_running', 0);
   v_limit.rate := teguh._integer_option(v_given, 'rate', 0);
