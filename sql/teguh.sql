@@ -199,201 +199,201 @@
 -- 5279    _unbar_template
 -- 5308    _intake_template
 -- 5329    _sift0_template
--- 5414    _line_template
--- 5473    _keys_template
--- 5526    _admit_template
--- 5589    _spare_template
--- 5611    _choose_template
--- 5657    _named_template
--- 5684    _weed_template
--- 5720    _cull_template
--- 5751    _seize_template
--- 5826    _quit_template
--- 5854    _occupy_template
--- 5894    _chance_template
--- 5924    _align_template
--- 5969  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 5972    _want_template
--- 6006    _names_option
--- 6041    _order_queues
--- 6077    _remember_names
--- 6097    claim_any
--- 6174    _check_order
--- 6191  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6196    _put_template
--- 6263    _enlist_template
--- 6306    _new_template
--- 6362    _tag_template
--- 6380    _room_template
--- 6407    _shed_template
--- 6449    _first0_template
--- 6490    _once_template
--- 6538    _blocks
--- 6565    _meet_template
--- 6599    _swap_template
--- 6659    _series_template
--- 6696    _found_template
--- 6752    spawn_task
--- 6812    spawn_tasks
--- 6859    _read_task
--- 6877  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 6882    _hold_template
--- 6933    _own_template
--- 6953    _done_template
--- 6997    complete_run
--- 7020    _flush_template
--- 7099    _why_template
--- 7115    _read_runs
--- 7161    _explain_bad_run
--- 7186    complete_runs
--- 7211    _end_template
--- 7260    _lost_template
--- 7276    _file_template
--- 7302    _again_template
--- 7342    _queue_template
--- 7363    _fail_template
--- 7381    fail_run
--- 7405    _nap_template
--- 7434    schedule_run
--- 7464    _free_template
--- 7512    release_run
--- 7537    _keep_template
--- 7563    extend_claim
--- 7586  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7591    _mark_template
--- 7613    _note_template
--- 7643    set_task_checkpoint_state
--- 7678    _recall_template
--- 7700    get_task_checkpoint_state
--- 7724    _list_template
--- 7753    get_task_checkpoint_states
--- 7779  43_events.sql: Wait for an event, or learn how the wait ended
--- 7786    _wait_template
--- 7858    _park_template
--- 7900    await_event
--- 7937    _emit_template
--- 8000    emit_event
--- 8025  44_control.sql: Read a task, or raise TG003
--- 8027    _fetch_template
--- 8054    _stop_template
--- 8086    _act_template
--- 8108    _halt_template
--- 8124    cancel_task
--- 8146    _rerun_template
--- 8219    _forget_template
--- 8239    _redo_template
--- 8272    _renew_template
--- 8308    retry_task
--- 8358    _show_template
--- 8406    get_task_result
--- 8441  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8448    _purge_template
--- 8478    _erase_template
--- 8523    _first_uuid
--- 8542    _sweep_template
--- 8582    _clean
--- 8616    cleanup_tasks
--- 8637    cleanup_events
--- 8658    cleanup_all_queues
--- 8688  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 8690    _cap_template
--- 8719    _write_limit
--- 8742    _read_limit
--- 8791    _check_limit_keys
--- 8813    set_limit
--- 8868    _usage_template
--- 8946    _overall_usage
--- 8990    limit_usage
--- 9023  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 9025    _pause_template
--- 9046    _halve_template
--- 9076    _check_only
--- 9099    pause_queue
--- 9135    resume_queue
--- 9161    get_queue_policy
--- 9184    set_queue_policy
--- 9202    list_namespaces
--- 9219  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9222    _read_filter
--- 9256    _states_option
--- 9287    _read_cursor
--- 9306    _check_limit
--- 9330    _find_template
--- 9382    _seek_template
--- 9431    _page_template
--- 9500    _ended_template
--- 9537    _fit_template
--- 9574    _live_template
--- 9611    _hints_template
--- 9634    _hints0_template
--- 9676    _rows_template
--- 9725    list_tasks
--- 9771    _peek_template
--- 9827    get_task
--- 9881    _runs_template
--- 9934    list_runs
--- 9965    _past_template
--- 10040    _since_template
--- 10058    get_task_history
--- 10078    _held_template
--- 10110    list_workers
--- 10149    _read_place
--- 10168    _acts_template
--- 10194    list_actions
--- 10226  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10228    _abort_template
--- 10265    cancel_tasks
--- 10302    _check_meant
--- 10322    _limit_option
--- 10335    _retake_template
--- 10373    requeue_task
--- 10398    _regain_template
--- 10433    requeue_tasks
--- 10472    list_dead_letters
--- 10515    _replay_template
--- 10556    replay_dead_letters
--- 10596    _bury_template
--- 10638    purge_dead_letters
--- 10668  49_stats.sql: When the first task that is ready became so; null if none is
--- 10670    _oldest_template
--- 10714    _elder0_template
--- 10750    _tenure_template
--- 10775    _is_wanted
--- 10792    _stat_template
--- 10838    queue_stats
--- 10893    _from
--- 10906    _counters (view)
--- 10930    _gauge_template
--- 10976    _spans_template
--- 11029    metrics
--- 11065    _xmin_age
--- 11084    prometheus
--- 11143    _label_text
--- 11166    health
--- 11220  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 11225    _tick_template
--- 11247    _ticked (sequence)
--- 11253    _set_ticked
--- 11266    ticker
--- 11314    ticker_loop (procedure)
--- 11340  51_cron.sql: Whether pg_cron is installed in this database
--- 11342    _has_cron
--- 11352    _cron_has_seconds
--- 11373    _explain_no_cron
--- 11405    start
--- 11448    stop
--- 11473    _maintain
--- 11495    status
--- 11531  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11535    _rights (view)
--- 11615    _allowed
--- 11653    _grant
--- 11672    _grant_again
--- 11688    _grant_queue
--- 11703    _check_grant
--- 11736    grant_access
--- 11772    revoke_access
--- 11819  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 5415    _line_template
+-- 5475    _keys_template
+-- 5529    _admit_template
+-- 5592    _spare_template
+-- 5614    _choose_template
+-- 5660    _named_template
+-- 5687    _weed_template
+-- 5723    _cull_template
+-- 5754    _seize_template
+-- 5829    _quit_template
+-- 5857    _occupy_template
+-- 5897    _chance_template
+-- 5927    _align_template
+-- 5972  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 5975    _want_template
+-- 6009    _names_option
+-- 6044    _order_queues
+-- 6080    _remember_names
+-- 6100    claim_any
+-- 6177    _check_order
+-- 6194  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6199    _put_template
+-- 6266    _enlist_template
+-- 6309    _new_template
+-- 6365    _tag_template
+-- 6383    _room_template
+-- 6410    _shed_template
+-- 6452    _first0_template
+-- 6493    _once_template
+-- 6541    _blocks
+-- 6568    _meet_template
+-- 6602    _swap_template
+-- 6662    _series_template
+-- 6699    _found_template
+-- 6755    spawn_task
+-- 6815    spawn_tasks
+-- 6862    _read_task
+-- 6880  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 6885    _hold_template
+-- 6936    _own_template
+-- 6956    _done_template
+-- 7000    complete_run
+-- 7023    _flush_template
+-- 7102    _why_template
+-- 7118    _read_runs
+-- 7164    _explain_bad_run
+-- 7189    complete_runs
+-- 7214    _end_template
+-- 7263    _lost_template
+-- 7279    _file_template
+-- 7305    _again_template
+-- 7345    _queue_template
+-- 7366    _fail_template
+-- 7384    fail_run
+-- 7408    _nap_template
+-- 7437    schedule_run
+-- 7467    _free_template
+-- 7515    release_run
+-- 7540    _keep_template
+-- 7566    extend_claim
+-- 7589  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7594    _mark_template
+-- 7616    _note_template
+-- 7646    set_task_checkpoint_state
+-- 7681    _recall_template
+-- 7703    get_task_checkpoint_state
+-- 7727    _list_template
+-- 7756    get_task_checkpoint_states
+-- 7782  43_events.sql: Wait for an event, or learn how the wait ended
+-- 7789    _wait_template
+-- 7861    _park_template
+-- 7903    await_event
+-- 7940    _emit_template
+-- 8003    emit_event
+-- 8028  44_control.sql: Read a task, or raise TG003
+-- 8030    _fetch_template
+-- 8057    _stop_template
+-- 8089    _act_template
+-- 8111    _halt_template
+-- 8127    cancel_task
+-- 8149    _rerun_template
+-- 8222    _forget_template
+-- 8242    _redo_template
+-- 8275    _renew_template
+-- 8311    retry_task
+-- 8361    _show_template
+-- 8409    get_task_result
+-- 8444  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8451    _purge_template
+-- 8481    _erase_template
+-- 8526    _first_uuid
+-- 8545    _sweep_template
+-- 8585    _clean
+-- 8619    cleanup_tasks
+-- 8640    cleanup_events
+-- 8661    cleanup_all_queues
+-- 8691  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 8693    _cap_template
+-- 8722    _write_limit
+-- 8745    _read_limit
+-- 8794    _check_limit_keys
+-- 8816    set_limit
+-- 8871    _usage_template
+-- 8949    _overall_usage
+-- 8993    limit_usage
+-- 9026  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 9028    _pause_template
+-- 9049    _halve_template
+-- 9079    _check_only
+-- 9102    pause_queue
+-- 9138    resume_queue
+-- 9164    get_queue_policy
+-- 9187    set_queue_policy
+-- 9205    list_namespaces
+-- 9222  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9225    _read_filter
+-- 9259    _states_option
+-- 9290    _read_cursor
+-- 9309    _check_limit
+-- 9333    _find_template
+-- 9385    _seek_template
+-- 9434    _page_template
+-- 9503    _ended_template
+-- 9540    _fit_template
+-- 9577    _live_template
+-- 9614    _hints_template
+-- 9637    _hints0_template
+-- 9679    _rows_template
+-- 9728    list_tasks
+-- 9774    _peek_template
+-- 9830    get_task
+-- 9884    _runs_template
+-- 9937    list_runs
+-- 9968    _past_template
+-- 10043    _since_template
+-- 10061    get_task_history
+-- 10081    _held_template
+-- 10113    list_workers
+-- 10152    _read_place
+-- 10171    _acts_template
+-- 10197    list_actions
+-- 10229  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10231    _abort_template
+-- 10268    cancel_tasks
+-- 10305    _check_meant
+-- 10325    _limit_option
+-- 10338    _retake_template
+-- 10376    requeue_task
+-- 10401    _regain_template
+-- 10436    requeue_tasks
+-- 10475    list_dead_letters
+-- 10518    _replay_template
+-- 10559    replay_dead_letters
+-- 10599    _bury_template
+-- 10641    purge_dead_letters
+-- 10671  49_stats.sql: When the first task that is ready became so; null if none is
+-- 10673    _oldest_template
+-- 10717    _elder0_template
+-- 10753    _tenure_template
+-- 10778    _is_wanted
+-- 10795    _stat_template
+-- 10841    queue_stats
+-- 10896    _from
+-- 10909    _counters (view)
+-- 10933    _gauge_template
+-- 10979    _spans_template
+-- 11032    metrics
+-- 11068    _xmin_age
+-- 11087    prometheus
+-- 11146    _label_text
+-- 11169    health
+-- 11223  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11228    _tick_template
+-- 11250    _ticked (sequence)
+-- 11256    _set_ticked
+-- 11269    ticker
+-- 11317    ticker_loop (procedure)
+-- 11343  51_cron.sql: Whether pg_cron is installed in this database
+-- 11345    _has_cron
+-- 11355    _cron_has_seconds
+-- 11376    _explain_no_cron
+-- 11408    start
+-- 11451    stop
+-- 11476    _maintain
+-- 11498    status
+-- 11534  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11538    _rights (view)
+-- 11618    _allowed
+-- 11656    _grant
+-- 11675    _grant_again
+-- 11691    _grant_queue
+-- 11706    _check_grant
+-- 11739    grant_access
+-- 11775    revoke_access
+-- 11822  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -5410,12 +5410,14 @@ $$;
 -- A task ranks by its virtual due time: when it became due, a minute earlier for each degree of
 -- priority; so it passes what is not as much older, and is itself passed in the end by nothing.
 -- In a fair queue it ranks by rounds, one task of each key in each.  A key that is first in,
--- first out ranks by arrival; a task of it that has begun ranks before all of the key.
+-- first out ranks by arrival; a task of it that has begun ranks before all of the key.  There may be
+-- as many keys as tasks, so here a hash join is wanted.
 create or replace function teguh._line_template(p_task_ids uuid[], p_now timestamptz)
   returns void
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
+  set enable_hashjoin = on
 as $$
 declare
   v_queue_name text := substr('_template', 2);
@@ -5481,6 +5483,7 @@ create or replace function teguh._keys_template(p_task_ids uuid[], p_now timesta
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
+  set enable_hashjoin = on
 as $$
 #variable_conflict use_column
 declare
