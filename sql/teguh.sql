@@ -199,201 +199,201 @@
 -- 5279    _unbar_template
 -- 5308    _intake_template
 -- 5329    _sift0_template
--- 5415    _line_template
--- 5475    _keys_template
--- 5529    _admit_template
--- 5592    _spare_template
--- 5614    _choose_template
--- 5660    _named_template
--- 5687    _weed_template
--- 5723    _cull_template
--- 5754    _seize_template
--- 5829    _quit_template
--- 5857    _occupy_template
--- 5897    _chance_template
--- 5927    _align_template
--- 5972  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 5975    _want_template
--- 6009    _names_option
--- 6044    _order_queues
--- 6080    _remember_names
--- 6100    claim_any
--- 6177    _check_order
--- 6194  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6199    _put_template
--- 6266    _enlist_template
--- 6309    _new_template
--- 6365    _tag_template
--- 6383    _room_template
--- 6410    _shed_template
--- 6452    _first0_template
--- 6493    _once_template
--- 6541    _blocks
--- 6568    _meet_template
--- 6602    _swap_template
--- 6662    _series_template
--- 6699    _found_template
--- 6755    spawn_task
--- 6815    spawn_tasks
--- 6862    _read_task
--- 6880  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 6885    _hold_template
--- 6936    _own_template
--- 6956    _done_template
--- 7000    complete_run
--- 7023    _flush_template
--- 7102    _why_template
--- 7118    _read_runs
--- 7164    _explain_bad_run
--- 7189    complete_runs
--- 7214    _end_template
--- 7263    _lost_template
--- 7279    _file_template
--- 7305    _again_template
--- 7345    _queue_template
--- 7366    _fail_template
--- 7384    fail_run
--- 7408    _nap_template
--- 7437    schedule_run
--- 7467    _free_template
--- 7515    release_run
--- 7540    _keep_template
--- 7566    extend_claim
--- 7589  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7594    _mark_template
--- 7616    _note_template
--- 7646    set_task_checkpoint_state
--- 7681    _recall_template
--- 7703    get_task_checkpoint_state
--- 7727    _list_template
--- 7756    get_task_checkpoint_states
--- 7782  43_events.sql: Wait for an event, or learn how the wait ended
--- 7789    _wait_template
--- 7861    _park_template
--- 7903    await_event
--- 7940    _emit_template
--- 8003    emit_event
--- 8028  44_control.sql: Read a task, or raise TG003
--- 8030    _fetch_template
--- 8057    _stop_template
--- 8089    _act_template
--- 8111    _halt_template
--- 8127    cancel_task
--- 8149    _rerun_template
--- 8222    _forget_template
--- 8242    _redo_template
--- 8275    _renew_template
--- 8311    retry_task
--- 8361    _show_template
--- 8409    get_task_result
--- 8444  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8451    _purge_template
--- 8481    _erase_template
--- 8526    _first_uuid
--- 8545    _sweep_template
--- 8585    _clean
--- 8619    cleanup_tasks
--- 8640    cleanup_events
--- 8661    cleanup_all_queues
--- 8691  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 8693    _cap_template
--- 8722    _write_limit
--- 8745    _read_limit
--- 8794    _check_limit_keys
--- 8816    set_limit
--- 8871    _usage_template
--- 8949    _overall_usage
--- 8993    limit_usage
--- 9026  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 9028    _pause_template
--- 9049    _halve_template
--- 9079    _check_only
--- 9102    pause_queue
--- 9138    resume_queue
--- 9164    get_queue_policy
--- 9187    set_queue_policy
--- 9205    list_namespaces
--- 9222  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9225    _read_filter
--- 9259    _states_option
--- 9290    _read_cursor
--- 9309    _check_limit
--- 9333    _find_template
--- 9385    _seek_template
--- 9434    _page_template
--- 9503    _ended_template
--- 9540    _fit_template
--- 9577    _live_template
--- 9614    _hints_template
--- 9637    _hints0_template
--- 9679    _rows_template
--- 9728    list_tasks
--- 9774    _peek_template
--- 9830    get_task
--- 9884    _runs_template
--- 9937    list_runs
--- 9968    _past_template
--- 10043    _since_template
--- 10061    get_task_history
--- 10081    _held_template
--- 10113    list_workers
--- 10152    _read_place
--- 10171    _acts_template
--- 10197    list_actions
--- 10229  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10231    _abort_template
--- 10268    cancel_tasks
--- 10305    _check_meant
--- 10325    _limit_option
--- 10338    _retake_template
--- 10376    requeue_task
--- 10401    _regain_template
--- 10436    requeue_tasks
--- 10475    list_dead_letters
--- 10518    _replay_template
--- 10559    replay_dead_letters
--- 10599    _bury_template
--- 10641    purge_dead_letters
--- 10671  49_stats.sql: When the first task that is ready became so; null if none is
--- 10673    _oldest_template
--- 10717    _elder0_template
--- 10753    _tenure_template
--- 10778    _is_wanted
--- 10795    _stat_template
--- 10841    queue_stats
--- 10896    _from
--- 10909    _counters (view)
--- 10933    _gauge_template
--- 10979    _spans_template
--- 11032    metrics
--- 11068    _xmin_age
--- 11087    prometheus
--- 11146    _label_text
--- 11169    health
--- 11223  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 11228    _tick_template
--- 11250    _ticked (sequence)
--- 11256    _set_ticked
--- 11269    ticker
--- 11317    ticker_loop (procedure)
--- 11343  51_cron.sql: Whether pg_cron is installed in this database
--- 11345    _has_cron
--- 11355    _cron_has_seconds
--- 11376    _explain_no_cron
--- 11408    start
--- 11451    stop
--- 11476    _maintain
--- 11498    status
--- 11534  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11538    _rights (view)
--- 11618    _allowed
--- 11656    _grant
--- 11675    _grant_again
--- 11691    _grant_queue
--- 11706    _check_grant
--- 11739    grant_access
--- 11775    revoke_access
--- 11822  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 5416    _line_template
+-- 5476    _keys_template
+-- 5530    _admit_template
+-- 5593    _spare_template
+-- 5615    _choose_template
+-- 5661    _named_template
+-- 5688    _weed_template
+-- 5724    _cull_template
+-- 5755    _seize_template
+-- 5830    _quit_template
+-- 5858    _occupy_template
+-- 5898    _chance_template
+-- 5928    _align_template
+-- 5973  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 5976    _want_template
+-- 6010    _names_option
+-- 6045    _order_queues
+-- 6081    _remember_names
+-- 6101    claim_any
+-- 6178    _check_order
+-- 6195  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6200    _put_template
+-- 6267    _enlist_template
+-- 6310    _new_template
+-- 6366    _tag_template
+-- 6384    _room_template
+-- 6411    _shed_template
+-- 6453    _first0_template
+-- 6494    _once_template
+-- 6542    _blocks
+-- 6569    _meet_template
+-- 6603    _swap_template
+-- 6663    _series_template
+-- 6700    _found_template
+-- 6756    spawn_task
+-- 6816    spawn_tasks
+-- 6863    _read_task
+-- 6881  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 6886    _hold_template
+-- 6937    _own_template
+-- 6957    _done_template
+-- 7001    complete_run
+-- 7024    _flush_template
+-- 7103    _why_template
+-- 7119    _read_runs
+-- 7165    _explain_bad_run
+-- 7190    complete_runs
+-- 7215    _end_template
+-- 7264    _lost_template
+-- 7280    _file_template
+-- 7306    _again_template
+-- 7346    _queue_template
+-- 7367    _fail_template
+-- 7385    fail_run
+-- 7409    _nap_template
+-- 7438    schedule_run
+-- 7468    _free_template
+-- 7516    release_run
+-- 7541    _keep_template
+-- 7567    extend_claim
+-- 7590  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7595    _mark_template
+-- 7617    _note_template
+-- 7647    set_task_checkpoint_state
+-- 7682    _recall_template
+-- 7704    get_task_checkpoint_state
+-- 7728    _list_template
+-- 7757    get_task_checkpoint_states
+-- 7783  43_events.sql: Wait for an event, or learn how the wait ended
+-- 7790    _wait_template
+-- 7862    _park_template
+-- 7904    await_event
+-- 7941    _emit_template
+-- 8004    emit_event
+-- 8029  44_control.sql: Read a task, or raise TG003
+-- 8031    _fetch_template
+-- 8058    _stop_template
+-- 8090    _act_template
+-- 8112    _halt_template
+-- 8128    cancel_task
+-- 8150    _rerun_template
+-- 8223    _forget_template
+-- 8243    _redo_template
+-- 8276    _renew_template
+-- 8312    retry_task
+-- 8362    _show_template
+-- 8410    get_task_result
+-- 8445  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8452    _purge_template
+-- 8482    _erase_template
+-- 8527    _first_uuid
+-- 8546    _sweep_template
+-- 8586    _clean
+-- 8620    cleanup_tasks
+-- 8641    cleanup_events
+-- 8662    cleanup_all_queues
+-- 8692  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 8694    _cap_template
+-- 8723    _write_limit
+-- 8746    _read_limit
+-- 8795    _check_limit_keys
+-- 8817    set_limit
+-- 8872    _usage_template
+-- 8950    _overall_usage
+-- 8994    limit_usage
+-- 9027  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 9029    _pause_template
+-- 9050    _halve_template
+-- 9080    _check_only
+-- 9103    pause_queue
+-- 9139    resume_queue
+-- 9165    get_queue_policy
+-- 9188    set_queue_policy
+-- 9206    list_namespaces
+-- 9223  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9226    _read_filter
+-- 9260    _states_option
+-- 9291    _read_cursor
+-- 9310    _check_limit
+-- 9334    _find_template
+-- 9386    _seek_template
+-- 9435    _page_template
+-- 9504    _ended_template
+-- 9541    _fit_template
+-- 9578    _live_template
+-- 9615    _hints_template
+-- 9638    _hints0_template
+-- 9680    _rows_template
+-- 9729    list_tasks
+-- 9775    _peek_template
+-- 9831    get_task
+-- 9885    _runs_template
+-- 9938    list_runs
+-- 9969    _past_template
+-- 10044    _since_template
+-- 10062    get_task_history
+-- 10082    _held_template
+-- 10114    list_workers
+-- 10153    _read_place
+-- 10172    _acts_template
+-- 10198    list_actions
+-- 10230  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10232    _abort_template
+-- 10269    cancel_tasks
+-- 10306    _check_meant
+-- 10326    _limit_option
+-- 10339    _retake_template
+-- 10377    requeue_task
+-- 10402    _regain_template
+-- 10437    requeue_tasks
+-- 10476    list_dead_letters
+-- 10519    _replay_template
+-- 10560    replay_dead_letters
+-- 10600    _bury_template
+-- 10642    purge_dead_letters
+-- 10672  49_stats.sql: When the first task that is ready became so; null if none is
+-- 10674    _oldest_template
+-- 10718    _elder0_template
+-- 10754    _tenure_template
+-- 10779    _is_wanted
+-- 10796    _stat_template
+-- 10842    queue_stats
+-- 10897    _from
+-- 10910    _counters (view)
+-- 10934    _gauge_template
+-- 10980    _spans_template
+-- 11033    metrics
+-- 11069    _xmin_age
+-- 11088    prometheus
+-- 11147    _label_text
+-- 11170    health
+-- 11224  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11229    _tick_template
+-- 11251    _ticked (sequence)
+-- 11257    _set_ticked
+-- 11270    ticker
+-- 11318    ticker_loop (procedure)
+-- 11344  51_cron.sql: Whether pg_cron is installed in this database
+-- 11346    _has_cron
+-- 11356    _cron_has_seconds
+-- 11377    _explain_no_cron
+-- 11409    start
+-- 11452    stop
+-- 11477    _maintain
+-- 11499    status
+-- 11535  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11539    _rights (view)
+-- 11619    _allowed
+-- 11657    _grant
+-- 11676    _grant_again
+-- 11692    _grant_queue
+-- 11707    _check_grant
+-- 11740    grant_access
+-- 11776    revoke_access
+-- 11823  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -5410,8 +5410,9 @@ $$;
 -- A task ranks by its virtual due time: when it became due, a minute earlier for each degree of
 -- priority; so it passes what is not as much older, and is itself passed in the end by nothing.
 -- In a fair queue it ranks by rounds, one task of each key in each.  A key that is first in,
--- first out ranks by arrival; a task of it that has begun ranks before all of the key.  There may be
--- as many keys as tasks, so here a hash join is wanted.
+-- first out ranks by arrival; a task of it that has begun ranks before all of the key.
+--
+-- There may be as many keys as tasks, so here a hash join is wanted.
 create or replace function teguh._line_template(p_task_ids uuid[], p_now timestamptz)
   returns void
   language plpgsql

@@ -514,8 +514,9 @@ $$;
 -- A task ranks by its virtual due time: when it became due, a minute earlier for each degree of
 -- priority; so it passes what is not as much older, and is itself passed in the end by nothing.
 -- In a fair queue it ranks by rounds, one task of each key in each.  A key that is first in,
--- first out ranks by arrival; a task of it that has begun ranks before all of the key.  There may be
--- as many keys as tasks, so here a hash join is wanted.
+-- first out ranks by arrival; a task of it that has begun ranks before all of the key.
+--
+-- There may be as many keys as tasks, so here a hash join is wanted.
 create or replace function teguh._line_template(p_task_ids uuid[], p_now timestamptz)
   returns void
   language plpgsql
