@@ -8,384 +8,400 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  390  00_install.sql
---  438  01_version.sql: What the schema is, and its version
---  445    version
---  457  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  459    current_time
---  478    _after
---  493    _micros
---  504  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  520    _random_bytes
---  539    _make_uuidv7
---  562    portable_uuidv7
---  592    uuidv7_timestamp
---  618    _task_id
---  643    _run_id
---  658    _run_task
---  669    _run_number
---  683  12_types.sql: The composite types that functions pass to each other
---  688    _gap (type)
---  696    _late (type)
---  703    _timer (type)
---  710    _tally (type)
---  721    _picked (type)
---  733    _spawn (type)
---  757    _filter (type)
---  791  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  793    _check_keys
---  826    _number_option
---  861    _integer_option
---  877    _whole_option
---  904    _text_option
---  930    _flag_option
---  952    _uuid_option
---  979    _tags_option
--- 1008    _check_name
--- 1035    _check_seconds
--- 1063    _check_isolation
--- 1082    _buckets_option
--- 1120    _check_policy
--- 1169    _check_spawn
--- 1216    _read_spawn_options
--- 1295    _time_option
--- 1316    _moment_option
--- 1348    _read_time_options
--- 1386    _unique_option
--- 1440    _inherit
--- 1470    _check_cancellation
--- 1487  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1490    _check_retry_strategy
--- 1528    _backoff
--- 1581    _fraction
--- 1592  20_tables.sql: Queues and the policy of each
--- 1594    queues (table)
--- 1627    grants (table)
--- 1641    limits (table)
--- 1661    pauses (table)
--- 1673    starts (table)
--- 1688    wanted (table)
--- 1700    versions (table)
--- 1715    t_template (table)
--- 1825    g_template (table)
--- 1837    d_template (table)
--- 1851    p0_template (table)
--- 1864    p1_template (table)
--- 1907    l_template (table)
--- 1934    h_template (table)
--- 1951    k0_template (table)
--- 1964    k1_template (table)
--- 1993    n0_template (table)
--- 2004    n1_template (table)
--- 2020    n_template (table)
--- 2044    seq_template (sequence)
--- 2045    ring_template (sequence)
--- 2046    parked_template (sequence)
--- 2047    woken_template (sequence)
--- 2048    plan_template (sequence)
--- 2049    fired_template (sequence)
--- 2050    clock_template (sequence)
--- 2051    carry_template (sequence)
--- 2052    round_template (sequence)
--- 2075    r_template (table)
--- 2092    a_template (table)
--- 2118    c_template (table)
--- 2134    e_template (table)
--- 2151    u_template (table)
--- 2164    w_template (table)
--- 2179  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2182    validate_queue_name
--- 2224    _policy
--- 2268    _call
--- 2282    _template_ddl (view)
--- 2367    _stamp
--- 2379    _stamp_queues
--- 2407    _stamp_relation
--- 2447    _stamp_function
--- 2480    _function
--- 2492    _signature
--- 2503    _leave_extension
--- 2529    _lock_number
--- 2539    _share_queue
--- 2552    _may
--- 2568    _each_queue
--- 2590    _init_template
--- 2616    _hush_template
--- 2637    _beyond
--- 2646    create_queue
--- 2710    _refuse_busy
--- 2729    drop_queue
--- 2759    _drop_all
--- 2810    list_queues
--- 2834  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 2843    _push_template
--- 2884    _fill
--- 2904    _add0_template
--- 2971    _back0_template
--- 2989  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 2994    _claim0_template
--- 3066    _pick0_template
--- 3149    _limits_template
--- 3190    _move0_template
--- 3252    _open_xids
--- 3272    _next0_template
--- 3301    _many0_template
--- 3330    _stuck0_template
--- 3368    _trim0_template
--- 3413    _take_template
--- 3494    _known_template
--- 3514    _paused_until
--- 3527    claim_task
--- 3588    _next_template
--- 3630    _soon0_template
--- 3686    next_due
--- 3711  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 3724    _due0_template
--- 3800    _last0_template
--- 3825    _any0_template
--- 3852    _miss0_template
--- 3888    _pass0_template
--- 3934    _fire_template
--- 3986    _expire_template
--- 4054    _timeout_reason
--- 4073    _over_template
--- 4095    _close_template
--- 4125    _follow_template
--- 4155  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4157    _segment_bytes
--- 4178    _turn_template
--- 4210    _turn0_template
--- 4248    _spent0_template
--- 4262    _dry0_template
--- 4289    _left0_template
--- 4320    _carry0_template
--- 4364  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4370    _remake_template
--- 4422    _alive_template
--- 4476    _home
--- 4489    _settle_template
--- 4511    rebuild_dispatch
--- 4548    _recap_template
--- 4579  35_tally.sql: The letter by which tallies know where a task stands
--- 4581    _letter
--- 4600    _letters
--- 4612    _bound
--- 4632    _tally_template
--- 4657    _reckon_template
--- 4684    _finish_template
--- 4712    _moved_template
--- 4743    _sum0_template
--- 4779    _noted0_template
--- 4814    _bank0_template
--- 4834    _census_template
--- 4856    _count_template
--- 4878  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 4888    _gate_number
--- 4899    _enter_gate
--- 4921    _limit_of
--- 4939    _rule_template
--- 4981    _going_template
--- 4997    _busy_template
--- 5013    _everywhere_busy
--- 5039    _is_paused
--- 5059    _started
--- 5076    _left_over
--- 5096    _slots_template
--- 5135    _vacate_template
--- 5195    _unbar_template
--- 5224    _intake_template
--- 5245    _sift0_template
--- 5330    _line_template
--- 5382    _keys_template
--- 5421    _admit_template
--- 5467    _spare_template
--- 5488    _choose_template
--- 5532    _named_template
--- 5559    _weed_template
--- 5592    _seize_template
--- 5663    _occupy_template
--- 5724    _chance_template
--- 5753    _align_template
--- 5791  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 5794    _want_template
--- 5828    _names_option
--- 5863    _line_up
--- 5899    claim_any
--- 5972    _check_order
--- 5989  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 5994    _put_template
--- 6061    _enlist_template
--- 6104    _new_template
--- 6160    _tag_template
--- 6178    _room_template
--- 6205    _shed_template
--- 6247    _first0_template
--- 6288    _once_template
--- 6336    _blocks
--- 6363    _meet_template
--- 6397    _swap_template
--- 6457    _series_template
--- 6494    _found_template
--- 6550    spawn_task
--- 6610    spawn_tasks
--- 6657    _read_task
--- 6675  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 6680    _hold_template
--- 6731    _own_template
--- 6751    _done_template
--- 6795    complete_run
--- 6818    _flush_template
--- 6897    _why_template
--- 6913    _read_runs
--- 6959    _explain_bad_run
--- 6984    complete_runs
--- 7009    _end_template
--- 7058    _lost_template
--- 7074    _file_template
--- 7100    _again_template
--- 7140    _queue_template
--- 7161    _fail_template
--- 7179    fail_run
--- 7203    _nap_template
--- 7232    schedule_run
--- 7262    _free_template
--- 7310    release_run
--- 7335    _keep_template
--- 7361    extend_claim
--- 7384  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7389    _mark_template
--- 7411    _note_template
--- 7441    set_task_checkpoint_state
--- 7476    _recall_template
--- 7498    get_task_checkpoint_state
--- 7522    _list_template
--- 7551    get_task_checkpoint_states
--- 7577  43_events.sql: Wait for an event, or learn how the wait ended
--- 7584    _wait_template
--- 7656    _park_template
--- 7698    await_event
--- 7735    _emit_template
--- 7798    emit_event
--- 7823  44_control.sql: Read a task, or raise TG003
--- 7825    _fetch_template
--- 7852    _stop_template
--- 7884    _act_template
--- 7906    _halt_template
--- 7922    cancel_task
--- 7944    _rerun_template
--- 8017    _forget_template
--- 8037    _redo_template
--- 8070    _renew_template
--- 8106    retry_task
--- 8156    _show_template
--- 8204    get_task_result
--- 8239  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8246    _purge_template
--- 8276    _erase_template
--- 8321    _first_uuid
--- 8340    _sweep_template
--- 8380    _clean
--- 8414    cleanup_tasks
--- 8435    cleanup_events
--- 8456    cleanup_all_queues
--- 8486  46_limits.sql: Let a queue go by rules, and take its lock
--- 8488    _reign_template
--- 8501    _cap_template
--- 8527    _write_limit
--- 8543    _read_limit
--- 8591    _check_limit_keys
--- 8613    set_limit
--- 8667    _usage_template
--- 8743    limit_usage
--- 8772  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 8774    _pause_template
--- 8795    _halve_template
--- 8825    _check_only
--- 8846    pause_queue
--- 8882    resume_queue
--- 8908    get_queue_policy
--- 8931    set_queue_policy
--- 8949    list_namespaces
--- 8966  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 8969    _read_filter
--- 9003    _states_option
--- 9034    _read_cursor
--- 9053    _check_limit
--- 9077    _find_template
--- 9129    _seek_template
--- 9178    _page_template
--- 9247    _ended_template
--- 9284    _fit_template
--- 9320    _live_template
--- 9367    _hints0_template
--- 9409    _rows_template
--- 9458    list_tasks
--- 9504    _peek_template
--- 9560    get_task
--- 9614    _runs_template
--- 9667    list_runs
--- 9698    _past_template
--- 9773    _since_template
--- 9791    get_task_history
--- 9811    _held_template
--- 9843    list_workers
--- 9882    _read_place
--- 9901    _acts_template
--- 9927    list_actions
--- 9959  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 9961    _abort_template
--- 9998    cancel_tasks
--- 10035    _check_meant
--- 10055    _limit_option
--- 10068    _retake_template
--- 10106    requeue_task
--- 10131    _regain_template
--- 10167    requeue_tasks
--- 10206    list_dead_letters
--- 10249    _replay_template
--- 10290    replay_dead_letters
--- 10330    _bury_template
--- 10372    purge_dead_letters
--- 10402  49_stats.sql: When the first task that is ready became so; null if none is
--- 10404    _oldest_template
--- 10444    _elder0_template
--- 10480    _tenure_template
--- 10505    _is_wanted
--- 10522    _stat_template
--- 10568    queue_stats
--- 10623    _from
--- 10636    _counters (view)
--- 10660    _gauge_template
--- 10706    _spans_template
--- 10759    metrics
--- 10795    _xmin_age
--- 10814    prometheus
--- 10873    _label_text
--- 10896    health
--- 10950  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 10955    _tick_template
--- 10977    _ticked (sequence)
--- 10983    _set_ticked
--- 10996    ticker
--- 11044    ticker_loop (procedure)
--- 11070  51_cron.sql: Whether pg_cron is installed in this database
--- 11072    _has_cron
--- 11082    _cron_has_seconds
--- 11103    _explain_no_cron
--- 11135    start
--- 11178    stop
--- 11203    _maintain
--- 11225    status
--- 11261  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11265    _rights (view)
--- 11345    _allowed
--- 11383    _grant
--- 11402    _grant_again
--- 11418    _grant_queue
--- 11433    _check_grant
--- 11466    grant_access
--- 11502    revoke_access
--- 11549  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  406  00_install.sql
+--  454  01_version.sql: What the schema is, and its version
+--  461    version
+--  473  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  475    current_time
+--  494    _after
+--  509    _micros
+--  520  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  536    _random_bytes
+--  555    _make_uuidv7
+--  578    portable_uuidv7
+--  608    uuidv7_timestamp
+--  634    _task_id
+--  659    _run_id
+--  674    _run_task
+--  685    _run_number
+--  699  12_types.sql: The composite types that functions pass to each other
+--  704    _gap (type)
+--  712    _late (type)
+--  719    _timer (type)
+--  726    _tally (type)
+--  737    _picked (type)
+--  749    _spawn (type)
+--  773    _cron (type)
+--  787    _filter (type)
+--  825  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  827    _check_keys
+--  860    _number_option
+--  895    _integer_option
+--  911    _whole_option
+--  938    _text_option
+--  964    _flag_option
+--  986    _uuid_option
+-- 1013    _tags_option
+-- 1042    _check_name
+-- 1069    _check_seconds
+-- 1097    _check_isolation
+-- 1116    _buckets_option
+-- 1154    _check_policy
+-- 1203    _check_spawn
+-- 1250    _read_spawn_options
+-- 1329    _time_option
+-- 1350    _moment_option
+-- 1382    _read_time_options
+-- 1420    _unique_option
+-- 1474    _inherit
+-- 1504    _check_cancellation
+-- 1521  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1524    _check_retry_strategy
+-- 1562    _backoff
+-- 1615    _fraction
+-- 1626  20_tables.sql: Queues and the policy of each
+-- 1628    queues (table)
+-- 1661    grants (table)
+-- 1675    limits (table)
+-- 1695    pauses (table)
+-- 1707    starts (table)
+-- 1722    wanted (table)
+-- 1734    versions (table)
+-- 1749    t_template (table)
+-- 1859    g_template (table)
+-- 1871    d_template (table)
+-- 1885    p0_template (table)
+-- 1898    p1_template (table)
+-- 1941    l_template (table)
+-- 1968    h_template (table)
+-- 1985    k0_template (table)
+-- 1998    k1_template (table)
+-- 2027    n0_template (table)
+-- 2038    n1_template (table)
+-- 2054    n_template (table)
+-- 2078    seq_template (sequence)
+-- 2079    ring_template (sequence)
+-- 2080    parked_template (sequence)
+-- 2081    woken_template (sequence)
+-- 2082    plan_template (sequence)
+-- 2083    fired_template (sequence)
+-- 2084    clock_template (sequence)
+-- 2085    carry_template (sequence)
+-- 2086    round_template (sequence)
+-- 2109    r_template (table)
+-- 2126    a_template (table)
+-- 2152    c_template (table)
+-- 2168    e_template (table)
+-- 2185    u_template (table)
+-- 2198    w_template (table)
+-- 2213  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2216    validate_queue_name
+-- 2258    _policy
+-- 2302    _call
+-- 2316    _template_ddl (view)
+-- 2401    _stamp
+-- 2413    _stamp_queues
+-- 2441    _stamp_relation
+-- 2481    _stamp_function
+-- 2514    _function
+-- 2526    _signature
+-- 2537    _leave_extension
+-- 2563    _lock_number
+-- 2573    _share_queue
+-- 2586    _may
+-- 2602    _each_queue
+-- 2624    _init_template
+-- 2650    _hush_template
+-- 2671    _beyond
+-- 2680    create_queue
+-- 2744    _refuse_busy
+-- 2763    drop_queue
+-- 2793    _drop_all
+-- 2844    list_queues
+-- 2868  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 2877    _push_template
+-- 2918    _fill
+-- 2938    _add0_template
+-- 3005    _back0_template
+-- 3023  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3028    _claim0_template
+-- 3100    _pick0_template
+-- 3183    _limits_template
+-- 3224    _move0_template
+-- 3286    _open_xids
+-- 3306    _next0_template
+-- 3335    _many0_template
+-- 3364    _stuck0_template
+-- 3402    _trim0_template
+-- 3447    _take_template
+-- 3528    _known_template
+-- 3548    _paused_until
+-- 3561    claim_task
+-- 3622    _next_template
+-- 3664    _soon0_template
+-- 3720    next_due
+-- 3745  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 3758    _due0_template
+-- 3834    _last0_template
+-- 3859    _any0_template
+-- 3886    _miss0_template
+-- 3922    _pass0_template
+-- 3968    _fire_template
+-- 4020    _expire_template
+-- 4088    _timeout_reason
+-- 4107    _over_template
+-- 4129    _close_template
+-- 4159    _follow_template
+-- 4189  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4191    _segment_bytes
+-- 4212    _turn_template
+-- 4244    _turn0_template
+-- 4282    _spent0_template
+-- 4296    _dry0_template
+-- 4323    _left0_template
+-- 4354    _carry0_template
+-- 4398  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4404    _remake_template
+-- 4456    _alive_template
+-- 4510    _home
+-- 4523    _settle_template
+-- 4545    rebuild_dispatch
+-- 4582    _recap_template
+-- 4613  35_tally.sql: The letter by which tallies know where a task stands
+-- 4615    _letter
+-- 4634    _letters
+-- 4646    _bound
+-- 4666    _tally_template
+-- 4691    _reckon_template
+-- 4718    _finish_template
+-- 4746    _moved_template
+-- 4777    _sum0_template
+-- 4813    _noted0_template
+-- 4848    _bank0_template
+-- 4868    _census_template
+-- 4890    _count_template
+-- 4912  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 4922    _gate_number
+-- 4933    _enter_gate
+-- 4955    _limit_of
+-- 4973    _rule_template
+-- 5015    _going_template
+-- 5031    _busy_template
+-- 5047    _everywhere_busy
+-- 5073    _is_paused
+-- 5093    _started
+-- 5110    _left_over
+-- 5130    _slots_template
+-- 5169    _vacate_template
+-- 5229    _unbar_template
+-- 5258    _intake_template
+-- 5279    _sift0_template
+-- 5364    _line_template
+-- 5416    _keys_template
+-- 5455    _admit_template
+-- 5501    _spare_template
+-- 5522    _choose_template
+-- 5566    _named_template
+-- 5593    _weed_template
+-- 5626    _seize_template
+-- 5697    _occupy_template
+-- 5758    _chance_template
+-- 5787    _align_template
+-- 5825  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 5828    _want_template
+-- 5862    _names_option
+-- 5897    _line_up
+-- 5933    claim_any
+-- 6006    _check_order
+-- 6023  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6028    _put_template
+-- 6095    _enlist_template
+-- 6138    _new_template
+-- 6194    _tag_template
+-- 6212    _room_template
+-- 6239    _shed_template
+-- 6281    _first0_template
+-- 6322    _once_template
+-- 6370    _blocks
+-- 6397    _meet_template
+-- 6431    _swap_template
+-- 6491    _series_template
+-- 6528    _found_template
+-- 6584    spawn_task
+-- 6644    spawn_tasks
+-- 6691    _read_task
+-- 6709  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 6714    _hold_template
+-- 6765    _own_template
+-- 6785    _done_template
+-- 6829    complete_run
+-- 6852    _flush_template
+-- 6931    _why_template
+-- 6947    _read_runs
+-- 6993    _explain_bad_run
+-- 7018    complete_runs
+-- 7043    _end_template
+-- 7092    _lost_template
+-- 7108    _file_template
+-- 7134    _again_template
+-- 7174    _queue_template
+-- 7195    _fail_template
+-- 7213    fail_run
+-- 7237    _nap_template
+-- 7266    schedule_run
+-- 7296    _free_template
+-- 7344    release_run
+-- 7369    _keep_template
+-- 7395    extend_claim
+-- 7418  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7423    _mark_template
+-- 7445    _note_template
+-- 7475    set_task_checkpoint_state
+-- 7510    _recall_template
+-- 7532    get_task_checkpoint_state
+-- 7556    _list_template
+-- 7585    get_task_checkpoint_states
+-- 7611  43_events.sql: Wait for an event, or learn how the wait ended
+-- 7618    _wait_template
+-- 7690    _park_template
+-- 7732    await_event
+-- 7769    _emit_template
+-- 7832    emit_event
+-- 7857  44_control.sql: Read a task, or raise TG003
+-- 7859    _fetch_template
+-- 7886    _stop_template
+-- 7918    _act_template
+-- 7940    _halt_template
+-- 7956    cancel_task
+-- 7978    _rerun_template
+-- 8051    _forget_template
+-- 8071    _redo_template
+-- 8104    _renew_template
+-- 8140    retry_task
+-- 8190    _show_template
+-- 8238    get_task_result
+-- 8273  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8280    _purge_template
+-- 8310    _erase_template
+-- 8355    _first_uuid
+-- 8374    _sweep_template
+-- 8414    _clean
+-- 8448    cleanup_tasks
+-- 8469    cleanup_events
+-- 8490    cleanup_all_queues
+-- 8520  46_limits.sql: Let a queue go by rules, and take its lock
+-- 8522    _reign_template
+-- 8535    _cap_template
+-- 8561    _write_limit
+-- 8577    _read_limit
+-- 8625    _check_limit_keys
+-- 8647    set_limit
+-- 8701    _usage_template
+-- 8777    limit_usage
+-- 8806  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 8808    _pause_template
+-- 8829    _halve_template
+-- 8859    _check_only
+-- 8880    pause_queue
+-- 8916    resume_queue
+-- 8942    get_queue_policy
+-- 8965    set_queue_policy
+-- 8983    list_namespaces
+-- 9000  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9003    _read_filter
+-- 9037    _states_option
+-- 9068    _read_cursor
+-- 9087    _check_limit
+-- 9111    _find_template
+-- 9163    _seek_template
+-- 9212    _page_template
+-- 9281    _ended_template
+-- 9318    _fit_template
+-- 9354    _live_template
+-- 9401    _hints0_template
+-- 9443    _rows_template
+-- 9492    list_tasks
+-- 9538    _peek_template
+-- 9594    get_task
+-- 9648    _runs_template
+-- 9701    list_runs
+-- 9732    _past_template
+-- 9807    _since_template
+-- 9825    get_task_history
+-- 9845    _held_template
+-- 9877    list_workers
+-- 9916    _read_place
+-- 9935    _acts_template
+-- 9961    list_actions
+-- 9993  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 9995    _abort_template
+-- 10032    cancel_tasks
+-- 10069    _check_meant
+-- 10089    _limit_option
+-- 10102    _retake_template
+-- 10140    requeue_task
+-- 10165    _regain_template
+-- 10201    requeue_tasks
+-- 10240    list_dead_letters
+-- 10283    _replay_template
+-- 10324    replay_dead_letters
+-- 10364    _bury_template
+-- 10406    purge_dead_letters
+-- 10436  49_stats.sql: When the first task that is ready became so; null if none is
+-- 10438    _oldest_template
+-- 10478    _elder0_template
+-- 10514    _tenure_template
+-- 10539    _is_wanted
+-- 10556    _stat_template
+-- 10602    queue_stats
+-- 10657    _from
+-- 10670    _counters (view)
+-- 10694    _gauge_template
+-- 10740    _spans_template
+-- 10793    metrics
+-- 10829    _xmin_age
+-- 10848    prometheus
+-- 10907    _label_text
+-- 10930    health
+-- 10984  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 10989    _tick_template
+-- 11011    _ticked (sequence)
+-- 11017    _set_ticked
+-- 11030    ticker
+-- 11078    ticker_loop (procedure)
+-- 11104  51_cron.sql: Whether pg_cron is installed in this database
+-- 11106    _has_cron
+-- 11116    _cron_has_seconds
+-- 11137    _explain_no_cron
+-- 11169    start
+-- 11212    stop
+-- 11237    _maintain
+-- 11259    status
+-- 11295  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11299    _rights (view)
+-- 11379    _allowed
+-- 11417    _grant
+-- 11436    _grant_again
+-- 11452    _grant_queue
+-- 11467    _check_grant
+-- 11500    grant_access
+-- 11536    revoke_access
+-- 11583  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 11585    _refuse_schedule
+-- 11602    _cron_value
+-- 11616    _cron_field
+-- 11677    _read_every
+-- 11699    _read_schedule
+-- 11774    _cron_time
+-- 11812    _cron_reading
+-- 11851    _clock
+-- 11860    _clock_reads
+-- 11896    _clock_set
+-- 11924    _cron_passing
+-- 11962    _cron_next
+-- 12002    _check_timezone
+-- 12031    next_fire_time
+-- 12067  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -753,6 +769,20 @@ begin
     );
   end if;
 
+  if to_regtype('teguh._cron') is null then
+    create type teguh._cron as (
+      every_seconds bigint,
+      seconds       text,
+      minutes       text,
+      hours         text,
+      days          text,
+      months        text,
+      weekdays      text,
+      either_day    boolean,
+      goes_on       boolean
+    );
+  end if;
+
   if to_regtype('teguh._filter') is null then
     create type teguh._filter as (
       states          text[],
@@ -785,6 +815,10 @@ comment on type teguh._tally is
   'their runs ended, they took at most so many seconds each, so many all together; else 0.';
 comment on type teguh._spawn is
   'One task to spawn, its options checked.';
+comment on type teguh._cron is
+  'A schedule that was read: a number of seconds, or fields as strings of 0 and 1 from the '
+  'value 0 on. either_day: one of day of month and day of week is enough. goes_on: it goes by '
+  'the time that passes, not by places on the clock.';
 comment on type teguh._filter is
   'Which tasks are meant; what is null does not matter.';
 
@@ -11545,6 +11579,490 @@ comment on function teguh.revoke_access(text, text, text[]) is
   'were granted by hand go, too. What a role was never given is no error. Raises 42704 for an '
   'unknown role, TG004 when the role has access to all queues and only some are named, TG005 '
   'for an unknown kind of access.';
+
+-- sql/src/60_cron.sql
+-- Refuse a schedule that cannot be read, or not followed.
+create or replace function teguh._refuse_schedule(p_schedule text, p_detail text)
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  raise exception 'schedule "%" is not valid', left(coalesce(p_schedule, 'null'), 200)
+    using
+      errcode = 'TG005',
+      detail = p_detail,
+      hint = 'For instance "30 9 * * mon-fri" (minute, hour, day of month, month, day of week; '
+        'six fields begin with the second), "@daily", "every 90 seconds".';
+end;
+$$;
+
+-- The number that a part of a field stands for; null if it is none.
+create or replace function teguh._cron_value(p_text text, p_least integer, p_names text[])
+  returns integer
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select case
+    when p_text ~ '^[0-9]+$' then p_text::integer
+    else array_position(p_names, p_text) - 1 + p_least
+  end;
+$$;
+
+-- Read one field, in lower case: which values it allows, as a string of 0 and 1 from the value 0
+-- on; null if it is not valid.
+create or replace function teguh._cron_field(
+  p_field text,
+  p_least integer,
+  p_most  integer,
+  p_names text[] default '{}'
+)
+  returns text
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_mask  text := repeat('0', p_most + 1);
+  v_term  text;
+  v_parts text[];
+  v_from  integer;
+  v_to    integer;
+  v_step  integer;
+begin
+  foreach v_term in array string_to_array(p_field, ',') loop
+    v_parts := regexp_match(
+      v_term,
+      '^(?:[*]|([0-9]{1,4}|[a-z]{3})(?:-([0-9]{1,4}|[a-z]{3}))?)(?:/([0-9]{1,4}))?$'
+    );
+    v_step := coalesce(v_parts[3]::integer, 1);
+    if v_parts[1] is null then
+      v_from := p_least;
+      v_to := p_most;
+    else
+      v_from := teguh._cron_value(v_parts[1], p_least, p_names);
+      v_to := case
+        when v_parts[2] is not null then teguh._cron_value(v_parts[2], p_least, p_names)
+        when v_parts[3] is not null then p_most
+        else v_from
+      end;
+      -- only the days of the week have a 7, which is Sunday as 0 is
+      if p_most = 7 and v_to = 0 and v_from > 0 then
+        v_to := 7;
+      end if;
+    end if;
+    if v_parts is null
+      or v_from is null
+      or v_to is null
+      or v_from < p_least
+      or v_to > p_most
+      or v_to < v_from
+      or v_step not between 1 and p_most - p_least + 1
+    then
+      return null;
+    end if;
+
+    for v_value in v_from .. v_to by v_step loop
+      v_mask := overlay(v_mask placing '1' from v_value + 1);
+    end loop;
+  end loop;
+
+  return v_mask;
+end;
+$$;
+
+-- Read "every 90 seconds"; null if the schedule is no such.
+create or replace function teguh._read_every(p_schedule text)
+  returns bigint
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_parts text[] := regexp_match(
+    p_schedule, '^every (?:([0-9]{1,9}) )?(second|minute|hour|day|week)s?$'
+  );
+begin
+  return coalesce(v_parts[1], '1')::bigint * case v_parts[2]
+    when 'second' then 1
+    when 'minute' then 60
+    when 'hour' then 3600
+    when 'day' then 86400
+    when 'week' then 604800
+  end;
+end;
+$$;
+
+-- Read a schedule, or raise TG005.
+create or replace function teguh._read_schedule(p_schedule text)
+  returns teguh._cron
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_text   text := lower(btrim(regexp_replace(p_schedule, '[[:space:]]+', ' ', 'g')) collate "C");
+  v_fields text[];
+  v_masks  text[];
+  v_cron   teguh._cron;
+begin
+  v_cron.every_seconds := teguh._read_every(v_text);
+  if v_cron.every_seconds between 1 and 3155760000 then
+    return v_cron;
+  end if;
+
+  v_fields := string_to_array(
+    case v_text
+      when '@hourly' then '0 * * * *'
+      when '@daily' then '0 0 * * *'
+      when '@midnight' then '0 0 * * *'
+      when '@weekly' then '0 0 * * 0'
+      when '@monthly' then '0 0 1 * *'
+      when '@yearly' then '0 0 1 1 *'
+      when '@annually' then '0 0 1 1 *'
+      else v_text
+    end, ' '
+  );
+  if cardinality(v_fields) = 5 then
+    v_fields := '0'::text || v_fields;
+  end if;
+  if v_fields is null or v_cron.every_seconds is not null or cardinality(v_fields) <> 6 then
+    perform teguh._refuse_schedule(
+      p_schedule, 'It is neither five or six fields nor one of the known words.'
+    );
+  end if;
+
+  v_masks := array[
+    teguh._cron_field(v_fields[1], 0, 59),
+    teguh._cron_field(v_fields[2], 0, 59),
+    teguh._cron_field(v_fields[3], 0, 23),
+    teguh._cron_field(v_fields[4], 1, 31),
+    teguh._cron_field(
+      v_fields[5], 1, 12, '{jan,feb,mar,apr,may,jun,jul,aug,sep,oct,nov,dec}'
+    ),
+    teguh._cron_field(v_fields[6], 0, 7, '{sun,mon,tue,wed,thu,fri,sat}')
+  ];
+  if array_position(v_masks, null) is not null then
+    perform teguh._refuse_schedule(p_schedule, format(
+      'The %s "%s" is not valid.',
+      (array['second', 'minute', 'hour', 'day of month', 'month', 'day of week'])[
+        array_position(v_masks, null)
+      ],
+      left(v_fields[array_position(v_masks, null)], 60)
+    ));
+  end if;
+
+  v_cron.seconds := v_masks[1];
+  v_cron.minutes := v_masks[2];
+  v_cron.hours := v_masks[3];
+  v_cron.days := v_masks[4];
+  v_cron.months := v_masks[5];
+  v_cron.weekdays := case right(v_masks[6], 1)
+    when '1' then overlay(v_masks[6] placing '1' from 1)
+    else v_masks[6]
+  end;
+  v_cron.either_day := v_fields[4] !~ '^[*]' and v_fields[6] !~ '^[*]';
+  v_cron.goes_on := v_fields[2] ~ '^[*]' or v_fields[3] ~ '^[*]';
+  return v_cron;
+end;
+$$;
+
+-- The first time of a day, in seconds since its midnight, that the fields allow from another on;
+-- null if there is none that day.
+create or replace function teguh._cron_time(p_cron teguh._cron, p_from integer)
+  returns integer
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_hour   integer := p_from / 3600;
+  v_minute integer := p_from / 60 % 60;
+  v_ahead  integer;
+begin
+  if substr(p_cron.hours, v_hour + 1, 1) = '1' then
+    if substr(p_cron.minutes, v_minute + 1, 1) = '1' then
+      v_ahead := strpos(substr(p_cron.seconds, p_from % 60 + 1), '1');
+      if v_ahead > 0 then
+        return p_from + v_ahead - 1;
+      end if;
+    end if;
+
+    v_ahead := strpos(substr(p_cron.minutes, v_minute + 2), '1');
+    if v_ahead > 0 then
+      return v_hour * 3600 + (v_minute + v_ahead) * 60 + strpos(p_cron.seconds, '1') - 1;
+    end if;
+  end if;
+
+  v_ahead := strpos(substr(p_cron.hours, v_hour + 2), '1');
+  if v_ahead = 0 then
+    return null;
+  end if;
+  return
+    (v_hour + v_ahead) * 3600
+    + (strpos(p_cron.minutes, '1') - 1) * 60
+    + strpos(p_cron.seconds, '1') - 1;
+end;
+$$;
+
+-- The first reading of a clock that the fields allow from another on.  Null if there is none
+-- within nine years: then there is none at all, because 29 February comes every eight at least.
+create or replace function teguh._cron_reading(p_cron teguh._cron, p_from timestamp)
+  returns timestamp
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_day  date := p_from::date;
+  v_last date := v_day + 3300;
+  v_days text;
+  v_time integer := teguh._cron_time(p_cron, extract(epoch from p_from - v_day)::integer);
+begin
+  if v_time is null then
+    v_day := v_day + 1;
+    v_time := teguh._cron_time(p_cron, 0);
+  end if;
+
+  while v_day < v_last loop
+    if substr(p_cron.months, extract(month from v_day)::integer + 1, 1) = '0' then
+      v_day := (date_trunc('month', v_day::timestamp) + interval '1 month')::date;
+      v_time := teguh._cron_time(p_cron, 0);
+      continue;
+    end if;
+
+    v_days := substr(p_cron.days, extract(day from v_day)::integer + 1, 1)
+              || substr(p_cron.weekdays, extract(dow from v_day)::integer + 1, 1);
+    if v_days = '11' or v_days <> '00' and p_cron.either_day then
+      return v_day + make_interval(secs => v_time);
+    end if;
+    v_day := v_day + 1;
+    v_time := teguh._cron_time(p_cron, 0);
+  end loop;
+
+  return null;
+end;
+$$;
+
+-- What the clocks of a time zone read at an instant.  Here and below, an instant is the reading of a
+-- clock in UTC: sums of those do not depend on the session's time zone.
+create or replace function teguh._clock(p_at timestamp, p_timezone text)
+  returns timestamp
+  language sql
+  immutable
+as $$
+  select pg_catalog.timezone(p_timezone, pg_catalog.timezone('UTC', p_at));
+$$;
+
+-- The first instant at which the clocks of a time zone read this, or later where they skip it.
+create or replace function teguh._clock_reads(p_reading timestamp, p_timezone text)
+  returns timestamp
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_about timestamp := timezone('UTC', timezone(p_timezone, p_reading));
+  v_day   interval := interval '24 hours';
+  v_first timestamp;
+  v_last  timestamp;
+  v_half  timestamp;
+begin
+  -- by the clocks of the day before, then by those of the day after
+  v_last := p_reading - (teguh._clock(v_about - v_day, p_timezone) - (v_about - v_day));
+  if teguh._clock(v_last, p_timezone) = p_reading then
+    return v_last;
+  end if;
+  v_first := p_reading - (teguh._clock(v_about + v_day, p_timezone) - (v_about + v_day));
+  if teguh._clock(v_first, p_timezone) = p_reading then
+    return v_first;
+  end if;
+
+  while v_last - v_first > interval '1 second' loop
+    v_half := v_first + date_trunc('second', (v_last - v_first) / 2);
+    if teguh._clock(v_half, p_timezone) < p_reading then
+      v_first := v_half;
+    else
+      v_last := v_half;
+    end if;
+  end loop;
+  return v_last;
+end;
+$$;
+
+-- The first instant after one, up to another, at which the clocks of a time zone are set otherwise.
+create or replace function teguh._clock_set(p_from timestamp, p_to timestamp, p_timezone text)
+  returns timestamp
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_offset interval := teguh._clock(p_from, p_timezone) - p_from;
+  v_first  timestamp := p_from;
+  v_last   timestamp := p_to;
+  v_half   timestamp;
+begin
+  while v_last - v_first > interval '1 second' loop
+    v_half := v_first + date_trunc('second', (v_last - v_first) / 2);
+    if teguh._clock(v_half, p_timezone) - v_half = v_offset then
+      v_first := v_half;
+    else
+      v_last := v_half;
+    end if;
+  end loop;
+  return v_last;
+end;
+$$;
+
+-- The first instant, from one on, at which the clocks of a time zone read what the fields allow.
+--
+-- As long as nobody sets the clocks, that is as far off as it is on them.  So go on to where they
+-- are set, and from there anew; a day at a time, within which that happens once.
+create or replace function teguh._cron_passing(
+  p_cron     teguh._cron,
+  p_from     timestamp,
+  p_timezone text
+)
+  returns timestamp
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_at    timestamp := p_from;
+  v_clock timestamp;
+  v_next  timestamp;
+  v_to    timestamp;
+begin
+  for v_try in 1..1000 loop
+    v_clock := teguh._clock(v_at, p_timezone);
+    v_next := teguh._cron_reading(p_cron, v_clock);
+    v_to := v_at + least(v_next - v_clock, interval '24 hours');
+    if v_next is null then
+      return null;
+    elsif v_to = v_at then
+      return v_at;
+    elsif teguh._clock(v_to, p_timezone) - v_to <> v_clock - v_at then
+      v_at := teguh._clock_set(v_at, v_to, p_timezone);
+    elsif v_next - v_clock <= interval '24 hours' then
+      return v_to;
+    else
+      v_at := greatest(v_to, teguh._clock_reads(v_next - interval '12 hours', p_timezone));
+    end if;
+  end loop;
+
+  return null;
+end;
+$$;
+
+-- When a schedule fires next after an instant; null is never.
+create or replace function teguh._cron_next(
+  p_cron     teguh._cron,
+  p_after    timestamptz,
+  p_timezone text
+)
+  returns timestamptz
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_after   timestamp := date_trunc(
+    'second', greatest(timezone('UTC', p_after), timestamp '0001-01-02 00:00:00')
+  );
+  v_at      timestamp := v_after + interval '1 second';
+  v_reading timestamp;
+begin
+  if v_after > timestamp '9990-01-01 00:00:00' then
+    return null;
+  elsif p_cron.every_seconds is not null then
+    v_at := timestamp 'epoch' + make_interval(secs => p_cron.every_seconds * (
+      1 + floor(extract(epoch from v_after) / p_cron.every_seconds)
+    ));
+    return timezone('UTC', v_at);
+  elsif p_cron.goes_on then
+    return timezone('UTC', teguh._cron_passing(p_cron, v_at, p_timezone));
+  end if;
+
+  v_reading := teguh._clock(v_after, p_timezone);
+  loop
+    v_reading := teguh._cron_reading(p_cron, v_reading + interval '1 second');
+    v_after := teguh._clock_reads(v_reading, p_timezone);
+    exit when v_after >= v_at or v_reading is null;
+  end loop;
+  return timezone('UTC', v_after);
+end;
+$$;
+
+-- Refuse what is no time zone of the server's, and forms that mean something else than they seem
+-- to: "UTC+3" lies west of Greenwich.
+create or replace function teguh._check_timezone(p_timezone text)
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_known boolean := coalesce(p_timezone ~ '^[A-Za-z_]+(/[A-Za-z0-9_+-]+)*$', false);
+begin
+  if v_known then
+    begin
+      perform timezone(p_timezone, timestamp 'epoch');
+    exception
+      when invalid_parameter_value then
+        v_known := false;
+    end;
+  end if;
+
+  if not v_known then
+    raise exception 'time zone "%" is not known', left(coalesce(p_timezone, 'null'), 200)
+      using
+        errcode = 'TG005',
+        detail = 'The server has no time zone of that name.',
+        hint = 'Use a name of pg_timezone_names, for instance Europe/Berlin.';
+  end if;
+end;
+$$;
+
+-- When a schedule fires next.
+create or replace function teguh.next_fire_time(
+  p_schedule text,
+  p_after    timestamptz,
+  p_timezone text default 'UTC'
+)
+  returns timestamptz
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_timezone(p_timezone);
+  if p_after is null then
+    raise exception 'next_fire_time needs a time'
+      using
+        errcode = '22004',
+        detail = 'The time after which the schedule is to fire is null.',
+        hint = 'Pass now().';
+  end if;
+
+  return teguh._cron_next(teguh._read_schedule(p_schedule), p_after, p_timezone);
+end;
+$$;
+
+comment on function teguh.next_fire_time(text, timestamptz, text) is
+  'When a schedule fires next after a time; null if never. Nothing but the arguments and the '
+  'server''s time zones matters. Schedules: five fields (minute, hour, day of month, month, day of '
+  'week) or six (second first), with lists, ranges, steps and names; @hourly, @daily, @midnight, '
+  '@weekly, @monthly, @yearly, @annually; every N seconds, minutes, hours, days or weeks, counted '
+  'from 1970 on in UTC. If both day of month and day of week are restricted, either is enough; not '
+  'so if one begins with *. When clocks are set: a schedule whose minute or hour begins with * '
+  'fires whenever clocks read what it says, so twice in an hour that comes twice, and not in one '
+  'that is skipped. Any other fires once for each time it names: the first time that clocks read '
+  'it, or at the end of the gap in which it lies. Raises TG005 for a bad schedule or time zone, '
+  '22004 for a null time.';
 
 -- sql/src/90_finish.sql
 -- The second segment's functions are those of the first with 0 and 1 exchanged.
