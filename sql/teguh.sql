@@ -8,400 +8,435 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  406  00_install.sql
---  454  01_version.sql: What the schema is, and its version
---  461    version
---  473  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  475    current_time
---  494    _after
---  509    _micros
---  520  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  536    _random_bytes
---  555    _make_uuidv7
---  578    portable_uuidv7
---  608    uuidv7_timestamp
---  634    _task_id
---  659    _run_id
---  674    _run_task
---  685    _run_number
---  699  12_types.sql: The composite types that functions pass to each other
---  704    _gap (type)
---  712    _late (type)
---  719    _timer (type)
---  726    _tally (type)
---  737    _picked (type)
---  749    _spawn (type)
---  773    _cron (type)
---  787    _filter (type)
---  825  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  827    _check_keys
---  860    _number_option
---  895    _integer_option
---  911    _whole_option
---  938    _text_option
---  964    _flag_option
---  986    _uuid_option
--- 1013    _tags_option
--- 1042    _check_name
--- 1069    _check_seconds
--- 1097    _check_isolation
--- 1116    _buckets_option
--- 1154    _check_policy
--- 1203    _check_spawn
--- 1250    _read_spawn_options
--- 1329    _time_option
--- 1350    _moment_option
--- 1382    _read_time_options
--- 1420    _unique_option
--- 1474    _inherit
--- 1504    _check_cancellation
--- 1521  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1524    _check_retry_strategy
--- 1562    _backoff
--- 1615    _fraction
--- 1626  20_tables.sql: Queues and the policy of each
--- 1628    queues (table)
--- 1661    grants (table)
--- 1675    limits (table)
--- 1695    pauses (table)
--- 1707    starts (table)
--- 1722    wanted (table)
--- 1734    versions (table)
--- 1749    t_template (table)
--- 1859    g_template (table)
--- 1871    d_template (table)
--- 1885    p0_template (table)
--- 1898    p1_template (table)
--- 1941    l_template (table)
--- 1968    h_template (table)
--- 1985    k0_template (table)
--- 1998    k1_template (table)
--- 2027    n0_template (table)
--- 2038    n1_template (table)
--- 2054    n_template (table)
--- 2078    seq_template (sequence)
--- 2079    ring_template (sequence)
--- 2080    parked_template (sequence)
--- 2081    woken_template (sequence)
--- 2082    plan_template (sequence)
--- 2083    fired_template (sequence)
--- 2084    clock_template (sequence)
--- 2085    carry_template (sequence)
--- 2086    round_template (sequence)
--- 2109    r_template (table)
--- 2126    a_template (table)
--- 2152    c_template (table)
--- 2168    e_template (table)
--- 2185    u_template (table)
--- 2198    w_template (table)
--- 2213  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2216    validate_queue_name
--- 2258    _policy
--- 2302    _call
--- 2316    _template_ddl (view)
--- 2401    _stamp
--- 2413    _stamp_queues
--- 2441    _stamp_relation
--- 2481    _stamp_function
--- 2514    _function
--- 2526    _signature
--- 2537    _leave_extension
--- 2563    _lock_number
--- 2573    _share_queue
--- 2586    _may
--- 2602    _each_queue
--- 2624    _init_template
--- 2650    _hush_template
--- 2671    _beyond
--- 2680    create_queue
--- 2744    _refuse_busy
--- 2763    drop_queue
--- 2793    _drop_all
--- 2844    list_queues
--- 2868  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 2877    _push_template
--- 2918    _fill
--- 2938    _add0_template
--- 3005    _back0_template
--- 3023  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3028    _claim0_template
--- 3100    _pick0_template
--- 3183    _limits_template
--- 3224    _move0_template
--- 3286    _open_xids
--- 3306    _next0_template
--- 3335    _many0_template
--- 3364    _stuck0_template
--- 3402    _trim0_template
--- 3447    _take_template
--- 3528    _known_template
--- 3548    _paused_until
--- 3561    claim_task
--- 3622    _next_template
--- 3664    _soon0_template
--- 3720    next_due
--- 3745  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 3758    _due0_template
--- 3834    _last0_template
--- 3859    _any0_template
--- 3886    _miss0_template
--- 3922    _pass0_template
--- 3968    _fire_template
--- 4020    _expire_template
--- 4088    _timeout_reason
--- 4107    _over_template
--- 4129    _close_template
--- 4159    _follow_template
--- 4189  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4191    _segment_bytes
--- 4212    _turn_template
--- 4244    _turn0_template
--- 4282    _spent0_template
--- 4296    _dry0_template
--- 4323    _left0_template
--- 4354    _carry0_template
--- 4398  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4404    _remake_template
--- 4456    _alive_template
--- 4510    _home
--- 4523    _settle_template
--- 4545    rebuild_dispatch
--- 4582    _recap_template
--- 4613  35_tally.sql: The letter by which tallies know where a task stands
--- 4615    _letter
--- 4634    _letters
--- 4646    _bound
--- 4666    _tally_template
--- 4691    _reckon_template
--- 4718    _finish_template
--- 4746    _moved_template
--- 4777    _sum0_template
--- 4813    _noted0_template
--- 4848    _bank0_template
--- 4868    _census_template
--- 4890    _count_template
--- 4912  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 4922    _gate_number
--- 4933    _enter_gate
--- 4955    _limit_of
--- 4973    _rule_template
--- 5015    _going_template
--- 5031    _busy_template
--- 5047    _everywhere_busy
--- 5073    _is_paused
--- 5093    _started
--- 5110    _left_over
--- 5130    _slots_template
--- 5169    _vacate_template
--- 5229    _unbar_template
--- 5258    _intake_template
--- 5279    _sift0_template
--- 5364    _line_template
--- 5416    _keys_template
--- 5455    _admit_template
--- 5501    _spare_template
--- 5522    _choose_template
--- 5566    _named_template
--- 5593    _weed_template
--- 5626    _seize_template
--- 5697    _occupy_template
--- 5758    _chance_template
--- 5787    _align_template
--- 5825  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 5828    _want_template
--- 5862    _names_option
--- 5897    _line_up
--- 5933    claim_any
--- 6006    _check_order
--- 6023  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6028    _put_template
--- 6095    _enlist_template
--- 6138    _new_template
--- 6194    _tag_template
--- 6212    _room_template
--- 6239    _shed_template
--- 6281    _first0_template
--- 6322    _once_template
--- 6370    _blocks
--- 6397    _meet_template
--- 6431    _swap_template
--- 6491    _series_template
--- 6528    _found_template
--- 6584    spawn_task
--- 6644    spawn_tasks
--- 6691    _read_task
--- 6709  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 6714    _hold_template
--- 6765    _own_template
--- 6785    _done_template
--- 6829    complete_run
--- 6852    _flush_template
--- 6931    _why_template
--- 6947    _read_runs
--- 6993    _explain_bad_run
--- 7018    complete_runs
--- 7043    _end_template
--- 7092    _lost_template
--- 7108    _file_template
--- 7134    _again_template
--- 7174    _queue_template
--- 7195    _fail_template
--- 7213    fail_run
--- 7237    _nap_template
--- 7266    schedule_run
--- 7296    _free_template
--- 7344    release_run
--- 7369    _keep_template
--- 7395    extend_claim
--- 7418  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7423    _mark_template
--- 7445    _note_template
--- 7475    set_task_checkpoint_state
--- 7510    _recall_template
--- 7532    get_task_checkpoint_state
--- 7556    _list_template
--- 7585    get_task_checkpoint_states
--- 7611  43_events.sql: Wait for an event, or learn how the wait ended
--- 7618    _wait_template
--- 7690    _park_template
--- 7732    await_event
--- 7769    _emit_template
--- 7832    emit_event
--- 7857  44_control.sql: Read a task, or raise TG003
--- 7859    _fetch_template
--- 7886    _stop_template
--- 7918    _act_template
--- 7940    _halt_template
--- 7956    cancel_task
--- 7978    _rerun_template
--- 8051    _forget_template
--- 8071    _redo_template
--- 8104    _renew_template
--- 8140    retry_task
--- 8190    _show_template
--- 8238    get_task_result
--- 8273  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8280    _purge_template
--- 8310    _erase_template
--- 8355    _first_uuid
--- 8374    _sweep_template
--- 8414    _clean
--- 8448    cleanup_tasks
--- 8469    cleanup_events
--- 8490    cleanup_all_queues
--- 8520  46_limits.sql: Let a queue go by rules, and take its lock
--- 8522    _reign_template
--- 8535    _cap_template
--- 8561    _write_limit
--- 8577    _read_limit
--- 8625    _check_limit_keys
--- 8647    set_limit
--- 8701    _usage_template
--- 8777    limit_usage
--- 8806  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 8808    _pause_template
--- 8829    _halve_template
--- 8859    _check_only
--- 8880    pause_queue
--- 8916    resume_queue
--- 8942    get_queue_policy
--- 8965    set_queue_policy
--- 8983    list_namespaces
--- 9000  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9003    _read_filter
--- 9037    _states_option
--- 9068    _read_cursor
--- 9087    _check_limit
--- 9111    _find_template
--- 9163    _seek_template
--- 9212    _page_template
--- 9281    _ended_template
--- 9318    _fit_template
--- 9354    _live_template
--- 9401    _hints0_template
--- 9443    _rows_template
--- 9492    list_tasks
--- 9538    _peek_template
--- 9594    get_task
--- 9648    _runs_template
--- 9701    list_runs
--- 9732    _past_template
--- 9807    _since_template
--- 9825    get_task_history
--- 9845    _held_template
--- 9877    list_workers
--- 9916    _read_place
--- 9935    _acts_template
--- 9961    list_actions
--- 9993  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 9995    _abort_template
--- 10032    cancel_tasks
--- 10069    _check_meant
--- 10089    _limit_option
--- 10102    _retake_template
--- 10140    requeue_task
--- 10165    _regain_template
--- 10201    requeue_tasks
--- 10240    list_dead_letters
--- 10283    _replay_template
--- 10324    replay_dead_letters
--- 10364    _bury_template
--- 10406    purge_dead_letters
--- 10436  49_stats.sql: When the first task that is ready became so; null if none is
--- 10438    _oldest_template
--- 10478    _elder0_template
--- 10514    _tenure_template
--- 10539    _is_wanted
--- 10556    _stat_template
--- 10602    queue_stats
--- 10657    _from
--- 10670    _counters (view)
--- 10694    _gauge_template
--- 10740    _spans_template
--- 10793    metrics
--- 10829    _xmin_age
--- 10848    prometheus
--- 10907    _label_text
--- 10930    health
--- 10984  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 10989    _tick_template
--- 11011    _ticked (sequence)
--- 11017    _set_ticked
--- 11030    ticker
--- 11078    ticker_loop (procedure)
--- 11104  51_cron.sql: Whether pg_cron is installed in this database
--- 11106    _has_cron
--- 11116    _cron_has_seconds
--- 11137    _explain_no_cron
--- 11169    start
--- 11212    stop
--- 11237    _maintain
--- 11259    status
--- 11295  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11299    _rights (view)
--- 11379    _allowed
--- 11417    _grant
--- 11436    _grant_again
--- 11452    _grant_queue
--- 11467    _check_grant
--- 11500    grant_access
--- 11536    revoke_access
--- 11583  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 11585    _refuse_schedule
--- 11602    _cron_value
--- 11616    _cron_field
--- 11677    _read_every
--- 11699    _read_schedule
--- 11774    _cron_time
--- 11812    _cron_reading
--- 11851    _clock
--- 11860    _clock_reads
--- 11896    _clock_set
--- 11924    _cron_passing
--- 11962    _cron_next
--- 12002    _check_timezone
--- 12031    next_fire_time
--- 12067  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  441  00_install.sql
+--  489  01_version.sql: What the schema is, and its version
+--  496    version
+--  508  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  510    current_time
+--  529    _after
+--  544    _micros
+--  555  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  571    _random_bytes
+--  590    _make_uuidv7
+--  613    portable_uuidv7
+--  643    uuidv7_timestamp
+--  669    _task_id
+--  694    _run_id
+--  709    _run_task
+--  720    _run_number
+--  734  12_types.sql: The composite types that functions pass to each other
+--  739    _gap (type)
+--  747    _late (type)
+--  754    _timer (type)
+--  761    _tally (type)
+--  772    _picked (type)
+--  784    _spawn (type)
+--  808    _cron (type)
+--  822    _filter (type)
+--  860  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  862    _check_keys
+--  895    _number_option
+--  930    _integer_option
+--  946    _whole_option
+--  973    _text_option
+--  999    _flag_option
+-- 1021    _uuid_option
+-- 1048    _tags_option
+-- 1077    _check_name
+-- 1104    _check_seconds
+-- 1132    _check_isolation
+-- 1151    _buckets_option
+-- 1189    _check_policy
+-- 1238    _check_spawn
+-- 1285    _read_spawn_options
+-- 1364    _time_option
+-- 1385    _moment_option
+-- 1417    _read_time_options
+-- 1455    _unique_option
+-- 1509    _inherit
+-- 1539    _check_cancellation
+-- 1556  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1559    _check_retry_strategy
+-- 1597    _backoff
+-- 1650    _fraction
+-- 1661  20_tables.sql: Queues and the policy of each
+-- 1663    queues (table)
+-- 1696    grants (table)
+-- 1710    limits (table)
+-- 1730    pauses (table)
+-- 1742    starts (table)
+-- 1757    wanted (table)
+-- 1769    schedules (table)
+-- 1813    versions (table)
+-- 1828    t_template (table)
+-- 1938    g_template (table)
+-- 1950    d_template (table)
+-- 1964    p0_template (table)
+-- 1977    p1_template (table)
+-- 2020    l_template (table)
+-- 2047    h_template (table)
+-- 2064    k0_template (table)
+-- 2077    k1_template (table)
+-- 2106    n0_template (table)
+-- 2117    n1_template (table)
+-- 2133    n_template (table)
+-- 2157    seq_template (sequence)
+-- 2158    ring_template (sequence)
+-- 2159    parked_template (sequence)
+-- 2160    woken_template (sequence)
+-- 2161    plan_template (sequence)
+-- 2162    fired_template (sequence)
+-- 2163    clock_template (sequence)
+-- 2164    carry_template (sequence)
+-- 2165    round_template (sequence)
+-- 2166    agenda_template (sequence)
+-- 2191    r_template (table)
+-- 2208    a_template (table)
+-- 2234    c_template (table)
+-- 2250    e_template (table)
+-- 2267    u_template (table)
+-- 2280    w_template (table)
+-- 2295  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2298    validate_queue_name
+-- 2340    _policy
+-- 2384    _call
+-- 2398    _template_ddl (view)
+-- 2483    _stamp
+-- 2495    _stamp_queues
+-- 2523    _stamp_relation
+-- 2563    _stamp_function
+-- 2596    _function
+-- 2608    _signature
+-- 2619    _leave_extension
+-- 2645    _lock_number
+-- 2655    _share_queue
+-- 2668    _may
+-- 2684    _each_queue
+-- 2706    _init_template
+-- 2733    _hush_template
+-- 2754    _beyond
+-- 2763    create_queue
+-- 2827    _refuse_busy
+-- 2846    drop_queue
+-- 2876    _drop_all
+-- 2929    list_queues
+-- 2953  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 2962    _push_template
+-- 3003    _fill
+-- 3023    _add0_template
+-- 3090    _back0_template
+-- 3108  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3113    _claim0_template
+-- 3185    _pick0_template
+-- 3268    _limits_template
+-- 3309    _move0_template
+-- 3371    _open_xids
+-- 3391    _next0_template
+-- 3420    _many0_template
+-- 3449    _stuck0_template
+-- 3487    _trim0_template
+-- 3528    _bring_template
+-- 3556    _take_template
+-- 3637    _known_template
+-- 3657    _paused_until
+-- 3670    claim_task
+-- 3731    _next_template
+-- 3773    _soon0_template
+-- 3829    next_due
+-- 3854  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 3867    _due0_template
+-- 3943    _last0_template
+-- 3968    _any0_template
+-- 3995    _miss0_template
+-- 4031    _pass0_template
+-- 4077    _fire_template
+-- 4129    _expire_template
+-- 4197    _timeout_reason
+-- 4216    _over_template
+-- 4238    _close_template
+-- 4268    _follow_template
+-- 4298  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4300    _segment_bytes
+-- 4321    _turn_template
+-- 4353    _turn0_template
+-- 4391    _spent0_template
+-- 4405    _dry0_template
+-- 4432    _left0_template
+-- 4463    _carry0_template
+-- 4507  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4513    _remake_template
+-- 4566    _alive_template
+-- 4620    _home
+-- 4633    _settle_template
+-- 4655    rebuild_dispatch
+-- 4692    _recap_template
+-- 4723  35_tally.sql: The letter by which tallies know where a task stands
+-- 4725    _letter
+-- 4744    _letters
+-- 4756    _bound
+-- 4776    _tally_template
+-- 4801    _reckon_template
+-- 4828    _finish_template
+-- 4856    _moved_template
+-- 4887    _sum0_template
+-- 4923    _noted0_template
+-- 4958    _bank0_template
+-- 4978    _census_template
+-- 5000    _count_template
+-- 5022  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5032    _gate_number
+-- 5043    _enter_gate
+-- 5065    _limit_of
+-- 5083    _rule_template
+-- 5125    _going_template
+-- 5141    _busy_template
+-- 5157    _everywhere_busy
+-- 5183    _is_paused
+-- 5203    _started
+-- 5220    _left_over
+-- 5240    _slots_template
+-- 5279    _vacate_template
+-- 5339    _unbar_template
+-- 5368    _intake_template
+-- 5389    _sift0_template
+-- 5474    _line_template
+-- 5526    _keys_template
+-- 5565    _admit_template
+-- 5611    _spare_template
+-- 5632    _choose_template
+-- 5676    _named_template
+-- 5703    _weed_template
+-- 5736    _seize_template
+-- 5807    _occupy_template
+-- 5868    _chance_template
+-- 5897    _align_template
+-- 5935  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 5938    _want_template
+-- 5972    _names_option
+-- 6007    _line_up
+-- 6043    claim_any
+-- 6116    _check_order
+-- 6133  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6138    _put_template
+-- 6205    _enlist_template
+-- 6248    _new_template
+-- 6304    _tag_template
+-- 6322    _room_template
+-- 6349    _shed_template
+-- 6391    _first0_template
+-- 6432    _once_template
+-- 6480    _blocks
+-- 6507    _meet_template
+-- 6541    _swap_template
+-- 6601    _series_template
+-- 6638    _found_template
+-- 6694    spawn_task
+-- 6754    spawn_tasks
+-- 6801    _read_task
+-- 6819  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 6824    _hold_template
+-- 6875    _own_template
+-- 6895    _done_template
+-- 6939    complete_run
+-- 6962    _flush_template
+-- 7041    _why_template
+-- 7057    _read_runs
+-- 7103    _explain_bad_run
+-- 7128    complete_runs
+-- 7153    _end_template
+-- 7202    _lost_template
+-- 7218    _file_template
+-- 7244    _again_template
+-- 7284    _queue_template
+-- 7305    _fail_template
+-- 7323    fail_run
+-- 7347    _nap_template
+-- 7376    schedule_run
+-- 7406    _free_template
+-- 7454    release_run
+-- 7479    _keep_template
+-- 7505    extend_claim
+-- 7528  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7533    _mark_template
+-- 7555    _note_template
+-- 7585    set_task_checkpoint_state
+-- 7620    _recall_template
+-- 7642    get_task_checkpoint_state
+-- 7666    _list_template
+-- 7695    get_task_checkpoint_states
+-- 7721  43_events.sql: Wait for an event, or learn how the wait ended
+-- 7728    _wait_template
+-- 7800    _park_template
+-- 7842    await_event
+-- 7879    _emit_template
+-- 7942    emit_event
+-- 7967  44_control.sql: Read a task, or raise TG003
+-- 7969    _fetch_template
+-- 7996    _stop_template
+-- 8028    _act_template
+-- 8050    _halt_template
+-- 8066    cancel_task
+-- 8088    _rerun_template
+-- 8161    _forget_template
+-- 8181    _redo_template
+-- 8214    _renew_template
+-- 8250    retry_task
+-- 8300    _show_template
+-- 8348    get_task_result
+-- 8383  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8390    _purge_template
+-- 8420    _erase_template
+-- 8465    _first_uuid
+-- 8484    _sweep_template
+-- 8524    _clean
+-- 8558    cleanup_tasks
+-- 8579    cleanup_events
+-- 8600    cleanup_all_queues
+-- 8630  46_limits.sql: Let a queue go by rules, and take its lock
+-- 8632    _reign_template
+-- 8645    _cap_template
+-- 8671    _write_limit
+-- 8687    _read_limit
+-- 8735    _check_limit_keys
+-- 8757    set_limit
+-- 8811    _usage_template
+-- 8887    limit_usage
+-- 8916  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 8918    _pause_template
+-- 8939    _halve_template
+-- 8969    _check_only
+-- 8990    pause_queue
+-- 9026    resume_queue
+-- 9052    get_queue_policy
+-- 9075    set_queue_policy
+-- 9093    list_namespaces
+-- 9110  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9113    _read_filter
+-- 9147    _states_option
+-- 9178    _read_cursor
+-- 9197    _check_limit
+-- 9221    _find_template
+-- 9273    _seek_template
+-- 9322    _page_template
+-- 9391    _ended_template
+-- 9428    _fit_template
+-- 9464    _live_template
+-- 9511    _hints0_template
+-- 9553    _rows_template
+-- 9602    list_tasks
+-- 9648    _peek_template
+-- 9704    get_task
+-- 9758    _runs_template
+-- 9811    list_runs
+-- 9842    _past_template
+-- 9917    _since_template
+-- 9935    get_task_history
+-- 9955    _held_template
+-- 9987    list_workers
+-- 10026    _read_place
+-- 10045    _acts_template
+-- 10071    list_actions
+-- 10103  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10105    _abort_template
+-- 10142    cancel_tasks
+-- 10179    _check_meant
+-- 10199    _limit_option
+-- 10212    _retake_template
+-- 10250    requeue_task
+-- 10275    _regain_template
+-- 10311    requeue_tasks
+-- 10350    list_dead_letters
+-- 10393    _replay_template
+-- 10434    replay_dead_letters
+-- 10474    _bury_template
+-- 10516    purge_dead_letters
+-- 10546  49_stats.sql: When the first task that is ready became so; null if none is
+-- 10548    _oldest_template
+-- 10588    _elder0_template
+-- 10624    _tenure_template
+-- 10649    _is_wanted
+-- 10666    _stat_template
+-- 10712    queue_stats
+-- 10767    _from
+-- 10780    _counters (view)
+-- 10804    _gauge_template
+-- 10850    _spans_template
+-- 10903    metrics
+-- 10939    _xmin_age
+-- 10958    prometheus
+-- 11017    _label_text
+-- 11040    health
+-- 11094  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11099    _tick_template
+-- 11124    _ticked (sequence)
+-- 11130    _set_ticked
+-- 11143    ticker
+-- 11190    ticker_loop (procedure)
+-- 11216  51_cron.sql: Whether pg_cron is installed in this database
+-- 11218    _has_cron
+-- 11228    _cron_has_seconds
+-- 11249    _explain_no_cron
+-- 11281    start
+-- 11324    stop
+-- 11349    _maintain
+-- 11371    status
+-- 11407  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11411    _rights (view)
+-- 11500    _allowed
+-- 11538    _grant
+-- 11557    _grant_again
+-- 11573    _grant_queue
+-- 11588    _check_grant
+-- 11621    grant_access
+-- 11657    revoke_access
+-- 11704  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 11706    _refuse_schedule
+-- 11723    _cron_value
+-- 11737    _cron_field
+-- 11798    _read_every
+-- 11820    _read_schedule
+-- 11895    _cron_time
+-- 11933    _cron_reading
+-- 11972    _clock
+-- 11981    _clock_reads
+-- 12017    _clock_set
+-- 12045    _cron_passing
+-- 12083    _cron_next
+-- 12123    _check_timezone
+-- 12152    next_fire_time
+-- 12188  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 12201    _planning_number
+-- 12211    _replan_template
+-- 12225    _agenda_template
+-- 12242    _upcoming_template
+-- 12270    _strike_template
+-- 12326    _chime_template
+-- 12382    _unended_template
+-- 12401    _planned_after
+-- 12420    _due_times
+-- 12470    _spawn_scheduled
+-- 12515    _check_task_options
+-- 12545    _word_option
+-- 12567    _draw_schedule
+-- 12606    _schedule_options
+-- 12621    _miss_schedule
+-- 12637    _scheduled_in
+-- 12658    _seize_template
+-- 12685    _enroll_template
+-- 12716    _redraw_template
+-- 12766    create_schedule
+-- 12810    _reform_template
+-- 12836    update_schedule
+-- 12859    _steer_template
+-- 12902    pause_schedule
+-- 12923    resume_schedule
+-- 12943    drop_schedule
+-- 12963    _launch_template
+-- 12995    trigger_schedule
+-- 13017    _diary_template
+-- 13053    get_schedule
+-- 13088    list_schedules
+-- 13130  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -1730,6 +1765,50 @@ comment on table teguh.wanted is
   'The task names that workers which say what they know have asked for, and when last, to a '
   'minute.';
 
+-- Schedules.
+create table if not exists teguh.schedules (
+  schedule_name   text             not null,
+  queue_name      text             not null,
+  task_name       text             not null,
+  schedule        text             not null,
+  timezone        text             not null default 'UTC',
+  params          jsonb            not null default 'null',
+  task_options    jsonb            not null default '{}',
+  catch_up        text             not null default 'one',
+  overlap         text             not null default 'allow',
+  jitter_seconds  double precision not null default 0,
+  starts_at       timestamptz,
+  ends_at         timestamptz,
+  created_at      timestamptz      not null,
+  paused_at       timestamptz,
+  planned_at      timestamptz,
+  next_at         timestamptz,
+  last_planned_at timestamptz,
+  last_fired_at   timestamptz,
+  last_skipped_at timestamptz,
+  last_task_id    uuid,
+  last_error      text,
+  open_task_ids   uuid[]           not null default '{}',
+  constraint schedules_pkey primary key (schedule_name)
+);
+
+create index if not exists schedules_due
+  on teguh.schedules (queue_name, next_at)
+  where next_at is not null;
+
+comment on table teguh.schedules is
+  'Schedules set by create_schedule(): what is spawned when, and when that was last done.';
+comment on column teguh.schedules.planned_at is
+  'The next time it is to fire; null while it is paused, and when there is none any more.';
+comment on column teguh.schedules.next_at is
+  'When it is looked at next: at that time, or later if firing then was tried and failed.';
+comment on column teguh.schedules.last_skipped_at is
+  'The last planned time at which nothing was spawned: missed, or the task before was not over.';
+comment on column teguh.schedules.last_error is
+  'Why the last try to fire failed; null when it did not.';
+comment on column teguh.schedules.open_task_ids is
+  'With overlap skip: tasks it spawned before the last that may not be over yet.';
+
 -- Which versions this schema has had.
 create table if not exists teguh.versions (
   version      text        not null,
@@ -2084,6 +2163,7 @@ create sequence if not exists teguh.fired_template minvalue 0 start 0;
 create sequence if not exists teguh.clock_template minvalue 0 start 0;
 create sequence if not exists teguh.carry_template minvalue 0 start 0;
 create sequence if not exists teguh.round_template minvalue 0 start 0;
+create sequence if not exists teguh.agenda_template minvalue 0 start 0;
 
 comment on sequence teguh.seq_template is
   'Numbers dispatch rows and positions.';
@@ -2102,6 +2182,8 @@ comment on sequence teguh.clock_template is
   'The latest timer position, in microseconds since 1970.';
 comment on sequence teguh.round_template is
   'The round that a fair queue is in.';
+comment on sequence teguh.agenda_template is
+  'No schedule of the queue is due before, in microseconds since 1970.';
 comment on sequence teguh.carry_template is
   'Bytes that the last change of segment carried over.';
 
@@ -2637,6 +2719,7 @@ begin
     perform setval('teguh.fired_template'::regclass, 0);
     perform setval('teguh.clock_template'::regclass, 0);
     perform setval('teguh.carry_template'::regclass, 0);
+    perform setval('teguh.agenda_template'::regclass, teguh._beyond());
     update teguh.queues as q
     set built_for = teguh._home('teguh.p0_template'::regclass)
     where q.queue_name = substr('_template', 2);
@@ -2728,17 +2811,17 @@ end;
 $$;
 
 comment on function teguh.create_queue(text, jsonb) is
-  'Creates a queue. On a queue that exists, sets the policy keys given and leaves '
-  'the others. Policy: notify (auto, always, off), cleanup_ttl (seconds that '
-  'finished tasks are kept, default 2592000), cleanup_limit (tasks removed per '
-  'call, default 1000), default_max_attempts, default_retry_strategy, default_timeout '
-  '(seconds a run may take), default_ttl (seconds until a task expires), duration_buckets '
-  '(ascending bounds in seconds, by which metrics() counts how long runs took: those that end '
-  'from then on), max_pending (tasks that have not started; what is more is rejected with TG007 '
-  'or, if on_full is drop_oldest, cancels those that are first in line), history (whether runs '
-  'that another follows are kept for list_runs() and get_task_history(), default true; those that '
-  'end from then on), namespace (a name that queues are grouped by, default "default"); null sets a key back to its default. '
-  'Raises 42602 or 42939 for a name that cannot be, TG005 for a bad policy.';
+  'Creates a queue. On a queue that exists, sets the policy keys given and leaves the others. '
+  'Policy: notify (auto, always, off), cleanup_ttl (seconds that finished tasks are kept, default '
+  '2592000), cleanup_limit (tasks removed per call, default 1000), default_max_attempts, '
+  'default_retry_strategy, default_timeout (seconds a run may take), default_ttl (seconds until a '
+  'task expires), duration_buckets (ascending bounds in seconds, by which metrics() counts how '
+  'long runs took: those that end from then on), max_pending (tasks that have not started; what is '
+  'more is rejected with TG007 or, if on_full is drop_oldest, cancels those that are first in '
+  'line), history (whether runs that another follows are kept for list_runs() and '
+  'get_task_history(), default true; those that end from then on), namespace (a name that queues '
+  'are grouped by, default "default"); null sets a key back to its default. Raises 42602 or 42939 '
+  'for a name that cannot be, TG005 for a bad policy.';
 
 -- Give up on a queue whose tables could not be locked.
 create or replace function teguh._refuse_busy(p_queue_name text)
@@ -2816,6 +2899,8 @@ begin
   where s.queue_name = p_queue_name;
   delete from teguh.wanted as w
   where w.queue_name = p_queue_name;
+  delete from teguh.schedules as s
+  where s.queue_name = p_queue_name;
 
   select string_agg('teguh.' || teguh._stamp(c.relname, p_queue_name), ', ' order by c.relname)
   into v_tables
@@ -3437,6 +3522,30 @@ begin
 end;
 $$;
 
+-- Deal for a claim with schedules and timers that are due.  Returns how many tasks there are more
+-- to be claimed.  p_first: the claim has no task yet.  Schedules may wait for a unique key, which
+-- comes before any task.
+create or replace function teguh._bring_template(
+  p_now   timestamptz,
+  p_fresh boolean,
+  p_first boolean,
+  p_limit integer
+)
+  returns integer
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_count integer := 0;
+begin
+  if p_first then
+    v_count := teguh._strike_template(p_now, false, 100);
+  end if;
+  return v_count + teguh._fire_template(p_now, p_fresh, p_limit);
+end;
+$$;
+
 -- Claim up to p_qty runs of the queue.
 --
 -- Due timers are looked at first when no claim has done so for 20 ms, and in any
@@ -3485,7 +3594,7 @@ declare
 begin
   if v_millis - pg_sequence_last_value('teguh.fired_template'::regclass) not between 0 and 19 then
     perform setval('teguh.fired_template'::regclass, v_millis);
-    v_fired := teguh._fire_template(v_now, v_fresh, 1000);
+    v_fired := teguh._bring_template(v_now, v_fresh, true, 1000);
   end if;
 
   loop
@@ -3503,7 +3612,7 @@ begin
 
     -- what was fired and could not be had is locked by somebody else
     exit when v_left <= 0 or v_fired = 0 or (v_fired > 0 and v_left = v_before);
-    v_fired := teguh._fire_template(v_now, v_fresh, least(v_left, 1000) + 100);
+    v_fired := teguh._bring_template(v_now, v_fresh, v_left = p_qty, least(v_left, 1000) + 100);
     exit when v_fired = 0;
   end loop;
 
@@ -3650,7 +3759,7 @@ begin
     v_due := least(v_due, v_first);
   end loop;
 
-  v_due := least(v_due, teguh._chance_template(v_now));
+  v_due := least(v_due, teguh._chance_template(v_now), teguh._upcoming_template(v_now));
   if v_due is not null then
     perform setval('teguh.plan_template'::regclass, greatest(teguh._micros(v_due), 0));
   end if;
@@ -3716,7 +3825,7 @@ begin
 end;
 $$;
 
--- When the next delayed task of a queue is due.
+-- When the next delayed task of a queue is due, or its next schedule.
 create or replace function teguh.next_due(p_queue_name text)
   returns timestamptz
   language plpgsql
@@ -3737,10 +3846,10 @@ end;
 $$;
 
 comment on function teguh.next_due(text) is
-  'When the next delayed task of the queue is due; null if none is. A worker calls '
-  'it before it waits, and waits no longer: the answer is the present moment if a '
-  'task is ready, and 10 ms from it while spawns are being committed. While the queue is '
-  'paused: when that ends, null if not by itself. Raises TG001 for an unknown queue.';
+  'When the next delayed task of the queue or its next schedule is due; null if none is. A worker '
+  'calls it before it waits, and waits no longer: the answer is the present moment if a task is '
+  'ready, and 10 ms from it while spawns are being committed. While the queue is paused: when that '
+  'ends, null if not by itself. Raises TG001 for an unknown queue.';
 
 -- sql/src/32_timers.sql
 -- Collect the timers of one kind that have come due in a segment, up to p_limit,
@@ -4424,6 +4533,7 @@ begin
     teguh.p0_template, teguh.p1_template, teguh.k0_template, teguh.k1_template,
     teguh.n0_template, teguh.n1_template;
   perform setval('teguh.plan_template'::regclass, teguh._beyond());
+  perform setval('teguh.agenda_template'::regclass, 0);
   delete from teguh.l_template;
   update teguh.t_template as t
   set laned = false
@@ -10983,9 +11093,9 @@ comment on function teguh.health() is
 
 -- sql/src/50_ticker.sql
 -- One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- restored from a dump, sum up the statistics, deal with what is due.  The step comes first, and
--- only when the caller has written nothing yet: it moves a register, and must not go by what may be
--- rolled back.
+-- restored from a dump, sum up the statistics, deal with schedules and timers that are due, as
+-- _bring_template does.  The step comes first, and only when the caller has written nothing yet: it
+-- moves a register, and must not go by what may be rolled back.
 create or replace function teguh._tick_template(
   p_now   timestamptz,
   p_fresh boolean,
@@ -10996,6 +11106,8 @@ create or replace function teguh._tick_template(
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_fired integer;
 begin
   if p_fresh then
     perform teguh._turn_template();
@@ -11003,7 +11115,8 @@ begin
     perform teguh._sum0_template();
     perform teguh._sum1_template();
   end if;
-  return teguh._fire_template(p_now, p_fresh, p_limit);
+  v_fired := teguh._strike_template(p_now, p_fresh, p_limit);
+  return v_fired + teguh._fire_template(p_now, p_fresh, p_limit);
 end;
 $$;
 
@@ -11063,14 +11176,13 @@ end;
 $$;
 
 comment on function teguh.ticker(text) is
-  'Does for a queue (null: for every queue the caller may tick) what has come due: queues '
-  'sleepers, ends waits and leases that timed out, applies cancellation policies, takes a '
-  'step in the rotation of the dispatch tables, builds them anew in a restored database, '
-  'notifies. Bounded per call. Returns how many tasks became claimable or changed state. '
-  'Claims see to due tasks themselves; rotation needs this called every few seconds or '
-  'minutes, by pg_cron or a worker, and does not happen in a transaction that has '
-  'written before. Raises TG001 for an unknown queue, 25001 unless the transaction is '
-  'READ COMMITTED.';
+  'Does for a queue (null: for every queue the caller may tick) what has come due: spawns what is '
+  'scheduled, queues sleepers, ends waits and leases that timed out, applies cancellation '
+  'policies, takes a step in the rotation of the dispatch tables, builds them anew in a restored '
+  'database, notifies. Bounded per call. Returns how many tasks became claimable or changed state. '
+  'Claims see to due tasks themselves; rotation needs this called every few seconds or minutes, by '
+  'pg_cron or a worker, and does not happen in a transaction that has written before. Raises TG001 '
+  'for an unknown queue, 25001 unless the transaction is READ COMMITTED.';
 
 -- Tick all queues again and again, with a commit after each round.
 --
@@ -11329,6 +11441,9 @@ from (
     ('get_task_checkpoint_state',  'recall',      'client worker observer admin', false),
     ('get_task_checkpoint_states', 'list',        'client worker observer admin', false),
     ('limit_usage',                'usage',       'client worker observer admin', false),
+    ('next_fire_time',             '',            'client worker observer admin', false),
+    ('get_schedule',               'diary',       'client worker observer admin', false),
+    ('list_schedules',             'diary',       'client worker observer admin', false),
     ('spawn_task',                 'new put once room rule', 'client worker admin',    false),
     ('spawn_tasks',                'put series room rule', 'client worker admin',     false),
     ('emit_event',                 'emit',        'client worker admin',          false),
@@ -11356,6 +11471,12 @@ from (
     ('purge_dead_letters',         'bury',        'admin',                        false),
     ('pause_queue',                'pause halve', 'admin',                        false),
     ('resume_queue',               'pause halve', 'admin',                        false),
+    ('create_schedule',            'enroll',      'admin',                        false),
+    ('update_schedule',            'reform',      'admin',                        false),
+    ('pause_schedule',             'steer',       'admin',                        false),
+    ('resume_schedule',            'steer',       'admin',                        false),
+    ('drop_schedule',              'steer',       'admin',                        false),
+    ('trigger_schedule',           'launch',      'admin',                        false),
     ('ticker_loop',                '',            'admin',                        true),
     ('cleanup_all_queues',         '',            'admin',                        true),
     ('create_queue',               '',            'admin',                        true),
@@ -11386,7 +11507,7 @@ as $$
   from pg_proc as p
   where p.pronamespace = 'teguh'::regnamespace
     and (
-      p.proname in ('_policy', '_set_ticked', '_xmin_age')
+      p.proname in ('_policy', '_set_ticked', '_xmin_age', '_scheduled_in')
       or (
         p.proname ~ '^_'
         and not p.prosecdef
@@ -11846,8 +11967,8 @@ begin
 end;
 $$;
 
--- What the clocks of a time zone read at an instant.  Here and below, an instant is the reading of a
--- clock in UTC: sums of those do not depend on the session's time zone.
+-- What the clocks of a time zone read at an instant.  Here and below, an instant is the reading of
+-- a clock in UTC: sums of those do not depend on the session's time zone.
 create or replace function teguh._clock(p_at timestamp, p_timezone text)
   returns timestamp
   language sql
@@ -12063,6 +12184,948 @@ comment on function teguh.next_fire_time(text, timestamptz, text) is
   'that is skipped. Any other fires once for each time it names: the first time that clocks read '
   'it, or at the end of the gap in which it lies. Raises TG005 for a bad schedule or time zone, '
   '22004 for a null time.';
+
+-- sql/src/61_schedules.sql
+-- Schedules: rows that a tick or a claim of their queue looks at when they are due.
+--
+-- A schedule fires in one transaction, under the lock of its row: what is due is spawned and
+-- planned_at moves on.  So each planned time fires once, whoever and however many look.
+--
+-- The register agenda_<queue> tells from when on there is something to look at: no schedule that
+-- is committed, or may yet be, has a next_at before.  To fire only moves next_at on, so that needs
+-- no care.  Whoever brings a next_at forward sets the register to 0 and shares a lock until the
+-- end of the transaction; it is only raised, by a tick, when nobody does, to what is committed.
+-- So a look costs one probe of the index, whatever dead rows an old snapshot has it keep.
+
+-- Number of the advisory lock that those share who bring a schedule of the queue forward.
+create or replace function teguh._planning_number(p_queue_name text)
+  returns bigint
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select hashtextextended('teguh.agenda_' || p_queue_name, 0);
+$$;
+
+-- Have the queue's schedules looked at anew, also by workers that wait.
+create or replace function teguh._replan_template()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform pg_advisory_xact_lock_shared(teguh._planning_number(substr('_template', 2)));
+  perform setval('teguh.agenda_template'::regclass, 0);
+  perform pg_notify('teguh_template', '');
+end;
+$$;
+
+-- The first moment at which a schedule of the queue may be due.
+create or replace function teguh._agenda_template()
+  returns timestamptz
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_micros bigint := coalesce(pg_sequence_last_value('teguh.agenda_template'::regclass), 0);
+begin
+  return case
+    when v_micros < teguh._beyond() then timestamptz 'epoch' + v_micros * interval '1 microsecond'
+    else 'infinity'
+  end;
+end;
+$$;
+
+-- When the next schedule of the queue is due; 10 ms from now if one is that nobody has fired.
+create or replace function teguh._upcoming_template(p_now timestamptz)
+  returns timestamptz
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_from timestamptz := teguh._agenda_template();
+  v_next timestamptz;
+begin
+  if v_from < 'infinity' then
+    select s.next_at into v_next
+    from teguh.schedules as s
+    where s.queue_name = substr('_template', 2)
+      and s.next_at >= v_from
+    order by s.next_at
+    limit 1;
+  end if;
+  return case
+    when v_next <= p_now then p_now + interval '10 milliseconds'
+    else v_next
+  end;
+end;
+$$;
+
+-- Fire the schedules of the queue that are due, up to p_limit; those that somebody else has
+-- locked are being fired.  Returns how many tasks were spawned.  p_fresh: the transaction has
+-- written nothing before, so when nothing is due the register may be raised.
+create or replace function teguh._strike_template(
+  p_now   timestamptz,
+  p_fresh boolean,
+  p_limit integer
+)
+  returns integer
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_from  timestamptz := teguh._agenda_template();
+  v_plan  teguh.schedules;
+  v_found boolean := false;
+  v_count integer := 0;
+begin
+  if v_from > p_now then
+    return 0;
+  end if;
+
+  for v_plan in
+    select s.*
+    from teguh.schedules as s
+    where s.queue_name = substr('_template', 2)
+      and s.next_at >= v_from
+      and s.next_at <= p_now
+    order by s.next_at
+    limit p_limit
+    for no key update skip locked
+  loop
+    v_found := true;
+    v_count := v_count + teguh._chime_template(v_plan, p_now);
+  end loop;
+
+  if p_fresh
+    and not v_found
+    and pg_try_advisory_xact_lock(teguh._planning_number(substr('_template', 2)))
+  then
+    perform setval('teguh.agenda_template'::regclass, coalesce(
+      (
+        select greatest(teguh._micros(s.next_at) - 1, 0)
+        from teguh.schedules as s
+        where s.queue_name = substr('_template', 2)
+          and s.next_at >= v_from
+        order by s.next_at
+        limit 1
+      ),
+      teguh._beyond()
+    ));
+  end if;
+  return v_count;
+end;
+$$;
+
+-- Fire a locked schedule that is due.  Returns how many tasks it spawned.  If that cannot be, say
+-- why, and have it looked at again in 10 seconds.
+create or replace function teguh._chime_template(p_plan teguh.schedules, p_now timestamptz)
+  returns integer
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_due    record := teguh._due_times(p_plan, p_now);
+  v_at     timestamptz;
+  v_open   uuid[] := p_plan.open_task_ids || p_plan.last_task_id;
+  v_task   uuid;
+  v_fired  timestamptz;
+  v_missed timestamptz := v_due.missed_at;
+  v_count  integer := 0;
+  v_error  text;
+begin
+  foreach v_at in array v_due.planned loop
+    if p_plan.overlap = 'skip' then
+      v_open := teguh._unended_template(v_open || v_task);
+      if v_open <> '{}' then
+        v_missed := v_at;
+        continue;
+      end if;
+    end if;
+
+    select s.task_id into v_task
+    from teguh._spawn_scheduled(p_plan, v_at, false, p_now) as s;
+    v_fired := v_at;
+    v_count := v_count + 1;
+  end loop;
+
+  update teguh.schedules as s
+  set
+    planned_at = v_due.next_at,
+    next_at = v_due.next_at,
+    last_planned_at = coalesce(v_fired, s.last_planned_at),
+    last_fired_at = case when v_fired is null then s.last_fired_at else p_now end,
+    last_skipped_at = coalesce(v_missed, s.last_skipped_at),
+    last_task_id = coalesce(v_task, s.last_task_id),
+    last_error = null,
+    open_task_ids = case s.overlap when 'skip' then v_open else '{}' end
+  where s.schedule_name = p_plan.schedule_name;
+  return v_count;
+exception
+  when data_exception or sqlstate 'TG005' or sqlstate 'TG006' or sqlstate 'TG007' then
+    get stacked diagnostics v_error = message_text;
+    update teguh.schedules as s
+    set
+      next_at = p_now + interval '10 seconds',
+      last_error = v_error
+    where s.schedule_name = p_plan.schedule_name;
+    return 0;
+end;
+$$;
+
+-- Those of some tasks that are not over.
+create or replace function teguh._unended_template(p_task_ids uuid[])
+  returns uuid[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return array(
+    select distinct u.task_id
+    from unnest(p_task_ids) as u(task_id)
+    cross join lateral (
+      select t.state from teguh.t_template as t where t.task_id = u.task_id offset 0
+    ) as t
+    where t.state in ('pending', 'running', 'sleeping')
+  );
+end;
+$$;
+
+-- When a schedule fires next after a moment, within the time it is for; null if not any more.
+create or replace function teguh._planned_after(p_plan teguh.schedules, p_after timestamptz)
+  returns timestamptz
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_next timestamptz := teguh._cron_next(
+    teguh._read_schedule(p_plan.schedule),
+    greatest(p_after, p_plan.starts_at - interval '1 microsecond'),
+    p_plan.timezone
+  );
+begin
+  return case when v_next < coalesce(p_plan.ends_at, 'infinity') then v_next end;
+end;
+$$;
+
+-- What a schedule that is due has to fire, and when it fires next.  All that was missed, up to
+-- 100 at a time; or the last, unless what is more than a minute late is not made up for.
+create or replace function teguh._due_times(
+  p_plan        teguh.schedules,
+  p_now         timestamptz,
+  out planned   timestamptz[],
+  out next_at   timestamptz,
+  out missed_at timestamptz
+)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_last timestamptz := p_plan.planned_at;
+  v_upto timestamptz := p_now;
+  v_half timestamptz;
+begin
+  planned := array[v_last];
+  next_at := teguh._planned_after(p_plan, v_last);
+  if p_plan.catch_up = 'all' then
+    while next_at <= p_now and cardinality(planned) < 100 loop
+      planned := planned || next_at;
+      next_at := teguh._planned_after(p_plan, next_at);
+    end loop;
+    return;
+  end if;
+
+  if next_at <= p_now then
+    -- the last one that is due lies between these two
+    v_last := next_at;
+    while v_upto - v_last >= interval '1 second' loop
+      v_half := v_last + (v_upto - v_last) / 2;
+      next_at := teguh._planned_after(p_plan, v_half);
+      if next_at <= p_now then
+        v_last := next_at;
+      else
+        v_upto := v_half;
+      end if;
+    end loop;
+    next_at := teguh._planned_after(p_plan, v_last);
+    planned := array[v_last];
+  end if;
+  if p_plan.catch_up = 'skip' and v_last < p_now - interval '60 seconds' then
+    missed_at := v_last;
+    planned := '{}';
+  end if;
+end;
+$$;
+
+-- Spawn the task of a schedule for a planned time, or for the moment at which it is triggered.
+-- The jitter of a planned time is always the same.
+create or replace function teguh._spawn_scheduled(
+  p_plan      teguh.schedules,
+  p_at        timestamptz,
+  p_triggered boolean,
+  p_now       timestamptz
+)
+  returns table(task_id uuid, run_id uuid, attempt integer, created boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_start timestamptz := teguh._after(
+    p_at, (p_plan.task_options ->> 'delay_seconds')::double precision
+  );
+begin
+  v_start := coalesce(v_start, p_at);
+  if not p_triggered and p_plan.jitter_seconds > 0 then
+    v_start := teguh._after(v_start, p_plan.jitter_seconds * (
+      hashtextextended(p_plan.schedule_name || extract(epoch from p_at), 0) & 1048575
+    ) / 1048576);
+  end if;
+
+  return query
+  select s.*
+  from teguh.spawn_task(
+    p_plan.queue_name,
+    p_plan.task_name,
+    p_plan.params,
+    p_plan.task_options - 'delay_seconds'
+    || jsonb_build_object(
+      'headers',
+      coalesce(nullif(p_plan.task_options -> 'headers', 'null'), '{}')
+      || jsonb_build_object(
+        'schedule_name', p_plan.schedule_name,
+        'planned_at', to_char(timezone('UTC', p_at), 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
+        'triggered', p_triggered
+      )
+    )
+    || case when v_start > p_now then jsonb_build_object('available_at', v_start) else '{}' end
+  ) as s;
+end;
+$$;
+
+-- Refuse options of a spawn that cannot be the same each time a schedule fires.
+create or replace function teguh._check_task_options(p_plan teguh.schedules)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_key text;
+begin
+  perform teguh._check_spawn(
+    p_plan.queue_name, p_plan.task_name, p_plan.params, p_plan.task_options, '{}'
+  );
+  select u.key into v_key
+  from unnest(array[
+    'idempotency_key', 'idempotency_mismatch', 'available_at', 'deadline_at', 'parent_run_id',
+    'parent_queue_name'
+  ]) as u(key)
+  where p_plan.task_options ? u.key
+  limit 1;
+  if found then
+    raise exception '"%" is no option for the tasks of a schedule', v_key
+      using
+        errcode = 'TG005',
+        detail = 'It means one task or one moment, and a schedule spawns many.',
+        hint = 'Options in seconds, such as "ttl_seconds", count from each firing.';
+  end if;
+end;
+$$;
+
+-- Read an option that must be one of some words; its default when absent or null.
+create or replace function teguh._word_option(p_options jsonb, p_key text, p_words text[])
+  returns text
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_word text := coalesce(teguh._text_option(p_options, p_key), p_words[1]);
+begin
+  if v_word <> all (p_words) then
+    raise exception 'unknown % "%"', p_key, left(v_word, 200)
+      using
+        errcode = 'TG005',
+        detail = format('Known values: %s.', array_to_string(p_words, ', ')),
+        hint = 'Check the spelling.';
+  end if;
+
+  return v_word;
+end;
+$$;
+
+-- Set those parts of a schedule that are among the options, and check the whole, or raise TG005.
+create or replace function teguh._draw_schedule(p_plan teguh.schedules, p_options jsonb)
+  returns teguh.schedules
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_plan teguh.schedules := p_plan;
+begin
+  v_plan.timezone := coalesce(teguh._text_option(p_options, 'timezone'), 'UTC');
+  v_plan.params := coalesce(p_options -> 'params', 'null');
+  v_plan.task_options := coalesce(nullif(p_options -> 'task_options', 'null'), '{}');
+  v_plan.catch_up := teguh._word_option(p_options, 'catch_up', '{one,skip,all}');
+  v_plan.overlap := teguh._word_option(p_options, 'overlap', '{allow,skip}');
+  v_plan.jitter_seconds := coalesce(
+    teguh._number_option(p_options, 'jitter_seconds', 0, 1e9), 0
+  );
+  v_plan.starts_at := teguh._time_option(p_options, 'starts_at');
+  v_plan.ends_at := teguh._time_option(p_options, 'ends_at');
+
+  perform teguh._check_name('schedule name', v_plan.schedule_name);
+  perform teguh._check_timezone(v_plan.timezone);
+  perform teguh._check_task_options(v_plan);
+  if v_plan.ends_at <= v_plan.starts_at then
+    raise exception 'the schedule ends before it starts'
+      using
+        errcode = 'TG005',
+        detail = format('It starts at %s and ends at %s.', v_plan.starts_at, v_plan.ends_at),
+        hint = 'The end itself does not belong to it.';
+  elsif teguh._cron_next(
+    teguh._read_schedule(v_plan.schedule), teguh.current_time(), v_plan.timezone
+  ) is null then
+    perform teguh._refuse_schedule(v_plan.schedule, 'The time that it describes never comes.');
+  end if;
+  return v_plan;
+end;
+$$;
+
+-- A schedule's options, as create_schedule() takes them.
+create or replace function teguh._schedule_options(p_plan teguh.schedules)
+  returns jsonb
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select jsonb_build_object(
+    'timezone', p_plan.timezone, 'params', p_plan.params, 'task_options', p_plan.task_options,
+    'catch_up', p_plan.catch_up, 'overlap', p_plan.overlap,
+    'jitter_seconds', p_plan.jitter_seconds, 'starts_at', p_plan.starts_at,
+    'ends_at', p_plan.ends_at
+  );
+$$;
+
+-- Raise TG008.
+create or replace function teguh._miss_schedule(p_schedule_name text)
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  raise exception 'schedule "%" does not exist', left(coalesce(p_schedule_name, 'null'), 200)
+    using
+      errcode = 'TG008',
+      detail = 'No schedule of that name was created in this database, or it was dropped.',
+      hint = 'See teguh.list_schedules().';
+end;
+$$;
+
+-- The queue of a schedule, or TG008.
+create or replace function teguh._scheduled_in(p_schedule_name text)
+  returns text
+  language plpgsql
+  stable
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text;
+begin
+  select s.queue_name into v_queue_name
+  from teguh.schedules as s
+  where s.schedule_name = p_schedule_name;
+  if not found then
+    perform teguh._miss_schedule(p_schedule_name);
+  end if;
+  return v_queue_name;
+end;
+$$;
+
+-- Lock a schedule of the queue and read it, or raise TG008.
+create or replace function teguh._seize_template(p_schedule_name text)
+  returns teguh.schedules
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_plan teguh.schedules;
+begin
+  select s.* into v_plan
+  from teguh.schedules as s
+  where s.schedule_name = p_schedule_name
+  for no key update;
+  if not found then
+    perform teguh._miss_schedule(p_schedule_name);
+  elsif v_plan.queue_name <> substr('_template', 2) then
+    raise exception 'schedule "%" belongs to another queue', p_schedule_name
+      using
+        errcode = 'TG004',
+        detail = format('It spawns tasks of queue "%s".', v_plan.queue_name),
+        hint = 'Take another name, or drop it first.';
+  end if;
+  return v_plan;
+end;
+$$;
+
+-- Write a schedule down, or change the one that has its name.
+create or replace function teguh._enroll_template(p_plan teguh.schedules)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_plan teguh.schedules := p_plan;
+begin
+  v_plan.created_at := teguh.current_time();
+  v_plan.planned_at := teguh._planned_after(v_plan, v_plan.created_at);
+  v_plan.next_at := v_plan.planned_at;
+  v_plan.open_task_ids := '{}';
+  insert into teguh.schedules as s
+  select v_plan.*
+  on conflict (schedule_name) do nothing;
+  if not found then
+    perform teguh._redraw_template(teguh._seize_template(v_plan.schedule_name), v_plan);
+    return;
+  end if;
+
+  perform teguh._replan_template();
+  perform teguh._act_template(
+    'create_schedule', null, null, null,
+    jsonb_build_object('schedule_name', v_plan.schedule_name)
+  );
+end;
+$$;
+
+-- Change a locked schedule.  What is the same already stays as it is; what is planned changes only
+-- with the times.
+create or replace function teguh._redraw_template(p_old teguh.schedules, p_new teguh.schedules)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_plan teguh.schedules := p_new;
+begin
+  if (p_old.schedule, p_old.timezone, p_old.starts_at, p_old.ends_at)
+      is not distinct from (p_new.schedule, p_new.timezone, p_new.starts_at, p_new.ends_at)
+    or p_old.paused_at is not null
+  then
+    v_plan.planned_at := p_old.planned_at;
+    v_plan.next_at := p_old.next_at;
+  end if;
+
+  update teguh.schedules as s
+  set
+    task_name = v_plan.task_name,
+    schedule = v_plan.schedule,
+    timezone = v_plan.timezone,
+    params = v_plan.params,
+    task_options = v_plan.task_options,
+    catch_up = v_plan.catch_up,
+    overlap = v_plan.overlap,
+    jitter_seconds = v_plan.jitter_seconds,
+    starts_at = v_plan.starts_at,
+    ends_at = v_plan.ends_at,
+    planned_at = v_plan.planned_at,
+    next_at = v_plan.next_at
+  where s.schedule_name = v_plan.schedule_name
+    and (
+      s.task_name, s.schedule, s.timezone, s.params, s.task_options, s.catch_up, s.overlap,
+      s.jitter_seconds, s.starts_at, s.ends_at
+    ) is distinct from (
+      v_plan.task_name, v_plan.schedule, v_plan.timezone, v_plan.params, v_plan.task_options,
+      v_plan.catch_up, v_plan.overlap, v_plan.jitter_seconds, v_plan.starts_at, v_plan.ends_at
+    );
+  if found then
+    perform teguh._replan_template();
+    perform teguh._act_template(
+      'update_schedule', null, null, null,
+      jsonb_build_object('schedule_name', v_plan.schedule_name)
+    );
+  end if;
+end;
+$$;
+
+-- Create a schedule, or make one what is said here.
+create or replace function teguh.create_schedule(
+  p_schedule_name text,
+  p_queue_name    text,
+  p_task_name     text,
+  p_schedule      text,
+  p_options       jsonb default '{}'
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_options jsonb := coalesce(p_options, '{}');
+  v_plan    teguh.schedules;
+begin
+  perform teguh._policy(p_queue_name);
+  perform teguh._check_keys('schedule options', v_options, array[
+    'params', 'task_options', 'timezone', 'catch_up', 'overlap', 'jitter_seconds', 'starts_at',
+    'ends_at'
+  ]);
+  v_plan.schedule_name := p_schedule_name;
+  v_plan.queue_name := p_queue_name;
+  v_plan.task_name := p_task_name;
+  v_plan.schedule := p_schedule;
+  execute teguh._call('enroll', p_queue_name, 1)
+  using teguh._draw_schedule(v_plan, v_options);
+end;
+$$;
+
+comment on function teguh.create_schedule(text, text, text, text, jsonb) is
+  'Spawns a task at each time that a schedule names (see next_fire_time()), exactly once, by '
+  'ticker() or by a claim of the queue. With a name that exists, the schedule becomes what is said '
+  'here; if it is that already, nothing changes, nor does its next time unless the times do. '
+  'Options: params; task_options (those of spawn_task() that mean no single task or moment); '
+  'timezone (default UTC); catch_up, for times that passed while nobody ticked: one (default: once '
+  'for all of them, at the last), all, or skip (none, if later than a minute); overlap: allow '
+  '(default), or skip (not at a time when a task it has spawned is not over); jitter_seconds '
+  '(start up to so much later, always the same for the same time); starts_at; ends_at (itself '
+  'excluded). The headers of the task get schedule_name, planned_at and triggered. A spawn that '
+  'fails, as in a full queue, is tried again every 10 seconds. Raises TG001 for an unknown queue, '
+  'TG004 if the schedule is another queue''s, TG005 for a bad schedule, name or option.';
+
+-- Change parts of a schedule of the queue.
+create or replace function teguh._reform_template(p_schedule_name text, p_changes jsonb)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_old teguh.schedules := teguh._seize_template(p_schedule_name);
+  v_new teguh.schedules := v_old;
+begin
+  v_new.task_name := case
+    when p_changes ? 'task_name' then teguh._text_option(p_changes, 'task_name')
+    else v_old.task_name
+  end;
+  v_new.schedule := case
+    when p_changes ? 'schedule' then teguh._text_option(p_changes, 'schedule')
+    else v_old.schedule
+  end;
+  v_new := teguh._draw_schedule(v_new, teguh._schedule_options(v_old) || p_changes);
+  v_new.planned_at := teguh._planned_after(v_new, teguh.current_time());
+  v_new.next_at := v_new.planned_at;
+  perform teguh._redraw_template(v_old, v_new);
+end;
+$$;
+
+-- Change parts of a schedule.
+create or replace function teguh.update_schedule(p_schedule_name text, p_changes jsonb)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_keys('schedule changes', p_changes, array[
+    'task_name', 'schedule', 'params', 'task_options', 'timezone', 'catch_up', 'overlap',
+    'jitter_seconds', 'starts_at', 'ends_at'
+  ]);
+  execute teguh._call('reform', teguh._scheduled_in(p_schedule_name), 2)
+  using p_schedule_name, p_changes;
+end;
+$$;
+
+comment on function teguh.update_schedule(text, jsonb) is
+  'Sets the parts given of a schedule and leaves the others: task_name, schedule, and the options '
+  'of create_schedule(); null sets an option back to its default. When the times change, the next '
+  'one is looked for from now on. Raises TG008 for an unknown schedule, TG005 for a bad change.';
+
+-- Pause, resume or drop a schedule of the queue.  Paused, it has no next time; resumed, it has the
+-- next from then on.
+create or replace function teguh._steer_template(
+  p_deed          text,
+  p_schedule_name text,
+  p_reason        text
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now  timestamptz := teguh.current_time();
+  v_plan teguh.schedules := teguh._seize_template(p_schedule_name);
+begin
+  if p_deed = 'drop_schedule' then
+    delete from teguh.schedules as s
+    where s.schedule_name = p_schedule_name;
+  elsif (p_deed = 'pause_schedule') = (v_plan.paused_at is not null) then
+    return;
+  else
+    update teguh.schedules as s
+    set
+      paused_at = case p_deed when 'pause_schedule' then v_now end,
+      planned_at = p.planned_at,
+      next_at = p.planned_at
+    from (
+      select case p_deed
+        when 'resume_schedule' then teguh._planned_after(v_plan, v_now)
+      end as planned_at
+    ) as p
+    where s.schedule_name = p_schedule_name;
+  end if;
+
+  if p_deed = 'resume_schedule' then
+    perform teguh._replan_template();
+  end if;
+  perform teguh._act_template(
+    p_deed, p_reason, null, null, jsonb_build_object('schedule_name', p_schedule_name)
+  );
+end;
+$$;
+
+-- Pause a schedule.
+create or replace function teguh.pause_schedule(
+  p_schedule_name text,
+  p_reason        text default null
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  execute teguh._call('steer', teguh._scheduled_in(p_schedule_name), 3)
+  using 'pause_schedule', p_schedule_name, p_reason;
+end;
+$$;
+
+comment on function teguh.pause_schedule(text, text) is
+  'Lets a schedule not fire until resume_schedule(). Times that pass meanwhile are not made up '
+  'for. One that is paused already stays so. list_actions() shows p_reason. Raises TG008 for an '
+  'unknown schedule.';
+
+-- Resume a schedule.
+create or replace function teguh.resume_schedule(
+  p_schedule_name text,
+  p_reason        text default null
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  execute teguh._call('steer', teguh._scheduled_in(p_schedule_name), 3)
+  using 'resume_schedule', p_schedule_name, p_reason;
+end;
+$$;
+
+comment on function teguh.resume_schedule(text, text) is
+  'Lets a paused schedule fire again, from its next time on. One that is not paused stays as it '
+  'is. list_actions() shows p_reason. Raises TG008 for an unknown schedule.';
+
+-- Drop a schedule.
+create or replace function teguh.drop_schedule(
+  p_schedule_name text,
+  p_reason        text default null
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  execute teguh._call('steer', teguh._scheduled_in(p_schedule_name), 3)
+  using 'drop_schedule', p_schedule_name, p_reason;
+end;
+$$;
+
+comment on function teguh.drop_schedule(text, text) is
+  'Drops a schedule; tasks that it has spawned stay. list_actions() shows p_reason. Raises TG008 '
+  'for an unknown schedule.';
+
+-- Fire a schedule of the queue besides what is planned.
+create or replace function teguh._launch_template(p_schedule_name text, p_reason text)
+  returns table(task_id uuid, run_id uuid, attempt integer, created boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_now  timestamptz := teguh.current_time();
+  v_plan teguh.schedules := teguh._seize_template(p_schedule_name);
+  v_task record;
+begin
+  select s.* into v_task
+  from teguh._spawn_scheduled(v_plan, v_now, true, v_now) as s;
+  update teguh.schedules as s
+  set
+    last_fired_at = v_now,
+    last_task_id = v_task.task_id,
+    open_task_ids = case s.overlap
+      when 'skip' then teguh._unended_template(s.open_task_ids || s.last_task_id)
+      else '{}'
+    end
+  where s.schedule_name = p_schedule_name;
+  perform teguh._act_template(
+    'trigger_schedule', p_reason, null, null,
+    jsonb_build_object('schedule_name', p_schedule_name, 'task_id', v_task.task_id)
+  );
+  return query select v_task.task_id, v_task.run_id, v_task.attempt, v_task.created;
+end;
+$$;
+
+-- Fire a schedule now.
+create or replace function teguh.trigger_schedule(
+  p_schedule_name text,
+  p_reason        text default null
+)
+  returns table(task_id uuid, run_id uuid, attempt integer, created boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query execute teguh._call('launch', teguh._scheduled_in(p_schedule_name), 2)
+  using p_schedule_name, p_reason;
+end;
+$$;
+
+comment on function teguh.trigger_schedule(text, text) is
+  'Spawns the task of a schedule now, besides those that are planned, also while it is paused or '
+  'over, and whatever its overlap. The header planned_at is the present moment, triggered is true. '
+  'Returns what spawn_task() does. list_actions() shows p_reason. Raises TG008 for an unknown '
+  'schedule, and what spawn_task() raises.';
+
+-- The schedules of the queue, or one of them.
+create or replace function teguh._diary_template(p_schedule_name text)
+  returns table(
+    schedule_name   text,
+    queue_name      text,
+    task_name       text,
+    schedule        text,
+    options         jsonb,
+    created_at      timestamptz,
+    paused_at       timestamptz,
+    next_fire_at    timestamptz,
+    last_planned_at timestamptz,
+    last_fired_at   timestamptz,
+    last_skipped_at timestamptz,
+    last_task_id    uuid,
+    last_error      text
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  return query
+  select
+    s.schedule_name, s.queue_name, s.task_name, s.schedule,
+    teguh._schedule_options(s),
+    s.created_at, s.paused_at, s.planned_at, s.last_planned_at, s.last_fired_at,
+    s.last_skipped_at, s.last_task_id, s.last_error
+  from teguh.schedules as s
+  where s.queue_name = substr('_template', 2)
+    and s.schedule_name = coalesce(p_schedule_name, s.schedule_name)
+  order by s.schedule_name;
+end;
+$$;
+
+-- Read a schedule.
+create or replace function teguh.get_schedule(p_schedule_name text)
+  returns table(
+    schedule_name   text,
+    queue_name      text,
+    task_name       text,
+    schedule        text,
+    options         jsonb,
+    created_at      timestamptz,
+    paused_at       timestamptz,
+    next_fire_at    timestamptz,
+    last_planned_at timestamptz,
+    last_fired_at   timestamptz,
+    last_skipped_at timestamptz,
+    last_task_id    uuid,
+    last_error      text
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query execute teguh._call('diary', teguh._scheduled_in(p_schedule_name), 1)
+  using p_schedule_name;
+end;
+$$;
+
+comment on function teguh.get_schedule(text) is
+  'One row: what the schedule spawns and when; options has all of them, with their defaults. '
+  'paused_at is null unless it is paused; next_fire_at is null while it is, and when it is over. '
+  'last_planned_at is the last planned time at which it fired, last_fired_at when it did or was '
+  'triggered, last_skipped_at the last planned time at which it did not, last_task_id the last '
+  'task it spawned, last_error why it could not, null when it could. Raises TG008 for an unknown '
+  'schedule.';
+
+-- List schedules.
+create or replace function teguh.list_schedules(p_queue_name text default null)
+  returns table(
+    schedule_name   text,
+    queue_name      text,
+    task_name       text,
+    schedule        text,
+    options         jsonb,
+    created_at      timestamptz,
+    paused_at       timestamptz,
+    next_fire_at    timestamptz,
+    last_planned_at timestamptz,
+    last_fired_at   timestamptz,
+    last_skipped_at timestamptz,
+    last_task_id    uuid,
+    last_error      text
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text;
+begin
+  if p_queue_name is not null then
+    perform teguh._policy(p_queue_name);
+  end if;
+
+  for v_queue_name in
+    select q.queue_name
+    from teguh.list_queues() as q
+    where q.queue_name = p_queue_name
+      or (p_queue_name is null and teguh._may('diary', q.queue_name))
+  loop
+    return query execute teguh._call('diary', v_queue_name, 1) using null::text;
+  end loop;
+end;
+$$;
+
+comment on function teguh.list_schedules(text) is
+  'The schedules of a queue (null: of each queue the caller may look at), with the columns of '
+  'get_schedule(), by queue and name. Raises TG001 for an unknown queue.';
 
 -- sql/src/90_finish.sql
 -- The second segment's functions are those of the first with 0 and 1 exchanged.

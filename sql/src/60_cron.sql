@@ -263,8 +263,8 @@ begin
 end;
 $$;
 
--- What the clocks of a time zone read at an instant.  Here and below, an instant is the reading of a
--- clock in UTC: sums of those do not depend on the session's time zone.
+-- What the clocks of a time zone read at an instant.  Here and below, an instant is the reading of
+-- a clock in UTC: sums of those do not depend on the session's time zone.
 create or replace function teguh._clock(p_at timestamp, p_timezone text)
   returns timestamp
   language sql
