@@ -116,327 +116,327 @@
 -- 2733    _hush_template
 -- 2754    _beyond
 -- 2763    create_queue
--- 2827    _refuse_busy
--- 2846    drop_queue
--- 2876    _drop_all
--- 2929    list_queues
--- 2953  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 2962    _push_template
--- 3003    _fill
--- 3023    _add0_template
--- 3090    _back0_template
--- 3108  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3113    _claim0_template
--- 3185    _pick0_template
--- 3268    _limits_template
--- 3309    _move0_template
--- 3371    _open_xids
--- 3391    _next0_template
--- 3420    _many0_template
--- 3449    _stuck0_template
--- 3487    _trim0_template
--- 3528    _bring_template
--- 3556    _take_template
--- 3637    _known_template
--- 3657    _paused_until
--- 3670    claim_task
--- 3731    _next_template
--- 3773    _soon0_template
--- 3829    next_due
--- 3854  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 3867    _due0_template
--- 3943    _last0_template
--- 3968    _any0_template
--- 3995    _miss0_template
--- 4031    _pass0_template
--- 4077    _fire_template
--- 4129    _expire_template
--- 4197    _timeout_reason
--- 4216    _over_template
--- 4238    _close_template
--- 4268    _follow_template
--- 4298  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4300    _segment_bytes
--- 4321    _turn_template
--- 4353    _turn0_template
--- 4391    _spent0_template
--- 4405    _dry0_template
--- 4432    _left0_template
--- 4463    _carry0_template
--- 4507  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4513    _remake_template
--- 4566    _alive_template
--- 4620    _home
--- 4633    _settle_template
--- 4655    rebuild_dispatch
--- 4692    _recap_template
--- 4723  35_tally.sql: The letter by which tallies know where a task stands
--- 4725    _letter
--- 4744    _letters
--- 4756    _bound
--- 4776    _tally_template
--- 4801    _reckon_template
--- 4828    _finish_template
--- 4856    _moved_template
--- 4887    _sum0_template
--- 4923    _noted0_template
--- 4958    _bank0_template
--- 4978    _census_template
--- 5000    _count_template
--- 5022  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5032    _gate_number
--- 5043    _enter_gate
--- 5065    _limit_of
--- 5083    _rule_template
--- 5125    _going_template
--- 5141    _busy_template
--- 5157    _everywhere_busy
--- 5183    _is_paused
--- 5203    _started
--- 5220    _left_over
--- 5240    _slots_template
--- 5279    _vacate_template
--- 5339    _unbar_template
--- 5368    _intake_template
--- 5389    _sift0_template
--- 5474    _line_template
--- 5526    _keys_template
--- 5565    _admit_template
--- 5611    _spare_template
--- 5632    _choose_template
--- 5676    _named_template
--- 5703    _weed_template
--- 5736    _seize_template
--- 5807    _occupy_template
--- 5868    _chance_template
--- 5897    _align_template
--- 5935  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 5938    _want_template
--- 5972    _names_option
--- 6007    _line_up
--- 6043    claim_any
--- 6116    _check_order
--- 6133  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6138    _put_template
--- 6205    _enlist_template
--- 6248    _new_template
--- 6304    _tag_template
--- 6322    _room_template
--- 6349    _shed_template
--- 6391    _first0_template
--- 6432    _once_template
--- 6480    _blocks
--- 6507    _meet_template
--- 6541    _swap_template
--- 6601    _series_template
--- 6638    _found_template
--- 6694    spawn_task
--- 6754    spawn_tasks
--- 6801    _read_task
--- 6819  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 6824    _hold_template
--- 6875    _own_template
--- 6895    _done_template
--- 6939    complete_run
--- 6962    _flush_template
--- 7041    _why_template
--- 7057    _read_runs
--- 7103    _explain_bad_run
--- 7128    complete_runs
--- 7153    _end_template
--- 7202    _lost_template
--- 7218    _file_template
--- 7244    _again_template
--- 7284    _queue_template
--- 7305    _fail_template
--- 7323    fail_run
--- 7347    _nap_template
--- 7376    schedule_run
--- 7406    _free_template
--- 7454    release_run
--- 7479    _keep_template
--- 7505    extend_claim
--- 7528  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7533    _mark_template
--- 7555    _note_template
--- 7585    set_task_checkpoint_state
--- 7620    _recall_template
--- 7642    get_task_checkpoint_state
--- 7666    _list_template
--- 7695    get_task_checkpoint_states
--- 7721  43_events.sql: Wait for an event, or learn how the wait ended
--- 7728    _wait_template
--- 7800    _park_template
--- 7842    await_event
--- 7879    _emit_template
--- 7942    emit_event
--- 7967  44_control.sql: Read a task, or raise TG003
--- 7969    _fetch_template
--- 7996    _stop_template
--- 8028    _act_template
--- 8050    _halt_template
--- 8066    cancel_task
--- 8088    _rerun_template
--- 8161    _forget_template
--- 8181    _redo_template
--- 8214    _renew_template
--- 8250    retry_task
--- 8300    _show_template
--- 8348    get_task_result
--- 8383  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8390    _purge_template
--- 8420    _erase_template
--- 8465    _first_uuid
--- 8484    _sweep_template
--- 8524    _clean
--- 8558    cleanup_tasks
--- 8579    cleanup_events
--- 8600    cleanup_all_queues
--- 8630  46_limits.sql: Let a queue go by rules, and take its lock
--- 8632    _reign_template
--- 8645    _cap_template
--- 8671    _write_limit
--- 8687    _read_limit
--- 8735    _check_limit_keys
--- 8757    set_limit
--- 8811    _usage_template
--- 8887    limit_usage
--- 8916  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 8918    _pause_template
--- 8939    _halve_template
--- 8969    _check_only
--- 8990    pause_queue
--- 9026    resume_queue
--- 9052    get_queue_policy
--- 9075    set_queue_policy
--- 9093    list_namespaces
--- 9110  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9113    _read_filter
--- 9147    _states_option
--- 9178    _read_cursor
--- 9197    _check_limit
--- 9221    _find_template
--- 9273    _seek_template
--- 9322    _page_template
--- 9391    _ended_template
--- 9428    _fit_template
--- 9464    _live_template
--- 9511    _hints0_template
--- 9553    _rows_template
--- 9602    list_tasks
--- 9648    _peek_template
--- 9704    get_task
--- 9758    _runs_template
--- 9811    list_runs
--- 9842    _past_template
--- 9917    _since_template
--- 9935    get_task_history
--- 9955    _held_template
--- 9987    list_workers
--- 10026    _read_place
--- 10045    _acts_template
--- 10071    list_actions
--- 10103  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10105    _abort_template
--- 10142    cancel_tasks
--- 10179    _check_meant
--- 10199    _limit_option
--- 10212    _retake_template
--- 10250    requeue_task
--- 10275    _regain_template
--- 10311    requeue_tasks
--- 10350    list_dead_letters
--- 10393    _replay_template
--- 10434    replay_dead_letters
--- 10474    _bury_template
--- 10516    purge_dead_letters
--- 10546  49_stats.sql: When the first task that is ready became so; null if none is
--- 10548    _oldest_template
--- 10588    _elder0_template
--- 10624    _tenure_template
--- 10649    _is_wanted
--- 10666    _stat_template
--- 10712    queue_stats
--- 10767    _from
--- 10780    _counters (view)
--- 10804    _gauge_template
--- 10850    _spans_template
--- 10903    metrics
--- 10939    _xmin_age
--- 10958    prometheus
--- 11017    _label_text
--- 11040    health
--- 11094  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 11099    _tick_template
--- 11124    _ticked (sequence)
--- 11130    _set_ticked
--- 11143    ticker
--- 11190    ticker_loop (procedure)
--- 11216  51_cron.sql: Whether pg_cron is installed in this database
--- 11218    _has_cron
--- 11228    _cron_has_seconds
--- 11249    _explain_no_cron
--- 11281    start
--- 11324    stop
--- 11349    _maintain
--- 11371    status
--- 11407  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11411    _rights (view)
--- 11500    _allowed
--- 11538    _grant
--- 11557    _grant_again
--- 11573    _grant_queue
--- 11588    _check_grant
--- 11621    grant_access
--- 11657    revoke_access
--- 11704  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 11706    _refuse_schedule
--- 11723    _cron_value
--- 11737    _cron_field
--- 11798    _read_every
--- 11820    _read_schedule
--- 11895    _cron_time
--- 11933    _cron_reading
--- 11972    _clock
--- 11981    _clock_reads
--- 12017    _clock_set
--- 12045    _cron_passing
--- 12083    _cron_next
--- 12123    _check_timezone
--- 12152    next_fire_time
--- 12188  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 12201    _planning_number
--- 12211    _replan_template
--- 12225    _agenda_template
--- 12242    _upcoming_template
--- 12270    _strike_template
--- 12326    _chime_template
--- 12382    _unended_template
--- 12401    _planned_after
--- 12420    _due_times
--- 12470    _spawn_scheduled
--- 12515    _check_task_options
--- 12545    _word_option
--- 12567    _draw_schedule
--- 12606    _schedule_options
--- 12621    _miss_schedule
--- 12637    _scheduled_in
--- 12658    _seize_template
--- 12685    _enroll_template
--- 12716    _redraw_template
--- 12766    create_schedule
--- 12810    _reform_template
--- 12836    update_schedule
--- 12859    _steer_template
--- 12902    pause_schedule
--- 12923    resume_schedule
--- 12943    drop_schedule
--- 12963    _launch_template
--- 12995    trigger_schedule
--- 13017    _diary_template
--- 13053    get_schedule
--- 13088    list_schedules
--- 13130  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 2828    _refuse_busy
+-- 2847    drop_queue
+-- 2877    _drop_all
+-- 2930    list_queues
+-- 2954  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 2963    _push_template
+-- 3004    _fill
+-- 3024    _add0_template
+-- 3091    _back0_template
+-- 3109  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3114    _claim0_template
+-- 3186    _pick0_template
+-- 3269    _limits_template
+-- 3310    _move0_template
+-- 3372    _open_xids
+-- 3392    _next0_template
+-- 3421    _many0_template
+-- 3450    _stuck0_template
+-- 3488    _trim0_template
+-- 3529    _bring_template
+-- 3557    _take_template
+-- 3638    _known_template
+-- 3658    _paused_until
+-- 3671    claim_task
+-- 3732    _next_template
+-- 3774    _soon0_template
+-- 3830    next_due
+-- 3855  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 3868    _due0_template
+-- 3944    _last0_template
+-- 3969    _any0_template
+-- 3996    _miss0_template
+-- 4032    _pass0_template
+-- 4078    _fire_template
+-- 4130    _expire_template
+-- 4198    _timeout_reason
+-- 4217    _over_template
+-- 4239    _close_template
+-- 4269    _follow_template
+-- 4299  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4301    _segment_bytes
+-- 4322    _turn_template
+-- 4354    _turn0_template
+-- 4392    _spent0_template
+-- 4406    _dry0_template
+-- 4433    _left0_template
+-- 4464    _carry0_template
+-- 4508  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4514    _remake_template
+-- 4567    _alive_template
+-- 4621    _home
+-- 4634    _settle_template
+-- 4656    rebuild_dispatch
+-- 4693    _recap_template
+-- 4724  35_tally.sql: The letter by which tallies know where a task stands
+-- 4726    _letter
+-- 4745    _letters
+-- 4757    _bound
+-- 4777    _tally_template
+-- 4802    _reckon_template
+-- 4829    _finish_template
+-- 4857    _moved_template
+-- 4888    _sum0_template
+-- 4924    _noted0_template
+-- 4959    _bank0_template
+-- 4979    _census_template
+-- 5001    _count_template
+-- 5023  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5033    _gate_number
+-- 5044    _enter_gate
+-- 5066    _limit_of
+-- 5084    _rule_template
+-- 5126    _going_template
+-- 5142    _busy_template
+-- 5158    _everywhere_busy
+-- 5184    _is_paused
+-- 5204    _started
+-- 5221    _left_over
+-- 5241    _slots_template
+-- 5280    _vacate_template
+-- 5340    _unbar_template
+-- 5369    _intake_template
+-- 5390    _sift0_template
+-- 5475    _line_template
+-- 5527    _keys_template
+-- 5566    _admit_template
+-- 5612    _spare_template
+-- 5633    _choose_template
+-- 5677    _named_template
+-- 5704    _weed_template
+-- 5737    _seize_template
+-- 5808    _occupy_template
+-- 5869    _chance_template
+-- 5898    _align_template
+-- 5936  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 5939    _want_template
+-- 5973    _names_option
+-- 6008    _line_up
+-- 6044    claim_any
+-- 6117    _check_order
+-- 6134  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6139    _put_template
+-- 6206    _enlist_template
+-- 6249    _new_template
+-- 6305    _tag_template
+-- 6323    _room_template
+-- 6350    _shed_template
+-- 6392    _first0_template
+-- 6433    _once_template
+-- 6481    _blocks
+-- 6508    _meet_template
+-- 6542    _swap_template
+-- 6602    _series_template
+-- 6639    _found_template
+-- 6695    spawn_task
+-- 6755    spawn_tasks
+-- 6802    _read_task
+-- 6820  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 6825    _hold_template
+-- 6876    _own_template
+-- 6896    _done_template
+-- 6940    complete_run
+-- 6963    _flush_template
+-- 7042    _why_template
+-- 7058    _read_runs
+-- 7104    _explain_bad_run
+-- 7129    complete_runs
+-- 7154    _end_template
+-- 7203    _lost_template
+-- 7219    _file_template
+-- 7245    _again_template
+-- 7285    _queue_template
+-- 7306    _fail_template
+-- 7324    fail_run
+-- 7348    _nap_template
+-- 7377    schedule_run
+-- 7407    _free_template
+-- 7455    release_run
+-- 7480    _keep_template
+-- 7506    extend_claim
+-- 7529  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7534    _mark_template
+-- 7556    _note_template
+-- 7586    set_task_checkpoint_state
+-- 7621    _recall_template
+-- 7643    get_task_checkpoint_state
+-- 7667    _list_template
+-- 7696    get_task_checkpoint_states
+-- 7722  43_events.sql: Wait for an event, or learn how the wait ended
+-- 7729    _wait_template
+-- 7801    _park_template
+-- 7843    await_event
+-- 7880    _emit_template
+-- 7943    emit_event
+-- 7968  44_control.sql: Read a task, or raise TG003
+-- 7970    _fetch_template
+-- 7997    _stop_template
+-- 8029    _act_template
+-- 8051    _halt_template
+-- 8067    cancel_task
+-- 8089    _rerun_template
+-- 8162    _forget_template
+-- 8182    _redo_template
+-- 8215    _renew_template
+-- 8251    retry_task
+-- 8301    _show_template
+-- 8349    get_task_result
+-- 8384  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8391    _purge_template
+-- 8421    _erase_template
+-- 8466    _first_uuid
+-- 8485    _sweep_template
+-- 8525    _clean
+-- 8559    cleanup_tasks
+-- 8580    cleanup_events
+-- 8601    cleanup_all_queues
+-- 8631  46_limits.sql: Let a queue go by rules, and take its lock
+-- 8633    _reign_template
+-- 8646    _cap_template
+-- 8672    _write_limit
+-- 8688    _read_limit
+-- 8736    _check_limit_keys
+-- 8758    set_limit
+-- 8812    _usage_template
+-- 8888    limit_usage
+-- 8917  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 8919    _pause_template
+-- 8940    _halve_template
+-- 8970    _check_only
+-- 8991    pause_queue
+-- 9027    resume_queue
+-- 9053    get_queue_policy
+-- 9076    set_queue_policy
+-- 9094    list_namespaces
+-- 9111  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9114    _read_filter
+-- 9148    _states_option
+-- 9179    _read_cursor
+-- 9198    _check_limit
+-- 9222    _find_template
+-- 9274    _seek_template
+-- 9323    _page_template
+-- 9392    _ended_template
+-- 9429    _fit_template
+-- 9465    _live_template
+-- 9512    _hints0_template
+-- 9554    _rows_template
+-- 9603    list_tasks
+-- 9649    _peek_template
+-- 9705    get_task
+-- 9759    _runs_template
+-- 9812    list_runs
+-- 9843    _past_template
+-- 9918    _since_template
+-- 9936    get_task_history
+-- 9956    _held_template
+-- 9988    list_workers
+-- 10027    _read_place
+-- 10046    _acts_template
+-- 10072    list_actions
+-- 10104  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10106    _abort_template
+-- 10143    cancel_tasks
+-- 10180    _check_meant
+-- 10200    _limit_option
+-- 10213    _retake_template
+-- 10251    requeue_task
+-- 10276    _regain_template
+-- 10312    requeue_tasks
+-- 10351    list_dead_letters
+-- 10394    _replay_template
+-- 10435    replay_dead_letters
+-- 10475    _bury_template
+-- 10517    purge_dead_letters
+-- 10547  49_stats.sql: When the first task that is ready became so; null if none is
+-- 10549    _oldest_template
+-- 10589    _elder0_template
+-- 10625    _tenure_template
+-- 10650    _is_wanted
+-- 10667    _stat_template
+-- 10713    queue_stats
+-- 10768    _from
+-- 10781    _counters (view)
+-- 10805    _gauge_template
+-- 10851    _spans_template
+-- 10904    metrics
+-- 10940    _xmin_age
+-- 10959    prometheus
+-- 11018    _label_text
+-- 11041    health
+-- 11095  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11100    _tick_template
+-- 11125    _ticked (sequence)
+-- 11131    _set_ticked
+-- 11144    ticker
+-- 11191    ticker_loop (procedure)
+-- 11217  51_cron.sql: Whether pg_cron is installed in this database
+-- 11219    _has_cron
+-- 11229    _cron_has_seconds
+-- 11250    _explain_no_cron
+-- 11282    start
+-- 11325    stop
+-- 11350    _maintain
+-- 11372    status
+-- 11408  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11412    _rights (view)
+-- 11501    _allowed
+-- 11539    _grant
+-- 11558    _grant_again
+-- 11574    _grant_queue
+-- 11589    _check_grant
+-- 11622    grant_access
+-- 11658    revoke_access
+-- 11705  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 11707    _refuse_schedule
+-- 11724    _cron_value
+-- 11738    _cron_field
+-- 11799    _read_every
+-- 11821    _read_schedule
+-- 11896    _cron_time
+-- 11934    _cron_reading
+-- 11973    _clock
+-- 11982    _clock_reads
+-- 12018    _clock_set
+-- 12046    _cron_passing
+-- 12084    _cron_next
+-- 12124    _check_timezone
+-- 12153    next_fire_time
+-- 12189  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 12202    _planning_number
+-- 12212    _replan_template
+-- 12226    _agenda_template
+-- 12243    _upcoming_template
+-- 12271    _strike_template
+-- 12327    _chime_template
+-- 12383    _unended_template
+-- 12402    _planned_after
+-- 12421    _due_times
+-- 12471    _spawn_scheduled
+-- 12516    _check_task_options
+-- 12546    _word_option
+-- 12568    _draw_schedule
+-- 12607    _schedule_options
+-- 12622    _miss_schedule
+-- 12638    _scheduled_in
+-- 12659    _seize_template
+-- 12686    _enroll_template
+-- 12717    _redraw_template
+-- 12767    create_schedule
+-- 12811    _reform_template
+-- 12837    update_schedule
+-- 12860    _steer_template
+-- 12903    pause_schedule
+-- 12924    resume_schedule
+-- 12944    drop_schedule
+-- 12964    _launch_template
+-- 12996    trigger_schedule
+-- 13018    _diary_template
+-- 13054    get_schedule
+-- 13089    list_schedules
+-- 13131  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -2811,17 +2811,18 @@ end;
 $$;
 
 comment on function teguh.create_queue(text, jsonb) is
-  'Creates a queue. On a queue that exists, sets the policy keys given and leaves the others. '
-  'Policy: notify (auto, always, off), cleanup_ttl (seconds that finished tasks are kept, default '
-  '2592000), cleanup_limit (tasks removed per call, default 1000), default_max_attempts, '
-  'default_retry_strategy, default_timeout (seconds a run may take), default_ttl (seconds until a '
-  'task expires), duration_buckets (ascending bounds in seconds, by which metrics() counts how '
-  'long runs took: those that end from then on), max_pending (tasks that have not started; what is '
-  'more is rejected with TG007 or, if on_full is drop_oldest, cancels those that are first in '
-  'line), history (whether runs that another follows are kept for list_runs() and '
-  'get_task_history(), default true; those that end from then on), namespace (a name that queues '
-  'are grouped by, default "default"); null sets a key back to its default. Raises 42602 or 42939 '
-  'for a name that cannot be, TG005 for a bad policy.';
+  'Creates a queue. On a queue that exists, sets the policy keys given and leaves '
+  'the others. Policy: notify (auto, always, off), cleanup_ttl (seconds that '
+  'finished tasks are kept, default 2592000), cleanup_limit (tasks removed per '
+  'call, default 1000), default_max_attempts, default_retry_strategy, default_timeout '
+  '(seconds a run may take), default_ttl (seconds until a task expires), duration_buckets '
+  '(ascending bounds in seconds, by which metrics() counts how long runs took: those that end '
+  'from then on), max_pending (tasks that have not started; what is more is rejected with TG007 '
+  'or, if on_full is drop_oldest, cancels those that are first in line), history (whether runs '
+  'that another follows are kept for list_runs() and get_task_history(), default true; those that '
+  'end from then on), namespace (a name that queues are grouped by, default "default"); null sets '
+  'a key back to its default. '
+  'Raises 42602 or 42939 for a name that cannot be, TG005 for a bad policy.';
 
 -- Give up on a queue whose tables could not be locked.
 create or replace function teguh._refuse_busy(p_queue_name text)
