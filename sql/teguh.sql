@@ -408,10 +408,10 @@
 -- 12202    _planning_number
 -- 12212    _replan_template
 -- 12226    _agenda_template
--- 12243    _upcoming_template
+-- 12243    _future_template
 -- 12271    _strike_template
 -- 12327    _chime_template
--- 12383    _unended_template
+-- 12383    _undone_template
 -- 12402    _planned_after
 -- 12421    _due_times
 -- 12471    _spawn_scheduled
@@ -421,7 +421,7 @@
 -- 12607    _schedule_options
 -- 12622    _miss_schedule
 -- 12638    _scheduled_in
--- 12659    _seize_template
+-- 12659    _grasp_template
 -- 12686    _enroll_template
 -- 12717    _redraw_template
 -- 12767    create_schedule
@@ -3760,7 +3760,7 @@ begin
     v_due := least(v_due, v_first);
   end loop;
 
-  v_due := least(v_due, teguh._chance_template(v_now), teguh._upcoming_template(v_now));
+  v_due := least(v_due, teguh._chance_template(v_now), teguh._future_template(v_now));
   if v_due is not null then
     perform setval('teguh.plan_template'::regclass, greatest(teguh._micros(v_due), 0));
   end if;
@@ -12240,7 +12240,7 @@ end;
 $$;
 
 -- When the next schedule of the queue is due; 10 ms from now if one is that nobody has fired.
-create or replace function teguh._upcoming_template(p_now timestamptz)
+create or replace function teguh._future_template(p_now timestamptz)
   returns timestamptz
   language plpgsql
   volatile
@@ -12342,7 +12342,7 @@ declare
 begin
   foreach v_at in array v_due.planned loop
     if p_plan.overlap = 'skip' then
-      v_open := teguh._unended_template(v_open || v_task);
+      v_open := teguh._undone_template(v_open || v_task);
       if v_open <> '{}' then
         v_missed := v_at;
         continue;
@@ -12380,7 +12380,7 @@ end;
 $$;
 
 -- Those of some tasks that are not over.
-create or replace function teguh._unended_template(p_task_ids uuid[])
+create or replace function teguh._undone_template(p_task_ids uuid[])
   returns uuid[]
   language plpgsql
   volatile
@@ -12656,7 +12656,7 @@ end;
 $$;
 
 -- Lock a schedule of the queue and read it, or raise TG008.
-create or replace function teguh._seize_template(p_schedule_name text)
+create or replace function teguh._grasp_template(p_schedule_name text)
   returns teguh.schedules
   language plpgsql
   volatile
@@ -12700,7 +12700,7 @@ begin
   select v_plan.*
   on conflict (schedule_name) do nothing;
   if not found then
-    perform teguh._redraw_template(teguh._seize_template(v_plan.schedule_name), v_plan);
+    perform teguh._redraw_template(teguh._grasp_template(v_plan.schedule_name), v_plan);
     return;
   end if;
 
@@ -12815,7 +12815,7 @@ create or replace function teguh._reform_template(p_schedule_name text, p_change
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_old teguh.schedules := teguh._seize_template(p_schedule_name);
+  v_old teguh.schedules := teguh._grasp_template(p_schedule_name);
   v_new teguh.schedules := v_old;
 begin
   v_new.task_name := case
@@ -12869,7 +12869,7 @@ create or replace function teguh._steer_template(
 as $$
 declare
   v_now  timestamptz := teguh.current_time();
-  v_plan teguh.schedules := teguh._seize_template(p_schedule_name);
+  v_plan teguh.schedules := teguh._grasp_template(p_schedule_name);
 begin
   if p_deed = 'drop_schedule' then
     delete from teguh.schedules as s
@@ -12970,7 +12970,7 @@ as $$
 #variable_conflict use_column
 declare
   v_now  timestamptz := teguh.current_time();
-  v_plan teguh.schedules := teguh._seize_template(p_schedule_name);
+  v_plan teguh.schedules := teguh._grasp_template(p_schedule_name);
   v_task record;
 begin
   select s.* into v_task
@@ -12980,7 +12980,7 @@ begin
     last_fired_at = v_now,
     last_task_id = v_task.task_id,
     open_task_ids = case s.overlap
-      when 'skip' then teguh._unended_template(s.open_task_ids || s.last_task_id)
+      when 'skip' then teguh._undone_template(s.open_task_ids || s.last_task_id)
       else '{}'
     end
   where s.schedule_name = p_schedule_name;

@@ -651,7 +651,7 @@ begin
     v_due := least(v_due, v_first);
   end loop;
 
-  v_due := least(v_due, teguh._chance_template(v_now), teguh._upcoming_template(v_now));
+  v_due := least(v_due, teguh._chance_template(v_now), teguh._future_template(v_now));
   if v_due is not null then
     perform setval('teguh.plan_template'::regclass, greatest(teguh._micros(v_due), 0));
   end if;
