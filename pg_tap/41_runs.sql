@@ -1,6 +1,6 @@
 -- A worker completes, fails, sleeps, keeps or hands back the run it holds, and no other.
 begin;
-select plan(93);
+select plan(96);
 
 -- Given a queue, tasks that are held, and a look at them
 set teguh.fake_now = '2031-05-01 12:00:00+00';
@@ -398,6 +398,26 @@ from (
        {"run_id": "01950000-0000-7000-8000-000000000001"}]',
      'a run that is listed twice')
 ) as n(runs, why);
+
+-- When a queue keeps no history, then a run that another follows leaves none
+select teguh.create_queue('h', '{"history": false, "default_retry_strategy": {"kind": "none"}}');
+select teguh.spawn_task('h', 'brief', '{}');
+select teguh.fail_run('h', c.run_id, '{"message": "1"}') from teguh.claim_task('h', 'w') as c;
+select is_empty(
+  $$ select * from teguh.r_h $$,
+  'history false keeps no run that was followed by another'
+);
+select teguh.set_queue_policy('h', '{"history": null}');
+select teguh.fail_run('h', c.run_id, '{"message": "2"}') from teguh.claim_task('h', 'w') as c;
+select results_eq(
+  $$ select r.failure_reason ->> 'message' from teguh.r_h as r $$,
+  $$ values ('2') $$,
+  'and from then on those that end'
+);
+select throws_ok(
+  $$ select teguh.set_queue_policy('h', '{"history": "no"}') $$, 'TG005', null,
+  'history is true or false'
+);
 
 select * from finish();
 rollback;

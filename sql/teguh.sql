@@ -8,435 +8,440 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  441  00_install.sql
---  489  01_version.sql: What the schema is, and its version
---  496    version
---  508  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  510    current_time
---  529    _after
---  544    _micros
---  555  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  571    _random_bytes
---  590    _make_uuidv7
---  613    portable_uuidv7
---  643    uuidv7_timestamp
---  669    _task_id
---  694    _run_id
---  709    _run_task
---  720    _run_number
---  734  12_types.sql: The composite types that functions pass to each other
---  739    _gap (type)
---  747    _late (type)
---  754    _timer (type)
---  761    _tally (type)
---  772    _picked (type)
---  784    _spawn (type)
---  808    _cron (type)
---  822    _filter (type)
---  860  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  862    _check_keys
---  895    _number_option
---  930    _integer_option
---  946    _whole_option
---  973    _text_option
---  999    _flag_option
--- 1021    _uuid_option
--- 1048    _tags_option
--- 1077    _check_name
--- 1104    _check_seconds
--- 1132    _check_isolation
--- 1151    _buckets_option
--- 1189    _check_policy
--- 1238    _check_spawn
--- 1285    _read_spawn_options
--- 1364    _time_option
--- 1385    _moment_option
--- 1417    _read_time_options
--- 1455    _unique_option
--- 1509    _inherit
--- 1539    _check_cancellation
--- 1556  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1559    _check_retry_strategy
--- 1597    _backoff
--- 1650    _fraction
--- 1661  20_tables.sql: Queues and the policy of each
--- 1663    queues (table)
--- 1696    grants (table)
--- 1710    limits (table)
--- 1730    pauses (table)
--- 1742    starts (table)
--- 1757    wanted (table)
--- 1769    schedules (table)
--- 1813    versions (table)
--- 1828    t_template (table)
--- 1938    g_template (table)
--- 1950    d_template (table)
--- 1964    p0_template (table)
--- 1977    p1_template (table)
--- 2020    l_template (table)
--- 2047    h_template (table)
--- 2064    k0_template (table)
--- 2077    k1_template (table)
--- 2106    n0_template (table)
--- 2117    n1_template (table)
--- 2133    n_template (table)
--- 2157    seq_template (sequence)
--- 2158    ring_template (sequence)
--- 2159    parked_template (sequence)
--- 2160    woken_template (sequence)
--- 2161    plan_template (sequence)
--- 2162    fired_template (sequence)
--- 2163    clock_template (sequence)
--- 2164    carry_template (sequence)
--- 2165    round_template (sequence)
--- 2166    agenda_template (sequence)
--- 2191    r_template (table)
--- 2208    a_template (table)
--- 2234    c_template (table)
--- 2250    e_template (table)
--- 2267    u_template (table)
--- 2280    w_template (table)
--- 2295  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2298    validate_queue_name
--- 2340    _policy
--- 2384    _call
--- 2398    _template_ddl (view)
--- 2483    _stamp
--- 2495    _stamp_queues
--- 2523    _stamp_relation
--- 2563    _stamp_function
--- 2596    _function
--- 2608    _signature
--- 2619    _leave_extension
--- 2645    _lock_number
--- 2655    _share_queue
--- 2668    _may
--- 2684    _each_queue
--- 2706    _init_template
--- 2733    _hush_template
--- 2754    _beyond
--- 2763    create_queue
--- 2828    _refuse_busy
--- 2847    drop_queue
--- 2877    _drop_all
--- 2930    list_queues
--- 2954  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 2963    _push_template
--- 3004    _fill
--- 3024    _add0_template
--- 3091    _back0_template
--- 3109  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3114    _claim0_template
--- 3186    _pick0_template
--- 3269    _limits_template
--- 3310    _move0_template
--- 3372    _open_xids
--- 3392    _next0_template
--- 3421    _many0_template
--- 3450    _stuck0_template
--- 3488    _trim0_template
--- 3529    _bring_template
--- 3557    _take_template
--- 3638    _known_template
--- 3658    _paused_until
--- 3671    claim_task
--- 3732    _next_template
--- 3774    _soon0_template
--- 3830    next_due
--- 3855  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 3868    _due0_template
--- 3944    _last0_template
--- 3969    _any0_template
--- 3996    _miss0_template
--- 4032    _pass0_template
--- 4078    _fire_template
--- 4130    _expire_template
--- 4198    _timeout_reason
--- 4217    _over_template
--- 4239    _close_template
--- 4269    _follow_template
--- 4299  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4301    _segment_bytes
--- 4322    _turn_template
--- 4354    _turn0_template
--- 4392    _spent0_template
--- 4406    _dry0_template
--- 4433    _left0_template
--- 4464    _carry0_template
--- 4508  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4514    _remake_template
--- 4567    _alive_template
--- 4621    _home
--- 4634    _settle_template
--- 4656    rebuild_dispatch
--- 4693    _recap_template
--- 4724  35_tally.sql: The letter by which tallies know where a task stands
--- 4726    _letter
--- 4745    _letters
--- 4757    _bound
--- 4777    _tally_template
--- 4802    _reckon_template
--- 4829    _finish_template
--- 4857    _moved_template
--- 4888    _sum0_template
--- 4924    _noted0_template
--- 4959    _bank0_template
--- 4979    _census_template
--- 5001    _count_template
--- 5023  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5033    _gate_number
--- 5044    _enter_gate
--- 5066    _limit_of
--- 5084    _rule_template
--- 5126    _going_template
--- 5142    _busy_template
--- 5158    _everywhere_busy
--- 5184    _is_paused
--- 5204    _started
--- 5221    _left_over
--- 5241    _slots_template
--- 5280    _vacate_template
--- 5340    _unbar_template
--- 5369    _intake_template
--- 5390    _sift0_template
--- 5475    _line_template
--- 5527    _keys_template
--- 5566    _admit_template
--- 5612    _spare_template
--- 5633    _choose_template
--- 5677    _named_template
--- 5704    _weed_template
--- 5737    _seize_template
--- 5808    _occupy_template
--- 5869    _chance_template
--- 5898    _align_template
--- 5936  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 5939    _want_template
--- 5973    _names_option
--- 6008    _line_up
--- 6044    claim_any
--- 6117    _check_order
--- 6134  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6139    _put_template
--- 6206    _enlist_template
--- 6249    _new_template
--- 6305    _tag_template
--- 6323    _room_template
--- 6350    _shed_template
--- 6392    _first0_template
--- 6433    _once_template
--- 6481    _blocks
--- 6508    _meet_template
--- 6542    _swap_template
--- 6602    _series_template
--- 6639    _found_template
--- 6695    spawn_task
--- 6755    spawn_tasks
--- 6802    _read_task
--- 6820  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 6825    _hold_template
--- 6876    _own_template
--- 6896    _done_template
--- 6940    complete_run
--- 6963    _flush_template
--- 7042    _why_template
--- 7058    _read_runs
--- 7104    _explain_bad_run
--- 7129    complete_runs
--- 7154    _end_template
--- 7203    _lost_template
--- 7219    _file_template
--- 7245    _again_template
--- 7285    _queue_template
--- 7306    _fail_template
--- 7324    fail_run
--- 7348    _nap_template
--- 7377    schedule_run
--- 7407    _free_template
--- 7455    release_run
--- 7480    _keep_template
--- 7506    extend_claim
--- 7529  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7534    _mark_template
--- 7556    _note_template
--- 7586    set_task_checkpoint_state
--- 7621    _recall_template
--- 7643    get_task_checkpoint_state
--- 7667    _list_template
--- 7696    get_task_checkpoint_states
--- 7722  43_events.sql: Wait for an event, or learn how the wait ended
--- 7729    _wait_template
--- 7801    _park_template
--- 7843    await_event
--- 7880    _emit_template
--- 7943    emit_event
--- 7968  44_control.sql: Read a task, or raise TG003
--- 7970    _fetch_template
--- 7997    _stop_template
--- 8029    _act_template
--- 8051    _halt_template
--- 8067    cancel_task
--- 8089    _rerun_template
--- 8162    _forget_template
--- 8182    _redo_template
--- 8215    _renew_template
--- 8251    retry_task
--- 8301    _show_template
--- 8349    get_task_result
--- 8384  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8391    _purge_template
--- 8421    _erase_template
--- 8466    _first_uuid
--- 8485    _sweep_template
--- 8525    _clean
--- 8559    cleanup_tasks
--- 8580    cleanup_events
--- 8601    cleanup_all_queues
--- 8631  46_limits.sql: Let a queue go by rules, and take its lock
--- 8633    _reign_template
--- 8646    _cap_template
--- 8672    _write_limit
--- 8688    _read_limit
--- 8736    _check_limit_keys
--- 8758    set_limit
--- 8812    _usage_template
--- 8888    limit_usage
--- 8917  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 8919    _pause_template
--- 8940    _halve_template
--- 8970    _check_only
--- 8991    pause_queue
--- 9027    resume_queue
--- 9053    get_queue_policy
--- 9076    set_queue_policy
--- 9094    list_namespaces
--- 9111  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9114    _read_filter
--- 9148    _states_option
--- 9179    _read_cursor
--- 9198    _check_limit
--- 9222    _find_template
--- 9274    _seek_template
--- 9323    _page_template
--- 9392    _ended_template
--- 9429    _fit_template
--- 9465    _live_template
--- 9512    _hints0_template
--- 9554    _rows_template
--- 9603    list_tasks
--- 9649    _peek_template
--- 9705    get_task
--- 9759    _runs_template
--- 9812    list_runs
--- 9843    _past_template
--- 9918    _since_template
--- 9936    get_task_history
--- 9956    _held_template
--- 9988    list_workers
--- 10027    _read_place
--- 10046    _acts_template
--- 10072    list_actions
--- 10104  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10106    _abort_template
--- 10143    cancel_tasks
--- 10180    _check_meant
--- 10200    _limit_option
--- 10213    _retake_template
--- 10251    requeue_task
--- 10276    _regain_template
--- 10312    requeue_tasks
--- 10351    list_dead_letters
--- 10394    _replay_template
--- 10435    replay_dead_letters
--- 10475    _bury_template
--- 10517    purge_dead_letters
--- 10547  49_stats.sql: When the first task that is ready became so; null if none is
--- 10549    _oldest_template
--- 10589    _elder0_template
--- 10625    _tenure_template
--- 10650    _is_wanted
--- 10667    _stat_template
--- 10713    queue_stats
--- 10768    _from
--- 10781    _counters (view)
--- 10805    _gauge_template
--- 10851    _spans_template
--- 10904    metrics
--- 10940    _xmin_age
--- 10959    prometheus
--- 11018    _label_text
--- 11041    health
--- 11095  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 11100    _tick_template
--- 11125    _ticked (sequence)
--- 11131    _set_ticked
--- 11144    ticker
--- 11191    ticker_loop (procedure)
--- 11217  51_cron.sql: Whether pg_cron is installed in this database
--- 11219    _has_cron
--- 11229    _cron_has_seconds
--- 11250    _explain_no_cron
--- 11282    start
--- 11325    stop
--- 11350    _maintain
--- 11372    status
--- 11408  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11412    _rights (view)
--- 11501    _allowed
--- 11539    _grant
--- 11558    _grant_again
--- 11574    _grant_queue
--- 11589    _check_grant
--- 11622    grant_access
--- 11658    revoke_access
--- 11705  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 11707    _refuse_schedule
--- 11724    _cron_value
--- 11738    _cron_field
--- 11799    _read_every
--- 11821    _read_schedule
--- 11896    _cron_time
--- 11934    _cron_reading
--- 11973    _clock
--- 11982    _clock_reads
--- 12018    _clock_set
--- 12046    _cron_passing
--- 12084    _cron_next
--- 12124    _check_timezone
--- 12153    next_fire_time
--- 12189  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 12202    _planning_number
--- 12212    _replan_template
--- 12226    _agenda_template
--- 12243    _future_template
--- 12271    _strike_template
--- 12327    _chime_template
--- 12383    _undone_template
--- 12402    _planned_after
--- 12421    _due_times
--- 12471    _spawn_scheduled
--- 12516    _check_task_options
--- 12546    _word_option
--- 12568    _draw_schedule
--- 12607    _schedule_options
--- 12622    _miss_schedule
--- 12638    _scheduled_in
--- 12659    _grasp_template
--- 12686    _enroll_template
--- 12717    _redraw_template
--- 12767    create_schedule
--- 12811    _reform_template
--- 12837    update_schedule
--- 12860    _steer_template
--- 12903    pause_schedule
--- 12924    resume_schedule
--- 12944    drop_schedule
--- 12964    _launch_template
--- 12996    trigger_schedule
--- 13018    _diary_template
--- 13054    get_schedule
--- 13089    list_schedules
--- 13131  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  446  00_install.sql
+--  494  01_version.sql: What the schema is, and its version
+--  501    version
+--  513  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  515    current_time
+--  534    _after
+--  549    _micros
+--  560  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  576    _random_bytes
+--  595    _make_uuidv7
+--  618    portable_uuidv7
+--  648    uuidv7_timestamp
+--  674    _task_id
+--  699    _run_id
+--  714    _run_task
+--  725    _run_number
+--  739  12_types.sql: The composite types that functions pass to each other
+--  744    _gap (type)
+--  752    _late (type)
+--  759    _timer (type)
+--  766    _tally (type)
+--  777    _picked (type)
+--  789    _spawn (type)
+--  813    _cron (type)
+--  827    _filter (type)
+--  866  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  868    _check_keys
+--  901    _number_option
+--  936    _integer_option
+--  952    _whole_option
+--  979    _text_option
+-- 1005    _flag_option
+-- 1027    _uuid_option
+-- 1054    _tags_option
+-- 1083    _check_name
+-- 1110    _check_seconds
+-- 1138    _check_isolation
+-- 1157    _buckets_option
+-- 1195    _check_policy
+-- 1244    _check_spawn
+-- 1291    _read_spawn_options
+-- 1370    _time_option
+-- 1391    _moment_option
+-- 1423    _read_time_options
+-- 1461    _unique_option
+-- 1515    _inherit
+-- 1545    _check_cancellation
+-- 1562  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1565    _check_retry_strategy
+-- 1603    _backoff
+-- 1656    _fraction
+-- 1667  20_tables.sql: Queues and the policy of each
+-- 1669    queues (table)
+-- 1702    grants (table)
+-- 1716    limits (table)
+-- 1736    pauses (table)
+-- 1748    starts (table)
+-- 1763    wanted (table)
+-- 1775    schedules (table)
+-- 1819    versions (table)
+-- 1834    t_template (table)
+-- 1944    g_template (table)
+-- 1956    d_template (table)
+-- 1970    p0_template (table)
+-- 1983    p1_template (table)
+-- 2026    l_template (table)
+-- 2053    h_template (table)
+-- 2073    k0_template (table)
+-- 2086    k1_template (table)
+-- 2115    n0_template (table)
+-- 2126    n1_template (table)
+-- 2142    n_template (table)
+-- 2166    seq_template (sequence)
+-- 2167    ring_template (sequence)
+-- 2168    parked_template (sequence)
+-- 2169    woken_template (sequence)
+-- 2170    plan_template (sequence)
+-- 2171    fired_template (sequence)
+-- 2172    clock_template (sequence)
+-- 2173    carry_template (sequence)
+-- 2174    round_template (sequence)
+-- 2175    agenda_template (sequence)
+-- 2200    r_template (table)
+-- 2217    a_template (table)
+-- 2243    c_template (table)
+-- 2259    e_template (table)
+-- 2276    u_template (table)
+-- 2289    w_template (table)
+-- 2304  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2307    validate_queue_name
+-- 2349    _policy
+-- 2393    _call
+-- 2407    _template_ddl (view)
+-- 2492    _stamp
+-- 2504    _stamp_queues
+-- 2532    _stamp_relation
+-- 2572    _stamp_function
+-- 2605    _function
+-- 2617    _signature
+-- 2628    _leave_extension
+-- 2654    _lock_number
+-- 2664    _share_queue
+-- 2677    _may
+-- 2693    _each_queue
+-- 2715    _init_template
+-- 2743    _hush_template
+-- 2764    _beyond
+-- 2773    create_queue
+-- 2838    _refuse_busy
+-- 2857    drop_queue
+-- 2887    _drop_all
+-- 2940    list_queues
+-- 2964  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 2973    _push_template
+-- 3014    _fill
+-- 3034    _add0_template
+-- 3101    _back0_template
+-- 3119  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3124    _claim0_template
+-- 3196    _pick0_template
+-- 3279    _limits_template
+-- 3320    _move0_template
+-- 3382    _open_xids
+-- 3402    _next0_template
+-- 3431    _many0_template
+-- 3460    _stuck0_template
+-- 3498    _trim0_template
+-- 3539    _bring_template
+-- 3567    _take_template
+-- 3648    _known_template
+-- 3668    _paused_until
+-- 3681    claim_task
+-- 3742    _next_template
+-- 3784    _soon0_template
+-- 3840    next_due
+-- 3865  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 3878    _due0_template
+-- 3954    _last0_template
+-- 3979    _any0_template
+-- 4006    _miss0_template
+-- 4042    _pass0_template
+-- 4088    _fire_template
+-- 4140    _expire_template
+-- 4208    _timeout_reason
+-- 4227    _over_template
+-- 4249    _close_template
+-- 4279    _follow_template
+-- 4309  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4311    _segment_bytes
+-- 4332    _turn_template
+-- 4364    _turn0_template
+-- 4402    _spent0_template
+-- 4416    _dry0_template
+-- 4443    _left0_template
+-- 4474    _carry0_template
+-- 4518  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4524    _remake_template
+-- 4577    _alive_template
+-- 4631    _home
+-- 4644    _settle_template
+-- 4666    rebuild_dispatch
+-- 4703    _recap_template
+-- 4734  35_tally.sql: The letter by which tallies know where a task stands
+-- 4736    _letter
+-- 4755    _letters
+-- 4767    _bound
+-- 4787    _tally_template
+-- 4812    _reckon_template
+-- 4839    _finish_template
+-- 4867    _moved_template
+-- 4898    _sum0_template
+-- 4934    _noted0_template
+-- 4969    _bank0_template
+-- 4989    _census_template
+-- 5011    _count_template
+-- 5033  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5043    _gate_number
+-- 5054    _enter_gate
+-- 5076    _limit_of
+-- 5094    _rule_template
+-- 5120    _reign_template
+-- 5150    _going_template
+-- 5166    _busy_template
+-- 5182    _everywhere_busy
+-- 5208    _closed_until
+-- 5228    _is_limited
+-- 5239    _started
+-- 5256    _left_over
+-- 5277    _slots_template
+-- 5327    _vacate_template
+-- 5390    _unbar_template
+-- 5419    _intake_template
+-- 5440    _sift0_template
+-- 5525    _line_template
+-- 5584    _keys_template
+-- 5637    _admit_template
+-- 5696    _spare_template
+-- 5718    _choose_template
+-- 5764    _named_template
+-- 5791    _weed_template
+-- 5827    _cull_template
+-- 5858    _seize_template
+-- 5933    _quit_template
+-- 5961    _occupy_template
+-- 6001    _chance_template
+-- 6031    _align_template
+-- 6076  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6079    _want_template
+-- 6113    _names_option
+-- 6148    _order_queues
+-- 6184    _remember_names
+-- 6204    claim_any
+-- 6281    _check_order
+-- 6298  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6303    _put_template
+-- 6370    _enlist_template
+-- 6413    _new_template
+-- 6469    _tag_template
+-- 6487    _room_template
+-- 6514    _shed_template
+-- 6556    _first0_template
+-- 6597    _once_template
+-- 6645    _blocks
+-- 6672    _meet_template
+-- 6706    _swap_template
+-- 6766    _series_template
+-- 6803    _found_template
+-- 6859    spawn_task
+-- 6919    spawn_tasks
+-- 6966    _read_task
+-- 6984  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 6989    _hold_template
+-- 7040    _own_template
+-- 7060    _done_template
+-- 7104    complete_run
+-- 7127    _flush_template
+-- 7206    _why_template
+-- 7222    _read_runs
+-- 7268    _explain_bad_run
+-- 7293    complete_runs
+-- 7318    _end_template
+-- 7367    _lost_template
+-- 7383    _file_template
+-- 7409    _again_template
+-- 7449    _queue_template
+-- 7470    _fail_template
+-- 7488    fail_run
+-- 7512    _nap_template
+-- 7541    schedule_run
+-- 7571    _free_template
+-- 7619    release_run
+-- 7644    _keep_template
+-- 7670    extend_claim
+-- 7693  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7698    _mark_template
+-- 7720    _note_template
+-- 7750    set_task_checkpoint_state
+-- 7785    _recall_template
+-- 7807    get_task_checkpoint_state
+-- 7831    _list_template
+-- 7860    get_task_checkpoint_states
+-- 7886  43_events.sql: Wait for an event, or learn how the wait ended
+-- 7893    _wait_template
+-- 7965    _park_template
+-- 8007    await_event
+-- 8044    _emit_template
+-- 8107    emit_event
+-- 8132  44_control.sql: Read a task, or raise TG003
+-- 8134    _fetch_template
+-- 8161    _stop_template
+-- 8193    _act_template
+-- 8215    _halt_template
+-- 8231    cancel_task
+-- 8253    _rerun_template
+-- 8326    _forget_template
+-- 8346    _redo_template
+-- 8379    _renew_template
+-- 8415    retry_task
+-- 8465    _show_template
+-- 8513    get_task_result
+-- 8548  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8555    _purge_template
+-- 8585    _erase_template
+-- 8630    _first_uuid
+-- 8649    _sweep_template
+-- 8689    _clean
+-- 8723    cleanup_tasks
+-- 8744    cleanup_events
+-- 8765    cleanup_all_queues
+-- 8795  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 8797    _cap_template
+-- 8826    _write_limit
+-- 8849    _read_limit
+-- 8897    _check_limit_keys
+-- 8919    set_limit
+-- 8974    _usage_template
+-- 9052    limit_usage
+-- 9081  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 9083    _pause_template
+-- 9104    _halve_template
+-- 9134    _check_only
+-- 9157    pause_queue
+-- 9193    resume_queue
+-- 9219    get_queue_policy
+-- 9242    set_queue_policy
+-- 9260    list_namespaces
+-- 9277  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9280    _read_filter
+-- 9314    _states_option
+-- 9345    _read_cursor
+-- 9364    _check_limit
+-- 9388    _find_template
+-- 9440    _seek_template
+-- 9489    _page_template
+-- 9558    _ended_template
+-- 9595    _fit_template
+-- 9632    _live_template
+-- 9669    _hints_template
+-- 9692    _hints0_template
+-- 9734    _rows_template
+-- 9783    list_tasks
+-- 9829    _peek_template
+-- 9885    get_task
+-- 9939    _runs_template
+-- 9992    list_runs
+-- 10023    _past_template
+-- 10098    _since_template
+-- 10116    get_task_history
+-- 10136    _held_template
+-- 10168    list_workers
+-- 10207    _read_place
+-- 10226    _acts_template
+-- 10252    list_actions
+-- 10284  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10286    _abort_template
+-- 10323    cancel_tasks
+-- 10360    _check_meant
+-- 10380    _limit_option
+-- 10393    _retake_template
+-- 10431    requeue_task
+-- 10456    _regain_template
+-- 10491    requeue_tasks
+-- 10530    list_dead_letters
+-- 10573    _replay_template
+-- 10614    replay_dead_letters
+-- 10654    _bury_template
+-- 10696    purge_dead_letters
+-- 10726  49_stats.sql: When the first task that is ready became so; null if none is
+-- 10728    _oldest_template
+-- 10772    _elder0_template
+-- 10808    _tenure_template
+-- 10833    _is_wanted
+-- 10850    _stat_template
+-- 10896    queue_stats
+-- 10951    _from
+-- 10964    _counters (view)
+-- 10988    _gauge_template
+-- 11034    _spans_template
+-- 11087    metrics
+-- 11123    _xmin_age
+-- 11142    prometheus
+-- 11201    _label_text
+-- 11224    health
+-- 11278  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11283    _tick_template
+-- 11308    _ticked (sequence)
+-- 11314    _set_ticked
+-- 11327    ticker
+-- 11374    ticker_loop (procedure)
+-- 11400  51_cron.sql: Whether pg_cron is installed in this database
+-- 11402    _has_cron
+-- 11412    _cron_has_seconds
+-- 11433    _explain_no_cron
+-- 11465    start
+-- 11508    stop
+-- 11533    _maintain
+-- 11555    status
+-- 11591  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11595    _rights (view)
+-- 11684    _allowed
+-- 11722    _grant
+-- 11741    _grant_again
+-- 11757    _grant_queue
+-- 11772    _check_grant
+-- 11805    grant_access
+-- 11841    revoke_access
+-- 11888  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 11890    _refuse_schedule
+-- 11907    _cron_value
+-- 11921    _cron_field
+-- 11982    _read_every
+-- 12004    _read_schedule
+-- 12079    _cron_time
+-- 12117    _cron_reading
+-- 12156    _clock
+-- 12165    _clock_reads
+-- 12201    _clock_set
+-- 12229    _cron_passing
+-- 12267    _cron_next
+-- 12307    _check_timezone
+-- 12336    next_fire_time
+-- 12372  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 12385    _planning_number
+-- 12395    _replan_template
+-- 12409    _agenda_template
+-- 12426    _future_template
+-- 12454    _strike_template
+-- 12510    _chime_template
+-- 12566    _undone_template
+-- 12585    _planned_after
+-- 12604    _due_times
+-- 12654    _spawn_scheduled
+-- 12699    _check_task_options
+-- 12729    _word_option
+-- 12751    _draw_schedule
+-- 12790    _schedule_options
+-- 12805    _miss_schedule
+-- 12821    _scheduled_in
+-- 12842    _grasp_template
+-- 12869    _enroll_template
+-- 12900    _redraw_template
+-- 12950    create_schedule
+-- 12994    _reform_template
+-- 13020    update_schedule
+-- 13043    _steer_template
+-- 13086    pause_schedule
+-- 13107    resume_schedule
+-- 13127    drop_schedule
+-- 13147    _launch_template
+-- 13179    trigger_schedule
+-- 13201    _diary_template
+-- 13237    get_schedule
+-- 13272    list_schedules
+-- 13314  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -827,7 +832,8 @@ begin
       parent_task_id  uuid,
       workflow_run_id uuid,
       created_after   timestamptz,
-      created_before  timestamptz
+      created_before  timestamptz,
+      claimed_by      text
     );
   end if;
 end;
@@ -2054,6 +2060,9 @@ create table if not exists teguh.h_template (
 
 create index if not exists hkey_template
   on teguh.h_template (flow_key collate "C");
+create index if not exists hfifo_template
+  on teguh.h_template (task_id)
+  where fifo;
 
 comment on table teguh.h_template is
   'Tasks that take up room under limits. A row counts while its run is held or, if its key is '
@@ -2720,6 +2729,7 @@ begin
     perform setval('teguh.clock_template'::regclass, 0);
     perform setval('teguh.carry_template'::regclass, 0);
     perform setval('teguh.agenda_template'::regclass, teguh._beyond());
+    perform setval('teguh.round_template'::regclass, 0);
     update teguh.queues as q
     set built_for = teguh._home('teguh.p0_template'::regclass)
     where q.queue_name = substr('_template', 2);
@@ -5079,8 +5089,8 @@ as $$
   limit 1;
 $$;
 
--- Let a queue go by rules from now on, and count what runs already.  p_wait: even if somebody else
--- is just about to; else that is left to them.
+-- Let a queue go by rules from now on.  p_wait: even if somebody else is just about to; else that
+-- is left to them.
 create or replace function teguh._rule_template(p_wait boolean)
   returns void
   language plpgsql
@@ -5102,9 +5112,20 @@ begin
   set ruled = true
   where q.queue_name = substr('_template', 2)
     and not q.ruled;
-  if not found then
-    return;
-  end if;
+end;
+$$;
+
+-- Let a queue go by rules, take its lock, and count what runs already: while it had no limits,
+-- nobody did.
+create or replace function teguh._reign_template()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._rule_template(true);
+  perform pg_advisory_xact_lock(teguh._gate_number(substr('_template', 2)));
 
   insert into teguh.h_template as h (task_id, turn, fifo, task_name, flow_key)
   select distinct t.task_id, t.turn, false, t.task_name, coalesce(t.flow_key, '')
@@ -5118,7 +5139,10 @@ begin
     select t.* from teguh.t_template as t where t.task_id = u.task_id offset 0
   ) as t
   where t.turn = u.turn
-    and t.state = 'running';
+    and t.state = 'running'
+    and not exists (
+      select from teguh.h_template as h where (h.task_id, h.turn) = (t.task_id, t.turn)
+    );
 end;
 $$;
 
@@ -5180,24 +5204,35 @@ begin
 end;
 $$;
 
--- Whether a task name or a key is paused.
-create or replace function teguh._is_paused(
+-- Until when a task name or a key is paused, by itself or as each of them (*); null if it is not.
+create or replace function teguh._closed_until(
   p_queue_name text,
   p_scope      text,
   p_name       text,
   p_now        timestamptz
 )
+  returns timestamptz
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select max(p.paused_until)
+  from teguh.pauses as p
+  where p.queue_name = p_queue_name
+    and p.scope = p_scope
+    and p.name in (p_name, '*')
+    and p.paused_until > p_now;
+$$;
+
+-- Whether a queue has limits of its own, or pauses.
+create or replace function teguh._is_limited(p_queue_name text)
   returns boolean
   language sql
   stable
   set search_path = pg_catalog, pg_temp
 as $$
-  select exists (
-    select
-    from teguh.pauses as p
-    where (p.queue_name, p.scope, p.name) = (p_queue_name, p_scope, p_name)
-      and p.paused_until > p_now
-  );
+  select exists (select from teguh.limits as l where l.queue_name = p_queue_name)
+    or exists (select from teguh.pauses as p where p.queue_name = p_queue_name);
 $$;
 
 -- How many tasks were started within the period of a rate.
@@ -5238,6 +5273,7 @@ end;
 $$;
 
 -- How many more tasks of each key may be open: those that are, and those that run, take up room.
+-- So do those that are kept first in line, but when they stand in a lane themselves.
 create or replace function teguh._slots_template(p_keys text[], p_now timestamptz)
   returns table(flow_key text, slots bigint)
   language plpgsql
@@ -5251,7 +5287,9 @@ begin
     k.flow_key,
     least(
       teguh._left_over(l, k.flow_key, h.qty, p_now) - o.qty,
-      case when teguh._is_paused(substr('_template', 2), 'key', k.flow_key, p_now) then 0 end
+      case
+        when teguh._closed_until(substr('_template', 2), 'key', k.flow_key, p_now) is not null then 0
+      end
     )
   from (
     select distinct u.flow_key
@@ -5265,12 +5303,21 @@ begin
     select count(*) as qty
     from teguh.h_template as h
     where h.flow_key collate "C" = k.flow_key
+      and l.queue_name is not null
+      and not (h.fifo and exists (
+        select
+        from teguh.t_template as t
+        where t.task_id = h.task_id
+          and t.laned
+          and t.state in ('pending', 'sleeping')
+      ))
   ) as h
   cross join lateral (
     select count(*) as qty
     from teguh.l_template as o
     where o.flow_key collate "C" = k.flow_key
       and o.gate = 'o'
+      and l.queue_name is not null
   ) as o;
 end;
 $$;
@@ -5332,6 +5379,9 @@ begin
 
   select array_agg(o.name) filter (where o.scope = 'key') into v_paused
   from over as o;
+  if '*' = any (v_paused) then
+    v_paused := array(select distinct l.flow_key from teguh.l_template as l where l.gate = 'w');
+  end if;
   return v_keys || v_rated || v_paused;
 end;
 $$;
@@ -5471,7 +5521,7 @@ $$;
 -- A task ranks by its virtual due time: when it became due, a minute earlier for each degree of
 -- priority; so it passes what is not as much older, and is itself passed in the end by nothing.
 -- In a fair queue it ranks by rounds, one task of each key in each.  A key that is first in,
--- first out ranks by arrival.
+-- first out ranks by arrival; a task of it that has begun ranks before all of the key.
 create or replace function teguh._line_template(p_task_ids uuid[], p_now timestamptz)
   returns void
   language plpgsql
@@ -5490,17 +5540,24 @@ begin
   insert into teguh.l_template as l (ranking, seq, task_id, turn, gate, task_name, flow_key)
   select
     n.ranking, nextval('teguh.seq_template'::regclass), n.task_id, n.turn,
-    case when n.kept or coalesce(n.nth <= n.slots, true) then 'o' else 'w' end::"char",
+    case when coalesce(n.nth <= n.slots, true) then 'o' else 'w' end::"char",
     n.task_name, n.flow_key
   from (
     select
       t.*, k.slots,
-      row_number() over (partition by t.flow_key, t.kept order by t.place) as nth,
+      row_number() over (partition by t.flow_key order by not t.kept, t.place) as nth,
       case
-        when v_fair and t.kept then v_round + 1
+        when t.kept then
+          least(
+            k.earliest,
+            case
+              when v_fair then v_round + 1 else min(t.due) over (partition by t.flow_key)
+            end
+          ) - 0.001
         when v_fair then
-          greatest(k.latest, v_round) + row_number() over (partition by t.flow_key order by t.place)
-        when k.fifo and not t.kept then
+          greatest(k.latest, v_round)
+          + row_number() over (partition by t.flow_key, t.kept order by t.place)
+        when k.fifo then
           greatest(k.latest, max(t.due) over (partition by t.flow_key order by t.place))
         else t.due
       end as ranking
@@ -5522,10 +5579,16 @@ begin
 end;
 $$;
 
--- What is to be known of the keys of tasks: how many of each may be opened (null: all), the latest
--- ranking there is, whether it is first in, first out.
+-- What is to be known of the keys of tasks: how many of each may be opened (null: all), the first
+-- and last ranking there is, whether it is first in, first out.
 create or replace function teguh._keys_template(p_task_ids uuid[], p_now timestamptz)
-  returns table(flow_key text, slots bigint, latest double precision, fifo boolean)
+  returns table(
+    flow_key text,
+    slots    bigint,
+    earliest double precision,
+    latest   double precision,
+    fifo     boolean
+  )
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
@@ -5541,15 +5604,23 @@ declare
   );
 begin
   return query
-  select k.flow_key, s.slots, r.latest, coalesce(l.fifo, false)
+  select k.flow_key, s.slots, r.earliest, r.latest, coalesce(l.fifo, false)
   from unnest(v_keys) as k(flow_key)
   left join teguh._slots_template(v_keys, p_now) as s on s.flow_key = k.flow_key
   left join lateral (
     select l.fifo from teguh._limit_of(substr('_template', 2), 'key', k.flow_key) as l
   ) as l on k.flow_key <> ''
   cross join lateral (
-    select max(r.ranking) as latest
+    select min(f.ranking) as earliest, max(r.ranking) as latest
     from unnest('{o,w}'::"char"[]) as g(gate)
+    cross join lateral (
+      select f.ranking
+      from teguh.l_template as f
+      where f.flow_key collate "C" = k.flow_key
+        and f.gate = g.gate
+      order by f.ranking, f.seq
+      limit 1
+    ) as f
     cross join lateral (
       select r.ranking
       from teguh.l_template as r
@@ -5577,8 +5648,10 @@ create or replace function teguh._admit_template(
 as $$
 declare
   v_everywhere boolean := exists (select from teguh.limits as l where l.queue_name = '*');
+  v_limited    boolean;
   v_task_ids   uuid[] := '{}';
   v_claimed    uuid[];
+  v_locked     tid[] := '{}';
   v_room       bigint;
   v_picks      record;
 begin
@@ -5587,21 +5660,32 @@ begin
   then
     return '{}';
   end if;
-  perform teguh._unbar_template(teguh._vacate_template(v_everywhere, p_now), p_now);
+  v_limited := v_everywhere or teguh._is_limited(substr('_template', 2));
+  if v_limited then
+    perform teguh._unbar_template(teguh._vacate_template(v_everywhere, p_now), p_now);
+  end if;
   perform teguh._intake_template(p_now);
 
   loop
     v_room := teguh._spare_template(v_everywhere, p_now);
     v_picks := teguh._choose_template(
-      least(p_qty - cardinality(v_task_ids), v_room)::integer, p_task_names, p_now
+      least(p_qty - cardinality(v_task_ids), v_room)::integer, v_locked, p_task_names, p_now
     );
     exit when v_picks.task_ids is null;
-    continue when teguh._weed_template(v_picks.places, p_now);
+    if teguh._weed_template(v_picks.places, p_now) then
+      -- where there is one, there may be many
+      v_picks := teguh._choose_template(1000, v_locked, p_task_names, p_now);
+      perform teguh._weed_template(v_picks.places, p_now);
+      continue;
+    end if;
+
     v_claimed := teguh._seize_template(
-      p_worker, p_now, p_until, v_picks.task_ids, v_picks.turns, v_picks.places
+      p_worker, p_now, p_until, v_picks.task_ids, v_picks.turns, v_picks.places, v_limited
     );
-    exit when v_claimed is null;
     v_task_ids := v_task_ids || v_claimed;
+    if cardinality(v_claimed) < cardinality(v_picks.task_ids) then
+      v_locked := v_locked || v_picks.places;
+    end if;
   end loop;
 
   return v_task_ids;
@@ -5629,9 +5713,11 @@ begin
 end;
 $$;
 
--- The first tasks of the lanes, up to p_qty, that limits leave and the worker knows.
+-- The first tasks of the lanes, up to p_qty, that limits leave and the worker knows, but for those
+-- in places where somebody holds them locked.
 create or replace function teguh._choose_template(
   p_qty        integer,
+  p_locked     tid[],
   p_task_names text[],
   p_now        timestamptz,
   out places   tid[],
@@ -5663,10 +5749,11 @@ begin
       from teguh.l_template as l
       where l.gate = 'o'
         and l.task_name collate "C" = n.task_name
+        and l.ctid <> all (p_locked)
       order by l.ranking, l.seq
       limit least(p_qty, case when s.qty is not null then greatest(s.qty, 0) end)
     ) as l
-    where not teguh._is_paused(substr('_template', 2), 'task', n.task_name, p_now)
+    where teguh._closed_until(substr('_template', 2), 'task', n.task_name, p_now) is null
     order by l.ranking, l.seq
     limit p_qty
   ) as c;
@@ -5708,6 +5795,42 @@ create or replace function teguh._weed_template(p_places tid[], p_now timestampt
   set search_path = pg_catalog, pg_temp
 as $$
 declare
+  v_keys text[] := teguh._cull_template(p_places, p_now);
+begin
+  if v_keys is null then
+    return false;
+  end if;
+
+  -- where one was there may be many, such as all of a key that were cancelled
+  perform teguh._cull_template(
+    array(
+      select w.place
+      from unnest(v_keys) as k(flow_key)
+      cross join lateral (
+        select l.ctid as place
+        from teguh.l_template as l
+        where l.flow_key collate "C" = k.flow_key
+          and l.gate = 'w'
+        order by l.ranking, l.seq
+        limit 1000
+      ) as w
+    ),
+    p_now
+  );
+  perform teguh._unbar_template(v_keys, p_now);
+  return true;
+end;
+$$;
+
+-- Delete the rows among some of the lanes whose tasks are not to be had any more.  Returns their
+-- keys, null if there was none.
+create or replace function teguh._cull_template(p_places tid[], p_now timestamptz)
+  returns text[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
   v_keys text[];
 begin
   with stale as (
@@ -5727,20 +5850,19 @@ begin
 
   select array_agg(distinct s.flow_key) into v_keys
   from stale as s;
-
-  perform teguh._unbar_template(v_keys, p_now);
-  return v_keys is not null;
+  return v_keys;
 end;
 $$;
 
--- Claim chosen tasks, but for those that somebody holds locked.  Returns null if that is all.
+-- Claim chosen tasks, but for those that somebody holds locked.
 create or replace function teguh._seize_template(
   p_worker   text,
   p_now      timestamptz,
   p_until    timestamptz,
   p_task_ids uuid[],
   p_turns    integer[],
-  p_places   tid[]
+  p_places   tid[],
+  p_limited  boolean
 )
   returns uuid[]
   language plpgsql
@@ -5789,10 +5911,13 @@ begin
   into v_picked.task_ids, v_picked.turns, v_picked.names, v_picked.was, v_picked.limited
   from claimed as c;
   if v_picked.task_ids is null then
-    return null;
+    return '{}';
   end if;
 
-  perform teguh._occupy_template(v_picked.task_ids, p_places, p_now);
+  perform teguh._quit_template(v_picked.task_ids, p_places);
+  if p_limited then
+    perform teguh._occupy_template(v_picked.task_ids, p_now);
+  end if;
   perform teguh._reckon_template(v_picked.names, v_picked.was, 'r');
   perform teguh._push_template(
     'l', v_picked.task_ids, v_picked.turns, array[coalesce(p_until, 'infinity')]
@@ -5804,20 +5929,15 @@ begin
 end;
 $$;
 
--- Take claimed tasks out of their lanes and count them against the limits.
-create or replace function teguh._occupy_template(
-  p_task_ids uuid[],
-  p_places   tid[],
-  p_now      timestamptz
-)
+-- Take claimed tasks out of their lanes.
+create or replace function teguh._quit_template(p_task_ids uuid[], p_places tid[])
   returns void
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_queue_name text := substr('_template', 2);
-  v_round      bigint;
+  v_round bigint;
 begin
   with gone as (
     delete from teguh.l_template as l
@@ -5829,12 +5949,24 @@ begin
   select max(g.ranking)::bigint into v_round
   from gone as g;
   perform from teguh.limits as l
-  where l.queue_name = v_queue_name
+  where l.queue_name = substr('_template', 2)
     and l.fair;
   if found and v_round > coalesce(pg_sequence_last_value('teguh.round_template'::regclass), -1) then
     perform setval('teguh.round_template'::regclass, v_round);
   end if;
+end;
+$$;
 
+-- Count claimed tasks against the limits.
+create or replace function teguh._occupy_template(p_task_ids uuid[], p_now timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text := substr('_template', 2);
+begin
   delete from teguh.h_template as h
   where h.fifo
     and h.task_id = any (p_task_ids);
@@ -5894,7 +6026,8 @@ begin
 end;
 $$;
 
--- Arrange the lanes anew: limits have changed.  p_order: so has what they rank by.
+-- Arrange the lanes anew: limits have changed.  p_rank: so may have what they rank by, and what
+-- is kept first in line.
 create or replace function teguh._align_template(p_rank boolean, p_now timestamptz)
   returns void
   language plpgsql
@@ -5905,6 +6038,16 @@ declare
   v_task_ids uuid[];
 begin
   if p_rank then
+    update teguh.h_template as h
+    set fifo = not h.fifo
+    where h.fifo <> coalesce(
+      (
+        select l.fifo
+        from teguh._limit_of(substr('_template', 2), 'key', nullif(h.flow_key, '')) as l
+      ),
+      false
+    );
+
     with gone as (
       delete from teguh.l_template as l
       returning l.task_id, l.turn, l.seq
@@ -5922,10 +6065,7 @@ begin
     update teguh.l_template as l
     set gate = 'w'
     where l.gate = 'o'
-      and l.flow_key <> ''
-      and not exists (
-        select from teguh.h_template as h where h.fifo and h.task_id = l.task_id
-      );
+      and l.flow_key <> '';
     perform teguh._unbar_template(
       array(select distinct l.flow_key from teguh.l_template as l), p_now
     );
@@ -6005,7 +6145,7 @@ end;
 $$;
 
 -- The queues that a worker claims from, in the order in which it does.
-create or replace function teguh._line_up(p_queue_names text[], p_order text)
+create or replace function teguh._order_queues(p_queue_names text[], p_order text)
   returns text[]
   language plpgsql
   volatile
@@ -6037,6 +6177,26 @@ begin
   end if;
 
   return v_names;
+end;
+$$;
+
+-- Remember of several queues which task names are asked for.
+create or replace function teguh._remember_names(p_queue_names text[], p_task_names text[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text;
+begin
+  for v_queue_name in
+    select distinct u.name
+    from unnest(p_queue_names) as u(name)
+  loop
+    perform teguh._policy(v_queue_name);
+    execute format('select teguh._want_%s($1)', v_queue_name) using p_task_names;
+  end loop;
 end;
 $$;
 
@@ -6072,6 +6232,7 @@ as $$
 declare
   v_options jsonb := coalesce(p_options, '{}');
   v_names   text[];
+  v_queues  text[];
   v_queue   text;
   v_policy  jsonb;
   v_left    integer := greatest(coalesce(p_qty, 1), 1);
@@ -6082,15 +6243,17 @@ begin
   v_names := teguh._names_option(v_options);
   perform teguh._check_order(teguh._text_option(v_options, 'order'));
 
-  foreach v_queue in array teguh._line_up(
+  v_queues := teguh._order_queues(
     p_queue_names, coalesce(v_options ->> 'order', 'round_robin')
-  ) loop
+  );
+  if v_names is not null then
+    perform teguh._remember_names(v_queues, v_names);
+  end if;
+
+  foreach v_queue in array v_queues loop
     exit when v_left <= 0;
     v_policy := teguh._policy(v_queue);
     continue when teguh._paused_until(v_policy) is not null;
-    if v_names is not null then
-      execute format('select teguh._want_%s($1)', v_queue) using v_names;
-    end if;
     return query execute format(
       'select t.*, $6 from teguh._take_%s($1, $2, $3, $4, $5) as t', v_queue
     )
@@ -6104,8 +6267,9 @@ end;
 $$;
 
 comment on function teguh.claim_any(text[], text, double precision, integer, jsonb) is
-  'claim_task() over several queues (null: all that the caller may claim from), up to p_qty runs '
-  'in all, each with its queue_name. Options: order, in which queues are looked through: '
+  'Claims like claim_task(), from several queues (null: all that the caller may claim from), up to '
+  'p_qty runs in all, each with its queue_name; a queue that another worker is just claiming from '
+  'may be passed over. Options: order, in which queues are looked through: '
   'round_robin (the default; each call of a session begins with the next), strict (as given), '
   'oldest (the one whose first ready task has waited longest); task_names, which the worker '
   'knows: it gets no other, and queue_stats() counts as unclaimable what nobody asks for. A '
@@ -6355,29 +6519,29 @@ create or replace function teguh._shed_template(p_count bigint)
 as $$
 declare
   v_ring     bigint := pg_sequence_last_value('teguh.ring_template'::regclass);
-  v_task_ids uuid[] := '{}';
+  v_task_ids uuid[];
 begin
+  -- what stands in a lane was spawned before what is still in dispatch
+  v_task_ids := array(
+    select t.task_id
+    from (select l.* from teguh.l_template as l order by l.seq) as l
+    cross join lateral (
+      select t.task_id
+      from teguh.t_template as t
+      where (t.task_id, t.turn) = (l.task_id, l.turn)
+        and t.state in ('pending', 'sleeping')
+        and t.laned
+        and t.attempt = 0
+      for no key update skip locked
+    ) as t
+    limit p_count
+  );
   for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
     v_task_ids := v_task_ids || case
       when v_gen % 2 = 0 then teguh._first0_template(p_count - cardinality(v_task_ids))
       else teguh._first1_template(p_count - cardinality(v_task_ids))
     end;
   end loop;
-  if cardinality(v_task_ids) < p_count then
-    v_task_ids := v_task_ids || array(
-      select t.task_id
-      from (select l.* from teguh.l_template as l order by l.ranking, l.seq) as l
-      cross join lateral (
-        select t.task_id
-        from teguh.t_template as t
-        where (t.task_id, t.turn) = (l.task_id, l.turn)
-          and t.state in ('pending', 'sleeping')
-          and t.attempt = 0
-        for no key update skip locked
-      ) as t
-      limit p_count - cardinality(v_task_ids)
-    );
-  end if;
 
   update teguh.t_template as t
   set failure_reason = '{"name": "$QueueFull", "message": "newer tasks took its place"}'
@@ -8629,19 +8793,6 @@ comment on function teguh.cleanup_all_queues(text) is
   'one bounded batch each, and returns the counts. Raises TG001 for an unknown queue.';
 
 -- sql/src/46_limits.sql
--- Let a queue go by rules, and take its lock.
-create or replace function teguh._reign_template()
-  returns void
-  language plpgsql
-  volatile
-  set search_path = pg_catalog, pg_temp
-as $$
-begin
-  perform teguh._rule_template(true);
-  perform pg_advisory_xact_lock(teguh._gate_number(substr('_template', 2)));
-end;
-$$;
-
 -- Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait.
 create or replace function teguh._cap_template(p_limit teguh.limits)
   returns void
@@ -8652,23 +8803,26 @@ as $$
 declare
   v_now timestamptz := teguh.current_time();
   v_old teguh.limits;
+  v_new teguh.limits;
 begin
   perform teguh._reign_template();
   select l.* into v_old
-  from teguh.limits as l
-  where (l.queue_name, l.scope, l.name) = (p_limit.queue_name, p_limit.scope, p_limit.name);
+  from teguh._limit_of(p_limit.queue_name, p_limit.scope, p_limit.name) as l;
   perform teguh._write_limit(p_limit);
+  select l.* into v_new
+  from teguh._limit_of(p_limit.queue_name, p_limit.scope, p_limit.name) as l;
   perform teguh._align_template(
     p_limit.scope = 'key'
-    and (coalesce(v_old.fifo, false), coalesce(v_old.fair, false))
-        <> (p_limit.fifo, p_limit.fair),
+    and (coalesce(v_old.fair, false), coalesce(v_old.fifo, false))
+        <> (coalesce(v_new.fair, false), coalesce(v_new.fifo, false)),
     v_now
   );
   perform pg_notify('teguh_template', '');
 end;
 $$;
 
--- Write a limit down; one that limits nothing goes.
+-- Write a limit down; one that limits nothing goes, as does what was noted for rates that are no
+-- more.
 create or replace function teguh._write_limit(p_limit teguh.limits)
   returns void
   language plpgsql
@@ -8681,6 +8835,13 @@ begin
   if p_limit.fifo or p_limit.fair or num_nonnulls(p_limit.max_running, p_limit.rate) > 0 then
     insert into teguh.limits select p_limit.*;
   end if;
+  delete from teguh.starts as s
+  where (s.queue_name, s.scope) = (p_limit.queue_name, p_limit.scope)
+    and not exists (
+      select
+      from teguh._limit_of(s.queue_name, s.scope, s.name) as l
+      where l.rate is not null
+    );
 end;
 $$;
 
@@ -8790,7 +8951,7 @@ begin
     order by q.queue_name
   loop
     if teguh._share_queue(v_queue_name) then
-      execute format('select teguh._rule_%s(true)', v_queue_name);
+      execute format('select teguh._reign_%s()', v_queue_name);
       perform pg_notify('teguh_' || v_queue_name, '');
     end if;
   end loop;
@@ -8798,9 +8959,10 @@ end;
 $$;
 
 comment on function teguh.set_limit(text, text, text, jsonb) is
-  'Limits what runs. p_scope: all (all queues together; p_queue_name is null), queue, task (a task '
-  'name) or key (the option "key" of spawn_task); p_name: which, or * or null for each of them by '
-  'itself. p_limit: max_running; rate with period_seconds (starts in any such period); for keys '
+  'Limits what runs at a time. p_scope: all (all queues together; p_queue_name is null), queue, '
+  'task (a task name) or key (the option "key" of spawn_task); p_name: which, or * or null for '
+  'each of them by itself, but those that have one of their own. p_limit: '
+  'max_running; rate with period_seconds (starts in any such period); for keys '
   'fifo (tasks of a key run one at a time in the order in which they came due, the next when the '
   'one before is over, retries and sleeps included), and for all keys (*) fair (they take turns). '
   'Replaces the limit that was; null takes it away. It holds for every claim that begins after '
@@ -8840,6 +9002,12 @@ begin
       union all
       select l.task_name, l.flow_key, 0, 1
       from teguh.l_template as l
+      cross join lateral (
+        select t.* from teguh.t_template as t where t.task_id = l.task_id offset 0
+      ) as t
+      where t.turn = l.turn
+        and t.state in ('pending', 'sleeping')
+        and t.laned
     ) as u
     cross join lateral (
       values ('queue', ''), ('task', u.task_name), ('key', u.flow_key)
@@ -8848,7 +9016,7 @@ begin
   ),
 
   shown as (
-    select l as cap, coalesce(c.name, l.name) as name, c.running, c.waiting
+    select l.scope, coalesce(c.name, l.name) as name, c.running, c.waiting
     from teguh.limits as l
     left join counted as c on c.scope = l.scope and case
       when l.name <> '*' then c.name = l.name
@@ -8860,27 +9028,23 @@ begin
     end
     where l.queue_name = substr('_template', 2)
     union all
-    select
-      row(p.queue_name, p.scope, p.name, null, null, null, false, false)::teguh.limits, p.name,
-      c.running, c.waiting
+    select p.scope, p.name, c.running, c.waiting
     from teguh.pauses as p
     left join counted as c on (c.scope, c.name) = (p.scope, p.name)
     where p.queue_name = substr('_template', 2)
-      and not exists (
-        select from teguh._limit_of(p.queue_name, p.scope, p.name)
-      )
+      and not exists (select from teguh._limit_of(p.queue_name, p.scope, p.name))
   )
 
   select
-    (s.cap).scope, nullif(s.name, ''), (s.cap).max_running, coalesce(s.running, 0)::bigint,
-    (s.cap).rate, (s.cap).period_seconds, teguh._started(s.cap, s.name, v_now),
-    coalesce(s.waiting, 0)::bigint, (s.cap).fifo, (s.cap).fair, (
-      select p.paused_until
-      from teguh.pauses as p
-      where (p.queue_name, p.scope, p.name) = ((s.cap).queue_name, (s.cap).scope, s.name)
-    )
+    s.scope, nullif(s.name, ''), l.max_running, coalesce(s.running, 0)::bigint, l.rate,
+    l.period_seconds, teguh._started(l, s.name, v_now), coalesce(s.waiting, 0)::bigint,
+    coalesce(l.fifo, false), coalesce(l.fair, false),
+    teguh._closed_until(substr('_template', 2), s.scope, s.name, v_now)
   from shown as s
-  order by (s.cap).scope, s.name;
+  left join lateral (
+    select l.* from teguh._limit_of(substr('_template', 2), s.scope, s.name) as l
+  ) as l on true
+  order by s.scope, s.name;
 end;
 $$;
 
@@ -8984,6 +9148,8 @@ begin
         detail = format('Found: %s.', left(p_only::text, 200)),
         hint = 'For instance {"task_name": "send"}.';
   end if;
+
+  perform teguh._check_name('name', coalesce(p_only ->> 'task_name', p_only ->> 'key'));
 end;
 $$;
 
@@ -9019,7 +9185,7 @@ $$;
 
 comment on function teguh.pause_queue(text, timestamptz, text, jsonb) is
   'Lets claims of a queue return nothing until p_until, or until resume_queue(); with p_only '
-  '({"task_name"} or {"key"}) nothing of that name or key, see set_limit(). Spawns, '
+  '({"task_name"} or {"key"}) nothing of that name or key (*: of any), see set_limit(). Spawns, '
   'events, running tasks and timers go on. list_actions() shows p_reason. Raises '
   'TG001 for an unknown queue, TG005 for a bad p_only, 22004 for a null time.';
 
@@ -9454,14 +9620,15 @@ begin
       and (p_filter.workflow_run_id is null or t.workflow_run_id = p_filter.workflow_run_id)
       and (p_filter.created_after is null or t.created_at >= p_filter.created_after)
       and (p_filter.created_before is null or t.created_at < p_filter.created_before)
+      and (p_filter.claimed_by is null or t.claimed_by = p_filter.claimed_by)
     order by u.place
     limit p_limit
   );
 end;
 $$;
 
--- The tasks in these states, of pending, running and sleeping: all that dispatch knows of,
--- and those that only an event can wake.
+-- The tasks in these states, of pending, running and sleeping: all that dispatch and lanes know
+-- of, and those that only an event can wake.
 create or replace function teguh._live_template(p_states text[])
   returns uuid[]
   language plpgsql
@@ -9469,28 +9636,19 @@ create or replace function teguh._live_template(p_states text[])
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_ring  bigint := pg_sequence_last_value('teguh.ring_template'::regclass);
-  v_kinds text := '';
   v_hints uuid[] := '{}';
 begin
   -- in the order in which a task goes from one to the next, or it might slip through
   if 'sleeping' = any (p_states) then
     v_hints := array(select w.task_id from teguh.w_template as w);
-    v_kinds := 'sr';
   end if;
-  if 'pending' = any (p_states) then
-    v_kinds := 'sr';
+  if p_states && '{pending,sleeping}' then
+    v_hints := v_hints || teguh._hints_template('sr');
+    v_hints := v_hints || array(select l.task_id from teguh.l_template as l);
   end if;
   if 'running' = any (p_states) then
-    v_kinds := v_kinds || 'l';
+    v_hints := v_hints || teguh._hints_template('l');
   end if;
-
-  for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
-    v_hints := v_hints || case
-      when v_gen % 2 = 0 then teguh._hints0_template(v_kinds)
-      else teguh._hints1_template(v_kinds)
-    end;
-  end loop;
 
   return array(
     select h.task_id
@@ -9504,6 +9662,28 @@ begin
     where t.state = any (p_states)
     order by h.task_id desc
   );
+end;
+$$;
+
+-- The tasks of the rows of both segments that their positions have not passed.
+create or replace function teguh._hints_template(p_kinds text)
+  returns uuid[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_ring  bigint := pg_sequence_last_value('teguh.ring_template'::regclass);
+  v_hints uuid[] := '{}';
+begin
+  for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
+    v_hints := v_hints || case
+      when v_gen % 2 = 0 then teguh._hints0_template(p_kinds)
+      else teguh._hints1_template(p_kinds)
+    end;
+  end loop;
+
+  return v_hints;
 end;
 $$;
 
@@ -10272,12 +10452,11 @@ comment on function teguh.requeue_task(text, uuid, text) is
   'the id of the next run; the worker meets AB002 if it is alive after all. Raises TG001 for an '
   'unknown queue, TG003 for an unknown task, TG004 unless it is running.';
 
--- Take tasks away from a worker, or from all (null), locked in the order of their ids.
+-- Take the tasks that a filter means away from their workers, locked in the order of their ids.
 create or replace function teguh._regain_template(
-  p_filter    teguh._filter,
-  p_worker_id text,
-  p_limit     integer,
-  p_reason    text
+  p_filter teguh._filter,
+  p_limit  integer,
+  p_reason text
 )
   returns integer
   language plpgsql
@@ -10296,7 +10475,7 @@ begin
     from teguh.t_template as t
     where t.task_id = any (v_task_ids)
       and t.state = 'running'
-      and t.claimed_by = coalesce(p_worker_id, t.claimed_by)
+      and t.claimed_by = coalesce(p_filter.claimed_by, t.claimed_by)
     order by t.task_id
     for no key update
   loop
@@ -10322,30 +10501,30 @@ as $$
 declare
   v_options jsonb := coalesce(p_options, '{}');
   v_filter  teguh._filter := teguh._read_filter(p_filter);
-  v_worker  text := teguh._text_option(v_options, 'worker_id');
   v_count   integer;
 begin
   perform teguh._check_keys(
     'requeue options', v_options, array['all', 'limit', 'reason', 'worker_id']
   );
-  if v_worker is null then
+  v_filter.claimed_by := teguh._text_option(v_options, 'worker_id');
+  if v_filter.claimed_by is null then
     perform teguh._check_meant(p_filter, v_options);
   end if;
 
   v_filter.states := array['running'];
-  execute teguh._call('regain', p_queue_name, 4) into v_count
+  execute teguh._call('regain', p_queue_name, 3) into v_count
   using
-    v_filter, v_worker, teguh._limit_option(v_options), teguh._text_option(v_options, 'reason');
+    v_filter, teguh._limit_option(v_options), teguh._text_option(v_options, 'reason');
   return v_count;
 end;
 $$;
 
 comment on function teguh.requeue_tasks(text, jsonb, jsonb) is
-  'requeue_task() for the running tasks that a filter means; returns how many. The filter is that '
-  'of list_tasks(), whatever it says of states. Options: worker_id (only what that worker holds), '
-  'limit (the newest so many, default 1000: call again until 0 comes back), reason, all (true: an '
-  'empty filter without worker_id is meant, and means every running task). Raises TG001 for an '
-  'unknown queue, TG005 for an unknown key, a bad value, or an empty filter without all.';
+  'Does requeue_task() for the running tasks that a filter means; returns how many. The filter is '
+  'that of list_tasks(), whatever it says of states. Options: worker_id (only what that worker '
+  'holds), limit (the newest so many, default 1000: call again until 0 comes back), reason, all '
+  '(true: an empty filter without worker_id is meant, and means every running task). Raises TG001 '
+  'for an unknown queue, TG005 for an unknown key, a bad value, or an empty filter without all.';
 
 -- Dead letters are the tasks that failed.
 create or replace function teguh.list_dead_letters(
@@ -10569,18 +10748,22 @@ begin
     select min(t.available_at)
     from unnest(teguh._named_template()) as n(task_name)
     cross join lateral (
-      select l.task_id, l.turn
-      from teguh.l_template as l
-      where l.gate = 'o'
-        and l.task_name collate "C" = n.task_name
-      order by l.ranking, l.seq
+      select t.available_at
+      from (
+        select l.*
+        from teguh.l_template as l
+        where l.gate = 'o'
+          and l.task_name collate "C" = n.task_name
+        order by l.ranking, l.seq
+      ) as l
+      cross join lateral (
+        select t.* from teguh.t_template as t where t.task_id = l.task_id offset 0
+      ) as t
+      where t.turn = l.turn
+        and t.state in ('pending', 'sleeping')
+        and t.laned
       limit 1
-    ) as l
-    cross join lateral (
-      select t.* from teguh.t_template as t where t.task_id = l.task_id offset 0
     ) as t
-    where t.turn = l.turn
-      and t.state in ('pending', 'sleeping')
   ));
 end;
 $$;
