@@ -529,5 +529,9 @@ def test_a_schedule_is_made_changed_and_fired(client: teguh.Client, queue: str) 
         client.next_fire_time("61 * * * *", start)
     with pytest.raises(ValueError, match="starts_at needs a time zone"):
         client.create_schedule(
-            "naive", queue, "t", "@daily", starts_at=datetime(2031, 1, 1)  # noqa: DTZ001
+            "naive",
+            queue,
+            "t",
+            "@daily",
+            starts_at=datetime(2031, 1, 1),  # noqa: DTZ001
         )
