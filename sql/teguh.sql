@@ -136,312 +136,312 @@
 -- 3460    _stuck0_template
 -- 3498    _trim0_template
 -- 3539    _bring_template
--- 3567    _take_template
--- 3648    _known_template
--- 3668    _paused_until
--- 3681    claim_task
--- 3742    _next_template
--- 3784    _soon0_template
--- 3840    next_due
--- 3865  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 3878    _due0_template
--- 3954    _last0_template
--- 3979    _any0_template
--- 4006    _miss0_template
--- 4042    _pass0_template
--- 4088    _fire_template
--- 4140    _expire_template
--- 4208    _timeout_reason
--- 4227    _over_template
--- 4249    _close_template
--- 4279    _follow_template
--- 4309  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4311    _segment_bytes
--- 4332    _turn_template
--- 4364    _turn0_template
--- 4402    _spent0_template
--- 4416    _dry0_template
--- 4443    _left0_template
--- 4474    _carry0_template
--- 4518  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4524    _remake_template
--- 4577    _alive_template
--- 4631    _home
--- 4644    _settle_template
--- 4666    rebuild_dispatch
--- 4703    _recap_template
--- 4734  35_tally.sql: The letter by which tallies know where a task stands
--- 4736    _letter
--- 4755    _letters
--- 4767    _bound
--- 4787    _tally_template
--- 4812    _reckon_template
--- 4839    _finish_template
--- 4867    _moved_template
--- 4898    _sum0_template
--- 4934    _noted0_template
--- 4969    _bank0_template
--- 4989    _census_template
--- 5011    _count_template
--- 5033  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5043    _gate_number
--- 5054    _enter_gate
--- 5076    _limit_of
--- 5094    _rule_template
--- 5120    _reign_template
--- 5150    _going_template
--- 5166    _busy_template
--- 5182    _everywhere_busy
--- 5208    _closed_until
--- 5228    _is_limited
--- 5239    _started
--- 5256    _left_over
--- 5277    _slots_template
--- 5327    _vacate_template
--- 5390    _unbar_template
--- 5419    _intake_template
--- 5440    _sift0_template
--- 5525    _line_template
--- 5584    _keys_template
--- 5637    _admit_template
--- 5696    _spare_template
--- 5718    _choose_template
--- 5764    _named_template
--- 5791    _weed_template
--- 5827    _cull_template
--- 5858    _seize_template
--- 5933    _quit_template
--- 5961    _occupy_template
--- 6001    _chance_template
--- 6031    _align_template
--- 6076  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 6079    _want_template
--- 6113    _names_option
--- 6148    _order_queues
--- 6184    _remember_names
--- 6204    claim_any
--- 6281    _check_order
--- 6298  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6303    _put_template
--- 6370    _enlist_template
--- 6413    _new_template
--- 6469    _tag_template
--- 6487    _room_template
--- 6514    _shed_template
--- 6556    _first0_template
--- 6597    _once_template
--- 6645    _blocks
--- 6672    _meet_template
--- 6706    _swap_template
--- 6766    _series_template
--- 6803    _found_template
--- 6859    spawn_task
--- 6919    spawn_tasks
--- 6966    _read_task
--- 6984  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 6989    _hold_template
--- 7040    _own_template
--- 7060    _done_template
--- 7104    complete_run
--- 7127    _flush_template
--- 7206    _why_template
--- 7222    _read_runs
--- 7268    _explain_bad_run
--- 7293    complete_runs
--- 7318    _end_template
--- 7367    _lost_template
--- 7383    _file_template
--- 7409    _again_template
--- 7449    _queue_template
--- 7470    _fail_template
--- 7488    fail_run
--- 7512    _nap_template
--- 7541    schedule_run
--- 7571    _free_template
--- 7619    release_run
--- 7644    _keep_template
--- 7670    extend_claim
--- 7693  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7698    _mark_template
--- 7720    _note_template
--- 7750    set_task_checkpoint_state
--- 7785    _recall_template
--- 7807    get_task_checkpoint_state
--- 7831    _list_template
--- 7860    get_task_checkpoint_states
--- 7886  43_events.sql: Wait for an event, or learn how the wait ended
--- 7893    _wait_template
--- 7965    _park_template
--- 8007    await_event
--- 8044    _emit_template
--- 8107    emit_event
--- 8132  44_control.sql: Read a task, or raise TG003
--- 8134    _fetch_template
--- 8161    _stop_template
--- 8193    _act_template
--- 8215    _halt_template
--- 8231    cancel_task
--- 8253    _rerun_template
--- 8326    _forget_template
--- 8346    _redo_template
--- 8379    _renew_template
--- 8415    retry_task
--- 8465    _show_template
--- 8513    get_task_result
--- 8548  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8555    _purge_template
--- 8585    _erase_template
--- 8630    _first_uuid
--- 8649    _sweep_template
--- 8689    _clean
--- 8723    cleanup_tasks
--- 8744    cleanup_events
--- 8765    cleanup_all_queues
--- 8795  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 8797    _cap_template
--- 8826    _write_limit
--- 8849    _read_limit
--- 8897    _check_limit_keys
--- 8919    set_limit
--- 8974    _usage_template
--- 9052    limit_usage
--- 9081  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 9083    _pause_template
--- 9104    _halve_template
--- 9134    _check_only
--- 9157    pause_queue
--- 9193    resume_queue
--- 9219    get_queue_policy
--- 9242    set_queue_policy
--- 9260    list_namespaces
--- 9277  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9280    _read_filter
--- 9314    _states_option
--- 9345    _read_cursor
--- 9364    _check_limit
--- 9388    _find_template
--- 9440    _seek_template
--- 9489    _page_template
--- 9558    _ended_template
--- 9595    _fit_template
--- 9632    _live_template
--- 9669    _hints_template
--- 9692    _hints0_template
--- 9734    _rows_template
--- 9783    list_tasks
--- 9829    _peek_template
--- 9885    get_task
--- 9939    _runs_template
--- 9992    list_runs
--- 10023    _past_template
--- 10098    _since_template
--- 10116    get_task_history
--- 10136    _held_template
--- 10168    list_workers
--- 10207    _read_place
--- 10226    _acts_template
--- 10252    list_actions
--- 10284  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10286    _abort_template
--- 10323    cancel_tasks
--- 10360    _check_meant
--- 10380    _limit_option
--- 10393    _retake_template
--- 10431    requeue_task
--- 10456    _regain_template
--- 10491    requeue_tasks
--- 10530    list_dead_letters
--- 10573    _replay_template
--- 10614    replay_dead_letters
--- 10654    _bury_template
--- 10696    purge_dead_letters
--- 10726  49_stats.sql: When the first task that is ready became so; null if none is
--- 10728    _oldest_template
--- 10772    _elder0_template
--- 10808    _tenure_template
--- 10833    _is_wanted
--- 10850    _stat_template
--- 10896    queue_stats
--- 10951    _from
--- 10964    _counters (view)
--- 10988    _gauge_template
--- 11034    _spans_template
--- 11087    metrics
--- 11123    _xmin_age
--- 11142    prometheus
--- 11201    _label_text
--- 11224    health
--- 11278  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 11283    _tick_template
--- 11308    _ticked (sequence)
--- 11314    _set_ticked
--- 11327    ticker
--- 11374    ticker_loop (procedure)
--- 11400  51_cron.sql: Whether pg_cron is installed in this database
--- 11402    _has_cron
--- 11412    _cron_has_seconds
--- 11433    _explain_no_cron
--- 11465    start
--- 11508    stop
--- 11533    _maintain
--- 11555    status
--- 11591  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11595    _rights (view)
--- 11684    _allowed
--- 11722    _grant
--- 11741    _grant_again
--- 11757    _grant_queue
--- 11772    _check_grant
--- 11805    grant_access
--- 11841    revoke_access
--- 11888  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 11890    _refuse_schedule
--- 11907    _cron_value
--- 11921    _cron_field
--- 11982    _read_every
--- 12004    _read_schedule
--- 12079    _cron_time
--- 12117    _cron_reading
--- 12156    _clock
--- 12165    _clock_reads
--- 12201    _clock_set
--- 12229    _cron_passing
--- 12267    _cron_next
--- 12307    _check_timezone
--- 12336    next_fire_time
--- 12372  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 12385    _planning_number
--- 12395    _replan_template
--- 12409    _agenda_template
--- 12426    _future_template
--- 12454    _strike_template
--- 12510    _chime_template
--- 12566    _undone_template
--- 12585    _planned_after
--- 12604    _due_times
--- 12654    _spawn_scheduled
--- 12699    _check_task_options
--- 12729    _word_option
--- 12751    _draw_schedule
--- 12790    _schedule_options
--- 12805    _miss_schedule
--- 12821    _scheduled_in
--- 12842    _grasp_template
--- 12869    _enroll_template
--- 12900    _redraw_template
--- 12950    create_schedule
--- 12994    _reform_template
--- 13020    update_schedule
--- 13043    _steer_template
--- 13086    pause_schedule
--- 13107    resume_schedule
--- 13127    drop_schedule
--- 13147    _launch_template
--- 13179    trigger_schedule
--- 13201    _diary_template
--- 13237    get_schedule
--- 13272    list_schedules
--- 13314  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 3571    _take_template
+-- 3652    _known_template
+-- 3672    _paused_until
+-- 3685    claim_task
+-- 3746    _next_template
+-- 3788    _soon0_template
+-- 3844    next_due
+-- 3869  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 3882    _due0_template
+-- 3958    _last0_template
+-- 3983    _any0_template
+-- 4010    _miss0_template
+-- 4046    _pass0_template
+-- 4092    _fire_template
+-- 4144    _expire_template
+-- 4212    _timeout_reason
+-- 4231    _over_template
+-- 4253    _close_template
+-- 4283    _follow_template
+-- 4313  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4315    _segment_bytes
+-- 4336    _turn_template
+-- 4368    _turn0_template
+-- 4406    _spent0_template
+-- 4420    _dry0_template
+-- 4447    _left0_template
+-- 4478    _carry0_template
+-- 4522  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4528    _remake_template
+-- 4581    _alive_template
+-- 4635    _home
+-- 4648    _settle_template
+-- 4670    rebuild_dispatch
+-- 4707    _recap_template
+-- 4738  35_tally.sql: The letter by which tallies know where a task stands
+-- 4740    _letter
+-- 4759    _letters
+-- 4771    _bound
+-- 4791    _tally_template
+-- 4816    _reckon_template
+-- 4843    _finish_template
+-- 4871    _moved_template
+-- 4902    _sum0_template
+-- 4938    _noted0_template
+-- 4973    _bank0_template
+-- 4993    _census_template
+-- 5015    _count_template
+-- 5037  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5047    _gate_number
+-- 5058    _enter_gate
+-- 5080    _limit_of
+-- 5098    _rule_template
+-- 5124    _reign_template
+-- 5154    _going_template
+-- 5170    _busy_template
+-- 5186    _everywhere_busy
+-- 5212    _closed_until
+-- 5232    _is_limited
+-- 5243    _started
+-- 5260    _left_over
+-- 5281    _slots_template
+-- 5331    _vacate_template
+-- 5394    _unbar_template
+-- 5423    _intake_template
+-- 5444    _sift0_template
+-- 5529    _line_template
+-- 5588    _keys_template
+-- 5641    _admit_template
+-- 5700    _spare_template
+-- 5722    _choose_template
+-- 5768    _named_template
+-- 5795    _weed_template
+-- 5831    _cull_template
+-- 5862    _seize_template
+-- 5937    _quit_template
+-- 5965    _occupy_template
+-- 6005    _chance_template
+-- 6035    _align_template
+-- 6080  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6083    _want_template
+-- 6117    _names_option
+-- 6152    _order_queues
+-- 6188    _remember_names
+-- 6208    claim_any
+-- 6285    _check_order
+-- 6302  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6307    _put_template
+-- 6374    _enlist_template
+-- 6417    _new_template
+-- 6473    _tag_template
+-- 6491    _room_template
+-- 6518    _shed_template
+-- 6560    _first0_template
+-- 6601    _once_template
+-- 6649    _blocks
+-- 6676    _meet_template
+-- 6710    _swap_template
+-- 6770    _series_template
+-- 6807    _found_template
+-- 6863    spawn_task
+-- 6923    spawn_tasks
+-- 6970    _read_task
+-- 6988  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 6993    _hold_template
+-- 7044    _own_template
+-- 7064    _done_template
+-- 7108    complete_run
+-- 7131    _flush_template
+-- 7210    _why_template
+-- 7226    _read_runs
+-- 7272    _explain_bad_run
+-- 7297    complete_runs
+-- 7322    _end_template
+-- 7371    _lost_template
+-- 7387    _file_template
+-- 7413    _again_template
+-- 7453    _queue_template
+-- 7474    _fail_template
+-- 7492    fail_run
+-- 7516    _nap_template
+-- 7545    schedule_run
+-- 7575    _free_template
+-- 7623    release_run
+-- 7648    _keep_template
+-- 7674    extend_claim
+-- 7697  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7702    _mark_template
+-- 7724    _note_template
+-- 7754    set_task_checkpoint_state
+-- 7789    _recall_template
+-- 7811    get_task_checkpoint_state
+-- 7835    _list_template
+-- 7864    get_task_checkpoint_states
+-- 7890  43_events.sql: Wait for an event, or learn how the wait ended
+-- 7897    _wait_template
+-- 7969    _park_template
+-- 8011    await_event
+-- 8048    _emit_template
+-- 8111    emit_event
+-- 8136  44_control.sql: Read a task, or raise TG003
+-- 8138    _fetch_template
+-- 8165    _stop_template
+-- 8197    _act_template
+-- 8219    _halt_template
+-- 8235    cancel_task
+-- 8257    _rerun_template
+-- 8330    _forget_template
+-- 8350    _redo_template
+-- 8383    _renew_template
+-- 8419    retry_task
+-- 8469    _show_template
+-- 8517    get_task_result
+-- 8552  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8559    _purge_template
+-- 8589    _erase_template
+-- 8634    _first_uuid
+-- 8653    _sweep_template
+-- 8693    _clean
+-- 8727    cleanup_tasks
+-- 8748    cleanup_events
+-- 8769    cleanup_all_queues
+-- 8799  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 8801    _cap_template
+-- 8830    _write_limit
+-- 8853    _read_limit
+-- 8901    _check_limit_keys
+-- 8923    set_limit
+-- 8978    _usage_template
+-- 9056    limit_usage
+-- 9085  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 9087    _pause_template
+-- 9108    _halve_template
+-- 9138    _check_only
+-- 9161    pause_queue
+-- 9197    resume_queue
+-- 9223    get_queue_policy
+-- 9246    set_queue_policy
+-- 9264    list_namespaces
+-- 9281  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9284    _read_filter
+-- 9318    _states_option
+-- 9349    _read_cursor
+-- 9368    _check_limit
+-- 9392    _find_template
+-- 9444    _seek_template
+-- 9493    _page_template
+-- 9562    _ended_template
+-- 9599    _fit_template
+-- 9636    _live_template
+-- 9673    _hints_template
+-- 9696    _hints0_template
+-- 9738    _rows_template
+-- 9787    list_tasks
+-- 9833    _peek_template
+-- 9889    get_task
+-- 9943    _runs_template
+-- 9996    list_runs
+-- 10027    _past_template
+-- 10102    _since_template
+-- 10120    get_task_history
+-- 10140    _held_template
+-- 10172    list_workers
+-- 10211    _read_place
+-- 10230    _acts_template
+-- 10256    list_actions
+-- 10288  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10290    _abort_template
+-- 10327    cancel_tasks
+-- 10364    _check_meant
+-- 10384    _limit_option
+-- 10397    _retake_template
+-- 10435    requeue_task
+-- 10460    _regain_template
+-- 10495    requeue_tasks
+-- 10534    list_dead_letters
+-- 10577    _replay_template
+-- 10618    replay_dead_letters
+-- 10658    _bury_template
+-- 10700    purge_dead_letters
+-- 10730  49_stats.sql: When the first task that is ready became so; null if none is
+-- 10732    _oldest_template
+-- 10776    _elder0_template
+-- 10812    _tenure_template
+-- 10837    _is_wanted
+-- 10854    _stat_template
+-- 10900    queue_stats
+-- 10955    _from
+-- 10968    _counters (view)
+-- 10992    _gauge_template
+-- 11038    _spans_template
+-- 11091    metrics
+-- 11127    _xmin_age
+-- 11146    prometheus
+-- 11205    _label_text
+-- 11228    health
+-- 11282  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11287    _tick_template
+-- 11312    _ticked (sequence)
+-- 11318    _set_ticked
+-- 11331    ticker
+-- 11378    ticker_loop (procedure)
+-- 11404  51_cron.sql: Whether pg_cron is installed in this database
+-- 11406    _has_cron
+-- 11416    _cron_has_seconds
+-- 11437    _explain_no_cron
+-- 11469    start
+-- 11512    stop
+-- 11537    _maintain
+-- 11559    status
+-- 11595  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11599    _rights (view)
+-- 11688    _allowed
+-- 11726    _grant
+-- 11745    _grant_again
+-- 11761    _grant_queue
+-- 11776    _check_grant
+-- 11809    grant_access
+-- 11845    revoke_access
+-- 11892  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 11894    _refuse_schedule
+-- 11911    _cron_value
+-- 11925    _cron_field
+-- 11986    _read_every
+-- 12008    _read_schedule
+-- 12083    _cron_time
+-- 12121    _cron_reading
+-- 12160    _clock
+-- 12169    _clock_reads
+-- 12205    _clock_set
+-- 12233    _cron_passing
+-- 12271    _cron_next
+-- 12311    _check_timezone
+-- 12340    next_fire_time
+-- 12376  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 12389    _planning_number
+-- 12399    _replan_template
+-- 12413    _agenda_template
+-- 12430    _future_template
+-- 12458    _strike_template
+-- 12514    _chime_template
+-- 12570    _undone_template
+-- 12589    _planned_after
+-- 12608    _due_times
+-- 12658    _spawn_scheduled
+-- 12703    _check_task_options
+-- 12733    _word_option
+-- 12755    _draw_schedule
+-- 12794    _schedule_options
+-- 12809    _miss_schedule
+-- 12825    _scheduled_in
+-- 12846    _grasp_template
+-- 12873    _enroll_template
+-- 12904    _redraw_template
+-- 12954    create_schedule
+-- 12998    _reform_template
+-- 13024    update_schedule
+-- 13047    _steer_template
+-- 13090    pause_schedule
+-- 13111    resume_schedule
+-- 13131    drop_schedule
+-- 13151    _launch_template
+-- 13183    trigger_schedule
+-- 13205    _diary_template
+-- 13241    get_schedule
+-- 13276    list_schedules
+-- 13318  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -3550,7 +3550,11 @@ as $$
 declare
   v_count integer := 0;
 begin
-  if p_first then
+  if p_first
+    and coalesce(
+      pg_sequence_last_value('teguh.agenda_template'::regclass) <= teguh._micros(p_now), true
+    )
+  then
     v_count := teguh._strike_template(p_now, false, 100);
   end if;
   return v_count + teguh._fire_template(p_now, p_fresh, p_limit);

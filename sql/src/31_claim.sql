@@ -431,7 +431,11 @@ as $$
 declare
   v_count integer := 0;
 begin
-  if p_first then
+  if p_first
+    and coalesce(
+      pg_sequence_last_value('teguh.agenda_template'::regclass) <= teguh._micros(p_now), true
+    )
+  then
     v_count := teguh._strike_template(p_now, false, 100);
   end if;
   return v_count + teguh._fire_template(p_now, p_fresh, p_limit);
