@@ -259,7 +259,7 @@ def cost(server: Databases, options: argparse.Namespace) -> Iterator[tuple[str, 
     yield f"cost: claim + complete, tasks/s, medians of {options.rounds} rounds", None
     yield f"  {'':26}{'plain':>10}{'priorities':>12}{'ratio':>8}{'keys':>12}{'ratio':>8}", None
     for clients in (1, 8):
-        for batch, number in ((1, 400), (10, 2000), (100, 8000)):
+        for batch, number in ((1, 200), (10, 1000), (100, 6000)):
             found: dict[str, list[float]] = {kind: [] for kind in KINDS}
             for _ in range(options.rounds):
                 for kind, rates in found.items():

@@ -1,6 +1,6 @@
 -- Limits hold for queues, task names, keys and all queues together; usage says how far they are.
 begin;
-select plan(101);
+select plan(103);
 set local teguh.fake_now = '2031-05-01 12:00:00+00';
 
 create function pg_temp.spawn(p_queue text, p_labels text[], p_options jsonb default '{}')
@@ -330,6 +330,22 @@ select is(
 );
 select pg_temp.complete('o', '{o2}');
 select is(pg_temp.claim('o'), 'o1', 'then it is handed out again');
+
+-- The limit over all queues is shown without a queue
+select teguh.create_queue('over');
+select teguh.set_limit(null, 'all', null, '{"max_running": 1}');
+select teguh.spawn_task('over', 'a', '{}');
+select teguh.spawn_task('over', 'a', '{}');
+select teguh.claim_task('over', 'w', 30, 5);
+select results_eq(
+  $$ select u.scope, u.name, u.max_running, u.running > 0, u.waiting > 0 from teguh.limit_usage(null) as u $$,
+  $$ values ('all', null::text, 1, true, true) $$,
+  'limit_usage(null) shows the limit over all queues'
+);
+select teguh.set_limit(null, 'all');
+select is_empty(
+  $$ select * from teguh.limit_usage(null) $$, 'and nothing when there is none'
+);
 
 select * from finish();
 rollback;

@@ -8,440 +8,443 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  446  00_install.sql
---  494  01_version.sql: What the schema is, and its version
---  501    version
---  513  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  515    current_time
---  534    _after
---  549    _micros
---  560  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  576    _random_bytes
---  595    _make_uuidv7
---  618    portable_uuidv7
---  648    uuidv7_timestamp
---  674    _task_id
---  699    _run_id
---  714    _run_task
---  725    _run_number
---  739  12_types.sql: The composite types that functions pass to each other
---  744    _gap (type)
---  752    _late (type)
---  759    _timer (type)
---  766    _tally (type)
---  777    _picked (type)
---  789    _spawn (type)
---  813    _cron (type)
---  827    _filter (type)
---  866  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  868    _check_keys
---  901    _number_option
---  936    _integer_option
---  952    _whole_option
---  979    _text_option
--- 1005    _flag_option
--- 1027    _uuid_option
--- 1054    _tags_option
--- 1083    _check_name
--- 1110    _check_seconds
--- 1138    _check_isolation
--- 1157    _buckets_option
--- 1195    _check_policy
--- 1244    _check_spawn
--- 1291    _read_spawn_options
--- 1370    _time_option
--- 1391    _moment_option
--- 1423    _read_time_options
--- 1461    _unique_option
--- 1515    _inherit
--- 1545    _check_cancellation
--- 1562  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1565    _check_retry_strategy
--- 1603    _backoff
--- 1656    _fraction
--- 1667  20_tables.sql: Queues and the policy of each
--- 1669    queues (table)
--- 1702    grants (table)
--- 1716    limits (table)
--- 1736    pauses (table)
--- 1748    starts (table)
--- 1763    wanted (table)
--- 1775    schedules (table)
--- 1819    versions (table)
--- 1834    t_template (table)
--- 1944    g_template (table)
--- 1956    d_template (table)
--- 1970    p0_template (table)
--- 1983    p1_template (table)
--- 2026    l_template (table)
--- 2053    h_template (table)
--- 2073    k0_template (table)
--- 2086    k1_template (table)
--- 2115    n0_template (table)
--- 2126    n1_template (table)
--- 2142    n_template (table)
--- 2166    seq_template (sequence)
--- 2167    ring_template (sequence)
--- 2168    parked_template (sequence)
--- 2169    woken_template (sequence)
--- 2170    plan_template (sequence)
--- 2171    fired_template (sequence)
--- 2172    clock_template (sequence)
--- 2173    carry_template (sequence)
--- 2174    round_template (sequence)
--- 2175    agenda_template (sequence)
--- 2200    r_template (table)
--- 2217    a_template (table)
--- 2243    c_template (table)
--- 2259    e_template (table)
--- 2276    u_template (table)
--- 2289    w_template (table)
--- 2304  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2307    validate_queue_name
--- 2349    _policy
--- 2393    _call
--- 2407    _template_ddl (view)
--- 2492    _stamp
--- 2504    _stamp_queues
--- 2532    _stamp_relation
--- 2572    _stamp_function
--- 2605    _function
--- 2617    _signature
--- 2628    _leave_extension
--- 2654    _lock_number
--- 2664    _share_queue
--- 2677    _may
--- 2693    _each_queue
--- 2715    _init_template
--- 2743    _hush_template
--- 2764    _beyond
--- 2773    create_queue
--- 2838    _refuse_busy
--- 2857    drop_queue
--- 2887    _drop_all
--- 2940    list_queues
--- 2964  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 2973    _push_template
--- 3014    _fill
--- 3034    _add0_template
--- 3101    _back0_template
--- 3119  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3124    _claim0_template
--- 3196    _pick0_template
--- 3279    _limits_template
--- 3320    _move0_template
--- 3382    _open_xids
--- 3402    _next0_template
--- 3431    _many0_template
--- 3460    _stuck0_template
--- 3498    _trim0_template
--- 3539    _bring_template
--- 3571    _take_template
--- 3652    _known_template
--- 3672    _paused_until
--- 3685    claim_task
--- 3746    _next_template
--- 3788    _soon0_template
--- 3844    next_due
--- 3869  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 3882    _due0_template
--- 3958    _last0_template
--- 3983    _any0_template
--- 4010    _miss0_template
--- 4046    _pass0_template
--- 4092    _fire_template
--- 4144    _expire_template
--- 4212    _timeout_reason
--- 4231    _over_template
--- 4253    _close_template
--- 4283    _follow_template
--- 4313  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4315    _segment_bytes
--- 4336    _turn_template
--- 4368    _turn0_template
--- 4406    _spent0_template
--- 4420    _dry0_template
--- 4447    _left0_template
--- 4478    _carry0_template
--- 4522  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4528    _remake_template
--- 4581    _alive_template
--- 4635    _home
--- 4648    _settle_template
--- 4670    rebuild_dispatch
--- 4707    _recap_template
--- 4738  35_tally.sql: The letter by which tallies know where a task stands
--- 4740    _letter
--- 4759    _letters
--- 4771    _bound
--- 4791    _tally_template
--- 4816    _reckon_template
--- 4843    _finish_template
--- 4871    _moved_template
--- 4902    _sum0_template
--- 4938    _noted0_template
--- 4973    _bank0_template
--- 4993    _census_template
--- 5015    _count_template
--- 5037  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5047    _gate_number
--- 5058    _enter_gate
--- 5080    _limit_of
--- 5098    _rule_template
--- 5124    _reign_template
--- 5154    _going_template
--- 5170    _busy_template
--- 5186    _everywhere_busy
--- 5212    _closed_until
--- 5232    _is_limited
--- 5243    _started
--- 5260    _left_over
--- 5281    _slots_template
--- 5331    _vacate_template
--- 5394    _unbar_template
--- 5423    _intake_template
--- 5444    _sift0_template
--- 5529    _line_template
--- 5588    _keys_template
--- 5641    _admit_template
--- 5700    _spare_template
--- 5722    _choose_template
--- 5768    _named_template
--- 5795    _weed_template
--- 5831    _cull_template
--- 5862    _seize_template
--- 5937    _quit_template
--- 5965    _occupy_template
--- 6005    _chance_template
--- 6035    _align_template
--- 6080  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 6083    _want_template
--- 6117    _names_option
--- 6152    _order_queues
--- 6188    _remember_names
--- 6208    claim_any
--- 6285    _check_order
--- 6302  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6307    _put_template
--- 6374    _enlist_template
--- 6417    _new_template
--- 6473    _tag_template
--- 6491    _room_template
--- 6518    _shed_template
--- 6560    _first0_template
--- 6601    _once_template
--- 6649    _blocks
--- 6676    _meet_template
--- 6710    _swap_template
--- 6770    _series_template
--- 6807    _found_template
--- 6863    spawn_task
--- 6923    spawn_tasks
--- 6970    _read_task
--- 6988  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 6993    _hold_template
--- 7044    _own_template
--- 7064    _done_template
--- 7108    complete_run
--- 7131    _flush_template
--- 7210    _why_template
--- 7226    _read_runs
--- 7272    _explain_bad_run
--- 7297    complete_runs
--- 7322    _end_template
--- 7371    _lost_template
--- 7387    _file_template
--- 7413    _again_template
--- 7453    _queue_template
--- 7474    _fail_template
--- 7492    fail_run
--- 7516    _nap_template
--- 7545    schedule_run
--- 7575    _free_template
--- 7623    release_run
--- 7648    _keep_template
--- 7674    extend_claim
--- 7697  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7702    _mark_template
--- 7724    _note_template
--- 7754    set_task_checkpoint_state
--- 7789    _recall_template
--- 7811    get_task_checkpoint_state
--- 7835    _list_template
--- 7864    get_task_checkpoint_states
--- 7890  43_events.sql: Wait for an event, or learn how the wait ended
--- 7897    _wait_template
--- 7969    _park_template
--- 8011    await_event
--- 8048    _emit_template
--- 8111    emit_event
--- 8136  44_control.sql: Read a task, or raise TG003
--- 8138    _fetch_template
--- 8165    _stop_template
--- 8197    _act_template
--- 8219    _halt_template
--- 8235    cancel_task
--- 8257    _rerun_template
--- 8330    _forget_template
--- 8350    _redo_template
--- 8383    _renew_template
--- 8419    retry_task
--- 8469    _show_template
--- 8517    get_task_result
--- 8552  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8559    _purge_template
--- 8589    _erase_template
--- 8634    _first_uuid
--- 8653    _sweep_template
--- 8693    _clean
--- 8727    cleanup_tasks
--- 8748    cleanup_events
--- 8769    cleanup_all_queues
--- 8799  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 8801    _cap_template
--- 8830    _write_limit
--- 8853    _read_limit
--- 8901    _check_limit_keys
--- 8923    set_limit
--- 8978    _usage_template
--- 9056    limit_usage
--- 9085  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 9087    _pause_template
--- 9108    _halve_template
--- 9138    _check_only
--- 9161    pause_queue
--- 9197    resume_queue
--- 9223    get_queue_policy
--- 9246    set_queue_policy
--- 9264    list_namespaces
--- 9281  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9284    _read_filter
--- 9318    _states_option
--- 9349    _read_cursor
--- 9368    _check_limit
--- 9392    _find_template
--- 9444    _seek_template
--- 9493    _page_template
--- 9562    _ended_template
--- 9599    _fit_template
--- 9636    _live_template
--- 9673    _hints_template
--- 9696    _hints0_template
--- 9738    _rows_template
--- 9787    list_tasks
--- 9833    _peek_template
--- 9889    get_task
--- 9943    _runs_template
--- 9996    list_runs
--- 10027    _past_template
--- 10102    _since_template
--- 10120    get_task_history
--- 10140    _held_template
--- 10172    list_workers
--- 10211    _read_place
--- 10230    _acts_template
--- 10256    list_actions
--- 10288  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10290    _abort_template
--- 10327    cancel_tasks
--- 10364    _check_meant
--- 10384    _limit_option
--- 10397    _retake_template
--- 10435    requeue_task
--- 10460    _regain_template
--- 10495    requeue_tasks
--- 10534    list_dead_letters
--- 10577    _replay_template
--- 10618    replay_dead_letters
--- 10658    _bury_template
--- 10700    purge_dead_letters
--- 10730  49_stats.sql: When the first task that is ready became so; null if none is
--- 10732    _oldest_template
--- 10776    _elder0_template
--- 10812    _tenure_template
--- 10837    _is_wanted
--- 10854    _stat_template
--- 10900    queue_stats
--- 10955    _from
--- 10968    _counters (view)
--- 10992    _gauge_template
--- 11038    _spans_template
--- 11091    metrics
--- 11127    _xmin_age
--- 11146    prometheus
--- 11205    _label_text
--- 11228    health
--- 11282  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 11287    _tick_template
--- 11312    _ticked (sequence)
--- 11318    _set_ticked
--- 11331    ticker
--- 11378    ticker_loop (procedure)
--- 11404  51_cron.sql: Whether pg_cron is installed in this database
--- 11406    _has_cron
--- 11416    _cron_has_seconds
--- 11437    _explain_no_cron
--- 11469    start
--- 11512    stop
--- 11537    _maintain
--- 11559    status
--- 11595  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11599    _rights (view)
--- 11688    _allowed
--- 11726    _grant
--- 11745    _grant_again
--- 11761    _grant_queue
--- 11776    _check_grant
--- 11809    grant_access
--- 11845    revoke_access
--- 11892  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 11894    _refuse_schedule
--- 11911    _cron_value
--- 11925    _cron_field
--- 11986    _read_every
--- 12008    _read_schedule
--- 12083    _cron_time
--- 12121    _cron_reading
--- 12160    _clock
--- 12169    _clock_reads
--- 12205    _clock_set
--- 12233    _cron_passing
--- 12271    _cron_next
--- 12311    _check_timezone
--- 12340    next_fire_time
--- 12376  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 12389    _planning_number
--- 12399    _replan_template
--- 12413    _agenda_template
--- 12430    _future_template
--- 12458    _strike_template
--- 12514    _chime_template
--- 12570    _undone_template
--- 12589    _planned_after
--- 12608    _due_times
--- 12658    _spawn_scheduled
--- 12703    _check_task_options
--- 12733    _word_option
--- 12755    _draw_schedule
--- 12794    _schedule_options
--- 12809    _miss_schedule
--- 12825    _scheduled_in
--- 12846    _grasp_template
--- 12873    _enroll_template
--- 12904    _redraw_template
--- 12954    create_schedule
--- 12998    _reform_template
--- 13024    update_schedule
--- 13047    _steer_template
--- 13090    pause_schedule
--- 13111    resume_schedule
--- 13131    drop_schedule
--- 13151    _launch_template
--- 13183    trigger_schedule
--- 13205    _diary_template
--- 13241    get_schedule
--- 13276    list_schedules
--- 13318  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  449  00_install.sql
+--  497  01_version.sql: What the schema is, and its version
+--  504    version
+--  516  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  518    current_time
+--  537    _after
+--  552    _micros
+--  563  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  579    _random_bytes
+--  598    _make_uuidv7
+--  621    portable_uuidv7
+--  651    uuidv7_timestamp
+--  677    _task_id
+--  702    _run_id
+--  717    _run_task
+--  728    _run_number
+--  742  12_types.sql: The composite types that functions pass to each other
+--  747    _gap (type)
+--  755    _late (type)
+--  762    _timer (type)
+--  769    _tally (type)
+--  780    _picked (type)
+--  792    _spawn (type)
+--  816    _cron (type)
+--  830    _filter (type)
+--  869  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  871    _check_keys
+--  904    _number_option
+--  939    _integer_option
+--  955    _whole_option
+--  982    _text_option
+-- 1008    _flag_option
+-- 1030    _uuid_option
+-- 1057    _tags_option
+-- 1086    _check_name
+-- 1113    _check_seconds
+-- 1141    _check_isolation
+-- 1160    _buckets_option
+-- 1198    _check_policy
+-- 1247    _check_spawn
+-- 1294    _read_spawn_options
+-- 1373    _time_option
+-- 1394    _moment_option
+-- 1426    _read_time_options
+-- 1464    _unique_option
+-- 1518    _inherit
+-- 1548    _check_cancellation
+-- 1565  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1568    _check_retry_strategy
+-- 1606    _backoff
+-- 1659    _fraction
+-- 1670  20_tables.sql: Queues and the policy of each
+-- 1672    queues (table)
+-- 1705    grants (table)
+-- 1719    limits (table)
+-- 1740    pauses (table)
+-- 1752    starts (table)
+-- 1767    wanted (table)
+-- 1779    schedules (table)
+-- 1823    versions (table)
+-- 1838    t_template (table)
+-- 1948    g_template (table)
+-- 1960    d_template (table)
+-- 1974    p0_template (table)
+-- 1987    p1_template (table)
+-- 2030    l_template (table)
+-- 2057    h_template (table)
+-- 2077    k0_template (table)
+-- 2090    k1_template (table)
+-- 2119    n0_template (table)
+-- 2130    n1_template (table)
+-- 2146    n_template (table)
+-- 2170    seq_template (sequence)
+-- 2171    ring_template (sequence)
+-- 2172    parked_template (sequence)
+-- 2173    woken_template (sequence)
+-- 2174    plan_template (sequence)
+-- 2175    fired_template (sequence)
+-- 2176    clock_template (sequence)
+-- 2177    carry_template (sequence)
+-- 2178    round_template (sequence)
+-- 2179    agenda_template (sequence)
+-- 2204    r_template (table)
+-- 2221    a_template (table)
+-- 2247    c_template (table)
+-- 2263    e_template (table)
+-- 2280    u_template (table)
+-- 2293    w_template (table)
+-- 2308  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2311    validate_queue_name
+-- 2353    _policy
+-- 2397    _call
+-- 2411    _template_ddl (view)
+-- 2496    _stamp
+-- 2508    _stamp_queues
+-- 2536    _stamp_relation
+-- 2576    _stamp_function
+-- 2609    _function
+-- 2621    _signature
+-- 2632    _leave_extension
+-- 2658    _lock_number
+-- 2668    _share_queue
+-- 2681    _may
+-- 2697    _each_queue
+-- 2719    _init_template
+-- 2754    _hush_template
+-- 2775    _beyond
+-- 2784    create_queue
+-- 2849    _refuse_busy
+-- 2868    drop_queue
+-- 2898    _drop_all
+-- 2951    list_queues
+-- 2975  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 2984    _push_template
+-- 3025    _fill
+-- 3045    _add0_template
+-- 3112    _back0_template
+-- 3130  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3135    _claim0_template
+-- 3207    _pick0_template
+-- 3290    _limits_template
+-- 3331    _move0_template
+-- 3393    _open_xids
+-- 3413    _next0_template
+-- 3442    _many0_template
+-- 3471    _stuck0_template
+-- 3509    _trim0_template
+-- 3550    _bring_template
+-- 3582    _take_template
+-- 3663    _known_template
+-- 3683    _paused_until
+-- 3696    claim_task
+-- 3757    _next_template
+-- 3799    _soon0_template
+-- 3855    next_due
+-- 3880  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 3893    _due0_template
+-- 3969    _last0_template
+-- 3994    _any0_template
+-- 4021    _miss0_template
+-- 4057    _pass0_template
+-- 4103    _fire_template
+-- 4155    _expire_template
+-- 4223    _timeout_reason
+-- 4242    _over_template
+-- 4264    _close_template
+-- 4294    _follow_template
+-- 4324  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4326    _segment_bytes
+-- 4347    _turn_template
+-- 4379    _turn0_template
+-- 4417    _spent0_template
+-- 4431    _dry0_template
+-- 4458    _left0_template
+-- 4489    _carry0_template
+-- 4533  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4539    _remake_template
+-- 4592    _alive_template
+-- 4646    _home
+-- 4659    _settle_template
+-- 4681    rebuild_dispatch
+-- 4718    _recap_template
+-- 4749  35_tally.sql: The letter by which tallies know where a task stands
+-- 4751    _letter
+-- 4770    _letters
+-- 4782    _bound
+-- 4802    _tally_template
+-- 4827    _reckon_template
+-- 4854    _finish_template
+-- 4882    _moved_template
+-- 4913    _sum0_template
+-- 4949    _noted0_template
+-- 4984    _bank0_template
+-- 5004    _census_template
+-- 5026    _count_template
+-- 5048  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5058    _gate_number
+-- 5069    _enter_gate
+-- 5091    _limit_of
+-- 5109    _rule_template
+-- 5135    _reign_template
+-- 5149    _enrol_template
+-- 5176    _going_template
+-- 5192    _busy_template
+-- 5208    _everywhere_busy
+-- 5234    _closed_until
+-- 5254    _is_fresh
+-- 5269    _is_limited
+-- 5280    _started
+-- 5297    _left_over
+-- 5318    _slots_template
+-- 5368    _vacate_template
+-- 5431    _unbar_template
+-- 5460    _intake_template
+-- 5481    _sift0_template
+-- 5566    _line_template
+-- 5625    _keys_template
+-- 5678    _admit_template
+-- 5741    _spare_template
+-- 5763    _choose_template
+-- 5809    _named_template
+-- 5836    _weed_template
+-- 5872    _cull_template
+-- 5903    _seize_template
+-- 5978    _quit_template
+-- 6006    _occupy_template
+-- 6046    _chance_template
+-- 6076    _align_template
+-- 6121  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6124    _want_template
+-- 6158    _names_option
+-- 6193    _order_queues
+-- 6229    _remember_names
+-- 6249    claim_any
+-- 6326    _check_order
+-- 6343  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6348    _put_template
+-- 6415    _enlist_template
+-- 6458    _new_template
+-- 6514    _tag_template
+-- 6532    _room_template
+-- 6559    _shed_template
+-- 6601    _first0_template
+-- 6642    _once_template
+-- 6690    _blocks
+-- 6717    _meet_template
+-- 6751    _swap_template
+-- 6811    _series_template
+-- 6848    _found_template
+-- 6904    spawn_task
+-- 6964    spawn_tasks
+-- 7011    _read_task
+-- 7029  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7034    _hold_template
+-- 7085    _own_template
+-- 7105    _done_template
+-- 7149    complete_run
+-- 7172    _flush_template
+-- 7251    _why_template
+-- 7267    _read_runs
+-- 7313    _explain_bad_run
+-- 7338    complete_runs
+-- 7363    _end_template
+-- 7412    _lost_template
+-- 7428    _file_template
+-- 7454    _again_template
+-- 7494    _queue_template
+-- 7515    _fail_template
+-- 7533    fail_run
+-- 7557    _nap_template
+-- 7586    schedule_run
+-- 7616    _free_template
+-- 7664    release_run
+-- 7689    _keep_template
+-- 7715    extend_claim
+-- 7738  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7743    _mark_template
+-- 7765    _note_template
+-- 7795    set_task_checkpoint_state
+-- 7830    _recall_template
+-- 7852    get_task_checkpoint_state
+-- 7876    _list_template
+-- 7905    get_task_checkpoint_states
+-- 7931  43_events.sql: Wait for an event, or learn how the wait ended
+-- 7938    _wait_template
+-- 8010    _park_template
+-- 8052    await_event
+-- 8089    _emit_template
+-- 8152    emit_event
+-- 8177  44_control.sql: Read a task, or raise TG003
+-- 8179    _fetch_template
+-- 8206    _stop_template
+-- 8238    _act_template
+-- 8260    _halt_template
+-- 8276    cancel_task
+-- 8298    _rerun_template
+-- 8371    _forget_template
+-- 8391    _redo_template
+-- 8424    _renew_template
+-- 8460    retry_task
+-- 8510    _show_template
+-- 8558    get_task_result
+-- 8593  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8600    _purge_template
+-- 8630    _erase_template
+-- 8675    _first_uuid
+-- 8694    _sweep_template
+-- 8734    _clean
+-- 8768    cleanup_tasks
+-- 8789    cleanup_events
+-- 8810    cleanup_all_queues
+-- 8840  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 8842    _cap_template
+-- 8871    _write_limit
+-- 8894    _read_limit
+-- 8943    _check_limit_keys
+-- 8965    set_limit
+-- 9020    _usage_template
+-- 9098    _overall_usage
+-- 9142    limit_usage
+-- 9175  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 9177    _pause_template
+-- 9198    _halve_template
+-- 9228    _check_only
+-- 9251    pause_queue
+-- 9287    resume_queue
+-- 9313    get_queue_policy
+-- 9336    set_queue_policy
+-- 9354    list_namespaces
+-- 9371  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9374    _read_filter
+-- 9408    _states_option
+-- 9439    _read_cursor
+-- 9458    _check_limit
+-- 9482    _find_template
+-- 9534    _seek_template
+-- 9583    _page_template
+-- 9652    _ended_template
+-- 9689    _fit_template
+-- 9726    _live_template
+-- 9763    _hints_template
+-- 9786    _hints0_template
+-- 9828    _rows_template
+-- 9877    list_tasks
+-- 9923    _peek_template
+-- 9979    get_task
+-- 10033    _runs_template
+-- 10086    list_runs
+-- 10117    _past_template
+-- 10192    _since_template
+-- 10210    get_task_history
+-- 10230    _held_template
+-- 10262    list_workers
+-- 10301    _read_place
+-- 10320    _acts_template
+-- 10346    list_actions
+-- 10378  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10380    _abort_template
+-- 10417    cancel_tasks
+-- 10454    _check_meant
+-- 10474    _limit_option
+-- 10487    _retake_template
+-- 10525    requeue_task
+-- 10550    _regain_template
+-- 10585    requeue_tasks
+-- 10624    list_dead_letters
+-- 10667    _replay_template
+-- 10708    replay_dead_letters
+-- 10748    _bury_template
+-- 10790    purge_dead_letters
+-- 10820  49_stats.sql: When the first task that is ready became so; null if none is
+-- 10822    _oldest_template
+-- 10866    _elder0_template
+-- 10902    _tenure_template
+-- 10927    _is_wanted
+-- 10944    _stat_template
+-- 10990    queue_stats
+-- 11045    _from
+-- 11058    _counters (view)
+-- 11082    _gauge_template
+-- 11128    _spans_template
+-- 11181    metrics
+-- 11217    _xmin_age
+-- 11236    prometheus
+-- 11295    _label_text
+-- 11318    health
+-- 11372  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11377    _tick_template
+-- 11402    _ticked (sequence)
+-- 11408    _set_ticked
+-- 11421    ticker
+-- 11468    ticker_loop (procedure)
+-- 11494  51_cron.sql: Whether pg_cron is installed in this database
+-- 11496    _has_cron
+-- 11506    _cron_has_seconds
+-- 11527    _explain_no_cron
+-- 11559    start
+-- 11602    stop
+-- 11627    _maintain
+-- 11649    status
+-- 11685  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11689    _rights (view)
+-- 11778    _allowed
+-- 11820    _grant
+-- 11839    _grant_again
+-- 11855    _grant_queue
+-- 11870    _check_grant
+-- 11903    grant_access
+-- 11939    revoke_access
+-- 11986  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 11988    _refuse_schedule
+-- 12005    _cron_value
+-- 12019    _cron_field
+-- 12080    _read_every
+-- 12102    _read_schedule
+-- 12177    _cron_time
+-- 12215    _cron_reading
+-- 12254    _clock
+-- 12263    _clock_reads
+-- 12299    _clock_set
+-- 12327    _cron_passing
+-- 12365    _cron_next
+-- 12405    _check_timezone
+-- 12434    next_fire_time
+-- 12470  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 12483    _planning_number
+-- 12493    _replan_template
+-- 12507    _agenda_template
+-- 12524    _future_template
+-- 12552    _strike_template
+-- 12608    _chime_template
+-- 12664    _undone_template
+-- 12683    _planned_after
+-- 12702    _due_times
+-- 12752    _spawn_scheduled
+-- 12797    _check_task_options
+-- 12827    _word_option
+-- 12849    _draw_schedule
+-- 12888    _schedule_options
+-- 12903    _miss_schedule
+-- 12919    _scheduled_in
+-- 12940    _grasp_template
+-- 12967    _enroll_template
+-- 12998    _redraw_template
+-- 13048    create_schedule
+-- 13092    _reform_template
+-- 13118    update_schedule
+-- 13141    _steer_template
+-- 13184    pause_schedule
+-- 13205    resume_schedule
+-- 13225    drop_schedule
+-- 13245    _launch_template
+-- 13277    trigger_schedule
+-- 13299    _diary_template
+-- 13335    get_schedule
+-- 13370    list_schedules
+-- 13412  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -1722,6 +1725,7 @@ create table if not exists teguh.limits (
   period_seconds double precision,
   fifo           boolean not null default false,
   fair           boolean not null default false,
+  set_at         timestamptz,
   constraint limits_pkey primary key (queue_name, scope, name)
 );
 
@@ -2728,11 +2732,18 @@ begin
     perform setval('teguh.fired_template'::regclass, 0);
     perform setval('teguh.clock_template'::regclass, 0);
     perform setval('teguh.carry_template'::regclass, 0);
+<<<<<<< HEAD
     perform setval('teguh.agenda_template'::regclass, teguh._beyond());
     perform setval('teguh.round_template'::regclass, 0);
+=======
+>>>>>>> gate
     update teguh.queues as q
     set built_for = teguh._home('teguh.p0_template'::regclass)
     where q.queue_name = substr('_template', 2);
+  end if;
+  -- queues from before 0.2.0 lack it
+  if pg_sequence_last_value('teguh.round_template'::regclass) is null then
+    perform setval('teguh.round_template'::regclass, 0);
   end if;
 end;
 $$;
@@ -5130,7 +5141,18 @@ as $$
 begin
   perform teguh._rule_template(true);
   perform pg_advisory_xact_lock(teguh._gate_number(substr('_template', 2)));
+  perform teguh._enrol_template();
+end;
+$$;
 
+-- Count what runs, and was claimed by somebody who did not go by rules yet.
+create or replace function teguh._enrol_template()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
   insert into teguh.h_template as h (task_id, turn, fifo, task_name, flow_key)
   select distinct t.task_id, t.turn, false, t.task_name, coalesce(t.flow_key, '')
   from (
@@ -5228,6 +5250,21 @@ as $$
     and p.paused_until > p_now;
 $$;
 
+-- Whether a limit of a queue, or of all queues, was set in the last three seconds.
+create or replace function teguh._is_fresh(p_queue_name text, p_now timestamptz)
+  returns boolean
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select exists (
+    select
+    from teguh.limits as l
+    where l.queue_name in (p_queue_name, '*')
+      and l.set_at > p_now - interval '3 seconds'
+  );
+$$;
+
 -- Whether a queue has limits of its own, or pauses.
 create or replace function teguh._is_limited(p_queue_name text)
   returns boolean
@@ -5292,7 +5329,7 @@ begin
     least(
       teguh._left_over(l, k.flow_key, h.qty, p_now) - o.qty,
       case
-        when teguh._closed_until(substr('_template', 2), 'key', k.flow_key, p_now) is not null then 0
+        when teguh._closed_until(substr('_template', 2), 'key', k.flow_key, p_now) > p_now then 0
       end
     )
   from (
@@ -5419,7 +5456,7 @@ begin
 end;
 $$;
 
--- Move tasks that are ready from dispatch into the lanes, a thousand at most.
+-- Move tasks that are ready from dispatch into the lanes, ten thousand at most.
 create or replace function teguh._intake_template(p_now timestamptz)
   returns void
   language plpgsql
@@ -5486,7 +5523,7 @@ begin
         and (t.deadline_at is null or t.deadline_at > p_now)
       for no key update skip locked
     ) as t
-    limit 1000
+    limit 10000
   ),
 
   moved as (
@@ -5666,6 +5703,10 @@ begin
   end if;
   v_limited := v_everywhere or teguh._is_limited(substr('_template', 2));
   if v_limited then
+    -- claims that were open when the limit was set could not be seen then
+    if teguh._is_fresh(substr('_template', 2), p_now) then
+      perform teguh._enrol_template();
+    end if;
     perform teguh._unbar_template(teguh._vacate_template(v_everywhere, p_now), p_now);
   end if;
   perform teguh._intake_template(p_now);
@@ -8886,6 +8927,7 @@ begin
     v_limit.name := '';
   end if;
   v_limit.queue_name := coalesce(p_queue_name, '*');
+  v_limit.set_at := teguh.current_time();
   v_limit.scope := p_scope;
   v_limit.max_running := teguh._integer_option(v_given, 'max_running', 0);
   v_limit.rate := teguh._integer_option(v_given, 'rate', 0);
@@ -9052,6 +9094,50 @@ begin
 end;
 $$;
 
+-- How much of the limit over all queues is used.
+create or replace function teguh._overall_usage()
+  returns table(
+    scope          text,
+    name           text,
+    max_running    integer,
+    running        bigint,
+    rate           integer,
+    period_seconds double precision,
+    started        bigint,
+    waiting        bigint,
+    fifo           boolean,
+    fair           boolean,
+    paused_until   timestamptz
+  )
+  language plpgsql
+  volatile
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text;
+  v_waiting    bigint := 0;
+  v_some       bigint;
+begin
+  for v_queue_name in
+    select q.queue_name
+    from teguh.queues as q
+  loop
+    if teguh._share_queue(v_queue_name) then
+      execute format('select count(*) from teguh.l_%s', v_queue_name) into v_some;
+      v_waiting := v_waiting + v_some;
+    end if;
+  end loop;
+
+  return query
+  select
+    l.scope, null::text, l.max_running, teguh._everywhere_busy(), l.rate, l.period_seconds,
+    teguh._started(l, '', teguh.current_time()), v_waiting, l.fifo, l.fair, null::timestamptz
+  from teguh.limits as l
+  where l.queue_name = '*';
+end;
+$$;
+
 -- How much of its limits a queue uses.
 create or replace function teguh.limit_usage(p_queue_name text)
   returns table(
@@ -9072,15 +9158,19 @@ create or replace function teguh.limit_usage(p_queue_name text)
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return query execute teguh._call('usage', p_queue_name, 0);
+  if p_queue_name is not null then
+    return query execute teguh._call('usage', p_queue_name, 0);
+  else
+    return query select u.* from teguh._overall_usage() as u;
+  end if;
 end;
 $$;
 
 comment on function teguh.limit_usage(text) is
-  'The limits of a queue, one for each name or key (*) once per name or key that runs or waits: '
-  'how many of them run, how many were started within the period, and how many wait in the lanes '
-  'for their turn; tasks that no claim has come to yet are not among these. paused_until: see '
-  'pause_queue(). Raises TG001 for an unknown queue.';
+  'The limits of a queue (null: the one over all queues), one for each name or key (*) once per '
+  'name or key that runs or waits: how many of them run, how many were started within the period, '
+  'and how many wait in the lanes for their turn; tasks that no claim has come to yet are not '
+  'among these. paused_until: see pause_queue(). Raises TG001 for an unknown queue.';
 
 -- sql/src/46_policy.sql
 -- Set a queue's pause, or end it (null) and tell the workers that wait.
@@ -11695,7 +11785,11 @@ as $$
   from pg_proc as p
   where p.pronamespace = 'teguh'::regnamespace
     and (
+<<<<<<< HEAD
       p.proname in ('_policy', '_set_ticked', '_xmin_age', '_scheduled_in')
+=======
+      p.proname in ('_policy', '_set_ticked', '_xmin_age', '_overall_usage')
+>>>>>>> gate
       or (
         p.proname ~ '^_'
         and not p.prosecdef
@@ -13380,7 +13474,7 @@ begin
     from teguh.queues as q
   loop
     execute pg_catalog.format(
-      'select teguh._census_%1$s(), teguh._recap_%1$s()', v_queue_name
+      'select teguh._init_%1$s(), teguh._census_%1$s(), teguh._recap_%1$s()', v_queue_name
     );
   end loop;
 end;

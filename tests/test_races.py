@@ -1757,3 +1757,20 @@ def test_claims_of_several_queues_in_different_orders_do_not_deadlock(sessions: 
             ask(connection, "select teguh.complete_run(%s, %s)", (queue, run))
 
     assert set(hammer(sessions, work)) == {"ok"}
+
+
+def test_a_claim_that_was_open_when_the_limit_was_set_counts_when_it_is_over(
+    sessions: Sessions,
+) -> None:
+    one, two = sessions.open(), sessions.open()
+    for name in "abcd":
+        spawn(one, name)
+
+    ask(one, "begin")
+    assert ask(one, "select task_name from teguh.claim_task('q', 'w', 30, 2)") == [("a",), ("b",)]
+    limit_queue(two, max_running=2)
+    ask(one, "commit")
+
+    assert ask(two, CLAIM, ("q",)) == []
+    ask(two, "select teguh.cancel_tasks('q', '{\"task_name\": \"a\"}')")
+    assert ask(two, CLAIM, ("q",)) == [("c",)]

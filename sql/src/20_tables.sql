@@ -55,6 +55,7 @@ create table if not exists teguh.limits (
   period_seconds double precision,
   fifo           boolean not null default false,
   fair           boolean not null default false,
+  set_at         timestamptz,
   constraint limits_pkey primary key (queue_name, scope, name)
 );
 

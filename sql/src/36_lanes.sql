@@ -93,7 +93,18 @@ as $$
 begin
   perform teguh._rule_template(true);
   perform pg_advisory_xact_lock(teguh._gate_number(substr('_template', 2)));
+  perform teguh._enrol_template();
+end;
+$$;
 
+-- Count what runs, and was claimed by somebody who did not go by rules yet.
+create or replace function teguh._enrol_template()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
   insert into teguh.h_template as h (task_id, turn, fifo, task_name, flow_key)
   select distinct t.task_id, t.turn, false, t.task_name, coalesce(t.flow_key, '')
   from (
@@ -191,6 +202,21 @@ as $$
     and p.paused_until > p_now;
 $$;
 
+-- Whether a limit of a queue, or of all queues, was set in the last three seconds.
+create or replace function teguh._is_fresh(p_queue_name text, p_now timestamptz)
+  returns boolean
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select exists (
+    select
+    from teguh.limits as l
+    where l.queue_name in (p_queue_name, '*')
+      and l.set_at > p_now - interval '3 seconds'
+  );
+$$;
+
 -- Whether a queue has limits of its own, or pauses.
 create or replace function teguh._is_limited(p_queue_name text)
   returns boolean
@@ -255,7 +281,7 @@ begin
     least(
       teguh._left_over(l, k.flow_key, h.qty, p_now) - o.qty,
       case
-        when teguh._closed_until(substr('_template', 2), 'key', k.flow_key, p_now) is not null then 0
+        when teguh._closed_until(substr('_template', 2), 'key', k.flow_key, p_now) > p_now then 0
       end
     )
   from (
@@ -382,7 +408,7 @@ begin
 end;
 $$;
 
--- Move tasks that are ready from dispatch into the lanes, a thousand at most.
+-- Move tasks that are ready from dispatch into the lanes, ten thousand at most.
 create or replace function teguh._intake_template(p_now timestamptz)
   returns void
   language plpgsql
@@ -449,7 +475,7 @@ begin
         and (t.deadline_at is null or t.deadline_at > p_now)
       for no key update skip locked
     ) as t
-    limit 1000
+    limit 10000
   ),
 
   moved as (
@@ -629,6 +655,10 @@ begin
   end if;
   v_limited := v_everywhere or teguh._is_limited(substr('_template', 2));
   if v_limited then
+    -- claims that were open when the limit was set could not be seen then
+    if teguh._is_fresh(substr('_template', 2), p_now) then
+      perform teguh._enrol_template();
+    end if;
     perform teguh._unbar_template(teguh._vacate_template(v_everywhere, p_now), p_now);
   end if;
   perform teguh._intake_template(p_now);

@@ -87,6 +87,7 @@ begin
     v_limit.name := '';
   end if;
   v_limit.queue_name := coalesce(p_queue_name, '*');
+  v_limit.set_at := teguh.current_time();
   v_limit.scope := p_scope;
   v_limit.max_running := teguh._integer_option(v_given, 'max_running', 0);
   v_limit.rate := teguh._integer_option(v_given, 'rate', 0);
@@ -253,6 +254,50 @@ begin
 end;
 $$;
 
+-- How much of the limit over all queues is used.
+create or replace function teguh._overall_usage()
+  returns table(
+    scope          text,
+    name           text,
+    max_running    integer,
+    running        bigint,
+    rate           integer,
+    period_seconds double precision,
+    started        bigint,
+    waiting        bigint,
+    fifo           boolean,
+    fair           boolean,
+    paused_until   timestamptz
+  )
+  language plpgsql
+  volatile
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text;
+  v_waiting    bigint := 0;
+  v_some       bigint;
+begin
+  for v_queue_name in
+    select q.queue_name
+    from teguh.queues as q
+  loop
+    if teguh._share_queue(v_queue_name) then
+      execute format('select count(*) from teguh.l_%s', v_queue_name) into v_some;
+      v_waiting := v_waiting + v_some;
+    end if;
+  end loop;
+
+  return query
+  select
+    l.scope, null::text, l.max_running, teguh._everywhere_busy(), l.rate, l.period_seconds,
+    teguh._started(l, '', teguh.current_time()), v_waiting, l.fifo, l.fair, null::timestamptz
+  from teguh.limits as l
+  where l.queue_name = '*';
+end;
+$$;
+
 -- How much of its limits a queue uses.
 create or replace function teguh.limit_usage(p_queue_name text)
   returns table(
@@ -273,12 +318,16 @@ create or replace function teguh.limit_usage(p_queue_name text)
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return query execute teguh._call('usage', p_queue_name, 0);
+  if p_queue_name is not null then
+    return query execute teguh._call('usage', p_queue_name, 0);
+  else
+    return query select u.* from teguh._overall_usage() as u;
+  end if;
 end;
 $$;
 
 comment on function teguh.limit_usage(text) is
-  'The limits of a queue, one for each name or key (*) once per name or key that runs or waits: '
-  'how many of them run, how many were started within the period, and how many wait in the lanes '
-  'for their turn; tasks that no claim has come to yet are not among these. paused_until: see '
-  'pause_queue(). Raises TG001 for an unknown queue.';
+  'The limits of a queue (null: the one over all queues), one for each name or key (*) once per '
+  'name or key that runs or waits: how many of them run, how many were started within the period, '
+  'and how many wait in the lanes for their turn; tasks that no claim has come to yet are not '
+  'among these. paused_until: see pause_queue(). Raises TG001 for an unknown queue.';

@@ -62,7 +62,7 @@ begin
     from teguh.queues as q
   loop
     execute pg_catalog.format(
-      'select teguh._census_%1$s(), teguh._recap_%1$s()', v_queue_name
+      'select teguh._init_%1$s(), teguh._census_%1$s(), teguh._recap_%1$s()', v_queue_name
     );
   end loop;
 end;

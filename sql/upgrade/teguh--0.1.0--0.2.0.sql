@@ -1478,6 +1478,7 @@ create table if not exists teguh.limits (
   period_seconds double precision,
   fifo           boolean not null default false,
   fair           boolean not null default false,
+  set_at         timestamptz,
   constraint limits_pkey primary key (queue_name, scope, name)
 );
 
@@ -2484,11 +2485,18 @@ begin
     perform setval('teguh.fired_template'::regclass, 0);
     perform setval('teguh.clock_template'::regclass, 0);
     perform setval('teguh.carry_template'::regclass, 0);
+<<<<<<< HEAD
     perform setval('teguh.agenda_template'::regclass, teguh._beyond());
     perform setval('teguh.round_template'::regclass, 0);
+=======
+>>>>>>> gate
     update teguh.queues as q
     set built_for = teguh._home('teguh.p0_template'::regclass)
     where q.queue_name = substr('_template', 2);
+  end if;
+  -- queues from before 0.2.0 lack it
+  if pg_sequence_last_value('teguh.round_template'::regclass) is null then
+    perform setval('teguh.round_template'::regclass, 0);
   end if;
 end;
 $$;
@@ -4886,7 +4894,18 @@ as $$
 begin
   perform teguh._rule_template(true);
   perform pg_advisory_xact_lock(teguh._gate_number(substr('_template', 2)));
+  perform teguh._enrol_template();
+end;
+$$;
 
+-- Count what runs, and was claimed by somebody who did not go by rules yet.
+create or replace function teguh._enrol_template()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
   insert into teguh.h_template as h (task_id, turn, fifo, task_name, flow_key)
   select distinct t.task_id, t.turn, false, t.task_name, coalesce(t.flow_key, '')
   from (
@@ -4984,6 +5003,21 @@ as $$
     and p.paused_until > p_now;
 $$;
 
+-- Whether a limit of a queue, or of all queues, was set in the last three seconds.
+create or replace function teguh._is_fresh(p_queue_name text, p_now timestamptz)
+  returns boolean
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select exists (
+    select
+    from teguh.limits as l
+    where l.queue_name in (p_queue_name, '*')
+      and l.set_at > p_now - interval '3 seconds'
+  );
+$$;
+
 -- Whether a queue has limits of its own, or pauses.
 create or replace function teguh._is_limited(p_queue_name text)
   returns boolean
@@ -5048,7 +5082,7 @@ begin
     least(
       teguh._left_over(l, k.flow_key, h.qty, p_now) - o.qty,
       case
-        when teguh._closed_until(substr('_template', 2), 'key', k.flow_key, p_now) is not null then 0
+        when teguh._closed_until(substr('_template', 2), 'key', k.flow_key, p_now) > p_now then 0
       end
     )
   from (
@@ -5175,7 +5209,7 @@ begin
 end;
 $$;
 
--- Move tasks that are ready from dispatch into the lanes, a thousand at most.
+-- Move tasks that are ready from dispatch into the lanes, ten thousand at most.
 create or replace function teguh._intake_template(p_now timestamptz)
   returns void
   language plpgsql
@@ -5242,7 +5276,7 @@ begin
         and (t.deadline_at is null or t.deadline_at > p_now)
       for no key update skip locked
     ) as t
-    limit 1000
+    limit 10000
   ),
 
   moved as (
@@ -5422,6 +5456,10 @@ begin
   end if;
   v_limited := v_everywhere or teguh._is_limited(substr('_template', 2));
   if v_limited then
+    -- claims that were open when the limit was set could not be seen then
+    if teguh._is_fresh(substr('_template', 2), p_now) then
+      perform teguh._enrol_template();
+    end if;
     perform teguh._unbar_template(teguh._vacate_template(v_everywhere, p_now), p_now);
   end if;
   perform teguh._intake_template(p_now);
@@ -8642,6 +8680,7 @@ begin
     v_limit.name := '';
   end if;
   v_limit.queue_name := coalesce(p_queue_name, '*');
+  v_limit.set_at := teguh.current_time();
   v_limit.scope := p_scope;
   v_limit.max_running := teguh._integer_option(v_given, 'max_running', 0);
   v_limit.rate := teguh._integer_option(v_given, 'rate', 0);
@@ -8808,6 +8847,50 @@ begin
 end;
 $$;
 
+-- How much of the limit over all queues is used.
+create or replace function teguh._overall_usage()
+  returns table(
+    scope          text,
+    name           text,
+    max_running    integer,
+    running        bigint,
+    rate           integer,
+    period_seconds double precision,
+    started        bigint,
+    waiting        bigint,
+    fifo           boolean,
+    fair           boolean,
+    paused_until   timestamptz
+  )
+  language plpgsql
+  volatile
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text;
+  v_waiting    bigint := 0;
+  v_some       bigint;
+begin
+  for v_queue_name in
+    select q.queue_name
+    from teguh.queues as q
+  loop
+    if teguh._share_queue(v_queue_name) then
+      execute format('select count(*) from teguh.l_%s', v_queue_name) into v_some;
+      v_waiting := v_waiting + v_some;
+    end if;
+  end loop;
+
+  return query
+  select
+    l.scope, null::text, l.max_running, teguh._everywhere_busy(), l.rate, l.period_seconds,
+    teguh._started(l, '', teguh.current_time()), v_waiting, l.fifo, l.fair, null::timestamptz
+  from teguh.limits as l
+  where l.queue_name = '*';
+end;
+$$;
+
 -- How much of its limits a queue uses.
 create or replace function teguh.limit_usage(p_queue_name text)
   returns table(
@@ -8828,15 +8911,19 @@ create or replace function teguh.limit_usage(p_queue_name text)
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return query execute teguh._call('usage', p_queue_name, 0);
+  if p_queue_name is not null then
+    return query execute teguh._call('usage', p_queue_name, 0);
+  else
+    return query select u.* from teguh._overall_usage() as u;
+  end if;
 end;
 $$;
 
 comment on function teguh.limit_usage(text) is
-  'The limits of a queue, one for each name or key (*) once per name or key that runs or waits: '
-  'how many of them run, how many were started within the period, and how many wait in the lanes '
-  'for their turn; tasks that no claim has come to yet are not among these. paused_until: see '
-  'pause_queue(). Raises TG001 for an unknown queue.';
+  'The limits of a queue (null: the one over all queues), one for each name or key (*) once per '
+  'name or key that runs or waits: how many of them run, how many were started within the period, '
+  'and how many wait in the lanes for their turn; tasks that no claim has come to yet are not '
+  'among these. paused_until: see pause_queue(). Raises TG001 for an unknown queue.';
 
 -- sql/src/46_policy.sql
 -- Set a queue's pause, or end it (null) and tell the workers that wait.
@@ -11451,7 +11538,11 @@ as $$
   from pg_proc as p
   where p.pronamespace = 'teguh'::regnamespace
     and (
+<<<<<<< HEAD
       p.proname in ('_policy', '_set_ticked', '_xmin_age', '_scheduled_in')
+=======
+      p.proname in ('_policy', '_set_ticked', '_xmin_age', '_overall_usage')
+>>>>>>> gate
       or (
         p.proname ~ '^_'
         and not p.prosecdef
@@ -13136,7 +13227,7 @@ begin
     from teguh.queues as q
   loop
     execute pg_catalog.format(
-      'select teguh._census_%1$s(), teguh._recap_%1$s()', v_queue_name
+      'select teguh._init_%1$s(), teguh._census_%1$s(), teguh._recap_%1$s()', v_queue_name
     );
   end loop;
 end;
