@@ -113,338 +113,338 @@
 -- 2681    _may
 -- 2697    _each_queue
 -- 2719    _init_template
--- 2754    _hush_template
--- 2775    _beyond
--- 2784    create_queue
--- 2849    _refuse_busy
--- 2868    drop_queue
--- 2898    _drop_all
--- 2951    list_queues
--- 2975  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 2984    _push_template
--- 3025    _fill
--- 3045    _add0_template
--- 3112    _back0_template
--- 3130  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3135    _claim0_template
--- 3207    _pick0_template
--- 3290    _limits_template
--- 3331    _move0_template
--- 3393    _open_xids
--- 3413    _next0_template
--- 3442    _many0_template
--- 3471    _stuck0_template
--- 3509    _trim0_template
--- 3550    _bring_template
--- 3582    _take_template
--- 3663    _known_template
--- 3683    _paused_until
--- 3696    claim_task
--- 3757    _next_template
--- 3799    _soon0_template
--- 3855    next_due
--- 3880  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 3893    _due0_template
--- 3969    _last0_template
--- 3994    _any0_template
--- 4021    _miss0_template
--- 4057    _pass0_template
--- 4103    _fire_template
--- 4155    _expire_template
--- 4223    _timeout_reason
--- 4242    _over_template
--- 4264    _close_template
--- 4294    _follow_template
--- 4324  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4326    _segment_bytes
--- 4347    _turn_template
--- 4379    _turn0_template
--- 4417    _spent0_template
--- 4431    _dry0_template
--- 4458    _left0_template
--- 4489    _carry0_template
--- 4533  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4539    _remake_template
--- 4592    _alive_template
--- 4646    _home
--- 4659    _settle_template
--- 4681    rebuild_dispatch
--- 4718    _recap_template
--- 4749  35_tally.sql: The letter by which tallies know where a task stands
--- 4751    _letter
--- 4770    _letters
--- 4782    _bound
--- 4802    _tally_template
--- 4827    _reckon_template
--- 4854    _finish_template
--- 4882    _moved_template
--- 4913    _sum0_template
--- 4949    _noted0_template
--- 4984    _bank0_template
--- 5004    _census_template
--- 5026    _count_template
--- 5048  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5058    _gate_number
--- 5069    _enter_gate
--- 5091    _limit_of
--- 5109    _rule_template
--- 5135    _reign_template
--- 5149    _enrol_template
--- 5176    _going_template
--- 5192    _busy_template
--- 5208    _everywhere_busy
--- 5234    _closed_until
--- 5254    _is_fresh
--- 5269    _is_limited
--- 5280    _started
--- 5297    _left_over
--- 5318    _slots_template
--- 5368    _vacate_template
--- 5431    _unbar_template
--- 5460    _intake_template
--- 5481    _sift0_template
--- 5566    _line_template
--- 5625    _keys_template
--- 5678    _admit_template
--- 5741    _spare_template
--- 5763    _choose_template
--- 5809    _named_template
--- 5836    _weed_template
--- 5872    _cull_template
--- 5903    _seize_template
--- 5978    _quit_template
--- 6006    _occupy_template
--- 6046    _chance_template
--- 6076    _align_template
--- 6121  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 6124    _want_template
--- 6158    _names_option
--- 6193    _order_queues
--- 6229    _remember_names
--- 6249    claim_any
--- 6326    _check_order
--- 6343  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6348    _put_template
--- 6415    _enlist_template
--- 6458    _new_template
--- 6514    _tag_template
--- 6532    _room_template
--- 6559    _shed_template
--- 6601    _first0_template
--- 6642    _once_template
--- 6690    _blocks
--- 6717    _meet_template
--- 6751    _swap_template
--- 6811    _series_template
--- 6848    _found_template
--- 6904    spawn_task
--- 6964    spawn_tasks
--- 7011    _read_task
--- 7029  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7034    _hold_template
--- 7085    _own_template
--- 7105    _done_template
--- 7149    complete_run
--- 7172    _flush_template
--- 7251    _why_template
--- 7267    _read_runs
--- 7313    _explain_bad_run
--- 7338    complete_runs
--- 7363    _end_template
--- 7412    _lost_template
--- 7428    _file_template
--- 7454    _again_template
--- 7494    _queue_template
--- 7515    _fail_template
--- 7533    fail_run
--- 7557    _nap_template
--- 7586    schedule_run
--- 7616    _free_template
--- 7664    release_run
--- 7689    _keep_template
--- 7715    extend_claim
--- 7738  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7743    _mark_template
--- 7765    _note_template
--- 7795    set_task_checkpoint_state
--- 7830    _recall_template
--- 7852    get_task_checkpoint_state
--- 7876    _list_template
--- 7905    get_task_checkpoint_states
--- 7931  43_events.sql: Wait for an event, or learn how the wait ended
--- 7938    _wait_template
--- 8010    _park_template
--- 8052    await_event
--- 8089    _emit_template
--- 8152    emit_event
--- 8177  44_control.sql: Read a task, or raise TG003
--- 8179    _fetch_template
--- 8206    _stop_template
--- 8238    _act_template
--- 8260    _halt_template
--- 8276    cancel_task
--- 8298    _rerun_template
--- 8371    _forget_template
--- 8391    _redo_template
--- 8424    _renew_template
--- 8460    retry_task
--- 8510    _show_template
--- 8558    get_task_result
--- 8593  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8600    _purge_template
--- 8630    _erase_template
--- 8675    _first_uuid
--- 8694    _sweep_template
--- 8734    _clean
--- 8768    cleanup_tasks
--- 8789    cleanup_events
--- 8810    cleanup_all_queues
--- 8840  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 8842    _cap_template
--- 8871    _write_limit
--- 8894    _read_limit
--- 8943    _check_limit_keys
--- 8965    set_limit
--- 9020    _usage_template
--- 9098    _overall_usage
--- 9142    limit_usage
--- 9175  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 9177    _pause_template
--- 9198    _halve_template
--- 9228    _check_only
--- 9251    pause_queue
--- 9287    resume_queue
--- 9313    get_queue_policy
--- 9336    set_queue_policy
--- 9354    list_namespaces
--- 9371  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9374    _read_filter
--- 9408    _states_option
--- 9439    _read_cursor
--- 9458    _check_limit
--- 9482    _find_template
--- 9534    _seek_template
--- 9583    _page_template
--- 9652    _ended_template
--- 9689    _fit_template
--- 9726    _live_template
--- 9763    _hints_template
--- 9786    _hints0_template
--- 9828    _rows_template
--- 9877    list_tasks
--- 9923    _peek_template
--- 9979    get_task
--- 10033    _runs_template
--- 10086    list_runs
--- 10117    _past_template
--- 10192    _since_template
--- 10210    get_task_history
--- 10230    _held_template
--- 10262    list_workers
--- 10301    _read_place
--- 10320    _acts_template
--- 10346    list_actions
--- 10378  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10380    _abort_template
--- 10417    cancel_tasks
--- 10454    _check_meant
--- 10474    _limit_option
--- 10487    _retake_template
--- 10525    requeue_task
--- 10550    _regain_template
--- 10585    requeue_tasks
--- 10624    list_dead_letters
--- 10667    _replay_template
--- 10708    replay_dead_letters
--- 10748    _bury_template
--- 10790    purge_dead_letters
--- 10820  49_stats.sql: When the first task that is ready became so; null if none is
--- 10822    _oldest_template
--- 10866    _elder0_template
--- 10902    _tenure_template
--- 10927    _is_wanted
--- 10944    _stat_template
--- 10990    queue_stats
--- 11045    _from
--- 11058    _counters (view)
--- 11082    _gauge_template
--- 11128    _spans_template
--- 11181    metrics
--- 11217    _xmin_age
--- 11236    prometheus
--- 11295    _label_text
--- 11318    health
--- 11372  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 11377    _tick_template
--- 11402    _ticked (sequence)
--- 11408    _set_ticked
--- 11421    ticker
--- 11468    ticker_loop (procedure)
--- 11494  51_cron.sql: Whether pg_cron is installed in this database
--- 11496    _has_cron
--- 11506    _cron_has_seconds
--- 11527    _explain_no_cron
--- 11559    start
--- 11602    stop
--- 11627    _maintain
--- 11649    status
--- 11685  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11689    _rights (view)
--- 11778    _allowed
--- 11820    _grant
--- 11839    _grant_again
--- 11855    _grant_queue
--- 11870    _check_grant
--- 11903    grant_access
--- 11939    revoke_access
--- 11986  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 11988    _refuse_schedule
--- 12005    _cron_value
--- 12019    _cron_field
--- 12080    _read_every
--- 12102    _read_schedule
--- 12177    _cron_time
--- 12215    _cron_reading
--- 12254    _clock
--- 12263    _clock_reads
--- 12299    _clock_set
--- 12327    _cron_passing
--- 12365    _cron_next
--- 12405    _check_timezone
--- 12434    next_fire_time
--- 12470  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 12483    _planning_number
--- 12493    _replan_template
--- 12507    _agenda_template
--- 12524    _future_template
--- 12552    _strike_template
--- 12608    _chime_template
--- 12664    _undone_template
--- 12683    _planned_after
--- 12702    _due_times
--- 12752    _spawn_scheduled
--- 12797    _check_task_options
--- 12827    _word_option
--- 12849    _draw_schedule
--- 12888    _schedule_options
--- 12903    _miss_schedule
--- 12919    _scheduled_in
--- 12940    _grasp_template
--- 12967    _enroll_template
--- 12998    _redraw_template
--- 13048    create_schedule
--- 13092    _reform_template
--- 13118    update_schedule
--- 13141    _steer_template
--- 13184    pause_schedule
--- 13205    resume_schedule
--- 13225    drop_schedule
--- 13245    _launch_template
--- 13277    trigger_schedule
--- 13299    _diary_template
--- 13335    get_schedule
--- 13370    list_schedules
--- 13412  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 2750    _hush_template
+-- 2771    _beyond
+-- 2780    create_queue
+-- 2845    _refuse_busy
+-- 2864    drop_queue
+-- 2894    _drop_all
+-- 2947    list_queues
+-- 2971  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 2980    _push_template
+-- 3021    _fill
+-- 3041    _add0_template
+-- 3108    _back0_template
+-- 3126  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3131    _claim0_template
+-- 3203    _pick0_template
+-- 3286    _limits_template
+-- 3327    _move0_template
+-- 3389    _open_xids
+-- 3409    _next0_template
+-- 3438    _many0_template
+-- 3467    _stuck0_template
+-- 3505    _trim0_template
+-- 3546    _bring_template
+-- 3578    _take_template
+-- 3659    _known_template
+-- 3679    _paused_until
+-- 3692    claim_task
+-- 3753    _next_template
+-- 3795    _soon0_template
+-- 3851    next_due
+-- 3876  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 3889    _due0_template
+-- 3965    _last0_template
+-- 3990    _any0_template
+-- 4017    _miss0_template
+-- 4053    _pass0_template
+-- 4099    _fire_template
+-- 4151    _expire_template
+-- 4219    _timeout_reason
+-- 4238    _over_template
+-- 4260    _close_template
+-- 4290    _follow_template
+-- 4320  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4322    _segment_bytes
+-- 4343    _turn_template
+-- 4375    _turn0_template
+-- 4413    _spent0_template
+-- 4427    _dry0_template
+-- 4454    _left0_template
+-- 4485    _carry0_template
+-- 4529  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4535    _remake_template
+-- 4588    _alive_template
+-- 4642    _home
+-- 4655    _settle_template
+-- 4677    rebuild_dispatch
+-- 4714    _recap_template
+-- 4745  35_tally.sql: The letter by which tallies know where a task stands
+-- 4747    _letter
+-- 4766    _letters
+-- 4778    _bound
+-- 4798    _tally_template
+-- 4823    _reckon_template
+-- 4850    _finish_template
+-- 4878    _moved_template
+-- 4909    _sum0_template
+-- 4945    _noted0_template
+-- 4980    _bank0_template
+-- 5000    _census_template
+-- 5022    _count_template
+-- 5044  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5054    _gate_number
+-- 5065    _enter_gate
+-- 5087    _limit_of
+-- 5105    _rule_template
+-- 5131    _reign_template
+-- 5145    _enrol_template
+-- 5172    _going_template
+-- 5188    _busy_template
+-- 5204    _everywhere_busy
+-- 5230    _closed_until
+-- 5250    _is_fresh
+-- 5265    _is_limited
+-- 5276    _started
+-- 5293    _left_over
+-- 5314    _slots_template
+-- 5364    _vacate_template
+-- 5427    _unbar_template
+-- 5456    _intake_template
+-- 5477    _sift0_template
+-- 5562    _line_template
+-- 5621    _keys_template
+-- 5674    _admit_template
+-- 5737    _spare_template
+-- 5759    _choose_template
+-- 5805    _named_template
+-- 5832    _weed_template
+-- 5868    _cull_template
+-- 5899    _seize_template
+-- 5974    _quit_template
+-- 6002    _occupy_template
+-- 6042    _chance_template
+-- 6072    _align_template
+-- 6117  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6120    _want_template
+-- 6154    _names_option
+-- 6189    _order_queues
+-- 6225    _remember_names
+-- 6245    claim_any
+-- 6322    _check_order
+-- 6339  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6344    _put_template
+-- 6411    _enlist_template
+-- 6454    _new_template
+-- 6510    _tag_template
+-- 6528    _room_template
+-- 6555    _shed_template
+-- 6597    _first0_template
+-- 6638    _once_template
+-- 6686    _blocks
+-- 6713    _meet_template
+-- 6747    _swap_template
+-- 6807    _series_template
+-- 6844    _found_template
+-- 6900    spawn_task
+-- 6960    spawn_tasks
+-- 7007    _read_task
+-- 7025  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7030    _hold_template
+-- 7081    _own_template
+-- 7101    _done_template
+-- 7145    complete_run
+-- 7168    _flush_template
+-- 7247    _why_template
+-- 7263    _read_runs
+-- 7309    _explain_bad_run
+-- 7334    complete_runs
+-- 7359    _end_template
+-- 7408    _lost_template
+-- 7424    _file_template
+-- 7450    _again_template
+-- 7490    _queue_template
+-- 7511    _fail_template
+-- 7529    fail_run
+-- 7553    _nap_template
+-- 7582    schedule_run
+-- 7612    _free_template
+-- 7660    release_run
+-- 7685    _keep_template
+-- 7711    extend_claim
+-- 7734  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7739    _mark_template
+-- 7761    _note_template
+-- 7791    set_task_checkpoint_state
+-- 7826    _recall_template
+-- 7848    get_task_checkpoint_state
+-- 7872    _list_template
+-- 7901    get_task_checkpoint_states
+-- 7927  43_events.sql: Wait for an event, or learn how the wait ended
+-- 7934    _wait_template
+-- 8006    _park_template
+-- 8048    await_event
+-- 8085    _emit_template
+-- 8148    emit_event
+-- 8173  44_control.sql: Read a task, or raise TG003
+-- 8175    _fetch_template
+-- 8202    _stop_template
+-- 8234    _act_template
+-- 8256    _halt_template
+-- 8272    cancel_task
+-- 8294    _rerun_template
+-- 8367    _forget_template
+-- 8387    _redo_template
+-- 8420    _renew_template
+-- 8456    retry_task
+-- 8506    _show_template
+-- 8554    get_task_result
+-- 8589  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8596    _purge_template
+-- 8626    _erase_template
+-- 8671    _first_uuid
+-- 8690    _sweep_template
+-- 8730    _clean
+-- 8764    cleanup_tasks
+-- 8785    cleanup_events
+-- 8806    cleanup_all_queues
+-- 8836  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 8838    _cap_template
+-- 8867    _write_limit
+-- 8890    _read_limit
+-- 8939    _check_limit_keys
+-- 8961    set_limit
+-- 9016    _usage_template
+-- 9094    _overall_usage
+-- 9138    limit_usage
+-- 9171  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 9173    _pause_template
+-- 9194    _halve_template
+-- 9224    _check_only
+-- 9247    pause_queue
+-- 9283    resume_queue
+-- 9309    get_queue_policy
+-- 9332    set_queue_policy
+-- 9350    list_namespaces
+-- 9367  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9370    _read_filter
+-- 9404    _states_option
+-- 9435    _read_cursor
+-- 9454    _check_limit
+-- 9478    _find_template
+-- 9530    _seek_template
+-- 9579    _page_template
+-- 9648    _ended_template
+-- 9685    _fit_template
+-- 9722    _live_template
+-- 9759    _hints_template
+-- 9782    _hints0_template
+-- 9824    _rows_template
+-- 9873    list_tasks
+-- 9919    _peek_template
+-- 9975    get_task
+-- 10029    _runs_template
+-- 10082    list_runs
+-- 10113    _past_template
+-- 10188    _since_template
+-- 10206    get_task_history
+-- 10226    _held_template
+-- 10258    list_workers
+-- 10297    _read_place
+-- 10316    _acts_template
+-- 10342    list_actions
+-- 10374  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10376    _abort_template
+-- 10413    cancel_tasks
+-- 10450    _check_meant
+-- 10470    _limit_option
+-- 10483    _retake_template
+-- 10521    requeue_task
+-- 10546    _regain_template
+-- 10581    requeue_tasks
+-- 10620    list_dead_letters
+-- 10663    _replay_template
+-- 10704    replay_dead_letters
+-- 10744    _bury_template
+-- 10786    purge_dead_letters
+-- 10816  49_stats.sql: When the first task that is ready became so; null if none is
+-- 10818    _oldest_template
+-- 10862    _elder0_template
+-- 10898    _tenure_template
+-- 10923    _is_wanted
+-- 10940    _stat_template
+-- 10986    queue_stats
+-- 11041    _from
+-- 11054    _counters (view)
+-- 11078    _gauge_template
+-- 11124    _spans_template
+-- 11177    metrics
+-- 11213    _xmin_age
+-- 11232    prometheus
+-- 11291    _label_text
+-- 11314    health
+-- 11368  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11373    _tick_template
+-- 11398    _ticked (sequence)
+-- 11404    _set_ticked
+-- 11417    ticker
+-- 11464    ticker_loop (procedure)
+-- 11490  51_cron.sql: Whether pg_cron is installed in this database
+-- 11492    _has_cron
+-- 11502    _cron_has_seconds
+-- 11523    _explain_no_cron
+-- 11555    start
+-- 11598    stop
+-- 11623    _maintain
+-- 11645    status
+-- 11681  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11685    _rights (view)
+-- 11774    _allowed
+-- 11814    _grant
+-- 11833    _grant_again
+-- 11849    _grant_queue
+-- 11864    _check_grant
+-- 11897    grant_access
+-- 11933    revoke_access
+-- 11980  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 11982    _refuse_schedule
+-- 11999    _cron_value
+-- 12013    _cron_field
+-- 12074    _read_every
+-- 12096    _read_schedule
+-- 12171    _cron_time
+-- 12209    _cron_reading
+-- 12248    _clock
+-- 12257    _clock_reads
+-- 12293    _clock_set
+-- 12321    _cron_passing
+-- 12359    _cron_next
+-- 12399    _check_timezone
+-- 12428    next_fire_time
+-- 12464  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 12477    _planning_number
+-- 12487    _replan_template
+-- 12501    _agenda_template
+-- 12518    _future_template
+-- 12546    _strike_template
+-- 12602    _chime_template
+-- 12658    _undone_template
+-- 12677    _planned_after
+-- 12696    _due_times
+-- 12746    _spawn_scheduled
+-- 12791    _check_task_options
+-- 12821    _word_option
+-- 12843    _draw_schedule
+-- 12882    _schedule_options
+-- 12897    _miss_schedule
+-- 12913    _scheduled_in
+-- 12934    _grasp_template
+-- 12961    _enroll_template
+-- 12992    _redraw_template
+-- 13042    create_schedule
+-- 13086    _reform_template
+-- 13112    update_schedule
+-- 13135    _steer_template
+-- 13178    pause_schedule
+-- 13199    resume_schedule
+-- 13219    drop_schedule
+-- 13239    _launch_template
+-- 13271    trigger_schedule
+-- 13293    _diary_template
+-- 13329    get_schedule
+-- 13364    list_schedules
+-- 13406  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -2732,11 +2732,7 @@ begin
     perform setval('teguh.fired_template'::regclass, 0);
     perform setval('teguh.clock_template'::regclass, 0);
     perform setval('teguh.carry_template'::regclass, 0);
-<<<<<<< HEAD
     perform setval('teguh.agenda_template'::regclass, teguh._beyond());
-    perform setval('teguh.round_template'::regclass, 0);
-=======
->>>>>>> gate
     update teguh.queues as q
     set built_for = teguh._home('teguh.p0_template'::regclass)
     where q.queue_name = substr('_template', 2);
@@ -11785,11 +11781,9 @@ as $$
   from pg_proc as p
   where p.pronamespace = 'teguh'::regnamespace
     and (
-<<<<<<< HEAD
-      p.proname in ('_policy', '_set_ticked', '_xmin_age', '_scheduled_in')
-=======
-      p.proname in ('_policy', '_set_ticked', '_xmin_age', '_overall_usage')
->>>>>>> gate
+      p.proname in (
+        '_policy', '_set_ticked', '_xmin_age', '_overall_usage', '_scheduled_in'
+      )
       or (
         p.proname ~ '^_'
         and not p.prosecdef

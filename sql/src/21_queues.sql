@@ -424,11 +424,7 @@ begin
     perform setval('teguh.fired_template'::regclass, 0);
     perform setval('teguh.clock_template'::regclass, 0);
     perform setval('teguh.carry_template'::regclass, 0);
-<<<<<<< HEAD
     perform setval('teguh.agenda_template'::regclass, teguh._beyond());
-    perform setval('teguh.round_template'::regclass, 0);
-=======
->>>>>>> gate
     update teguh.queues as q
     set built_for = teguh._home('teguh.p0_template'::regclass)
     where q.queue_name = substr('_template', 2);

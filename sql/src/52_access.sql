@@ -100,11 +100,9 @@ as $$
   from pg_proc as p
   where p.pronamespace = 'teguh'::regnamespace
     and (
-<<<<<<< HEAD
-      p.proname in ('_policy', '_set_ticked', '_xmin_age', '_scheduled_in')
-=======
-      p.proname in ('_policy', '_set_ticked', '_xmin_age', '_overall_usage')
->>>>>>> gate
+      p.proname in (
+        '_policy', '_set_ticked', '_xmin_age', '_overall_usage', '_scheduled_in'
+      )
       or (
         p.proname ~ '^_'
         and not p.prosecdef

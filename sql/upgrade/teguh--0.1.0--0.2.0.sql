@@ -2485,11 +2485,7 @@ begin
     perform setval('teguh.fired_template'::regclass, 0);
     perform setval('teguh.clock_template'::regclass, 0);
     perform setval('teguh.carry_template'::regclass, 0);
-<<<<<<< HEAD
     perform setval('teguh.agenda_template'::regclass, teguh._beyond());
-    perform setval('teguh.round_template'::regclass, 0);
-=======
->>>>>>> gate
     update teguh.queues as q
     set built_for = teguh._home('teguh.p0_template'::regclass)
     where q.queue_name = substr('_template', 2);
@@ -11538,11 +11534,9 @@ as $$
   from pg_proc as p
   where p.pronamespace = 'teguh'::regnamespace
     and (
-<<<<<<< HEAD
-      p.proname in ('_policy', '_set_ticked', '_xmin_age', '_scheduled_in')
-=======
-      p.proname in ('_policy', '_set_ticked', '_xmin_age', '_overall_usage')
->>>>>>> gate
+      p.proname in (
+        '_policy', '_set_ticked', '_xmin_age', '_overall_usage', '_scheduled_in'
+      )
       or (
         p.proname ~ '^_'
         and not p.prosecdef
