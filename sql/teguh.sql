@@ -8,392 +8,443 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  398  00_install.sql
---  446  01_version.sql: What the schema is, and its version
---  453    version
---  465  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  467    current_time
---  486    _after
---  501    _micros
---  512  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  528    _random_bytes
---  547    _make_uuidv7
---  570    portable_uuidv7
---  600    uuidv7_timestamp
---  626    _task_id
---  651    _run_id
---  666    _run_task
---  677    _run_number
---  691  12_types.sql: The composite types that functions pass to each other
---  696    _gap (type)
---  704    _late (type)
---  711    _timer (type)
---  718    _tally (type)
---  729    _picked (type)
---  741    _spawn (type)
---  765    _filter (type)
---  800  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  802    _check_keys
---  835    _number_option
---  870    _integer_option
---  886    _whole_option
---  913    _text_option
---  939    _flag_option
---  961    _uuid_option
---  988    _tags_option
--- 1017    _check_name
--- 1044    _check_seconds
--- 1072    _check_isolation
--- 1091    _buckets_option
--- 1129    _check_policy
--- 1178    _check_spawn
--- 1225    _read_spawn_options
--- 1304    _time_option
--- 1325    _moment_option
--- 1357    _read_time_options
--- 1395    _unique_option
--- 1449    _inherit
--- 1479    _check_cancellation
--- 1496  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1499    _check_retry_strategy
--- 1537    _backoff
--- 1590    _fraction
--- 1601  20_tables.sql: Queues and the policy of each
--- 1603    queues (table)
--- 1636    grants (table)
--- 1650    limits (table)
--- 1671    pauses (table)
--- 1683    starts (table)
--- 1698    wanted (table)
--- 1710    versions (table)
--- 1725    t_template (table)
--- 1835    g_template (table)
--- 1847    d_template (table)
--- 1861    p0_template (table)
--- 1874    p1_template (table)
--- 1917    l_template (table)
--- 1944    h_template (table)
--- 1964    k0_template (table)
--- 1977    k1_template (table)
--- 2006    n0_template (table)
--- 2017    n1_template (table)
--- 2033    n_template (table)
--- 2057    seq_template (sequence)
--- 2058    ring_template (sequence)
--- 2059    parked_template (sequence)
--- 2060    woken_template (sequence)
--- 2061    plan_template (sequence)
--- 2062    fired_template (sequence)
--- 2063    clock_template (sequence)
--- 2064    carry_template (sequence)
--- 2065    round_template (sequence)
--- 2088    r_template (table)
--- 2105    a_template (table)
--- 2131    c_template (table)
--- 2147    e_template (table)
--- 2164    u_template (table)
--- 2177    w_template (table)
--- 2192  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2195    validate_queue_name
--- 2237    _policy
--- 2281    _call
--- 2295    _template_ddl (view)
--- 2380    _stamp
--- 2392    _stamp_queues
--- 2420    _stamp_relation
--- 2460    _stamp_function
--- 2493    _function
--- 2505    _signature
--- 2516    _leave_extension
--- 2542    _lock_number
--- 2552    _share_queue
--- 2565    _may
--- 2581    _each_queue
--- 2603    _init_template
--- 2633    _hush_template
--- 2654    _beyond
--- 2663    create_queue
--- 2728    _refuse_busy
--- 2747    drop_queue
--- 2777    _drop_all
--- 2828    list_queues
--- 2852  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 2861    _push_template
--- 2902    _fill
--- 2922    _add0_template
--- 2989    _back0_template
--- 3007  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3012    _claim0_template
--- 3084    _pick0_template
--- 3167    _limits_template
--- 3208    _move0_template
--- 3270    _open_xids
--- 3290    _next0_template
--- 3319    _many0_template
--- 3348    _stuck0_template
--- 3386    _trim0_template
--- 3431    _take_template
--- 3512    _known_template
--- 3532    _paused_until
--- 3545    claim_task
--- 3606    _next_template
--- 3648    _soon0_template
--- 3704    next_due
--- 3729  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 3742    _due0_template
--- 3818    _last0_template
--- 3843    _any0_template
--- 3870    _miss0_template
--- 3906    _pass0_template
--- 3952    _fire_template
--- 4004    _expire_template
--- 4072    _timeout_reason
--- 4091    _over_template
--- 4113    _close_template
--- 4143    _follow_template
--- 4173  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4175    _segment_bytes
--- 4196    _turn_template
--- 4228    _turn0_template
--- 4266    _spent0_template
--- 4280    _dry0_template
--- 4307    _left0_template
--- 4338    _carry0_template
--- 4382  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4388    _remake_template
--- 4440    _alive_template
--- 4494    _home
--- 4507    _settle_template
--- 4529    rebuild_dispatch
--- 4566    _recap_template
--- 4597  35_tally.sql: The letter by which tallies know where a task stands
--- 4599    _letter
--- 4618    _letters
--- 4630    _bound
--- 4650    _tally_template
--- 4675    _reckon_template
--- 4702    _finish_template
--- 4730    _moved_template
--- 4761    _sum0_template
--- 4797    _noted0_template
--- 4832    _bank0_template
--- 4852    _census_template
--- 4874    _count_template
--- 4896  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 4906    _gate_number
--- 4917    _enter_gate
--- 4939    _limit_of
--- 4957    _rule_template
--- 4983    _reign_template
--- 4997    _enrol_template
--- 5024    _going_template
--- 5040    _busy_template
--- 5056    _everywhere_busy
--- 5082    _closed_until
--- 5102    _is_fresh
--- 5117    _is_limited
--- 5128    _started
--- 5145    _left_over
--- 5166    _slots_template
--- 5216    _vacate_template
--- 5279    _unbar_template
--- 5308    _intake_template
--- 5329    _sift0_template
--- 5416    _line_template
--- 5476    _keys_template
--- 5530    _admit_template
--- 5593    _spare_template
--- 5615    _choose_template
--- 5661    _named_template
--- 5688    _weed_template
--- 5724    _cull_template
--- 5755    _seize_template
--- 5830    _quit_template
--- 5858    _occupy_template
--- 5898    _chance_template
--- 5928    _align_template
--- 5973  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 5976    _want_template
--- 6010    _names_option
--- 6045    _order_queues
--- 6081    _remember_names
--- 6101    claim_any
--- 6178    _check_order
--- 6195  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6200    _put_template
--- 6267    _enlist_template
--- 6310    _new_template
--- 6366    _tag_template
--- 6384    _room_template
--- 6411    _shed_template
--- 6453    _first0_template
--- 6494    _once_template
--- 6542    _blocks
--- 6569    _meet_template
--- 6603    _swap_template
--- 6663    _series_template
--- 6700    _found_template
--- 6756    spawn_task
--- 6816    spawn_tasks
--- 6863    _read_task
--- 6881  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 6886    _hold_template
--- 6937    _own_template
--- 6957    _done_template
--- 7001    complete_run
--- 7024    _flush_template
--- 7103    _why_template
--- 7119    _read_runs
--- 7165    _explain_bad_run
--- 7190    complete_runs
--- 7215    _end_template
--- 7264    _lost_template
--- 7280    _file_template
--- 7306    _again_template
--- 7346    _queue_template
--- 7367    _fail_template
--- 7385    fail_run
--- 7409    _nap_template
--- 7438    schedule_run
--- 7468    _free_template
--- 7516    release_run
--- 7541    _keep_template
--- 7567    extend_claim
--- 7590  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7595    _mark_template
--- 7617    _note_template
--- 7647    set_task_checkpoint_state
--- 7682    _recall_template
--- 7704    get_task_checkpoint_state
--- 7728    _list_template
--- 7757    get_task_checkpoint_states
--- 7783  43_events.sql: Wait for an event, or learn how the wait ended
--- 7790    _wait_template
--- 7862    _park_template
--- 7904    await_event
--- 7941    _emit_template
--- 8004    emit_event
--- 8029  44_control.sql: Read a task, or raise TG003
--- 8031    _fetch_template
--- 8058    _stop_template
--- 8090    _act_template
--- 8112    _halt_template
--- 8128    cancel_task
--- 8150    _rerun_template
--- 8223    _forget_template
--- 8243    _redo_template
--- 8276    _renew_template
--- 8312    retry_task
--- 8362    _show_template
--- 8410    get_task_result
--- 8445  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8452    _purge_template
--- 8482    _erase_template
--- 8527    _first_uuid
--- 8546    _sweep_template
--- 8586    _clean
--- 8620    cleanup_tasks
--- 8641    cleanup_events
--- 8662    cleanup_all_queues
--- 8692  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 8694    _cap_template
--- 8723    _write_limit
--- 8746    _read_limit
--- 8795    _check_limit_keys
--- 8817    set_limit
--- 8872    _usage_template
--- 8950    _overall_usage
--- 8994    limit_usage
--- 9027  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 9029    _pause_template
--- 9050    _halve_template
--- 9080    _check_only
--- 9103    pause_queue
--- 9139    resume_queue
--- 9165    get_queue_policy
--- 9188    set_queue_policy
--- 9206    list_namespaces
--- 9223  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9226    _read_filter
--- 9260    _states_option
--- 9291    _read_cursor
--- 9310    _check_limit
--- 9334    _find_template
--- 9386    _seek_template
--- 9435    _page_template
--- 9504    _ended_template
--- 9541    _fit_template
--- 9578    _live_template
--- 9615    _hints_template
--- 9638    _hints0_template
--- 9680    _rows_template
--- 9729    list_tasks
--- 9775    _peek_template
--- 9831    get_task
--- 9885    _runs_template
--- 9938    list_runs
--- 9969    _past_template
--- 10044    _since_template
--- 10062    get_task_history
--- 10082    _held_template
--- 10114    list_workers
--- 10153    _read_place
--- 10172    _acts_template
--- 10198    list_actions
--- 10230  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10232    _abort_template
--- 10269    cancel_tasks
--- 10306    _check_meant
--- 10326    _limit_option
--- 10339    _retake_template
--- 10377    requeue_task
--- 10402    _regain_template
--- 10437    requeue_tasks
--- 10476    list_dead_letters
--- 10519    _replay_template
--- 10560    replay_dead_letters
--- 10600    _bury_template
--- 10642    purge_dead_letters
--- 10672  49_stats.sql: When the first task that is ready became so; null if none is
--- 10674    _oldest_template
--- 10718    _elder0_template
--- 10754    _tenure_template
--- 10779    _is_wanted
--- 10796    _stat_template
--- 10842    queue_stats
--- 10897    _from
--- 10910    _counters (view)
--- 10934    _gauge_template
--- 10980    _spans_template
--- 11033    metrics
--- 11069    _xmin_age
--- 11088    prometheus
--- 11147    _label_text
--- 11170    health
--- 11224  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 11229    _tick_template
--- 11251    _ticked (sequence)
--- 11257    _set_ticked
--- 11270    ticker
--- 11318    ticker_loop (procedure)
--- 11344  51_cron.sql: Whether pg_cron is installed in this database
--- 11346    _has_cron
--- 11356    _cron_has_seconds
--- 11377    _explain_no_cron
--- 11409    start
--- 11452    stop
--- 11477    _maintain
--- 11499    status
--- 11535  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11539    _rights (view)
--- 11619    _allowed
--- 11657    _grant
--- 11676    _grant_again
--- 11692    _grant_queue
--- 11707    _check_grant
--- 11740    grant_access
--- 11776    revoke_access
--- 11823  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  449  00_install.sql
+--  497  01_version.sql: What the schema is, and its version
+--  504    version
+--  516  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  518    current_time
+--  537    _after
+--  552    _micros
+--  563  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  579    _random_bytes
+--  598    _make_uuidv7
+--  621    portable_uuidv7
+--  651    uuidv7_timestamp
+--  677    _task_id
+--  702    _run_id
+--  717    _run_task
+--  728    _run_number
+--  742  12_types.sql: The composite types that functions pass to each other
+--  747    _gap (type)
+--  755    _late (type)
+--  762    _timer (type)
+--  769    _tally (type)
+--  780    _picked (type)
+--  792    _spawn (type)
+--  816    _cron (type)
+--  830    _filter (type)
+--  869  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  871    _check_keys
+--  904    _number_option
+--  939    _integer_option
+--  955    _whole_option
+--  982    _text_option
+-- 1008    _flag_option
+-- 1030    _uuid_option
+-- 1057    _tags_option
+-- 1086    _check_name
+-- 1113    _check_seconds
+-- 1141    _check_isolation
+-- 1160    _buckets_option
+-- 1198    _check_policy
+-- 1247    _check_spawn
+-- 1294    _read_spawn_options
+-- 1373    _time_option
+-- 1394    _moment_option
+-- 1426    _read_time_options
+-- 1464    _unique_option
+-- 1518    _inherit
+-- 1548    _check_cancellation
+-- 1565  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1568    _check_retry_strategy
+-- 1606    _backoff
+-- 1659    _fraction
+-- 1670  20_tables.sql: Queues and the policy of each
+-- 1672    queues (table)
+-- 1705    grants (table)
+-- 1719    limits (table)
+-- 1740    pauses (table)
+-- 1752    starts (table)
+-- 1767    wanted (table)
+-- 1779    schedules (table)
+-- 1823    versions (table)
+-- 1838    t_template (table)
+-- 1948    g_template (table)
+-- 1960    d_template (table)
+-- 1974    p0_template (table)
+-- 1987    p1_template (table)
+-- 2030    l_template (table)
+-- 2057    h_template (table)
+-- 2077    k0_template (table)
+-- 2090    k1_template (table)
+-- 2119    n0_template (table)
+-- 2130    n1_template (table)
+-- 2146    n_template (table)
+-- 2170    seq_template (sequence)
+-- 2171    ring_template (sequence)
+-- 2172    parked_template (sequence)
+-- 2173    woken_template (sequence)
+-- 2174    plan_template (sequence)
+-- 2175    fired_template (sequence)
+-- 2176    clock_template (sequence)
+-- 2177    carry_template (sequence)
+-- 2178    round_template (sequence)
+-- 2179    agenda_template (sequence)
+-- 2204    r_template (table)
+-- 2221    a_template (table)
+-- 2247    c_template (table)
+-- 2263    e_template (table)
+-- 2280    u_template (table)
+-- 2293    w_template (table)
+-- 2308  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2311    validate_queue_name
+-- 2353    _policy
+-- 2397    _call
+-- 2411    _template_ddl (view)
+-- 2496    _stamp
+-- 2508    _stamp_queues
+-- 2536    _stamp_relation
+-- 2576    _stamp_function
+-- 2609    _function
+-- 2621    _signature
+-- 2632    _leave_extension
+-- 2658    _lock_number
+-- 2668    _share_queue
+-- 2681    _may
+-- 2697    _each_queue
+-- 2719    _init_template
+-- 2750    _hush_template
+-- 2771    _beyond
+-- 2780    create_queue
+-- 2845    _refuse_busy
+-- 2864    drop_queue
+-- 2894    _drop_all
+-- 2947    list_queues
+-- 2971  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 2980    _push_template
+-- 3021    _fill
+-- 3041    _add0_template
+-- 3108    _back0_template
+-- 3126  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3131    _claim0_template
+-- 3203    _pick0_template
+-- 3286    _limits_template
+-- 3327    _move0_template
+-- 3389    _open_xids
+-- 3409    _next0_template
+-- 3438    _many0_template
+-- 3467    _stuck0_template
+-- 3505    _trim0_template
+-- 3546    _bring_template
+-- 3578    _take_template
+-- 3659    _known_template
+-- 3679    _paused_until
+-- 3692    claim_task
+-- 3753    _next_template
+-- 3795    _soon0_template
+-- 3851    next_due
+-- 3876  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 3889    _due0_template
+-- 3965    _last0_template
+-- 3990    _any0_template
+-- 4017    _miss0_template
+-- 4053    _pass0_template
+-- 4099    _fire_template
+-- 4151    _expire_template
+-- 4219    _timeout_reason
+-- 4238    _over_template
+-- 4260    _close_template
+-- 4290    _follow_template
+-- 4320  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4322    _segment_bytes
+-- 4343    _turn_template
+-- 4375    _turn0_template
+-- 4413    _spent0_template
+-- 4427    _dry0_template
+-- 4454    _left0_template
+-- 4485    _carry0_template
+-- 4529  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4535    _remake_template
+-- 4588    _alive_template
+-- 4642    _home
+-- 4655    _settle_template
+-- 4677    rebuild_dispatch
+-- 4714    _recap_template
+-- 4745  35_tally.sql: The letter by which tallies know where a task stands
+-- 4747    _letter
+-- 4766    _letters
+-- 4778    _bound
+-- 4798    _tally_template
+-- 4823    _reckon_template
+-- 4850    _finish_template
+-- 4878    _moved_template
+-- 4909    _sum0_template
+-- 4945    _noted0_template
+-- 4980    _bank0_template
+-- 5000    _census_template
+-- 5022    _count_template
+-- 5044  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5054    _gate_number
+-- 5065    _enter_gate
+-- 5087    _limit_of
+-- 5105    _rule_template
+-- 5131    _reign_template
+-- 5145    _enrol_template
+-- 5172    _going_template
+-- 5188    _busy_template
+-- 5204    _everywhere_busy
+-- 5230    _closed_until
+-- 5250    _is_fresh
+-- 5265    _is_limited
+-- 5276    _started
+-- 5293    _left_over
+-- 5314    _slots_template
+-- 5364    _vacate_template
+-- 5427    _unbar_template
+-- 5456    _intake_template
+-- 5477    _sift0_template
+-- 5564    _line_template
+-- 5624    _keys_template
+-- 5678    _admit_template
+-- 5741    _spare_template
+-- 5763    _choose_template
+-- 5809    _named_template
+-- 5836    _weed_template
+-- 5872    _cull_template
+-- 5903    _seize_template
+-- 5978    _quit_template
+-- 6006    _occupy_template
+-- 6046    _chance_template
+-- 6076    _align_template
+-- 6121  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6124    _want_template
+-- 6158    _names_option
+-- 6193    _order_queues
+-- 6229    _remember_names
+-- 6249    claim_any
+-- 6326    _check_order
+-- 6343  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6348    _put_template
+-- 6415    _enlist_template
+-- 6458    _new_template
+-- 6514    _tag_template
+-- 6532    _room_template
+-- 6559    _shed_template
+-- 6601    _first0_template
+-- 6642    _once_template
+-- 6690    _blocks
+-- 6717    _meet_template
+-- 6751    _swap_template
+-- 6811    _series_template
+-- 6848    _found_template
+-- 6904    spawn_task
+-- 6964    spawn_tasks
+-- 7011    _read_task
+-- 7029  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7034    _hold_template
+-- 7085    _own_template
+-- 7105    _done_template
+-- 7149    complete_run
+-- 7172    _flush_template
+-- 7251    _why_template
+-- 7267    _read_runs
+-- 7313    _explain_bad_run
+-- 7338    complete_runs
+-- 7363    _end_template
+-- 7412    _lost_template
+-- 7428    _file_template
+-- 7454    _again_template
+-- 7494    _queue_template
+-- 7515    _fail_template
+-- 7533    fail_run
+-- 7557    _nap_template
+-- 7586    schedule_run
+-- 7616    _free_template
+-- 7664    release_run
+-- 7689    _keep_template
+-- 7715    extend_claim
+-- 7738  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7743    _mark_template
+-- 7765    _note_template
+-- 7795    set_task_checkpoint_state
+-- 7830    _recall_template
+-- 7852    get_task_checkpoint_state
+-- 7876    _list_template
+-- 7905    get_task_checkpoint_states
+-- 7931  43_events.sql: Wait for an event, or learn how the wait ended
+-- 7938    _wait_template
+-- 8010    _park_template
+-- 8052    await_event
+-- 8089    _emit_template
+-- 8152    emit_event
+-- 8177  44_control.sql: Read a task, or raise TG003
+-- 8179    _fetch_template
+-- 8206    _stop_template
+-- 8238    _act_template
+-- 8260    _halt_template
+-- 8276    cancel_task
+-- 8298    _rerun_template
+-- 8371    _forget_template
+-- 8391    _redo_template
+-- 8424    _renew_template
+-- 8460    retry_task
+-- 8510    _show_template
+-- 8558    get_task_result
+-- 8593  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8600    _purge_template
+-- 8630    _erase_template
+-- 8675    _first_uuid
+-- 8694    _sweep_template
+-- 8734    _clean
+-- 8768    cleanup_tasks
+-- 8789    cleanup_events
+-- 8810    cleanup_all_queues
+-- 8840  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 8842    _cap_template
+-- 8871    _write_limit
+-- 8894    _read_limit
+-- 8943    _check_limit_keys
+-- 8965    set_limit
+-- 9020    _usage_template
+-- 9098    _overall_usage
+-- 9142    limit_usage
+-- 9175  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 9177    _pause_template
+-- 9198    _halve_template
+-- 9228    _check_only
+-- 9251    pause_queue
+-- 9287    resume_queue
+-- 9313    get_queue_policy
+-- 9336    set_queue_policy
+-- 9354    list_namespaces
+-- 9371  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9374    _read_filter
+-- 9408    _states_option
+-- 9439    _read_cursor
+-- 9458    _check_limit
+-- 9482    _find_template
+-- 9534    _seek_template
+-- 9583    _page_template
+-- 9652    _ended_template
+-- 9689    _fit_template
+-- 9726    _live_template
+-- 9763    _hints_template
+-- 9786    _hints0_template
+-- 9828    _rows_template
+-- 9877    list_tasks
+-- 9923    _peek_template
+-- 9979    get_task
+-- 10033    _runs_template
+-- 10086    list_runs
+-- 10117    _past_template
+-- 10192    _since_template
+-- 10210    get_task_history
+-- 10230    _held_template
+-- 10262    list_workers
+-- 10301    _read_place
+-- 10320    _acts_template
+-- 10346    list_actions
+-- 10378  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10380    _abort_template
+-- 10417    cancel_tasks
+-- 10454    _check_meant
+-- 10474    _limit_option
+-- 10487    _retake_template
+-- 10525    requeue_task
+-- 10550    _regain_template
+-- 10585    requeue_tasks
+-- 10624    list_dead_letters
+-- 10667    _replay_template
+-- 10708    replay_dead_letters
+-- 10748    _bury_template
+-- 10790    purge_dead_letters
+-- 10820  49_stats.sql: When the first task that is ready became so; null if none is
+-- 10822    _oldest_template
+-- 10866    _elder0_template
+-- 10902    _tenure_template
+-- 10927    _is_wanted
+-- 10944    _stat_template
+-- 10990    queue_stats
+-- 11045    _from
+-- 11058    _counters (view)
+-- 11082    _gauge_template
+-- 11128    _spans_template
+-- 11181    metrics
+-- 11217    _xmin_age
+-- 11236    prometheus
+-- 11295    _label_text
+-- 11318    health
+-- 11372  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11377    _tick_template
+-- 11402    _ticked (sequence)
+-- 11408    _set_ticked
+-- 11421    ticker
+-- 11468    ticker_loop (procedure)
+-- 11494  51_cron.sql: Whether pg_cron is installed in this database
+-- 11496    _has_cron
+-- 11506    _cron_has_seconds
+-- 11527    _explain_no_cron
+-- 11559    start
+-- 11602    stop
+-- 11627    _maintain
+-- 11649    status
+-- 11685  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11689    _rights (view)
+-- 11778    _allowed
+-- 11818    _grant
+-- 11837    _grant_again
+-- 11853    _grant_queue
+-- 11868    _check_grant
+-- 11901    grant_access
+-- 11937    revoke_access
+-- 11984  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 11986    _refuse_schedule
+-- 12003    _cron_value
+-- 12017    _cron_field
+-- 12078    _read_every
+-- 12100    _read_schedule
+-- 12175    _cron_time
+-- 12213    _cron_reading
+-- 12252    _clock
+-- 12261    _clock_reads
+-- 12297    _clock_set
+-- 12325    _cron_passing
+-- 12363    _cron_next
+-- 12403    _check_timezone
+-- 12432    next_fire_time
+-- 12468  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 12481    _planning_number
+-- 12491    _replan_template
+-- 12505    _agenda_template
+-- 12522    _future_template
+-- 12550    _strike_template
+-- 12606    _chime_template
+-- 12662    _undone_template
+-- 12681    _planned_after
+-- 12700    _due_times
+-- 12750    _spawn_scheduled
+-- 12795    _check_task_options
+-- 12825    _word_option
+-- 12847    _draw_schedule
+-- 12886    _schedule_options
+-- 12901    _miss_schedule
+-- 12917    _scheduled_in
+-- 12938    _grasp_template
+-- 12965    _enroll_template
+-- 12996    _redraw_template
+-- 13046    create_schedule
+-- 13090    _reform_template
+-- 13116    update_schedule
+-- 13139    _steer_template
+-- 13182    pause_schedule
+-- 13203    resume_schedule
+-- 13223    drop_schedule
+-- 13243    _launch_template
+-- 13275    trigger_schedule
+-- 13297    _diary_template
+-- 13333    get_schedule
+-- 13368    list_schedules
+-- 13410  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -761,6 +812,20 @@ begin
     );
   end if;
 
+  if to_regtype('teguh._cron') is null then
+    create type teguh._cron as (
+      every_seconds bigint,
+      seconds       text,
+      minutes       text,
+      hours         text,
+      days          text,
+      months        text,
+      weekdays      text,
+      either_day    boolean,
+      goes_on       boolean
+    );
+  end if;
+
   if to_regtype('teguh._filter') is null then
     create type teguh._filter as (
       states          text[],
@@ -794,6 +859,10 @@ comment on type teguh._tally is
   'their runs ended, they took at most so many seconds each, so many all together; else 0.';
 comment on type teguh._spawn is
   'One task to spawn, its options checked.';
+comment on type teguh._cron is
+  'A schedule that was read: a number of seconds, or fields as strings of 0 and 1 from the '
+  'value 0 on. either_day: one of day of month and day of week is enough. goes_on: it goes by '
+  'the time that passes, not by places on the clock.';
 comment on type teguh._filter is
   'Which tasks are meant; what is null does not matter.';
 
@@ -1706,6 +1775,50 @@ comment on table teguh.wanted is
   'The task names that workers which say what they know have asked for, and when last, to a '
   'minute.';
 
+-- Schedules.
+create table if not exists teguh.schedules (
+  schedule_name   text             not null,
+  queue_name      text             not null,
+  task_name       text             not null,
+  schedule        text             not null,
+  timezone        text             not null default 'UTC',
+  params          jsonb            not null default 'null',
+  task_options    jsonb            not null default '{}',
+  catch_up        text             not null default 'one',
+  overlap         text             not null default 'allow',
+  jitter_seconds  double precision not null default 0,
+  starts_at       timestamptz,
+  ends_at         timestamptz,
+  created_at      timestamptz      not null,
+  paused_at       timestamptz,
+  planned_at      timestamptz,
+  next_at         timestamptz,
+  last_planned_at timestamptz,
+  last_fired_at   timestamptz,
+  last_skipped_at timestamptz,
+  last_task_id    uuid,
+  last_error      text,
+  open_task_ids   uuid[]           not null default '{}',
+  constraint schedules_pkey primary key (schedule_name)
+);
+
+create index if not exists schedules_due
+  on teguh.schedules (queue_name, next_at)
+  where next_at is not null;
+
+comment on table teguh.schedules is
+  'Schedules set by create_schedule(): what is spawned when, and when that was last done.';
+comment on column teguh.schedules.planned_at is
+  'The next time it is to fire; null while it is paused, and when there is none any more.';
+comment on column teguh.schedules.next_at is
+  'When it is looked at next: at that time, or later if firing then was tried and failed.';
+comment on column teguh.schedules.last_skipped_at is
+  'The last planned time at which nothing was spawned: missed, or the task before was not over.';
+comment on column teguh.schedules.last_error is
+  'Why the last try to fire failed; null when it did not.';
+comment on column teguh.schedules.open_task_ids is
+  'With overlap skip: tasks it spawned before the last that may not be over yet.';
+
 -- Which versions this schema has had.
 create table if not exists teguh.versions (
   version      text        not null,
@@ -2063,6 +2176,7 @@ create sequence if not exists teguh.fired_template minvalue 0 start 0;
 create sequence if not exists teguh.clock_template minvalue 0 start 0;
 create sequence if not exists teguh.carry_template minvalue 0 start 0;
 create sequence if not exists teguh.round_template minvalue 0 start 0;
+create sequence if not exists teguh.agenda_template minvalue 0 start 0;
 
 comment on sequence teguh.seq_template is
   'Numbers dispatch rows and positions.';
@@ -2081,6 +2195,8 @@ comment on sequence teguh.clock_template is
   'The latest timer position, in microseconds since 1970.';
 comment on sequence teguh.round_template is
   'The round that a fair queue is in.';
+comment on sequence teguh.agenda_template is
+  'No schedule of the queue is due before, in microseconds since 1970.';
 comment on sequence teguh.carry_template is
   'Bytes that the last change of segment carried over.';
 
@@ -2616,6 +2732,7 @@ begin
     perform setval('teguh.fired_template'::regclass, 0);
     perform setval('teguh.clock_template'::regclass, 0);
     perform setval('teguh.carry_template'::regclass, 0);
+    perform setval('teguh.agenda_template'::regclass, teguh._beyond());
     update teguh.queues as q
     set built_for = teguh._home('teguh.p0_template'::regclass)
     where q.queue_name = substr('_template', 2);
@@ -2800,6 +2917,8 @@ begin
   where s.queue_name = p_queue_name;
   delete from teguh.wanted as w
   where w.queue_name = p_queue_name;
+  delete from teguh.schedules as s
+  where s.queue_name = p_queue_name;
 
   select string_agg('teguh.' || teguh._stamp(c.relname, p_queue_name), ', ' order by c.relname)
   into v_tables
@@ -3421,6 +3540,34 @@ begin
 end;
 $$;
 
+-- Deal for a claim with schedules and timers that are due.  Returns how many tasks there are more
+-- to be claimed.  p_first: the claim has no task yet.  Schedules may wait for a unique key, which
+-- comes before any task.
+create or replace function teguh._bring_template(
+  p_now   timestamptz,
+  p_fresh boolean,
+  p_first boolean,
+  p_limit integer
+)
+  returns integer
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_count integer := 0;
+begin
+  if p_first
+    and coalesce(
+      pg_sequence_last_value('teguh.agenda_template'::regclass) <= teguh._micros(p_now), true
+    )
+  then
+    v_count := teguh._strike_template(p_now, false, 100);
+  end if;
+  return v_count + teguh._fire_template(p_now, p_fresh, p_limit);
+end;
+$$;
+
 -- Claim up to p_qty runs of the queue.
 --
 -- Due timers are looked at first when no claim has done so for 20 ms, and in any
@@ -3469,7 +3616,7 @@ declare
 begin
   if v_millis - pg_sequence_last_value('teguh.fired_template'::regclass) not between 0 and 19 then
     perform setval('teguh.fired_template'::regclass, v_millis);
-    v_fired := teguh._fire_template(v_now, v_fresh, 1000);
+    v_fired := teguh._bring_template(v_now, v_fresh, true, 1000);
   end if;
 
   loop
@@ -3487,7 +3634,7 @@ begin
 
     -- what was fired and could not be had is locked by somebody else
     exit when v_left <= 0 or v_fired = 0 or (v_fired > 0 and v_left = v_before);
-    v_fired := teguh._fire_template(v_now, v_fresh, least(v_left, 1000) + 100);
+    v_fired := teguh._bring_template(v_now, v_fresh, v_left = p_qty, least(v_left, 1000) + 100);
     exit when v_fired = 0;
   end loop;
 
@@ -3634,7 +3781,7 @@ begin
     v_due := least(v_due, v_first);
   end loop;
 
-  v_due := least(v_due, teguh._chance_template(v_now));
+  v_due := least(v_due, teguh._chance_template(v_now), teguh._future_template(v_now));
   if v_due is not null then
     perform setval('teguh.plan_template'::regclass, greatest(teguh._micros(v_due), 0));
   end if;
@@ -3700,7 +3847,7 @@ begin
 end;
 $$;
 
--- When the next delayed task of a queue is due.
+-- When the next delayed task of a queue is due, or its next schedule.
 create or replace function teguh.next_due(p_queue_name text)
   returns timestamptz
   language plpgsql
@@ -3721,10 +3868,10 @@ end;
 $$;
 
 comment on function teguh.next_due(text) is
-  'When the next delayed task of the queue is due; null if none is. A worker calls '
-  'it before it waits, and waits no longer: the answer is the present moment if a '
-  'task is ready, and 10 ms from it while spawns are being committed. While the queue is '
-  'paused: when that ends, null if not by itself. Raises TG001 for an unknown queue.';
+  'When the next delayed task of the queue or its next schedule is due; null if none is. A worker '
+  'calls it before it waits, and waits no longer: the answer is the present moment if a task is '
+  'ready, and 10 ms from it while spawns are being committed. While the queue is paused: when that '
+  'ends, null if not by itself. Raises TG001 for an unknown queue.';
 
 -- sql/src/32_timers.sql
 -- Collect the timers of one kind that have come due in a segment, up to p_limit,
@@ -4408,6 +4555,7 @@ begin
     teguh.p0_template, teguh.p1_template, teguh.k0_template, teguh.k1_template,
     teguh.n0_template, teguh.n1_template;
   perform setval('teguh.plan_template'::regclass, teguh._beyond());
+  perform setval('teguh.agenda_template'::regclass, 0);
   delete from teguh.l_template;
   update teguh.t_template as t
   set laned = false
@@ -11223,9 +11371,9 @@ comment on function teguh.health() is
 
 -- sql/src/50_ticker.sql
 -- One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- restored from a dump, sum up the statistics, deal with what is due.  The step comes first, and
--- only when the caller has written nothing yet: it moves a register, and must not go by what may be
--- rolled back.
+-- restored from a dump, sum up the statistics, deal with schedules and timers that are due, as
+-- _bring_template does.  The step comes first, and only when the caller has written nothing yet: it
+-- moves a register, and must not go by what may be rolled back.
 create or replace function teguh._tick_template(
   p_now   timestamptz,
   p_fresh boolean,
@@ -11236,6 +11384,8 @@ create or replace function teguh._tick_template(
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_fired integer;
 begin
   if p_fresh then
     perform teguh._turn_template();
@@ -11243,7 +11393,8 @@ begin
     perform teguh._sum0_template();
     perform teguh._sum1_template();
   end if;
-  return teguh._fire_template(p_now, p_fresh, p_limit);
+  v_fired := teguh._strike_template(p_now, p_fresh, p_limit);
+  return v_fired + teguh._fire_template(p_now, p_fresh, p_limit);
 end;
 $$;
 
@@ -11303,14 +11454,13 @@ end;
 $$;
 
 comment on function teguh.ticker(text) is
-  'Does for a queue (null: for every queue the caller may tick) what has come due: queues '
-  'sleepers, ends waits and leases that timed out, applies cancellation policies, takes a '
-  'step in the rotation of the dispatch tables, builds them anew in a restored database, '
-  'notifies. Bounded per call. Returns how many tasks became claimable or changed state. '
-  'Claims see to due tasks themselves; rotation needs this called every few seconds or '
-  'minutes, by pg_cron or a worker, and does not happen in a transaction that has '
-  'written before. Raises TG001 for an unknown queue, 25001 unless the transaction is '
-  'READ COMMITTED.';
+  'Does for a queue (null: for every queue the caller may tick) what has come due: spawns what is '
+  'scheduled, queues sleepers, ends waits and leases that timed out, applies cancellation '
+  'policies, takes a step in the rotation of the dispatch tables, builds them anew in a restored '
+  'database, notifies. Bounded per call. Returns how many tasks became claimable or changed state. '
+  'Claims see to due tasks themselves; rotation needs this called every few seconds or minutes, by '
+  'pg_cron or a worker, and does not happen in a transaction that has written before. Raises TG001 '
+  'for an unknown queue, 25001 unless the transaction is READ COMMITTED.';
 
 -- Tick all queues again and again, with a commit after each round.
 --
@@ -11569,6 +11719,9 @@ from (
     ('get_task_checkpoint_state',  'recall',      'client worker observer admin', false),
     ('get_task_checkpoint_states', 'list',        'client worker observer admin', false),
     ('limit_usage',                'usage',       'client worker observer admin', false),
+    ('next_fire_time',             '',            'client worker observer admin', false),
+    ('get_schedule',               'diary',       'client worker observer admin', false),
+    ('list_schedules',             'diary',       'client worker observer admin', false),
     ('spawn_task',                 'new put once room rule', 'client worker admin',    false),
     ('spawn_tasks',                'put series room rule', 'client worker admin',     false),
     ('emit_event',                 'emit',        'client worker admin',          false),
@@ -11596,6 +11749,12 @@ from (
     ('purge_dead_letters',         'bury',        'admin',                        false),
     ('pause_queue',                'pause halve', 'admin',                        false),
     ('resume_queue',               'pause halve', 'admin',                        false),
+    ('create_schedule',            'enroll',      'admin',                        false),
+    ('update_schedule',            'reform',      'admin',                        false),
+    ('pause_schedule',             'steer',       'admin',                        false),
+    ('resume_schedule',            'steer',       'admin',                        false),
+    ('drop_schedule',              'steer',       'admin',                        false),
+    ('trigger_schedule',           'launch',      'admin',                        false),
     ('ticker_loop',                '',            'admin',                        true),
     ('cleanup_all_queues',         '',            'admin',                        true),
     ('create_queue',               '',            'admin',                        true),
@@ -11626,7 +11785,9 @@ as $$
   from pg_proc as p
   where p.pronamespace = 'teguh'::regnamespace
     and (
-      p.proname in ('_policy', '_set_ticked', '_xmin_age', '_overall_usage')
+      p.proname in (
+        '_policy', '_set_ticked', '_xmin_age', '_overall_usage', '_scheduled_in'
+      )
       or (
         p.proname ~ '^_'
         and not p.prosecdef
@@ -11819,6 +11980,1432 @@ comment on function teguh.revoke_access(text, text, text[]) is
   'were granted by hand go, too. What a role was never given is no error. Raises 42704 for an '
   'unknown role, TG004 when the role has access to all queues and only some are named, TG005 '
   'for an unknown kind of access.';
+
+-- sql/src/60_cron.sql
+-- Refuse a schedule that cannot be read, or not followed.
+create or replace function teguh._refuse_schedule(p_schedule text, p_detail text)
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  raise exception 'schedule "%" is not valid', left(coalesce(p_schedule, 'null'), 200)
+    using
+      errcode = 'TG005',
+      detail = p_detail,
+      hint = 'For instance "30 9 * * mon-fri" (minute, hour, day of month, month, day of week; '
+        'six fields begin with the second), "@daily", "every 90 seconds".';
+end;
+$$;
+
+-- The number that a part of a field stands for; null if it is none.
+create or replace function teguh._cron_value(p_text text, p_least integer, p_names text[])
+  returns integer
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select case
+    when p_text ~ '^[0-9]+$' then p_text::integer
+    else array_position(p_names, p_text) - 1 + p_least
+  end;
+$$;
+
+-- Read one field, in lower case: which values it allows, as a string of 0 and 1 from the value 0
+-- on; null if it is not valid.
+create or replace function teguh._cron_field(
+  p_field text,
+  p_least integer,
+  p_most  integer,
+  p_names text[] default '{}'
+)
+  returns text
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_mask  text := repeat('0', p_most + 1);
+  v_term  text;
+  v_parts text[];
+  v_from  integer;
+  v_to    integer;
+  v_step  integer;
+begin
+  foreach v_term in array string_to_array(p_field, ',') loop
+    v_parts := regexp_match(
+      v_term,
+      '^(?:[*]|([0-9]{1,4}|[a-z]{3})(?:-([0-9]{1,4}|[a-z]{3}))?)(?:/([0-9]{1,4}))?$'
+    );
+    v_step := coalesce(v_parts[3]::integer, 1);
+    if v_parts[1] is null then
+      v_from := p_least;
+      v_to := p_most;
+    else
+      v_from := teguh._cron_value(v_parts[1], p_least, p_names);
+      v_to := case
+        when v_parts[2] is not null then teguh._cron_value(v_parts[2], p_least, p_names)
+        when v_parts[3] is not null then p_most
+        else v_from
+      end;
+      -- only the days of the week have a 7, which is Sunday as 0 is
+      if p_most = 7 and v_to = 0 and v_from > 0 then
+        v_to := 7;
+      end if;
+    end if;
+    if v_parts is null
+      or v_from is null
+      or v_to is null
+      or v_from < p_least
+      or v_to > p_most
+      or v_to < v_from
+      or v_step not between 1 and p_most - p_least + 1
+    then
+      return null;
+    end if;
+
+    for v_value in v_from .. v_to by v_step loop
+      v_mask := overlay(v_mask placing '1' from v_value + 1);
+    end loop;
+  end loop;
+
+  return v_mask;
+end;
+$$;
+
+-- Read "every 90 seconds"; null if the schedule is no such.
+create or replace function teguh._read_every(p_schedule text)
+  returns bigint
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_parts text[] := regexp_match(
+    p_schedule, '^every (?:([0-9]{1,9}) )?(second|minute|hour|day|week)s?$'
+  );
+begin
+  return coalesce(v_parts[1], '1')::bigint * case v_parts[2]
+    when 'second' then 1
+    when 'minute' then 60
+    when 'hour' then 3600
+    when 'day' then 86400
+    when 'week' then 604800
+  end;
+end;
+$$;
+
+-- Read a schedule, or raise TG005.
+create or replace function teguh._read_schedule(p_schedule text)
+  returns teguh._cron
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_text   text := lower(btrim(regexp_replace(p_schedule, '[[:space:]]+', ' ', 'g')) collate "C");
+  v_fields text[];
+  v_masks  text[];
+  v_cron   teguh._cron;
+begin
+  v_cron.every_seconds := teguh._read_every(v_text);
+  if v_cron.every_seconds between 1 and 3155760000 then
+    return v_cron;
+  end if;
+
+  v_fields := string_to_array(
+    case v_text
+      when '@hourly' then '0 * * * *'
+      when '@daily' then '0 0 * * *'
+      when '@midnight' then '0 0 * * *'
+      when '@weekly' then '0 0 * * 0'
+      when '@monthly' then '0 0 1 * *'
+      when '@yearly' then '0 0 1 1 *'
+      when '@annually' then '0 0 1 1 *'
+      else v_text
+    end, ' '
+  );
+  if cardinality(v_fields) = 5 then
+    v_fields := '0'::text || v_fields;
+  end if;
+  if v_fields is null or v_cron.every_seconds is not null or cardinality(v_fields) <> 6 then
+    perform teguh._refuse_schedule(
+      p_schedule, 'It is neither five or six fields nor one of the known words.'
+    );
+  end if;
+
+  v_masks := array[
+    teguh._cron_field(v_fields[1], 0, 59),
+    teguh._cron_field(v_fields[2], 0, 59),
+    teguh._cron_field(v_fields[3], 0, 23),
+    teguh._cron_field(v_fields[4], 1, 31),
+    teguh._cron_field(
+      v_fields[5], 1, 12, '{jan,feb,mar,apr,may,jun,jul,aug,sep,oct,nov,dec}'
+    ),
+    teguh._cron_field(v_fields[6], 0, 7, '{sun,mon,tue,wed,thu,fri,sat}')
+  ];
+  if array_position(v_masks, null) is not null then
+    perform teguh._refuse_schedule(p_schedule, format(
+      'The %s "%s" is not valid.',
+      (array['second', 'minute', 'hour', 'day of month', 'month', 'day of week'])[
+        array_position(v_masks, null)
+      ],
+      left(v_fields[array_position(v_masks, null)], 60)
+    ));
+  end if;
+
+  v_cron.seconds := v_masks[1];
+  v_cron.minutes := v_masks[2];
+  v_cron.hours := v_masks[3];
+  v_cron.days := v_masks[4];
+  v_cron.months := v_masks[5];
+  v_cron.weekdays := case right(v_masks[6], 1)
+    when '1' then overlay(v_masks[6] placing '1' from 1)
+    else v_masks[6]
+  end;
+  v_cron.either_day := v_fields[4] !~ '^[*]' and v_fields[6] !~ '^[*]';
+  v_cron.goes_on := v_fields[2] ~ '^[*]' or v_fields[3] ~ '^[*]';
+  return v_cron;
+end;
+$$;
+
+-- The first time of a day, in seconds since its midnight, that the fields allow from another on;
+-- null if there is none that day.
+create or replace function teguh._cron_time(p_cron teguh._cron, p_from integer)
+  returns integer
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_hour   integer := p_from / 3600;
+  v_minute integer := p_from / 60 % 60;
+  v_ahead  integer;
+begin
+  if substr(p_cron.hours, v_hour + 1, 1) = '1' then
+    if substr(p_cron.minutes, v_minute + 1, 1) = '1' then
+      v_ahead := strpos(substr(p_cron.seconds, p_from % 60 + 1), '1');
+      if v_ahead > 0 then
+        return p_from + v_ahead - 1;
+      end if;
+    end if;
+
+    v_ahead := strpos(substr(p_cron.minutes, v_minute + 2), '1');
+    if v_ahead > 0 then
+      return v_hour * 3600 + (v_minute + v_ahead) * 60 + strpos(p_cron.seconds, '1') - 1;
+    end if;
+  end if;
+
+  v_ahead := strpos(substr(p_cron.hours, v_hour + 2), '1');
+  if v_ahead = 0 then
+    return null;
+  end if;
+  return
+    (v_hour + v_ahead) * 3600
+    + (strpos(p_cron.minutes, '1') - 1) * 60
+    + strpos(p_cron.seconds, '1') - 1;
+end;
+$$;
+
+-- The first reading of a clock that the fields allow from another on.  Null if there is none
+-- within nine years: then there is none at all, because 29 February comes every eight at least.
+create or replace function teguh._cron_reading(p_cron teguh._cron, p_from timestamp)
+  returns timestamp
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_day  date := p_from::date;
+  v_last date := v_day + 3300;
+  v_days text;
+  v_time integer := teguh._cron_time(p_cron, extract(epoch from p_from - v_day)::integer);
+begin
+  if v_time is null then
+    v_day := v_day + 1;
+    v_time := teguh._cron_time(p_cron, 0);
+  end if;
+
+  while v_day < v_last loop
+    if substr(p_cron.months, extract(month from v_day)::integer + 1, 1) = '0' then
+      v_day := (date_trunc('month', v_day::timestamp) + interval '1 month')::date;
+      v_time := teguh._cron_time(p_cron, 0);
+      continue;
+    end if;
+
+    v_days := substr(p_cron.days, extract(day from v_day)::integer + 1, 1)
+              || substr(p_cron.weekdays, extract(dow from v_day)::integer + 1, 1);
+    if v_days = '11' or v_days <> '00' and p_cron.either_day then
+      return v_day + make_interval(secs => v_time);
+    end if;
+    v_day := v_day + 1;
+    v_time := teguh._cron_time(p_cron, 0);
+  end loop;
+
+  return null;
+end;
+$$;
+
+-- What the clocks of a time zone read at an instant.  Here and below, an instant is the reading of
+-- a clock in UTC: sums of those do not depend on the session's time zone.
+create or replace function teguh._clock(p_at timestamp, p_timezone text)
+  returns timestamp
+  language sql
+  immutable
+as $$
+  select pg_catalog.timezone(p_timezone, pg_catalog.timezone('UTC', p_at));
+$$;
+
+-- The first instant at which the clocks of a time zone read this, or later where they skip it.
+create or replace function teguh._clock_reads(p_reading timestamp, p_timezone text)
+  returns timestamp
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_about timestamp := timezone('UTC', timezone(p_timezone, p_reading));
+  v_day   interval := interval '24 hours';
+  v_first timestamp;
+  v_last  timestamp;
+  v_half  timestamp;
+begin
+  -- by the clocks of the day before, then by those of the day after
+  v_last := p_reading - (teguh._clock(v_about - v_day, p_timezone) - (v_about - v_day));
+  if teguh._clock(v_last, p_timezone) = p_reading then
+    return v_last;
+  end if;
+  v_first := p_reading - (teguh._clock(v_about + v_day, p_timezone) - (v_about + v_day));
+  if teguh._clock(v_first, p_timezone) = p_reading then
+    return v_first;
+  end if;
+
+  while v_last - v_first > interval '1 second' loop
+    v_half := v_first + date_trunc('second', (v_last - v_first) / 2);
+    if teguh._clock(v_half, p_timezone) < p_reading then
+      v_first := v_half;
+    else
+      v_last := v_half;
+    end if;
+  end loop;
+  return v_last;
+end;
+$$;
+
+-- The first instant after one, up to another, at which the clocks of a time zone are set otherwise.
+create or replace function teguh._clock_set(p_from timestamp, p_to timestamp, p_timezone text)
+  returns timestamp
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_offset interval := teguh._clock(p_from, p_timezone) - p_from;
+  v_first  timestamp := p_from;
+  v_last   timestamp := p_to;
+  v_half   timestamp;
+begin
+  while v_last - v_first > interval '1 second' loop
+    v_half := v_first + date_trunc('second', (v_last - v_first) / 2);
+    if teguh._clock(v_half, p_timezone) - v_half = v_offset then
+      v_first := v_half;
+    else
+      v_last := v_half;
+    end if;
+  end loop;
+  return v_last;
+end;
+$$;
+
+-- The first instant, from one on, at which the clocks of a time zone read what the fields allow.
+--
+-- As long as nobody sets the clocks, that is as far off as it is on them.  So go on to where they
+-- are set, and from there anew; a day at a time, within which that happens once.
+create or replace function teguh._cron_passing(
+  p_cron     teguh._cron,
+  p_from     timestamp,
+  p_timezone text
+)
+  returns timestamp
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_at    timestamp := p_from;
+  v_clock timestamp;
+  v_next  timestamp;
+  v_to    timestamp;
+begin
+  for v_try in 1..1000 loop
+    v_clock := teguh._clock(v_at, p_timezone);
+    v_next := teguh._cron_reading(p_cron, v_clock);
+    v_to := v_at + least(v_next - v_clock, interval '24 hours');
+    if v_next is null then
+      return null;
+    elsif v_to = v_at then
+      return v_at;
+    elsif teguh._clock(v_to, p_timezone) - v_to <> v_clock - v_at then
+      v_at := teguh._clock_set(v_at, v_to, p_timezone);
+    elsif v_next - v_clock <= interval '24 hours' then
+      return v_to;
+    else
+      v_at := greatest(v_to, teguh._clock_reads(v_next - interval '12 hours', p_timezone));
+    end if;
+  end loop;
+
+  return null;
+end;
+$$;
+
+-- When a schedule fires next after an instant; null is never.
+create or replace function teguh._cron_next(
+  p_cron     teguh._cron,
+  p_after    timestamptz,
+  p_timezone text
+)
+  returns timestamptz
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_after   timestamp := date_trunc(
+    'second', greatest(timezone('UTC', p_after), timestamp '0001-01-02 00:00:00')
+  );
+  v_at      timestamp := v_after + interval '1 second';
+  v_reading timestamp;
+begin
+  if v_after > timestamp '9990-01-01 00:00:00' then
+    return null;
+  elsif p_cron.every_seconds is not null then
+    v_at := timestamp 'epoch' + make_interval(secs => p_cron.every_seconds * (
+      1 + floor(extract(epoch from v_after) / p_cron.every_seconds)
+    ));
+    return timezone('UTC', v_at);
+  elsif p_cron.goes_on then
+    return timezone('UTC', teguh._cron_passing(p_cron, v_at, p_timezone));
+  end if;
+
+  v_reading := teguh._clock(v_after, p_timezone);
+  loop
+    v_reading := teguh._cron_reading(p_cron, v_reading + interval '1 second');
+    v_after := teguh._clock_reads(v_reading, p_timezone);
+    exit when v_after >= v_at or v_reading is null;
+  end loop;
+  return timezone('UTC', v_after);
+end;
+$$;
+
+-- Refuse what is no time zone of the server's, and forms that mean something else than they seem
+-- to: "UTC+3" lies west of Greenwich.
+create or replace function teguh._check_timezone(p_timezone text)
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_known boolean := coalesce(p_timezone ~ '^[A-Za-z_]+(/[A-Za-z0-9_+-]+)*$', false);
+begin
+  if v_known then
+    begin
+      perform timezone(p_timezone, timestamp 'epoch');
+    exception
+      when invalid_parameter_value then
+        v_known := false;
+    end;
+  end if;
+
+  if not v_known then
+    raise exception 'time zone "%" is not known', left(coalesce(p_timezone, 'null'), 200)
+      using
+        errcode = 'TG005',
+        detail = 'The server has no time zone of that name.',
+        hint = 'Use a name of pg_timezone_names, for instance Europe/Berlin.';
+  end if;
+end;
+$$;
+
+-- When a schedule fires next.
+create or replace function teguh.next_fire_time(
+  p_schedule text,
+  p_after    timestamptz,
+  p_timezone text default 'UTC'
+)
+  returns timestamptz
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_timezone(p_timezone);
+  if p_after is null then
+    raise exception 'next_fire_time needs a time'
+      using
+        errcode = '22004',
+        detail = 'The time after which the schedule is to fire is null.',
+        hint = 'Pass now().';
+  end if;
+
+  return teguh._cron_next(teguh._read_schedule(p_schedule), p_after, p_timezone);
+end;
+$$;
+
+comment on function teguh.next_fire_time(text, timestamptz, text) is
+  'When a schedule fires next after a time; null if never. Nothing but the arguments and the '
+  'server''s time zones matters. Schedules: five fields (minute, hour, day of month, month, day of '
+  'week) or six (second first), with lists, ranges, steps and names; @hourly, @daily, @midnight, '
+  '@weekly, @monthly, @yearly, @annually; every N seconds, minutes, hours, days or weeks, counted '
+  'from 1970 on in UTC. If both day of month and day of week are restricted, either is enough; not '
+  'so if one begins with *. When clocks are set: a schedule whose minute or hour begins with * '
+  'fires whenever clocks read what it says, so twice in an hour that comes twice, and not in one '
+  'that is skipped. Any other fires once for each time it names: the first time that clocks read '
+  'it, or at the end of the gap in which it lies. Raises TG005 for a bad schedule or time zone, '
+  '22004 for a null time.';
+
+-- sql/src/61_schedules.sql
+-- Schedules: rows that a tick or a claim of their queue looks at when they are due.
+--
+-- A schedule fires in one transaction, under the lock of its row: what is due is spawned and
+-- planned_at moves on.  So each planned time fires once, whoever and however many look.
+--
+-- The register agenda_<queue> tells from when on there is something to look at: no schedule that
+-- is committed, or may yet be, has a next_at before.  To fire only moves next_at on, so that needs
+-- no care.  Whoever brings a next_at forward sets the register to 0 and shares a lock until the
+-- end of the transaction; it is only raised, by a tick, when nobody does, to what is committed.
+-- So a look costs one probe of the index, whatever dead rows an old snapshot has it keep.
+
+-- Number of the advisory lock that those share who bring a schedule of the queue forward.
+create or replace function teguh._planning_number(p_queue_name text)
+  returns bigint
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select hashtextextended('teguh.agenda_' || p_queue_name, 0);
+$$;
+
+-- Have the queue's schedules looked at anew, also by workers that wait.
+create or replace function teguh._replan_template()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform pg_advisory_xact_lock_shared(teguh._planning_number(substr('_template', 2)));
+  perform setval('teguh.agenda_template'::regclass, 0);
+  perform pg_notify('teguh_template', '');
+end;
+$$;
+
+-- The first moment at which a schedule of the queue may be due.
+create or replace function teguh._agenda_template()
+  returns timestamptz
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_micros bigint := coalesce(pg_sequence_last_value('teguh.agenda_template'::regclass), 0);
+begin
+  return case
+    when v_micros < teguh._beyond() then timestamptz 'epoch' + v_micros * interval '1 microsecond'
+    else 'infinity'
+  end;
+end;
+$$;
+
+-- When the next schedule of the queue is due; 10 ms from now if one is that nobody has fired.
+create or replace function teguh._future_template(p_now timestamptz)
+  returns timestamptz
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_from timestamptz := teguh._agenda_template();
+  v_next timestamptz;
+begin
+  if v_from < 'infinity' then
+    select s.next_at into v_next
+    from teguh.schedules as s
+    where s.queue_name = substr('_template', 2)
+      and s.next_at >= v_from
+    order by s.next_at
+    limit 1;
+  end if;
+  return case
+    when v_next <= p_now then p_now + interval '10 milliseconds'
+    else v_next
+  end;
+end;
+$$;
+
+-- Fire the schedules of the queue that are due, up to p_limit; those that somebody else has
+-- locked are being fired.  Returns how many tasks were spawned.  p_fresh: the transaction has
+-- written nothing before, so when nothing is due the register may be raised.
+create or replace function teguh._strike_template(
+  p_now   timestamptz,
+  p_fresh boolean,
+  p_limit integer
+)
+  returns integer
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_from  timestamptz := teguh._agenda_template();
+  v_plan  teguh.schedules;
+  v_found boolean := false;
+  v_count integer := 0;
+begin
+  if v_from > p_now then
+    return 0;
+  end if;
+
+  for v_plan in
+    select s.*
+    from teguh.schedules as s
+    where s.queue_name = substr('_template', 2)
+      and s.next_at >= v_from
+      and s.next_at <= p_now
+    order by s.next_at
+    limit p_limit
+    for no key update skip locked
+  loop
+    v_found := true;
+    v_count := v_count + teguh._chime_template(v_plan, p_now);
+  end loop;
+
+  if p_fresh
+    and not v_found
+    and pg_try_advisory_xact_lock(teguh._planning_number(substr('_template', 2)))
+  then
+    perform setval('teguh.agenda_template'::regclass, coalesce(
+      (
+        select greatest(teguh._micros(s.next_at) - 1, 0)
+        from teguh.schedules as s
+        where s.queue_name = substr('_template', 2)
+          and s.next_at >= v_from
+        order by s.next_at
+        limit 1
+      ),
+      teguh._beyond()
+    ));
+  end if;
+  return v_count;
+end;
+$$;
+
+-- Fire a locked schedule that is due.  Returns how many tasks it spawned.  If that cannot be, say
+-- why, and have it looked at again in 10 seconds.
+create or replace function teguh._chime_template(p_plan teguh.schedules, p_now timestamptz)
+  returns integer
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_due    record := teguh._due_times(p_plan, p_now);
+  v_at     timestamptz;
+  v_open   uuid[] := p_plan.open_task_ids || p_plan.last_task_id;
+  v_task   uuid;
+  v_fired  timestamptz;
+  v_missed timestamptz := v_due.missed_at;
+  v_count  integer := 0;
+  v_error  text;
+begin
+  foreach v_at in array v_due.planned loop
+    if p_plan.overlap = 'skip' then
+      v_open := teguh._undone_template(v_open || v_task);
+      if v_open <> '{}' then
+        v_missed := v_at;
+        continue;
+      end if;
+    end if;
+
+    select s.task_id into v_task
+    from teguh._spawn_scheduled(p_plan, v_at, false, p_now) as s;
+    v_fired := v_at;
+    v_count := v_count + 1;
+  end loop;
+
+  update teguh.schedules as s
+  set
+    planned_at = v_due.next_at,
+    next_at = v_due.next_at,
+    last_planned_at = coalesce(v_fired, s.last_planned_at),
+    last_fired_at = case when v_fired is null then s.last_fired_at else p_now end,
+    last_skipped_at = coalesce(v_missed, s.last_skipped_at),
+    last_task_id = coalesce(v_task, s.last_task_id),
+    last_error = null,
+    open_task_ids = case s.overlap when 'skip' then v_open else '{}' end
+  where s.schedule_name = p_plan.schedule_name;
+  return v_count;
+exception
+  when data_exception or sqlstate 'TG005' or sqlstate 'TG006' or sqlstate 'TG007' then
+    get stacked diagnostics v_error = message_text;
+    update teguh.schedules as s
+    set
+      next_at = p_now + interval '10 seconds',
+      last_error = v_error
+    where s.schedule_name = p_plan.schedule_name;
+    return 0;
+end;
+$$;
+
+-- Those of some tasks that are not over.
+create or replace function teguh._undone_template(p_task_ids uuid[])
+  returns uuid[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return array(
+    select distinct u.task_id
+    from unnest(p_task_ids) as u(task_id)
+    cross join lateral (
+      select t.state from teguh.t_template as t where t.task_id = u.task_id offset 0
+    ) as t
+    where t.state in ('pending', 'running', 'sleeping')
+  );
+end;
+$$;
+
+-- When a schedule fires next after a moment, within the time it is for; null if not any more.
+create or replace function teguh._planned_after(p_plan teguh.schedules, p_after timestamptz)
+  returns timestamptz
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_next timestamptz := teguh._cron_next(
+    teguh._read_schedule(p_plan.schedule),
+    greatest(p_after, p_plan.starts_at - interval '1 microsecond'),
+    p_plan.timezone
+  );
+begin
+  return case when v_next < coalesce(p_plan.ends_at, 'infinity') then v_next end;
+end;
+$$;
+
+-- What a schedule that is due has to fire, and when it fires next.  All that was missed, up to
+-- 100 at a time; or the last, unless what is more than a minute late is not made up for.
+create or replace function teguh._due_times(
+  p_plan        teguh.schedules,
+  p_now         timestamptz,
+  out planned   timestamptz[],
+  out next_at   timestamptz,
+  out missed_at timestamptz
+)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_last timestamptz := p_plan.planned_at;
+  v_upto timestamptz := p_now;
+  v_half timestamptz;
+begin
+  planned := array[v_last];
+  next_at := teguh._planned_after(p_plan, v_last);
+  if p_plan.catch_up = 'all' then
+    while next_at <= p_now and cardinality(planned) < 100 loop
+      planned := planned || next_at;
+      next_at := teguh._planned_after(p_plan, next_at);
+    end loop;
+    return;
+  end if;
+
+  if next_at <= p_now then
+    -- the last one that is due lies between these two
+    v_last := next_at;
+    while v_upto - v_last >= interval '1 second' loop
+      v_half := v_last + (v_upto - v_last) / 2;
+      next_at := teguh._planned_after(p_plan, v_half);
+      if next_at <= p_now then
+        v_last := next_at;
+      else
+        v_upto := v_half;
+      end if;
+    end loop;
+    next_at := teguh._planned_after(p_plan, v_last);
+    planned := array[v_last];
+  end if;
+  if p_plan.catch_up = 'skip' and v_last < p_now - interval '60 seconds' then
+    missed_at := v_last;
+    planned := '{}';
+  end if;
+end;
+$$;
+
+-- Spawn the task of a schedule for a planned time, or for the moment at which it is triggered.
+-- The jitter of a planned time is always the same.
+create or replace function teguh._spawn_scheduled(
+  p_plan      teguh.schedules,
+  p_at        timestamptz,
+  p_triggered boolean,
+  p_now       timestamptz
+)
+  returns table(task_id uuid, run_id uuid, attempt integer, created boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_start timestamptz := teguh._after(
+    p_at, (p_plan.task_options ->> 'delay_seconds')::double precision
+  );
+begin
+  v_start := coalesce(v_start, p_at);
+  if not p_triggered and p_plan.jitter_seconds > 0 then
+    v_start := teguh._after(v_start, p_plan.jitter_seconds * (
+      hashtextextended(p_plan.schedule_name || extract(epoch from p_at), 0) & 1048575
+    ) / 1048576);
+  end if;
+
+  return query
+  select s.*
+  from teguh.spawn_task(
+    p_plan.queue_name,
+    p_plan.task_name,
+    p_plan.params,
+    p_plan.task_options - 'delay_seconds'
+    || jsonb_build_object(
+      'headers',
+      coalesce(nullif(p_plan.task_options -> 'headers', 'null'), '{}')
+      || jsonb_build_object(
+        'schedule_name', p_plan.schedule_name,
+        'planned_at', to_char(timezone('UTC', p_at), 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
+        'triggered', p_triggered
+      )
+    )
+    || case when v_start > p_now then jsonb_build_object('available_at', v_start) else '{}' end
+  ) as s;
+end;
+$$;
+
+-- Refuse options of a spawn that cannot be the same each time a schedule fires.
+create or replace function teguh._check_task_options(p_plan teguh.schedules)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_key text;
+begin
+  perform teguh._check_spawn(
+    p_plan.queue_name, p_plan.task_name, p_plan.params, p_plan.task_options, '{}'
+  );
+  select u.key into v_key
+  from unnest(array[
+    'idempotency_key', 'idempotency_mismatch', 'available_at', 'deadline_at', 'parent_run_id',
+    'parent_queue_name'
+  ]) as u(key)
+  where p_plan.task_options ? u.key
+  limit 1;
+  if found then
+    raise exception '"%" is no option for the tasks of a schedule', v_key
+      using
+        errcode = 'TG005',
+        detail = 'It means one task or one moment, and a schedule spawns many.',
+        hint = 'Options in seconds, such as "ttl_seconds", count from each firing.';
+  end if;
+end;
+$$;
+
+-- Read an option that must be one of some words; its default when absent or null.
+create or replace function teguh._word_option(p_options jsonb, p_key text, p_words text[])
+  returns text
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_word text := coalesce(teguh._text_option(p_options, p_key), p_words[1]);
+begin
+  if v_word <> all (p_words) then
+    raise exception 'unknown % "%"', p_key, left(v_word, 200)
+      using
+        errcode = 'TG005',
+        detail = format('Known values: %s.', array_to_string(p_words, ', ')),
+        hint = 'Check the spelling.';
+  end if;
+
+  return v_word;
+end;
+$$;
+
+-- Set those parts of a schedule that are among the options, and check the whole, or raise TG005.
+create or replace function teguh._draw_schedule(p_plan teguh.schedules, p_options jsonb)
+  returns teguh.schedules
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_plan teguh.schedules := p_plan;
+begin
+  v_plan.timezone := coalesce(teguh._text_option(p_options, 'timezone'), 'UTC');
+  v_plan.params := coalesce(p_options -> 'params', 'null');
+  v_plan.task_options := coalesce(nullif(p_options -> 'task_options', 'null'), '{}');
+  v_plan.catch_up := teguh._word_option(p_options, 'catch_up', '{one,skip,all}');
+  v_plan.overlap := teguh._word_option(p_options, 'overlap', '{allow,skip}');
+  v_plan.jitter_seconds := coalesce(
+    teguh._number_option(p_options, 'jitter_seconds', 0, 1e9), 0
+  );
+  v_plan.starts_at := teguh._time_option(p_options, 'starts_at');
+  v_plan.ends_at := teguh._time_option(p_options, 'ends_at');
+
+  perform teguh._check_name('schedule name', v_plan.schedule_name);
+  perform teguh._check_timezone(v_plan.timezone);
+  perform teguh._check_task_options(v_plan);
+  if v_plan.ends_at <= v_plan.starts_at then
+    raise exception 'the schedule ends before it starts'
+      using
+        errcode = 'TG005',
+        detail = format('It starts at %s and ends at %s.', v_plan.starts_at, v_plan.ends_at),
+        hint = 'The end itself does not belong to it.';
+  elsif teguh._cron_next(
+    teguh._read_schedule(v_plan.schedule), teguh.current_time(), v_plan.timezone
+  ) is null then
+    perform teguh._refuse_schedule(v_plan.schedule, 'The time that it describes never comes.');
+  end if;
+  return v_plan;
+end;
+$$;
+
+-- A schedule's options, as create_schedule() takes them.
+create or replace function teguh._schedule_options(p_plan teguh.schedules)
+  returns jsonb
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select jsonb_build_object(
+    'timezone', p_plan.timezone, 'params', p_plan.params, 'task_options', p_plan.task_options,
+    'catch_up', p_plan.catch_up, 'overlap', p_plan.overlap,
+    'jitter_seconds', p_plan.jitter_seconds, 'starts_at', p_plan.starts_at,
+    'ends_at', p_plan.ends_at
+  );
+$$;
+
+-- Raise TG008.
+create or replace function teguh._miss_schedule(p_schedule_name text)
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  raise exception 'schedule "%" does not exist', left(coalesce(p_schedule_name, 'null'), 200)
+    using
+      errcode = 'TG008',
+      detail = 'No schedule of that name was created in this database, or it was dropped.',
+      hint = 'See teguh.list_schedules().';
+end;
+$$;
+
+-- The queue of a schedule, or TG008.
+create or replace function teguh._scheduled_in(p_schedule_name text)
+  returns text
+  language plpgsql
+  stable
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text;
+begin
+  select s.queue_name into v_queue_name
+  from teguh.schedules as s
+  where s.schedule_name = p_schedule_name;
+  if not found then
+    perform teguh._miss_schedule(p_schedule_name);
+  end if;
+  return v_queue_name;
+end;
+$$;
+
+-- Lock a schedule of the queue and read it, or raise TG008.
+create or replace function teguh._grasp_template(p_schedule_name text)
+  returns teguh.schedules
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_plan teguh.schedules;
+begin
+  select s.* into v_plan
+  from teguh.schedules as s
+  where s.schedule_name = p_schedule_name
+  for no key update;
+  if not found then
+    perform teguh._miss_schedule(p_schedule_name);
+  elsif v_plan.queue_name <> substr('_template', 2) then
+    raise exception 'schedule "%" belongs to another queue', p_schedule_name
+      using
+        errcode = 'TG004',
+        detail = format('It spawns tasks of queue "%s".', v_plan.queue_name),
+        hint = 'Take another name, or drop it first.';
+  end if;
+  return v_plan;
+end;
+$$;
+
+-- Write a schedule down, or change the one that has its name.
+create or replace function teguh._enroll_template(p_plan teguh.schedules)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_plan teguh.schedules := p_plan;
+begin
+  v_plan.created_at := teguh.current_time();
+  v_plan.planned_at := teguh._planned_after(v_plan, v_plan.created_at);
+  v_plan.next_at := v_plan.planned_at;
+  v_plan.open_task_ids := '{}';
+  insert into teguh.schedules as s
+  select v_plan.*
+  on conflict (schedule_name) do nothing;
+  if not found then
+    perform teguh._redraw_template(teguh._grasp_template(v_plan.schedule_name), v_plan);
+    return;
+  end if;
+
+  perform teguh._replan_template();
+  perform teguh._act_template(
+    'create_schedule', null, null, null,
+    jsonb_build_object('schedule_name', v_plan.schedule_name)
+  );
+end;
+$$;
+
+-- Change a locked schedule.  What is the same already stays as it is; what is planned changes only
+-- with the times.
+create or replace function teguh._redraw_template(p_old teguh.schedules, p_new teguh.schedules)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_plan teguh.schedules := p_new;
+begin
+  if (p_old.schedule, p_old.timezone, p_old.starts_at, p_old.ends_at)
+      is not distinct from (p_new.schedule, p_new.timezone, p_new.starts_at, p_new.ends_at)
+    or p_old.paused_at is not null
+  then
+    v_plan.planned_at := p_old.planned_at;
+    v_plan.next_at := p_old.next_at;
+  end if;
+
+  update teguh.schedules as s
+  set
+    task_name = v_plan.task_name,
+    schedule = v_plan.schedule,
+    timezone = v_plan.timezone,
+    params = v_plan.params,
+    task_options = v_plan.task_options,
+    catch_up = v_plan.catch_up,
+    overlap = v_plan.overlap,
+    jitter_seconds = v_plan.jitter_seconds,
+    starts_at = v_plan.starts_at,
+    ends_at = v_plan.ends_at,
+    planned_at = v_plan.planned_at,
+    next_at = v_plan.next_at
+  where s.schedule_name = v_plan.schedule_name
+    and (
+      s.task_name, s.schedule, s.timezone, s.params, s.task_options, s.catch_up, s.overlap,
+      s.jitter_seconds, s.starts_at, s.ends_at
+    ) is distinct from (
+      v_plan.task_name, v_plan.schedule, v_plan.timezone, v_plan.params, v_plan.task_options,
+      v_plan.catch_up, v_plan.overlap, v_plan.jitter_seconds, v_plan.starts_at, v_plan.ends_at
+    );
+  if found then
+    perform teguh._replan_template();
+    perform teguh._act_template(
+      'update_schedule', null, null, null,
+      jsonb_build_object('schedule_name', v_plan.schedule_name)
+    );
+  end if;
+end;
+$$;
+
+-- Create a schedule, or make one what is said here.
+create or replace function teguh.create_schedule(
+  p_schedule_name text,
+  p_queue_name    text,
+  p_task_name     text,
+  p_schedule      text,
+  p_options       jsonb default '{}'
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_options jsonb := coalesce(p_options, '{}');
+  v_plan    teguh.schedules;
+begin
+  perform teguh._policy(p_queue_name);
+  perform teguh._check_keys('schedule options', v_options, array[
+    'params', 'task_options', 'timezone', 'catch_up', 'overlap', 'jitter_seconds', 'starts_at',
+    'ends_at'
+  ]);
+  v_plan.schedule_name := p_schedule_name;
+  v_plan.queue_name := p_queue_name;
+  v_plan.task_name := p_task_name;
+  v_plan.schedule := p_schedule;
+  execute teguh._call('enroll', p_queue_name, 1)
+  using teguh._draw_schedule(v_plan, v_options);
+end;
+$$;
+
+comment on function teguh.create_schedule(text, text, text, text, jsonb) is
+  'Spawns a task at each time that a schedule names (see next_fire_time()), exactly once, by '
+  'ticker() or by a claim of the queue. With a name that exists, the schedule becomes what is said '
+  'here; if it is that already, nothing changes, nor does its next time unless the times do. '
+  'Options: params; task_options (those of spawn_task() that mean no single task or moment); '
+  'timezone (default UTC); catch_up, for times that passed while nobody ticked: one (default: once '
+  'for all of them, at the last), all, or skip (none, if later than a minute); overlap: allow '
+  '(default), or skip (not at a time when a task it has spawned is not over); jitter_seconds '
+  '(start up to so much later, always the same for the same time); starts_at; ends_at (itself '
+  'excluded). The headers of the task get schedule_name, planned_at and triggered. A spawn that '
+  'fails, as in a full queue, is tried again every 10 seconds. Raises TG001 for an unknown queue, '
+  'TG004 if the schedule is another queue''s, TG005 for a bad schedule, name or option.';
+
+-- Change parts of a schedule of the queue.
+create or replace function teguh._reform_template(p_schedule_name text, p_changes jsonb)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_old teguh.schedules := teguh._grasp_template(p_schedule_name);
+  v_new teguh.schedules := v_old;
+begin
+  v_new.task_name := case
+    when p_changes ? 'task_name' then teguh._text_option(p_changes, 'task_name')
+    else v_old.task_name
+  end;
+  v_new.schedule := case
+    when p_changes ? 'schedule' then teguh._text_option(p_changes, 'schedule')
+    else v_old.schedule
+  end;
+  v_new := teguh._draw_schedule(v_new, teguh._schedule_options(v_old) || p_changes);
+  v_new.planned_at := teguh._planned_after(v_new, teguh.current_time());
+  v_new.next_at := v_new.planned_at;
+  perform teguh._redraw_template(v_old, v_new);
+end;
+$$;
+
+-- Change parts of a schedule.
+create or replace function teguh.update_schedule(p_schedule_name text, p_changes jsonb)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_keys('schedule changes', p_changes, array[
+    'task_name', 'schedule', 'params', 'task_options', 'timezone', 'catch_up', 'overlap',
+    'jitter_seconds', 'starts_at', 'ends_at'
+  ]);
+  execute teguh._call('reform', teguh._scheduled_in(p_schedule_name), 2)
+  using p_schedule_name, p_changes;
+end;
+$$;
+
+comment on function teguh.update_schedule(text, jsonb) is
+  'Sets the parts given of a schedule and leaves the others: task_name, schedule, and the options '
+  'of create_schedule(); null sets an option back to its default. When the times change, the next '
+  'one is looked for from now on. Raises TG008 for an unknown schedule, TG005 for a bad change.';
+
+-- Pause, resume or drop a schedule of the queue.  Paused, it has no next time; resumed, it has the
+-- next from then on.
+create or replace function teguh._steer_template(
+  p_deed          text,
+  p_schedule_name text,
+  p_reason        text
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now  timestamptz := teguh.current_time();
+  v_plan teguh.schedules := teguh._grasp_template(p_schedule_name);
+begin
+  if p_deed = 'drop_schedule' then
+    delete from teguh.schedules as s
+    where s.schedule_name = p_schedule_name;
+  elsif (p_deed = 'pause_schedule') = (v_plan.paused_at is not null) then
+    return;
+  else
+    update teguh.schedules as s
+    set
+      paused_at = case p_deed when 'pause_schedule' then v_now end,
+      planned_at = p.planned_at,
+      next_at = p.planned_at
+    from (
+      select case p_deed
+        when 'resume_schedule' then teguh._planned_after(v_plan, v_now)
+      end as planned_at
+    ) as p
+    where s.schedule_name = p_schedule_name;
+  end if;
+
+  if p_deed = 'resume_schedule' then
+    perform teguh._replan_template();
+  end if;
+  perform teguh._act_template(
+    p_deed, p_reason, null, null, jsonb_build_object('schedule_name', p_schedule_name)
+  );
+end;
+$$;
+
+-- Pause a schedule.
+create or replace function teguh.pause_schedule(
+  p_schedule_name text,
+  p_reason        text default null
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  execute teguh._call('steer', teguh._scheduled_in(p_schedule_name), 3)
+  using 'pause_schedule', p_schedule_name, p_reason;
+end;
+$$;
+
+comment on function teguh.pause_schedule(text, text) is
+  'Lets a schedule not fire until resume_schedule(). Times that pass meanwhile are not made up '
+  'for. One that is paused already stays so. list_actions() shows p_reason. Raises TG008 for an '
+  'unknown schedule.';
+
+-- Resume a schedule.
+create or replace function teguh.resume_schedule(
+  p_schedule_name text,
+  p_reason        text default null
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  execute teguh._call('steer', teguh._scheduled_in(p_schedule_name), 3)
+  using 'resume_schedule', p_schedule_name, p_reason;
+end;
+$$;
+
+comment on function teguh.resume_schedule(text, text) is
+  'Lets a paused schedule fire again, from its next time on. One that is not paused stays as it '
+  'is. list_actions() shows p_reason. Raises TG008 for an unknown schedule.';
+
+-- Drop a schedule.
+create or replace function teguh.drop_schedule(
+  p_schedule_name text,
+  p_reason        text default null
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  execute teguh._call('steer', teguh._scheduled_in(p_schedule_name), 3)
+  using 'drop_schedule', p_schedule_name, p_reason;
+end;
+$$;
+
+comment on function teguh.drop_schedule(text, text) is
+  'Drops a schedule; tasks that it has spawned stay. list_actions() shows p_reason. Raises TG008 '
+  'for an unknown schedule.';
+
+-- Fire a schedule of the queue besides what is planned.
+create or replace function teguh._launch_template(p_schedule_name text, p_reason text)
+  returns table(task_id uuid, run_id uuid, attempt integer, created boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_now  timestamptz := teguh.current_time();
+  v_plan teguh.schedules := teguh._grasp_template(p_schedule_name);
+  v_task record;
+begin
+  select s.* into v_task
+  from teguh._spawn_scheduled(v_plan, v_now, true, v_now) as s;
+  update teguh.schedules as s
+  set
+    last_fired_at = v_now,
+    last_task_id = v_task.task_id,
+    open_task_ids = case s.overlap
+      when 'skip' then teguh._undone_template(s.open_task_ids || s.last_task_id)
+      else '{}'
+    end
+  where s.schedule_name = p_schedule_name;
+  perform teguh._act_template(
+    'trigger_schedule', p_reason, null, null,
+    jsonb_build_object('schedule_name', p_schedule_name, 'task_id', v_task.task_id)
+  );
+  return query select v_task.task_id, v_task.run_id, v_task.attempt, v_task.created;
+end;
+$$;
+
+-- Fire a schedule now.
+create or replace function teguh.trigger_schedule(
+  p_schedule_name text,
+  p_reason        text default null
+)
+  returns table(task_id uuid, run_id uuid, attempt integer, created boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query execute teguh._call('launch', teguh._scheduled_in(p_schedule_name), 2)
+  using p_schedule_name, p_reason;
+end;
+$$;
+
+comment on function teguh.trigger_schedule(text, text) is
+  'Spawns the task of a schedule now, besides those that are planned, also while it is paused or '
+  'over, and whatever its overlap. The header planned_at is the present moment, triggered is true. '
+  'Returns what spawn_task() does. list_actions() shows p_reason. Raises TG008 for an unknown '
+  'schedule, and what spawn_task() raises.';
+
+-- The schedules of the queue, or one of them.
+create or replace function teguh._diary_template(p_schedule_name text)
+  returns table(
+    schedule_name   text,
+    queue_name      text,
+    task_name       text,
+    schedule        text,
+    options         jsonb,
+    created_at      timestamptz,
+    paused_at       timestamptz,
+    next_fire_at    timestamptz,
+    last_planned_at timestamptz,
+    last_fired_at   timestamptz,
+    last_skipped_at timestamptz,
+    last_task_id    uuid,
+    last_error      text
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  return query
+  select
+    s.schedule_name, s.queue_name, s.task_name, s.schedule,
+    teguh._schedule_options(s),
+    s.created_at, s.paused_at, s.planned_at, s.last_planned_at, s.last_fired_at,
+    s.last_skipped_at, s.last_task_id, s.last_error
+  from teguh.schedules as s
+  where s.queue_name = substr('_template', 2)
+    and s.schedule_name = coalesce(p_schedule_name, s.schedule_name)
+  order by s.schedule_name;
+end;
+$$;
+
+-- Read a schedule.
+create or replace function teguh.get_schedule(p_schedule_name text)
+  returns table(
+    schedule_name   text,
+    queue_name      text,
+    task_name       text,
+    schedule        text,
+    options         jsonb,
+    created_at      timestamptz,
+    paused_at       timestamptz,
+    next_fire_at    timestamptz,
+    last_planned_at timestamptz,
+    last_fired_at   timestamptz,
+    last_skipped_at timestamptz,
+    last_task_id    uuid,
+    last_error      text
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query execute teguh._call('diary', teguh._scheduled_in(p_schedule_name), 1)
+  using p_schedule_name;
+end;
+$$;
+
+comment on function teguh.get_schedule(text) is
+  'One row: what the schedule spawns and when; options has all of them, with their defaults. '
+  'paused_at is null unless it is paused; next_fire_at is null while it is, and when it is over. '
+  'last_planned_at is the last planned time at which it fired, last_fired_at when it did or was '
+  'triggered, last_skipped_at the last planned time at which it did not, last_task_id the last '
+  'task it spawned, last_error why it could not, null when it could. Raises TG008 for an unknown '
+  'schedule.';
+
+-- List schedules.
+create or replace function teguh.list_schedules(p_queue_name text default null)
+  returns table(
+    schedule_name   text,
+    queue_name      text,
+    task_name       text,
+    schedule        text,
+    options         jsonb,
+    created_at      timestamptz,
+    paused_at       timestamptz,
+    next_fire_at    timestamptz,
+    last_planned_at timestamptz,
+    last_fired_at   timestamptz,
+    last_skipped_at timestamptz,
+    last_task_id    uuid,
+    last_error      text
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text;
+begin
+  if p_queue_name is not null then
+    perform teguh._policy(p_queue_name);
+  end if;
+
+  for v_queue_name in
+    select q.queue_name
+    from teguh.list_queues() as q
+    where q.queue_name = p_queue_name
+      or (p_queue_name is null and teguh._may('diary', q.queue_name))
+  loop
+    return query execute teguh._call('diary', v_queue_name, 1) using null::text;
+  end loop;
+end;
+$$;
+
+comment on function teguh.list_schedules(text) is
+  'The schedules of a queue (null: of each queue the caller may look at), with the columns of '
+  'get_schedule(), by queue and name. Raises TG001 for an unknown queue.';
 
 -- sql/src/90_finish.sql
 -- The second segment's functions are those of the first with 0 and 1 exchanged.

@@ -69,6 +69,15 @@ CALLS = {
     "purge_dead_letters": "select teguh.purge_dead_letters('{q}')",
     "pause_queue": "select teguh.pause_queue('{q}', '2020-01-01')",
     "resume_queue": "select teguh.resume_queue('{q}')",
+    "next_fire_time": "select teguh.next_fire_time('@daily', '2031-05-01')",
+    "get_schedule": "select teguh.get_schedule('of {q}')",
+    "list_schedules": "select teguh.list_schedules('{q}')",
+    "update_schedule": "select teguh.update_schedule('of {q}', '{{}}')",
+    "pause_schedule": "select teguh.pause_schedule('of {q}')",
+    "resume_schedule": "select teguh.resume_schedule('of {q}')",
+    "trigger_schedule": "select teguh.trigger_schedule('of {q}')",
+    "drop_schedule": "select teguh.drop_schedule('of {q}')",
+    "create_schedule": "select teguh.create_schedule('of {q}', '{q}', 't', '@daily')",
     "set_limit": "select teguh.set_limit('{q}', 'queue')",
     "limit_usage": "select * from teguh.limit_usage('{q}')",
     "get_queue_policy": "select teguh.get_queue_policy('{q}')",
@@ -88,11 +97,11 @@ CALLS = {
 }  # fmt: skip
 ANYWHERE = {"version", "current_time", "portable_uuidv7", "uuidv7_timestamp", "validate_queue_name",
             "list_queues", "list_namespaces", "status", "get_queue_policy", "metrics", "prometheus",
-            "health"}  # fmt: skip
+            "health", "next_fire_time"}  # fmt: skip
 READ = {
     "get_task_result", "get_task_checkpoint_state", "get_task_checkpoint_states", "get_task",
     "list_tasks", "list_runs", "get_task_history", "list_workers", "list_actions",
-    "list_dead_letters", "queue_stats", "limit_usage",
+    "list_dead_letters", "queue_stats", "limit_usage", "get_schedule", "list_schedules",
 }  # fmt: skip
 CLIENT = READ | {
     "spawn_task", "spawn_tasks", "emit_event", "cancel_task", "cancel_tasks", "retry_task",
@@ -105,15 +114,20 @@ WORKER = CLIENT | {
 UPKEEP = WORKER | {
     "cleanup_tasks", "cleanup_events", "rebuild_dispatch", "pause_queue", "resume_queue",
     "requeue_task", "requeue_tasks", "replay_dead_letters", "purge_dead_letters",
+    "create_schedule", "update_schedule", "pause_schedule", "resume_schedule", "drop_schedule",
+    "trigger_schedule",
 }  # fmt: skip
 MATRIX = {"client": CLIENT, "worker": WORKER, "observer": READ, "admin": UPKEEP}
 
 
 @pytest.fixture
 def queues(conn: Connection) -> None:
-    """Queues `own`, `other` and `brief`."""
+    """Queues `own`, `other` and `brief`, and a schedule of each."""
     for name in ("own", "other", "brief"):
         conn.execute("select teguh.create_queue(%s)", (name,))
+        conn.execute(
+            "select teguh.create_schedule('of ' || %s::text, %s, 't', '@daily')", (name, name)
+        )
 
 
 @pytest.fixture
@@ -165,6 +179,7 @@ def test_access_to_all_queues_allows_it_on_each_and_admins_everything(
 ) -> None:
     conn.execute("select teguh.grant_access(%s, %s)", (GUEST, access))
     conn.execute("select teguh.create_queue('later')")
+    conn.execute("select teguh.create_schedule('of later', 'later', 't', '@daily')")
     everything = set(CALLS) if access == "admin" else ANYWHERE | MATRIX[access]
     assert allowed(guest, "later") == everything
 

@@ -81,6 +81,28 @@ await_event(p_queue_name text, p_task_id uuid, p_run_id uuid, p_step_name text,
   p_event_name text, p_timeout double precision)
   -> TABLE(should_suspend boolean, payload jsonb, timed_out boolean)
 emit_event(p_queue_name text, p_event_name text, p_payload jsonb) -> void
+next_fire_time(p_schedule text, p_after timestamp with time zone, p_timezone text)
+  -> timestamp with time zone
+create_schedule(p_schedule_name text, p_queue_name text, p_task_name text, p_schedule text,
+  p_options jsonb) -> void
+update_schedule(p_schedule_name text, p_changes jsonb) -> void
+pause_schedule(p_schedule_name text, p_reason text) -> void
+resume_schedule(p_schedule_name text, p_reason text) -> void
+drop_schedule(p_schedule_name text, p_reason text) -> void
+trigger_schedule(p_schedule_name text, p_reason text)
+  -> TABLE(task_id uuid, run_id uuid, attempt integer, created boolean)
+get_schedule(p_schedule_name text)
+  -> TABLE(schedule_name text, queue_name text, task_name text, schedule text, options jsonb,
+  created_at timestamp with time zone, paused_at timestamp with time zone,
+  next_fire_at timestamp with time zone, last_planned_at timestamp with time zone,
+  last_fired_at timestamp with time zone, last_skipped_at timestamp with time zone,
+  last_task_id uuid, last_error text)
+list_schedules(p_queue_name text)
+  -> TABLE(schedule_name text, queue_name text, task_name text, schedule text, options jsonb,
+  created_at timestamp with time zone, paused_at timestamp with time zone,
+  next_fire_at timestamp with time zone, last_planned_at timestamp with time zone,
+  last_fired_at timestamp with time zone, last_skipped_at timestamp with time zone,
+  last_task_id uuid, last_error text)
 cancel_task(p_queue_name text, p_task_id uuid, p_reason text) -> void
 cancel_tasks(p_queue_name text, p_filter jsonb, p_options jsonb) -> integer
 requeue_task(p_queue_name text, p_task_id uuid, p_reason text) -> uuid
@@ -160,6 +182,7 @@ SQLSTATES = {
     "TG005": "unknown option or bad value",
     "TG006": "the idempotency key belongs to another task, the unique key is in use",
     "TG007": "the queue is full",
+    "TG008": "the schedule does not exist",
     "TG010": "another version is installed",
     "22004": "null where a value is needed",
     "25001": "claim_task outside READ COMMITTED",

@@ -142,7 +142,9 @@ def played(db: psycopg.Connection[tuple[Any, ...]], text: str) -> str:
             cursor = psycopg.RawCursor(db)
             cursor.execute(statement.encode())
             yield prompt
-            if prompt.endswith("\\gset"):
+            if cursor.description is None:
+                yield ""
+            elif prompt.endswith("\\gset"):
                 names = [column.name for column in cursor.description or []]
                 kept.update(zip(names, map(str, cursor.fetchone() or ()), strict=True))
             else:
@@ -160,9 +162,22 @@ def test_operating_shows_what_its_examples_answer(dsn: str) -> None:
         assert played(db, text) == text
 
 
+PATTERNS = ROOT / "docs" / "patterns"
+
+
+@pytest.mark.parametrize("pattern", sorted(path.name for path in PATTERNS.glob("*.md")))
+def test_a_pattern_shows_what_its_examples_answer(dsn: str, pattern: str) -> None:
+    text = (PATTERNS / pattern).read_text()
+    with psycopg.connect(dsn, autocommit=True) as db:
+        for oid in [info.oid for info in db.adapters.types]:
+            db.adapters.register_loader(oid, TextLoader)
+        db.execute("set teguh.fake_now = '2031-05-01 12:00:00+00'; set timezone = 'UTC'")
+        assert played(db, text) == text
+
+
 DOCUMENTS = [
     "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/managed.md", "docs/upgrading.md",
-    "docs/operating.md",
+    "docs/operating.md", *(f"docs/patterns/{path.name}" for path in PATTERNS.glob("*.md")),
 ]  # fmt: skip
 
 

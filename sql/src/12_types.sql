@@ -70,6 +70,20 @@ begin
     );
   end if;
 
+  if to_regtype('teguh._cron') is null then
+    create type teguh._cron as (
+      every_seconds bigint,
+      seconds       text,
+      minutes       text,
+      hours         text,
+      days          text,
+      months        text,
+      weekdays      text,
+      either_day    boolean,
+      goes_on       boolean
+    );
+  end if;
+
   if to_regtype('teguh._filter') is null then
     create type teguh._filter as (
       states          text[],
@@ -103,5 +117,9 @@ comment on type teguh._tally is
   'their runs ended, they took at most so many seconds each, so many all together; else 0.';
 comment on type teguh._spawn is
   'One task to spawn, its options checked.';
+comment on type teguh._cron is
+  'A schedule that was read: a number of seconds, or fields as strings of 0 and 1 from the '
+  'value 0 on. either_day: one of day of month and day of week is enough. goes_on: it goes by '
+  'the time that passes, not by places on the clock.';
 comment on type teguh._filter is
   'Which tasks are meant; what is null does not matter.';

@@ -105,6 +105,50 @@ comment on table teguh.wanted is
   'The task names that workers which say what they know have asked for, and when last, to a '
   'minute.';
 
+-- Schedules.
+create table if not exists teguh.schedules (
+  schedule_name   text             not null,
+  queue_name      text             not null,
+  task_name       text             not null,
+  schedule        text             not null,
+  timezone        text             not null default 'UTC',
+  params          jsonb            not null default 'null',
+  task_options    jsonb            not null default '{}',
+  catch_up        text             not null default 'one',
+  overlap         text             not null default 'allow',
+  jitter_seconds  double precision not null default 0,
+  starts_at       timestamptz,
+  ends_at         timestamptz,
+  created_at      timestamptz      not null,
+  paused_at       timestamptz,
+  planned_at      timestamptz,
+  next_at         timestamptz,
+  last_planned_at timestamptz,
+  last_fired_at   timestamptz,
+  last_skipped_at timestamptz,
+  last_task_id    uuid,
+  last_error      text,
+  open_task_ids   uuid[]           not null default '{}',
+  constraint schedules_pkey primary key (schedule_name)
+);
+
+create index if not exists schedules_due
+  on teguh.schedules (queue_name, next_at)
+  where next_at is not null;
+
+comment on table teguh.schedules is
+  'Schedules set by create_schedule(): what is spawned when, and when that was last done.';
+comment on column teguh.schedules.planned_at is
+  'The next time it is to fire; null while it is paused, and when there is none any more.';
+comment on column teguh.schedules.next_at is
+  'When it is looked at next: at that time, or later if firing then was tried and failed.';
+comment on column teguh.schedules.last_skipped_at is
+  'The last planned time at which nothing was spawned: missed, or the task before was not over.';
+comment on column teguh.schedules.last_error is
+  'Why the last try to fire failed; null when it did not.';
+comment on column teguh.schedules.open_task_ids is
+  'With overlap skip: tasks it spawned before the last that may not be over yet.';
+
 -- Which versions this schema has had.
 create table if not exists teguh.versions (
   version      text        not null,
@@ -462,6 +506,7 @@ create sequence if not exists teguh.fired_template minvalue 0 start 0;
 create sequence if not exists teguh.clock_template minvalue 0 start 0;
 create sequence if not exists teguh.carry_template minvalue 0 start 0;
 create sequence if not exists teguh.round_template minvalue 0 start 0;
+create sequence if not exists teguh.agenda_template minvalue 0 start 0;
 
 comment on sequence teguh.seq_template is
   'Numbers dispatch rows and positions.';
@@ -480,6 +525,8 @@ comment on sequence teguh.clock_template is
   'The latest timer position, in microseconds since 1970.';
 comment on sequence teguh.round_template is
   'The round that a fair queue is in.';
+comment on sequence teguh.agenda_template is
+  'No schedule of the queue is due before, in microseconds since 1970.';
 comment on sequence teguh.carry_template is
   'Bytes that the last change of segment carried over.';
 

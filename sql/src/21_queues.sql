@@ -424,6 +424,7 @@ begin
     perform setval('teguh.fired_template'::regclass, 0);
     perform setval('teguh.clock_template'::regclass, 0);
     perform setval('teguh.carry_template'::regclass, 0);
+    perform setval('teguh.agenda_template'::regclass, teguh._beyond());
     update teguh.queues as q
     set built_for = teguh._home('teguh.p0_template'::regclass)
     where q.queue_name = substr('_template', 2);
@@ -608,6 +609,8 @@ begin
   where s.queue_name = p_queue_name;
   delete from teguh.wanted as w
   where w.queue_name = p_queue_name;
+  delete from teguh.schedules as s
+  where s.queue_name = p_queue_name;
 
   select string_agg('teguh.' || teguh._stamp(c.relname, p_queue_name), ', ' order by c.relname)
   into v_tables

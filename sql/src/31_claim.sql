@@ -414,6 +414,34 @@ begin
 end;
 $$;
 
+-- Deal for a claim with schedules and timers that are due.  Returns how many tasks there are more
+-- to be claimed.  p_first: the claim has no task yet.  Schedules may wait for a unique key, which
+-- comes before any task.
+create or replace function teguh._bring_template(
+  p_now   timestamptz,
+  p_fresh boolean,
+  p_first boolean,
+  p_limit integer
+)
+  returns integer
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_count integer := 0;
+begin
+  if p_first
+    and coalesce(
+      pg_sequence_last_value('teguh.agenda_template'::regclass) <= teguh._micros(p_now), true
+    )
+  then
+    v_count := teguh._strike_template(p_now, false, 100);
+  end if;
+  return v_count + teguh._fire_template(p_now, p_fresh, p_limit);
+end;
+$$;
+
 -- Claim up to p_qty runs of the queue.
 --
 -- Due timers are looked at first when no claim has done so for 20 ms, and in any
@@ -462,7 +490,7 @@ declare
 begin
   if v_millis - pg_sequence_last_value('teguh.fired_template'::regclass) not between 0 and 19 then
     perform setval('teguh.fired_template'::regclass, v_millis);
-    v_fired := teguh._fire_template(v_now, v_fresh, 1000);
+    v_fired := teguh._bring_template(v_now, v_fresh, true, 1000);
   end if;
 
   loop
@@ -480,7 +508,7 @@ begin
 
     -- what was fired and could not be had is locked by somebody else
     exit when v_left <= 0 or v_fired = 0 or (v_fired > 0 and v_left = v_before);
-    v_fired := teguh._fire_template(v_now, v_fresh, least(v_left, 1000) + 100);
+    v_fired := teguh._bring_template(v_now, v_fresh, v_left = p_qty, least(v_left, 1000) + 100);
     exit when v_fired = 0;
   end loop;
 
@@ -627,7 +655,7 @@ begin
     v_due := least(v_due, v_first);
   end loop;
 
-  v_due := least(v_due, teguh._chance_template(v_now));
+  v_due := least(v_due, teguh._chance_template(v_now), teguh._future_template(v_now));
   if v_due is not null then
     perform setval('teguh.plan_template'::regclass, greatest(teguh._micros(v_due), 0));
   end if;
@@ -693,7 +721,7 @@ begin
 end;
 $$;
 
--- When the next delayed task of a queue is due.
+-- When the next delayed task of a queue is due, or its next schedule.
 create or replace function teguh.next_due(p_queue_name text)
   returns timestamptz
   language plpgsql
@@ -714,7 +742,7 @@ end;
 $$;
 
 comment on function teguh.next_due(text) is
-  'When the next delayed task of the queue is due; null if none is. A worker calls '
-  'it before it waits, and waits no longer: the answer is the present moment if a '
-  'task is ready, and 10 ms from it while spawns are being committed. While the queue is '
-  'paused: when that ends, null if not by itself. Raises TG001 for an unknown queue.';
+  'When the next delayed task of the queue or its next schedule is due; null if none is. A worker '
+  'calls it before it waits, and waits no longer: the answer is the present moment if a task is '
+  'ready, and 10 ms from it while spawns are being committed. While the queue is paused: when that '
+  'ends, null if not by itself. Raises TG001 for an unknown queue.';

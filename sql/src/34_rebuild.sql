@@ -26,6 +26,7 @@ begin
     teguh.p0_template, teguh.p1_template, teguh.k0_template, teguh.k1_template,
     teguh.n0_template, teguh.n1_template;
   perform setval('teguh.plan_template'::regclass, teguh._beyond());
+  perform setval('teguh.agenda_template'::regclass, 0);
   delete from teguh.l_template;
   update teguh.t_template as t
   set laned = false

@@ -1,7 +1,7 @@
 -- One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- restored from a dump, sum up the statistics, deal with what is due.  The step comes first, and
--- only when the caller has written nothing yet: it moves a register, and must not go by what may be
--- rolled back.
+-- restored from a dump, sum up the statistics, deal with schedules and timers that are due, as
+-- _bring_template does.  The step comes first, and only when the caller has written nothing yet: it
+-- moves a register, and must not go by what may be rolled back.
 create or replace function teguh._tick_template(
   p_now   timestamptz,
   p_fresh boolean,
@@ -12,6 +12,8 @@ create or replace function teguh._tick_template(
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_fired integer;
 begin
   if p_fresh then
     perform teguh._turn_template();
@@ -19,7 +21,8 @@ begin
     perform teguh._sum0_template();
     perform teguh._sum1_template();
   end if;
-  return teguh._fire_template(p_now, p_fresh, p_limit);
+  v_fired := teguh._strike_template(p_now, p_fresh, p_limit);
+  return v_fired + teguh._fire_template(p_now, p_fresh, p_limit);
 end;
 $$;
 
@@ -79,14 +82,13 @@ end;
 $$;
 
 comment on function teguh.ticker(text) is
-  'Does for a queue (null: for every queue the caller may tick) what has come due: queues '
-  'sleepers, ends waits and leases that timed out, applies cancellation policies, takes a '
-  'step in the rotation of the dispatch tables, builds them anew in a restored database, '
-  'notifies. Bounded per call. Returns how many tasks became claimable or changed state. '
-  'Claims see to due tasks themselves; rotation needs this called every few seconds or '
-  'minutes, by pg_cron or a worker, and does not happen in a transaction that has '
-  'written before. Raises TG001 for an unknown queue, 25001 unless the transaction is '
-  'READ COMMITTED.';
+  'Does for a queue (null: for every queue the caller may tick) what has come due: spawns what is '
+  'scheduled, queues sleepers, ends waits and leases that timed out, applies cancellation '
+  'policies, takes a step in the rotation of the dispatch tables, builds them anew in a restored '
+  'database, notifies. Bounded per call. Returns how many tasks became claimable or changed state. '
+  'Claims see to due tasks themselves; rotation needs this called every few seconds or minutes, by '
+  'pg_cron or a worker, and does not happen in a transaction that has written before. Raises TG001 '
+  'for an unknown queue, 25001 unless the transaction is READ COMMITTED.';
 
 -- Tick all queues again and again, with a commit after each round.
 --

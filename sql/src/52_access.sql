@@ -34,6 +34,9 @@ from (
     ('get_task_checkpoint_state',  'recall',      'client worker observer admin', false),
     ('get_task_checkpoint_states', 'list',        'client worker observer admin', false),
     ('limit_usage',                'usage',       'client worker observer admin', false),
+    ('next_fire_time',             '',            'client worker observer admin', false),
+    ('get_schedule',               'diary',       'client worker observer admin', false),
+    ('list_schedules',             'diary',       'client worker observer admin', false),
     ('spawn_task',                 'new put once room rule', 'client worker admin',    false),
     ('spawn_tasks',                'put series room rule', 'client worker admin',     false),
     ('emit_event',                 'emit',        'client worker admin',          false),
@@ -61,6 +64,12 @@ from (
     ('purge_dead_letters',         'bury',        'admin',                        false),
     ('pause_queue',                'pause halve', 'admin',                        false),
     ('resume_queue',               'pause halve', 'admin',                        false),
+    ('create_schedule',            'enroll',      'admin',                        false),
+    ('update_schedule',            'reform',      'admin',                        false),
+    ('pause_schedule',             'steer',       'admin',                        false),
+    ('resume_schedule',            'steer',       'admin',                        false),
+    ('drop_schedule',              'steer',       'admin',                        false),
+    ('trigger_schedule',           'launch',      'admin',                        false),
     ('ticker_loop',                '',            'admin',                        true),
     ('cleanup_all_queues',         '',            'admin',                        true),
     ('create_queue',               '',            'admin',                        true),
@@ -91,7 +100,9 @@ as $$
   from pg_proc as p
   where p.pronamespace = 'teguh'::regnamespace
     and (
-      p.proname in ('_policy', '_set_ticked', '_xmin_age', '_overall_usage')
+      p.proname in (
+        '_policy', '_set_ticked', '_xmin_age', '_overall_usage', '_scheduled_in'
+      )
       or (
         p.proname ~ '^_'
         and not p.prosecdef

@@ -494,3 +494,44 @@ def test_ended_tasks_and_old_events_are_cleaned_up(client: teguh.Client, queue: 
     assert client.cleanup_tasks(queue, ttl_seconds=0) == 1
     assert client.cleanup_events(queue, ttl_seconds=0, limit=10) == 1
     assert [row.queue_name for row in client.cleanup_all_queues()] == [queue]
+
+
+def test_a_schedule_is_made_changed_and_fired(client: teguh.Client, queue: str) -> None:
+    start = datetime(2031, 5, 1, tzinfo=UTC)
+    for _ in range(2):
+        client.create_schedule(
+            "report", queue, "report", "30 9 * * mon-fri", params={"kind": "daily"},
+            task_options={"max_attempts": 2, "parent_task_id": NOWHERE}, timezone="Europe/Berlin",
+            overlap="skip", starts_at=start,
+        )  # fmt: skip
+    (found,) = client.list_schedules(queue)
+    assert found == client.get_schedule("report")
+    assert client.list_schedules() == [found]
+    assert found.next_fire_at == datetime(2031, 5, 1, 7, 30, tzinfo=UTC)
+    assert found.options["task_options"] == {"max_attempts": 2, "parent_task_id": str(NOWHERE)}
+    client.update_schedule("report", schedule="@daily", timezone=None, starts_at=None)
+    tomorrow = client.next_fire_time("@daily", client.current_time())
+    assert client.get_schedule("report").next_fire_at == tomorrow
+    client.pause_schedule("report", reason="holiday")
+    assert client.get_schedule("report").next_fire_at is None
+    task = client.trigger_schedule("report", reason="all the same")
+    found = client.get_schedule("report")
+    assert (found.last_task_id, found.last_error) == (task.task_id, None)
+    headers = client.get_task(queue, task.task_id).headers
+    assert headers is not None
+    assert (headers["schedule_name"], headers["triggered"]) == ("report", True)
+    client.resume_schedule("report")
+    client.drop_schedule("report")
+    assert client.next_fire_time("30 2 * * *", start, "Asia/Kolkata") == start.replace(hour=21)
+    with pytest.raises(teguh.ScheduleNotFound):
+        client.get_schedule("report")
+    with pytest.raises(teguh.InvalidOption):
+        client.next_fire_time("61 * * * *", start)
+    with pytest.raises(ValueError, match="starts_at needs a time zone"):
+        client.create_schedule(
+            "naive",
+            queue,
+            "t",
+            "@daily",
+            starts_at=datetime(2031, 1, 1),  # noqa: DTZ001
+        )

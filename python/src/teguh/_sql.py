@@ -109,6 +109,31 @@ from teguh.await_event(%(queue)s, %(task)s, %(run)s, %(step)s, %(event)s, %(time
 """
 EMIT_EVENT = "select teguh.emit_event(%(queue)s, %(event)s, %(payload)s::jsonb)"
 
+# Schedules
+
+CREATE_SCHEDULE = """
+select teguh.create_schedule(%(name)s, %(queue)s, %(task_name)s, %(schedule)s, %(options)s::jsonb)
+"""
+UPDATE_SCHEDULE = "select teguh.update_schedule(%(name)s, %(changes)s::jsonb)"
+PAUSE_SCHEDULE = "select teguh.pause_schedule(%(name)s, %(reason)s)"
+RESUME_SCHEDULE = "select teguh.resume_schedule(%(name)s, %(reason)s)"
+DROP_SCHEDULE = "select teguh.drop_schedule(%(name)s, %(reason)s)"
+TRIGGER_SCHEDULE = """
+select task_id, run_id, attempt, created
+from teguh.trigger_schedule(%(name)s, %(reason)s)
+"""
+GET_SCHEDULE = """
+select schedule_name, queue_name, task_name, schedule, options, created_at, paused_at,
+       next_fire_at, last_planned_at, last_fired_at, last_skipped_at, last_task_id, last_error
+from teguh.get_schedule(%(name)s)
+"""
+LIST_SCHEDULES = """
+select schedule_name, queue_name, task_name, schedule, options, created_at, paused_at,
+       next_fire_at, last_planned_at, last_fired_at, last_skipped_at, last_task_id, last_error
+from teguh.list_schedules(%(queue)s)
+"""
+NEXT_FIRE_TIME = "select teguh.next_fire_time(%(schedule)s, %(after)s, %(timezone)s)"
+
 # Rights and repair
 
 GRANT_ACCESS = "select teguh.grant_access(%(role)s, %(access)s, %(queues)s)"

@@ -78,6 +78,26 @@ class FollowUp(TypedDict, total=False):
     options: SpawnOptions
 
 
+class ScheduleOptions(TypedDict, total=False):
+    """The options of a schedule; what is left out, or None, is the default."""
+
+    params: Any
+    task_options: SpawnOptions | None
+    timezone: str | None
+    catch_up: Literal["one", "all", "skip"] | None
+    overlap: Literal["allow", "skip"] | None
+    jitter_seconds: float | None
+    starts_at: datetime | None
+    ends_at: datetime | None
+
+
+class ScheduleChanges(ScheduleOptions, total=False):
+    """What ``update_schedule`` may change; what is left out stays as it is."""
+
+    task_name: str
+    schedule: str
+
+
 class QueuePolicy(TypedDict, total=False):
     """The policy of a queue; what is left out keeps its value."""
 
@@ -329,6 +349,25 @@ class Queue:
 
 
 @dataclass(frozen=True, slots=True)
+class Schedule:
+    """A schedule: what it spawns when, and what it last did. ``options`` has all of them."""
+
+    schedule_name: str
+    queue_name: str
+    task_name: str
+    schedule: str
+    options: dict[str, Any]
+    created_at: datetime
+    paused_at: datetime | None
+    next_fire_at: datetime | None
+    last_planned_at: datetime | None
+    last_fired_at: datetime | None
+    last_skipped_at: datetime | None
+    last_task_id: UUID | None
+    last_error: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class QueueStats:
     """How many tasks of a queue stand where, and for how long the oldest have, in seconds.
 
@@ -412,6 +451,8 @@ def _option_json(name: str, value: Any) -> Any:
         return str(value)
     if name == "tags":
         return list(value)
+    if name == "task_options" and value is not None:
+        return options_json(value)
     if name == "on_expired" and "options" in value:
         return {**value, "options": options_json(value["options"])}
     return value

@@ -15,6 +15,7 @@
         │   ├── InvalidOption           TG005
         │   ├── Conflict                TG006
         │   ├── QueueFull               TG007
+        │   ├── ScheduleNotFound        TG008
         │   └── VersionMismatch         TG010
         ├── ConfigurationError          a worker's options contradict each other (a ValueError)
         ├── EventTimeout                an awaited event did not come in time (a TimeoutError)
@@ -104,6 +105,10 @@ class QueueFull(EngineError):
     """The queue holds as many pending tasks as its policy allows (TG007): back off."""
 
 
+class ScheduleNotFound(EngineError):
+    """The schedule does not exist (TG008)."""
+
+
 class VersionMismatch(EngineError):
     """The schema in the database does not fit this package (TG010)."""
 
@@ -142,6 +147,7 @@ _BY_SQLSTATE: dict[str, type[EngineError]] = {
     "TG005": InvalidOption,
     "TG006": Conflict,
     "TG007": QueueFull,
+    "TG008": ScheduleNotFound,
     "TG010": VersionMismatch,
 }
 

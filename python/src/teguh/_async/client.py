@@ -30,6 +30,9 @@ from teguh._types import (
     QueuePolicy,
     QueueStats,
     Run,
+    Schedule,
+    ScheduleChanges,
+    ScheduleOptions,
     Scope,
     Spawned,
     SpawnOptions,
@@ -497,6 +500,92 @@ class AsyncClient:
             queue=queue,
             event=event_name,
             payload=dumps(payload, f"the payload of event {event_name!r}"),
+        )
+
+    # Schedules
+
+    async def create_schedule(
+        self,
+        name: str,
+        queue: str,
+        task_name: str,
+        schedule: str,
+        **options: Unpack[ScheduleOptions],
+    ) -> None:
+        """Spawn a task at each time that a schedule names. SQL: ``create_schedule``.
+
+        A schedule of that name becomes what is said here; if it is that already, nothing
+        changes. Raise :class:`teguh.InvalidOption`, and :class:`teguh.WrongState` if it is
+        another queue's.
+        """
+        await self._all(
+            _sql.CREATE_SCHEDULE,
+            name=name,
+            queue=queue,
+            task_name=task_name,
+            schedule=schedule,
+            options=dumps(options_json(options), f"options of schedule {name!r}"),
+        )
+
+    async def update_schedule(self, name: str, **changes: Unpack[ScheduleChanges]) -> None:
+        """Set the parts given of a schedule; None sets one back. SQL: ``update_schedule``.
+
+        Raise :class:`teguh.ScheduleNotFound` and :class:`teguh.InvalidOption`.
+        """
+        await self._all(
+            _sql.UPDATE_SCHEDULE,
+            name=name,
+            changes=dumps(options_json(changes), f"changes of schedule {name!r}"),
+        )
+
+    async def pause_schedule(self, name: str, *, reason: str | None = None) -> None:
+        """Let a schedule not fire until ``resume_schedule``. SQL: ``pause_schedule``.
+
+        Raise :class:`teguh.ScheduleNotFound`.
+        """
+        await self._all(_sql.PAUSE_SCHEDULE, name=name, reason=reason)
+
+    async def resume_schedule(self, name: str, *, reason: str | None = None) -> None:
+        """Let a paused schedule fire again, from its next time on. SQL: ``resume_schedule``.
+
+        Raise :class:`teguh.ScheduleNotFound`.
+        """
+        await self._all(_sql.RESUME_SCHEDULE, name=name, reason=reason)
+
+    async def drop_schedule(self, name: str, *, reason: str | None = None) -> None:
+        """Drop a schedule; its tasks stay. SQL: ``drop_schedule``.
+
+        Raise :class:`teguh.ScheduleNotFound`.
+        """
+        await self._all(_sql.DROP_SCHEDULE, name=name, reason=reason)
+
+    async def trigger_schedule(self, name: str, *, reason: str | None = None) -> Spawned:
+        """Spawn a schedule's task now, besides those planned. SQL: ``trigger_schedule``.
+
+        Raise :class:`teguh.ScheduleNotFound`, and what :meth:`spawn_task` raises.
+        """
+        rows = await self._all(_sql.TRIGGER_SCHEDULE, name=name, reason=reason)
+        return Spawned(*rows[0])
+
+    async def get_schedule(self, name: str) -> Schedule:
+        """Return a schedule. SQL: ``get_schedule``. Raise :class:`teguh.ScheduleNotFound`."""
+        rows = await self._all(_sql.GET_SCHEDULE, name=name)
+        return Schedule(*rows[0])
+
+    async def list_schedules(self, queue: str | None = None) -> list[Schedule]:
+        """Return the schedules of a queue, or of each. SQL: ``list_schedules``."""
+        return [Schedule(*row) for row in await self._all(_sql.LIST_SCHEDULES, queue=queue)]
+
+    async def next_fire_time(
+        self, schedule: str, after: datetime, timezone: str = "UTC"
+    ) -> datetime | None:
+        """Return when a schedule fires next after a time, None if never.
+
+        SQL: ``next_fire_time``. Raise :class:`teguh.InvalidOption`.
+        """
+        return cast(
+            "datetime | None",
+            await self._one(_sql.NEXT_FIRE_TIME, schedule=schedule, after=after, timezone=timezone),
         )
 
     # Controlling and looking
