@@ -8,386 +8,417 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  392  00_install.sql
---  440  01_version.sql: What the schema is, and its version
---  447    version
---  459  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  461    current_time
---  480    _after
---  495    _micros
---  506  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  522    _random_bytes
---  541    _make_uuidv7
---  564    portable_uuidv7
---  594    uuidv7_timestamp
---  620    _task_id
---  645    _run_id
---  660    _run_task
---  671    _run_number
---  685  12_types.sql: The composite types that functions pass to each other
---  690    _gap (type)
---  698    _late (type)
---  705    _timer (type)
---  712    _tally (type)
---  723    _picked (type)
---  735    _spawn (type)
---  759    _filter (type)
---  793  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  795    _check_keys
---  828    _number_option
---  863    _integer_option
---  879    _whole_option
---  906    _text_option
---  932    _flag_option
---  954    _uuid_option
---  981    _tags_option
--- 1010    _check_name
--- 1037    _check_seconds
--- 1065    _check_isolation
--- 1084    _buckets_option
--- 1122    _check_policy
--- 1171    _check_spawn
--- 1218    _read_spawn_options
--- 1297    _time_option
--- 1318    _moment_option
--- 1350    _read_time_options
--- 1388    _unique_option
--- 1442    _inherit
--- 1472    _check_cancellation
--- 1489  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1492    _check_retry_strategy
--- 1530    _backoff
--- 1583    _fraction
--- 1594  20_tables.sql: Queues and the policy of each
--- 1596    queues (table)
--- 1629    grants (table)
--- 1643    limits (table)
--- 1663    pauses (table)
--- 1675    starts (table)
--- 1690    wanted (table)
--- 1702    versions (table)
--- 1717    t_template (table)
--- 1827    g_template (table)
--- 1839    d_template (table)
--- 1853    p0_template (table)
--- 1866    p1_template (table)
--- 1909    l_template (table)
--- 1936    h_template (table)
--- 1953    k0_template (table)
--- 1966    k1_template (table)
--- 1995    n0_template (table)
--- 2006    n1_template (table)
--- 2022    n_template (table)
--- 2046    seq_template (sequence)
--- 2047    ring_template (sequence)
--- 2048    parked_template (sequence)
--- 2049    woken_template (sequence)
--- 2050    plan_template (sequence)
--- 2051    fired_template (sequence)
--- 2052    clock_template (sequence)
--- 2053    carry_template (sequence)
--- 2054    round_template (sequence)
--- 2077    r_template (table)
--- 2094    a_template (table)
--- 2120    c_template (table)
--- 2136    e_template (table)
--- 2153    u_template (table)
--- 2166    w_template (table)
--- 2181  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2184    validate_queue_name
--- 2226    _policy
--- 2270    _call
--- 2284    _template_ddl (view)
--- 2369    _stamp
--- 2381    _stamp_queues
--- 2409    _stamp_relation
--- 2449    _stamp_function
--- 2482    _function
--- 2494    _signature
--- 2505    _leave_extension
--- 2531    _lock_number
--- 2541    _share_queue
--- 2554    _may
--- 2570    _each_queue
--- 2592    _init_template
--- 2618    _hush_template
--- 2639    _beyond
--- 2648    create_queue
--- 2713    _refuse_busy
--- 2732    drop_queue
--- 2762    _drop_all
--- 2813    list_queues
--- 2837  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 2846    _push_template
--- 2887    _fill
--- 2907    _add0_template
--- 2974    _back0_template
--- 2992  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 2997    _claim0_template
--- 3069    _pick0_template
--- 3152    _limits_template
--- 3193    _move0_template
--- 3255    _open_xids
--- 3275    _next0_template
--- 3304    _many0_template
--- 3333    _stuck0_template
--- 3371    _trim0_template
--- 3416    _take_template
--- 3497    _known_template
--- 3517    _paused_until
--- 3530    claim_task
--- 3591    _next_template
--- 3633    _soon0_template
--- 3689    next_due
--- 3714  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 3727    _due0_template
--- 3803    _last0_template
--- 3828    _any0_template
--- 3855    _miss0_template
--- 3891    _pass0_template
--- 3937    _fire_template
--- 3989    _expire_template
--- 4057    _timeout_reason
--- 4076    _over_template
--- 4098    _close_template
--- 4128    _follow_template
--- 4158  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4160    _segment_bytes
--- 4181    _turn_template
--- 4213    _turn0_template
--- 4251    _spent0_template
--- 4265    _dry0_template
--- 4292    _left0_template
--- 4323    _carry0_template
--- 4367  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4373    _remake_template
--- 4425    _alive_template
--- 4479    _home
--- 4492    _settle_template
--- 4514    rebuild_dispatch
--- 4551    _recap_template
--- 4582  35_tally.sql: The letter by which tallies know where a task stands
--- 4584    _letter
--- 4603    _letters
--- 4615    _bound
--- 4635    _tally_template
--- 4660    _reckon_template
--- 4687    _finish_template
--- 4715    _moved_template
--- 4746    _sum0_template
--- 4782    _noted0_template
--- 4817    _bank0_template
--- 4837    _census_template
--- 4859    _count_template
--- 4881  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 4891    _gate_number
--- 4902    _enter_gate
--- 4924    _limit_of
--- 4942    _rule_template
--- 4968    _reign_template
--- 4998    _going_template
--- 5014    _busy_template
--- 5030    _everywhere_busy
--- 5056    _is_paused
--- 5076    _is_limited
--- 5087    _started
--- 5104    _left_over
--- 5124    _slots_template
--- 5163    _vacate_template
--- 5223    _unbar_template
--- 5252    _intake_template
--- 5273    _sift0_template
--- 5358    _line_template
--- 5410    _keys_template
--- 5449    _admit_template
--- 5499    _spare_template
--- 5520    _choose_template
--- 5564    _named_template
--- 5591    _weed_template
--- 5624    _seize_template
--- 5699    _leave_template
--- 5727    _occupy_template
--- 5767    _chance_template
--- 5796    _align_template
--- 5834  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 5837    _want_template
--- 5871    _names_option
--- 5906    _line_up
--- 5942    claim_any
--- 6015    _check_order
--- 6032  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6037    _put_template
--- 6104    _enlist_template
--- 6147    _new_template
--- 6203    _tag_template
--- 6221    _room_template
--- 6248    _shed_template
--- 6290    _first0_template
--- 6331    _once_template
--- 6379    _blocks
--- 6406    _meet_template
--- 6440    _swap_template
--- 6500    _series_template
--- 6537    _found_template
--- 6593    spawn_task
--- 6653    spawn_tasks
--- 6700    _read_task
--- 6718  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 6723    _hold_template
--- 6774    _own_template
--- 6794    _done_template
--- 6838    complete_run
--- 6861    _flush_template
--- 6940    _why_template
--- 6956    _read_runs
--- 7002    _explain_bad_run
--- 7027    complete_runs
--- 7052    _end_template
--- 7101    _lost_template
--- 7117    _file_template
--- 7143    _again_template
--- 7183    _queue_template
--- 7204    _fail_template
--- 7222    fail_run
--- 7246    _nap_template
--- 7275    schedule_run
--- 7305    _free_template
--- 7353    release_run
--- 7378    _keep_template
--- 7404    extend_claim
--- 7427  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7432    _mark_template
--- 7454    _note_template
--- 7484    set_task_checkpoint_state
--- 7519    _recall_template
--- 7541    get_task_checkpoint_state
--- 7565    _list_template
--- 7594    get_task_checkpoint_states
--- 7620  43_events.sql: Wait for an event, or learn how the wait ended
--- 7627    _wait_template
--- 7699    _park_template
--- 7741    await_event
--- 7778    _emit_template
--- 7841    emit_event
--- 7866  44_control.sql: Read a task, or raise TG003
--- 7868    _fetch_template
--- 7895    _stop_template
--- 7927    _act_template
--- 7949    _halt_template
--- 7965    cancel_task
--- 7987    _rerun_template
--- 8060    _forget_template
--- 8080    _redo_template
--- 8113    _renew_template
--- 8149    retry_task
--- 8199    _show_template
--- 8247    get_task_result
--- 8282  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8289    _purge_template
--- 8319    _erase_template
--- 8364    _first_uuid
--- 8383    _sweep_template
--- 8423    _clean
--- 8457    cleanup_tasks
--- 8478    cleanup_events
--- 8499    cleanup_all_queues
--- 8529  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 8531    _cap_template
--- 8557    _write_limit
--- 8573    _read_limit
--- 8621    _check_limit_keys
--- 8643    set_limit
--- 8697    _usage_template
--- 8773    limit_usage
--- 8802  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 8804    _pause_template
--- 8825    _halve_template
--- 8855    _check_only
--- 8876    pause_queue
--- 8912    resume_queue
--- 8938    get_queue_policy
--- 8961    set_queue_policy
--- 8979    list_namespaces
--- 8996  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 8999    _read_filter
--- 9033    _states_option
--- 9064    _read_cursor
--- 9083    _check_limit
--- 9107    _find_template
--- 9159    _seek_template
--- 9208    _page_template
--- 9277    _ended_template
--- 9314    _fit_template
--- 9350    _live_template
--- 9397    _hints0_template
--- 9439    _rows_template
--- 9488    list_tasks
--- 9534    _peek_template
--- 9590    get_task
--- 9644    _runs_template
--- 9697    list_runs
--- 9728    _past_template
--- 9803    _since_template
--- 9821    get_task_history
--- 9841    _held_template
--- 9873    list_workers
--- 9912    _read_place
--- 9931    _acts_template
--- 9957    list_actions
--- 9989  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 9991    _abort_template
--- 10028    cancel_tasks
--- 10065    _check_meant
--- 10085    _limit_option
--- 10098    _retake_template
--- 10136    requeue_task
--- 10161    _regain_template
--- 10197    requeue_tasks
--- 10236    list_dead_letters
--- 10279    _replay_template
--- 10320    replay_dead_letters
--- 10360    _bury_template
--- 10402    purge_dead_letters
--- 10432  49_stats.sql: When the first task that is ready became so; null if none is
--- 10434    _oldest_template
--- 10474    _elder0_template
--- 10510    _tenure_template
--- 10535    _is_wanted
--- 10552    _stat_template
--- 10598    queue_stats
--- 10653    _from
--- 10666    _counters (view)
--- 10690    _gauge_template
--- 10736    _spans_template
--- 10789    metrics
--- 10825    _xmin_age
--- 10844    prometheus
--- 10903    _label_text
--- 10926    health
--- 10980  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 10985    _tick_template
--- 11007    _ticked (sequence)
--- 11013    _set_ticked
--- 11026    ticker
--- 11074    ticker_loop (procedure)
--- 11100  51_cron.sql: Whether pg_cron is installed in this database
--- 11102    _has_cron
--- 11112    _cron_has_seconds
--- 11133    _explain_no_cron
--- 11165    start
--- 11208    stop
--- 11233    _maintain
--- 11255    status
--- 11291  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11295    _rights (view)
--- 11375    _allowed
--- 11413    _grant
--- 11432    _grant_again
--- 11448    _grant_queue
--- 11463    _check_grant
--- 11496    grant_access
--- 11532    revoke_access
--- 11579  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  423  00_install.sql
+--  471  01_version.sql: What the schema is, and its version
+--  478    version
+--  490  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  492    current_time
+--  511    _after
+--  526    _micros
+--  537  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  553    _random_bytes
+--  572    _make_uuidv7
+--  595    portable_uuidv7
+--  625    uuidv7_timestamp
+--  651    _task_id
+--  676    _run_id
+--  691    _run_task
+--  702    _run_number
+--  716  12_types.sql: The composite types that functions pass to each other
+--  721    _gap (type)
+--  729    _late (type)
+--  736    _timer (type)
+--  743    _tally (type)
+--  754    _picked (type)
+--  766    _spawn (type)
+--  791    _filter (type)
+--  825  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  827    _check_keys
+--  860    _number_option
+--  895    _integer_option
+--  911    _whole_option
+--  938    _text_option
+--  964    _flag_option
+--  986    _uuid_option
+-- 1013    _tags_option
+-- 1042    _check_name
+-- 1069    _check_seconds
+-- 1097    _check_isolation
+-- 1116    _buckets_option
+-- 1154    _check_policy
+-- 1203    _check_spawn
+-- 1250    _read_spawn_options
+-- 1333    _time_option
+-- 1354    _moment_option
+-- 1386    _read_time_options
+-- 1424    _unique_option
+-- 1478    _inherit
+-- 1508    _check_cancellation
+-- 1525  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1528    _check_retry_strategy
+-- 1566    _backoff
+-- 1619    _fraction
+-- 1630  20_tables.sql: Queues and the policy of each
+-- 1632    queues (table)
+-- 1665    grants (table)
+-- 1679    limits (table)
+-- 1699    pauses (table)
+-- 1711    starts (table)
+-- 1726    wanted (table)
+-- 1738    versions (table)
+-- 1753    t_template (table)
+-- 1867    g_template (table)
+-- 1879    d_template (table)
+-- 1893    p0_template (table)
+-- 1906    p1_template (table)
+-- 1950    l_template (table)
+-- 1977    h_template (table)
+-- 1994    k0_template (table)
+-- 2007    k1_template (table)
+-- 2036    n0_template (table)
+-- 2047    n1_template (table)
+-- 2063    n_template (table)
+-- 2087    seq_template (sequence)
+-- 2088    ring_template (sequence)
+-- 2089    parked_template (sequence)
+-- 2090    woken_template (sequence)
+-- 2091    plan_template (sequence)
+-- 2092    fired_template (sequence)
+-- 2093    clock_template (sequence)
+-- 2094    carry_template (sequence)
+-- 2095    round_template (sequence)
+-- 2118    r_template (table)
+-- 2135    a_template (table)
+-- 2161    c_template (table)
+-- 2177    e_template (table)
+-- 2194    u_template (table)
+-- 2207    j_template (table)
+-- 2226    f_template (table)
+-- 2238    w_template (table)
+-- 2253  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2256    validate_queue_name
+-- 2298    _policy
+-- 2342    _call
+-- 2356    _template_ddl (view)
+-- 2441    _stamp
+-- 2453    _stamp_queues
+-- 2481    _stamp_relation
+-- 2521    _stamp_function
+-- 2554    _function
+-- 2566    _signature
+-- 2577    _leave_extension
+-- 2603    _lock_number
+-- 2613    _share_queue
+-- 2626    _may
+-- 2642    _each_queue
+-- 2664    _init_template
+-- 2690    _hush_template
+-- 2711    _beyond
+-- 2720    create_queue
+-- 2785    _refuse_busy
+-- 2804    drop_queue
+-- 2834    _drop_all
+-- 2885    list_queues
+-- 2909  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 2918    _push_template
+-- 2959    _fill
+-- 2979    _add0_template
+-- 3046    _back0_template
+-- 3064  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3069    _claim0_template
+-- 3141    _pick0_template
+-- 3224    _limits_template
+-- 3265    _move0_template
+-- 3327    _open_xids
+-- 3347    _next0_template
+-- 3376    _many0_template
+-- 3405    _stuck0_template
+-- 3443    _trim0_template
+-- 3488    _take_template
+-- 3569    _known_template
+-- 3589    _paused_until
+-- 3602    claim_task
+-- 3663    _next_template
+-- 3705    _soon0_template
+-- 3763    next_due
+-- 3788  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 3801    _due0_template
+-- 3877    _last0_template
+-- 3902    _any0_template
+-- 3929    _miss0_template
+-- 3965    _pass0_template
+-- 4011    _fire_template
+-- 4072    _expire_template
+-- 4140    _timeout_reason
+-- 4159    _over_template
+-- 4181    _close_template
+-- 4211    _follow_template
+-- 4241  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4243    _segment_bytes
+-- 4264    _turn_template
+-- 4296    _turn0_template
+-- 4334    _spent0_template
+-- 4348    _dry0_template
+-- 4375    _left0_template
+-- 4406    _carry0_template
+-- 4450  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4456    _remake_template
+-- 4508    _alive_template
+-- 4562    _home
+-- 4575    _settle_template
+-- 4597    rebuild_dispatch
+-- 4634    _recap_template
+-- 4665  35_tally.sql: The letter by which tallies know where a task stands
+-- 4667    _letter
+-- 4686    _letters
+-- 4698    _bound
+-- 4718    _tally_template
+-- 4743    _reckon_template
+-- 4770    _finish_template
+-- 4798    _moved_template
+-- 4829    _sum0_template
+-- 4865    _noted0_template
+-- 4900    _bank0_template
+-- 4920    _census_template
+-- 4942    _count_template
+-- 4964  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 4974    _gate_number
+-- 4985    _enter_gate
+-- 5007    _limit_of
+-- 5025    _rule_template
+-- 5051    _reign_template
+-- 5081    _going_template
+-- 5097    _busy_template
+-- 5113    _everywhere_busy
+-- 5139    _is_paused
+-- 5159    _is_limited
+-- 5170    _started
+-- 5187    _left_over
+-- 5207    _slots_template
+-- 5246    _vacate_template
+-- 5306    _unbar_template
+-- 5335    _intake_template
+-- 5356    _sift0_template
+-- 5441    _line_template
+-- 5493    _keys_template
+-- 5532    _admit_template
+-- 5582    _spare_template
+-- 5603    _choose_template
+-- 5647    _named_template
+-- 5674    _weed_template
+-- 5707    _seize_template
+-- 5782    _leave_template
+-- 5810    _occupy_template
+-- 5850    _chance_template
+-- 5879    _align_template
+-- 5917  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 5920    _want_template
+-- 5954    _names_option
+-- 5989    _line_up
+-- 6025    claim_any
+-- 6098    _check_order
+-- 6115  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6120    _put_template
+-- 6188    _enlist_template
+-- 6231    _new_template
+-- 6288    _tag_template
+-- 6306    _room_template
+-- 6333    _shed_template
+-- 6375    _first0_template
+-- 6416    _once_template
+-- 6464    _blocks
+-- 6491    _meet_template
+-- 6525    _swap_template
+-- 6586    _series_template
+-- 6623    _found_template
+-- 6679    spawn_task
+-- 6739    spawn_tasks
+-- 6786    _read_task
+-- 6804  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 6809    _hold_template
+-- 6860    _own_template
+-- 6880    _done_template
+-- 6929    complete_run
+-- 6952    _flush_template
+-- 7037    _why_template
+-- 7053    _read_runs
+-- 7099    _explain_bad_run
+-- 7124    complete_runs
+-- 7149    _end_template
+-- 7198    _lost_template
+-- 7218    _file_template
+-- 7244    _again_template
+-- 7284    _queue_template
+-- 7305    _fail_template
+-- 7323    fail_run
+-- 7347    _nap_template
+-- 7376    schedule_run
+-- 7406    _free_template
+-- 7454    release_run
+-- 7479    _keep_template
+-- 7505    extend_claim
+-- 7528  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7533    _mark_template
+-- 7555    _note_template
+-- 7585    set_task_checkpoint_state
+-- 7620    _recall_template
+-- 7642    get_task_checkpoint_state
+-- 7666    _list_template
+-- 7695    get_task_checkpoint_states
+-- 7721  43_events.sql: Wait for an event, or learn how the wait ended
+-- 7728    _wait_template
+-- 7800    _park_template
+-- 7842    await_event
+-- 7879    _emit_template
+-- 7942    emit_event
+-- 7967  44_control.sql: Read a task, or raise TG003
+-- 7969    _fetch_template
+-- 7996    _stop_template
+-- 8028    _act_template
+-- 8050    _halt_template
+-- 8066    cancel_task
+-- 8088    _rerun_template
+-- 8162    _forget_template
+-- 8182    _redo_template
+-- 8215    _renew_template
+-- 8251    retry_task
+-- 8301    _show_template
+-- 8349    get_task_result
+-- 8384  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8391    _purge_template
+-- 8421    _erase_template
+-- 8470    _first_uuid
+-- 8489    _sweep_template
+-- 8529    _clean
+-- 8563    cleanup_tasks
+-- 8584    cleanup_events
+-- 8605    cleanup_all_queues
+-- 8635  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 8637    _cap_template
+-- 8663    _write_limit
+-- 8679    _read_limit
+-- 8727    _check_limit_keys
+-- 8749    set_limit
+-- 8803    _usage_template
+-- 8879    limit_usage
+-- 8908  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 8910    _pause_template
+-- 8931    _halve_template
+-- 8961    _check_only
+-- 8982    pause_queue
+-- 9018    resume_queue
+-- 9044    get_queue_policy
+-- 9067    set_queue_policy
+-- 9085    list_namespaces
+-- 9102  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9105    _read_filter
+-- 9139    _states_option
+-- 9170    _read_cursor
+-- 9189    _check_limit
+-- 9213    _find_template
+-- 9265    _seek_template
+-- 9314    _page_template
+-- 9383    _ended_template
+-- 9420    _fit_template
+-- 9456    _live_template
+-- 9503    _hints0_template
+-- 9545    _rows_template
+-- 9594    list_tasks
+-- 9640    _peek_template
+-- 9696    get_task
+-- 9750    _runs_template
+-- 9803    list_runs
+-- 9834    _past_template
+-- 9909    _since_template
+-- 9927    get_task_history
+-- 9947    _held_template
+-- 9979    list_workers
+-- 10018    _read_place
+-- 10037    _acts_template
+-- 10063    list_actions
+-- 10095  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10097    _abort_template
+-- 10134    cancel_tasks
+-- 10171    _check_meant
+-- 10191    _limit_option
+-- 10204    _retake_template
+-- 10242    requeue_task
+-- 10267    _regain_template
+-- 10303    requeue_tasks
+-- 10342    list_dead_letters
+-- 10385    _replay_template
+-- 10426    replay_dead_letters
+-- 10466    _bury_template
+-- 10508    purge_dead_letters
+-- 10538  49_stats.sql: When the first task that is ready became so; null if none is
+-- 10540    _oldest_template
+-- 10580    _elder0_template
+-- 10616    _tenure_template
+-- 10641    _is_wanted
+-- 10658    _stat_template
+-- 10704    queue_stats
+-- 10759    _from
+-- 10772    _counters (view)
+-- 10796    _gauge_template
+-- 10842    _spans_template
+-- 10895    metrics
+-- 10931    _xmin_age
+-- 10950    prometheus
+-- 11009    _label_text
+-- 11032    health
+-- 11086  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11091    _tick_template
+-- 11113    _ticked (sequence)
+-- 11119    _set_ticked
+-- 11132    ticker
+-- 11180    ticker_loop (procedure)
+-- 11206  51_cron.sql: Whether pg_cron is installed in this database
+-- 11208    _has_cron
+-- 11218    _cron_has_seconds
+-- 11239    _explain_no_cron
+-- 11271    start
+-- 11314    stop
+-- 11339    _maintain
+-- 11361    status
+-- 11397  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11401    _rights (view)
+-- 11485    _allowed
+-- 11523    _grant
+-- 11542    _grant_again
+-- 11558    _grant_queue
+-- 11573    _check_grant
+-- 11606    grant_access
+-- 11642    revoke_access
+-- 11689  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 11694    _links_option
+-- 11740    _read_link
+-- 11772    _trail_template
+-- 11811    _linked_template
+-- 11843    _succeed_template
+-- 11887    _undoings
+-- 11914    _undo_template
+-- 11948    _repent_template
+-- 11984    add_compensation
+-- 12022    _repeat_template
+-- 12046    repeat_run
+-- 12071  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 12079    _brood_template
+-- 12106    _bind_template
+-- 12130    _read_children
+-- 12180    spawn_children
+-- 12259    _answer
+-- 12275    _report_template
+-- 12297    _recount_template
+-- 12312    _verdict_template
+-- 12346    _gather_template
+-- 12400    _rally_template
+-- 12476    _crop_template
+-- 12517    _yield_template
+-- 12537    _dismiss
+-- 12558    _ditch_template
+-- 12582    _orphan_template
+-- 12597    await_children
+-- 12654  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -751,7 +782,8 @@ begin
       on_expired      jsonb,
       uniqueness      jsonb,
       priority        smallint,
-      flow_key        text
+      flow_key        text,
+      links           jsonb
     );
   end if;
 
@@ -1233,7 +1265,8 @@ begin
     'headers', 'retry_strategy', 'max_attempts', 'cancellation', 'idempotency_key',
     'idempotency_mismatch', 'available_at', 'delay_seconds', 'tags', 'correlation_id',
     'parent_task_id', 'parent_run_id', 'parent_queue_name', 'workflow_run_id', 'timeout_seconds',
-    'ttl_seconds', 'deadline_at', 'on_expired', 'unique', 'priority', 'key'
+    'ttl_seconds', 'deadline_at', 'on_expired', 'unique', 'priority', 'key',
+    'sequence', 'on_failure', 'compensate'
   ]);
 
   v_spawn.headers := nullif(p_options -> 'headers', 'null');
@@ -1285,6 +1318,9 @@ begin
   end if;
   if p_options ? 'unique' then
     v_spawn.uniqueness := teguh._unique_option(p_options);
+  end if;
+  if p_options ?| '{sequence,on_failure,compensate}' then
+    v_spawn.links := teguh._links_option(p_queue_name, p_options);
   end if;
   if p_options ? 'parent_run_id' then
     v_spawn := teguh._inherit(p_queue_name, v_spawn, p_options);
@@ -1750,6 +1786,7 @@ create table if not exists teguh.t_template (
   priority         smallint,
   flow_key         text,
   laned            boolean     not null default false,
+  links            jsonb,
   constraint tkey_template primary key (task_id)
 )
 with (
@@ -1820,6 +1857,9 @@ comment on column teguh.t_template.priority is
   'How many minutes the task counts as older than it is; null is 0.';
 comment on column teguh.t_template.flow_key is
   'What tasks are limited, ordered or taken in turns by; null if by nothing.';
+comment on column teguh.t_template.links is
+  'What follows when the task is over (sequence, data, on_failure, compensate, undo), whom it is '
+  'to be reported to (join), whether it has children that end with it; null if nothing.';
 comment on column teguh.t_template.laned is
   'Whether the ready task stands in a lane rather than in dispatch.';
 
@@ -1895,7 +1935,8 @@ comment on table teguh.p0_template is
 comment on column teguh.p0_template.kind is
   'r: ready to be claimed. s: a sleeper''s timer. l: a lease''s or deadline''s timer.';
 comment on column teguh.p0_template.turn is
-  'The task''s turn that the row is for; 0 for the timer of a deadline.';
+  'The task''s turn that the row is for; 0 for the timer of a deadline, -1 for a look at '
+  'whether the children it waits for are over.';
 comment on column teguh.p0_template.more_ids is
   'Further tasks of the same claim, whose leases end at the same time; their turns '
   'are in more_turns.';
@@ -2162,6 +2203,37 @@ create index if not exists utask_template
 comment on table teguh.u_template is
   'Unique keys, and the last task that was spawned with each.';
 
+-- Children that a step has spawned.
+create table if not exists teguh.j_template (
+  task_id      uuid    not null,
+  step_name    text    not null,
+  child_ids    uuid[]  not null,
+  child_queues text[]  not null,
+  ends_with_us boolean not null,
+  mode         text,
+  fail_fast    boolean,
+  constraint jkey_template primary key (task_id, step_name)
+);
+
+comment on table teguh.j_template is
+  'Children that a step of a task has spawned, in the order given, and how they are awaited.';
+comment on column teguh.j_template.ends_with_us is
+  'Whether those that are not over are cancelled when the task ends without success.';
+comment on column teguh.j_template.mode is
+  'all, any, or how many are to complete; null while nobody waits.';
+
+-- Children that are over.
+create table if not exists teguh.f_template (
+  task_id   uuid    not null,
+  step_name text    not null,
+  place     integer not null,
+  state     text    not null,
+  constraint fkey_template primary key (task_id, step_name, place)
+);
+
+comment on table teguh.f_template is
+  'Which children of a step are over, and how they ended.';
+
 -- Waits.
 create table if not exists teguh.w_template (
   task_id    uuid    not null,
@@ -2276,7 +2348,7 @@ as $$
 begin
   perform teguh._policy(p_queue_name);
   return 'select * from teguh._' || p_verb || '_' || p_queue_name
-         || '(' || substr('$1, $2, $3, $4, $5', 1, greatest(4 * p_arguments - 2, 0)) || ')';
+         || '(' || substr('$1, $2, $3, $4, $5, $6, $7', 1, greatest(4 * p_arguments - 2, 0)) || ')';
 end;
 $$;
 
@@ -3675,7 +3747,9 @@ begin
   loop
     v_count := v_count + 1;
     perform from teguh.t_template as t
-    where (t.task_id, t.turn, t.state) = (v_timer.task_id, v_timer.turn, 'sleeping');
+    where t.task_id = v_timer.task_id
+      and t.state = 'sleeping'
+      and v_timer.turn in (-1, t.turn);
     if found or v_count = 100 then
       return nullif(v_timer.due_at, 'infinity');
     end if;
@@ -3768,7 +3842,7 @@ begin
       and p.kind <> 'r'
       and (p.due_at, p.seq) > (v_from.due_at, v_from.seq)
       and p.due_at <= p_now
-      and (p_fresh or p_kind = 'l' or exists (
+      and (p_fresh or p_kind = 'l' or p.turn = -1 or exists (
         select from teguh.t_template as t
         where (t.task_id, t.turn, t.state) = (p.task_id, p.turn, 'sleeping')
         offset 0
@@ -3948,6 +4022,7 @@ declare
   v_ring     bigint := pg_sequence_last_value('teguh.ring_template'::regclass);
   v_sleepers teguh._timer[] := '{}';
   v_leases   teguh._timer[] := '{}';
+  v_joined   uuid[];
   v_task_ids uuid[];
   v_turns    integer[];
 begin
@@ -3977,9 +4052,17 @@ begin
     if v_task_ids is not null then
       perform teguh._push_template('r', v_task_ids, v_turns);
     end if;
+    v_joined := array(
+      select distinct u.task_id
+      from unnest(v_sleepers) as u
+      where u.turn = -1
+      order by u.task_id
+    );
   end if;
 
-  return coalesce(cardinality(v_task_ids), 0) + teguh._expire_template(v_leases, p_now);
+  return coalesce(cardinality(v_task_ids), 0)
+         + teguh._gather_template(v_joined, p_now)
+         + teguh._expire_template(v_leases, p_now);
 end;
 $$;
 
@@ -4345,7 +4428,7 @@ begin
     where exists (
       select from teguh.t_template as t
       where t.task_id = u.task_id
-        and u.turn in (0, t.turn)
+        and u.turn in (-1, 0, t.turn)
         and t.state in ('pending', 'running', 'sleeping')
       offset 0
     );
@@ -6055,7 +6138,7 @@ begin
       task_name, params, headers, retry_strategy, max_attempts, cancellation,
       idempotency_key, return_mismatch, available_at, tags, correlation_id, parent_task_id,
       workflow_run_id, timeout_seconds, expires_at, on_expired, uniqueness, priority, flow_key,
-      place
+      links, place
     )
   ),
 
@@ -6064,7 +6147,7 @@ begin
       task_id, run_id, turn, state, created_at, available_at, deadline_at, max_attempts,
       task_name, params, headers, retry_strategy, cancellation, idempotency_key, tags,
       correlation_id, parent_task_id, workflow_run_id, timeout_seconds, expires_at, on_expired,
-      priority, flow_key
+      priority, flow_key, links
     )
     select
       s.task_id, teguh._run_id(s.task_id, 1), 1,
@@ -6075,7 +6158,8 @@ begin
       )),
       s.max_attempts, s.task_name, s.params, s.headers, s.retry_strategy, s.cancellation,
       s.idempotency_key, s.tags, s.correlation_id, s.parent_task_id, s.workflow_run_id,
-      s.timeout_seconds, s.expires_at, s.on_expired, s.priority, s.flow_key
+      s.timeout_seconds, s.expires_at, s.on_expired, s.priority, s.flow_key,
+      s.links
     from spawns as s
     order by s.idempotency_key nulls first, s.place
     on conflict (idempotency_key) where idempotency_key is not null do nothing
@@ -6169,7 +6253,8 @@ begin
   insert into teguh.t_template as t (
     task_id, run_id, turn, state, created_at, available_at, deadline_at, max_attempts,
     task_name, params, headers, retry_strategy, cancellation, tags, correlation_id,
-    parent_task_id, workflow_run_id, timeout_seconds, expires_at, on_expired, priority, flow_key
+    parent_task_id, workflow_run_id, timeout_seconds, expires_at, on_expired, priority, flow_key,
+    links
   )
   values (
     v_task_id, teguh._run_id(v_task_id, 1), 1,
@@ -6178,7 +6263,7 @@ begin
     p_spawn.headers, p_spawn.retry_strategy, p_spawn.cancellation, p_spawn.tags,
     p_spawn.correlation_id, p_spawn.parent_task_id, p_spawn.workflow_run_id,
     p_spawn.timeout_seconds, p_spawn.expires_at, p_spawn.on_expired, p_spawn.priority,
-    p_spawn.flow_key
+    p_spawn.flow_key, p_spawn.links
   );
 
   if v_due_at > v_now then
@@ -6475,6 +6560,7 @@ begin
     on_expired = p_spawn.on_expired,
     priority = p_spawn.priority,
     flow_key = p_spawn.flow_key,
+    links = p_spawn.links,
     laned = false
   where t.task_id = p_task.task_id;
 
@@ -6803,6 +6889,7 @@ declare
   v_turn       integer;
   v_name       text;
   v_started_at timestamptz;
+  v_links      jsonb;
   v_seconds    double precision;
 begin
   update teguh.t_template as t
@@ -6814,7 +6901,8 @@ begin
   where t.task_id = v_task_id
     and t.run_id = p_run_id
     and t.state = 'running'
-  returning t.turn, t.task_name, t.started_at into v_turn, v_name, v_started_at;
+  returning t.turn, t.task_name, t.started_at, t.links
+  into v_turn, v_name, v_started_at, v_links;
   if not found then
     perform teguh._hold_template(p_run_id);
   end if;
@@ -6826,6 +6914,9 @@ begin
   from teguh.queues as q
   where q.queue_name = substr('_template', 2);
 
+  if v_links is not null then
+    perform teguh._linked_template(v_task_id, 'completed');
+  end if;
   -- a task in its first turn has never waited
   if v_turn > 1 then
     delete from teguh.w_template as w
@@ -6869,6 +6960,7 @@ declare
   v_now     timestamptz := teguh.current_time();
   v_done    uuid[];
   v_waited  uuid[];
+  v_linked  uuid[];
   v_errors  text[];
   v_names   text[];
   v_seconds double precision[];
@@ -6894,16 +6986,17 @@ begin
       and t.run_id = r.run_id
       and t.state = 'running'
     returning
-      t.task_id, t.run_id, t.turn, t.task_name,
+      t.task_id, t.run_id, t.turn, t.task_name, t.links is not null as linked,
       date_part('epoch', v_now - t.started_at) as seconds
   )
 
   select
     array_agg(d.run_id),
     array_agg(d.task_id) filter (where d.turn > 1),
+    array_agg(d.task_id) filter (where d.linked),
     array_agg(d.task_name),
     array_agg(d.seconds), min(d.seconds), max(d.seconds), sum(d.seconds)
-  into v_done, v_waited, v_names, v_seconds, v_least, v_most, v_sum
+  into v_done, v_waited, v_linked, v_names, v_seconds, v_least, v_most, v_sum
   from done as d;
 
   perform teguh._tally_template(
@@ -6915,6 +7008,10 @@ begin
     and teguh._bound(v_least, q.buckets) = teguh._bound(v_most, q.buckets);
   if not found then
     perform teguh._finish_template(v_names, v_seconds);
+  end if;
+  if v_linked is not null then
+    perform teguh._linked_template(u.task_id, 'completed')
+    from unnest(v_linked) as u(task_id);
   end if;
 
   -- a task in its first turn has never waited
@@ -7096,8 +7193,8 @@ begin
 end;
 $$;
 
--- Note that a locked task has ended without success: it waits for nothing, and is found among
--- its like.
+-- Note that a locked task has ended without success: it waits for nothing, is found among its
+-- like, and is followed by what there is for that case.
 create or replace function teguh._lost_template(p_task_id uuid, p_state text, p_now timestamptz)
   returns void
   language plpgsql
@@ -7110,6 +7207,10 @@ begin
   insert into teguh.d_template as d (state, task_id, ended_at)
   values (p_state, p_task_id, p_now)
   on conflict do nothing;
+  perform teguh._linked_template(p_task_id, p_state)
+  from teguh.t_template as t
+  where t.task_id = p_task_id
+    and t.links is not null;
 end;
 $$;
 
@@ -8023,7 +8124,8 @@ begin
       v_task.task_name, v_task.params, v_task.headers, v_task.retry_strategy,
       coalesce(p_max_attempts, v_task.max_attempts), v_task.cancellation, null, false, null,
       v_task.tags, v_task.correlation_id, v_task.parent_task_id, v_task.workflow_run_id,
-      v_task.timeout_seconds, null, v_task.on_expired, null, v_task.priority, v_task.flow_key
+      v_task.timeout_seconds, null, v_task.on_expired, null, v_task.priority, v_task.flow_key,
+      v_task.links - '{join,children,undo}'::text[]
     )::teguh._spawn]) as p;
     perform teguh._act_template(
       'retry', p_reason, p_task_id, null, jsonb_build_object('task_id', task_id)
@@ -8354,6 +8456,10 @@ begin
   where r.task_id = any (p_task_ids);
   delete from teguh.w_template as w
   where w.task_id = any (p_task_ids);
+  delete from teguh.j_template as j
+  where j.task_id = any (p_task_ids);
+  delete from teguh.f_template as f
+  where f.task_id = any (p_task_ids);
   delete from teguh.a_template as a
   where a.task_id = any (p_task_ids);
   return cardinality(p_task_ids);
@@ -11342,6 +11448,10 @@ from (
     ('extend_claim',               'keep',        'worker admin',                 false),
     ('set_task_checkpoint_state',  'mark',        'worker admin',                 false),
     ('await_event',                'wait',        'worker admin',                 false),
+    ('spawn_children',             'brood bind put', 'worker admin',              false),
+    ('await_children',             'rally',       'worker admin',                 false),
+    ('add_compensation',           'repent',      'worker admin',                 false),
+    ('repeat_run',                 'repeat',      'worker admin',                 false),
     ('ticker',                     'tick',        'worker admin',                 false),
     ('cleanup_tasks',              'purge',       'admin',                        false),
     ('cleanup_events',             'sweep',       'admin',                        false),
@@ -11575,6 +11685,971 @@ comment on function teguh.revoke_access(text, text, text[]) is
   'were granted by hand go, too. What a role was never given is no error. Raises 42704 for an '
   'unknown role, TG004 when the role has access to all queues and only some are named, TG005 '
   'for an unknown kind of access.';
+
+-- sql/src/62_links.sql
+-- What follows when a task is over: the next of a sequence, compensation, a report to the parent.
+-- All of it happens in the transaction that ends the task.
+
+-- Read what is to follow a task from its options.
+create or replace function teguh._links_option(p_queue_name text, p_options jsonb)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_sequence jsonb := nullif(p_options -> 'sequence', 'null');
+  v_one      jsonb;
+  v_tasks    jsonb := '[]';
+begin
+  if v_sequence is not null and jsonb_typeof(v_sequence) <> 'array' then
+    raise exception '"sequence" must be an array of tasks'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(v_sequence::text, 200)),
+        hint = 'For instance [{"task_name": "pack"}, {"task_name": "ship"}].';
+  end if;
+
+  for v_one in
+    select s.task
+    from jsonb_array_elements(coalesce(v_sequence, '[]')) as s(task)
+  loop
+    perform teguh._check_keys('task of the sequence', v_one, array[
+      'queue_name', 'task_name', 'params', 'options', 'compensate'
+    ]);
+    v_tasks := v_tasks || (
+      teguh._read_link(p_queue_name, v_one - 'compensate')
+      || jsonb_strip_nulls(jsonb_build_object(
+        'compensate', teguh._read_link(p_queue_name, v_one -> 'compensate')
+      ))
+    );
+  end loop;
+
+  return nullif(
+    jsonb_strip_nulls(jsonb_build_object(
+      'sequence', nullif(v_tasks, '[]'),
+      'on_failure', teguh._read_link(p_queue_name, p_options -> 'on_failure'),
+      'compensate', teguh._read_link(p_queue_name, p_options -> 'compensate')
+    )),
+    '{}'
+  );
+end;
+$$;
+
+-- Read a task that is to be spawned later, in this queue unless it names another; null is none.
+create or replace function teguh._read_link(p_queue_name text, p_task jsonb)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text;
+begin
+  if nullif(p_task, 'null') is null then
+    return null;
+  end if;
+
+  perform teguh._check_keys(
+    'task that follows', p_task, array['queue_name', 'task_name', 'params', 'options']
+  );
+  v_queue_name := coalesce(teguh._text_option(p_task, 'queue_name'), p_queue_name);
+  perform teguh._read_task(v_queue_name, p_task - 'queue_name', teguh._policy(v_queue_name));
+  if p_task -> 'options' ?| '{sequence,on_failure,compensate,unique,idempotency_key}' then
+    raise exception 'a task that follows cannot have such options'
+      using
+        errcode = 'TG005',
+        detail = 'sequence, on_failure, compensate, unique and idempotency_key are for what is '
+          'spawned by hand.',
+        hint = 'Name the tasks one after another in one sequence.';
+  end if;
+
+  return p_task || jsonb_build_object('queue_name', v_queue_name);
+end;
+$$;
+
+-- Spawn a task that follows a locked one.  If that cannot be, the locked one says why.
+create or replace function teguh._trail_template(
+  p_task   teguh.t_template,
+  p_what   text,
+  p_next   jsonb,
+  p_params jsonb,
+  p_links  jsonb
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text := coalesce(p_next ->> 'queue_name', substr('_template', 2));
+  v_spawn      teguh._spawn;
+  v_detail     text;
+begin
+  v_spawn := teguh._read_task(
+    v_queue_name,
+    jsonb_build_object('task_name', p_next -> 'task_name', 'params', p_params)
+    || jsonb_strip_nulls(jsonb_build_object('options', p_next -> 'options')),
+    teguh._policy(v_queue_name)
+  );
+  v_spawn.parent_task_id := coalesce(v_spawn.parent_task_id, p_task.task_id);
+  v_spawn.workflow_run_id := coalesce(v_spawn.workflow_run_id, p_task.workflow_run_id);
+  v_spawn.correlation_id := coalesce(v_spawn.correlation_id, p_task.correlation_id);
+  v_spawn.tags := coalesce(v_spawn.tags, p_task.tags);
+  v_spawn.links := nullif(jsonb_strip_nulls(p_links), '{}');
+  execute format('select count(*) from teguh._put_%s($1)', v_queue_name) using array[v_spawn];
+exception
+  when sqlstate 'TG001' or sqlstate 'TG005' or sqlstate 'TG007' then
+    get stacked diagnostics v_detail = message_text;
+    update teguh.t_template as t
+    set failure_reason = jsonb_build_object('name', p_what, 'message', v_detail)
+    where t.task_id = p_task.task_id;
+end;
+$$;
+
+-- Do what is to follow a locked task, now that it is over.
+create or replace function teguh._linked_template(p_task_id uuid, p_state text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task teguh.t_template;
+begin
+  select t.* into v_task
+  from teguh.t_template as t
+  where t.task_id = p_task_id;
+
+  if p_state <> 'completed' then
+    perform teguh._undo_template(v_task);
+    if v_task.links ? 'children' then
+      perform teguh._orphan_template(p_task_id);
+    end if;
+  elsif v_task.links ? 'sequence' then
+    perform teguh._succeed_template(v_task);
+  end if;
+
+  if v_task.links ? 'join' then
+    perform teguh._answer(v_task.links -> 'join', p_state);
+  end if;
+end;
+$$;
+
+-- Spawn the next task of the sequence that a completed one is in.
+--
+-- Its params are the data gathered so far, with its own on top.  A result that is no object is
+-- filed under the name of its task.
+create or replace function teguh._succeed_template(p_task teguh.t_template)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_links  jsonb := p_task.links;
+  v_next   jsonb := v_links -> 'sequence' -> 0;
+  v_result jsonb := coalesce(p_task.result, 'null');
+  v_data   jsonb := coalesce(v_links -> 'data', '{}');
+begin
+  if not v_links ? 'backwards' then
+    v_data := v_data
+              || case when jsonb_typeof(p_task.params) = 'object' then p_task.params else '{}' end
+              || case
+                when jsonb_typeof(v_result) = 'object' then v_result
+                when v_result = 'null' then '{}'
+                else jsonb_build_object(p_task.task_name, v_result)
+              end;
+  end if;
+
+  perform teguh._trail_template(
+    p_task, '$Sequence', v_next,
+    case
+      when v_links ? 'backwards' then coalesce(v_next -> 'params', '{}')
+      else v_data || coalesce(v_next -> 'params', '{}')
+    end,
+    jsonb_build_object(
+      'sequence', nullif((v_links -> 'sequence') - 0, '[]'),
+      'data', case when not v_links ? 'backwards' then v_data end,
+      'backwards', v_links -> 'backwards',
+      'on_failure', v_links -> 'on_failure',
+      'compensate', v_next -> 'compensate',
+      'undo', nullif(
+        teguh._undoings(p_task.task_id, p_task.task_name, p_task.params, v_result, v_links), '[]'
+      ),
+      'join', v_links -> 'join'
+    )
+  );
+end;
+$$;
+
+-- What undoes a task that is done and those before it, the last first.
+create or replace function teguh._undoings(
+  p_task_id   uuid,
+  p_task_name text,
+  p_params    jsonb,
+  p_result    jsonb,
+  p_links     jsonb
+)
+  returns jsonb
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select case
+    when p_links ? 'compensate' then jsonb_build_array(
+      p_links -> 'compensate' || jsonb_build_object(
+        'params',
+        coalesce(p_links -> 'compensate' -> 'params', '{}') || jsonb_build_object(
+          '$task_id', p_task_id, '$task_name', p_task_name, '$params', p_params,
+          '$result', p_result
+        )
+      )
+    )
+    else '[]'
+  end || coalesce(p_links -> 'undo', '[]');
+$$;
+
+-- Spawn what undoes the steps that are done, one after another, and what is to follow a failure.
+create or replace function teguh._undo_template(p_task teguh.t_template)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_undo   jsonb := p_task.links -> 'undo';
+  v_follow jsonb := p_task.links -> 'on_failure';
+begin
+  if v_undo is not null then
+    perform teguh._trail_template(
+      p_task, '$Compensation', v_undo -> 0, coalesce(v_undo -> 0 -> 'params', '{}'),
+      jsonb_build_object('sequence', nullif(v_undo - 0, '[]'), 'backwards', true)
+    );
+    update teguh.t_template as t
+    set links = t.links - 'undo'
+    where t.task_id = p_task.task_id;
+  end if;
+
+  if v_follow is not null then
+    perform teguh._trail_template(
+      p_task, '$OnFailure', v_follow,
+      coalesce(v_follow -> 'params', '{}') || jsonb_build_object(
+        '$error', p_task.failure_reason, '$state', p_task.state, '$params', p_task.params,
+        '$task_id', p_task.task_id, '$task_name', p_task.task_name
+      ),
+      null
+    );
+  end if;
+end;
+$$;
+
+-- Have a task spawned for a step, should the run's task end without success.
+create or replace function teguh._repent_template(
+  p_task_id   uuid,
+  p_run_id    uuid,
+  p_step_name text,
+  p_task      jsonb
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task teguh.t_template := teguh._own_template(p_task_id, p_run_id);
+  v_undo jsonb := coalesce(v_task.links -> 'undo', '[]');
+begin
+  if v_undo @> jsonb_build_array(jsonb_build_object(
+    'step', p_step_name, 'params', jsonb_build_object('$task_id', p_task_id)
+  )) then
+    return;
+  end if;
+
+  update teguh.t_template as t
+  set links = coalesce(t.links, '{}') || jsonb_build_object(
+    'undo',
+    jsonb_build_array(p_task || jsonb_build_object(
+      'step', p_step_name,
+      'params', coalesce(p_task -> 'params', '{}') || jsonb_build_object(
+        '$task_id', p_task_id, '$task_name', v_task.task_name, '$step', p_step_name
+      )
+    )) || v_undo
+  )
+  where t.task_id = p_task_id;
+end;
+$$;
+
+-- Register the compensation of a step.
+create or replace function teguh.add_compensation(
+  p_queue_name text,
+  p_task_id    uuid,
+  p_run_id     uuid,
+  p_step_name  text,
+  p_task       jsonb
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_name('step name', p_step_name);
+  if nullif(p_task, 'null') is null then
+    raise exception 'the compensation must not be null'
+      using
+        errcode = '22004',
+        detail = 'There is no task to spawn.',
+        hint = 'For instance {"task_name": "refund", "params": {"amount": 10}}.';
+  end if;
+
+  execute teguh._call('repent', p_queue_name, 4)
+  using p_task_id, p_run_id, p_step_name, teguh._read_link(p_queue_name, p_task);
+end;
+$$;
+
+comment on function teguh.add_compensation(text, uuid, uuid, text, jsonb) is
+  'Registers a task ({"task_name", "params", "options", "queue_name"}) that is spawned if the '
+  'run''s task, or a later one of its sequence, fails, expires or is cancelled: the compensations of '
+  'all steps run one after another, that of the last step first, each when the one before is '
+  'completed. In the caller''s transaction, so that it stands or falls with what it is to undo. '
+  'Its params also have $task_id, $task_name and $step. A second time for the same step changes '
+  'nothing. Raises TG001 for an unknown queue, TG002 for an unknown run or one of another task, '
+  'TG004 if nobody holds the run, TG005 for a bad task, 22004 for none, AB001 if the task is '
+  'cancelled, AB002 if the run has ended.';
+
+-- End a run with success, and begin the task anew after some time, with no checkpoints.
+create or replace function teguh._repeat_template(p_run_id uuid, p_after double precision)
+  returns uuid
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task   teguh.t_template := teguh._hold_template(p_run_id);
+  v_now    timestamptz := teguh.current_time();
+  v_number integer := teguh._run_number(v_task.run_id) + 1;
+begin
+  perform teguh._file_template(v_task, 'completed', null, v_now);
+  delete from teguh.c_template as c
+  where c.task_id = v_task.task_id;
+  delete from teguh.w_template as w
+  where w.task_id = v_task.task_id;
+  perform teguh._again_template(
+    v_task, v_number, 0, null, teguh._after(v_now, p_after), v_now
+  );
+  return teguh._run_id(v_task.task_id, v_number);
+end;
+$$;
+
+-- Repeat a run.
+create or replace function teguh.repeat_run(
+  p_queue_name    text,
+  p_run_id        uuid,
+  p_after_seconds double precision default 0
+)
+  returns uuid
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_run_id uuid;
+begin
+  perform teguh._check_seconds('period', p_after_seconds, true);
+  execute teguh._call('repeat', p_queue_name, 2) into v_run_id using p_run_id, p_after_seconds;
+  return v_run_id;
+end;
+$$;
+
+comment on function teguh.repeat_run(text, uuid, double precision) is
+  'Ends a run with success, and begins the same task anew in p_after_seconds: another run, without '
+  'the checkpoints of this one, with all its attempts. Returns its id. Raises TG001 for an unknown '
+  'queue, TG002 for an unknown run, TG004 if nobody holds the run, TG005 for a bad period, AB001 '
+  'if the task is cancelled, AB002 if the run has ended.';
+
+-- sql/src/63_children.sql
+-- Children: tasks that a step spawns and may wait for.
+--
+-- A child that is over leaves a row with its parent's queue, and a timer that makes somebody count
+-- them a moment later, when all that committed at the same time can be seen.  Nobody locks the
+-- parent for that, so that ten thousand children can end side by side.
+
+-- Lock the task of a run, and see which children a step has and what they would have of it.
+create or replace function teguh._brood_template(
+  p_run_id         uuid,
+  p_step_name      text,
+  out child_ids    uuid[],
+  out child_queues text[],
+  out like_us      teguh._spawn
+)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_task teguh.t_template := teguh._hold_template(p_run_id);
+begin
+  like_us.parent_task_id := v_task.task_id;
+  like_us.workflow_run_id := v_task.workflow_run_id;
+  like_us.correlation_id := v_task.correlation_id;
+  like_us.tags := v_task.tags;
+  select j.child_ids, j.child_queues into child_ids, child_queues
+  from teguh.j_template as j
+  where j.task_id = v_task.task_id
+    and j.step_name = p_step_name;
+end;
+$$;
+
+-- Write down which children a step of a locked task has.
+create or replace function teguh._bind_template(
+  p_task_id      uuid,
+  p_step_name    text,
+  p_ids          uuid[],
+  p_queues       text[],
+  p_ends_with_us boolean
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  insert into teguh.j_template as j (task_id, step_name, child_ids, child_queues, ends_with_us)
+  values (p_task_id, p_step_name, p_ids, p_queues, p_ends_with_us);
+  if p_ends_with_us then
+    update teguh.t_template as t
+    set links = coalesce(t.links, '{}') || '{"children": true}'
+    where t.task_id = p_task_id;
+  end if;
+end;
+$$;
+
+-- Read the children to spawn, each with its place among them.
+create or replace function teguh._read_children(
+  p_queue_name text,
+  p_step_name  text,
+  p_like       teguh._spawn,
+  p_tasks      jsonb
+)
+  returns table(queue_name text, place integer, spawn teguh._spawn)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_child record;
+begin
+  for v_child in
+    select t.task, t.place
+    from jsonb_array_elements(p_tasks) with ordinality as t(task, place)
+  loop
+    queue_name := coalesce(
+      case when jsonb_typeof(v_child.task) = 'object' then
+        teguh._text_option(v_child.task, 'queue_name')
+      end,
+      p_queue_name
+    );
+    place := v_child.place;
+    spawn := teguh._read_task(
+      queue_name, v_child.task - 'queue_name', teguh._policy(queue_name)
+    );
+    if spawn.idempotency_key is not null or spawn.uniqueness is not null then
+      raise exception 'a child cannot have an idempotency key or a unique key'
+        using
+          errcode = 'TG005',
+          detail = 'The task of that key might be another''s child, or nobody''s.',
+          hint = 'The step''s name makes sure that children are spawned once.';
+    end if;
+
+    spawn.parent_task_id := coalesce(spawn.parent_task_id, p_like.parent_task_id);
+    spawn.workflow_run_id := coalesce(spawn.workflow_run_id, p_like.workflow_run_id);
+    spawn.correlation_id := coalesce(spawn.correlation_id, p_like.correlation_id);
+    spawn.tags := coalesce(spawn.tags, p_like.tags);
+    spawn.links := coalesce(spawn.links, '{}') || jsonb_build_object('join', jsonb_build_object(
+      'queue_name', p_queue_name, 'task_id', p_like.parent_task_id, 'step_name', p_step_name,
+      'place', place
+    ));
+    return next;
+  end loop;
+end;
+$$;
+
+-- Spawn the children of a step.
+create or replace function teguh.spawn_children(
+  p_queue_name text,
+  p_run_id     uuid,
+  p_step_name  text,
+  p_tasks      jsonb,
+  p_options    jsonb default '{}'
+)
+  returns table(queue_name text, task_id uuid, created boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_options jsonb := coalesce(p_options, '{}');
+  v_parent  record;
+  v_group   record;
+  v_child   record;
+  v_ids     uuid[] := '{}';
+  v_queues  text[] := '{}';
+begin
+  perform teguh._check_name('step name', p_step_name);
+  perform teguh._check_keys('options', v_options, array['on_parent_end']);
+  if jsonb_typeof(p_tasks) is distinct from 'array'
+    or coalesce(teguh._text_option(v_options, 'on_parent_end'), 'leave') not in ('leave', 'cancel')
+  then
+    raise exception 'children are an array of tasks, and on_parent_end is leave or cancel'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s; %s.', left(coalesce(p_tasks::text, 'null'), 200), v_options),
+        hint = 'For instance [{"task_name": "resize", "params": {"width": 100}}].';
+  end if;
+
+  execute teguh._call('brood', p_queue_name, 2) into v_parent using p_run_id, p_step_name;
+  if v_parent.child_ids is not null then
+    return query
+    select u.queue_name, u.task_id, false
+    from unnest(v_parent.child_queues, v_parent.child_ids) as u(queue_name, task_id);
+    return;
+  end if;
+
+  for v_group in
+    select
+      c.queue_name, array_agg(c.spawn order by c.place) as spawns,
+      array_agg(c.place order by c.place) as places
+    from teguh._read_children(p_queue_name, p_step_name, v_parent.like_us, p_tasks) as c
+    group by c.queue_name
+    order by c.queue_name
+  loop
+    for v_child in execute format(
+      'select p.place, p.task_id from teguh._put_%s($1) with ordinality '
+      'as p(task_id, run_id, attempt, created, place)', v_group.queue_name
+    ) using v_group.spawns loop
+      v_ids[v_group.places[v_child.place]] := v_child.task_id;
+      v_queues[v_group.places[v_child.place]] := v_group.queue_name;
+    end loop;
+  end loop;
+
+  execute teguh._call('bind', p_queue_name, 5)
+  using
+    (v_parent.like_us).parent_task_id, p_step_name, v_ids, v_queues,
+    coalesce(v_options ->> 'on_parent_end' = 'cancel', false);
+  return query
+  select u.queue_name, u.task_id, true
+  from unnest(v_queues, v_ids) as u(queue_name, task_id);
+end;
+$$;
+
+comment on function teguh.spawn_children(text, uuid, text, jsonb, jsonb) is
+  'Spawns tasks ({"task_name", "params", "options", "queue_name"}) for a step of a run, in the '
+  'caller''s transaction: of any queue, as many as there are, and once, whatever is given the second '
+  'time. They come back in the order given; created is false if they were there. They have the '
+  'run''s task as parent_task_id and, unless they say otherwise, its workflow_run_id, correlation_id '
+  'and tags. Options: on_parent_end (leave or cancel: what becomes of them if the task ends without '
+  'success; default leave). Raises TG001 for an unknown queue, TG002 for an unknown run, TG004 if '
+  'nobody holds the run, TG005 for a bad task or option, AB001 if the task is cancelled, AB002 if '
+  'the run has ended.';
+
+-- Tell a parent that a child is over.  A queue that was dropped is told nothing.
+create or replace function teguh._answer(p_join jsonb, p_state text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if teguh._share_queue(p_join ->> 'queue_name') then
+    execute format('select teguh._report_%s($1, $2, $3, $4)', p_join ->> 'queue_name')
+    using
+      (p_join ->> 'task_id')::uuid, p_join ->> 'step_name', (p_join ->> 'place')::integer, p_state;
+  end if;
+end;
+$$;
+
+-- Write down that a child is over, and see to it that the children are counted a moment later.
+create or replace function teguh._report_template(
+  p_task_id   uuid,
+  p_step_name text,
+  p_place     integer,
+  p_state     text
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  insert into teguh.f_template as f (task_id, step_name, place, state)
+  values (p_task_id, p_step_name, p_place, p_state)
+  on conflict (task_id, step_name, place) do update
+  set state = excluded.state;
+  perform teguh._recount_template(p_task_id);
+end;
+$$;
+
+-- Have the children of a task counted in a moment: everybody in the same fiftieth of a second
+-- means the same one.
+create or replace function teguh._recount_template(p_task_id uuid)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._push_template(
+    's', array[p_task_id], array[-1], array[teguh.current_time() + interval '20 milliseconds']
+  );
+end;
+$$;
+
+-- How the children of a step stand: whether what is awaited has come true, and whether it still
+-- can.  Null if no children were spawned.
+create or replace function teguh._verdict_template(
+  p_task_id   uuid,
+  p_step_name text,
+  p_mode      text,
+  p_fail_fast boolean
+)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_all  integer;
+  v_over integer;
+  v_good integer;
+  v_want integer;
+begin
+  select cardinality(j.child_ids) into v_all
+  from teguh.j_template as j
+  where j.task_id = p_task_id
+    and j.step_name = p_step_name;
+  select count(*), count(*) filter (where f.state = 'completed') into v_over, v_good
+  from teguh.f_template as f
+  where f.task_id = p_task_id
+    and f.step_name = p_step_name;
+
+  v_want := case p_mode when 'all' then v_all when 'any' then 1 else p_mode::integer end;
+  return v_over >= v_all
+         or (p_mode <> 'all' and v_good >= v_want)
+         or (p_fail_fast and v_all - (v_over - v_good) < v_want);
+end;
+$$;
+
+-- Wake those of the tasks given whose children have done what they wait for.  Returns how many.
+create or replace function teguh._gather_template(p_task_ids uuid[], p_now timestamptz)
+  returns integer
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_wait  record;
+  v_task  teguh.t_template;
+  v_count integer := 0;
+begin
+  if coalesce(p_task_ids, '{}') = '{}' then
+    return 0;
+  end if;
+
+  for v_wait in
+    select w.task_id, w.turn, w.step_name
+    from unnest(p_task_ids) as u(task_id)
+    join teguh.w_template as w on w.task_id = u.task_id
+    join teguh.j_template as j on (j.task_id, j.step_name) = (w.task_id, w.step_name)
+    where w.event_name = '$children'
+      and teguh._verdict_template(j.task_id, j.step_name, j.mode, j.fail_fast)
+    order by w.task_id
+  loop
+    select t.* into v_task
+    from teguh.t_template as t
+    where (t.task_id, t.turn) = (v_wait.task_id, v_wait.turn)
+      and t.state = 'sleeping'
+    for no key update skip locked;
+    if not found then
+      -- it is over, or somebody who holds it locked is about to end the wait
+      continue;
+    end if;
+
+    update teguh.t_template as t
+    set
+      turn = v_task.turn + 1,
+      laned = false,
+      state = 'pending',
+      available_at = p_now
+    where t.task_id = v_task.task_id;
+    perform teguh._push_template('r', array[v_task.task_id], array[v_task.turn + 1]);
+    perform teguh._moved_template(v_task, 'p');
+    v_count := v_count + 1;
+  end loop;
+
+  return v_count;
+end;
+$$;
+
+-- Wait for the children of a step, or learn what became of them.
+--
+-- The children are counted after the wait is written down, by a timer of its own: of a child that
+-- ends at the same moment either this sees that it is over, or that count does.
+create or replace function teguh._rally_template(
+  p_task_id   uuid,
+  p_run_id    uuid,
+  p_step_name text,
+  p_mode      text,
+  p_timeout   double precision,
+  p_fail_fast boolean,
+  p_cancel    boolean
+)
+  returns table(should_suspend boolean, payload jsonb, timed_out boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now     timestamptz := teguh.current_time();
+  v_task    teguh.t_template := teguh._own_template(p_task_id, p_run_id);
+  v_timeout timestamptz;
+  v_done    boolean;
+begin
+  select false, c.state, c.status = 'timed_out' into should_suspend, payload, timed_out
+  from teguh.c_template as c
+  where c.task_id = p_task_id
+    and c.checkpoint_name = p_step_name;
+  if found then
+    payload := case when not timed_out then payload end;
+    return next;
+    return;
+  end if;
+
+  v_done := teguh._verdict_template(p_task_id, p_step_name, p_mode, p_fail_fast);
+  if v_done is null then
+    raise exception 'step "%" has no children', left(p_step_name, 200)
+      using
+        errcode = 'TG004',
+        detail = 'None were spawned under that name.',
+        hint = 'Call spawn_children() with the same step name first.';
+  end if;
+
+  select w.timeout_at into v_timeout
+  from teguh.w_template as w
+  where w.task_id = p_task_id
+    and w.step_name = p_step_name
+    and w.event_name = '$children';
+  v_timeout := coalesce(v_timeout, teguh._after(v_now, p_timeout));
+  if not v_done and (v_timeout is null or v_timeout > v_now) then
+    update teguh.j_template as j
+    set
+      mode = p_mode,
+      fail_fast = p_fail_fast
+    where j.task_id = p_task_id
+      and j.step_name = p_step_name;
+    perform teguh._park_template(v_task, p_step_name, '$children', v_timeout);
+    perform teguh._recount_template(p_task_id);
+    return query select true, null::jsonb, false;
+    return;
+  end if;
+
+  if p_cancel then
+    perform teguh._dismiss(j.child_queues, j.child_ids)
+    from teguh.j_template as j
+    where j.task_id = p_task_id
+      and j.step_name = p_step_name;
+  end if;
+  payload := case when v_done then teguh._crop_template(p_task_id, p_step_name) end;
+  perform teguh._note_template(
+    p_task_id, p_step_name, payload, case when v_done then 'committed' else 'timed_out' end,
+    p_run_id
+  );
+  delete from teguh.w_template as w
+  where w.task_id = p_task_id;
+  return query select false, payload, not v_done;
+end;
+$$;
+
+-- What became of the children of a step, in the order in which they were spawned.
+create or replace function teguh._crop_template(p_task_id uuid, p_step_name text)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_children teguh.j_template;
+  v_queue    text;
+  v_some     jsonb;
+  v_all      jsonb := '{}';
+begin
+  select j.* into v_children
+  from teguh.j_template as j
+  where j.task_id = p_task_id
+    and j.step_name = p_step_name;
+  for v_queue in
+    select distinct q.name
+    from unnest(v_children.child_queues) as q(name)
+  loop
+    continue when not teguh._share_queue(v_queue);
+    execute format('select teguh._yield_%s($1)', v_queue) into v_some using v_children.child_ids;
+    v_all := v_all || coalesce(v_some, '{}');
+  end loop;
+
+  return coalesce(
+    (
+      select jsonb_agg(
+        jsonb_build_object('task_id', c.task_id, 'queue_name', c.queue_name)
+        || coalesce(v_all -> c.task_id::text, '{"state": null}')
+        order by c.place
+      )
+      from unnest(v_children.child_ids, v_children.child_queues) with ordinality
+        as c(task_id, queue_name, place)
+    ),
+    '[]'
+  );
+end;
+$$;
+
+-- What became of those tasks that are of this queue, by their ids.
+create or replace function teguh._yield_template(p_task_ids uuid[])
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return (
+    select jsonb_object_agg(t.task_id, jsonb_build_object(
+      'state', t.state, 'result', t.result, 'failure_reason', t.failure_reason
+    ))
+    from unnest(p_task_ids) as u(task_id)
+    cross join lateral (
+      select t.* from teguh.t_template as t where t.task_id = u.task_id offset 0
+    ) as t
+  );
+end;
+$$;
+
+-- Cancel those of some tasks that are not over.
+create or replace function teguh._dismiss(p_queues text[], p_task_ids uuid[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue text;
+begin
+  for v_queue in
+    select distinct q.name
+    from unnest(p_queues) as q(name)
+    order by q.name
+  loop
+    continue when not teguh._share_queue(v_queue);
+    execute format('select teguh._ditch_%s($1)', v_queue) using p_task_ids;
+  end loop;
+end;
+$$;
+
+-- Cancel those of some tasks that are of this queue and not over, in the order of their ids.
+create or replace function teguh._ditch_template(p_task_ids uuid[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task_id uuid;
+begin
+  for v_task_id in
+    select t.task_id
+    from unnest(p_task_ids) as u(task_id)
+    cross join lateral (
+      select t.task_id, t.state from teguh.t_template as t where t.task_id = u.task_id offset 0
+    ) as t
+    where t.state in ('pending', 'running', 'sleeping')
+    order by t.task_id
+  loop
+    perform teguh._stop_template(v_task_id, teguh.current_time());
+  end loop;
+end;
+$$;
+
+-- Cancel the children that are to end with a task which has.
+create or replace function teguh._orphan_template(p_task_id uuid)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._dismiss(j.child_queues, j.child_ids)
+  from teguh.j_template as j
+  where j.task_id = p_task_id
+    and j.ends_with_us;
+end;
+$$;
+
+-- Wait for the children of a step.
+create or replace function teguh.await_children(
+  p_queue_name text,
+  p_task_id    uuid,
+  p_run_id     uuid,
+  p_step_name  text,
+  p_mode       text default 'all',
+  p_timeout    double precision default null,
+  p_options    jsonb default '{}'
+)
+  returns table(should_suspend boolean, payload jsonb, timed_out boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_options jsonb := coalesce(p_options, '{}');
+begin
+  perform teguh._check_isolation('await_children');
+  perform teguh._check_name('step name', p_step_name);
+  perform teguh._check_keys('options', v_options, array['on_failure', 'cancel_rest']);
+  if coalesce(p_mode, '') !~ '^(all|any|[1-9][0-9]{0,8})$'
+    or coalesce(teguh._text_option(v_options, 'on_failure'), 'collect')
+    not in ('collect', 'fail_fast')
+  then
+    raise exception 'children are awaited all, any or so many; failures are for collect or fail_fast'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s, %s.', left(p_mode, 200), left(v_options::text, 200)),
+        hint = 'For instance all, with {"on_failure": "fail_fast"}.';
+  end if;
+  if p_timeout is not null then
+    perform teguh._check_seconds('timeout', p_timeout, true);
+  end if;
+
+  return query execute teguh._call('rally', p_queue_name, 7)
+  using
+    p_task_id, p_run_id, p_step_name, p_mode, p_timeout,
+    coalesce(v_options ->> 'on_failure' = 'fail_fast', false),
+    teguh._flag_option(v_options, 'cancel_rest');
+end;
+$$;
+
+comment on function teguh.await_children(
+  text, uuid, uuid, text, text, double precision, jsonb
+) is
+  'Waits for the children that spawn_children() has spawned for a step: p_mode all (over, in '
+  'whatever way), any (one completed) or a number (so many completed); if that cannot come true '
+  'any more, until all are over. should_suspend: the run now sleeps; the worker lets go of it and '
+  'calls again when it is claimed next. Otherwise payload is an array in the order in which they '
+  'were spawned, of {"task_id", "queue_name", "state", "result", "failure_reason"}, or timed_out '
+  'is true; and so it stays for this step. Options: on_failure (collect, the default; fail_fast: '
+  'over as soon as so many have failed that p_mode cannot come true), cancel_rest (true: those not '
+  'over by then are cancelled). Raises TG001 for an unknown queue, TG002 for an unknown run or one '
+  'of another task, TG004 if nobody holds the run or the step has no children, TG005 for a bad '
+  'mode or option, AB001 if the task is cancelled, AB002 if the run has ended, 25001 unless the '
+  'transaction is READ COMMITTED.';
 
 -- sql/src/90_finish.sql
 -- The second segment's functions are those of the first with 0 and 1 exchanged.

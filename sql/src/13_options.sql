@@ -440,7 +440,8 @@ begin
     'headers', 'retry_strategy', 'max_attempts', 'cancellation', 'idempotency_key',
     'idempotency_mismatch', 'available_at', 'delay_seconds', 'tags', 'correlation_id',
     'parent_task_id', 'parent_run_id', 'parent_queue_name', 'workflow_run_id', 'timeout_seconds',
-    'ttl_seconds', 'deadline_at', 'on_expired', 'unique', 'priority', 'key'
+    'ttl_seconds', 'deadline_at', 'on_expired', 'unique', 'priority', 'key',
+    'sequence', 'on_failure', 'compensate'
   ]);
 
   v_spawn.headers := nullif(p_options -> 'headers', 'null');
@@ -492,6 +493,9 @@ begin
   end if;
   if p_options ? 'unique' then
     v_spawn.uniqueness := teguh._unique_option(p_options);
+  end if;
+  if p_options ?| '{sequence,on_failure,compensate}' then
+    v_spawn.links := teguh._links_option(p_queue_name, p_options);
   end if;
   if p_options ? 'parent_run_id' then
     v_spawn := teguh._inherit(p_queue_name, v_spawn, p_options);

@@ -95,7 +95,7 @@ as $$
 begin
   perform teguh._policy(p_queue_name);
   return 'select * from teguh._' || p_verb || '_' || p_queue_name
-         || '(' || substr('$1, $2, $3, $4, $5', 1, greatest(4 * p_arguments - 2, 0)) || ')';
+         || '(' || substr('$1, $2, $3, $4, $5, $6, $7', 1, greatest(4 * p_arguments - 2, 0)) || ')';
 end;
 $$;
 

@@ -157,7 +157,8 @@ begin
       v_task.task_name, v_task.params, v_task.headers, v_task.retry_strategy,
       coalesce(p_max_attempts, v_task.max_attempts), v_task.cancellation, null, false, null,
       v_task.tags, v_task.correlation_id, v_task.parent_task_id, v_task.workflow_run_id,
-      v_task.timeout_seconds, null, v_task.on_expired, null, v_task.priority, v_task.flow_key
+      v_task.timeout_seconds, null, v_task.on_expired, null, v_task.priority, v_task.flow_key,
+      v_task.links - '{join,children,undo}'::text[]
     )::teguh._spawn]) as p;
     perform teguh._act_template(
       'retry', p_reason, p_task_id, null, jsonb_build_object('task_id', task_id)

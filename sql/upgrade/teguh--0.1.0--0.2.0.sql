@@ -212,6 +212,9 @@ select teguh._each_queue('alter table teguh.t_template add column on_expired jso
 select teguh._each_queue('alter table teguh.t_template drop constraint tstate_template');
 select teguh._each_queue('alter table teguh.c_template drop constraint cstatus_template');
 
+-- A task may be followed by others.
+select teguh._each_queue('alter table teguh.t_template add column links jsonb');
+
 -- A task may have a priority and a key; it may stand in a lane.
 select teguh._each_queue('alter table teguh.t_template add column priority smallint');
 select teguh._each_queue('alter table teguh.t_template add column flow_key text');
@@ -561,7 +564,8 @@ begin
       on_expired      jsonb,
       uniqueness      jsonb,
       priority        smallint,
-      flow_key        text
+      flow_key        text,
+      links           jsonb
     );
   end if;
 
@@ -1043,7 +1047,8 @@ begin
     'headers', 'retry_strategy', 'max_attempts', 'cancellation', 'idempotency_key',
     'idempotency_mismatch', 'available_at', 'delay_seconds', 'tags', 'correlation_id',
     'parent_task_id', 'parent_run_id', 'parent_queue_name', 'workflow_run_id', 'timeout_seconds',
-    'ttl_seconds', 'deadline_at', 'on_expired', 'unique', 'priority', 'key'
+    'ttl_seconds', 'deadline_at', 'on_expired', 'unique', 'priority', 'key',
+    'sequence', 'on_failure', 'compensate'
   ]);
 
   v_spawn.headers := nullif(p_options -> 'headers', 'null');
@@ -1095,6 +1100,9 @@ begin
   end if;
   if p_options ? 'unique' then
     v_spawn.uniqueness := teguh._unique_option(p_options);
+  end if;
+  if p_options ?| '{sequence,on_failure,compensate}' then
+    v_spawn.links := teguh._links_option(p_queue_name, p_options);
   end if;
   if p_options ? 'parent_run_id' then
     v_spawn := teguh._inherit(p_queue_name, v_spawn, p_options);
@@ -1560,6 +1568,7 @@ create table if not exists teguh.t_template (
   priority         smallint,
   flow_key         text,
   laned            boolean     not null default false,
+  links            jsonb,
   constraint tkey_template primary key (task_id)
 )
 with (
@@ -1630,6 +1639,9 @@ comment on column teguh.t_template.priority is
   'How many minutes the task counts as older than it is; null is 0.';
 comment on column teguh.t_template.flow_key is
   'What tasks are limited, ordered or taken in turns by; null if by nothing.';
+comment on column teguh.t_template.links is
+  'What follows when the task is over (sequence, data, on_failure, compensate, undo), whom it is '
+  'to be reported to (join), whether it has children that end with it; null if nothing.';
 comment on column teguh.t_template.laned is
   'Whether the ready task stands in a lane rather than in dispatch.';
 
@@ -1705,7 +1717,8 @@ comment on table teguh.p0_template is
 comment on column teguh.p0_template.kind is
   'r: ready to be claimed. s: a sleeper''s timer. l: a lease''s or deadline''s timer.';
 comment on column teguh.p0_template.turn is
-  'The task''s turn that the row is for; 0 for the timer of a deadline.';
+  'The task''s turn that the row is for; 0 for the timer of a deadline, -1 for a look at '
+  'whether the children it waits for are over.';
 comment on column teguh.p0_template.more_ids is
   'Further tasks of the same claim, whose leases end at the same time; their turns '
   'are in more_turns.';
@@ -1972,6 +1985,37 @@ create index if not exists utask_template
 comment on table teguh.u_template is
   'Unique keys, and the last task that was spawned with each.';
 
+-- Children that a step has spawned.
+create table if not exists teguh.j_template (
+  task_id      uuid    not null,
+  step_name    text    not null,
+  child_ids    uuid[]  not null,
+  child_queues text[]  not null,
+  ends_with_us boolean not null,
+  mode         text,
+  fail_fast    boolean,
+  constraint jkey_template primary key (task_id, step_name)
+);
+
+comment on table teguh.j_template is
+  'Children that a step of a task has spawned, in the order given, and how they are awaited.';
+comment on column teguh.j_template.ends_with_us is
+  'Whether those that are not over are cancelled when the task ends without success.';
+comment on column teguh.j_template.mode is
+  'all, any, or how many are to complete; null while nobody waits.';
+
+-- Children that are over.
+create table if not exists teguh.f_template (
+  task_id   uuid    not null,
+  step_name text    not null,
+  place     integer not null,
+  state     text    not null,
+  constraint fkey_template primary key (task_id, step_name, place)
+);
+
+comment on table teguh.f_template is
+  'Which children of a step are over, and how they ended.';
+
 -- Waits.
 create table if not exists teguh.w_template (
   task_id    uuid    not null,
@@ -2086,7 +2130,7 @@ as $$
 begin
   perform teguh._policy(p_queue_name);
   return 'select * from teguh._' || p_verb || '_' || p_queue_name
-         || '(' || substr('$1, $2, $3, $4, $5', 1, greatest(4 * p_arguments - 2, 0)) || ')';
+         || '(' || substr('$1, $2, $3, $4, $5, $6, $7', 1, greatest(4 * p_arguments - 2, 0)) || ')';
 end;
 $$;
 
@@ -3485,7 +3529,9 @@ begin
   loop
     v_count := v_count + 1;
     perform from teguh.t_template as t
-    where (t.task_id, t.turn, t.state) = (v_timer.task_id, v_timer.turn, 'sleeping');
+    where t.task_id = v_timer.task_id
+      and t.state = 'sleeping'
+      and v_timer.turn in (-1, t.turn);
     if found or v_count = 100 then
       return nullif(v_timer.due_at, 'infinity');
     end if;
@@ -3578,7 +3624,7 @@ begin
       and p.kind <> 'r'
       and (p.due_at, p.seq) > (v_from.due_at, v_from.seq)
       and p.due_at <= p_now
-      and (p_fresh or p_kind = 'l' or exists (
+      and (p_fresh or p_kind = 'l' or p.turn = -1 or exists (
         select from teguh.t_template as t
         where (t.task_id, t.turn, t.state) = (p.task_id, p.turn, 'sleeping')
         offset 0
@@ -3758,6 +3804,7 @@ declare
   v_ring     bigint := pg_sequence_last_value('teguh.ring_template'::regclass);
   v_sleepers teguh._timer[] := '{}';
   v_leases   teguh._timer[] := '{}';
+  v_joined   uuid[];
   v_task_ids uuid[];
   v_turns    integer[];
 begin
@@ -3787,9 +3834,17 @@ begin
     if v_task_ids is not null then
       perform teguh._push_template('r', v_task_ids, v_turns);
     end if;
+    v_joined := array(
+      select distinct u.task_id
+      from unnest(v_sleepers) as u
+      where u.turn = -1
+      order by u.task_id
+    );
   end if;
 
-  return coalesce(cardinality(v_task_ids), 0) + teguh._expire_template(v_leases, p_now);
+  return coalesce(cardinality(v_task_ids), 0)
+         + teguh._gather_template(v_joined, p_now)
+         + teguh._expire_template(v_leases, p_now);
 end;
 $$;
 
@@ -4155,7 +4210,7 @@ begin
     where exists (
       select from teguh.t_template as t
       where t.task_id = u.task_id
-        and u.turn in (0, t.turn)
+        and u.turn in (-1, 0, t.turn)
         and t.state in ('pending', 'running', 'sleeping')
       offset 0
     );
@@ -5865,7 +5920,7 @@ begin
       task_name, params, headers, retry_strategy, max_attempts, cancellation,
       idempotency_key, return_mismatch, available_at, tags, correlation_id, parent_task_id,
       workflow_run_id, timeout_seconds, expires_at, on_expired, uniqueness, priority, flow_key,
-      place
+      links, place
     )
   ),
 
@@ -5874,7 +5929,7 @@ begin
       task_id, run_id, turn, state, created_at, available_at, deadline_at, max_attempts,
       task_name, params, headers, retry_strategy, cancellation, idempotency_key, tags,
       correlation_id, parent_task_id, workflow_run_id, timeout_seconds, expires_at, on_expired,
-      priority, flow_key
+      priority, flow_key, links
     )
     select
       s.task_id, teguh._run_id(s.task_id, 1), 1,
@@ -5885,7 +5940,8 @@ begin
       )),
       s.max_attempts, s.task_name, s.params, s.headers, s.retry_strategy, s.cancellation,
       s.idempotency_key, s.tags, s.correlation_id, s.parent_task_id, s.workflow_run_id,
-      s.timeout_seconds, s.expires_at, s.on_expired, s.priority, s.flow_key
+      s.timeout_seconds, s.expires_at, s.on_expired, s.priority, s.flow_key,
+      s.links
     from spawns as s
     order by s.idempotency_key nulls first, s.place
     on conflict (idempotency_key) where idempotency_key is not null do nothing
@@ -5979,7 +6035,8 @@ begin
   insert into teguh.t_template as t (
     task_id, run_id, turn, state, created_at, available_at, deadline_at, max_attempts,
     task_name, params, headers, retry_strategy, cancellation, tags, correlation_id,
-    parent_task_id, workflow_run_id, timeout_seconds, expires_at, on_expired, priority, flow_key
+    parent_task_id, workflow_run_id, timeout_seconds, expires_at, on_expired, priority, flow_key,
+    links
   )
   values (
     v_task_id, teguh._run_id(v_task_id, 1), 1,
@@ -5988,7 +6045,7 @@ begin
     p_spawn.headers, p_spawn.retry_strategy, p_spawn.cancellation, p_spawn.tags,
     p_spawn.correlation_id, p_spawn.parent_task_id, p_spawn.workflow_run_id,
     p_spawn.timeout_seconds, p_spawn.expires_at, p_spawn.on_expired, p_spawn.priority,
-    p_spawn.flow_key
+    p_spawn.flow_key, p_spawn.links
   );
 
   if v_due_at > v_now then
@@ -6285,6 +6342,7 @@ begin
     on_expired = p_spawn.on_expired,
     priority = p_spawn.priority,
     flow_key = p_spawn.flow_key,
+    links = p_spawn.links,
     laned = false
   where t.task_id = p_task.task_id;
 
@@ -6613,6 +6671,7 @@ declare
   v_turn       integer;
   v_name       text;
   v_started_at timestamptz;
+  v_links      jsonb;
   v_seconds    double precision;
 begin
   update teguh.t_template as t
@@ -6624,7 +6683,8 @@ begin
   where t.task_id = v_task_id
     and t.run_id = p_run_id
     and t.state = 'running'
-  returning t.turn, t.task_name, t.started_at into v_turn, v_name, v_started_at;
+  returning t.turn, t.task_name, t.started_at, t.links
+  into v_turn, v_name, v_started_at, v_links;
   if not found then
     perform teguh._hold_template(p_run_id);
   end if;
@@ -6636,6 +6696,9 @@ begin
   from teguh.queues as q
   where q.queue_name = substr('_template', 2);
 
+  if v_links is not null then
+    perform teguh._linked_template(v_task_id, 'completed');
+  end if;
   -- a task in its first turn has never waited
   if v_turn > 1 then
     delete from teguh.w_template as w
@@ -6679,6 +6742,7 @@ declare
   v_now     timestamptz := teguh.current_time();
   v_done    uuid[];
   v_waited  uuid[];
+  v_linked  uuid[];
   v_errors  text[];
   v_names   text[];
   v_seconds double precision[];
@@ -6704,16 +6768,17 @@ begin
       and t.run_id = r.run_id
       and t.state = 'running'
     returning
-      t.task_id, t.run_id, t.turn, t.task_name,
+      t.task_id, t.run_id, t.turn, t.task_name, t.links is not null as linked,
       date_part('epoch', v_now - t.started_at) as seconds
   )
 
   select
     array_agg(d.run_id),
     array_agg(d.task_id) filter (where d.turn > 1),
+    array_agg(d.task_id) filter (where d.linked),
     array_agg(d.task_name),
     array_agg(d.seconds), min(d.seconds), max(d.seconds), sum(d.seconds)
-  into v_done, v_waited, v_names, v_seconds, v_least, v_most, v_sum
+  into v_done, v_waited, v_linked, v_names, v_seconds, v_least, v_most, v_sum
   from done as d;
 
   perform teguh._tally_template(
@@ -6725,6 +6790,10 @@ begin
     and teguh._bound(v_least, q.buckets) = teguh._bound(v_most, q.buckets);
   if not found then
     perform teguh._finish_template(v_names, v_seconds);
+  end if;
+  if v_linked is not null then
+    perform teguh._linked_template(u.task_id, 'completed')
+    from unnest(v_linked) as u(task_id);
   end if;
 
   -- a task in its first turn has never waited
@@ -6906,8 +6975,8 @@ begin
 end;
 $$;
 
--- Note that a locked task has ended without success: it waits for nothing, and is found among
--- its like.
+-- Note that a locked task has ended without success: it waits for nothing, is found among its
+-- like, and is followed by what there is for that case.
 create or replace function teguh._lost_template(p_task_id uuid, p_state text, p_now timestamptz)
   returns void
   language plpgsql
@@ -6920,6 +6989,10 @@ begin
   insert into teguh.d_template as d (state, task_id, ended_at)
   values (p_state, p_task_id, p_now)
   on conflict do nothing;
+  perform teguh._linked_template(p_task_id, p_state)
+  from teguh.t_template as t
+  where t.task_id = p_task_id
+    and t.links is not null;
 end;
 $$;
 
@@ -7833,7 +7906,8 @@ begin
       v_task.task_name, v_task.params, v_task.headers, v_task.retry_strategy,
       coalesce(p_max_attempts, v_task.max_attempts), v_task.cancellation, null, false, null,
       v_task.tags, v_task.correlation_id, v_task.parent_task_id, v_task.workflow_run_id,
-      v_task.timeout_seconds, null, v_task.on_expired, null, v_task.priority, v_task.flow_key
+      v_task.timeout_seconds, null, v_task.on_expired, null, v_task.priority, v_task.flow_key,
+      v_task.links - '{join,children,undo}'::text[]
     )::teguh._spawn]) as p;
     perform teguh._act_template(
       'retry', p_reason, p_task_id, null, jsonb_build_object('task_id', task_id)
@@ -8164,6 +8238,10 @@ begin
   where r.task_id = any (p_task_ids);
   delete from teguh.w_template as w
   where w.task_id = any (p_task_ids);
+  delete from teguh.j_template as j
+  where j.task_id = any (p_task_ids);
+  delete from teguh.f_template as f
+  where f.task_id = any (p_task_ids);
   delete from teguh.a_template as a
   where a.task_id = any (p_task_ids);
   return cardinality(p_task_ids);
@@ -11152,6 +11230,10 @@ from (
     ('extend_claim',               'keep',        'worker admin',                 false),
     ('set_task_checkpoint_state',  'mark',        'worker admin',                 false),
     ('await_event',                'wait',        'worker admin',                 false),
+    ('spawn_children',             'brood bind put', 'worker admin',              false),
+    ('await_children',             'rally',       'worker admin',                 false),
+    ('add_compensation',           'repent',      'worker admin',                 false),
+    ('repeat_run',                 'repeat',      'worker admin',                 false),
     ('ticker',                     'tick',        'worker admin',                 false),
     ('cleanup_tasks',              'purge',       'admin',                        false),
     ('cleanup_events',             'sweep',       'admin',                        false),
@@ -11385,6 +11467,971 @@ comment on function teguh.revoke_access(text, text, text[]) is
   'were granted by hand go, too. What a role was never given is no error. Raises 42704 for an '
   'unknown role, TG004 when the role has access to all queues and only some are named, TG005 '
   'for an unknown kind of access.';
+
+-- sql/src/62_links.sql
+-- What follows when a task is over: the next of a sequence, compensation, a report to the parent.
+-- All of it happens in the transaction that ends the task.
+
+-- Read what is to follow a task from its options.
+create or replace function teguh._links_option(p_queue_name text, p_options jsonb)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_sequence jsonb := nullif(p_options -> 'sequence', 'null');
+  v_one      jsonb;
+  v_tasks    jsonb := '[]';
+begin
+  if v_sequence is not null and jsonb_typeof(v_sequence) <> 'array' then
+    raise exception '"sequence" must be an array of tasks'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(v_sequence::text, 200)),
+        hint = 'For instance [{"task_name": "pack"}, {"task_name": "ship"}].';
+  end if;
+
+  for v_one in
+    select s.task
+    from jsonb_array_elements(coalesce(v_sequence, '[]')) as s(task)
+  loop
+    perform teguh._check_keys('task of the sequence', v_one, array[
+      'queue_name', 'task_name', 'params', 'options', 'compensate'
+    ]);
+    v_tasks := v_tasks || (
+      teguh._read_link(p_queue_name, v_one - 'compensate')
+      || jsonb_strip_nulls(jsonb_build_object(
+        'compensate', teguh._read_link(p_queue_name, v_one -> 'compensate')
+      ))
+    );
+  end loop;
+
+  return nullif(
+    jsonb_strip_nulls(jsonb_build_object(
+      'sequence', nullif(v_tasks, '[]'),
+      'on_failure', teguh._read_link(p_queue_name, p_options -> 'on_failure'),
+      'compensate', teguh._read_link(p_queue_name, p_options -> 'compensate')
+    )),
+    '{}'
+  );
+end;
+$$;
+
+-- Read a task that is to be spawned later, in this queue unless it names another; null is none.
+create or replace function teguh._read_link(p_queue_name text, p_task jsonb)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text;
+begin
+  if nullif(p_task, 'null') is null then
+    return null;
+  end if;
+
+  perform teguh._check_keys(
+    'task that follows', p_task, array['queue_name', 'task_name', 'params', 'options']
+  );
+  v_queue_name := coalesce(teguh._text_option(p_task, 'queue_name'), p_queue_name);
+  perform teguh._read_task(v_queue_name, p_task - 'queue_name', teguh._policy(v_queue_name));
+  if p_task -> 'options' ?| '{sequence,on_failure,compensate,unique,idempotency_key}' then
+    raise exception 'a task that follows cannot have such options'
+      using
+        errcode = 'TG005',
+        detail = 'sequence, on_failure, compensate, unique and idempotency_key are for what is '
+          'spawned by hand.',
+        hint = 'Name the tasks one after another in one sequence.';
+  end if;
+
+  return p_task || jsonb_build_object('queue_name', v_queue_name);
+end;
+$$;
+
+-- Spawn a task that follows a locked one.  If that cannot be, the locked one says why.
+create or replace function teguh._trail_template(
+  p_task   teguh.t_template,
+  p_what   text,
+  p_next   jsonb,
+  p_params jsonb,
+  p_links  jsonb
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text := coalesce(p_next ->> 'queue_name', substr('_template', 2));
+  v_spawn      teguh._spawn;
+  v_detail     text;
+begin
+  v_spawn := teguh._read_task(
+    v_queue_name,
+    jsonb_build_object('task_name', p_next -> 'task_name', 'params', p_params)
+    || jsonb_strip_nulls(jsonb_build_object('options', p_next -> 'options')),
+    teguh._policy(v_queue_name)
+  );
+  v_spawn.parent_task_id := coalesce(v_spawn.parent_task_id, p_task.task_id);
+  v_spawn.workflow_run_id := coalesce(v_spawn.workflow_run_id, p_task.workflow_run_id);
+  v_spawn.correlation_id := coalesce(v_spawn.correlation_id, p_task.correlation_id);
+  v_spawn.tags := coalesce(v_spawn.tags, p_task.tags);
+  v_spawn.links := nullif(jsonb_strip_nulls(p_links), '{}');
+  execute format('select count(*) from teguh._put_%s($1)', v_queue_name) using array[v_spawn];
+exception
+  when sqlstate 'TG001' or sqlstate 'TG005' or sqlstate 'TG007' then
+    get stacked diagnostics v_detail = message_text;
+    update teguh.t_template as t
+    set failure_reason = jsonb_build_object('name', p_what, 'message', v_detail)
+    where t.task_id = p_task.task_id;
+end;
+$$;
+
+-- Do what is to follow a locked task, now that it is over.
+create or replace function teguh._linked_template(p_task_id uuid, p_state text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task teguh.t_template;
+begin
+  select t.* into v_task
+  from teguh.t_template as t
+  where t.task_id = p_task_id;
+
+  if p_state <> 'completed' then
+    perform teguh._undo_template(v_task);
+    if v_task.links ? 'children' then
+      perform teguh._orphan_template(p_task_id);
+    end if;
+  elsif v_task.links ? 'sequence' then
+    perform teguh._succeed_template(v_task);
+  end if;
+
+  if v_task.links ? 'join' then
+    perform teguh._answer(v_task.links -> 'join', p_state);
+  end if;
+end;
+$$;
+
+-- Spawn the next task of the sequence that a completed one is in.
+--
+-- Its params are the data gathered so far, with its own on top.  A result that is no object is
+-- filed under the name of its task.
+create or replace function teguh._succeed_template(p_task teguh.t_template)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_links  jsonb := p_task.links;
+  v_next   jsonb := v_links -> 'sequence' -> 0;
+  v_result jsonb := coalesce(p_task.result, 'null');
+  v_data   jsonb := coalesce(v_links -> 'data', '{}');
+begin
+  if not v_links ? 'backwards' then
+    v_data := v_data
+              || case when jsonb_typeof(p_task.params) = 'object' then p_task.params else '{}' end
+              || case
+                when jsonb_typeof(v_result) = 'object' then v_result
+                when v_result = 'null' then '{}'
+                else jsonb_build_object(p_task.task_name, v_result)
+              end;
+  end if;
+
+  perform teguh._trail_template(
+    p_task, '$Sequence', v_next,
+    case
+      when v_links ? 'backwards' then coalesce(v_next -> 'params', '{}')
+      else v_data || coalesce(v_next -> 'params', '{}')
+    end,
+    jsonb_build_object(
+      'sequence', nullif((v_links -> 'sequence') - 0, '[]'),
+      'data', case when not v_links ? 'backwards' then v_data end,
+      'backwards', v_links -> 'backwards',
+      'on_failure', v_links -> 'on_failure',
+      'compensate', v_next -> 'compensate',
+      'undo', nullif(
+        teguh._undoings(p_task.task_id, p_task.task_name, p_task.params, v_result, v_links), '[]'
+      ),
+      'join', v_links -> 'join'
+    )
+  );
+end;
+$$;
+
+-- What undoes a task that is done and those before it, the last first.
+create or replace function teguh._undoings(
+  p_task_id   uuid,
+  p_task_name text,
+  p_params    jsonb,
+  p_result    jsonb,
+  p_links     jsonb
+)
+  returns jsonb
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select case
+    when p_links ? 'compensate' then jsonb_build_array(
+      p_links -> 'compensate' || jsonb_build_object(
+        'params',
+        coalesce(p_links -> 'compensate' -> 'params', '{}') || jsonb_build_object(
+          '$task_id', p_task_id, '$task_name', p_task_name, '$params', p_params,
+          '$result', p_result
+        )
+      )
+    )
+    else '[]'
+  end || coalesce(p_links -> 'undo', '[]');
+$$;
+
+-- Spawn what undoes the steps that are done, one after another, and what is to follow a failure.
+create or replace function teguh._undo_template(p_task teguh.t_template)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_undo   jsonb := p_task.links -> 'undo';
+  v_follow jsonb := p_task.links -> 'on_failure';
+begin
+  if v_undo is not null then
+    perform teguh._trail_template(
+      p_task, '$Compensation', v_undo -> 0, coalesce(v_undo -> 0 -> 'params', '{}'),
+      jsonb_build_object('sequence', nullif(v_undo - 0, '[]'), 'backwards', true)
+    );
+    update teguh.t_template as t
+    set links = t.links - 'undo'
+    where t.task_id = p_task.task_id;
+  end if;
+
+  if v_follow is not null then
+    perform teguh._trail_template(
+      p_task, '$OnFailure', v_follow,
+      coalesce(v_follow -> 'params', '{}') || jsonb_build_object(
+        '$error', p_task.failure_reason, '$state', p_task.state, '$params', p_task.params,
+        '$task_id', p_task.task_id, '$task_name', p_task.task_name
+      ),
+      null
+    );
+  end if;
+end;
+$$;
+
+-- Have a task spawned for a step, should the run's task end without success.
+create or replace function teguh._repent_template(
+  p_task_id   uuid,
+  p_run_id    uuid,
+  p_step_name text,
+  p_task      jsonb
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task teguh.t_template := teguh._own_template(p_task_id, p_run_id);
+  v_undo jsonb := coalesce(v_task.links -> 'undo', '[]');
+begin
+  if v_undo @> jsonb_build_array(jsonb_build_object(
+    'step', p_step_name, 'params', jsonb_build_object('$task_id', p_task_id)
+  )) then
+    return;
+  end if;
+
+  update teguh.t_template as t
+  set links = coalesce(t.links, '{}') || jsonb_build_object(
+    'undo',
+    jsonb_build_array(p_task || jsonb_build_object(
+      'step', p_step_name,
+      'params', coalesce(p_task -> 'params', '{}') || jsonb_build_object(
+        '$task_id', p_task_id, '$task_name', v_task.task_name, '$step', p_step_name
+      )
+    )) || v_undo
+  )
+  where t.task_id = p_task_id;
+end;
+$$;
+
+-- Register the compensation of a step.
+create or replace function teguh.add_compensation(
+  p_queue_name text,
+  p_task_id    uuid,
+  p_run_id     uuid,
+  p_step_name  text,
+  p_task       jsonb
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_name('step name', p_step_name);
+  if nullif(p_task, 'null') is null then
+    raise exception 'the compensation must not be null'
+      using
+        errcode = '22004',
+        detail = 'There is no task to spawn.',
+        hint = 'For instance {"task_name": "refund", "params": {"amount": 10}}.';
+  end if;
+
+  execute teguh._call('repent', p_queue_name, 4)
+  using p_task_id, p_run_id, p_step_name, teguh._read_link(p_queue_name, p_task);
+end;
+$$;
+
+comment on function teguh.add_compensation(text, uuid, uuid, text, jsonb) is
+  'Registers a task ({"task_name", "params", "options", "queue_name"}) that is spawned if the '
+  'run''s task, or a later one of its sequence, fails, expires or is cancelled: the compensations of '
+  'all steps run one after another, that of the last step first, each when the one before is '
+  'completed. In the caller''s transaction, so that it stands or falls with what it is to undo. '
+  'Its params also have $task_id, $task_name and $step. A second time for the same step changes '
+  'nothing. Raises TG001 for an unknown queue, TG002 for an unknown run or one of another task, '
+  'TG004 if nobody holds the run, TG005 for a bad task, 22004 for none, AB001 if the task is '
+  'cancelled, AB002 if the run has ended.';
+
+-- End a run with success, and begin the task anew after some time, with no checkpoints.
+create or replace function teguh._repeat_template(p_run_id uuid, p_after double precision)
+  returns uuid
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task   teguh.t_template := teguh._hold_template(p_run_id);
+  v_now    timestamptz := teguh.current_time();
+  v_number integer := teguh._run_number(v_task.run_id) + 1;
+begin
+  perform teguh._file_template(v_task, 'completed', null, v_now);
+  delete from teguh.c_template as c
+  where c.task_id = v_task.task_id;
+  delete from teguh.w_template as w
+  where w.task_id = v_task.task_id;
+  perform teguh._again_template(
+    v_task, v_number, 0, null, teguh._after(v_now, p_after), v_now
+  );
+  return teguh._run_id(v_task.task_id, v_number);
+end;
+$$;
+
+-- Repeat a run.
+create or replace function teguh.repeat_run(
+  p_queue_name    text,
+  p_run_id        uuid,
+  p_after_seconds double precision default 0
+)
+  returns uuid
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_run_id uuid;
+begin
+  perform teguh._check_seconds('period', p_after_seconds, true);
+  execute teguh._call('repeat', p_queue_name, 2) into v_run_id using p_run_id, p_after_seconds;
+  return v_run_id;
+end;
+$$;
+
+comment on function teguh.repeat_run(text, uuid, double precision) is
+  'Ends a run with success, and begins the same task anew in p_after_seconds: another run, without '
+  'the checkpoints of this one, with all its attempts. Returns its id. Raises TG001 for an unknown '
+  'queue, TG002 for an unknown run, TG004 if nobody holds the run, TG005 for a bad period, AB001 '
+  'if the task is cancelled, AB002 if the run has ended.';
+
+-- sql/src/63_children.sql
+-- Children: tasks that a step spawns and may wait for.
+--
+-- A child that is over leaves a row with its parent's queue, and a timer that makes somebody count
+-- them a moment later, when all that committed at the same time can be seen.  Nobody locks the
+-- parent for that, so that ten thousand children can end side by side.
+
+-- Lock the task of a run, and see which children a step has and what they would have of it.
+create or replace function teguh._brood_template(
+  p_run_id         uuid,
+  p_step_name      text,
+  out child_ids    uuid[],
+  out child_queues text[],
+  out like_us      teguh._spawn
+)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_task teguh.t_template := teguh._hold_template(p_run_id);
+begin
+  like_us.parent_task_id := v_task.task_id;
+  like_us.workflow_run_id := v_task.workflow_run_id;
+  like_us.correlation_id := v_task.correlation_id;
+  like_us.tags := v_task.tags;
+  select j.child_ids, j.child_queues into child_ids, child_queues
+  from teguh.j_template as j
+  where j.task_id = v_task.task_id
+    and j.step_name = p_step_name;
+end;
+$$;
+
+-- Write down which children a step of a locked task has.
+create or replace function teguh._bind_template(
+  p_task_id      uuid,
+  p_step_name    text,
+  p_ids          uuid[],
+  p_queues       text[],
+  p_ends_with_us boolean
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  insert into teguh.j_template as j (task_id, step_name, child_ids, child_queues, ends_with_us)
+  values (p_task_id, p_step_name, p_ids, p_queues, p_ends_with_us);
+  if p_ends_with_us then
+    update teguh.t_template as t
+    set links = coalesce(t.links, '{}') || '{"children": true}'
+    where t.task_id = p_task_id;
+  end if;
+end;
+$$;
+
+-- Read the children to spawn, each with its place among them.
+create or replace function teguh._read_children(
+  p_queue_name text,
+  p_step_name  text,
+  p_like       teguh._spawn,
+  p_tasks      jsonb
+)
+  returns table(queue_name text, place integer, spawn teguh._spawn)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_child record;
+begin
+  for v_child in
+    select t.task, t.place
+    from jsonb_array_elements(p_tasks) with ordinality as t(task, place)
+  loop
+    queue_name := coalesce(
+      case when jsonb_typeof(v_child.task) = 'object' then
+        teguh._text_option(v_child.task, 'queue_name')
+      end,
+      p_queue_name
+    );
+    place := v_child.place;
+    spawn := teguh._read_task(
+      queue_name, v_child.task - 'queue_name', teguh._policy(queue_name)
+    );
+    if spawn.idempotency_key is not null or spawn.uniqueness is not null then
+      raise exception 'a child cannot have an idempotency key or a unique key'
+        using
+          errcode = 'TG005',
+          detail = 'The task of that key might be another''s child, or nobody''s.',
+          hint = 'The step''s name makes sure that children are spawned once.';
+    end if;
+
+    spawn.parent_task_id := coalesce(spawn.parent_task_id, p_like.parent_task_id);
+    spawn.workflow_run_id := coalesce(spawn.workflow_run_id, p_like.workflow_run_id);
+    spawn.correlation_id := coalesce(spawn.correlation_id, p_like.correlation_id);
+    spawn.tags := coalesce(spawn.tags, p_like.tags);
+    spawn.links := coalesce(spawn.links, '{}') || jsonb_build_object('join', jsonb_build_object(
+      'queue_name', p_queue_name, 'task_id', p_like.parent_task_id, 'step_name', p_step_name,
+      'place', place
+    ));
+    return next;
+  end loop;
+end;
+$$;
+
+-- Spawn the children of a step.
+create or replace function teguh.spawn_children(
+  p_queue_name text,
+  p_run_id     uuid,
+  p_step_name  text,
+  p_tasks      jsonb,
+  p_options    jsonb default '{}'
+)
+  returns table(queue_name text, task_id uuid, created boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_options jsonb := coalesce(p_options, '{}');
+  v_parent  record;
+  v_group   record;
+  v_child   record;
+  v_ids     uuid[] := '{}';
+  v_queues  text[] := '{}';
+begin
+  perform teguh._check_name('step name', p_step_name);
+  perform teguh._check_keys('options', v_options, array['on_parent_end']);
+  if jsonb_typeof(p_tasks) is distinct from 'array'
+    or coalesce(teguh._text_option(v_options, 'on_parent_end'), 'leave') not in ('leave', 'cancel')
+  then
+    raise exception 'children are an array of tasks, and on_parent_end is leave or cancel'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s; %s.', left(coalesce(p_tasks::text, 'null'), 200), v_options),
+        hint = 'For instance [{"task_name": "resize", "params": {"width": 100}}].';
+  end if;
+
+  execute teguh._call('brood', p_queue_name, 2) into v_parent using p_run_id, p_step_name;
+  if v_parent.child_ids is not null then
+    return query
+    select u.queue_name, u.task_id, false
+    from unnest(v_parent.child_queues, v_parent.child_ids) as u(queue_name, task_id);
+    return;
+  end if;
+
+  for v_group in
+    select
+      c.queue_name, array_agg(c.spawn order by c.place) as spawns,
+      array_agg(c.place order by c.place) as places
+    from teguh._read_children(p_queue_name, p_step_name, v_parent.like_us, p_tasks) as c
+    group by c.queue_name
+    order by c.queue_name
+  loop
+    for v_child in execute format(
+      'select p.place, p.task_id from teguh._put_%s($1) with ordinality '
+      'as p(task_id, run_id, attempt, created, place)', v_group.queue_name
+    ) using v_group.spawns loop
+      v_ids[v_group.places[v_child.place]] := v_child.task_id;
+      v_queues[v_group.places[v_child.place]] := v_group.queue_name;
+    end loop;
+  end loop;
+
+  execute teguh._call('bind', p_queue_name, 5)
+  using
+    (v_parent.like_us).parent_task_id, p_step_name, v_ids, v_queues,
+    coalesce(v_options ->> 'on_parent_end' = 'cancel', false);
+  return query
+  select u.queue_name, u.task_id, true
+  from unnest(v_queues, v_ids) as u(queue_name, task_id);
+end;
+$$;
+
+comment on function teguh.spawn_children(text, uuid, text, jsonb, jsonb) is
+  'Spawns tasks ({"task_name", "params", "options", "queue_name"}) for a step of a run, in the '
+  'caller''s transaction: of any queue, as many as there are, and once, whatever is given the second '
+  'time. They come back in the order given; created is false if they were there. They have the '
+  'run''s task as parent_task_id and, unless they say otherwise, its workflow_run_id, correlation_id '
+  'and tags. Options: on_parent_end (leave or cancel: what becomes of them if the task ends without '
+  'success; default leave). Raises TG001 for an unknown queue, TG002 for an unknown run, TG004 if '
+  'nobody holds the run, TG005 for a bad task or option, AB001 if the task is cancelled, AB002 if '
+  'the run has ended.';
+
+-- Tell a parent that a child is over.  A queue that was dropped is told nothing.
+create or replace function teguh._answer(p_join jsonb, p_state text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if teguh._share_queue(p_join ->> 'queue_name') then
+    execute format('select teguh._report_%s($1, $2, $3, $4)', p_join ->> 'queue_name')
+    using
+      (p_join ->> 'task_id')::uuid, p_join ->> 'step_name', (p_join ->> 'place')::integer, p_state;
+  end if;
+end;
+$$;
+
+-- Write down that a child is over, and see to it that the children are counted a moment later.
+create or replace function teguh._report_template(
+  p_task_id   uuid,
+  p_step_name text,
+  p_place     integer,
+  p_state     text
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  insert into teguh.f_template as f (task_id, step_name, place, state)
+  values (p_task_id, p_step_name, p_place, p_state)
+  on conflict (task_id, step_name, place) do update
+  set state = excluded.state;
+  perform teguh._recount_template(p_task_id);
+end;
+$$;
+
+-- Have the children of a task counted in a moment: everybody in the same fiftieth of a second
+-- means the same one.
+create or replace function teguh._recount_template(p_task_id uuid)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._push_template(
+    's', array[p_task_id], array[-1], array[teguh.current_time() + interval '20 milliseconds']
+  );
+end;
+$$;
+
+-- How the children of a step stand: whether what is awaited has come true, and whether it still
+-- can.  Null if no children were spawned.
+create or replace function teguh._verdict_template(
+  p_task_id   uuid,
+  p_step_name text,
+  p_mode      text,
+  p_fail_fast boolean
+)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_all  integer;
+  v_over integer;
+  v_good integer;
+  v_want integer;
+begin
+  select cardinality(j.child_ids) into v_all
+  from teguh.j_template as j
+  where j.task_id = p_task_id
+    and j.step_name = p_step_name;
+  select count(*), count(*) filter (where f.state = 'completed') into v_over, v_good
+  from teguh.f_template as f
+  where f.task_id = p_task_id
+    and f.step_name = p_step_name;
+
+  v_want := case p_mode when 'all' then v_all when 'any' then 1 else p_mode::integer end;
+  return v_over >= v_all
+         or (p_mode <> 'all' and v_good >= v_want)
+         or (p_fail_fast and v_all - (v_over - v_good) < v_want);
+end;
+$$;
+
+-- Wake those of the tasks given whose children have done what they wait for.  Returns how many.
+create or replace function teguh._gather_template(p_task_ids uuid[], p_now timestamptz)
+  returns integer
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_wait  record;
+  v_task  teguh.t_template;
+  v_count integer := 0;
+begin
+  if coalesce(p_task_ids, '{}') = '{}' then
+    return 0;
+  end if;
+
+  for v_wait in
+    select w.task_id, w.turn, w.step_name
+    from unnest(p_task_ids) as u(task_id)
+    join teguh.w_template as w on w.task_id = u.task_id
+    join teguh.j_template as j on (j.task_id, j.step_name) = (w.task_id, w.step_name)
+    where w.event_name = '$children'
+      and teguh._verdict_template(j.task_id, j.step_name, j.mode, j.fail_fast)
+    order by w.task_id
+  loop
+    select t.* into v_task
+    from teguh.t_template as t
+    where (t.task_id, t.turn) = (v_wait.task_id, v_wait.turn)
+      and t.state = 'sleeping'
+    for no key update skip locked;
+    if not found then
+      -- it is over, or somebody who holds it locked is about to end the wait
+      continue;
+    end if;
+
+    update teguh.t_template as t
+    set
+      turn = v_task.turn + 1,
+      laned = false,
+      state = 'pending',
+      available_at = p_now
+    where t.task_id = v_task.task_id;
+    perform teguh._push_template('r', array[v_task.task_id], array[v_task.turn + 1]);
+    perform teguh._moved_template(v_task, 'p');
+    v_count := v_count + 1;
+  end loop;
+
+  return v_count;
+end;
+$$;
+
+-- Wait for the children of a step, or learn what became of them.
+--
+-- The children are counted after the wait is written down, by a timer of its own: of a child that
+-- ends at the same moment either this sees that it is over, or that count does.
+create or replace function teguh._rally_template(
+  p_task_id   uuid,
+  p_run_id    uuid,
+  p_step_name text,
+  p_mode      text,
+  p_timeout   double precision,
+  p_fail_fast boolean,
+  p_cancel    boolean
+)
+  returns table(should_suspend boolean, payload jsonb, timed_out boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now     timestamptz := teguh.current_time();
+  v_task    teguh.t_template := teguh._own_template(p_task_id, p_run_id);
+  v_timeout timestamptz;
+  v_done    boolean;
+begin
+  select false, c.state, c.status = 'timed_out' into should_suspend, payload, timed_out
+  from teguh.c_template as c
+  where c.task_id = p_task_id
+    and c.checkpoint_name = p_step_name;
+  if found then
+    payload := case when not timed_out then payload end;
+    return next;
+    return;
+  end if;
+
+  v_done := teguh._verdict_template(p_task_id, p_step_name, p_mode, p_fail_fast);
+  if v_done is null then
+    raise exception 'step "%" has no children', left(p_step_name, 200)
+      using
+        errcode = 'TG004',
+        detail = 'None were spawned under that name.',
+        hint = 'Call spawn_children() with the same step name first.';
+  end if;
+
+  select w.timeout_at into v_timeout
+  from teguh.w_template as w
+  where w.task_id = p_task_id
+    and w.step_name = p_step_name
+    and w.event_name = '$children';
+  v_timeout := coalesce(v_timeout, teguh._after(v_now, p_timeout));
+  if not v_done and (v_timeout is null or v_timeout > v_now) then
+    update teguh.j_template as j
+    set
+      mode = p_mode,
+      fail_fast = p_fail_fast
+    where j.task_id = p_task_id
+      and j.step_name = p_step_name;
+    perform teguh._park_template(v_task, p_step_name, '$children', v_timeout);
+    perform teguh._recount_template(p_task_id);
+    return query select true, null::jsonb, false;
+    return;
+  end if;
+
+  if p_cancel then
+    perform teguh._dismiss(j.child_queues, j.child_ids)
+    from teguh.j_template as j
+    where j.task_id = p_task_id
+      and j.step_name = p_step_name;
+  end if;
+  payload := case when v_done then teguh._crop_template(p_task_id, p_step_name) end;
+  perform teguh._note_template(
+    p_task_id, p_step_name, payload, case when v_done then 'committed' else 'timed_out' end,
+    p_run_id
+  );
+  delete from teguh.w_template as w
+  where w.task_id = p_task_id;
+  return query select false, payload, not v_done;
+end;
+$$;
+
+-- What became of the children of a step, in the order in which they were spawned.
+create or replace function teguh._crop_template(p_task_id uuid, p_step_name text)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_children teguh.j_template;
+  v_queue    text;
+  v_some     jsonb;
+  v_all      jsonb := '{}';
+begin
+  select j.* into v_children
+  from teguh.j_template as j
+  where j.task_id = p_task_id
+    and j.step_name = p_step_name;
+  for v_queue in
+    select distinct q.name
+    from unnest(v_children.child_queues) as q(name)
+  loop
+    continue when not teguh._share_queue(v_queue);
+    execute format('select teguh._yield_%s($1)', v_queue) into v_some using v_children.child_ids;
+    v_all := v_all || coalesce(v_some, '{}');
+  end loop;
+
+  return coalesce(
+    (
+      select jsonb_agg(
+        jsonb_build_object('task_id', c.task_id, 'queue_name', c.queue_name)
+        || coalesce(v_all -> c.task_id::text, '{"state": null}')
+        order by c.place
+      )
+      from unnest(v_children.child_ids, v_children.child_queues) with ordinality
+        as c(task_id, queue_name, place)
+    ),
+    '[]'
+  );
+end;
+$$;
+
+-- What became of those tasks that are of this queue, by their ids.
+create or replace function teguh._yield_template(p_task_ids uuid[])
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return (
+    select jsonb_object_agg(t.task_id, jsonb_build_object(
+      'state', t.state, 'result', t.result, 'failure_reason', t.failure_reason
+    ))
+    from unnest(p_task_ids) as u(task_id)
+    cross join lateral (
+      select t.* from teguh.t_template as t where t.task_id = u.task_id offset 0
+    ) as t
+  );
+end;
+$$;
+
+-- Cancel those of some tasks that are not over.
+create or replace function teguh._dismiss(p_queues text[], p_task_ids uuid[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue text;
+begin
+  for v_queue in
+    select distinct q.name
+    from unnest(p_queues) as q(name)
+    order by q.name
+  loop
+    continue when not teguh._share_queue(v_queue);
+    execute format('select teguh._ditch_%s($1)', v_queue) using p_task_ids;
+  end loop;
+end;
+$$;
+
+-- Cancel those of some tasks that are of this queue and not over, in the order of their ids.
+create or replace function teguh._ditch_template(p_task_ids uuid[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task_id uuid;
+begin
+  for v_task_id in
+    select t.task_id
+    from unnest(p_task_ids) as u(task_id)
+    cross join lateral (
+      select t.task_id, t.state from teguh.t_template as t where t.task_id = u.task_id offset 0
+    ) as t
+    where t.state in ('pending', 'running', 'sleeping')
+    order by t.task_id
+  loop
+    perform teguh._stop_template(v_task_id, teguh.current_time());
+  end loop;
+end;
+$$;
+
+-- Cancel the children that are to end with a task which has.
+create or replace function teguh._orphan_template(p_task_id uuid)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._dismiss(j.child_queues, j.child_ids)
+  from teguh.j_template as j
+  where j.task_id = p_task_id
+    and j.ends_with_us;
+end;
+$$;
+
+-- Wait for the children of a step.
+create or replace function teguh.await_children(
+  p_queue_name text,
+  p_task_id    uuid,
+  p_run_id     uuid,
+  p_step_name  text,
+  p_mode       text default 'all',
+  p_timeout    double precision default null,
+  p_options    jsonb default '{}'
+)
+  returns table(should_suspend boolean, payload jsonb, timed_out boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_options jsonb := coalesce(p_options, '{}');
+begin
+  perform teguh._check_isolation('await_children');
+  perform teguh._check_name('step name', p_step_name);
+  perform teguh._check_keys('options', v_options, array['on_failure', 'cancel_rest']);
+  if coalesce(p_mode, '') !~ '^(all|any|[1-9][0-9]{0,8})$'
+    or coalesce(teguh._text_option(v_options, 'on_failure'), 'collect')
+    not in ('collect', 'fail_fast')
+  then
+    raise exception 'children are awaited all, any or so many; failures are for collect or fail_fast'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s, %s.', left(p_mode, 200), left(v_options::text, 200)),
+        hint = 'For instance all, with {"on_failure": "fail_fast"}.';
+  end if;
+  if p_timeout is not null then
+    perform teguh._check_seconds('timeout', p_timeout, true);
+  end if;
+
+  return query execute teguh._call('rally', p_queue_name, 7)
+  using
+    p_task_id, p_run_id, p_step_name, p_mode, p_timeout,
+    coalesce(v_options ->> 'on_failure' = 'fail_fast', false),
+    teguh._flag_option(v_options, 'cancel_rest');
+end;
+$$;
+
+comment on function teguh.await_children(
+  text, uuid, uuid, text, text, double precision, jsonb
+) is
+  'Waits for the children that spawn_children() has spawned for a step: p_mode all (over, in '
+  'whatever way), any (one completed) or a number (so many completed); if that cannot come true '
+  'any more, until all are over. should_suspend: the run now sleeps; the worker lets go of it and '
+  'calls again when it is claimed next. Otherwise payload is an array in the order in which they '
+  'were spawned, of {"task_id", "queue_name", "state", "result", "failure_reason"}, or timed_out '
+  'is true; and so it stays for this step. Options: on_failure (collect, the default; fail_fast: '
+  'over as soon as so many have failed that p_mode cannot come true), cancel_rest (true: those not '
+  'over by then are cancelled). Raises TG001 for an unknown queue, TG002 for an unknown run or one '
+  'of another task, TG004 if nobody holds the run or the step has no children, TG005 for a bad '
+  'mode or option, AB001 if the task is cancelled, AB002 if the run has ended, 25001 unless the '
+  'transaction is READ COMMITTED.';
 
 -- sql/src/90_finish.sql
 -- The second segment's functions are those of the first with 0 and 1 exchanged.

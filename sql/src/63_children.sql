@@ -1,0 +1,581 @@
+-- Children: tasks that a step spawns and may wait for.
+--
+-- A child that is over leaves a row with its parent's queue, and a timer that makes somebody count
+-- them a moment later, when all that committed at the same time can be seen.  Nobody locks the
+-- parent for that, so that ten thousand children can end side by side.
+
+-- Lock the task of a run, and see which children a step has and what they would have of it.
+create or replace function teguh._brood_template(
+  p_run_id         uuid,
+  p_step_name      text,
+  out child_ids    uuid[],
+  out child_queues text[],
+  out like_us      teguh._spawn
+)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_task teguh.t_template := teguh._hold_template(p_run_id);
+begin
+  like_us.parent_task_id := v_task.task_id;
+  like_us.workflow_run_id := v_task.workflow_run_id;
+  like_us.correlation_id := v_task.correlation_id;
+  like_us.tags := v_task.tags;
+  select j.child_ids, j.child_queues into child_ids, child_queues
+  from teguh.j_template as j
+  where j.task_id = v_task.task_id
+    and j.step_name = p_step_name;
+end;
+$$;
+
+-- Write down which children a step of a locked task has.
+create or replace function teguh._bind_template(
+  p_task_id      uuid,
+  p_step_name    text,
+  p_ids          uuid[],
+  p_queues       text[],
+  p_ends_with_us boolean
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  insert into teguh.j_template as j (task_id, step_name, child_ids, child_queues, ends_with_us)
+  values (p_task_id, p_step_name, p_ids, p_queues, p_ends_with_us);
+  if p_ends_with_us then
+    update teguh.t_template as t
+    set links = coalesce(t.links, '{}') || '{"children": true}'
+    where t.task_id = p_task_id;
+  end if;
+end;
+$$;
+
+-- Read the children to spawn, each with its place among them.
+create or replace function teguh._read_children(
+  p_queue_name text,
+  p_step_name  text,
+  p_like       teguh._spawn,
+  p_tasks      jsonb
+)
+  returns table(queue_name text, place integer, spawn teguh._spawn)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_child record;
+begin
+  for v_child in
+    select t.task, t.place
+    from jsonb_array_elements(p_tasks) with ordinality as t(task, place)
+  loop
+    queue_name := coalesce(
+      case when jsonb_typeof(v_child.task) = 'object' then
+        teguh._text_option(v_child.task, 'queue_name')
+      end,
+      p_queue_name
+    );
+    place := v_child.place;
+    spawn := teguh._read_task(
+      queue_name, v_child.task - 'queue_name', teguh._policy(queue_name)
+    );
+    if spawn.idempotency_key is not null or spawn.uniqueness is not null then
+      raise exception 'a child cannot have an idempotency key or a unique key'
+        using
+          errcode = 'TG005',
+          detail = 'The task of that key might be another''s child, or nobody''s.',
+          hint = 'The step''s name makes sure that children are spawned once.';
+    end if;
+
+    spawn.parent_task_id := coalesce(spawn.parent_task_id, p_like.parent_task_id);
+    spawn.workflow_run_id := coalesce(spawn.workflow_run_id, p_like.workflow_run_id);
+    spawn.correlation_id := coalesce(spawn.correlation_id, p_like.correlation_id);
+    spawn.tags := coalesce(spawn.tags, p_like.tags);
+    spawn.links := coalesce(spawn.links, '{}') || jsonb_build_object('join', jsonb_build_object(
+      'queue_name', p_queue_name, 'task_id', p_like.parent_task_id, 'step_name', p_step_name,
+      'place', place
+    ));
+    return next;
+  end loop;
+end;
+$$;
+
+-- Spawn the children of a step.
+create or replace function teguh.spawn_children(
+  p_queue_name text,
+  p_run_id     uuid,
+  p_step_name  text,
+  p_tasks      jsonb,
+  p_options    jsonb default '{}'
+)
+  returns table(queue_name text, task_id uuid, created boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_options jsonb := coalesce(p_options, '{}');
+  v_parent  record;
+  v_group   record;
+  v_child   record;
+  v_ids     uuid[] := '{}';
+  v_queues  text[] := '{}';
+begin
+  perform teguh._check_name('step name', p_step_name);
+  perform teguh._check_keys('options', v_options, array['on_parent_end']);
+  if jsonb_typeof(p_tasks) is distinct from 'array'
+    or coalesce(teguh._text_option(v_options, 'on_parent_end'), 'leave') not in ('leave', 'cancel')
+  then
+    raise exception 'children are an array of tasks, and on_parent_end is leave or cancel'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s; %s.', left(coalesce(p_tasks::text, 'null'), 200), v_options),
+        hint = 'For instance [{"task_name": "resize", "params": {"width": 100}}].';
+  end if;
+
+  execute teguh._call('brood', p_queue_name, 2) into v_parent using p_run_id, p_step_name;
+  if v_parent.child_ids is not null then
+    return query
+    select u.queue_name, u.task_id, false
+    from unnest(v_parent.child_queues, v_parent.child_ids) as u(queue_name, task_id);
+    return;
+  end if;
+
+  for v_group in
+    select
+      c.queue_name, array_agg(c.spawn order by c.place) as spawns,
+      array_agg(c.place order by c.place) as places
+    from teguh._read_children(p_queue_name, p_step_name, v_parent.like_us, p_tasks) as c
+    group by c.queue_name
+    order by c.queue_name
+  loop
+    for v_child in execute format(
+      'select p.place, p.task_id from teguh._put_%s($1) with ordinality '
+      'as p(task_id, run_id, attempt, created, place)', v_group.queue_name
+    ) using v_group.spawns loop
+      v_ids[v_group.places[v_child.place]] := v_child.task_id;
+      v_queues[v_group.places[v_child.place]] := v_group.queue_name;
+    end loop;
+  end loop;
+
+  execute teguh._call('bind', p_queue_name, 5)
+  using
+    (v_parent.like_us).parent_task_id, p_step_name, v_ids, v_queues,
+    coalesce(v_options ->> 'on_parent_end' = 'cancel', false);
+  return query
+  select u.queue_name, u.task_id, true
+  from unnest(v_queues, v_ids) as u(queue_name, task_id);
+end;
+$$;
+
+comment on function teguh.spawn_children(text, uuid, text, jsonb, jsonb) is
+  'Spawns tasks ({"task_name", "params", "options", "queue_name"}) for a step of a run, in the '
+  'caller''s transaction: of any queue, as many as there are, and once, whatever is given the second '
+  'time. They come back in the order given; created is false if they were there. They have the '
+  'run''s task as parent_task_id and, unless they say otherwise, its workflow_run_id, correlation_id '
+  'and tags. Options: on_parent_end (leave or cancel: what becomes of them if the task ends without '
+  'success; default leave). Raises TG001 for an unknown queue, TG002 for an unknown run, TG004 if '
+  'nobody holds the run, TG005 for a bad task or option, AB001 if the task is cancelled, AB002 if '
+  'the run has ended.';
+
+-- Tell a parent that a child is over.  A queue that was dropped is told nothing.
+create or replace function teguh._answer(p_join jsonb, p_state text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if teguh._share_queue(p_join ->> 'queue_name') then
+    execute format('select teguh._report_%s($1, $2, $3, $4)', p_join ->> 'queue_name')
+    using
+      (p_join ->> 'task_id')::uuid, p_join ->> 'step_name', (p_join ->> 'place')::integer, p_state;
+  end if;
+end;
+$$;
+
+-- Write down that a child is over, and see to it that the children are counted a moment later.
+create or replace function teguh._report_template(
+  p_task_id   uuid,
+  p_step_name text,
+  p_place     integer,
+  p_state     text
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  insert into teguh.f_template as f (task_id, step_name, place, state)
+  values (p_task_id, p_step_name, p_place, p_state)
+  on conflict (task_id, step_name, place) do update
+  set state = excluded.state;
+  perform teguh._recount_template(p_task_id);
+end;
+$$;
+
+-- Have the children of a task counted in a moment: everybody in the same fiftieth of a second
+-- means the same one.
+create or replace function teguh._recount_template(p_task_id uuid)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._push_template(
+    's', array[p_task_id], array[-1], array[teguh.current_time() + interval '20 milliseconds']
+  );
+end;
+$$;
+
+-- How the children of a step stand: whether what is awaited has come true, and whether it still
+-- can.  Null if no children were spawned.
+create or replace function teguh._verdict_template(
+  p_task_id   uuid,
+  p_step_name text,
+  p_mode      text,
+  p_fail_fast boolean
+)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_all  integer;
+  v_over integer;
+  v_good integer;
+  v_want integer;
+begin
+  select cardinality(j.child_ids) into v_all
+  from teguh.j_template as j
+  where j.task_id = p_task_id
+    and j.step_name = p_step_name;
+  select count(*), count(*) filter (where f.state = 'completed') into v_over, v_good
+  from teguh.f_template as f
+  where f.task_id = p_task_id
+    and f.step_name = p_step_name;
+
+  v_want := case p_mode when 'all' then v_all when 'any' then 1 else p_mode::integer end;
+  return v_over >= v_all
+         or (p_mode <> 'all' and v_good >= v_want)
+         or (p_fail_fast and v_all - (v_over - v_good) < v_want);
+end;
+$$;
+
+-- Wake those of the tasks given whose children have done what they wait for.  Returns how many.
+create or replace function teguh._gather_template(p_task_ids uuid[], p_now timestamptz)
+  returns integer
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_wait  record;
+  v_task  teguh.t_template;
+  v_count integer := 0;
+begin
+  if coalesce(p_task_ids, '{}') = '{}' then
+    return 0;
+  end if;
+
+  for v_wait in
+    select w.task_id, w.turn, w.step_name
+    from unnest(p_task_ids) as u(task_id)
+    join teguh.w_template as w on w.task_id = u.task_id
+    join teguh.j_template as j on (j.task_id, j.step_name) = (w.task_id, w.step_name)
+    where w.event_name = '$children'
+      and teguh._verdict_template(j.task_id, j.step_name, j.mode, j.fail_fast)
+    order by w.task_id
+  loop
+    select t.* into v_task
+    from teguh.t_template as t
+    where (t.task_id, t.turn) = (v_wait.task_id, v_wait.turn)
+      and t.state = 'sleeping'
+    for no key update skip locked;
+    if not found then
+      -- it is over, or somebody who holds it locked is about to end the wait
+      continue;
+    end if;
+
+    update teguh.t_template as t
+    set
+      turn = v_task.turn + 1,
+      laned = false,
+      state = 'pending',
+      available_at = p_now
+    where t.task_id = v_task.task_id;
+    perform teguh._push_template('r', array[v_task.task_id], array[v_task.turn + 1]);
+    perform teguh._moved_template(v_task, 'p');
+    v_count := v_count + 1;
+  end loop;
+
+  return v_count;
+end;
+$$;
+
+-- Wait for the children of a step, or learn what became of them.
+--
+-- The children are counted after the wait is written down, by a timer of its own: of a child that
+-- ends at the same moment either this sees that it is over, or that count does.
+create or replace function teguh._rally_template(
+  p_task_id   uuid,
+  p_run_id    uuid,
+  p_step_name text,
+  p_mode      text,
+  p_timeout   double precision,
+  p_fail_fast boolean,
+  p_cancel    boolean
+)
+  returns table(should_suspend boolean, payload jsonb, timed_out boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now     timestamptz := teguh.current_time();
+  v_task    teguh.t_template := teguh._own_template(p_task_id, p_run_id);
+  v_timeout timestamptz;
+  v_done    boolean;
+begin
+  select false, c.state, c.status = 'timed_out' into should_suspend, payload, timed_out
+  from teguh.c_template as c
+  where c.task_id = p_task_id
+    and c.checkpoint_name = p_step_name;
+  if found then
+    payload := case when not timed_out then payload end;
+    return next;
+    return;
+  end if;
+
+  v_done := teguh._verdict_template(p_task_id, p_step_name, p_mode, p_fail_fast);
+  if v_done is null then
+    raise exception 'step "%" has no children', left(p_step_name, 200)
+      using
+        errcode = 'TG004',
+        detail = 'None were spawned under that name.',
+        hint = 'Call spawn_children() with the same step name first.';
+  end if;
+
+  select w.timeout_at into v_timeout
+  from teguh.w_template as w
+  where w.task_id = p_task_id
+    and w.step_name = p_step_name
+    and w.event_name = '$children';
+  v_timeout := coalesce(v_timeout, teguh._after(v_now, p_timeout));
+  if not v_done and (v_timeout is null or v_timeout > v_now) then
+    update teguh.j_template as j
+    set
+      mode = p_mode,
+      fail_fast = p_fail_fast
+    where j.task_id = p_task_id
+      and j.step_name = p_step_name;
+    perform teguh._park_template(v_task, p_step_name, '$children', v_timeout);
+    perform teguh._recount_template(p_task_id);
+    return query select true, null::jsonb, false;
+    return;
+  end if;
+
+  if p_cancel then
+    perform teguh._dismiss(j.child_queues, j.child_ids)
+    from teguh.j_template as j
+    where j.task_id = p_task_id
+      and j.step_name = p_step_name;
+  end if;
+  payload := case when v_done then teguh._crop_template(p_task_id, p_step_name) end;
+  perform teguh._note_template(
+    p_task_id, p_step_name, payload, case when v_done then 'committed' else 'timed_out' end,
+    p_run_id
+  );
+  delete from teguh.w_template as w
+  where w.task_id = p_task_id;
+  return query select false, payload, not v_done;
+end;
+$$;
+
+-- What became of the children of a step, in the order in which they were spawned.
+create or replace function teguh._crop_template(p_task_id uuid, p_step_name text)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_children teguh.j_template;
+  v_queue    text;
+  v_some     jsonb;
+  v_all      jsonb := '{}';
+begin
+  select j.* into v_children
+  from teguh.j_template as j
+  where j.task_id = p_task_id
+    and j.step_name = p_step_name;
+  for v_queue in
+    select distinct q.name
+    from unnest(v_children.child_queues) as q(name)
+  loop
+    continue when not teguh._share_queue(v_queue);
+    execute format('select teguh._yield_%s($1)', v_queue) into v_some using v_children.child_ids;
+    v_all := v_all || coalesce(v_some, '{}');
+  end loop;
+
+  return coalesce(
+    (
+      select jsonb_agg(
+        jsonb_build_object('task_id', c.task_id, 'queue_name', c.queue_name)
+        || coalesce(v_all -> c.task_id::text, '{"state": null}')
+        order by c.place
+      )
+      from unnest(v_children.child_ids, v_children.child_queues) with ordinality
+        as c(task_id, queue_name, place)
+    ),
+    '[]'
+  );
+end;
+$$;
+
+-- What became of those tasks that are of this queue, by their ids.
+create or replace function teguh._yield_template(p_task_ids uuid[])
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return (
+    select jsonb_object_agg(t.task_id, jsonb_build_object(
+      'state', t.state, 'result', t.result, 'failure_reason', t.failure_reason
+    ))
+    from unnest(p_task_ids) as u(task_id)
+    cross join lateral (
+      select t.* from teguh.t_template as t where t.task_id = u.task_id offset 0
+    ) as t
+  );
+end;
+$$;
+
+-- Cancel those of some tasks that are not over.
+create or replace function teguh._dismiss(p_queues text[], p_task_ids uuid[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue text;
+begin
+  for v_queue in
+    select distinct q.name
+    from unnest(p_queues) as q(name)
+    order by q.name
+  loop
+    continue when not teguh._share_queue(v_queue);
+    execute format('select teguh._ditch_%s($1)', v_queue) using p_task_ids;
+  end loop;
+end;
+$$;
+
+-- Cancel those of some tasks that are of this queue and not over, in the order of their ids.
+create or replace function teguh._ditch_template(p_task_ids uuid[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task_id uuid;
+begin
+  for v_task_id in
+    select t.task_id
+    from unnest(p_task_ids) as u(task_id)
+    cross join lateral (
+      select t.task_id, t.state from teguh.t_template as t where t.task_id = u.task_id offset 0
+    ) as t
+    where t.state in ('pending', 'running', 'sleeping')
+    order by t.task_id
+  loop
+    perform teguh._stop_template(v_task_id, teguh.current_time());
+  end loop;
+end;
+$$;
+
+-- Cancel the children that are to end with a task which has.
+create or replace function teguh._orphan_template(p_task_id uuid)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._dismiss(j.child_queues, j.child_ids)
+  from teguh.j_template as j
+  where j.task_id = p_task_id
+    and j.ends_with_us;
+end;
+$$;
+
+-- Wait for the children of a step.
+create or replace function teguh.await_children(
+  p_queue_name text,
+  p_task_id    uuid,
+  p_run_id     uuid,
+  p_step_name  text,
+  p_mode       text default 'all',
+  p_timeout    double precision default null,
+  p_options    jsonb default '{}'
+)
+  returns table(should_suspend boolean, payload jsonb, timed_out boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_options jsonb := coalesce(p_options, '{}');
+begin
+  perform teguh._check_isolation('await_children');
+  perform teguh._check_name('step name', p_step_name);
+  perform teguh._check_keys('options', v_options, array['on_failure', 'cancel_rest']);
+  if coalesce(p_mode, '') !~ '^(all|any|[1-9][0-9]{0,8})$'
+    or coalesce(teguh._text_option(v_options, 'on_failure'), 'collect')
+    not in ('collect', 'fail_fast')
+  then
+    raise exception 'children are awaited all, any or so many; failures are for collect or fail_fast'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s, %s.', left(p_mode, 200), left(v_options::text, 200)),
+        hint = 'For instance all, with {"on_failure": "fail_fast"}.';
+  end if;
+  if p_timeout is not null then
+    perform teguh._check_seconds('timeout', p_timeout, true);
+  end if;
+
+  return query execute teguh._call('rally', p_queue_name, 7)
+  using
+    p_task_id, p_run_id, p_step_name, p_mode, p_timeout,
+    coalesce(v_options ->> 'on_failure' = 'fail_fast', false),
+    teguh._flag_option(v_options, 'cancel_rest');
+end;
+$$;
+
+comment on function teguh.await_children(
+  text, uuid, uuid, text, text, double precision, jsonb
+) is
+  'Waits for the children that spawn_children() has spawned for a step: p_mode all (over, in '
+  'whatever way), any (one completed) or a number (so many completed); if that cannot come true '
+  'any more, until all are over. should_suspend: the run now sleeps; the worker lets go of it and '
+  'calls again when it is claimed next. Otherwise payload is an array in the order in which they '
+  'were spawned, of {"task_id", "queue_name", "state", "result", "failure_reason"}, or timed_out '
+  'is true; and so it stays for this step. Options: on_failure (collect, the default; fail_fast: '
+  'over as soon as so many have failed that p_mode cannot come true), cancel_rest (true: those not '
+  'over by then are cancelled). Raises TG001 for an unknown queue, TG002 for an unknown run or one '
+  'of another task, TG004 if nobody holds the run or the step has no children, TG005 for a bad '
+  'mode or option, AB001 if the task is cancelled, AB002 if the run has ended, 25001 unless the '
+  'transaction is READ COMMITTED.';
