@@ -8,417 +8,418 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  423  00_install.sql
---  471  01_version.sql: What the schema is, and its version
---  478    version
---  490  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  492    current_time
---  511    _after
---  526    _micros
---  537  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  553    _random_bytes
---  572    _make_uuidv7
---  595    portable_uuidv7
---  625    uuidv7_timestamp
---  651    _task_id
---  676    _run_id
---  691    _run_task
---  702    _run_number
---  716  12_types.sql: The composite types that functions pass to each other
---  721    _gap (type)
---  729    _late (type)
---  736    _timer (type)
---  743    _tally (type)
---  754    _picked (type)
---  766    _spawn (type)
---  791    _filter (type)
---  825  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  827    _check_keys
---  860    _number_option
---  895    _integer_option
---  911    _whole_option
---  938    _text_option
---  964    _flag_option
---  986    _uuid_option
--- 1013    _tags_option
--- 1042    _check_name
--- 1069    _check_seconds
--- 1097    _check_isolation
--- 1116    _buckets_option
--- 1154    _check_policy
--- 1203    _check_spawn
--- 1250    _read_spawn_options
--- 1333    _time_option
--- 1354    _moment_option
--- 1386    _read_time_options
--- 1424    _unique_option
--- 1478    _inherit
--- 1508    _check_cancellation
--- 1525  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1528    _check_retry_strategy
--- 1566    _backoff
--- 1619    _fraction
--- 1630  20_tables.sql: Queues and the policy of each
--- 1632    queues (table)
--- 1665    grants (table)
--- 1679    limits (table)
--- 1699    pauses (table)
--- 1711    starts (table)
--- 1726    wanted (table)
--- 1738    versions (table)
--- 1753    t_template (table)
--- 1867    g_template (table)
--- 1879    d_template (table)
--- 1893    p0_template (table)
--- 1906    p1_template (table)
--- 1950    l_template (table)
--- 1977    h_template (table)
--- 1994    k0_template (table)
--- 2007    k1_template (table)
--- 2036    n0_template (table)
--- 2047    n1_template (table)
--- 2063    n_template (table)
--- 2087    seq_template (sequence)
--- 2088    ring_template (sequence)
--- 2089    parked_template (sequence)
--- 2090    woken_template (sequence)
--- 2091    plan_template (sequence)
--- 2092    fired_template (sequence)
--- 2093    clock_template (sequence)
--- 2094    carry_template (sequence)
--- 2095    round_template (sequence)
--- 2118    r_template (table)
--- 2135    a_template (table)
--- 2161    c_template (table)
--- 2177    e_template (table)
--- 2194    u_template (table)
--- 2207    j_template (table)
--- 2226    f_template (table)
--- 2238    w_template (table)
--- 2253  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2256    validate_queue_name
--- 2298    _policy
--- 2342    _call
--- 2356    _template_ddl (view)
--- 2441    _stamp
--- 2453    _stamp_queues
--- 2481    _stamp_relation
--- 2521    _stamp_function
--- 2554    _function
--- 2566    _signature
--- 2577    _leave_extension
--- 2603    _lock_number
--- 2613    _share_queue
--- 2626    _may
--- 2642    _each_queue
--- 2664    _init_template
--- 2690    _hush_template
--- 2711    _beyond
--- 2720    create_queue
--- 2785    _refuse_busy
--- 2804    drop_queue
--- 2834    _drop_all
--- 2885    list_queues
--- 2909  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 2918    _push_template
--- 2959    _fill
--- 2979    _add0_template
--- 3046    _back0_template
--- 3064  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3069    _claim0_template
--- 3141    _pick0_template
--- 3224    _limits_template
--- 3265    _move0_template
--- 3327    _open_xids
--- 3347    _next0_template
--- 3376    _many0_template
--- 3405    _stuck0_template
--- 3443    _trim0_template
--- 3488    _take_template
--- 3569    _known_template
--- 3589    _paused_until
--- 3602    claim_task
--- 3663    _next_template
--- 3705    _soon0_template
--- 3763    next_due
--- 3788  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 3801    _due0_template
--- 3877    _last0_template
--- 3902    _any0_template
--- 3929    _miss0_template
--- 3965    _pass0_template
--- 4011    _fire_template
--- 4072    _expire_template
--- 4140    _timeout_reason
--- 4159    _over_template
--- 4181    _close_template
--- 4211    _follow_template
--- 4241  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4243    _segment_bytes
--- 4264    _turn_template
--- 4296    _turn0_template
--- 4334    _spent0_template
--- 4348    _dry0_template
--- 4375    _left0_template
--- 4406    _carry0_template
--- 4450  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4456    _remake_template
--- 4508    _alive_template
--- 4562    _home
--- 4575    _settle_template
--- 4597    rebuild_dispatch
--- 4634    _recap_template
--- 4665  35_tally.sql: The letter by which tallies know where a task stands
--- 4667    _letter
--- 4686    _letters
--- 4698    _bound
--- 4718    _tally_template
--- 4743    _reckon_template
--- 4770    _finish_template
--- 4798    _moved_template
--- 4829    _sum0_template
--- 4865    _noted0_template
--- 4900    _bank0_template
--- 4920    _census_template
--- 4942    _count_template
--- 4964  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 4974    _gate_number
--- 4985    _enter_gate
--- 5007    _limit_of
--- 5025    _rule_template
--- 5051    _reign_template
--- 5081    _going_template
--- 5097    _busy_template
--- 5113    _everywhere_busy
--- 5139    _is_paused
--- 5159    _is_limited
--- 5170    _started
--- 5187    _left_over
--- 5207    _slots_template
--- 5246    _vacate_template
--- 5306    _unbar_template
--- 5335    _intake_template
--- 5356    _sift0_template
--- 5441    _line_template
--- 5493    _keys_template
--- 5532    _admit_template
--- 5582    _spare_template
--- 5603    _choose_template
--- 5647    _named_template
--- 5674    _weed_template
--- 5707    _seize_template
--- 5782    _leave_template
--- 5810    _occupy_template
--- 5850    _chance_template
--- 5879    _align_template
--- 5917  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 5920    _want_template
--- 5954    _names_option
--- 5989    _line_up
--- 6025    claim_any
--- 6098    _check_order
--- 6115  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6120    _put_template
--- 6188    _enlist_template
--- 6231    _new_template
--- 6288    _tag_template
--- 6306    _room_template
--- 6333    _shed_template
--- 6375    _first0_template
--- 6416    _once_template
--- 6464    _blocks
--- 6491    _meet_template
--- 6525    _swap_template
--- 6586    _series_template
--- 6623    _found_template
--- 6679    spawn_task
--- 6739    spawn_tasks
--- 6786    _read_task
--- 6804  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 6809    _hold_template
--- 6860    _own_template
--- 6880    _done_template
--- 6929    complete_run
--- 6952    _flush_template
--- 7037    _why_template
--- 7053    _read_runs
--- 7099    _explain_bad_run
--- 7124    complete_runs
--- 7149    _end_template
--- 7198    _lost_template
--- 7218    _file_template
--- 7244    _again_template
--- 7284    _queue_template
--- 7305    _fail_template
--- 7323    fail_run
--- 7347    _nap_template
--- 7376    schedule_run
--- 7406    _free_template
--- 7454    release_run
--- 7479    _keep_template
--- 7505    extend_claim
--- 7528  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7533    _mark_template
--- 7555    _note_template
--- 7585    set_task_checkpoint_state
--- 7620    _recall_template
--- 7642    get_task_checkpoint_state
--- 7666    _list_template
--- 7695    get_task_checkpoint_states
--- 7721  43_events.sql: Wait for an event, or learn how the wait ended
--- 7728    _wait_template
--- 7800    _park_template
--- 7842    await_event
--- 7879    _emit_template
--- 7942    emit_event
--- 7967  44_control.sql: Read a task, or raise TG003
--- 7969    _fetch_template
--- 7996    _stop_template
--- 8028    _act_template
--- 8050    _halt_template
--- 8066    cancel_task
--- 8088    _rerun_template
--- 8162    _forget_template
--- 8182    _redo_template
--- 8215    _renew_template
--- 8251    retry_task
--- 8301    _show_template
--- 8349    get_task_result
--- 8384  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8391    _purge_template
--- 8421    _erase_template
--- 8470    _first_uuid
--- 8489    _sweep_template
--- 8529    _clean
--- 8563    cleanup_tasks
--- 8584    cleanup_events
--- 8605    cleanup_all_queues
--- 8635  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 8637    _cap_template
--- 8663    _write_limit
--- 8679    _read_limit
--- 8727    _check_limit_keys
--- 8749    set_limit
--- 8803    _usage_template
--- 8879    limit_usage
--- 8908  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 8910    _pause_template
--- 8931    _halve_template
--- 8961    _check_only
--- 8982    pause_queue
--- 9018    resume_queue
--- 9044    get_queue_policy
--- 9067    set_queue_policy
--- 9085    list_namespaces
--- 9102  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9105    _read_filter
--- 9139    _states_option
--- 9170    _read_cursor
--- 9189    _check_limit
--- 9213    _find_template
--- 9265    _seek_template
--- 9314    _page_template
--- 9383    _ended_template
--- 9420    _fit_template
--- 9456    _live_template
--- 9503    _hints0_template
--- 9545    _rows_template
--- 9594    list_tasks
--- 9640    _peek_template
--- 9696    get_task
--- 9750    _runs_template
--- 9803    list_runs
--- 9834    _past_template
--- 9909    _since_template
--- 9927    get_task_history
--- 9947    _held_template
--- 9979    list_workers
--- 10018    _read_place
--- 10037    _acts_template
--- 10063    list_actions
--- 10095  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10097    _abort_template
--- 10134    cancel_tasks
--- 10171    _check_meant
--- 10191    _limit_option
--- 10204    _retake_template
--- 10242    requeue_task
--- 10267    _regain_template
--- 10303    requeue_tasks
--- 10342    list_dead_letters
--- 10385    _replay_template
--- 10426    replay_dead_letters
--- 10466    _bury_template
--- 10508    purge_dead_letters
--- 10538  49_stats.sql: When the first task that is ready became so; null if none is
--- 10540    _oldest_template
--- 10580    _elder0_template
--- 10616    _tenure_template
--- 10641    _is_wanted
--- 10658    _stat_template
--- 10704    queue_stats
--- 10759    _from
--- 10772    _counters (view)
--- 10796    _gauge_template
--- 10842    _spans_template
--- 10895    metrics
--- 10931    _xmin_age
--- 10950    prometheus
--- 11009    _label_text
--- 11032    health
--- 11086  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 11091    _tick_template
--- 11113    _ticked (sequence)
--- 11119    _set_ticked
--- 11132    ticker
--- 11180    ticker_loop (procedure)
--- 11206  51_cron.sql: Whether pg_cron is installed in this database
--- 11208    _has_cron
--- 11218    _cron_has_seconds
--- 11239    _explain_no_cron
--- 11271    start
--- 11314    stop
--- 11339    _maintain
--- 11361    status
--- 11397  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11401    _rights (view)
--- 11485    _allowed
--- 11523    _grant
--- 11542    _grant_again
--- 11558    _grant_queue
--- 11573    _check_grant
--- 11606    grant_access
--- 11642    revoke_access
--- 11689  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 11694    _links_option
--- 11740    _read_link
--- 11772    _trail_template
--- 11811    _linked_template
--- 11843    _succeed_template
--- 11887    _undoings
--- 11914    _undo_template
--- 11948    _repent_template
--- 11984    add_compensation
--- 12022    _repeat_template
--- 12046    repeat_run
--- 12071  63_children.sql: Children: tasks that a step spawns and may wait for
--- 12079    _brood_template
--- 12106    _bind_template
--- 12130    _read_children
--- 12180    spawn_children
--- 12259    _answer
--- 12275    _report_template
--- 12297    _recount_template
--- 12312    _verdict_template
--- 12346    _gather_template
--- 12400    _rally_template
--- 12476    _crop_template
--- 12517    _yield_template
--- 12537    _dismiss
--- 12558    _ditch_template
--- 12582    _orphan_template
--- 12597    await_children
--- 12654  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  424  00_install.sql
+--  472  01_version.sql: What the schema is, and its version
+--  479    version
+--  491  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  493    current_time
+--  512    _after
+--  527    _micros
+--  538  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  554    _random_bytes
+--  573    _make_uuidv7
+--  596    portable_uuidv7
+--  626    uuidv7_timestamp
+--  652    _task_id
+--  677    _run_id
+--  692    _run_task
+--  703    _run_number
+--  717  12_types.sql: The composite types that functions pass to each other
+--  722    _gap (type)
+--  730    _late (type)
+--  737    _timer (type)
+--  744    _tally (type)
+--  755    _picked (type)
+--  767    _spawn (type)
+--  792    _filter (type)
+--  826  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  828    _check_keys
+--  861    _number_option
+--  896    _integer_option
+--  912    _whole_option
+--  939    _text_option
+--  965    _flag_option
+--  987    _name_option
+-- 1004    _uuid_option
+-- 1031    _tags_option
+-- 1060    _check_name
+-- 1087    _check_seconds
+-- 1115    _check_isolation
+-- 1134    _buckets_option
+-- 1172    _check_policy
+-- 1221    _check_spawn
+-- 1268    _read_spawn_options
+-- 1345    _time_option
+-- 1366    _moment_option
+-- 1398    _read_time_options
+-- 1436    _unique_option
+-- 1490    _inherit
+-- 1520    _check_cancellation
+-- 1537  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1540    _check_retry_strategy
+-- 1578    _backoff
+-- 1631    _fraction
+-- 1642  20_tables.sql: Queues and the policy of each
+-- 1644    queues (table)
+-- 1677    grants (table)
+-- 1691    limits (table)
+-- 1711    pauses (table)
+-- 1723    starts (table)
+-- 1738    wanted (table)
+-- 1750    versions (table)
+-- 1765    t_template (table)
+-- 1879    g_template (table)
+-- 1891    d_template (table)
+-- 1905    p0_template (table)
+-- 1918    p1_template (table)
+-- 1962    l_template (table)
+-- 1989    h_template (table)
+-- 2006    k0_template (table)
+-- 2019    k1_template (table)
+-- 2048    n0_template (table)
+-- 2059    n1_template (table)
+-- 2075    n_template (table)
+-- 2099    seq_template (sequence)
+-- 2100    ring_template (sequence)
+-- 2101    parked_template (sequence)
+-- 2102    woken_template (sequence)
+-- 2103    plan_template (sequence)
+-- 2104    fired_template (sequence)
+-- 2105    clock_template (sequence)
+-- 2106    carry_template (sequence)
+-- 2107    round_template (sequence)
+-- 2130    r_template (table)
+-- 2147    a_template (table)
+-- 2173    c_template (table)
+-- 2189    e_template (table)
+-- 2206    u_template (table)
+-- 2219    j_template (table)
+-- 2238    f_template (table)
+-- 2250    w_template (table)
+-- 2265  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2268    validate_queue_name
+-- 2310    _policy
+-- 2354    _call
+-- 2368    _template_ddl (view)
+-- 2453    _stamp
+-- 2465    _stamp_queues
+-- 2493    _stamp_relation
+-- 2533    _stamp_function
+-- 2566    _function
+-- 2578    _signature
+-- 2589    _leave_extension
+-- 2615    _lock_number
+-- 2625    _share_queue
+-- 2638    _may
+-- 2654    _each_queue
+-- 2676    _init_template
+-- 2702    _hush_template
+-- 2723    _beyond
+-- 2732    create_queue
+-- 2797    _refuse_busy
+-- 2816    drop_queue
+-- 2846    _drop_all
+-- 2897    list_queues
+-- 2921  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 2930    _push_template
+-- 2971    _fill
+-- 2991    _add0_template
+-- 3058    _back0_template
+-- 3076  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3081    _claim0_template
+-- 3153    _pick0_template
+-- 3236    _limits_template
+-- 3277    _move0_template
+-- 3339    _open_xids
+-- 3359    _next0_template
+-- 3388    _many0_template
+-- 3417    _stuck0_template
+-- 3455    _trim0_template
+-- 3500    _take_template
+-- 3581    _known_template
+-- 3601    _paused_until
+-- 3614    claim_task
+-- 3675    _next_template
+-- 3717    _soon0_template
+-- 3775    next_due
+-- 3800  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 3813    _due0_template
+-- 3889    _last0_template
+-- 3914    _any0_template
+-- 3941    _miss0_template
+-- 3977    _pass0_template
+-- 4023    _fire_template
+-- 4084    _expire_template
+-- 4152    _timeout_reason
+-- 4171    _over_template
+-- 4193    _close_template
+-- 4223    _follow_template
+-- 4253  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4255    _segment_bytes
+-- 4276    _turn_template
+-- 4308    _turn0_template
+-- 4346    _spent0_template
+-- 4360    _dry0_template
+-- 4387    _left0_template
+-- 4418    _carry0_template
+-- 4462  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4468    _remake_template
+-- 4520    _alive_template
+-- 4574    _home
+-- 4587    _settle_template
+-- 4609    rebuild_dispatch
+-- 4646    _recap_template
+-- 4677  35_tally.sql: The letter by which tallies know where a task stands
+-- 4679    _letter
+-- 4698    _letters
+-- 4710    _bound
+-- 4730    _tally_template
+-- 4755    _reckon_template
+-- 4782    _finish_template
+-- 4810    _moved_template
+-- 4841    _sum0_template
+-- 4877    _noted0_template
+-- 4912    _bank0_template
+-- 4932    _census_template
+-- 4954    _count_template
+-- 4976  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 4986    _gate_number
+-- 4997    _enter_gate
+-- 5019    _limit_of
+-- 5037    _rule_template
+-- 5063    _reign_template
+-- 5093    _going_template
+-- 5109    _busy_template
+-- 5125    _everywhere_busy
+-- 5151    _is_paused
+-- 5171    _is_limited
+-- 5182    _started
+-- 5199    _left_over
+-- 5219    _slots_template
+-- 5258    _vacate_template
+-- 5318    _unbar_template
+-- 5347    _intake_template
+-- 5368    _sift0_template
+-- 5453    _line_template
+-- 5505    _keys_template
+-- 5544    _admit_template
+-- 5594    _spare_template
+-- 5615    _choose_template
+-- 5659    _named_template
+-- 5686    _weed_template
+-- 5719    _seize_template
+-- 5794    _leave_template
+-- 5822    _occupy_template
+-- 5862    _chance_template
+-- 5891    _align_template
+-- 5929  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 5932    _want_template
+-- 5966    _names_option
+-- 6001    _line_up
+-- 6037    claim_any
+-- 6110    _check_order
+-- 6127  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6132    _put_template
+-- 6200    _enlist_template
+-- 6243    _new_template
+-- 6300    _tag_template
+-- 6318    _room_template
+-- 6345    _shed_template
+-- 6387    _first0_template
+-- 6428    _once_template
+-- 6476    _blocks
+-- 6503    _meet_template
+-- 6537    _swap_template
+-- 6598    _series_template
+-- 6635    _found_template
+-- 6691    spawn_task
+-- 6751    spawn_tasks
+-- 6798    _read_task
+-- 6816  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 6821    _hold_template
+-- 6872    _own_template
+-- 6892    _done_template
+-- 6940    complete_run
+-- 6963    _flush_template
+-- 7046    _why_template
+-- 7062    _read_runs
+-- 7108    _explain_bad_run
+-- 7133    complete_runs
+-- 7158    _end_template
+-- 7207    _lost_template
+-- 7227    _file_template
+-- 7253    _again_template
+-- 7293    _queue_template
+-- 7314    _fail_template
+-- 7332    fail_run
+-- 7356    _nap_template
+-- 7385    schedule_run
+-- 7415    _free_template
+-- 7463    release_run
+-- 7488    _keep_template
+-- 7514    extend_claim
+-- 7537  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7542    _mark_template
+-- 7564    _note_template
+-- 7594    set_task_checkpoint_state
+-- 7629    _recall_template
+-- 7651    get_task_checkpoint_state
+-- 7675    _list_template
+-- 7704    get_task_checkpoint_states
+-- 7730  43_events.sql: Wait for an event, or learn how the wait ended
+-- 7737    _wait_template
+-- 7809    _park_template
+-- 7851    await_event
+-- 7888    _emit_template
+-- 7951    emit_event
+-- 7976  44_control.sql: Read a task, or raise TG003
+-- 7978    _fetch_template
+-- 8005    _stop_template
+-- 8037    _act_template
+-- 8059    _halt_template
+-- 8075    cancel_task
+-- 8097    _rerun_template
+-- 8171    _forget_template
+-- 8191    _redo_template
+-- 8224    _renew_template
+-- 8260    retry_task
+-- 8310    _show_template
+-- 8358    get_task_result
+-- 8393  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8400    _purge_template
+-- 8430    _erase_template
+-- 8479    _first_uuid
+-- 8498    _sweep_template
+-- 8538    _clean
+-- 8572    cleanup_tasks
+-- 8593    cleanup_events
+-- 8614    cleanup_all_queues
+-- 8644  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 8646    _cap_template
+-- 8672    _write_limit
+-- 8688    _read_limit
+-- 8736    _check_limit_keys
+-- 8758    set_limit
+-- 8812    _usage_template
+-- 8888    limit_usage
+-- 8917  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 8919    _pause_template
+-- 8940    _halve_template
+-- 8970    _check_only
+-- 8991    pause_queue
+-- 9027    resume_queue
+-- 9053    get_queue_policy
+-- 9076    set_queue_policy
+-- 9094    list_namespaces
+-- 9111  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9114    _read_filter
+-- 9148    _states_option
+-- 9179    _read_cursor
+-- 9198    _check_limit
+-- 9222    _find_template
+-- 9274    _seek_template
+-- 9323    _page_template
+-- 9392    _ended_template
+-- 9429    _fit_template
+-- 9465    _live_template
+-- 9512    _hints0_template
+-- 9554    _rows_template
+-- 9603    list_tasks
+-- 9649    _peek_template
+-- 9705    get_task
+-- 9759    _runs_template
+-- 9812    list_runs
+-- 9843    _past_template
+-- 9918    _since_template
+-- 9936    get_task_history
+-- 9956    _held_template
+-- 9988    list_workers
+-- 10027    _read_place
+-- 10046    _acts_template
+-- 10072    list_actions
+-- 10104  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10106    _abort_template
+-- 10143    cancel_tasks
+-- 10180    _check_meant
+-- 10200    _limit_option
+-- 10213    _retake_template
+-- 10251    requeue_task
+-- 10276    _regain_template
+-- 10312    requeue_tasks
+-- 10351    list_dead_letters
+-- 10394    _replay_template
+-- 10435    replay_dead_letters
+-- 10475    _bury_template
+-- 10517    purge_dead_letters
+-- 10547  49_stats.sql: When the first task that is ready became so; null if none is
+-- 10549    _oldest_template
+-- 10589    _elder0_template
+-- 10625    _tenure_template
+-- 10650    _is_wanted
+-- 10667    _stat_template
+-- 10713    queue_stats
+-- 10768    _from
+-- 10781    _counters (view)
+-- 10805    _gauge_template
+-- 10851    _spans_template
+-- 10904    metrics
+-- 10940    _xmin_age
+-- 10959    prometheus
+-- 11018    _label_text
+-- 11041    health
+-- 11095  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11100    _tick_template
+-- 11122    _ticked (sequence)
+-- 11128    _set_ticked
+-- 11141    ticker
+-- 11189    ticker_loop (procedure)
+-- 11215  51_cron.sql: Whether pg_cron is installed in this database
+-- 11217    _has_cron
+-- 11227    _cron_has_seconds
+-- 11248    _explain_no_cron
+-- 11280    start
+-- 11323    stop
+-- 11348    _maintain
+-- 11370    status
+-- 11406  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11410    _rights (view)
+-- 11494    _allowed
+-- 11532    _grant
+-- 11551    _grant_again
+-- 11567    _grant_queue
+-- 11582    _check_grant
+-- 11615    grant_access
+-- 11651    revoke_access
+-- 11698  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 11703    _links_option
+-- 11749    _read_link
+-- 11781    _trail_template
+-- 11820    _linked_template
+-- 11852    _succeed_template
+-- 11896    _undoings
+-- 11923    _undo_template
+-- 11957    _repent_template
+-- 11993    add_compensation
+-- 12031    _repeat_template
+-- 12055    repeat_run
+-- 12080  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 12088    _brood_template
+-- 12115    _bind_template
+-- 12139    _read_children
+-- 12189    spawn_children
+-- 12268    _answer
+-- 12284    _report_template
+-- 12306    _recount_template
+-- 12321    _verdict_template
+-- 12355    _gather_template
+-- 12409    _rally_template
+-- 12485    _crop_template
+-- 12526    _yield_template
+-- 12546    _dismiss
+-- 12567    _ditch_template
+-- 12591    _orphan_template
+-- 12606    await_children
+-- 12663  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -982,6 +983,23 @@ begin
 end;
 $$;
 
+-- Read an option that must be a name; null when absent or null.
+create or replace function teguh._name_option(p_options jsonb, p_key text)
+  returns text
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_name text := teguh._text_option(p_options, p_key);
+begin
+  if v_name is not null then
+    perform teguh._check_name(replace(p_key, '_', ' '), v_name);
+  end if;
+  return v_name;
+end;
+$$;
+
 -- Read an option that must be a uuid; null when absent or null.
 create or replace function teguh._uuid_option(p_options jsonb, p_key text)
   returns uuid
@@ -1302,20 +1320,14 @@ begin
     p_options, 'available_at', 'delay_seconds', 0, teguh.current_time()
   );
   v_spawn.tags := teguh._tags_option(p_options);
-  v_spawn.correlation_id := teguh._text_option(p_options, 'correlation_id');
-  if v_spawn.correlation_id is not null then
-    perform teguh._check_name('correlation id', v_spawn.correlation_id);
-  end if;
+  v_spawn.correlation_id := teguh._name_option(p_options, 'correlation_id');
   v_spawn.parent_task_id := teguh._uuid_option(p_options, 'parent_task_id');
   v_spawn.workflow_run_id := teguh._uuid_option(p_options, 'workflow_run_id');
   if p_options ?| '{timeout_seconds,ttl_seconds,deadline_at,on_expired}' then
     v_spawn := teguh._read_time_options(p_queue_name, v_spawn, p_options);
   end if;
   v_spawn.priority := nullif(teguh._whole_option(p_options, 'priority', -32768, 32767), 0);
-  v_spawn.flow_key := teguh._text_option(p_options, 'key');
-  if v_spawn.flow_key is not null then
-    perform teguh._check_name('key', v_spawn.flow_key);
-  end if;
+  v_spawn.flow_key := teguh._name_option(p_options, 'key');
   if p_options ? 'unique' then
     v_spawn.uniqueness := teguh._unique_option(p_options);
   end if;
@@ -2210,7 +2222,7 @@ create table if not exists teguh.j_template (
   child_ids    uuid[]  not null,
   child_queues text[]  not null,
   ends_with_us boolean not null,
-  mode         text,
+  wanted       text,
   fail_fast    boolean,
   constraint jkey_template primary key (task_id, step_name)
 );
@@ -2219,7 +2231,7 @@ comment on table teguh.j_template is
   'Children that a step of a task has spawned, in the order given, and how they are awaited.';
 comment on column teguh.j_template.ends_with_us is
   'Whether those that are not over are cancelled when the task ends without success.';
-comment on column teguh.j_template.mode is
+comment on column teguh.j_template.wanted is
   'all, any, or how many are to complete; null while nobody waits.';
 
 -- Children that are over.
@@ -6884,13 +6896,13 @@ create or replace function teguh._done_template(p_run_id uuid, p_state jsonb)
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_task_id    uuid := teguh._run_task(p_run_id);
-  v_now        timestamptz := teguh.current_time();
-  v_turn       integer;
-  v_name       text;
-  v_started_at timestamptz;
-  v_links      jsonb;
-  v_seconds    double precision;
+  v_task_id uuid := teguh._run_task(p_run_id);
+  v_now     timestamptz := teguh.current_time();
+  v_turn    integer;
+  v_name    text;
+  v_started timestamptz;
+  v_links   jsonb;
+  v_seconds double precision;
 begin
   update teguh.t_template as t
   set
@@ -6901,13 +6913,12 @@ begin
   where t.task_id = v_task_id
     and t.run_id = p_run_id
     and t.state = 'running'
-  returning t.turn, t.task_name, t.started_at, t.links
-  into v_turn, v_name, v_started_at, v_links;
+  returning t.turn, t.task_name, t.started_at, t.links into v_turn, v_name, v_started, v_links;
   if not found then
     perform teguh._hold_template(p_run_id);
   end if;
 
-  v_seconds := date_part('epoch', v_now - v_started_at);
+  v_seconds := date_part('epoch', v_now - v_started);
   perform teguh._tally_template(
     v_name, 'r', 'c', 1, teguh._bound(v_seconds, q.buckets), v_seconds
   )
@@ -6991,12 +7002,10 @@ begin
   )
 
   select
-    array_agg(d.run_id),
-    array_agg(d.task_id) filter (where d.turn > 1),
-    array_agg(d.task_id) filter (where d.linked),
-    array_agg(d.task_name),
+    array_agg(d.run_id), array_agg(d.task_name),
+    array_agg(d.task_id) filter (where d.turn > 1), array_agg(d.task_id) filter (where d.linked),
     array_agg(d.seconds), min(d.seconds), max(d.seconds), sum(d.seconds)
-  into v_done, v_waited, v_linked, v_names, v_seconds, v_least, v_most, v_sum
+  into v_done, v_names, v_waited, v_linked, v_seconds, v_least, v_most, v_sum
   from done as d;
 
   perform teguh._tally_template(
@@ -12010,8 +12019,8 @@ $$;
 
 comment on function teguh.add_compensation(text, uuid, uuid, text, jsonb) is
   'Registers a task ({"task_name", "params", "options", "queue_name"}) that is spawned if the '
-  'run''s task, or a later one of its sequence, fails, expires or is cancelled: the compensations of '
-  'all steps run one after another, that of the last step first, each when the one before is '
+  'run''s task, or a later one of its sequence, fails, expires or is cancelled: the compensations '
+  'of all steps run one after another, that of the last step first, each when the one before is '
   'completed. In the caller''s transaction, so that it stands or falls with what it is to undo. '
   'Its params also have $task_id, $task_name and $step. A second time for the same step changes '
   'nothing. Raises TG001 for an unknown queue, TG002 for an unknown run or one of another task, '
@@ -12247,11 +12256,11 @@ $$;
 
 comment on function teguh.spawn_children(text, uuid, text, jsonb, jsonb) is
   'Spawns tasks ({"task_name", "params", "options", "queue_name"}) for a step of a run, in the '
-  'caller''s transaction: of any queue, as many as there are, and once, whatever is given the second '
-  'time. They come back in the order given; created is false if they were there. They have the '
-  'run''s task as parent_task_id and, unless they say otherwise, its workflow_run_id, correlation_id '
-  'and tags. Options: on_parent_end (leave or cancel: what becomes of them if the task ends without '
-  'success; default leave). Raises TG001 for an unknown queue, TG002 for an unknown run, TG004 if '
+  'caller''s transaction: of any queue, as many as there are, and once, whatever is given the '
+  'second time. They come back in the order given; created is false if they were there. They have the '
+  'run''s task as parent_task_id and, unless they say otherwise, its workflow_run_id, '
+  'correlation_id and tags. Options: on_parent_end (leave or cancel: what becomes of them if the task ends '
+  'without success; default leave). Raises TG001 for an unknown queue, TG002 for an unknown run, TG004 if '
   'nobody holds the run, TG005 for a bad task or option, AB001 if the task is cancelled, AB002 if '
   'the run has ended.';
 
@@ -12364,7 +12373,7 @@ begin
     join teguh.w_template as w on w.task_id = u.task_id
     join teguh.j_template as j on (j.task_id, j.step_name) = (w.task_id, w.step_name)
     where w.event_name = '$children'
-      and teguh._verdict_template(j.task_id, j.step_name, j.mode, j.fail_fast)
+      and teguh._verdict_template(j.task_id, j.step_name, j.wanted, j.fail_fast)
     order by w.task_id
   loop
     select t.* into v_task
@@ -12445,7 +12454,7 @@ begin
   if not v_done and (v_timeout is null or v_timeout > v_now) then
     update teguh.j_template as j
     set
-      mode = p_mode,
+      wanted = p_mode,
       fail_fast = p_fail_fast
     where j.task_id = p_task_id
       and j.step_name = p_step_name;
@@ -12618,7 +12627,7 @@ begin
     or coalesce(teguh._text_option(v_options, 'on_failure'), 'collect')
     not in ('collect', 'fail_fast')
   then
-    raise exception 'children are awaited all, any or so many; failures are for collect or fail_fast'
+    raise exception 'children are awaited all, any or so many; on_failure is collect or fail_fast'
       using
         errcode = 'TG005',
         detail = format('Found: %s, %s.', left(p_mode, 200), left(v_options::text, 200)),

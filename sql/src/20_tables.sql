@@ -580,7 +580,7 @@ create table if not exists teguh.j_template (
   child_ids    uuid[]  not null,
   child_queues text[]  not null,
   ends_with_us boolean not null,
-  mode         text,
+  wanted       text,
   fail_fast    boolean,
   constraint jkey_template primary key (task_id, step_name)
 );
@@ -589,7 +589,7 @@ comment on table teguh.j_template is
   'Children that a step of a task has spawned, in the order given, and how they are awaited.';
 comment on column teguh.j_template.ends_with_us is
   'Whether those that are not over are cancelled when the task ends without success.';
-comment on column teguh.j_template.mode is
+comment on column teguh.j_template.wanted is
   'all, any, or how many are to complete; null while nobody waits.';
 
 -- Children that are over.

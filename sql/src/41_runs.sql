@@ -80,13 +80,13 @@ create or replace function teguh._done_template(p_run_id uuid, p_state jsonb)
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_task_id    uuid := teguh._run_task(p_run_id);
-  v_now        timestamptz := teguh.current_time();
-  v_turn       integer;
-  v_name       text;
-  v_started_at timestamptz;
-  v_links      jsonb;
-  v_seconds    double precision;
+  v_task_id uuid := teguh._run_task(p_run_id);
+  v_now     timestamptz := teguh.current_time();
+  v_turn    integer;
+  v_name    text;
+  v_started timestamptz;
+  v_links   jsonb;
+  v_seconds double precision;
 begin
   update teguh.t_template as t
   set
@@ -97,13 +97,12 @@ begin
   where t.task_id = v_task_id
     and t.run_id = p_run_id
     and t.state = 'running'
-  returning t.turn, t.task_name, t.started_at, t.links
-  into v_turn, v_name, v_started_at, v_links;
+  returning t.turn, t.task_name, t.started_at, t.links into v_turn, v_name, v_started, v_links;
   if not found then
     perform teguh._hold_template(p_run_id);
   end if;
 
-  v_seconds := date_part('epoch', v_now - v_started_at);
+  v_seconds := date_part('epoch', v_now - v_started);
   perform teguh._tally_template(
     v_name, 'r', 'c', 1, teguh._bound(v_seconds, q.buckets), v_seconds
   )
@@ -187,12 +186,10 @@ begin
   )
 
   select
-    array_agg(d.run_id),
-    array_agg(d.task_id) filter (where d.turn > 1),
-    array_agg(d.task_id) filter (where d.linked),
-    array_agg(d.task_name),
+    array_agg(d.run_id), array_agg(d.task_name),
+    array_agg(d.task_id) filter (where d.turn > 1), array_agg(d.task_id) filter (where d.linked),
     array_agg(d.seconds), min(d.seconds), max(d.seconds), sum(d.seconds)
-  into v_done, v_waited, v_linked, v_names, v_seconds, v_least, v_most, v_sum
+  into v_done, v_names, v_waited, v_linked, v_seconds, v_least, v_most, v_sum
   from done as d;
 
   perform teguh._tally_template(

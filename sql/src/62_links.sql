@@ -321,8 +321,8 @@ $$;
 
 comment on function teguh.add_compensation(text, uuid, uuid, text, jsonb) is
   'Registers a task ({"task_name", "params", "options", "queue_name"}) that is spawned if the '
-  'run''s task, or a later one of its sequence, fails, expires or is cancelled: the compensations of '
-  'all steps run one after another, that of the last step first, each when the one before is '
+  'run''s task, or a later one of its sequence, fails, expires or is cancelled: the compensations '
+  'of all steps run one after another, that of the last step first, each when the one before is '
   'completed. In the caller''s transaction, so that it stands or falls with what it is to undo. '
   'Its params also have $task_id, $task_name and $step. A second time for the same step changes '
   'nothing. Raises TG001 for an unknown queue, TG002 for an unknown run or one of another task, '

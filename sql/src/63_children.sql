@@ -176,11 +176,11 @@ $$;
 
 comment on function teguh.spawn_children(text, uuid, text, jsonb, jsonb) is
   'Spawns tasks ({"task_name", "params", "options", "queue_name"}) for a step of a run, in the '
-  'caller''s transaction: of any queue, as many as there are, and once, whatever is given the second '
-  'time. They come back in the order given; created is false if they were there. They have the '
-  'run''s task as parent_task_id and, unless they say otherwise, its workflow_run_id, correlation_id '
-  'and tags. Options: on_parent_end (leave or cancel: what becomes of them if the task ends without '
-  'success; default leave). Raises TG001 for an unknown queue, TG002 for an unknown run, TG004 if '
+  'caller''s transaction: of any queue, as many as there are, and once, whatever is given the '
+  'second time. They come back in the order given; created is false if they were there. They have the '
+  'run''s task as parent_task_id and, unless they say otherwise, its workflow_run_id, '
+  'correlation_id and tags. Options: on_parent_end (leave or cancel: what becomes of them if the task ends '
+  'without success; default leave). Raises TG001 for an unknown queue, TG002 for an unknown run, TG004 if '
   'nobody holds the run, TG005 for a bad task or option, AB001 if the task is cancelled, AB002 if '
   'the run has ended.';
 
@@ -293,7 +293,7 @@ begin
     join teguh.w_template as w on w.task_id = u.task_id
     join teguh.j_template as j on (j.task_id, j.step_name) = (w.task_id, w.step_name)
     where w.event_name = '$children'
-      and teguh._verdict_template(j.task_id, j.step_name, j.mode, j.fail_fast)
+      and teguh._verdict_template(j.task_id, j.step_name, j.wanted, j.fail_fast)
     order by w.task_id
   loop
     select t.* into v_task
@@ -374,7 +374,7 @@ begin
   if not v_done and (v_timeout is null or v_timeout > v_now) then
     update teguh.j_template as j
     set
-      mode = p_mode,
+      wanted = p_mode,
       fail_fast = p_fail_fast
     where j.task_id = p_task_id
       and j.step_name = p_step_name;
@@ -547,7 +547,7 @@ begin
     or coalesce(teguh._text_option(v_options, 'on_failure'), 'collect')
     not in ('collect', 'fail_fast')
   then
-    raise exception 'children are awaited all, any or so many; failures are for collect or fail_fast'
+    raise exception 'children are awaited all, any or so many; on_failure is collect or fail_fast'
       using
         errcode = 'TG005',
         detail = format('Found: %s, %s.', left(p_mode, 200), left(v_options::text, 200)),

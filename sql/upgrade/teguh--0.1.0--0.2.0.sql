@@ -764,6 +764,23 @@ begin
 end;
 $$;
 
+-- Read an option that must be a name; null when absent or null.
+create or replace function teguh._name_option(p_options jsonb, p_key text)
+  returns text
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_name text := teguh._text_option(p_options, p_key);
+begin
+  if v_name is not null then
+    perform teguh._check_name(replace(p_key, '_', ' '), v_name);
+  end if;
+  return v_name;
+end;
+$$;
+
 -- Read an option that must be a uuid; null when absent or null.
 create or replace function teguh._uuid_option(p_options jsonb, p_key text)
   returns uuid
@@ -1084,20 +1101,14 @@ begin
     p_options, 'available_at', 'delay_seconds', 0, teguh.current_time()
   );
   v_spawn.tags := teguh._tags_option(p_options);
-  v_spawn.correlation_id := teguh._text_option(p_options, 'correlation_id');
-  if v_spawn.correlation_id is not null then
-    perform teguh._check_name('correlation id', v_spawn.correlation_id);
-  end if;
+  v_spawn.correlation_id := teguh._name_option(p_options, 'correlation_id');
   v_spawn.parent_task_id := teguh._uuid_option(p_options, 'parent_task_id');
   v_spawn.workflow_run_id := teguh._uuid_option(p_options, 'workflow_run_id');
   if p_options ?| '{timeout_seconds,ttl_seconds,deadline_at,on_expired}' then
     v_spawn := teguh._read_time_options(p_queue_name, v_spawn, p_options);
   end if;
   v_spawn.priority := nullif(teguh._whole_option(p_options, 'priority', -32768, 32767), 0);
-  v_spawn.flow_key := teguh._text_option(p_options, 'key');
-  if v_spawn.flow_key is not null then
-    perform teguh._check_name('key', v_spawn.flow_key);
-  end if;
+  v_spawn.flow_key := teguh._name_option(p_options, 'key');
   if p_options ? 'unique' then
     v_spawn.uniqueness := teguh._unique_option(p_options);
   end if;
@@ -1992,7 +2003,7 @@ create table if not exists teguh.j_template (
   child_ids    uuid[]  not null,
   child_queues text[]  not null,
   ends_with_us boolean not null,
-  mode         text,
+  wanted       text,
   fail_fast    boolean,
   constraint jkey_template primary key (task_id, step_name)
 );
@@ -2001,7 +2012,7 @@ comment on table teguh.j_template is
   'Children that a step of a task has spawned, in the order given, and how they are awaited.';
 comment on column teguh.j_template.ends_with_us is
   'Whether those that are not over are cancelled when the task ends without success.';
-comment on column teguh.j_template.mode is
+comment on column teguh.j_template.wanted is
   'all, any, or how many are to complete; null while nobody waits.';
 
 -- Children that are over.
@@ -6666,13 +6677,13 @@ create or replace function teguh._done_template(p_run_id uuid, p_state jsonb)
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_task_id    uuid := teguh._run_task(p_run_id);
-  v_now        timestamptz := teguh.current_time();
-  v_turn       integer;
-  v_name       text;
-  v_started_at timestamptz;
-  v_links      jsonb;
-  v_seconds    double precision;
+  v_task_id uuid := teguh._run_task(p_run_id);
+  v_now     timestamptz := teguh.current_time();
+  v_turn    integer;
+  v_name    text;
+  v_started timestamptz;
+  v_links   jsonb;
+  v_seconds double precision;
 begin
   update teguh.t_template as t
   set
@@ -6683,13 +6694,12 @@ begin
   where t.task_id = v_task_id
     and t.run_id = p_run_id
     and t.state = 'running'
-  returning t.turn, t.task_name, t.started_at, t.links
-  into v_turn, v_name, v_started_at, v_links;
+  returning t.turn, t.task_name, t.started_at, t.links into v_turn, v_name, v_started, v_links;
   if not found then
     perform teguh._hold_template(p_run_id);
   end if;
 
-  v_seconds := date_part('epoch', v_now - v_started_at);
+  v_seconds := date_part('epoch', v_now - v_started);
   perform teguh._tally_template(
     v_name, 'r', 'c', 1, teguh._bound(v_seconds, q.buckets), v_seconds
   )
@@ -6773,12 +6783,10 @@ begin
   )
 
   select
-    array_agg(d.run_id),
-    array_agg(d.task_id) filter (where d.turn > 1),
-    array_agg(d.task_id) filter (where d.linked),
-    array_agg(d.task_name),
+    array_agg(d.run_id), array_agg(d.task_name),
+    array_agg(d.task_id) filter (where d.turn > 1), array_agg(d.task_id) filter (where d.linked),
     array_agg(d.seconds), min(d.seconds), max(d.seconds), sum(d.seconds)
-  into v_done, v_waited, v_linked, v_names, v_seconds, v_least, v_most, v_sum
+  into v_done, v_names, v_waited, v_linked, v_seconds, v_least, v_most, v_sum
   from done as d;
 
   perform teguh._tally_template(
@@ -11792,8 +11800,8 @@ $$;
 
 comment on function teguh.add_compensation(text, uuid, uuid, text, jsonb) is
   'Registers a task ({"task_name", "params", "options", "queue_name"}) that is spawned if the '
-  'run''s task, or a later one of its sequence, fails, expires or is cancelled: the compensations of '
-  'all steps run one after another, that of the last step first, each when the one before is '
+  'run''s task, or a later one of its sequence, fails, expires or is cancelled: the compensations '
+  'of all steps run one after another, that of the last step first, each when the one before is '
   'completed. In the caller''s transaction, so that it stands or falls with what it is to undo. '
   'Its params also have $task_id, $task_name and $step. A second time for the same step changes '
   'nothing. Raises TG001 for an unknown queue, TG002 for an unknown run or one of another task, '
@@ -12029,11 +12037,11 @@ $$;
 
 comment on function teguh.spawn_children(text, uuid, text, jsonb, jsonb) is
   'Spawns tasks ({"task_name", "params", "options", "queue_name"}) for a step of a run, in the '
-  'caller''s transaction: of any queue, as many as there are, and once, whatever is given the second '
-  'time. They come back in the order given; created is false if they were there. They have the '
-  'run''s task as parent_task_id and, unless they say otherwise, its workflow_run_id, correlation_id '
-  'and tags. Options: on_parent_end (leave or cancel: what becomes of them if the task ends without '
-  'success; default leave). Raises TG001 for an unknown queue, TG002 for an unknown run, TG004 if '
+  'caller''s transaction: of any queue, as many as there are, and once, whatever is given the '
+  'second time. They come back in the order given; created is false if they were there. They have the '
+  'run''s task as parent_task_id and, unless they say otherwise, its workflow_run_id, '
+  'correlation_id and tags. Options: on_parent_end (leave or cancel: what becomes of them if the task ends '
+  'without success; default leave). Raises TG001 for an unknown queue, TG002 for an unknown run, TG004 if '
   'nobody holds the run, TG005 for a bad task or option, AB001 if the task is cancelled, AB002 if '
   'the run has ended.';
 
@@ -12146,7 +12154,7 @@ begin
     join teguh.w_template as w on w.task_id = u.task_id
     join teguh.j_template as j on (j.task_id, j.step_name) = (w.task_id, w.step_name)
     where w.event_name = '$children'
-      and teguh._verdict_template(j.task_id, j.step_name, j.mode, j.fail_fast)
+      and teguh._verdict_template(j.task_id, j.step_name, j.wanted, j.fail_fast)
     order by w.task_id
   loop
     select t.* into v_task
@@ -12227,7 +12235,7 @@ begin
   if not v_done and (v_timeout is null or v_timeout > v_now) then
     update teguh.j_template as j
     set
-      mode = p_mode,
+      wanted = p_mode,
       fail_fast = p_fail_fast
     where j.task_id = p_task_id
       and j.step_name = p_step_name;
@@ -12400,7 +12408,7 @@ begin
     or coalesce(teguh._text_option(v_options, 'on_failure'), 'collect')
     not in ('collect', 'fail_fast')
   then
-    raise exception 'children are awaited all, any or so many; failures are for collect or fail_fast'
+    raise exception 'children are awaited all, any or so many; on_failure is collect or fail_fast'
       using
         errcode = 'TG005',
         detail = format('Found: %s, %s.', left(p_mode, 200), left(v_options::text, 200)),
