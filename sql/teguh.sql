@@ -8,418 +8,421 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  424  00_install.sql
---  472  01_version.sql: What the schema is, and its version
---  479    version
---  491  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  493    current_time
---  512    _after
---  527    _micros
---  538  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  554    _random_bytes
---  573    _make_uuidv7
---  596    portable_uuidv7
---  626    uuidv7_timestamp
---  652    _task_id
---  677    _run_id
---  692    _run_task
---  703    _run_number
---  717  12_types.sql: The composite types that functions pass to each other
---  722    _gap (type)
---  730    _late (type)
---  737    _timer (type)
---  744    _tally (type)
---  755    _picked (type)
---  767    _spawn (type)
---  792    _filter (type)
---  826  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  828    _check_keys
---  861    _number_option
---  896    _integer_option
---  912    _whole_option
---  939    _text_option
---  965    _flag_option
---  987    _name_option
--- 1004    _uuid_option
--- 1031    _tags_option
--- 1060    _check_name
--- 1087    _check_seconds
--- 1115    _check_isolation
--- 1134    _buckets_option
--- 1172    _check_policy
--- 1221    _check_spawn
--- 1268    _read_spawn_options
--- 1345    _time_option
--- 1366    _moment_option
--- 1398    _read_time_options
--- 1436    _unique_option
--- 1490    _inherit
--- 1520    _check_cancellation
--- 1537  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1540    _check_retry_strategy
--- 1578    _backoff
--- 1631    _fraction
--- 1642  20_tables.sql: Queues and the policy of each
--- 1644    queues (table)
--- 1677    grants (table)
--- 1691    limits (table)
--- 1711    pauses (table)
--- 1723    starts (table)
--- 1738    wanted (table)
--- 1750    versions (table)
--- 1765    t_template (table)
--- 1879    g_template (table)
--- 1891    d_template (table)
--- 1905    p0_template (table)
--- 1918    p1_template (table)
--- 1962    l_template (table)
--- 1989    h_template (table)
--- 2006    k0_template (table)
--- 2019    k1_template (table)
--- 2048    n0_template (table)
--- 2059    n1_template (table)
--- 2075    n_template (table)
--- 2099    seq_template (sequence)
--- 2100    ring_template (sequence)
--- 2101    parked_template (sequence)
--- 2102    woken_template (sequence)
--- 2103    plan_template (sequence)
--- 2104    fired_template (sequence)
--- 2105    clock_template (sequence)
--- 2106    carry_template (sequence)
--- 2107    round_template (sequence)
--- 2130    r_template (table)
--- 2147    a_template (table)
--- 2173    c_template (table)
--- 2189    e_template (table)
--- 2206    u_template (table)
--- 2219    j_template (table)
--- 2238    f_template (table)
--- 2250    w_template (table)
--- 2265  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2268    validate_queue_name
--- 2310    _policy
--- 2354    _call
--- 2368    _template_ddl (view)
--- 2453    _stamp
--- 2465    _stamp_queues
--- 2493    _stamp_relation
--- 2533    _stamp_function
--- 2566    _function
--- 2578    _signature
--- 2589    _leave_extension
--- 2615    _lock_number
--- 2625    _share_queue
--- 2638    _may
--- 2654    _each_queue
--- 2676    _init_template
--- 2702    _hush_template
--- 2723    _beyond
--- 2732    create_queue
--- 2797    _refuse_busy
--- 2816    drop_queue
--- 2846    _drop_all
--- 2897    list_queues
--- 2921  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 2930    _push_template
--- 2971    _fill
--- 2991    _add0_template
--- 3058    _back0_template
--- 3076  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3081    _claim0_template
--- 3153    _pick0_template
--- 3236    _limits_template
--- 3277    _move0_template
--- 3339    _open_xids
--- 3359    _next0_template
--- 3388    _many0_template
--- 3417    _stuck0_template
--- 3455    _trim0_template
--- 3500    _take_template
--- 3581    _known_template
--- 3601    _paused_until
--- 3614    claim_task
--- 3675    _next_template
--- 3717    _soon0_template
--- 3775    next_due
--- 3800  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 3813    _due0_template
--- 3889    _last0_template
--- 3914    _any0_template
--- 3941    _miss0_template
--- 3977    _pass0_template
--- 4023    _fire_template
--- 4084    _expire_template
--- 4152    _timeout_reason
--- 4171    _over_template
--- 4193    _close_template
--- 4223    _follow_template
--- 4253  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4255    _segment_bytes
--- 4276    _turn_template
--- 4308    _turn0_template
--- 4346    _spent0_template
--- 4360    _dry0_template
--- 4387    _left0_template
--- 4418    _carry0_template
--- 4462  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4468    _remake_template
--- 4520    _alive_template
--- 4574    _home
--- 4587    _settle_template
--- 4609    rebuild_dispatch
--- 4646    _recap_template
--- 4677  35_tally.sql: The letter by which tallies know where a task stands
--- 4679    _letter
--- 4698    _letters
--- 4710    _bound
--- 4730    _tally_template
--- 4755    _reckon_template
--- 4782    _finish_template
--- 4810    _moved_template
--- 4841    _sum0_template
--- 4877    _noted0_template
--- 4912    _bank0_template
--- 4932    _census_template
--- 4954    _count_template
--- 4976  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 4986    _gate_number
--- 4997    _enter_gate
--- 5019    _limit_of
--- 5037    _rule_template
--- 5063    _reign_template
--- 5093    _going_template
--- 5109    _busy_template
--- 5125    _everywhere_busy
--- 5151    _is_paused
--- 5171    _is_limited
--- 5182    _started
--- 5199    _left_over
--- 5219    _slots_template
--- 5258    _vacate_template
--- 5318    _unbar_template
--- 5347    _intake_template
--- 5368    _sift0_template
--- 5453    _line_template
--- 5505    _keys_template
--- 5544    _admit_template
--- 5594    _spare_template
--- 5615    _choose_template
--- 5659    _named_template
--- 5686    _weed_template
--- 5719    _seize_template
--- 5794    _leave_template
--- 5822    _occupy_template
--- 5862    _chance_template
--- 5891    _align_template
--- 5929  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 5932    _want_template
--- 5966    _names_option
--- 6001    _line_up
--- 6037    claim_any
--- 6110    _check_order
--- 6127  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6132    _put_template
--- 6200    _enlist_template
--- 6243    _new_template
--- 6300    _tag_template
--- 6318    _room_template
--- 6345    _shed_template
--- 6387    _first0_template
--- 6428    _once_template
--- 6476    _blocks
--- 6503    _meet_template
--- 6537    _swap_template
--- 6598    _series_template
--- 6635    _found_template
--- 6691    spawn_task
--- 6751    spawn_tasks
--- 6798    _read_task
--- 6816  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 6821    _hold_template
--- 6872    _own_template
--- 6892    _done_template
--- 6940    complete_run
--- 6963    _flush_template
--- 7046    _why_template
--- 7062    _read_runs
--- 7108    _explain_bad_run
--- 7133    complete_runs
--- 7158    _end_template
--- 7207    _lost_template
--- 7227    _file_template
--- 7253    _again_template
--- 7293    _queue_template
--- 7314    _fail_template
--- 7332    fail_run
--- 7356    _nap_template
--- 7385    schedule_run
--- 7415    _free_template
--- 7463    release_run
--- 7488    _keep_template
--- 7514    extend_claim
--- 7537  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7542    _mark_template
--- 7564    _note_template
--- 7594    set_task_checkpoint_state
--- 7629    _recall_template
--- 7651    get_task_checkpoint_state
--- 7675    _list_template
--- 7704    get_task_checkpoint_states
--- 7730  43_events.sql: Wait for an event, or learn how the wait ended
--- 7737    _wait_template
--- 7809    _park_template
--- 7851    await_event
--- 7888    _emit_template
--- 7951    emit_event
--- 7976  44_control.sql: Read a task, or raise TG003
--- 7978    _fetch_template
--- 8005    _stop_template
--- 8037    _act_template
--- 8059    _halt_template
--- 8075    cancel_task
--- 8097    _rerun_template
--- 8171    _forget_template
--- 8191    _redo_template
--- 8224    _renew_template
--- 8260    retry_task
--- 8310    _show_template
--- 8358    get_task_result
--- 8393  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8400    _purge_template
--- 8430    _erase_template
--- 8479    _first_uuid
--- 8498    _sweep_template
--- 8538    _clean
--- 8572    cleanup_tasks
--- 8593    cleanup_events
--- 8614    cleanup_all_queues
--- 8644  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 8646    _cap_template
--- 8672    _write_limit
--- 8688    _read_limit
--- 8736    _check_limit_keys
--- 8758    set_limit
--- 8812    _usage_template
--- 8888    limit_usage
--- 8917  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 8919    _pause_template
--- 8940    _halve_template
--- 8970    _check_only
--- 8991    pause_queue
--- 9027    resume_queue
--- 9053    get_queue_policy
--- 9076    set_queue_policy
--- 9094    list_namespaces
--- 9111  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9114    _read_filter
--- 9148    _states_option
--- 9179    _read_cursor
--- 9198    _check_limit
--- 9222    _find_template
--- 9274    _seek_template
--- 9323    _page_template
--- 9392    _ended_template
--- 9429    _fit_template
--- 9465    _live_template
--- 9512    _hints0_template
--- 9554    _rows_template
--- 9603    list_tasks
--- 9649    _peek_template
--- 9705    get_task
--- 9759    _runs_template
--- 9812    list_runs
--- 9843    _past_template
--- 9918    _since_template
--- 9936    get_task_history
--- 9956    _held_template
--- 9988    list_workers
--- 10027    _read_place
--- 10046    _acts_template
--- 10072    list_actions
--- 10104  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10106    _abort_template
--- 10143    cancel_tasks
--- 10180    _check_meant
--- 10200    _limit_option
--- 10213    _retake_template
--- 10251    requeue_task
--- 10276    _regain_template
--- 10312    requeue_tasks
--- 10351    list_dead_letters
--- 10394    _replay_template
--- 10435    replay_dead_letters
--- 10475    _bury_template
--- 10517    purge_dead_letters
--- 10547  49_stats.sql: When the first task that is ready became so; null if none is
--- 10549    _oldest_template
--- 10589    _elder0_template
--- 10625    _tenure_template
--- 10650    _is_wanted
--- 10667    _stat_template
--- 10713    queue_stats
--- 10768    _from
--- 10781    _counters (view)
--- 10805    _gauge_template
--- 10851    _spans_template
--- 10904    metrics
--- 10940    _xmin_age
--- 10959    prometheus
--- 11018    _label_text
--- 11041    health
--- 11095  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 11100    _tick_template
--- 11122    _ticked (sequence)
--- 11128    _set_ticked
--- 11141    ticker
--- 11189    ticker_loop (procedure)
--- 11215  51_cron.sql: Whether pg_cron is installed in this database
--- 11217    _has_cron
--- 11227    _cron_has_seconds
--- 11248    _explain_no_cron
--- 11280    start
--- 11323    stop
--- 11348    _maintain
--- 11370    status
--- 11406  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11410    _rights (view)
--- 11494    _allowed
--- 11532    _grant
--- 11551    _grant_again
--- 11567    _grant_queue
--- 11582    _check_grant
--- 11615    grant_access
--- 11651    revoke_access
--- 11698  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 11703    _links_option
--- 11749    _read_link
--- 11781    _trail_template
--- 11820    _linked_template
--- 11852    _succeed_template
--- 11896    _undoings
--- 11923    _undo_template
--- 11957    _repent_template
--- 11993    add_compensation
--- 12031    _repeat_template
--- 12055    repeat_run
--- 12080  63_children.sql: Children: tasks that a step spawns and may wait for
--- 12088    _brood_template
--- 12115    _bind_template
--- 12139    _read_children
--- 12189    spawn_children
--- 12268    _answer
--- 12284    _report_template
--- 12306    _recount_template
--- 12321    _verdict_template
--- 12355    _gather_template
--- 12409    _rally_template
--- 12485    _crop_template
--- 12526    _yield_template
--- 12546    _dismiss
--- 12567    _ditch_template
--- 12591    _orphan_template
--- 12606    await_children
--- 12663  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  427  00_install.sql
+--  475  01_version.sql: What the schema is, and its version
+--  482    version
+--  494  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  496    current_time
+--  515    _after
+--  530    _micros
+--  541  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  557    _random_bytes
+--  576    _make_uuidv7
+--  599    portable_uuidv7
+--  629    uuidv7_timestamp
+--  655    _task_id
+--  680    _run_id
+--  695    _run_task
+--  706    _run_number
+--  720  12_types.sql: The composite types that functions pass to each other
+--  725    _gap (type)
+--  733    _late (type)
+--  740    _timer (type)
+--  747    _tally (type)
+--  758    _picked (type)
+--  770    _spawn (type)
+--  795    _brood (type)
+--  803    _filter (type)
+--  839  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  841    _check_keys
+--  874    _number_option
+--  909    _integer_option
+--  925    _whole_option
+--  952    _text_option
+--  978    _flag_option
+-- 1000    _name_option
+-- 1017    _uuid_option
+-- 1044    _tags_option
+-- 1073    _check_name
+-- 1100    _check_seconds
+-- 1128    _check_isolation
+-- 1147    _buckets_option
+-- 1185    _check_policy
+-- 1234    _check_spawn
+-- 1281    _read_spawn_options
+-- 1358    _time_option
+-- 1379    _moment_option
+-- 1411    _read_time_options
+-- 1449    _unique_option
+-- 1503    _inherit
+-- 1533    _check_cancellation
+-- 1550  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1553    _check_retry_strategy
+-- 1591    _backoff
+-- 1644    _fraction
+-- 1655  20_tables.sql: Queues and the policy of each
+-- 1657    queues (table)
+-- 1690    grants (table)
+-- 1704    limits (table)
+-- 1724    pauses (table)
+-- 1736    starts (table)
+-- 1751    wanted (table)
+-- 1763    versions (table)
+-- 1778    t_template (table)
+-- 1892    g_template (table)
+-- 1904    d_template (table)
+-- 1918    p0_template (table)
+-- 1931    p1_template (table)
+-- 1975    l_template (table)
+-- 2002    h_template (table)
+-- 2019    k0_template (table)
+-- 2032    k1_template (table)
+-- 2061    n0_template (table)
+-- 2072    n1_template (table)
+-- 2088    n_template (table)
+-- 2112    seq_template (sequence)
+-- 2113    ring_template (sequence)
+-- 2114    parked_template (sequence)
+-- 2115    woken_template (sequence)
+-- 2116    plan_template (sequence)
+-- 2117    fired_template (sequence)
+-- 2118    clock_template (sequence)
+-- 2119    carry_template (sequence)
+-- 2120    round_template (sequence)
+-- 2143    r_template (table)
+-- 2160    a_template (table)
+-- 2186    c_template (table)
+-- 2202    e_template (table)
+-- 2219    u_template (table)
+-- 2232    j_template (table)
+-- 2251    f_template (table)
+-- 2263    w_template (table)
+-- 2278  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2281    validate_queue_name
+-- 2323    _policy
+-- 2367    _call
+-- 2381    _template_ddl (view)
+-- 2466    _stamp
+-- 2478    _stamp_queues
+-- 2506    _stamp_relation
+-- 2546    _stamp_function
+-- 2579    _function
+-- 2591    _signature
+-- 2602    _leave_extension
+-- 2628    _lock_number
+-- 2638    _share_queue
+-- 2651    _may
+-- 2667    _each_queue
+-- 2689    _init_template
+-- 2715    _hush_template
+-- 2736    _beyond
+-- 2745    create_queue
+-- 2810    _refuse_busy
+-- 2829    drop_queue
+-- 2859    _drop_all
+-- 2910    list_queues
+-- 2934  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 2943    _push_template
+-- 2984    _fill
+-- 3004    _add0_template
+-- 3071    _back0_template
+-- 3089  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3094    _claim0_template
+-- 3166    _pick0_template
+-- 3249    _limits_template
+-- 3290    _move0_template
+-- 3352    _open_xids
+-- 3372    _next0_template
+-- 3401    _many0_template
+-- 3430    _stuck0_template
+-- 3468    _trim0_template
+-- 3513    _take_template
+-- 3594    _known_template
+-- 3614    _paused_until
+-- 3627    claim_task
+-- 3688    _next_template
+-- 3730    _soon0_template
+-- 3788    next_due
+-- 3813  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 3826    _due0_template
+-- 3902    _last0_template
+-- 3927    _any0_template
+-- 3954    _miss0_template
+-- 3990    _pass0_template
+-- 4036    _fire_template
+-- 4097    _expire_template
+-- 4165    _timeout_reason
+-- 4184    _over_template
+-- 4206    _close_template
+-- 4236    _follow_template
+-- 4266  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4268    _segment_bytes
+-- 4289    _turn_template
+-- 4321    _turn0_template
+-- 4359    _spent0_template
+-- 4373    _dry0_template
+-- 4400    _left0_template
+-- 4431    _carry0_template
+-- 4475  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4481    _remake_template
+-- 4533    _alive_template
+-- 4587    _home
+-- 4600    _settle_template
+-- 4622    rebuild_dispatch
+-- 4659    _recap_template
+-- 4690  35_tally.sql: The letter by which tallies know where a task stands
+-- 4692    _letter
+-- 4711    _letters
+-- 4723    _bound
+-- 4743    _tally_template
+-- 4768    _reckon_template
+-- 4795    _finish_template
+-- 4823    _moved_template
+-- 4854    _sum0_template
+-- 4890    _noted0_template
+-- 4925    _bank0_template
+-- 4945    _census_template
+-- 4967    _count_template
+-- 4989  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 4999    _gate_number
+-- 5010    _enter_gate
+-- 5032    _limit_of
+-- 5050    _rule_template
+-- 5076    _reign_template
+-- 5106    _going_template
+-- 5122    _busy_template
+-- 5138    _everywhere_busy
+-- 5164    _is_paused
+-- 5184    _is_limited
+-- 5195    _started
+-- 5212    _left_over
+-- 5232    _slots_template
+-- 5271    _vacate_template
+-- 5331    _unbar_template
+-- 5360    _intake_template
+-- 5381    _sift0_template
+-- 5466    _line_template
+-- 5518    _keys_template
+-- 5557    _admit_template
+-- 5607    _spare_template
+-- 5628    _choose_template
+-- 5672    _named_template
+-- 5699    _weed_template
+-- 5732    _seize_template
+-- 5807    _leave_template
+-- 5835    _occupy_template
+-- 5875    _chance_template
+-- 5904    _align_template
+-- 5942  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 5945    _want_template
+-- 5979    _names_option
+-- 6014    _line_up
+-- 6050    claim_any
+-- 6123    _check_order
+-- 6140  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6145    _put_template
+-- 6213    _enlist_template
+-- 6256    _new_template
+-- 6313    _tag_template
+-- 6331    _room_template
+-- 6358    _shed_template
+-- 6400    _first0_template
+-- 6441    _once_template
+-- 6489    _blocks
+-- 6516    _meet_template
+-- 6550    _swap_template
+-- 6611    _series_template
+-- 6648    _found_template
+-- 6704    spawn_task
+-- 6764    spawn_tasks
+-- 6811    _read_task
+-- 6829  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 6834    _hold_template
+-- 6885    _own_template
+-- 6905    _done_template
+-- 6953    complete_run
+-- 6976    _flush_template
+-- 7058    _why_template
+-- 7074    _read_runs
+-- 7120    _explain_bad_run
+-- 7145    complete_runs
+-- 7170    _end_template
+-- 7219    _lost_template
+-- 7239    _file_template
+-- 7265    _again_template
+-- 7305    _queue_template
+-- 7326    _fail_template
+-- 7344    fail_run
+-- 7368    _nap_template
+-- 7397    schedule_run
+-- 7427    _free_template
+-- 7475    release_run
+-- 7500    _keep_template
+-- 7526    extend_claim
+-- 7549  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7554    _mark_template
+-- 7576    _note_template
+-- 7606    set_task_checkpoint_state
+-- 7641    _recall_template
+-- 7663    get_task_checkpoint_state
+-- 7687    _list_template
+-- 7716    get_task_checkpoint_states
+-- 7742  43_events.sql: Wait for an event, or learn how the wait ended
+-- 7749    _wait_template
+-- 7821    _park_template
+-- 7863    await_event
+-- 7900    _emit_template
+-- 7963    emit_event
+-- 7988  44_control.sql: Read a task, or raise TG003
+-- 7990    _fetch_template
+-- 8017    _stop_template
+-- 8049    _act_template
+-- 8071    _halt_template
+-- 8087    cancel_task
+-- 8109    _rerun_template
+-- 8183    _forget_template
+-- 8203    _redo_template
+-- 8236    _renew_template
+-- 8272    retry_task
+-- 8322    _show_template
+-- 8370    get_task_result
+-- 8405  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8412    _purge_template
+-- 8442    _erase_template
+-- 8491    _first_uuid
+-- 8510    _sweep_template
+-- 8550    _clean
+-- 8584    cleanup_tasks
+-- 8605    cleanup_events
+-- 8626    cleanup_all_queues
+-- 8656  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 8658    _cap_template
+-- 8684    _write_limit
+-- 8700    _read_limit
+-- 8748    _check_limit_keys
+-- 8770    set_limit
+-- 8824    _usage_template
+-- 8900    limit_usage
+-- 8929  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 8931    _pause_template
+-- 8952    _halve_template
+-- 8982    _check_only
+-- 9003    pause_queue
+-- 9039    resume_queue
+-- 9065    get_queue_policy
+-- 9088    set_queue_policy
+-- 9106    list_namespaces
+-- 9123  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9126    _read_filter
+-- 9160    _states_option
+-- 9191    _read_cursor
+-- 9210    _check_limit
+-- 9234    _find_template
+-- 9286    _seek_template
+-- 9335    _page_template
+-- 9404    _ended_template
+-- 9441    _fit_template
+-- 9477    _live_template
+-- 9524    _hints0_template
+-- 9566    _rows_template
+-- 9615    list_tasks
+-- 9661    _peek_template
+-- 9717    get_task
+-- 9771    _runs_template
+-- 9824    list_runs
+-- 9855    _past_template
+-- 9930    _since_template
+-- 9948    get_task_history
+-- 9968    _held_template
+-- 10000    list_workers
+-- 10039    _read_place
+-- 10058    _acts_template
+-- 10084    list_actions
+-- 10116  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10118    _abort_template
+-- 10155    cancel_tasks
+-- 10192    _check_meant
+-- 10212    _limit_option
+-- 10225    _retake_template
+-- 10263    requeue_task
+-- 10288    _regain_template
+-- 10324    requeue_tasks
+-- 10363    list_dead_letters
+-- 10406    _replay_template
+-- 10447    replay_dead_letters
+-- 10487    _bury_template
+-- 10529    purge_dead_letters
+-- 10559  49_stats.sql: When the first task that is ready became so; null if none is
+-- 10561    _oldest_template
+-- 10601    _elder0_template
+-- 10637    _tenure_template
+-- 10662    _is_wanted
+-- 10679    _stat_template
+-- 10725    queue_stats
+-- 10780    _from
+-- 10793    _counters (view)
+-- 10817    _gauge_template
+-- 10863    _spans_template
+-- 10916    metrics
+-- 10952    _xmin_age
+-- 10971    prometheus
+-- 11030    _label_text
+-- 11053    health
+-- 11107  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11112    _tick_template
+-- 11134    _ticked (sequence)
+-- 11140    _set_ticked
+-- 11153    ticker
+-- 11201    ticker_loop (procedure)
+-- 11227  51_cron.sql: Whether pg_cron is installed in this database
+-- 11229    _has_cron
+-- 11239    _cron_has_seconds
+-- 11260    _explain_no_cron
+-- 11292    start
+-- 11335    stop
+-- 11360    _maintain
+-- 11382    status
+-- 11418  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11422    _rights (view)
+-- 11506    _allowed
+-- 11544    _grant
+-- 11563    _grant_again
+-- 11579    _grant_queue
+-- 11594    _check_grant
+-- 11627    grant_access
+-- 11663    revoke_access
+-- 11710  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 11715    _links_option
+-- 11761    _read_link
+-- 11793    _trail_template
+-- 11832    _linked_template
+-- 11864    _succeed_template
+-- 11908    _undoings
+-- 11935    _undo_template
+-- 11969    _repent_template
+-- 12005    add_compensation
+-- 12043    _repeat_template
+-- 12067    repeat_run
+-- 12092  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 12100    _brood_template
+-- 12126    _bind_template
+-- 12150    _read_child
+-- 12184    _child_queues
+-- 12210    spawn_children
+-- 12289    _cancel_option
+-- 12311    _answer
+-- 12327    _report_template
+-- 12349    _recount_template
+-- 12364    _verdict_template
+-- 12398    _gather_template
+-- 12452    _rally_template
+-- 12528    _crop_template
+-- 12569    _yield_template
+-- 12589    _dismiss
+-- 12610    _ditch_template
+-- 12634    _orphan_template
+-- 12649    await_children
+-- 12706  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -788,6 +791,14 @@ begin
     );
   end if;
 
+  if to_regtype('teguh._brood') is null then
+    create type teguh._brood as (
+      child_ids    uuid[],
+      child_queues text[],
+      like_us      teguh._spawn
+    );
+  end if;
+
   if to_regtype('teguh._filter') is null then
     create type teguh._filter as (
       states          text[],
@@ -820,6 +831,8 @@ comment on type teguh._tally is
   'their runs ended, they took at most so many seconds each, so many all together; else 0.';
 comment on type teguh._spawn is
   'One task to spawn, its options checked.';
+comment on type teguh._brood is
+  'The children of a step (null: none yet), and what each would have of its parent.';
 comment on type teguh._filter is
   'Which tasks are meant; what is null does not matter.';
 
@@ -7007,7 +7020,6 @@ begin
     array_agg(d.seconds), min(d.seconds), max(d.seconds), sum(d.seconds)
   into v_done, v_names, v_waited, v_linked, v_seconds, v_least, v_most, v_sum
   from done as d;
-
   perform teguh._tally_template(
     v_names[1], 'r', 'c', cardinality(v_names), teguh._bound(v_most, q.buckets), v_sum
   )
@@ -11709,7 +11721,7 @@ as $$
 declare
   v_sequence jsonb := nullif(p_options -> 'sequence', 'null');
   v_one      jsonb;
-  v_tasks    jsonb := '[]';
+  v_tasks    jsonb := '[]'::jsonb;
 begin
   if v_sequence is not null and jsonb_typeof(v_sequence) <> 'array' then
     raise exception '"sequence" must be an array of tasks'
@@ -12085,29 +12097,28 @@ comment on function teguh.repeat_run(text, uuid, double precision) is
 -- parent for that, so that ten thousand children can end side by side.
 
 -- Lock the task of a run, and see which children a step has and what they would have of it.
-create or replace function teguh._brood_template(
-  p_run_id         uuid,
-  p_step_name      text,
-  out child_ids    uuid[],
-  out child_queues text[],
-  out like_us      teguh._spawn
-)
+create or replace function teguh._brood_template(p_run_id uuid, p_step_name text)
+  returns teguh._brood
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
-#variable_conflict use_column
 declare
-  v_task teguh.t_template := teguh._hold_template(p_run_id);
+  v_task  teguh.t_template := teguh._hold_template(p_run_id);
+  v_like  teguh._spawn;
+  v_brood teguh._brood;
 begin
-  like_us.parent_task_id := v_task.task_id;
-  like_us.workflow_run_id := v_task.workflow_run_id;
-  like_us.correlation_id := v_task.correlation_id;
-  like_us.tags := v_task.tags;
-  select j.child_ids, j.child_queues into child_ids, child_queues
+  select j.child_ids, j.child_queues into v_brood.child_ids, v_brood.child_queues
   from teguh.j_template as j
   where j.task_id = v_task.task_id
     and j.step_name = p_step_name;
+
+  v_like.parent_task_id := v_task.task_id;
+  v_like.workflow_run_id := v_task.workflow_run_id;
+  v_like.correlation_id := v_task.correlation_id;
+  v_like.tags := v_task.tags;
+  v_brood.like_us := v_like;
+  return v_brood;
 end;
 $$;
 
@@ -12135,53 +12146,63 @@ begin
 end;
 $$;
 
--- Read the children to spawn, each with its place among them.
-create or replace function teguh._read_children(
+-- Read one child to spawn.
+create or replace function teguh._read_child(
   p_queue_name text,
-  p_step_name  text,
-  p_like       teguh._spawn,
-  p_tasks      jsonb
+  p_join       jsonb,
+  p_task       jsonb,
+  p_like       teguh._spawn
 )
-  returns table(queue_name text, place integer, spawn teguh._spawn)
+  returns teguh._spawn
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_child record;
+  v_spawn teguh._spawn := teguh._read_task(
+    p_queue_name, p_task - 'queue_name', teguh._policy(p_queue_name)
+  );
 begin
-  for v_child in
-    select t.task, t.place
-    from jsonb_array_elements(p_tasks) with ordinality as t(task, place)
-  loop
-    queue_name := coalesce(
-      case when jsonb_typeof(v_child.task) = 'object' then
-        teguh._text_option(v_child.task, 'queue_name')
-      end,
-      p_queue_name
-    );
-    place := v_child.place;
-    spawn := teguh._read_task(
-      queue_name, v_child.task - 'queue_name', teguh._policy(queue_name)
-    );
-    if spawn.idempotency_key is not null or spawn.uniqueness is not null then
-      raise exception 'a child cannot have an idempotency key or a unique key'
-        using
-          errcode = 'TG005',
-          detail = 'The task of that key might be another''s child, or nobody''s.',
-          hint = 'The step''s name makes sure that children are spawned once.';
-    end if;
+  if v_spawn.idempotency_key is not null or v_spawn.uniqueness is not null then
+    raise exception 'a child cannot have an idempotency key or a unique key'
+      using
+        errcode = 'TG005',
+        detail = 'The task of that key might be another''s child, or nobody''s.',
+        hint = 'The step''s name makes sure that children are spawned once.';
+  end if;
 
-    spawn.parent_task_id := coalesce(spawn.parent_task_id, p_like.parent_task_id);
-    spawn.workflow_run_id := coalesce(spawn.workflow_run_id, p_like.workflow_run_id);
-    spawn.correlation_id := coalesce(spawn.correlation_id, p_like.correlation_id);
-    spawn.tags := coalesce(spawn.tags, p_like.tags);
-    spawn.links := coalesce(spawn.links, '{}') || jsonb_build_object('join', jsonb_build_object(
-      'queue_name', p_queue_name, 'task_id', p_like.parent_task_id, 'step_name', p_step_name,
-      'place', place
-    ));
-    return next;
-  end loop;
+  v_spawn.parent_task_id := coalesce(v_spawn.parent_task_id, p_like.parent_task_id);
+  v_spawn.workflow_run_id := coalesce(v_spawn.workflow_run_id, p_like.workflow_run_id);
+  v_spawn.correlation_id := coalesce(v_spawn.correlation_id, p_like.correlation_id);
+  v_spawn.tags := coalesce(v_spawn.tags, p_like.tags);
+  v_spawn.links := coalesce(v_spawn.links, '{}') || jsonb_build_object('join', p_join);
+  return v_spawn;
+end;
+$$;
+
+-- The queue of each child, the parent's unless it names another.
+create or replace function teguh._child_queues(p_queue_name text, p_tasks jsonb)
+  returns text[]
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if jsonb_typeof(p_tasks) is distinct from 'array'
+    or jsonb_path_exists(p_tasks, '$[*] ? (@.type() != "object")')
+  then
+    raise exception 'children must be a JSON array of tasks'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(coalesce(p_tasks::text, 'null'), 200)),
+        hint = 'For instance [{"task_name": "resize", "params": {"width": 100}}].';
+  end if;
+
+  return array(
+    select coalesce(teguh._text_option(t.task, 'queue_name'), p_queue_name)
+    from jsonb_array_elements(p_tasks) with ordinality as t(task, place)
+    order by t.place
+  );
 end;
 $$;
 
@@ -12200,54 +12221,54 @@ create or replace function teguh.spawn_children(
 as $$
 #variable_conflict use_column
 declare
-  v_options jsonb := coalesce(p_options, '{}');
-  v_parent  record;
-  v_group   record;
-  v_child   record;
-  v_ids     uuid[] := '{}';
-  v_queues  text[] := '{}';
+  v_brood  teguh._brood;
+  v_join   jsonb := jsonb_build_object('queue_name', p_queue_name, 'step_name', p_step_name);
+  v_cancel boolean := teguh._cancel_option(p_options);
+  v_queues text[] := teguh._child_queues(p_queue_name, p_tasks);
+  v_queue  text;
+  v_spawns teguh._spawn[];
+  v_some   uuid[];
+  v_ids    uuid[] := '{}';
 begin
   perform teguh._check_name('step name', p_step_name);
-  perform teguh._check_keys('options', v_options, array['on_parent_end']);
-  if jsonb_typeof(p_tasks) is distinct from 'array'
-    or coalesce(teguh._text_option(v_options, 'on_parent_end'), 'leave') not in ('leave', 'cancel')
-  then
-    raise exception 'children are an array of tasks, and on_parent_end is leave or cancel'
-      using
-        errcode = 'TG005',
-        detail = format('Found: %s; %s.', left(coalesce(p_tasks::text, 'null'), 200), v_options),
-        hint = 'For instance [{"task_name": "resize", "params": {"width": 100}}].';
-  end if;
-
-  execute teguh._call('brood', p_queue_name, 2) into v_parent using p_run_id, p_step_name;
-  if v_parent.child_ids is not null then
+  execute teguh._call('brood', p_queue_name, 2) into v_brood using p_run_id, p_step_name;
+  if v_brood.child_ids is not null then
     return query
     select u.queue_name, u.task_id, false
-    from unnest(v_parent.child_queues, v_parent.child_ids) as u(queue_name, task_id);
+    from unnest(v_brood.child_queues, v_brood.child_ids) as u(queue_name, task_id);
     return;
   end if;
 
-  for v_group in
-    select
-      c.queue_name, array_agg(c.spawn order by c.place) as spawns,
-      array_agg(c.place order by c.place) as places
-    from teguh._read_children(p_queue_name, p_step_name, v_parent.like_us, p_tasks) as c
-    group by c.queue_name
-    order by c.queue_name
+  v_join := v_join || jsonb_build_object('task_id', (v_brood.like_us).parent_task_id);
+  for v_place in 1 .. cardinality(v_queues) loop
+    v_spawns[v_place] := teguh._read_child(
+      v_queues[v_place], v_join || jsonb_build_object('place', v_place), p_tasks -> v_place - 1,
+      v_brood.like_us
+    );
+  end loop;
+
+  for v_queue in
+    select distinct q.name from unnest(v_queues) as q(name) order by q.name
   loop
-    for v_child in execute format(
-      'select p.place, p.task_id from teguh._put_%s($1) with ordinality '
-      'as p(task_id, run_id, attempt, created, place)', v_group.queue_name
-    ) using v_group.spawns loop
-      v_ids[v_group.places[v_child.place]] := v_child.task_id;
-      v_queues[v_group.places[v_child.place]] := v_group.queue_name;
+    execute format(
+      'select array_agg(p.task_id order by p.place) from teguh._put_%s($1) with ordinality '
+      'as p(task_id, run_id, attempt, created, place)', v_queue
+    ) into v_some using array(
+      select v_spawns[g.i]
+      from generate_subscripts(v_queues, 1) as g(i)
+      where v_queues[g.i] = v_queue
+      order by g.i
+    );
+    for v_place in 1 .. cardinality(v_queues) loop
+      if v_queues[v_place] = v_queue then
+        v_ids[v_place] := v_some[1];
+        v_some := v_some[2:];
+      end if;
     end loop;
   end loop;
 
   execute teguh._call('bind', p_queue_name, 5)
-  using
-    (v_parent.like_us).parent_task_id, p_step_name, v_ids, v_queues,
-    coalesce(v_options ->> 'on_parent_end' = 'cancel', false);
+  using (v_brood.like_us).parent_task_id, p_step_name, v_ids, v_queues, v_cancel;
   return query
   select u.queue_name, u.task_id, true
   from unnest(v_queues, v_ids) as u(queue_name, task_id);
@@ -12257,12 +12278,34 @@ $$;
 comment on function teguh.spawn_children(text, uuid, text, jsonb, jsonb) is
   'Spawns tasks ({"task_name", "params", "options", "queue_name"}) for a step of a run, in the '
   'caller''s transaction: of any queue, as many as there are, and once, whatever is given the '
-  'second time. They come back in the order given; created is false if they were there. They have the '
-  'run''s task as parent_task_id and, unless they say otherwise, its workflow_run_id, '
-  'correlation_id and tags. Options: on_parent_end (leave or cancel: what becomes of them if the task ends '
-  'without success; default leave). Raises TG001 for an unknown queue, TG002 for an unknown run, TG004 if '
-  'nobody holds the run, TG005 for a bad task or option, AB001 if the task is cancelled, AB002 if '
-  'the run has ended.';
+  'second time. They come back in the order given; created is false if they were there. They have '
+  'the run''s task as parent_task_id and, unless they say otherwise, its workflow_run_id, '
+  'correlation_id and tags. Options: on_parent_end (leave or cancel: what becomes of them if the '
+  'task ends without success; default leave). Raises TG001 for an unknown queue, TG002 for an '
+  'unknown run, TG004 if nobody holds the run, TG005 for a bad task or option, AB001 if the task is '
+  'cancelled, AB002 if the run has ended.';
+
+-- Read whether children are to be cancelled when their parent ends without success.
+create or replace function teguh._cancel_option(p_options jsonb)
+  returns boolean
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_options jsonb := coalesce(p_options, '{}');
+begin
+  perform teguh._check_keys('options', v_options, array['on_parent_end']);
+  if teguh._text_option(v_options, 'on_parent_end') not in ('leave', 'cancel') then
+    raise exception 'unknown on_parent_end "%"', left(v_options ->> 'on_parent_end', 200)
+      using
+        errcode = 'TG005',
+        detail = 'Known values: leave, cancel.',
+        hint = 'leave is the default.';
+  end if;
+  return coalesce(v_options ->> 'on_parent_end' = 'cancel', false);
+end;
+$$;
 
 -- Tell a parent that a child is over.  A queue that was dropped is told nothing.
 create or replace function teguh._answer(p_join jsonb, p_state text)
@@ -12492,7 +12535,7 @@ declare
   v_children teguh.j_template;
   v_queue    text;
   v_some     jsonb;
-  v_all      jsonb := '{}';
+  v_all      jsonb := '{}'::jsonb;
 begin
   select j.* into v_children
   from teguh.j_template as j

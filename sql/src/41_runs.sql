@@ -191,7 +191,6 @@ begin
     array_agg(d.seconds), min(d.seconds), max(d.seconds), sum(d.seconds)
   into v_done, v_names, v_waited, v_linked, v_seconds, v_least, v_most, v_sum
   from done as d;
-
   perform teguh._tally_template(
     v_names[1], 'r', 'c', cardinality(v_names), teguh._bound(v_most, q.buckets), v_sum
   )

@@ -11,7 +11,7 @@ as $$
 declare
   v_sequence jsonb := nullif(p_options -> 'sequence', 'null');
   v_one      jsonb;
-  v_tasks    jsonb := '[]';
+  v_tasks    jsonb := '[]'::jsonb;
 begin
   if v_sequence is not null and jsonb_typeof(v_sequence) <> 'array' then
     raise exception '"sequence" must be an array of tasks'

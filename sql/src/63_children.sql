@@ -5,29 +5,28 @@
 -- parent for that, so that ten thousand children can end side by side.
 
 -- Lock the task of a run, and see which children a step has and what they would have of it.
-create or replace function teguh._brood_template(
-  p_run_id         uuid,
-  p_step_name      text,
-  out child_ids    uuid[],
-  out child_queues text[],
-  out like_us      teguh._spawn
-)
+create or replace function teguh._brood_template(p_run_id uuid, p_step_name text)
+  returns teguh._brood
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
-#variable_conflict use_column
 declare
-  v_task teguh.t_template := teguh._hold_template(p_run_id);
+  v_task  teguh.t_template := teguh._hold_template(p_run_id);
+  v_like  teguh._spawn;
+  v_brood teguh._brood;
 begin
-  like_us.parent_task_id := v_task.task_id;
-  like_us.workflow_run_id := v_task.workflow_run_id;
-  like_us.correlation_id := v_task.correlation_id;
-  like_us.tags := v_task.tags;
-  select j.child_ids, j.child_queues into child_ids, child_queues
+  select j.child_ids, j.child_queues into v_brood.child_ids, v_brood.child_queues
   from teguh.j_template as j
   where j.task_id = v_task.task_id
     and j.step_name = p_step_name;
+
+  v_like.parent_task_id := v_task.task_id;
+  v_like.workflow_run_id := v_task.workflow_run_id;
+  v_like.correlation_id := v_task.correlation_id;
+  v_like.tags := v_task.tags;
+  v_brood.like_us := v_like;
+  return v_brood;
 end;
 $$;
 
@@ -55,53 +54,63 @@ begin
 end;
 $$;
 
--- Read the children to spawn, each with its place among them.
-create or replace function teguh._read_children(
+-- Read one child to spawn.
+create or replace function teguh._read_child(
   p_queue_name text,
-  p_step_name  text,
-  p_like       teguh._spawn,
-  p_tasks      jsonb
+  p_join       jsonb,
+  p_task       jsonb,
+  p_like       teguh._spawn
 )
-  returns table(queue_name text, place integer, spawn teguh._spawn)
+  returns teguh._spawn
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_child record;
+  v_spawn teguh._spawn := teguh._read_task(
+    p_queue_name, p_task - 'queue_name', teguh._policy(p_queue_name)
+  );
 begin
-  for v_child in
-    select t.task, t.place
-    from jsonb_array_elements(p_tasks) with ordinality as t(task, place)
-  loop
-    queue_name := coalesce(
-      case when jsonb_typeof(v_child.task) = 'object' then
-        teguh._text_option(v_child.task, 'queue_name')
-      end,
-      p_queue_name
-    );
-    place := v_child.place;
-    spawn := teguh._read_task(
-      queue_name, v_child.task - 'queue_name', teguh._policy(queue_name)
-    );
-    if spawn.idempotency_key is not null or spawn.uniqueness is not null then
-      raise exception 'a child cannot have an idempotency key or a unique key'
-        using
-          errcode = 'TG005',
-          detail = 'The task of that key might be another''s child, or nobody''s.',
-          hint = 'The step''s name makes sure that children are spawned once.';
-    end if;
+  if v_spawn.idempotency_key is not null or v_spawn.uniqueness is not null then
+    raise exception 'a child cannot have an idempotency key or a unique key'
+      using
+        errcode = 'TG005',
+        detail = 'The task of that key might be another''s child, or nobody''s.',
+        hint = 'The step''s name makes sure that children are spawned once.';
+  end if;
 
-    spawn.parent_task_id := coalesce(spawn.parent_task_id, p_like.parent_task_id);
-    spawn.workflow_run_id := coalesce(spawn.workflow_run_id, p_like.workflow_run_id);
-    spawn.correlation_id := coalesce(spawn.correlation_id, p_like.correlation_id);
-    spawn.tags := coalesce(spawn.tags, p_like.tags);
-    spawn.links := coalesce(spawn.links, '{}') || jsonb_build_object('join', jsonb_build_object(
-      'queue_name', p_queue_name, 'task_id', p_like.parent_task_id, 'step_name', p_step_name,
-      'place', place
-    ));
-    return next;
-  end loop;
+  v_spawn.parent_task_id := coalesce(v_spawn.parent_task_id, p_like.parent_task_id);
+  v_spawn.workflow_run_id := coalesce(v_spawn.workflow_run_id, p_like.workflow_run_id);
+  v_spawn.correlation_id := coalesce(v_spawn.correlation_id, p_like.correlation_id);
+  v_spawn.tags := coalesce(v_spawn.tags, p_like.tags);
+  v_spawn.links := coalesce(v_spawn.links, '{}') || jsonb_build_object('join', p_join);
+  return v_spawn;
+end;
+$$;
+
+-- The queue of each child, the parent's unless it names another.
+create or replace function teguh._child_queues(p_queue_name text, p_tasks jsonb)
+  returns text[]
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if jsonb_typeof(p_tasks) is distinct from 'array'
+    or jsonb_path_exists(p_tasks, '$[*] ? (@.type() != "object")')
+  then
+    raise exception 'children must be a JSON array of tasks'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(coalesce(p_tasks::text, 'null'), 200)),
+        hint = 'For instance [{"task_name": "resize", "params": {"width": 100}}].';
+  end if;
+
+  return array(
+    select coalesce(teguh._text_option(t.task, 'queue_name'), p_queue_name)
+    from jsonb_array_elements(p_tasks) with ordinality as t(task, place)
+    order by t.place
+  );
 end;
 $$;
 
@@ -120,54 +129,54 @@ create or replace function teguh.spawn_children(
 as $$
 #variable_conflict use_column
 declare
-  v_options jsonb := coalesce(p_options, '{}');
-  v_parent  record;
-  v_group   record;
-  v_child   record;
-  v_ids     uuid[] := '{}';
-  v_queues  text[] := '{}';
+  v_brood  teguh._brood;
+  v_join   jsonb := jsonb_build_object('queue_name', p_queue_name, 'step_name', p_step_name);
+  v_cancel boolean := teguh._cancel_option(p_options);
+  v_queues text[] := teguh._child_queues(p_queue_name, p_tasks);
+  v_queue  text;
+  v_spawns teguh._spawn[];
+  v_some   uuid[];
+  v_ids    uuid[] := '{}';
 begin
   perform teguh._check_name('step name', p_step_name);
-  perform teguh._check_keys('options', v_options, array['on_parent_end']);
-  if jsonb_typeof(p_tasks) is distinct from 'array'
-    or coalesce(teguh._text_option(v_options, 'on_parent_end'), 'leave') not in ('leave', 'cancel')
-  then
-    raise exception 'children are an array of tasks, and on_parent_end is leave or cancel'
-      using
-        errcode = 'TG005',
-        detail = format('Found: %s; %s.', left(coalesce(p_tasks::text, 'null'), 200), v_options),
-        hint = 'For instance [{"task_name": "resize", "params": {"width": 100}}].';
-  end if;
-
-  execute teguh._call('brood', p_queue_name, 2) into v_parent using p_run_id, p_step_name;
-  if v_parent.child_ids is not null then
+  execute teguh._call('brood', p_queue_name, 2) into v_brood using p_run_id, p_step_name;
+  if v_brood.child_ids is not null then
     return query
     select u.queue_name, u.task_id, false
-    from unnest(v_parent.child_queues, v_parent.child_ids) as u(queue_name, task_id);
+    from unnest(v_brood.child_queues, v_brood.child_ids) as u(queue_name, task_id);
     return;
   end if;
 
-  for v_group in
-    select
-      c.queue_name, array_agg(c.spawn order by c.place) as spawns,
-      array_agg(c.place order by c.place) as places
-    from teguh._read_children(p_queue_name, p_step_name, v_parent.like_us, p_tasks) as c
-    group by c.queue_name
-    order by c.queue_name
+  v_join := v_join || jsonb_build_object('task_id', (v_brood.like_us).parent_task_id);
+  for v_place in 1 .. cardinality(v_queues) loop
+    v_spawns[v_place] := teguh._read_child(
+      v_queues[v_place], v_join || jsonb_build_object('place', v_place), p_tasks -> v_place - 1,
+      v_brood.like_us
+    );
+  end loop;
+
+  for v_queue in
+    select distinct q.name from unnest(v_queues) as q(name) order by q.name
   loop
-    for v_child in execute format(
-      'select p.place, p.task_id from teguh._put_%s($1) with ordinality '
-      'as p(task_id, run_id, attempt, created, place)', v_group.queue_name
-    ) using v_group.spawns loop
-      v_ids[v_group.places[v_child.place]] := v_child.task_id;
-      v_queues[v_group.places[v_child.place]] := v_group.queue_name;
+    execute format(
+      'select array_agg(p.task_id order by p.place) from teguh._put_%s($1) with ordinality '
+      'as p(task_id, run_id, attempt, created, place)', v_queue
+    ) into v_some using array(
+      select v_spawns[g.i]
+      from generate_subscripts(v_queues, 1) as g(i)
+      where v_queues[g.i] = v_queue
+      order by g.i
+    );
+    for v_place in 1 .. cardinality(v_queues) loop
+      if v_queues[v_place] = v_queue then
+        v_ids[v_place] := v_some[1];
+        v_some := v_some[2:];
+      end if;
     end loop;
   end loop;
 
   execute teguh._call('bind', p_queue_name, 5)
-  using
-    (v_parent.like_us).parent_task_id, p_step_name, v_ids, v_queues,
-    coalesce(v_options ->> 'on_parent_end' = 'cancel', false);
+  using (v_brood.like_us).parent_task_id, p_step_name, v_ids, v_queues, v_cancel;
   return query
   select u.queue_name, u.task_id, true
   from unnest(v_queues, v_ids) as u(queue_name, task_id);
@@ -177,12 +186,34 @@ $$;
 comment on function teguh.spawn_children(text, uuid, text, jsonb, jsonb) is
   'Spawns tasks ({"task_name", "params", "options", "queue_name"}) for a step of a run, in the '
   'caller''s transaction: of any queue, as many as there are, and once, whatever is given the '
-  'second time. They come back in the order given; created is false if they were there. They have the '
-  'run''s task as parent_task_id and, unless they say otherwise, its workflow_run_id, '
-  'correlation_id and tags. Options: on_parent_end (leave or cancel: what becomes of them if the task ends '
-  'without success; default leave). Raises TG001 for an unknown queue, TG002 for an unknown run, TG004 if '
-  'nobody holds the run, TG005 for a bad task or option, AB001 if the task is cancelled, AB002 if '
-  'the run has ended.';
+  'second time. They come back in the order given; created is false if they were there. They have '
+  'the run''s task as parent_task_id and, unless they say otherwise, its workflow_run_id, '
+  'correlation_id and tags. Options: on_parent_end (leave or cancel: what becomes of them if the '
+  'task ends without success; default leave). Raises TG001 for an unknown queue, TG002 for an '
+  'unknown run, TG004 if nobody holds the run, TG005 for a bad task or option, AB001 if the task is '
+  'cancelled, AB002 if the run has ended.';
+
+-- Read whether children are to be cancelled when their parent ends without success.
+create or replace function teguh._cancel_option(p_options jsonb)
+  returns boolean
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_options jsonb := coalesce(p_options, '{}');
+begin
+  perform teguh._check_keys('options', v_options, array['on_parent_end']);
+  if teguh._text_option(v_options, 'on_parent_end') not in ('leave', 'cancel') then
+    raise exception 'unknown on_parent_end "%"', left(v_options ->> 'on_parent_end', 200)
+      using
+        errcode = 'TG005',
+        detail = 'Known values: leave, cancel.',
+        hint = 'leave is the default.';
+  end if;
+  return coalesce(v_options ->> 'on_parent_end' = 'cancel', false);
+end;
+$$;
 
 -- Tell a parent that a child is over.  A queue that was dropped is told nothing.
 create or replace function teguh._answer(p_join jsonb, p_state text)
@@ -412,7 +443,7 @@ declare
   v_children teguh.j_template;
   v_queue    text;
   v_some     jsonb;
-  v_all      jsonb := '{}';
+  v_all      jsonb := '{}'::jsonb;
 begin
   select j.* into v_children
   from teguh.j_template as j
