@@ -8,421 +8,420 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  427  00_install.sql
---  475  01_version.sql: What the schema is, and its version
---  482    version
---  494  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  496    current_time
---  515    _after
---  530    _micros
---  541  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  557    _random_bytes
---  576    _make_uuidv7
---  599    portable_uuidv7
---  629    uuidv7_timestamp
---  655    _task_id
---  680    _run_id
---  695    _run_task
---  706    _run_number
---  720  12_types.sql: The composite types that functions pass to each other
---  725    _gap (type)
---  733    _late (type)
---  740    _timer (type)
---  747    _tally (type)
---  758    _picked (type)
---  770    _spawn (type)
---  795    _brood (type)
---  803    _filter (type)
---  839  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  841    _check_keys
---  874    _number_option
---  909    _integer_option
---  925    _whole_option
---  952    _text_option
---  978    _flag_option
--- 1000    _name_option
--- 1017    _uuid_option
--- 1044    _tags_option
--- 1073    _check_name
--- 1100    _check_seconds
--- 1128    _check_isolation
--- 1147    _buckets_option
--- 1185    _check_policy
--- 1234    _check_spawn
--- 1281    _read_spawn_options
--- 1358    _time_option
--- 1379    _moment_option
--- 1411    _read_time_options
--- 1449    _unique_option
--- 1503    _inherit
--- 1533    _check_cancellation
--- 1550  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1553    _check_retry_strategy
--- 1591    _backoff
--- 1644    _fraction
--- 1655  20_tables.sql: Queues and the policy of each
--- 1657    queues (table)
--- 1690    grants (table)
--- 1704    limits (table)
--- 1724    pauses (table)
--- 1736    starts (table)
--- 1751    wanted (table)
--- 1763    versions (table)
--- 1778    t_template (table)
--- 1892    g_template (table)
--- 1904    d_template (table)
--- 1918    p0_template (table)
--- 1931    p1_template (table)
--- 1975    l_template (table)
--- 2002    h_template (table)
--- 2019    k0_template (table)
--- 2032    k1_template (table)
--- 2061    n0_template (table)
--- 2072    n1_template (table)
--- 2088    n_template (table)
--- 2112    seq_template (sequence)
--- 2113    ring_template (sequence)
--- 2114    parked_template (sequence)
--- 2115    woken_template (sequence)
--- 2116    plan_template (sequence)
--- 2117    fired_template (sequence)
--- 2118    clock_template (sequence)
--- 2119    carry_template (sequence)
--- 2120    round_template (sequence)
--- 2143    r_template (table)
--- 2160    a_template (table)
--- 2186    c_template (table)
--- 2202    e_template (table)
--- 2219    u_template (table)
--- 2232    j_template (table)
--- 2251    f_template (table)
--- 2263    w_template (table)
--- 2278  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2281    validate_queue_name
--- 2323    _policy
--- 2367    _call
--- 2381    _template_ddl (view)
--- 2466    _stamp
--- 2478    _stamp_queues
--- 2506    _stamp_relation
--- 2546    _stamp_function
--- 2579    _function
--- 2591    _signature
--- 2602    _leave_extension
--- 2628    _lock_number
--- 2638    _share_queue
--- 2651    _may
--- 2667    _each_queue
--- 2689    _init_template
--- 2715    _hush_template
--- 2736    _beyond
--- 2745    create_queue
--- 2810    _refuse_busy
--- 2829    drop_queue
--- 2859    _drop_all
--- 2910    list_queues
--- 2934  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 2943    _push_template
--- 2984    _fill
--- 3004    _add0_template
--- 3071    _back0_template
--- 3089  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3094    _claim0_template
--- 3166    _pick0_template
--- 3249    _limits_template
--- 3290    _move0_template
--- 3352    _open_xids
--- 3372    _next0_template
--- 3401    _many0_template
--- 3430    _stuck0_template
--- 3468    _trim0_template
--- 3513    _take_template
--- 3594    _known_template
--- 3614    _paused_until
--- 3627    claim_task
--- 3688    _next_template
--- 3730    _soon0_template
--- 3788    next_due
--- 3813  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 3826    _due0_template
--- 3902    _last0_template
--- 3927    _any0_template
--- 3954    _miss0_template
--- 3990    _pass0_template
--- 4036    _fire_template
--- 4097    _expire_template
--- 4165    _timeout_reason
--- 4184    _over_template
--- 4206    _close_template
--- 4236    _follow_template
--- 4266  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4268    _segment_bytes
--- 4289    _turn_template
--- 4321    _turn0_template
--- 4359    _spent0_template
--- 4373    _dry0_template
--- 4400    _left0_template
--- 4431    _carry0_template
--- 4475  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4481    _remake_template
--- 4533    _alive_template
--- 4587    _home
--- 4600    _settle_template
--- 4622    rebuild_dispatch
--- 4659    _recap_template
--- 4690  35_tally.sql: The letter by which tallies know where a task stands
--- 4692    _letter
--- 4711    _letters
--- 4723    _bound
--- 4743    _tally_template
--- 4768    _reckon_template
--- 4795    _finish_template
--- 4823    _moved_template
--- 4854    _sum0_template
--- 4890    _noted0_template
--- 4925    _bank0_template
--- 4945    _census_template
--- 4967    _count_template
--- 4989  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 4999    _gate_number
--- 5010    _enter_gate
--- 5032    _limit_of
--- 5050    _rule_template
--- 5076    _reign_template
--- 5106    _going_template
--- 5122    _busy_template
--- 5138    _everywhere_busy
--- 5164    _is_paused
--- 5184    _is_limited
--- 5195    _started
--- 5212    _left_over
--- 5232    _slots_template
--- 5271    _vacate_template
--- 5331    _unbar_template
--- 5360    _intake_template
--- 5381    _sift0_template
--- 5466    _line_template
--- 5518    _keys_template
--- 5557    _admit_template
--- 5607    _spare_template
--- 5628    _choose_template
--- 5672    _named_template
--- 5699    _weed_template
--- 5732    _seize_template
--- 5807    _leave_template
--- 5835    _occupy_template
--- 5875    _chance_template
--- 5904    _align_template
--- 5942  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 5945    _want_template
--- 5979    _names_option
--- 6014    _line_up
--- 6050    claim_any
--- 6123    _check_order
--- 6140  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6145    _put_template
--- 6213    _enlist_template
--- 6256    _new_template
--- 6313    _tag_template
--- 6331    _room_template
--- 6358    _shed_template
--- 6400    _first0_template
--- 6441    _once_template
--- 6489    _blocks
--- 6516    _meet_template
--- 6550    _swap_template
--- 6611    _series_template
--- 6648    _found_template
--- 6704    spawn_task
--- 6764    spawn_tasks
--- 6811    _read_task
--- 6829  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 6834    _hold_template
--- 6885    _own_template
--- 6905    _done_template
--- 6953    complete_run
--- 6976    _flush_template
--- 7058    _why_template
--- 7074    _read_runs
--- 7120    _explain_bad_run
--- 7145    complete_runs
--- 7170    _end_template
--- 7219    _lost_template
--- 7239    _file_template
--- 7265    _again_template
--- 7305    _queue_template
--- 7326    _fail_template
--- 7344    fail_run
--- 7368    _nap_template
--- 7397    schedule_run
--- 7427    _free_template
--- 7475    release_run
--- 7500    _keep_template
--- 7526    extend_claim
--- 7549  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7554    _mark_template
--- 7576    _note_template
--- 7606    set_task_checkpoint_state
--- 7641    _recall_template
--- 7663    get_task_checkpoint_state
--- 7687    _list_template
--- 7716    get_task_checkpoint_states
--- 7742  43_events.sql: Wait for an event, or learn how the wait ended
--- 7749    _wait_template
--- 7821    _park_template
--- 7863    await_event
--- 7900    _emit_template
--- 7963    emit_event
--- 7988  44_control.sql: Read a task, or raise TG003
--- 7990    _fetch_template
--- 8017    _stop_template
--- 8049    _act_template
--- 8071    _halt_template
--- 8087    cancel_task
--- 8109    _rerun_template
--- 8183    _forget_template
--- 8203    _redo_template
--- 8236    _renew_template
--- 8272    retry_task
--- 8322    _show_template
--- 8370    get_task_result
--- 8405  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8412    _purge_template
--- 8442    _erase_template
--- 8491    _first_uuid
--- 8510    _sweep_template
--- 8550    _clean
--- 8584    cleanup_tasks
--- 8605    cleanup_events
--- 8626    cleanup_all_queues
--- 8656  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 8658    _cap_template
--- 8684    _write_limit
--- 8700    _read_limit
--- 8748    _check_limit_keys
--- 8770    set_limit
--- 8824    _usage_template
--- 8900    limit_usage
--- 8929  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 8931    _pause_template
--- 8952    _halve_template
--- 8982    _check_only
--- 9003    pause_queue
--- 9039    resume_queue
--- 9065    get_queue_policy
--- 9088    set_queue_policy
--- 9106    list_namespaces
--- 9123  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9126    _read_filter
--- 9160    _states_option
--- 9191    _read_cursor
--- 9210    _check_limit
--- 9234    _find_template
--- 9286    _seek_template
--- 9335    _page_template
--- 9404    _ended_template
--- 9441    _fit_template
--- 9477    _live_template
--- 9524    _hints0_template
--- 9566    _rows_template
--- 9615    list_tasks
--- 9661    _peek_template
--- 9717    get_task
--- 9771    _runs_template
--- 9824    list_runs
--- 9855    _past_template
--- 9930    _since_template
--- 9948    get_task_history
--- 9968    _held_template
--- 10000    list_workers
--- 10039    _read_place
--- 10058    _acts_template
--- 10084    list_actions
--- 10116  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10118    _abort_template
--- 10155    cancel_tasks
--- 10192    _check_meant
--- 10212    _limit_option
--- 10225    _retake_template
--- 10263    requeue_task
--- 10288    _regain_template
--- 10324    requeue_tasks
--- 10363    list_dead_letters
--- 10406    _replay_template
--- 10447    replay_dead_letters
--- 10487    _bury_template
--- 10529    purge_dead_letters
--- 10559  49_stats.sql: When the first task that is ready became so; null if none is
--- 10561    _oldest_template
--- 10601    _elder0_template
--- 10637    _tenure_template
--- 10662    _is_wanted
--- 10679    _stat_template
--- 10725    queue_stats
--- 10780    _from
--- 10793    _counters (view)
--- 10817    _gauge_template
--- 10863    _spans_template
--- 10916    metrics
--- 10952    _xmin_age
--- 10971    prometheus
--- 11030    _label_text
--- 11053    health
--- 11107  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 11112    _tick_template
--- 11134    _ticked (sequence)
--- 11140    _set_ticked
--- 11153    ticker
--- 11201    ticker_loop (procedure)
--- 11227  51_cron.sql: Whether pg_cron is installed in this database
--- 11229    _has_cron
--- 11239    _cron_has_seconds
--- 11260    _explain_no_cron
--- 11292    start
--- 11335    stop
--- 11360    _maintain
--- 11382    status
--- 11418  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11422    _rights (view)
--- 11506    _allowed
--- 11544    _grant
--- 11563    _grant_again
--- 11579    _grant_queue
--- 11594    _check_grant
--- 11627    grant_access
--- 11663    revoke_access
--- 11710  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 11715    _links_option
--- 11761    _read_link
--- 11793    _trail_template
--- 11832    _linked_template
--- 11864    _succeed_template
--- 11908    _undoings
--- 11935    _undo_template
--- 11969    _repent_template
--- 12005    add_compensation
--- 12043    _repeat_template
--- 12067    repeat_run
--- 12092  63_children.sql: Children: tasks that a step spawns and may wait for
--- 12100    _brood_template
--- 12126    _bind_template
--- 12150    _read_child
--- 12184    _child_queues
--- 12210    spawn_children
--- 12289    _cancel_option
--- 12311    _answer
--- 12327    _report_template
--- 12349    _recount_template
--- 12364    _verdict_template
--- 12398    _gather_template
--- 12452    _rally_template
--- 12528    _crop_template
--- 12569    _yield_template
--- 12589    _dismiss
--- 12610    _ditch_template
--- 12634    _orphan_template
--- 12649    await_children
--- 12706  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  426  00_install.sql
+--  474  01_version.sql: What the schema is, and its version
+--  481    version
+--  493  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  495    current_time
+--  514    _after
+--  529    _micros
+--  540  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  556    _random_bytes
+--  575    _make_uuidv7
+--  598    portable_uuidv7
+--  628    uuidv7_timestamp
+--  654    _task_id
+--  679    _run_id
+--  694    _run_task
+--  705    _run_number
+--  719  12_types.sql: The composite types that functions pass to each other
+--  724    _gap (type)
+--  732    _late (type)
+--  739    _timer (type)
+--  746    _tally (type)
+--  757    _picked (type)
+--  769    _spawn (type)
+--  794    _filter (type)
+--  828  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  830    _check_keys
+--  863    _number_option
+--  898    _integer_option
+--  914    _whole_option
+--  941    _text_option
+--  967    _flag_option
+--  989    _name_option
+-- 1006    _uuid_option
+-- 1033    _tags_option
+-- 1062    _check_name
+-- 1089    _check_seconds
+-- 1117    _check_isolation
+-- 1136    _buckets_option
+-- 1174    _check_policy
+-- 1223    _check_spawn
+-- 1270    _read_spawn_options
+-- 1347    _time_option
+-- 1368    _moment_option
+-- 1400    _read_time_options
+-- 1438    _unique_option
+-- 1492    _inherit
+-- 1522    _check_cancellation
+-- 1539  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1542    _check_retry_strategy
+-- 1580    _backoff
+-- 1633    _fraction
+-- 1644  20_tables.sql: Queues and the policy of each
+-- 1646    queues (table)
+-- 1679    grants (table)
+-- 1693    limits (table)
+-- 1713    pauses (table)
+-- 1725    starts (table)
+-- 1740    wanted (table)
+-- 1752    versions (table)
+-- 1767    t_template (table)
+-- 1881    g_template (table)
+-- 1893    d_template (table)
+-- 1907    p0_template (table)
+-- 1920    p1_template (table)
+-- 1964    l_template (table)
+-- 1991    h_template (table)
+-- 2008    k0_template (table)
+-- 2021    k1_template (table)
+-- 2050    n0_template (table)
+-- 2061    n1_template (table)
+-- 2077    n_template (table)
+-- 2101    seq_template (sequence)
+-- 2102    ring_template (sequence)
+-- 2103    parked_template (sequence)
+-- 2104    woken_template (sequence)
+-- 2105    plan_template (sequence)
+-- 2106    fired_template (sequence)
+-- 2107    clock_template (sequence)
+-- 2108    carry_template (sequence)
+-- 2109    round_template (sequence)
+-- 2132    r_template (table)
+-- 2149    a_template (table)
+-- 2175    c_template (table)
+-- 2191    e_template (table)
+-- 2208    u_template (table)
+-- 2221    j_template (table)
+-- 2240    f_template (table)
+-- 2252    w_template (table)
+-- 2267  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2270    validate_queue_name
+-- 2312    _policy
+-- 2356    _call
+-- 2370    _template_ddl (view)
+-- 2455    _stamp
+-- 2467    _stamp_queues
+-- 2495    _stamp_relation
+-- 2535    _stamp_function
+-- 2568    _function
+-- 2580    _signature
+-- 2591    _leave_extension
+-- 2617    _lock_number
+-- 2627    _share_queue
+-- 2640    _may
+-- 2656    _each_queue
+-- 2678    _init_template
+-- 2704    _hush_template
+-- 2725    _beyond
+-- 2734    create_queue
+-- 2799    _refuse_busy
+-- 2818    drop_queue
+-- 2848    _drop_all
+-- 2899    list_queues
+-- 2923  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 2932    _push_template
+-- 2973    _fill
+-- 2993    _add0_template
+-- 3060    _back0_template
+-- 3078  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3083    _claim0_template
+-- 3155    _pick0_template
+-- 3238    _limits_template
+-- 3279    _move0_template
+-- 3341    _open_xids
+-- 3361    _next0_template
+-- 3390    _many0_template
+-- 3419    _stuck0_template
+-- 3457    _trim0_template
+-- 3502    _take_template
+-- 3583    _known_template
+-- 3603    _paused_until
+-- 3616    claim_task
+-- 3677    _next_template
+-- 3719    _soon0_template
+-- 3777    next_due
+-- 3802  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 3815    _due0_template
+-- 3891    _last0_template
+-- 3916    _any0_template
+-- 3943    _miss0_template
+-- 3979    _pass0_template
+-- 4025    _fire_template
+-- 4086    _expire_template
+-- 4154    _timeout_reason
+-- 4173    _over_template
+-- 4195    _close_template
+-- 4225    _follow_template
+-- 4255  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4257    _segment_bytes
+-- 4278    _turn_template
+-- 4310    _turn0_template
+-- 4348    _spent0_template
+-- 4362    _dry0_template
+-- 4389    _left0_template
+-- 4420    _carry0_template
+-- 4464  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4470    _remake_template
+-- 4522    _alive_template
+-- 4576    _home
+-- 4589    _settle_template
+-- 4611    rebuild_dispatch
+-- 4648    _recap_template
+-- 4679  35_tally.sql: The letter by which tallies know where a task stands
+-- 4681    _letter
+-- 4700    _letters
+-- 4712    _bound
+-- 4732    _tally_template
+-- 4757    _reckon_template
+-- 4784    _finish_template
+-- 4812    _moved_template
+-- 4843    _sum0_template
+-- 4879    _noted0_template
+-- 4914    _bank0_template
+-- 4934    _census_template
+-- 4956    _count_template
+-- 4978  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 4988    _gate_number
+-- 4999    _enter_gate
+-- 5021    _limit_of
+-- 5039    _rule_template
+-- 5065    _reign_template
+-- 5095    _going_template
+-- 5111    _busy_template
+-- 5127    _everywhere_busy
+-- 5153    _is_paused
+-- 5173    _is_limited
+-- 5184    _started
+-- 5201    _left_over
+-- 5221    _slots_template
+-- 5260    _vacate_template
+-- 5320    _unbar_template
+-- 5349    _intake_template
+-- 5370    _sift0_template
+-- 5455    _line_template
+-- 5507    _keys_template
+-- 5546    _admit_template
+-- 5596    _spare_template
+-- 5617    _choose_template
+-- 5661    _named_template
+-- 5688    _weed_template
+-- 5721    _seize_template
+-- 5796    _leave_template
+-- 5824    _occupy_template
+-- 5864    _chance_template
+-- 5893    _align_template
+-- 5931  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 5934    _want_template
+-- 5968    _names_option
+-- 6003    _line_up
+-- 6039    claim_any
+-- 6112    _check_order
+-- 6129  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6134    _put_template
+-- 6202    _enlist_template
+-- 6245    _new_template
+-- 6302    _tag_template
+-- 6320    _room_template
+-- 6347    _shed_template
+-- 6389    _first0_template
+-- 6430    _once_template
+-- 6478    _blocks
+-- 6505    _meet_template
+-- 6539    _swap_template
+-- 6600    _series_template
+-- 6637    _found_template
+-- 6693    spawn_task
+-- 6753    spawn_tasks
+-- 6800    _read_task
+-- 6818  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 6823    _hold_template
+-- 6874    _own_template
+-- 6894    _done_template
+-- 6942    complete_run
+-- 6965    _flush_template
+-- 7047    _why_template
+-- 7063    _read_runs
+-- 7109    _explain_bad_run
+-- 7134    complete_runs
+-- 7159    _end_template
+-- 7208    _lost_template
+-- 7228    _file_template
+-- 7254    _again_template
+-- 7294    _queue_template
+-- 7315    _fail_template
+-- 7333    fail_run
+-- 7357    _nap_template
+-- 7386    schedule_run
+-- 7416    _free_template
+-- 7464    release_run
+-- 7489    _keep_template
+-- 7515    extend_claim
+-- 7538  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7543    _mark_template
+-- 7565    _note_template
+-- 7595    set_task_checkpoint_state
+-- 7630    _recall_template
+-- 7652    get_task_checkpoint_state
+-- 7676    _list_template
+-- 7705    get_task_checkpoint_states
+-- 7731  43_events.sql: Wait for an event, or learn how the wait ended
+-- 7738    _wait_template
+-- 7810    _park_template
+-- 7852    await_event
+-- 7889    _emit_template
+-- 7952    emit_event
+-- 7977  44_control.sql: Read a task, or raise TG003
+-- 7979    _fetch_template
+-- 8006    _stop_template
+-- 8038    _act_template
+-- 8060    _halt_template
+-- 8076    cancel_task
+-- 8098    _rerun_template
+-- 8172    _forget_template
+-- 8192    _redo_template
+-- 8225    _renew_template
+-- 8261    retry_task
+-- 8311    _show_template
+-- 8359    get_task_result
+-- 8394  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8401    _purge_template
+-- 8431    _erase_template
+-- 8480    _first_uuid
+-- 8499    _sweep_template
+-- 8539    _clean
+-- 8573    cleanup_tasks
+-- 8594    cleanup_events
+-- 8615    cleanup_all_queues
+-- 8645  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 8647    _cap_template
+-- 8673    _write_limit
+-- 8689    _read_limit
+-- 8737    _check_limit_keys
+-- 8759    set_limit
+-- 8813    _usage_template
+-- 8889    limit_usage
+-- 8918  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 8920    _pause_template
+-- 8941    _halve_template
+-- 8971    _check_only
+-- 8992    pause_queue
+-- 9028    resume_queue
+-- 9054    get_queue_policy
+-- 9077    set_queue_policy
+-- 9095    list_namespaces
+-- 9112  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9115    _read_filter
+-- 9149    _states_option
+-- 9180    _read_cursor
+-- 9199    _check_limit
+-- 9223    _find_template
+-- 9275    _seek_template
+-- 9324    _page_template
+-- 9393    _ended_template
+-- 9430    _fit_template
+-- 9466    _live_template
+-- 9513    _hints0_template
+-- 9555    _rows_template
+-- 9604    list_tasks
+-- 9650    _peek_template
+-- 9706    get_task
+-- 9760    _runs_template
+-- 9813    list_runs
+-- 9844    _past_template
+-- 9919    _since_template
+-- 9937    get_task_history
+-- 9957    _held_template
+-- 9989    list_workers
+-- 10028    _read_place
+-- 10047    _acts_template
+-- 10073    list_actions
+-- 10105  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10107    _abort_template
+-- 10144    cancel_tasks
+-- 10181    _check_meant
+-- 10201    _limit_option
+-- 10214    _retake_template
+-- 10252    requeue_task
+-- 10277    _regain_template
+-- 10313    requeue_tasks
+-- 10352    list_dead_letters
+-- 10395    _replay_template
+-- 10436    replay_dead_letters
+-- 10476    _bury_template
+-- 10518    purge_dead_letters
+-- 10548  49_stats.sql: When the first task that is ready became so; null if none is
+-- 10550    _oldest_template
+-- 10590    _elder0_template
+-- 10626    _tenure_template
+-- 10651    _is_wanted
+-- 10668    _stat_template
+-- 10714    queue_stats
+-- 10769    _from
+-- 10782    _counters (view)
+-- 10806    _gauge_template
+-- 10852    _spans_template
+-- 10905    metrics
+-- 10941    _xmin_age
+-- 10960    prometheus
+-- 11019    _label_text
+-- 11042    health
+-- 11096  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11101    _tick_template
+-- 11123    _ticked (sequence)
+-- 11129    _set_ticked
+-- 11142    ticker
+-- 11190    ticker_loop (procedure)
+-- 11216  51_cron.sql: Whether pg_cron is installed in this database
+-- 11218    _has_cron
+-- 11228    _cron_has_seconds
+-- 11249    _explain_no_cron
+-- 11281    start
+-- 11324    stop
+-- 11349    _maintain
+-- 11371    status
+-- 11407  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11411    _rights (view)
+-- 11495    _allowed
+-- 11533    _grant
+-- 11552    _grant_again
+-- 11568    _grant_queue
+-- 11583    _check_grant
+-- 11616    grant_access
+-- 11652    revoke_access
+-- 11699  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 11704    _links_option
+-- 11750    _read_link
+-- 11782    _trail_template
+-- 11821    _linked_template
+-- 11853    _succeed_template
+-- 11897    _undoings
+-- 11924    _undo_template
+-- 11958    _repent_template
+-- 11994    add_compensation
+-- 12032    _repeat_template
+-- 12056    repeat_run
+-- 12081  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 12090    _brood_template
+-- 12120    _bind_template
+-- 12144    _read_child
+-- 12178    _child_queues
+-- 12204    spawn_children
+-- 12288    _cancel_option
+-- 12310    _answer
+-- 12326    _report_template
+-- 12348    _recount_template
+-- 12363    _verdict_template
+-- 12397    _gather_template
+-- 12451    _rally_template
+-- 12527    _crop_template
+-- 12568    _yield_template
+-- 12588    _dismiss
+-- 12609    _ditch_template
+-- 12633    _orphan_template
+-- 12648    await_children
+-- 12705  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -791,14 +790,6 @@ begin
     );
   end if;
 
-  if to_regtype('teguh._brood') is null then
-    create type teguh._brood as (
-      child_ids    uuid[],
-      child_queues text[],
-      like_us      teguh._spawn
-    );
-  end if;
-
   if to_regtype('teguh._filter') is null then
     create type teguh._filter as (
       states          text[],
@@ -831,8 +822,6 @@ comment on type teguh._tally is
   'their runs ended, they took at most so many seconds each, so many all together; else 0.';
 comment on type teguh._spawn is
   'One task to spawn, its options checked.';
-comment on type teguh._brood is
-  'The children of a step (null: none yet), and what each would have of its parent.';
 comment on type teguh._filter is
   'Which tasks are meant; what is null does not matter.';
 
@@ -12096,29 +12085,34 @@ comment on function teguh.repeat_run(text, uuid, double precision) is
 -- them a moment later, when all that committed at the same time can be seen.  Nobody locks the
 -- parent for that, so that ten thousand children can end side by side.
 
--- Lock the task of a run, and see which children a step has and what they would have of it.
-create or replace function teguh._brood_template(p_run_id uuid, p_step_name text)
-  returns teguh._brood
+-- Lock the task of a run, and see which children a step has (null: none yet) and what they would
+-- have of it.
+create or replace function teguh._brood_template(
+  p_run_id            uuid,
+  p_step_name         text,
+  out child_ids       uuid[],
+  out child_queues    text[],
+  out task_id         uuid,
+  out workflow_run_id uuid,
+  out correlation_id  text,
+  out tags            text[]
+)
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
+#variable_conflict use_column
 declare
-  v_task  teguh.t_template := teguh._hold_template(p_run_id);
-  v_like  teguh._spawn;
-  v_brood teguh._brood;
+  v_task teguh.t_template := teguh._hold_template(p_run_id);
 begin
-  select j.child_ids, j.child_queues into v_brood.child_ids, v_brood.child_queues
+  select j.child_ids, j.child_queues into child_ids, child_queues
   from teguh.j_template as j
   where j.task_id = v_task.task_id
     and j.step_name = p_step_name;
-
-  v_like.parent_task_id := v_task.task_id;
-  v_like.workflow_run_id := v_task.workflow_run_id;
-  v_like.correlation_id := v_task.correlation_id;
-  v_like.tags := v_task.tags;
-  v_brood.like_us := v_like;
-  return v_brood;
+  task_id := v_task.task_id;
+  workflow_run_id := v_task.workflow_run_id;
+  correlation_id := v_task.correlation_id;
+  tags := v_task.tags;
 end;
 $$;
 
@@ -12221,29 +12215,34 @@ create or replace function teguh.spawn_children(
 as $$
 #variable_conflict use_column
 declare
-  v_brood  teguh._brood;
+  v_like   teguh._spawn;
   v_join   jsonb := jsonb_build_object('queue_name', p_queue_name, 'step_name', p_step_name);
   v_cancel boolean := teguh._cancel_option(p_options);
   v_queues text[] := teguh._child_queues(p_queue_name, p_tasks);
   v_queue  text;
   v_spawns teguh._spawn[];
+  v_known  text[];
   v_some   uuid[];
-  v_ids    uuid[] := '{}';
+  v_ids    uuid[];
 begin
   perform teguh._check_name('step name', p_step_name);
-  execute teguh._call('brood', p_queue_name, 2) into v_brood using p_run_id, p_step_name;
-  if v_brood.child_ids is not null then
+  execute teguh._call('brood', p_queue_name, 2)
+  into
+    v_ids, v_known, v_like.parent_task_id, v_like.workflow_run_id, v_like.correlation_id,
+    v_like.tags
+  using p_run_id, p_step_name;
+  if v_ids is not null then
     return query
     select u.queue_name, u.task_id, false
-    from unnest(v_brood.child_queues, v_brood.child_ids) as u(queue_name, task_id);
+    from unnest(v_known, v_ids) as u(queue_name, task_id);
     return;
   end if;
 
-  v_join := v_join || jsonb_build_object('task_id', (v_brood.like_us).parent_task_id);
+  v_join := v_join || jsonb_build_object('task_id', v_like.parent_task_id);
   for v_place in 1 .. cardinality(v_queues) loop
     v_spawns[v_place] := teguh._read_child(
       v_queues[v_place], v_join || jsonb_build_object('place', v_place), p_tasks -> v_place - 1,
-      v_brood.like_us
+      v_like
     );
   end loop;
 
@@ -12268,7 +12267,7 @@ begin
   end loop;
 
   execute teguh._call('bind', p_queue_name, 5)
-  using (v_brood.like_us).parent_task_id, p_step_name, v_ids, v_queues, v_cancel;
+  using v_like.parent_task_id, p_step_name, coalesce(v_ids, '{}'), v_queues, v_cancel;
   return query
   select u.queue_name, u.task_id, true
   from unnest(v_queues, v_ids) as u(queue_name, task_id);
@@ -12282,8 +12281,8 @@ comment on function teguh.spawn_children(text, uuid, text, jsonb, jsonb) is
   'the run''s task as parent_task_id and, unless they say otherwise, its workflow_run_id, '
   'correlation_id and tags. Options: on_parent_end (leave or cancel: what becomes of them if the '
   'task ends without success; default leave). Raises TG001 for an unknown queue, TG002 for an '
-  'unknown run, TG004 if nobody holds the run, TG005 for a bad task or option, AB001 if the task is '
-  'cancelled, AB002 if the run has ended.';
+  'unknown run, TG004 if nobody holds the run, TG005 for a bad task or option, AB001 if the task '
+  'is cancelled, AB002 if the run has ended.';
 
 -- Read whether children are to be cancelled when their parent ends without success.
 create or replace function teguh._cancel_option(p_options jsonb)

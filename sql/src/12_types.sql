@@ -71,14 +71,6 @@ begin
     );
   end if;
 
-  if to_regtype('teguh._brood') is null then
-    create type teguh._brood as (
-      child_ids    uuid[],
-      child_queues text[],
-      like_us      teguh._spawn
-    );
-  end if;
-
   if to_regtype('teguh._filter') is null then
     create type teguh._filter as (
       states          text[],
@@ -111,7 +103,5 @@ comment on type teguh._tally is
   'their runs ended, they took at most so many seconds each, so many all together; else 0.';
 comment on type teguh._spawn is
   'One task to spawn, its options checked.';
-comment on type teguh._brood is
-  'The children of a step (null: none yet), and what each would have of its parent.';
 comment on type teguh._filter is
   'Which tasks are meant; what is null does not matter.';

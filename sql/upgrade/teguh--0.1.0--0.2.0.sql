@@ -569,14 +569,6 @@ begin
     );
   end if;
 
-  if to_regtype('teguh._brood') is null then
-    create type teguh._brood as (
-      child_ids    uuid[],
-      child_queues text[],
-      like_us      teguh._spawn
-    );
-  end if;
-
   if to_regtype('teguh._filter') is null then
     create type teguh._filter as (
       states          text[],
@@ -609,8 +601,6 @@ comment on type teguh._tally is
   'their runs ended, they took at most so many seconds each, so many all together; else 0.';
 comment on type teguh._spawn is
   'One task to spawn, its options checked.';
-comment on type teguh._brood is
-  'The children of a step (null: none yet), and what each would have of its parent.';
 comment on type teguh._filter is
   'Which tasks are meant; what is null does not matter.';
 
@@ -11874,29 +11864,34 @@ comment on function teguh.repeat_run(text, uuid, double precision) is
 -- them a moment later, when all that committed at the same time can be seen.  Nobody locks the
 -- parent for that, so that ten thousand children can end side by side.
 
--- Lock the task of a run, and see which children a step has and what they would have of it.
-create or replace function teguh._brood_template(p_run_id uuid, p_step_name text)
-  returns teguh._brood
+-- Lock the task of a run, and see which children a step has (null: none yet) and what they would
+-- have of it.
+create or replace function teguh._brood_template(
+  p_run_id            uuid,
+  p_step_name         text,
+  out child_ids       uuid[],
+  out child_queues    text[],
+  out task_id         uuid,
+  out workflow_run_id uuid,
+  out correlation_id  text,
+  out tags            text[]
+)
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
+#variable_conflict use_column
 declare
-  v_task  teguh.t_template := teguh._hold_template(p_run_id);
-  v_like  teguh._spawn;
-  v_brood teguh._brood;
+  v_task teguh.t_template := teguh._hold_template(p_run_id);
 begin
-  select j.child_ids, j.child_queues into v_brood.child_ids, v_brood.child_queues
+  select j.child_ids, j.child_queues into child_ids, child_queues
   from teguh.j_template as j
   where j.task_id = v_task.task_id
     and j.step_name = p_step_name;
-
-  v_like.parent_task_id := v_task.task_id;
-  v_like.workflow_run_id := v_task.workflow_run_id;
-  v_like.correlation_id := v_task.correlation_id;
-  v_like.tags := v_task.tags;
-  v_brood.like_us := v_like;
-  return v_brood;
+  task_id := v_task.task_id;
+  workflow_run_id := v_task.workflow_run_id;
+  correlation_id := v_task.correlation_id;
+  tags := v_task.tags;
 end;
 $$;
 
@@ -11999,29 +11994,34 @@ create or replace function teguh.spawn_children(
 as $$
 #variable_conflict use_column
 declare
-  v_brood  teguh._brood;
+  v_like   teguh._spawn;
   v_join   jsonb := jsonb_build_object('queue_name', p_queue_name, 'step_name', p_step_name);
   v_cancel boolean := teguh._cancel_option(p_options);
   v_queues text[] := teguh._child_queues(p_queue_name, p_tasks);
   v_queue  text;
   v_spawns teguh._spawn[];
+  v_known  text[];
   v_some   uuid[];
-  v_ids    uuid[] := '{}';
+  v_ids    uuid[];
 begin
   perform teguh._check_name('step name', p_step_name);
-  execute teguh._call('brood', p_queue_name, 2) into v_brood using p_run_id, p_step_name;
-  if v_brood.child_ids is not null then
+  execute teguh._call('brood', p_queue_name, 2)
+  into
+    v_ids, v_known, v_like.parent_task_id, v_like.workflow_run_id, v_like.correlation_id,
+    v_like.tags
+  using p_run_id, p_step_name;
+  if v_ids is not null then
     return query
     select u.queue_name, u.task_id, false
-    from unnest(v_brood.child_queues, v_brood.child_ids) as u(queue_name, task_id);
+    from unnest(v_known, v_ids) as u(queue_name, task_id);
     return;
   end if;
 
-  v_join := v_join || jsonb_build_object('task_id', (v_brood.like_us).parent_task_id);
+  v_join := v_join || jsonb_build_object('task_id', v_like.parent_task_id);
   for v_place in 1 .. cardinality(v_queues) loop
     v_spawns[v_place] := teguh._read_child(
       v_queues[v_place], v_join || jsonb_build_object('place', v_place), p_tasks -> v_place - 1,
-      v_brood.like_us
+      v_like
     );
   end loop;
 
@@ -12046,7 +12046,7 @@ begin
   end loop;
 
   execute teguh._call('bind', p_queue_name, 5)
-  using (v_brood.like_us).parent_task_id, p_step_name, v_ids, v_queues, v_cancel;
+  using v_like.parent_task_id, p_step_name, coalesce(v_ids, '{}'), v_queues, v_cancel;
   return query
   select u.queue_name, u.task_id, true
   from unnest(v_queues, v_ids) as u(queue_name, task_id);
@@ -12060,8 +12060,8 @@ comment on function teguh.spawn_children(text, uuid, text, jsonb, jsonb) is
   'the run''s task as parent_task_id and, unless they say otherwise, its workflow_run_id, '
   'correlation_id and tags. Options: on_parent_end (leave or cancel: what becomes of them if the '
   'task ends without success; default leave). Raises TG001 for an unknown queue, TG002 for an '
-  'unknown run, TG004 if nobody holds the run, TG005 for a bad task or option, AB001 if the task is '
-  'cancelled, AB002 if the run has ended.';
+  'unknown run, TG004 if nobody holds the run, TG005 for a bad task or option, AB001 if the task '
+  'is cancelled, AB002 if the run has ended.';
 
 -- Read whether children are to be cancelled when their parent ends without success.
 create or replace function teguh._cancel_option(p_options jsonb)
