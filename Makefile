@@ -24,7 +24,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help all install uninstall dist demo test test-matrix test-installs test-chaos \
-  absurd-npm bench bench-absurd bench-flat bench-inspect sql check-generated freeze lint lint-style lint-sql lint-bodies lint-safety \
+  absurd-npm bench bench-absurd bench-flat bench-inspect bench-limits sql check-generated freeze lint lint-style lint-sql lint-bodies lint-safety \
   lint-python lint-types plpgsql-check clean
 
 # Every way in which teguh gets into a database but the first, which `make test` takes.
@@ -88,6 +88,9 @@ bench-absurd: $(VENV)/dev check-generated ## speed beside absurd, through its ow
 
 bench-inspect: $(VENV)/dev check-generated ## lists and filters on ten million finished tasks
 	@$(PY) bench/inspection.py $(ARGS)
+
+bench-limits: $(VENV)/dev check-generated ## what limits keep, and what they cost
+	@$(PY) bench/limits.py $(ARGS)
 
 sql: ## build sql/teguh.sql and the upgrade script from sql/src
 	@$(PYTHON) tools/build_sql.py

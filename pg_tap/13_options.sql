@@ -1,6 +1,6 @@
 -- Options are checked at the call: an unknown key or a bad value raises TG005.
 begin;
-select plan(92);
+select plan(107);
 
 -- Given a queue, and each way to get an option of spawn_task wrong
 select teguh.create_queue('q');
@@ -12,7 +12,16 @@ values
   ('[]', 'options that are an array are refused'),
   ('"x"', 'options that are a string are refused'),
   ('{"max_attempt": 3}', 'a misspelt key is refused, not ignored'),
-  ('{"priority": 3}', 'an option of another library is refused'),
+  ('{"queue": "q"}', 'an option of another library is refused'),
+  ('{"priority": "high"}', 'a priority is a number'),
+  ('{"priority": 1.5}', 'a priority is a whole number'),
+  ('{"priority": 32768}', 'a priority has a greatest'),
+  ('{"priority": -32769}', 'a priority has a least'),
+  ('{"priority": true}', 'a priority is no boolean'),
+  ('{"key": 7}', 'a key is a string'),
+  ('{"key": ""}', 'a key is not blank'),
+  ('{"key": " "}', 'a key is not only spaces'),
+  ('{"key": ["k"]}', 'a key is no array'),
   ('{"headers": []}', 'headers must be an object'),
   ('{"headers": "a"}', 'headers must not be a string'),
   ('{"max_attempts": 0}', 'max_attempts is at least 1'),
@@ -56,7 +65,9 @@ values
    'available_at and delay_seconds are not given together');
 
 insert into bad (options, why)
-select jsonb_build_object('idempotency_key', repeat('k', 1025)), 'an idempotency key has a limit';
+select jsonb_build_object('idempotency_key', repeat('k', 1025)), 'an idempotency key has a limit'
+union all
+select jsonb_build_object('key', repeat('k', 1025)), 'a key has a limit';
 
 -- Then
 select throws_ok(
@@ -109,7 +120,7 @@ select lives_ok(
     select teguh.spawn_task('q', 'a', '{}', '{
       "headers": null, "retry_strategy": null, "max_attempts": null, "cancellation": null,
       "idempotency_key": null, "idempotency_mismatch": null, "available_at": null,
-      "delay_seconds": null
+      "delay_seconds": null, "priority": null, "key": null
     }')
   $$,
   'every option may be JSON null, which is as if it was absent'
@@ -182,8 +193,8 @@ select is(
     where p.pronamespace = 'teguh'::regnamespace
       and p.prosrc ~ 'perform teguh._check_isolation'
   ),
-  '{await_event,claim_task,emit_event,ticker}',
-  'four functions ask for READ COMMITTED'
+  '{await_event,claim_any,claim_task,emit_event,set_limit,ticker}',
+  'six functions ask for READ COMMITTED'
 );
 
 -- Given tags and ids that say where a task belongs
@@ -213,6 +224,19 @@ select is(
   (teguh._check_spawn('q', 'a', '1', '{"tags": ["b", "a"]}', '{}')).tags, '{b,a}',
   'tags stay in their order'
 );
+
+select results_eq(
+  format(
+    $$ select s.priority, s.flow_key from teguh._check_spawn('q', 'a', '1', %L, '{}') as s $$, n.options
+  ),
+  format('values (%L::smallint, %L)', n.priority, n.key),
+  format('%s is priority %s and key %s', n.options, n.priority, n.key)
+)
+from (
+  values
+    ('{}', null, null), ('{"priority": 0}', null, null), ('{"priority": 32767}', 32767, null),
+    ('{"priority": -32768}', -32768, null), ('{"priority": 2.0, "key": " k "}', 2, ' k ')
+) as n(options, priority, key);
 
 select * from finish();
 rollback;

@@ -1,6 +1,6 @@
 -- A spawn makes a task of what it was given, once per idempotency key, in the caller's transaction.
 begin;
-select plan(83);
+select plan(88);
 
 -- Given a queue
 set teguh.fake_now = '2031-05-01 12:00:00+00';
@@ -618,6 +618,57 @@ select results_eq(
       ('d', 'pending', null)
   $$,
   'the one that has been ready longest goes'
+);
+
+-- When tasks have a priority and a key, spawned in every way
+select teguh.create_queue('lanes');
+select teguh.create_queue('after');
+select teguh.spawn_task('lanes', 'one', '{}', '{"key": "k"}');
+select is(
+  (select q.ruled from teguh.queues as q where q.queue_name = 'lanes'), false,
+  'a key alone changes nothing in how a queue is claimed from'
+);
+select teguh.spawn_task('lanes', 'once', '{}', '{"priority": 3, "idempotency_key": "i"}');
+select teguh.spawn_task('lanes', 'once', '{}', '{"priority": 4, "idempotency_key": "i"}');
+select teguh.spawn_tasks('lanes', '[
+  {"task_name": "many", "options": {"priority": -1, "key": "m"}}, {"task_name": "many too"}
+]');
+select teguh.spawn_task('lanes', 'only', '{}', '{
+  "priority": 5, "key": "old", "unique": {"key": "u", "on_conflict": "replace"}
+}');
+select teguh.spawn_task('lanes', 'only', '{}', '{
+  "key": "new", "unique": {"key": "u", "on_conflict": "replace"}
+}');
+select teguh.spawn_task('lanes', 'mortal', '{}', '{
+  "ttl_seconds": 1, "on_expired": {
+    "queue_name": "after", "task_name": "heir", "options": {"priority": 7, "key": "h"}
+  }
+}');
+
+-- Then
+select results_eq(
+  $$ select t.task_name, t.priority::integer, t.flow_key from teguh.t_lanes as t order by 1 $$,
+  $$
+    values ('many', -1, 'm'), ('many too', null, null), ('mortal', null, null), ('once', 3, null),
+      ('one', null, 'k'), ('only', null, 'new')
+  $$,
+  'each keeps its own; what was there keeps its own, too, and what is replaced gets the new ones'
+);
+select set_config('teguh.fake_now', (teguh.current_time() + interval '2 s')::text, true);
+select teguh.ticker('lanes');
+select is(
+  (select (t.task_name, t.priority, t.flow_key)::text from teguh.t_after as t), '(heir,7,h)',
+  'what follows an expired task has its own'
+);
+select is(
+  (select q.ruled from teguh.queues as q where q.queue_name = 'after'), true,
+  'and lets its queue go by rules'
+);
+select teguh.complete_run('after', c.run_id) from teguh.claim_task('after', 'w') as c;
+select teguh.retry_task('after', t.task_id, '{"spawn_new": true}') from teguh.t_after as t;
+select is(
+  (select (t.task_name, t.priority, t.flow_key)::text from teguh.t_after as t where t.state = 'pending'),
+  '(heir,7,h)', 'a copy of a task has those of the task'
 );
 
 select * from finish();

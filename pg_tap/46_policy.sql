@@ -1,6 +1,6 @@
 -- Policies are read and set; a paused queue hands nothing out and goes on with all else.
 begin;
-select plan(29);
+select plan(62);
 set local teguh.fake_now = '2031-05-01 12:00:00+00';
 
 -- Given a queue
@@ -17,7 +17,7 @@ select is(
   teguh.get_queue_policy('q'),
   '{"notify": "auto", "cleanup_ttl": 60, "cleanup_limit": 1000, "default_max_attempts": null,
     "default_retry_strategy": null, "default_timeout": null, "default_ttl": null,
-    "namespace": "default", "max_pending": null, "on_full": "reject", "duration_buckets": [
+    "namespace": "default", "max_pending": null, "on_full": "reject", "history": true, "duration_buckets": [
       0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 1800
     ]}',
   'a policy shows what was set and the defaults for the rest'
@@ -27,7 +27,7 @@ select is(
 select teguh.set_queue_policy('q', '{"cleanup_limit": 5, "default_max_attempts": 3}');
 select is(
   jsonb_strip_nulls(
-    teguh.get_queue_policy('q') - '{notify,on_full,duration_buckets,namespace}'::text[]
+    teguh.get_queue_policy('q') - '{notify,on_full,duration_buckets,namespace,history}'::text[]
   ),
   '{"cleanup_ttl": 60, "cleanup_limit": 5, "default_max_attempts": 3}',
   'the keys given are set, the others stay'
@@ -156,6 +156,130 @@ select results_eq(
 select teguh.resume_queue('billing');
 select is(
   (select a.reason from teguh.list_actions('billing') as a limit 1), null, 'a reason need not be given'
+);
+
+-- Given a queue whose tasks have names and keys
+select teguh.create_queue('part');
+create function pg_temp.part()
+  returns text
+  language sql
+as $$
+  select string_agg(c.params ->> 0, ' ') from teguh.claim_task('part', 'w', 1e6, 99) as c;
+$$;
+create function pg_temp.pauses()
+  returns text
+  language sql
+as $$
+  select string_agg(concat_ws(' ', u.scope, u.name, u.max_running, u.paused_until), ', ')
+  from teguh.limit_usage('part') as u;
+$$;
+create function pg_temp.fill()
+  returns void
+  language sql
+as $$
+  select from (
+    values ('a', 'a', '{}'::jsonb), ('a', 'ak', '{"key": "k"}'), ('b', 'bk', '{"key": "k"}'),
+      ('b', 'bl', '{"key": "l"}'), ('b', 'b', '{}')
+  ) as s(name, label, options)
+  cross join lateral teguh.spawn_task('part', s.name, to_jsonb(s.label), s.options);
+$$;
+select pg_temp.fill();
+
+-- When a task name is paused, then a key
+select teguh.pause_queue('part', p_reason => 'bug', p_only => '{"task_name": "a"}');
+
+-- Then
+select is(pg_temp.part(), 'bk bl b', 'nothing of the name is handed out, all else is');
+select is(pg_temp.pauses(), 'task a infinity', 'limit_usage says until when');
+select is(
+  (select l.paused_until from teguh.list_queues() as l where l.queue_name = 'part'), null,
+  'the queue itself is not paused'
+);
+select pg_temp.fill();
+select teguh.pause_queue('part', '2031-05-01 12:10:00+00', p_only => '{"key": "k"}');
+select is(pg_temp.part(), 'bl b', 'a name and a key can be paused at once');
+select is(
+  teguh.next_due('part') <= '2031-05-01 12:10:00+00', true, 'a worker looks when a pause ends'
+);
+
+-- When they end, one by hand, one by itself
+select teguh.resume_queue('part', 'mended', '{"task_name": "a"}');
+select is(pg_temp.part(), 'a a', 'a name that is resumed goes on, but for the key');
+set local teguh.fake_now = '2031-05-01 12:10:00+00';
+select is(pg_temp.part(), 'ak ak bk', 'a pause ends by itself');
+select is(pg_temp.pauses(), null, 'and nothing is left of it');
+select lives_ok(
+  $$ select teguh.resume_queue('part', p_only => '{"key": "nothing"}') $$,
+  'to resume what is not paused is no error'
+);
+select results_eq(
+  $$ select a.action, a.reason, a.detail from teguh.list_actions('part') as a order by 1, 2 $$,
+  $$
+    values
+      ('pause', 'bug', '{"task_name": "a", "until": "infinity"}'::jsonb),
+      ('pause', null, '{"key": "k", "until": "2031-05-01T12:10:00+00:00"}'),
+      ('resume', 'mended', '{"task_name": "a"}'), ('resume', null, '{"key": "nothing"}')
+  $$,
+  'list_actions tells what was paused'
+);
+
+-- When what is paused has a limit
+select teguh.complete_run('part', t.run_id) from teguh.t_part as t where t.state = 'running';
+select teguh.set_limit('part', 'key', '*', '{"max_running": 1}');
+select teguh.set_limit('part', 'task', 'b', '{"max_running": 2}');
+select pg_temp.fill();
+select teguh.pause_queue('part', p_only => '{"key": "k"}');
+select teguh.pause_queue('part', p_only => '{"task_name": "b"}');
+select is(pg_temp.part(), 'a', 'the pause holds');
+select is(
+  pg_temp.pauses(), 'key k 1 infinity, key l 1, task b 2 infinity', 'the limit is shown with it'
+);
+select teguh.set_limit('part', 'task', 'b', '{"max_running": 3}');
+select is(pg_temp.part(), null, 'a new limit does not end the pause');
+select teguh.resume_queue('part', p_only => '{"task_name": "b"}');
+select is(pg_temp.part(), 'bl b', 'the limit remains when the pause is over');
+select teguh.set_limit('part', 'key', '*', '{"max_running": 2}');
+select teguh.resume_queue('part', p_only => '{"key": "k"}');
+select is(pg_temp.part(), 'ak bk', 'and a key has that for each, also if it changed meanwhile');
+select is(
+  (select string_agg(l.name, ' ' order by l.name) from teguh.limits as l where l.queue_name = 'part'),
+  '* b', 'it has none of its own since'
+);
+
+-- When all names are paused, and one of them has a limit of its own
+select teguh.complete_run('part', t.run_id) from teguh.t_part as t where t.state = 'running';
+select pg_temp.fill();
+select teguh.pause_queue('part', p_only => '{"task_name": "*"}');
+select is(pg_temp.part(), null, '* pauses each of them');
+select teguh.resume_queue('part', p_only => '{"task_name": "*"}');
+select is(pg_temp.part(), 'a ak bk bl b', 'until that is resumed');
+
+-- Then
+select throws_ok(
+  format('select teguh.pause_queue(%L, p_only => %L)', b.queue, b.what), b.sqlstate, null,
+  format('pause_queue refuses %s of %s', left(b.what, 50), b.queue)
+)
+from (
+  values
+    ('part', '{}', 'TG005'), ('part', '[]', 'TG005'), ('part', '"a"', 'TG005'),
+    ('part', 'null', 'TG005'), ('part', '{"name": "a"}', 'TG005'),
+    ('part', '{"task_name": null}', 'TG005'), ('part', '{"task_name": 1}', 'TG005'),
+    ('part', '{"task_name": "a", "key": "k"}', 'TG005'), ('part', '{"key": " "}', 'TG005'),
+    ('part', format('{"key": "%s"}', repeat('k', 1025)), 'TG005'),
+    ('nowhere', '{"key": "k"}', 'TG001')
+) as b(queue, what, sqlstate);
+select throws_ok(
+  format('select teguh.resume_queue(%L, p_only => %L)', b.queue, b.what), b.sqlstate, null,
+  format('resume_queue refuses %s of %s', b.what, b.queue)
+)
+from (
+  values
+    ('part', '{}', 'TG005'), ('part', '{"task_name": "a", "key": "k"}', 'TG005'),
+    ('nowhere', '{"key": "k"}', 'TG001')
+) as b(queue, what, sqlstate);
+select throws_ok(
+  $$ select teguh.pause_queue('part', null, p_only => '{"key": "k"}') $$, '22004', null,
+  'a pause of a part must have an end, too'
 );
 
 select * from finish();

@@ -1,6 +1,6 @@
 -- Tasks are cancelled, taken back, replayed and purged from outside, many at a time.
 begin;
-select plan(62);
+select plan(86);
 set local teguh.fake_now = '2031-05-01 12:00:00+00';
 
 select teguh.create_queue('q');
@@ -316,6 +316,86 @@ from (
     ('q', '-1', '1', 'TG005', 'a negative age'), ('q', '1', '0', 'TG005', 'a limit of 0'),
     ('nowhere', '1', '1', 'TG001', 'an unknown queue')
 ) as b(queue, ttl, page, sqlstate, what);
+
+-- Given running tasks of two workers, and others
+select teguh.create_queue('r');
+select teguh.spawn_task('r', n, '{}', jsonb_build_object('tags', jsonb_build_array(left(n, 1))))
+from unnest('{a1,a2,a3,b1,b2,b3}'::text[]) as n;
+select teguh.claim_task('r', 'one', 1000, 2);
+select teguh.claim_task('r', 'two', 1000, 2);
+create function pg_temp.held()
+  returns text
+  language sql
+as $$
+  select string_agg(t.task_name || ' ' || t.claimed_by, ', ' order by t.task_name)
+  from teguh.t_r as t
+  where t.state = 'running';
+$$;
+select is(
+  pg_temp.held(), 'a1 one, a2 one, a3 two, b1 two', 'given which worker holds which tasks'
+);
+
+-- Then
+select throws_ok(
+  format('select teguh.requeue_tasks(%L, %L, %L)', b.queue, b.filter, b.options),
+  b.sqlstate, null, 'requeue_tasks refuses ' || b.what
+)
+from (
+  values
+    ('r', '{}', '{}', 'TG005', 'an empty filter'),
+    ('r', null, null, 'TG005', 'no filter'),
+    ('r', '{"tag": null}', '{"all": false}', 'TG005', 'a filter of nulls'),
+    ('r', '{"tag": "a"}', '{"worker": "one"}', 'TG005', 'an unknown option'),
+    ('r', '{"tag": "a"}', '{"worker_id": 1}', 'TG005', 'a worker that is no string'),
+    ('r', '{"tag": "a"}', '{"limit": 0}', 'TG005', 'a limit of 0'),
+    ('r', '{"tag": "a"}', '[]', 'TG005', 'options that are an array'),
+    ('r', '{"tagg": "a"}', '{}', 'TG005', 'an unknown key'),
+    ('r', '[]', '{}', 'TG005', 'a filter that is an array'),
+    ('nowhere', '{"tag": "a"}', '{}', 'TG001', 'an unknown queue')
+) as b(queue, filter, options, sqlstate, what);
+select is(teguh.requeue_tasks('r', '{"tag": "none"}'), 0, 'where nothing is meant nothing is done');
+select is(
+  teguh.requeue_tasks('r', '{}', '{"worker_id": "three"}'), 0, 'nor for a worker that holds nothing'
+);
+
+-- When tasks are taken back by a filter, from a worker, or both
+create temporary table lost as select t.run_id from teguh.t_r as t where t.task_name = 'a1';
+select is(
+  teguh.requeue_tasks('r', '{"tag": "a"}', '{"worker_id": "one", "limit": 1, "reason": "stuck"}'), 1,
+  'up to limit of those that are meant'
+);
+select is(
+  teguh.requeue_tasks('r', '{"tag": "a"}', '{"worker_id": "one"}'), 1, 'then the rest'
+);
+select is(pg_temp.held(), 'a3 two, b1 two', 'those of the other worker stay');
+select throws_ok(
+  $$ select teguh.complete_run('r', l.run_id) from lost as l $$, 'AB002', null,
+  'a worker that is alive after all meets AB002'
+);
+select is(
+  (select (t.state, t.failures)::text from teguh.t_r as t where t.task_name = 'a2'), '(pending,0)',
+  'what was taken back may be claimed at once, and has not failed'
+);
+select is(
+  (
+    select count(*) from teguh.list_actions('r') as a
+    where (a.action, a.reason) = ('requeue', 'stuck')
+  ),
+  1::bigint, 'it is recorded with why'
+);
+select is(
+  teguh.requeue_tasks('r', '{"state": "completed", "tag": "b"}'), 1,
+  'whatever the filter says of states, only running tasks are meant'
+);
+select is(teguh.requeue_tasks('r', '{}', '{"all": true}'), 1, 'or all, if that is said');
+select is(teguh.requeue_tasks('r', '{}', '{"all": true}'), 0, 'until none is left');
+select is(
+  (select s.pending from teguh.queue_stats('r') as s), 6::bigint, 'all of them are counted as pending'
+);
+select is(
+  (select count(*) from teguh.claim_task('r', 'w', 1000, 9)), 6::bigint, 'and can be had'
+);
+select teguh.drop_queue('r');
 
 -- When everything is cleaned up
 set local teguh.fake_now = '2032-05-01 12:00:00+00';

@@ -1,6 +1,6 @@
 -- Counts, ages and durations are shown per queue, as metrics, and as one verdict.
 begin;
-select plan(29);
+select plan(34);
 set local teguh.fake_now = '2031-05-01 12:00:00+00';
 
 -- Given an empty queue
@@ -12,7 +12,7 @@ select results_eq(
   $$
     values (
       'a', 0::bigint, 0::bigint, 0::bigint, 0::bigint, 0::bigint, 0::bigint, 0::bigint, 0::bigint,
-      0::bigint, null::double precision, null::double precision, false
+      0::bigint, null::double precision, null::double precision, false, 0::bigint
     )
   $$,
   'an empty queue has every state, at zero'
@@ -48,7 +48,7 @@ select results_eq(
   $$
     values (
       'a', 1::bigint, 1::bigint, 1::bigint, 1::bigint, 1::bigint, 1::bigint, 1::bigint, 1::bigint,
-      1::bigint, 7::double precision, 10::double precision, false
+      1::bigint, 7::double precision, 10::double precision, false, 0::bigint
     )
   $$,
   'each state is counted; the first in line has been ready for 7 s, the run held for 10'
@@ -202,6 +202,55 @@ select setval('teguh._ticked', 0);
 select is(
   teguh.health() #>> '{problems,0,problem}', 'nobody ticks', 'a ticker that stands still is one'
 );
+
+-- When tasks stand in lanes
+select teguh.create_queue('l');
+set local teguh.fake_now = '2031-05-01 13:00:00+00';
+select teguh.spawn_task('l', 'known', '"old"');
+set local teguh.fake_now = '2031-05-01 13:00:10+00';
+select teguh.spawn_task('l', 'known', '"young"');
+select teguh.spawn_task('l', 'unknown', '1');
+select teguh.set_limit('l', 'queue', null, '{"max_running": 0}');
+select teguh.claim_task('l', 'w', 100, 9);
+set local teguh.fake_now = '2031-05-01 13:00:30+00';
+select results_eq(
+  $$
+    select s.pending, s.oldest_pending_age_seconds, s.unclaimable
+    from teguh.queue_stats('l') as s
+  $$,
+  $$ values (3::bigint, 30::double precision, 0::bigint) $$,
+  'they are counted, and the first of them has an age'
+);
+select teguh.cancel_task('l', t.task_id) from teguh.t_l as t where t.params = '"old"';
+select is(
+  (select s.oldest_pending_age_seconds from teguh.queue_stats('l') as s), 20::double precision,
+  'one that was cancelled has none'
+);
+select teguh.spawn_task('l', 'unknown', '2', '{"delay_seconds": 9}');
+select teguh.claim_any('{l}', 'w', 30, 1, '{"task_names": ["known"]}');
+select is(
+  (select s.unclaimable from teguh.queue_stats('l') as s), 1::bigint,
+  'pending of a name that no worker asks for is unclaimable, delayed is not'
+);
+select is(
+  (
+    select m.value from teguh.metrics() as m
+    where m.name = 'teguh_tasks_unclaimable' and m.labels = '{"queue": "l"}'
+  ),
+  1::double precision, 'metrics() says so, too'
+);
+select teguh.set_limit('l', 'queue');
+select teguh.complete_run('l', c.run_id) from teguh.claim_task('l', 'w', 100, 9) as c;
+set local teguh.fake_now = '2031-05-01 13:00:39+00';
+select results_eq(
+  $$
+    select s.pending, s.delayed, s.completed, s.oldest_pending_age_seconds, s.unclaimable
+    from teguh.queue_stats('l') as s
+  $$,
+  $$ values (0::bigint, 1::bigint, 2::bigint, null::double precision, 0::bigint) $$,
+  'when they are done none of it is left'
+);
+select teguh.drop_queue('l');
 
 select * from finish();
 rollback;

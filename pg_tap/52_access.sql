@@ -1,6 +1,6 @@
 -- Rights are given by function and queue, and nobody gets at the tables.
 begin;
-select plan(34);
+select plan(46);
 
 create function pg_temp.claimed(p_queue_name text)
   returns bigint
@@ -35,6 +35,21 @@ select lives_ok(
   'a client spawns'
 );
 select lives_ok($$ select teguh.spawn_tasks('a', '[{"task_name": "t"}]') $$, 'one or many');
+select lives_ok(
+  $$ select teguh.cancel_task('a', s.task_id) from teguh.spawn_task('a', 't', '{}', '{"priority": 1, "key": "k"}') as s $$,
+  'the first with a priority, too'
+);
+select lives_ok($$ select teguh.limit_usage('a') $$, 'a client reads how far limits are used');
+select throws_ok(
+  format('select %s', f.call), '42501', null, 'a client may not call ' || f.call
+)
+from unnest(array[
+  $$teguh.set_limit('a', 'queue', null, '{"max_running": 1}')$$,
+  $$teguh.pause_queue('a', p_only => '{"key": "k"}')$$,
+  $$teguh.resume_queue('a', p_only => '{"key": "k"}')$$,
+  $$teguh.claim_any('{a}', 'w')$$,
+  $$teguh.requeue_tasks('a', '{"tag": "t"}')$$
+]) as f(call);
 select lives_ok($$ select teguh.emit_event('a', 'e') $$, 'a client emits events');
 select is(
   (select r.state from task as t, teguh.get_task_result('a', t.task_id) as r
@@ -76,6 +91,16 @@ set local role teguh_guest;
 -- Then
 select is(pg_temp.claimed('a'), 3::bigint, 'a worker claims');
 select throws_ok($$ select pg_temp.claimed('b') $$, '42501', null, 'not from another queue');
+select throws_ok(
+  format('select %s', f.call), '42501', null, 'a worker may not call ' || f.call
+)
+from unnest(array[
+  $$teguh.set_limit('a', 'queue', null, '{"max_running": 1}')$$,
+  $$teguh.set_limit(null, 'all', null, '{"max_running": 1}')$$,
+  $$teguh.pause_queue('a', p_only => '{"key": "k"}')$$,
+  $$teguh.requeue_tasks('a', '{"tag": "t"}')$$,
+  $$teguh.limit_usage('b')$$
+]) as f(call);
 select lives_ok('select teguh.ticker()', 'a worker ticks the queues it works on');
 select throws_ok($$ select teguh.ticker('b') $$, '42501', null, 'no other');
 select throws_ok($$ select teguh.cleanup_tasks('a') $$, '42501', null, 'a worker removes nothing');

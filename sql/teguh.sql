@@ -8,420 +8,424 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  426  00_install.sql
---  474  01_version.sql: What the schema is, and its version
---  481    version
---  493  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  495    current_time
---  514    _after
---  529    _micros
---  540  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  556    _random_bytes
---  575    _make_uuidv7
---  598    portable_uuidv7
---  628    uuidv7_timestamp
---  654    _task_id
---  679    _run_id
---  694    _run_task
---  705    _run_number
---  719  12_types.sql: The composite types that functions pass to each other
---  724    _gap (type)
---  732    _late (type)
---  739    _timer (type)
---  746    _tally (type)
---  757    _picked (type)
---  769    _spawn (type)
---  794    _filter (type)
---  828  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  830    _check_keys
---  863    _number_option
---  898    _integer_option
---  914    _whole_option
---  941    _text_option
---  967    _flag_option
---  989    _name_option
--- 1006    _uuid_option
--- 1033    _tags_option
--- 1062    _check_name
--- 1089    _check_seconds
--- 1117    _check_isolation
--- 1136    _buckets_option
--- 1174    _check_policy
--- 1223    _check_spawn
--- 1270    _read_spawn_options
--- 1347    _time_option
--- 1368    _moment_option
--- 1400    _read_time_options
--- 1438    _unique_option
--- 1492    _inherit
--- 1522    _check_cancellation
--- 1539  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1542    _check_retry_strategy
--- 1580    _backoff
--- 1633    _fraction
--- 1644  20_tables.sql: Queues and the policy of each
--- 1646    queues (table)
--- 1679    grants (table)
--- 1693    limits (table)
--- 1713    pauses (table)
--- 1725    starts (table)
--- 1740    wanted (table)
--- 1752    versions (table)
--- 1767    t_template (table)
--- 1881    g_template (table)
--- 1893    d_template (table)
--- 1907    p0_template (table)
--- 1920    p1_template (table)
--- 1964    l_template (table)
--- 1991    h_template (table)
--- 2008    k0_template (table)
--- 2021    k1_template (table)
--- 2050    n0_template (table)
--- 2061    n1_template (table)
--- 2077    n_template (table)
--- 2101    seq_template (sequence)
--- 2102    ring_template (sequence)
--- 2103    parked_template (sequence)
--- 2104    woken_template (sequence)
--- 2105    plan_template (sequence)
--- 2106    fired_template (sequence)
--- 2107    clock_template (sequence)
--- 2108    carry_template (sequence)
--- 2109    round_template (sequence)
--- 2132    r_template (table)
--- 2149    a_template (table)
--- 2175    c_template (table)
--- 2191    e_template (table)
--- 2208    u_template (table)
--- 2221    j_template (table)
--- 2240    f_template (table)
--- 2252    w_template (table)
--- 2267  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2270    validate_queue_name
--- 2312    _policy
--- 2356    _call
--- 2370    _template_ddl (view)
--- 2455    _stamp
--- 2467    _stamp_queues
--- 2495    _stamp_relation
--- 2535    _stamp_function
--- 2568    _function
--- 2580    _signature
--- 2591    _leave_extension
--- 2617    _lock_number
--- 2627    _share_queue
--- 2640    _may
--- 2656    _each_queue
--- 2678    _init_template
--- 2704    _hush_template
--- 2725    _beyond
--- 2734    create_queue
--- 2799    _refuse_busy
--- 2818    drop_queue
--- 2848    _drop_all
--- 2899    list_queues
--- 2923  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 2932    _push_template
--- 2973    _fill
--- 2993    _add0_template
--- 3060    _back0_template
--- 3078  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3083    _claim0_template
--- 3155    _pick0_template
--- 3238    _limits_template
--- 3279    _move0_template
--- 3341    _open_xids
--- 3361    _next0_template
--- 3390    _many0_template
--- 3419    _stuck0_template
--- 3457    _trim0_template
--- 3502    _take_template
--- 3583    _known_template
--- 3603    _paused_until
--- 3616    claim_task
--- 3677    _next_template
--- 3719    _soon0_template
--- 3777    next_due
--- 3802  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 3815    _due0_template
--- 3891    _last0_template
--- 3916    _any0_template
--- 3943    _miss0_template
--- 3979    _pass0_template
--- 4025    _fire_template
--- 4086    _expire_template
--- 4154    _timeout_reason
--- 4173    _over_template
--- 4195    _close_template
--- 4225    _follow_template
--- 4255  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4257    _segment_bytes
--- 4278    _turn_template
--- 4310    _turn0_template
--- 4348    _spent0_template
--- 4362    _dry0_template
--- 4389    _left0_template
--- 4420    _carry0_template
--- 4464  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4470    _remake_template
--- 4522    _alive_template
--- 4576    _home
--- 4589    _settle_template
--- 4611    rebuild_dispatch
--- 4648    _recap_template
--- 4679  35_tally.sql: The letter by which tallies know where a task stands
--- 4681    _letter
--- 4700    _letters
--- 4712    _bound
--- 4732    _tally_template
--- 4757    _reckon_template
--- 4784    _finish_template
--- 4812    _moved_template
--- 4843    _sum0_template
--- 4879    _noted0_template
--- 4914    _bank0_template
--- 4934    _census_template
--- 4956    _count_template
--- 4978  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 4988    _gate_number
--- 4999    _enter_gate
--- 5021    _limit_of
--- 5039    _rule_template
--- 5065    _reign_template
--- 5095    _going_template
--- 5111    _busy_template
--- 5127    _everywhere_busy
--- 5153    _is_paused
--- 5173    _is_limited
--- 5184    _started
--- 5201    _left_over
--- 5221    _slots_template
--- 5260    _vacate_template
--- 5320    _unbar_template
--- 5349    _intake_template
--- 5370    _sift0_template
--- 5455    _line_template
--- 5507    _keys_template
--- 5546    _admit_template
--- 5596    _spare_template
--- 5617    _choose_template
--- 5661    _named_template
--- 5688    _weed_template
--- 5721    _seize_template
--- 5796    _leave_template
--- 5824    _occupy_template
--- 5864    _chance_template
--- 5893    _align_template
--- 5931  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 5934    _want_template
--- 5968    _names_option
--- 6003    _line_up
--- 6039    claim_any
--- 6112    _check_order
--- 6129  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6134    _put_template
--- 6202    _enlist_template
--- 6245    _new_template
--- 6302    _tag_template
--- 6320    _room_template
--- 6347    _shed_template
--- 6389    _first0_template
--- 6430    _once_template
--- 6478    _blocks
--- 6505    _meet_template
--- 6539    _swap_template
--- 6600    _series_template
--- 6637    _found_template
--- 6693    spawn_task
--- 6753    spawn_tasks
--- 6800    _read_task
--- 6818  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 6823    _hold_template
--- 6874    _own_template
--- 6894    _done_template
--- 6942    complete_run
--- 6965    _flush_template
--- 7047    _why_template
--- 7063    _read_runs
--- 7109    _explain_bad_run
--- 7134    complete_runs
--- 7159    _end_template
--- 7208    _lost_template
--- 7228    _file_template
--- 7254    _again_template
--- 7294    _queue_template
--- 7315    _fail_template
--- 7333    fail_run
--- 7357    _nap_template
--- 7386    schedule_run
--- 7416    _free_template
--- 7464    release_run
--- 7489    _keep_template
--- 7515    extend_claim
--- 7538  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7543    _mark_template
--- 7565    _note_template
--- 7595    set_task_checkpoint_state
--- 7630    _recall_template
--- 7652    get_task_checkpoint_state
--- 7676    _list_template
--- 7705    get_task_checkpoint_states
--- 7731  43_events.sql: Wait for an event, or learn how the wait ended
--- 7738    _wait_template
--- 7810    _park_template
--- 7852    await_event
--- 7889    _emit_template
--- 7952    emit_event
--- 7977  44_control.sql: Read a task, or raise TG003
--- 7979    _fetch_template
--- 8006    _stop_template
--- 8038    _act_template
--- 8060    _halt_template
--- 8076    cancel_task
--- 8098    _rerun_template
--- 8172    _forget_template
--- 8192    _redo_template
--- 8225    _renew_template
--- 8261    retry_task
--- 8311    _show_template
--- 8359    get_task_result
--- 8394  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8401    _purge_template
--- 8431    _erase_template
--- 8480    _first_uuid
--- 8499    _sweep_template
--- 8539    _clean
--- 8573    cleanup_tasks
--- 8594    cleanup_events
--- 8615    cleanup_all_queues
--- 8645  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 8647    _cap_template
--- 8673    _write_limit
--- 8689    _read_limit
--- 8737    _check_limit_keys
--- 8759    set_limit
--- 8813    _usage_template
--- 8889    limit_usage
--- 8918  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 8920    _pause_template
--- 8941    _halve_template
--- 8971    _check_only
--- 8992    pause_queue
--- 9028    resume_queue
--- 9054    get_queue_policy
--- 9077    set_queue_policy
--- 9095    list_namespaces
--- 9112  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9115    _read_filter
--- 9149    _states_option
--- 9180    _read_cursor
--- 9199    _check_limit
--- 9223    _find_template
--- 9275    _seek_template
--- 9324    _page_template
--- 9393    _ended_template
--- 9430    _fit_template
--- 9466    _live_template
--- 9513    _hints0_template
--- 9555    _rows_template
--- 9604    list_tasks
--- 9650    _peek_template
--- 9706    get_task
--- 9760    _runs_template
--- 9813    list_runs
--- 9844    _past_template
--- 9919    _since_template
--- 9937    get_task_history
--- 9957    _held_template
--- 9989    list_workers
--- 10028    _read_place
--- 10047    _acts_template
--- 10073    list_actions
--- 10105  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10107    _abort_template
--- 10144    cancel_tasks
--- 10181    _check_meant
--- 10201    _limit_option
--- 10214    _retake_template
--- 10252    requeue_task
--- 10277    _regain_template
--- 10313    requeue_tasks
--- 10352    list_dead_letters
--- 10395    _replay_template
--- 10436    replay_dead_letters
--- 10476    _bury_template
--- 10518    purge_dead_letters
--- 10548  49_stats.sql: When the first task that is ready became so; null if none is
--- 10550    _oldest_template
--- 10590    _elder0_template
--- 10626    _tenure_template
--- 10651    _is_wanted
--- 10668    _stat_template
--- 10714    queue_stats
--- 10769    _from
--- 10782    _counters (view)
--- 10806    _gauge_template
--- 10852    _spans_template
--- 10905    metrics
--- 10941    _xmin_age
--- 10960    prometheus
--- 11019    _label_text
--- 11042    health
--- 11096  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 11101    _tick_template
--- 11123    _ticked (sequence)
--- 11129    _set_ticked
--- 11142    ticker
--- 11190    ticker_loop (procedure)
--- 11216  51_cron.sql: Whether pg_cron is installed in this database
--- 11218    _has_cron
--- 11228    _cron_has_seconds
--- 11249    _explain_no_cron
--- 11281    start
--- 11324    stop
--- 11349    _maintain
--- 11371    status
--- 11407  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11411    _rights (view)
--- 11495    _allowed
--- 11533    _grant
--- 11552    _grant_again
--- 11568    _grant_queue
--- 11583    _check_grant
--- 11616    grant_access
--- 11652    revoke_access
--- 11699  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 11704    _links_option
--- 11750    _read_link
--- 11782    _trail_template
--- 11821    _linked_template
--- 11853    _succeed_template
--- 11897    _undoings
--- 11924    _undo_template
--- 11958    _repent_template
--- 11994    add_compensation
--- 12032    _repeat_template
--- 12056    repeat_run
--- 12081  63_children.sql: Children: tasks that a step spawns and may wait for
--- 12090    _brood_template
--- 12120    _bind_template
--- 12144    _read_child
--- 12178    _child_queues
--- 12204    spawn_children
--- 12288    _cancel_option
--- 12310    _answer
--- 12326    _report_template
--- 12348    _recount_template
--- 12363    _verdict_template
--- 12397    _gather_template
--- 12451    _rally_template
--- 12527    _crop_template
--- 12568    _yield_template
--- 12588    _dismiss
--- 12609    _ditch_template
--- 12633    _orphan_template
--- 12648    await_children
--- 12705  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  430  00_install.sql
+--  478  01_version.sql: What the schema is, and its version
+--  485    version
+--  497  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  499    current_time
+--  518    _after
+--  533    _micros
+--  544  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  560    _random_bytes
+--  579    _make_uuidv7
+--  602    portable_uuidv7
+--  632    uuidv7_timestamp
+--  658    _task_id
+--  683    _run_id
+--  698    _run_task
+--  709    _run_number
+--  723  12_types.sql: The composite types that functions pass to each other
+--  728    _gap (type)
+--  736    _late (type)
+--  743    _timer (type)
+--  750    _tally (type)
+--  761    _picked (type)
+--  773    _spawn (type)
+--  798    _filter (type)
+--  833  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  835    _check_keys
+--  868    _number_option
+--  903    _integer_option
+--  919    _whole_option
+--  946    _text_option
+--  972    _flag_option
+--  994    _name_option
+-- 1011    _uuid_option
+-- 1038    _tags_option
+-- 1067    _check_name
+-- 1094    _check_seconds
+-- 1122    _check_isolation
+-- 1141    _buckets_option
+-- 1179    _check_policy
+-- 1228    _check_spawn
+-- 1275    _read_spawn_options
+-- 1352    _time_option
+-- 1373    _moment_option
+-- 1405    _read_time_options
+-- 1443    _unique_option
+-- 1497    _inherit
+-- 1527    _check_cancellation
+-- 1544  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1547    _check_retry_strategy
+-- 1585    _backoff
+-- 1638    _fraction
+-- 1649  20_tables.sql: Queues and the policy of each
+-- 1651    queues (table)
+-- 1684    grants (table)
+-- 1698    limits (table)
+-- 1718    pauses (table)
+-- 1730    starts (table)
+-- 1745    wanted (table)
+-- 1757    versions (table)
+-- 1772    t_template (table)
+-- 1886    g_template (table)
+-- 1898    d_template (table)
+-- 1912    p0_template (table)
+-- 1925    p1_template (table)
+-- 1969    l_template (table)
+-- 1996    h_template (table)
+-- 2016    k0_template (table)
+-- 2029    k1_template (table)
+-- 2058    n0_template (table)
+-- 2069    n1_template (table)
+-- 2085    n_template (table)
+-- 2109    seq_template (sequence)
+-- 2110    ring_template (sequence)
+-- 2111    parked_template (sequence)
+-- 2112    woken_template (sequence)
+-- 2113    plan_template (sequence)
+-- 2114    fired_template (sequence)
+-- 2115    clock_template (sequence)
+-- 2116    carry_template (sequence)
+-- 2117    round_template (sequence)
+-- 2140    r_template (table)
+-- 2157    a_template (table)
+-- 2183    c_template (table)
+-- 2199    e_template (table)
+-- 2216    u_template (table)
+-- 2229    j_template (table)
+-- 2248    f_template (table)
+-- 2260    w_template (table)
+-- 2275  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2278    validate_queue_name
+-- 2320    _policy
+-- 2364    _call
+-- 2378    _template_ddl (view)
+-- 2463    _stamp
+-- 2475    _stamp_queues
+-- 2503    _stamp_relation
+-- 2543    _stamp_function
+-- 2576    _function
+-- 2588    _signature
+-- 2599    _leave_extension
+-- 2625    _lock_number
+-- 2635    _share_queue
+-- 2648    _may
+-- 2664    _each_queue
+-- 2686    _init_template
+-- 2713    _hush_template
+-- 2734    _beyond
+-- 2743    create_queue
+-- 2808    _refuse_busy
+-- 2827    drop_queue
+-- 2857    _drop_all
+-- 2908    list_queues
+-- 2932  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 2941    _push_template
+-- 2982    _fill
+-- 3002    _add0_template
+-- 3069    _back0_template
+-- 3087  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3092    _claim0_template
+-- 3164    _pick0_template
+-- 3247    _limits_template
+-- 3288    _move0_template
+-- 3350    _open_xids
+-- 3370    _next0_template
+-- 3399    _many0_template
+-- 3428    _stuck0_template
+-- 3466    _trim0_template
+-- 3511    _take_template
+-- 3592    _known_template
+-- 3612    _paused_until
+-- 3625    claim_task
+-- 3686    _next_template
+-- 3728    _soon0_template
+-- 3786    next_due
+-- 3811  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 3824    _due0_template
+-- 3900    _last0_template
+-- 3925    _any0_template
+-- 3952    _miss0_template
+-- 3988    _pass0_template
+-- 4034    _fire_template
+-- 4095    _expire_template
+-- 4163    _timeout_reason
+-- 4182    _over_template
+-- 4204    _close_template
+-- 4234    _follow_template
+-- 4264  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4266    _segment_bytes
+-- 4287    _turn_template
+-- 4319    _turn0_template
+-- 4357    _spent0_template
+-- 4371    _dry0_template
+-- 4398    _left0_template
+-- 4429    _carry0_template
+-- 4473  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4479    _remake_template
+-- 4531    _alive_template
+-- 4585    _home
+-- 4598    _settle_template
+-- 4620    rebuild_dispatch
+-- 4657    _recap_template
+-- 4688  35_tally.sql: The letter by which tallies know where a task stands
+-- 4690    _letter
+-- 4709    _letters
+-- 4721    _bound
+-- 4741    _tally_template
+-- 4766    _reckon_template
+-- 4793    _finish_template
+-- 4821    _moved_template
+-- 4852    _sum0_template
+-- 4888    _noted0_template
+-- 4923    _bank0_template
+-- 4943    _census_template
+-- 4965    _count_template
+-- 4987  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 4997    _gate_number
+-- 5008    _enter_gate
+-- 5030    _limit_of
+-- 5048    _rule_template
+-- 5074    _reign_template
+-- 5104    _going_template
+-- 5120    _busy_template
+-- 5136    _everywhere_busy
+-- 5162    _closed_until
+-- 5182    _is_limited
+-- 5193    _started
+-- 5210    _left_over
+-- 5231    _slots_template
+-- 5281    _vacate_template
+-- 5344    _unbar_template
+-- 5373    _intake_template
+-- 5394    _sift0_template
+-- 5479    _line_template
+-- 5538    _keys_template
+-- 5591    _admit_template
+-- 5650    _spare_template
+-- 5672    _choose_template
+-- 5718    _named_template
+-- 5745    _weed_template
+-- 5781    _cull_template
+-- 5812    _seize_template
+-- 5887    _quit_template
+-- 5915    _occupy_template
+-- 5955    _chance_template
+-- 5985    _align_template
+-- 6030  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6033    _want_template
+-- 6067    _names_option
+-- 6102    _order_queues
+-- 6138    _remember_names
+-- 6158    claim_any
+-- 6235    _check_order
+-- 6252  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6257    _put_template
+-- 6325    _enlist_template
+-- 6368    _new_template
+-- 6425    _tag_template
+-- 6443    _room_template
+-- 6470    _shed_template
+-- 6512    _first0_template
+-- 6553    _once_template
+-- 6601    _blocks
+-- 6628    _meet_template
+-- 6662    _swap_template
+-- 6723    _series_template
+-- 6760    _found_template
+-- 6816    spawn_task
+-- 6876    spawn_tasks
+-- 6923    _read_task
+-- 6941  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 6946    _hold_template
+-- 6997    _own_template
+-- 7017    _done_template
+-- 7065    complete_run
+-- 7088    _flush_template
+-- 7170    _why_template
+-- 7186    _read_runs
+-- 7232    _explain_bad_run
+-- 7257    complete_runs
+-- 7282    _end_template
+-- 7331    _lost_template
+-- 7351    _file_template
+-- 7377    _again_template
+-- 7417    _queue_template
+-- 7438    _fail_template
+-- 7456    fail_run
+-- 7480    _nap_template
+-- 7509    schedule_run
+-- 7539    _free_template
+-- 7587    release_run
+-- 7612    _keep_template
+-- 7638    extend_claim
+-- 7661  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7666    _mark_template
+-- 7688    _note_template
+-- 7718    set_task_checkpoint_state
+-- 7753    _recall_template
+-- 7775    get_task_checkpoint_state
+-- 7799    _list_template
+-- 7828    get_task_checkpoint_states
+-- 7854  43_events.sql: Wait for an event, or learn how the wait ended
+-- 7861    _wait_template
+-- 7933    _park_template
+-- 7975    await_event
+-- 8012    _emit_template
+-- 8075    emit_event
+-- 8100  44_control.sql: Read a task, or raise TG003
+-- 8102    _fetch_template
+-- 8129    _stop_template
+-- 8161    _act_template
+-- 8183    _halt_template
+-- 8199    cancel_task
+-- 8221    _rerun_template
+-- 8295    _forget_template
+-- 8315    _redo_template
+-- 8348    _renew_template
+-- 8384    retry_task
+-- 8434    _show_template
+-- 8482    get_task_result
+-- 8517  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8524    _purge_template
+-- 8554    _erase_template
+-- 8603    _first_uuid
+-- 8622    _sweep_template
+-- 8662    _clean
+-- 8696    cleanup_tasks
+-- 8717    cleanup_events
+-- 8738    cleanup_all_queues
+-- 8768  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 8770    _cap_template
+-- 8799    _write_limit
+-- 8822    _read_limit
+-- 8870    _check_limit_keys
+-- 8892    set_limit
+-- 8947    _usage_template
+-- 9025    _overall_usage
+-- 9069    limit_usage
+-- 9102  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 9104    _pause_template
+-- 9125    _halve_template
+-- 9155    _check_only
+-- 9178    pause_queue
+-- 9214    resume_queue
+-- 9240    get_queue_policy
+-- 9263    set_queue_policy
+-- 9281    list_namespaces
+-- 9298  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9301    _read_filter
+-- 9335    _states_option
+-- 9366    _read_cursor
+-- 9385    _check_limit
+-- 9409    _find_template
+-- 9461    _seek_template
+-- 9510    _page_template
+-- 9579    _ended_template
+-- 9616    _fit_template
+-- 9653    _live_template
+-- 9690    _hints_template
+-- 9713    _hints0_template
+-- 9755    _rows_template
+-- 9804    list_tasks
+-- 9850    _peek_template
+-- 9906    get_task
+-- 9960    _runs_template
+-- 10013    list_runs
+-- 10044    _past_template
+-- 10119    _since_template
+-- 10137    get_task_history
+-- 10157    _held_template
+-- 10189    list_workers
+-- 10228    _read_place
+-- 10247    _acts_template
+-- 10273    list_actions
+-- 10305  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10307    _abort_template
+-- 10344    cancel_tasks
+-- 10381    _check_meant
+-- 10401    _limit_option
+-- 10414    _retake_template
+-- 10452    requeue_task
+-- 10477    _regain_template
+-- 10512    requeue_tasks
+-- 10551    list_dead_letters
+-- 10594    _replay_template
+-- 10635    replay_dead_letters
+-- 10675    _bury_template
+-- 10717    purge_dead_letters
+-- 10747  49_stats.sql: When the first task that is ready became so; null if none is
+-- 10749    _oldest_template
+-- 10793    _elder0_template
+-- 10829    _tenure_template
+-- 10854    _is_wanted
+-- 10871    _stat_template
+-- 10917    queue_stats
+-- 10972    _from
+-- 10985    _counters (view)
+-- 11009    _gauge_template
+-- 11055    _spans_template
+-- 11108    metrics
+-- 11144    _xmin_age
+-- 11163    prometheus
+-- 11222    _label_text
+-- 11245    health
+-- 11299  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11304    _tick_template
+-- 11326    _ticked (sequence)
+-- 11332    _set_ticked
+-- 11345    ticker
+-- 11393    ticker_loop (procedure)
+-- 11419  51_cron.sql: Whether pg_cron is installed in this database
+-- 11421    _has_cron
+-- 11431    _cron_has_seconds
+-- 11452    _explain_no_cron
+-- 11484    start
+-- 11527    stop
+-- 11552    _maintain
+-- 11574    status
+-- 11610  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11614    _rights (view)
+-- 11698    _allowed
+-- 11736    _grant
+-- 11755    _grant_again
+-- 11771    _grant_queue
+-- 11786    _check_grant
+-- 11819    grant_access
+-- 11855    revoke_access
+-- 11902  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 11907    _links_option
+-- 11953    _read_link
+-- 11985    _trail_template
+-- 12024    _linked_template
+-- 12056    _succeed_template
+-- 12100    _undoings
+-- 12127    _undo_template
+-- 12161    _repent_template
+-- 12197    add_compensation
+-- 12235    _repeat_template
+-- 12259    repeat_run
+-- 12284  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 12293    _brood_template
+-- 12323    _bind_template
+-- 12347    _read_child
+-- 12381    _child_queues
+-- 12407    spawn_children
+-- 12491    _cancel_option
+-- 12513    _answer
+-- 12529    _report_template
+-- 12551    _recount_template
+-- 12566    _verdict_template
+-- 12600    _gather_template
+-- 12654    _rally_template
+-- 12730    _crop_template
+-- 12771    _yield_template
+-- 12791    _dismiss
+-- 12812    _ditch_template
+-- 12836    _orphan_template
+-- 12851    await_children
+-- 12908  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -799,7 +803,8 @@ begin
       parent_task_id  uuid,
       workflow_run_id uuid,
       created_after   timestamptz,
-      created_before  timestamptz
+      created_before  timestamptz,
+      claimed_by      text
     );
   end if;
 end;
@@ -1998,6 +2003,9 @@ create table if not exists teguh.h_template (
 
 create index if not exists hkey_template
   on teguh.h_template (flow_key collate "C");
+create index if not exists hfifo_template
+  on teguh.h_template (task_id)
+  where fifo;
 
 comment on table teguh.h_template is
   'Tasks that take up room under limits. A row counts while its run is held or, if its key is '
@@ -2691,6 +2699,7 @@ begin
     perform setval('teguh.fired_template'::regclass, 0);
     perform setval('teguh.clock_template'::regclass, 0);
     perform setval('teguh.carry_template'::regclass, 0);
+    perform setval('teguh.round_template'::regclass, 0);
     update teguh.queues as q
     set built_for = teguh._home('teguh.p0_template'::regclass)
     where q.queue_name = substr('_template', 2);
@@ -5149,24 +5158,24 @@ begin
 end;
 $$;
 
--- Whether a task name or a key is paused.
-create or replace function teguh._is_paused(
+-- Until when a task name or a key is paused, by itself or as each of them (*); null if it is not.
+create or replace function teguh._closed_until(
   p_queue_name text,
   p_scope      text,
   p_name       text,
   p_now        timestamptz
 )
-  returns boolean
+  returns timestamptz
   language sql
   stable
   set search_path = pg_catalog, pg_temp
 as $$
-  select exists (
-    select
-    from teguh.pauses as p
-    where (p.queue_name, p.scope, p.name) = (p_queue_name, p_scope, p_name)
-      and p.paused_until > p_now
-  );
+  select max(p.paused_until)
+  from teguh.pauses as p
+  where p.queue_name = p_queue_name
+    and p.scope = p_scope
+    and p.name in (p_name, '*')
+    and p.paused_until > p_now;
 $$;
 
 -- Whether a queue has limits of its own, or pauses.
@@ -5218,6 +5227,7 @@ end;
 $$;
 
 -- How many more tasks of each key may be open: those that are, and those that run, take up room.
+-- So do those that are kept first in line, but when they stand in a lane themselves.
 create or replace function teguh._slots_template(p_keys text[], p_now timestamptz)
   returns table(flow_key text, slots bigint)
   language plpgsql
@@ -5231,7 +5241,9 @@ begin
     k.flow_key,
     least(
       teguh._left_over(l, k.flow_key, h.qty, p_now) - o.qty,
-      case when teguh._is_paused(substr('_template', 2), 'key', k.flow_key, p_now) then 0 end
+      case
+        when teguh._closed_until(substr('_template', 2), 'key', k.flow_key, p_now) > p_now then 0
+      end
     )
   from (
     select distinct u.flow_key
@@ -5245,12 +5257,21 @@ begin
     select count(*) as qty
     from teguh.h_template as h
     where h.flow_key collate "C" = k.flow_key
+      and l.queue_name is not null
+      and not (h.fifo and exists (
+        select
+        from teguh.t_template as t
+        where t.task_id = h.task_id
+          and t.laned
+          and t.state in ('pending', 'sleeping')
+      ))
   ) as h
   cross join lateral (
     select count(*) as qty
     from teguh.l_template as o
     where o.flow_key collate "C" = k.flow_key
       and o.gate = 'o'
+      and l.queue_name is not null
   ) as o;
 end;
 $$;
@@ -5312,6 +5333,9 @@ begin
 
   select array_agg(o.name) filter (where o.scope = 'key') into v_paused
   from over as o;
+  if '*' = any (v_paused) then
+    v_paused := array(select distinct l.flow_key from teguh.l_template as l where l.gate = 'w');
+  end if;
   return v_keys || v_rated || v_paused;
 end;
 $$;
@@ -5345,7 +5369,7 @@ begin
 end;
 $$;
 
--- Move tasks that are ready from dispatch into the lanes, a thousand at most.
+-- Move tasks that are ready from dispatch into the lanes, ten thousand at most.
 create or replace function teguh._intake_template(p_now timestamptz)
   returns void
   language plpgsql
@@ -5412,7 +5436,7 @@ begin
         and (t.deadline_at is null or t.deadline_at > p_now)
       for no key update skip locked
     ) as t
-    limit 1000
+    limit 10000
   ),
 
   moved as (
@@ -5451,7 +5475,7 @@ $$;
 -- A task ranks by its virtual due time: when it became due, a minute earlier for each degree of
 -- priority; so it passes what is not as much older, and is itself passed in the end by nothing.
 -- In a fair queue it ranks by rounds, one task of each key in each.  A key that is first in,
--- first out ranks by arrival.
+-- first out ranks by arrival; a task of it that has begun ranks before all of the key.
 create or replace function teguh._line_template(p_task_ids uuid[], p_now timestamptz)
   returns void
   language plpgsql
@@ -5470,17 +5494,24 @@ begin
   insert into teguh.l_template as l (ranking, seq, task_id, turn, gate, task_name, flow_key)
   select
     n.ranking, nextval('teguh.seq_template'::regclass), n.task_id, n.turn,
-    case when n.kept or coalesce(n.nth <= n.slots, true) then 'o' else 'w' end::"char",
+    case when coalesce(n.nth <= n.slots, true) then 'o' else 'w' end::"char",
     n.task_name, n.flow_key
   from (
     select
       t.*, k.slots,
-      row_number() over (partition by t.flow_key, t.kept order by t.place) as nth,
+      row_number() over (partition by t.flow_key order by not t.kept, t.place) as nth,
       case
-        when v_fair and t.kept then v_round + 1
+        when t.kept then
+          least(
+            k.earliest,
+            case
+              when v_fair then v_round + 1 else min(t.due) over (partition by t.flow_key)
+            end
+          ) - 0.001
         when v_fair then
-          greatest(k.latest, v_round) + row_number() over (partition by t.flow_key order by t.place)
-        when k.fifo and not t.kept then
+          greatest(k.latest, v_round)
+          + row_number() over (partition by t.flow_key, t.kept order by t.place)
+        when k.fifo then
           greatest(k.latest, max(t.due) over (partition by t.flow_key order by t.place))
         else t.due
       end as ranking
@@ -5502,10 +5533,16 @@ begin
 end;
 $$;
 
--- What is to be known of the keys of tasks: how many of each may be opened (null: all), the latest
--- ranking there is, whether it is first in, first out.
+-- What is to be known of the keys of tasks: how many of each may be opened (null: all), the first
+-- and last ranking there is, whether it is first in, first out.
 create or replace function teguh._keys_template(p_task_ids uuid[], p_now timestamptz)
-  returns table(flow_key text, slots bigint, latest double precision, fifo boolean)
+  returns table(
+    flow_key text,
+    slots    bigint,
+    earliest double precision,
+    latest   double precision,
+    fifo     boolean
+  )
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
@@ -5521,15 +5558,23 @@ declare
   );
 begin
   return query
-  select k.flow_key, s.slots, r.latest, coalesce(l.fifo, false)
+  select k.flow_key, s.slots, r.earliest, r.latest, coalesce(l.fifo, false)
   from unnest(v_keys) as k(flow_key)
   left join teguh._slots_template(v_keys, p_now) as s on s.flow_key = k.flow_key
   left join lateral (
     select l.fifo from teguh._limit_of(substr('_template', 2), 'key', k.flow_key) as l
   ) as l on k.flow_key <> ''
   cross join lateral (
-    select max(r.ranking) as latest
+    select min(f.ranking) as earliest, max(r.ranking) as latest
     from unnest('{o,w}'::"char"[]) as g(gate)
+    cross join lateral (
+      select f.ranking
+      from teguh.l_template as f
+      where f.flow_key collate "C" = k.flow_key
+        and f.gate = g.gate
+      order by f.ranking, f.seq
+      limit 1
+    ) as f
     cross join lateral (
       select r.ranking
       from teguh.l_template as r
@@ -5560,6 +5605,7 @@ declare
   v_limited    boolean;
   v_task_ids   uuid[] := '{}';
   v_claimed    uuid[];
+  v_locked     tid[] := '{}';
   v_room       bigint;
   v_picks      record;
 begin
@@ -5577,15 +5623,23 @@ begin
   loop
     v_room := teguh._spare_template(v_everywhere, p_now);
     v_picks := teguh._choose_template(
-      least(p_qty - cardinality(v_task_ids), v_room)::integer, p_task_names, p_now
+      least(p_qty - cardinality(v_task_ids), v_room)::integer, v_locked, p_task_names, p_now
     );
     exit when v_picks.task_ids is null;
-    continue when teguh._weed_template(v_picks.places, p_now);
+    if teguh._weed_template(v_picks.places, p_now) then
+      -- where there is one, there may be many
+      v_picks := teguh._choose_template(1000, v_locked, p_task_names, p_now);
+      perform teguh._weed_template(v_picks.places, p_now);
+      continue;
+    end if;
+
     v_claimed := teguh._seize_template(
       p_worker, p_now, p_until, v_picks.task_ids, v_picks.turns, v_picks.places, v_limited
     );
-    exit when v_claimed is null;
     v_task_ids := v_task_ids || v_claimed;
+    if cardinality(v_claimed) < cardinality(v_picks.task_ids) then
+      v_locked := v_locked || v_picks.places;
+    end if;
   end loop;
 
   return v_task_ids;
@@ -5613,9 +5667,11 @@ begin
 end;
 $$;
 
--- The first tasks of the lanes, up to p_qty, that limits leave and the worker knows.
+-- The first tasks of the lanes, up to p_qty, that limits leave and the worker knows, but for those
+-- in places where somebody holds them locked.
 create or replace function teguh._choose_template(
   p_qty        integer,
+  p_locked     tid[],
   p_task_names text[],
   p_now        timestamptz,
   out places   tid[],
@@ -5647,10 +5703,11 @@ begin
       from teguh.l_template as l
       where l.gate = 'o'
         and l.task_name collate "C" = n.task_name
+        and l.ctid <> all (p_locked)
       order by l.ranking, l.seq
       limit least(p_qty, case when s.qty is not null then greatest(s.qty, 0) end)
     ) as l
-    where not teguh._is_paused(substr('_template', 2), 'task', n.task_name, p_now)
+    where teguh._closed_until(substr('_template', 2), 'task', n.task_name, p_now) is null
     order by l.ranking, l.seq
     limit p_qty
   ) as c;
@@ -5692,6 +5749,42 @@ create or replace function teguh._weed_template(p_places tid[], p_now timestampt
   set search_path = pg_catalog, pg_temp
 as $$
 declare
+  v_keys text[] := teguh._cull_template(p_places, p_now);
+begin
+  if v_keys is null then
+    return false;
+  end if;
+
+  -- where one was there may be many, such as all of a key that were cancelled
+  perform teguh._cull_template(
+    array(
+      select w.place
+      from unnest(v_keys) as k(flow_key)
+      cross join lateral (
+        select l.ctid as place
+        from teguh.l_template as l
+        where l.flow_key collate "C" = k.flow_key
+          and l.gate = 'w'
+        order by l.ranking, l.seq
+        limit 1000
+      ) as w
+    ),
+    p_now
+  );
+  perform teguh._unbar_template(v_keys, p_now);
+  return true;
+end;
+$$;
+
+-- Delete the rows among some of the lanes whose tasks are not to be had any more.  Returns their
+-- keys, null if there was none.
+create or replace function teguh._cull_template(p_places tid[], p_now timestamptz)
+  returns text[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
   v_keys text[];
 begin
   with stale as (
@@ -5711,13 +5804,11 @@ begin
 
   select array_agg(distinct s.flow_key) into v_keys
   from stale as s;
-
-  perform teguh._unbar_template(v_keys, p_now);
-  return v_keys is not null;
+  return v_keys;
 end;
 $$;
 
--- Claim chosen tasks, but for those that somebody holds locked.  Returns null if that is all.
+-- Claim chosen tasks, but for those that somebody holds locked.
 create or replace function teguh._seize_template(
   p_worker   text,
   p_now      timestamptz,
@@ -5774,10 +5865,10 @@ begin
   into v_picked.task_ids, v_picked.turns, v_picked.names, v_picked.was, v_picked.limited
   from claimed as c;
   if v_picked.task_ids is null then
-    return null;
+    return '{}';
   end if;
 
-  perform teguh._leave_template(v_picked.task_ids, p_places);
+  perform teguh._quit_template(v_picked.task_ids, p_places);
   if p_limited then
     perform teguh._occupy_template(v_picked.task_ids, p_now);
   end if;
@@ -5793,7 +5884,7 @@ end;
 $$;
 
 -- Take claimed tasks out of their lanes.
-create or replace function teguh._leave_template(p_task_ids uuid[], p_places tid[])
+create or replace function teguh._quit_template(p_task_ids uuid[], p_places tid[])
   returns void
   language plpgsql
   volatile
@@ -5889,7 +5980,8 @@ begin
 end;
 $$;
 
--- Arrange the lanes anew: limits have changed.  p_order: so has what they rank by.
+-- Arrange the lanes anew: limits have changed.  p_rank: so may have what they rank by, and what
+-- is kept first in line.
 create or replace function teguh._align_template(p_rank boolean, p_now timestamptz)
   returns void
   language plpgsql
@@ -5900,6 +5992,16 @@ declare
   v_task_ids uuid[];
 begin
   if p_rank then
+    update teguh.h_template as h
+    set fifo = not h.fifo
+    where h.fifo <> coalesce(
+      (
+        select l.fifo
+        from teguh._limit_of(substr('_template', 2), 'key', nullif(h.flow_key, '')) as l
+      ),
+      false
+    );
+
     with gone as (
       delete from teguh.l_template as l
       returning l.task_id, l.turn, l.seq
@@ -5917,10 +6019,7 @@ begin
     update teguh.l_template as l
     set gate = 'w'
     where l.gate = 'o'
-      and l.flow_key <> ''
-      and not exists (
-        select from teguh.h_template as h where h.fifo and h.task_id = l.task_id
-      );
+      and l.flow_key <> '';
     perform teguh._unbar_template(
       array(select distinct l.flow_key from teguh.l_template as l), p_now
     );
@@ -6000,7 +6099,7 @@ end;
 $$;
 
 -- The queues that a worker claims from, in the order in which it does.
-create or replace function teguh._line_up(p_queue_names text[], p_order text)
+create or replace function teguh._order_queues(p_queue_names text[], p_order text)
   returns text[]
   language plpgsql
   volatile
@@ -6032,6 +6131,26 @@ begin
   end if;
 
   return v_names;
+end;
+$$;
+
+-- Remember of several queues which task names are asked for.
+create or replace function teguh._remember_names(p_queue_names text[], p_task_names text[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text;
+begin
+  for v_queue_name in
+    select distinct u.name
+    from unnest(p_queue_names) as u(name)
+  loop
+    perform teguh._policy(v_queue_name);
+    execute format('select teguh._want_%s($1)', v_queue_name) using p_task_names;
+  end loop;
 end;
 $$;
 
@@ -6067,6 +6186,7 @@ as $$
 declare
   v_options jsonb := coalesce(p_options, '{}');
   v_names   text[];
+  v_queues  text[];
   v_queue   text;
   v_policy  jsonb;
   v_left    integer := greatest(coalesce(p_qty, 1), 1);
@@ -6077,15 +6197,17 @@ begin
   v_names := teguh._names_option(v_options);
   perform teguh._check_order(teguh._text_option(v_options, 'order'));
 
-  foreach v_queue in array teguh._line_up(
+  v_queues := teguh._order_queues(
     p_queue_names, coalesce(v_options ->> 'order', 'round_robin')
-  ) loop
+  );
+  if v_names is not null then
+    perform teguh._remember_names(v_queues, v_names);
+  end if;
+
+  foreach v_queue in array v_queues loop
     exit when v_left <= 0;
     v_policy := teguh._policy(v_queue);
     continue when teguh._paused_until(v_policy) is not null;
-    if v_names is not null then
-      execute format('select teguh._want_%s($1)', v_queue) using v_names;
-    end if;
     return query execute format(
       'select t.*, $6 from teguh._take_%s($1, $2, $3, $4, $5) as t', v_queue
     )
@@ -6099,8 +6221,9 @@ end;
 $$;
 
 comment on function teguh.claim_any(text[], text, double precision, integer, jsonb) is
-  'claim_task() over several queues (null: all that the caller may claim from), up to p_qty runs '
-  'in all, each with its queue_name. Options: order, in which queues are looked through: '
+  'Claims like claim_task(), from several queues (null: all that the caller may claim from), up to '
+  'p_qty runs in all, each with its queue_name; a queue that another worker is just claiming from '
+  'may be passed over. Options: order, in which queues are looked through: '
   'round_robin (the default; each call of a session begins with the next), strict (as given), '
   'oldest (the one whose first ready task has waited longest); task_names, which the worker '
   'knows: it gets no other, and queue_stats() counts as unclaimable what nobody asks for. A '
@@ -6352,29 +6475,29 @@ create or replace function teguh._shed_template(p_count bigint)
 as $$
 declare
   v_ring     bigint := pg_sequence_last_value('teguh.ring_template'::regclass);
-  v_task_ids uuid[] := '{}';
+  v_task_ids uuid[];
 begin
+  -- what stands in a lane was spawned before what is still in dispatch
+  v_task_ids := array(
+    select t.task_id
+    from (select l.* from teguh.l_template as l order by l.seq) as l
+    cross join lateral (
+      select t.task_id
+      from teguh.t_template as t
+      where (t.task_id, t.turn) = (l.task_id, l.turn)
+        and t.state in ('pending', 'sleeping')
+        and t.laned
+        and t.attempt = 0
+      for no key update skip locked
+    ) as t
+    limit p_count
+  );
   for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
     v_task_ids := v_task_ids || case
       when v_gen % 2 = 0 then teguh._first0_template(p_count - cardinality(v_task_ids))
       else teguh._first1_template(p_count - cardinality(v_task_ids))
     end;
   end loop;
-  if cardinality(v_task_ids) < p_count then
-    v_task_ids := v_task_ids || array(
-      select t.task_id
-      from (select l.* from teguh.l_template as l order by l.ranking, l.seq) as l
-      cross join lateral (
-        select t.task_id
-        from teguh.t_template as t
-        where (t.task_id, t.turn) = (l.task_id, l.turn)
-          and t.state in ('pending', 'sleeping')
-          and t.attempt = 0
-        for no key update skip locked
-      ) as t
-      limit p_count - cardinality(v_task_ids)
-    );
-  end if;
 
   update teguh.t_template as t
   set failure_reason = '{"name": "$QueueFull", "message": "newer tasks took its place"}'
@@ -8653,23 +8776,26 @@ as $$
 declare
   v_now timestamptz := teguh.current_time();
   v_old teguh.limits;
+  v_new teguh.limits;
 begin
   perform teguh._reign_template();
   select l.* into v_old
-  from teguh.limits as l
-  where (l.queue_name, l.scope, l.name) = (p_limit.queue_name, p_limit.scope, p_limit.name);
+  from teguh._limit_of(p_limit.queue_name, p_limit.scope, p_limit.name) as l;
   perform teguh._write_limit(p_limit);
+  select l.* into v_new
+  from teguh._limit_of(p_limit.queue_name, p_limit.scope, p_limit.name) as l;
   perform teguh._align_template(
     p_limit.scope = 'key'
-    and (coalesce(v_old.fifo, false), coalesce(v_old.fair, false))
-        <> (p_limit.fifo, p_limit.fair),
+    and (coalesce(v_old.fair, false), coalesce(v_old.fifo, false))
+        <> (coalesce(v_new.fair, false), coalesce(v_new.fifo, false)),
     v_now
   );
   perform pg_notify('teguh_template', '');
 end;
 $$;
 
--- Write a limit down; one that limits nothing goes.
+-- Write a limit down; one that limits nothing goes, as does what was noted for rates that are no
+-- more.
 create or replace function teguh._write_limit(p_limit teguh.limits)
   returns void
   language plpgsql
@@ -8682,6 +8808,13 @@ begin
   if p_limit.fifo or p_limit.fair or num_nonnulls(p_limit.max_running, p_limit.rate) > 0 then
     insert into teguh.limits select p_limit.*;
   end if;
+  delete from teguh.starts as s
+  where (s.queue_name, s.scope) = (p_limit.queue_name, p_limit.scope)
+    and not exists (
+      select
+      from teguh._limit_of(s.queue_name, s.scope, s.name) as l
+      where l.rate is not null
+    );
 end;
 $$;
 
@@ -8799,9 +8932,10 @@ end;
 $$;
 
 comment on function teguh.set_limit(text, text, text, jsonb) is
-  'Limits what runs. p_scope: all (all queues together; p_queue_name is null), queue, task (a task '
-  'name) or key (the option "key" of spawn_task); p_name: which, or * or null for each of them by '
-  'itself. p_limit: max_running; rate with period_seconds (starts in any such period); for keys '
+  'Limits what runs at a time. p_scope: all (all queues together; p_queue_name is null), queue, '
+  'task (a task name) or key (the option "key" of spawn_task); p_name: which, or * or null for '
+  'each of them by itself, but those that have one of their own. p_limit: '
+  'max_running; rate with period_seconds (starts in any such period); for keys '
   'fifo (tasks of a key run one at a time in the order in which they came due, the next when the '
   'one before is over, retries and sleeps included), and for all keys (*) fair (they take turns). '
   'Replaces the limit that was; null takes it away. It holds for every claim that begins after '
@@ -8841,6 +8975,12 @@ begin
       union all
       select l.task_name, l.flow_key, 0, 1
       from teguh.l_template as l
+      cross join lateral (
+        select t.* from teguh.t_template as t where t.task_id = l.task_id offset 0
+      ) as t
+      where t.turn = l.turn
+        and t.state in ('pending', 'sleeping')
+        and t.laned
     ) as u
     cross join lateral (
       values ('queue', ''), ('task', u.task_name), ('key', u.flow_key)
@@ -8849,7 +8989,7 @@ begin
   ),
 
   shown as (
-    select l as cap, coalesce(c.name, l.name) as name, c.running, c.waiting
+    select l.scope, coalesce(c.name, l.name) as name, c.running, c.waiting
     from teguh.limits as l
     left join counted as c on c.scope = l.scope and case
       when l.name <> '*' then c.name = l.name
@@ -8861,27 +9001,67 @@ begin
     end
     where l.queue_name = substr('_template', 2)
     union all
-    select
-      row(p.queue_name, p.scope, p.name, null, null, null, false, false)::teguh.limits, p.name,
-      c.running, c.waiting
+    select p.scope, p.name, c.running, c.waiting
     from teguh.pauses as p
     left join counted as c on (c.scope, c.name) = (p.scope, p.name)
     where p.queue_name = substr('_template', 2)
-      and not exists (
-        select from teguh._limit_of(p.queue_name, p.scope, p.name)
-      )
+      and not exists (select from teguh._limit_of(p.queue_name, p.scope, p.name))
   )
 
   select
-    (s.cap).scope, nullif(s.name, ''), (s.cap).max_running, coalesce(s.running, 0)::bigint,
-    (s.cap).rate, (s.cap).period_seconds, teguh._started(s.cap, s.name, v_now),
-    coalesce(s.waiting, 0)::bigint, (s.cap).fifo, (s.cap).fair, (
-      select p.paused_until
-      from teguh.pauses as p
-      where (p.queue_name, p.scope, p.name) = ((s.cap).queue_name, (s.cap).scope, s.name)
-    )
+    s.scope, nullif(s.name, ''), l.max_running, coalesce(s.running, 0)::bigint, l.rate,
+    l.period_seconds, teguh._started(l, s.name, v_now), coalesce(s.waiting, 0)::bigint,
+    coalesce(l.fifo, false), coalesce(l.fair, false),
+    teguh._closed_until(substr('_template', 2), s.scope, s.name, v_now)
   from shown as s
-  order by (s.cap).scope, s.name;
+  left join lateral (
+    select l.* from teguh._limit_of(substr('_template', 2), s.scope, s.name) as l
+  ) as l on true
+  order by s.scope, s.name;
+end;
+$$;
+
+-- How much of the limit over all queues is used.
+create or replace function teguh._overall_usage()
+  returns table(
+    scope          text,
+    name           text,
+    max_running    integer,
+    running        bigint,
+    rate           integer,
+    period_seconds double precision,
+    started        bigint,
+    waiting        bigint,
+    fifo           boolean,
+    fair           boolean,
+    paused_until   timestamptz
+  )
+  language plpgsql
+  volatile
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text;
+  v_waiting    bigint := 0;
+  v_some       bigint;
+begin
+  for v_queue_name in
+    select q.queue_name
+    from teguh.queues as q
+  loop
+    if teguh._share_queue(v_queue_name) then
+      execute format('select count(*) from teguh.l_%s', v_queue_name) into v_some;
+      v_waiting := v_waiting + v_some;
+    end if;
+  end loop;
+
+  return query
+  select
+    l.scope, null::text, l.max_running, teguh._everywhere_busy(), l.rate, l.period_seconds,
+    teguh._started(l, '', teguh.current_time()), v_waiting, l.fifo, l.fair, null::timestamptz
+  from teguh.limits as l
+  where l.queue_name = '*';
 end;
 $$;
 
@@ -8905,15 +9085,19 @@ create or replace function teguh.limit_usage(p_queue_name text)
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return query execute teguh._call('usage', p_queue_name, 0);
+  if p_queue_name is not null then
+    return query execute teguh._call('usage', p_queue_name, 0);
+  else
+    return query select u.* from teguh._overall_usage() as u;
+  end if;
 end;
 $$;
 
 comment on function teguh.limit_usage(text) is
-  'The limits of a queue, one for each name or key (*) once per name or key that runs or waits: '
-  'how many of them run, how many were started within the period, and how many wait in the lanes '
-  'for their turn; tasks that no claim has come to yet are not among these. paused_until: see '
-  'pause_queue(). Raises TG001 for an unknown queue.';
+  'The limits of a queue (null: the one over all queues), one for each name or key (*) once per '
+  'name or key that runs or waits: how many of them run, how many were started within the period, '
+  'and how many wait in the lanes for their turn; tasks that no claim has come to yet are not '
+  'among these. paused_until: see pause_queue(). Raises TG001 for an unknown queue.';
 
 -- sql/src/46_policy.sql
 -- Set a queue's pause, or end it (null) and tell the workers that wait.
@@ -8985,6 +9169,8 @@ begin
         detail = format('Found: %s.', left(p_only::text, 200)),
         hint = 'For instance {"task_name": "send"}.';
   end if;
+
+  perform teguh._check_name('name', coalesce(p_only ->> 'task_name', p_only ->> 'key'));
 end;
 $$;
 
@@ -9020,7 +9206,7 @@ $$;
 
 comment on function teguh.pause_queue(text, timestamptz, text, jsonb) is
   'Lets claims of a queue return nothing until p_until, or until resume_queue(); with p_only '
-  '({"task_name"} or {"key"}) nothing of that name or key, see set_limit(). Spawns, '
+  '({"task_name"} or {"key"}) nothing of that name or key (*: of any), see set_limit(). Spawns, '
   'events, running tasks and timers go on. list_actions() shows p_reason. Raises '
   'TG001 for an unknown queue, TG005 for a bad p_only, 22004 for a null time.';
 
@@ -9455,14 +9641,15 @@ begin
       and (p_filter.workflow_run_id is null or t.workflow_run_id = p_filter.workflow_run_id)
       and (p_filter.created_after is null or t.created_at >= p_filter.created_after)
       and (p_filter.created_before is null or t.created_at < p_filter.created_before)
+      and (p_filter.claimed_by is null or t.claimed_by = p_filter.claimed_by)
     order by u.place
     limit p_limit
   );
 end;
 $$;
 
--- The tasks in these states, of pending, running and sleeping: all that dispatch knows of,
--- and those that only an event can wake.
+-- The tasks in these states, of pending, running and sleeping: all that dispatch and lanes know
+-- of, and those that only an event can wake.
 create or replace function teguh._live_template(p_states text[])
   returns uuid[]
   language plpgsql
@@ -9470,28 +9657,19 @@ create or replace function teguh._live_template(p_states text[])
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_ring  bigint := pg_sequence_last_value('teguh.ring_template'::regclass);
-  v_kinds text := '';
   v_hints uuid[] := '{}';
 begin
   -- in the order in which a task goes from one to the next, or it might slip through
   if 'sleeping' = any (p_states) then
     v_hints := array(select w.task_id from teguh.w_template as w);
-    v_kinds := 'sr';
   end if;
-  if 'pending' = any (p_states) then
-    v_kinds := 'sr';
+  if p_states && '{pending,sleeping}' then
+    v_hints := v_hints || teguh._hints_template('sr');
+    v_hints := v_hints || array(select l.task_id from teguh.l_template as l);
   end if;
   if 'running' = any (p_states) then
-    v_kinds := v_kinds || 'l';
+    v_hints := v_hints || teguh._hints_template('l');
   end if;
-
-  for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
-    v_hints := v_hints || case
-      when v_gen % 2 = 0 then teguh._hints0_template(v_kinds)
-      else teguh._hints1_template(v_kinds)
-    end;
-  end loop;
 
   return array(
     select h.task_id
@@ -9505,6 +9683,28 @@ begin
     where t.state = any (p_states)
     order by h.task_id desc
   );
+end;
+$$;
+
+-- The tasks of the rows of both segments that their positions have not passed.
+create or replace function teguh._hints_template(p_kinds text)
+  returns uuid[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_ring  bigint := pg_sequence_last_value('teguh.ring_template'::regclass);
+  v_hints uuid[] := '{}';
+begin
+  for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
+    v_hints := v_hints || case
+      when v_gen % 2 = 0 then teguh._hints0_template(p_kinds)
+      else teguh._hints1_template(p_kinds)
+    end;
+  end loop;
+
+  return v_hints;
 end;
 $$;
 
@@ -10273,12 +10473,11 @@ comment on function teguh.requeue_task(text, uuid, text) is
   'the id of the next run; the worker meets AB002 if it is alive after all. Raises TG001 for an '
   'unknown queue, TG003 for an unknown task, TG004 unless it is running.';
 
--- Take tasks away from a worker, or from all (null), locked in the order of their ids.
+-- Take the tasks that a filter means away from their workers, locked in the order of their ids.
 create or replace function teguh._regain_template(
-  p_filter    teguh._filter,
-  p_worker_id text,
-  p_limit     integer,
-  p_reason    text
+  p_filter teguh._filter,
+  p_limit  integer,
+  p_reason text
 )
   returns integer
   language plpgsql
@@ -10297,7 +10496,7 @@ begin
     from teguh.t_template as t
     where t.task_id = any (v_task_ids)
       and t.state = 'running'
-      and t.claimed_by = coalesce(p_worker_id, t.claimed_by)
+      and t.claimed_by = coalesce(p_filter.claimed_by, t.claimed_by)
     order by t.task_id
     for no key update
   loop
@@ -10323,30 +10522,30 @@ as $$
 declare
   v_options jsonb := coalesce(p_options, '{}');
   v_filter  teguh._filter := teguh._read_filter(p_filter);
-  v_worker  text := teguh._text_option(v_options, 'worker_id');
   v_count   integer;
 begin
   perform teguh._check_keys(
     'requeue options', v_options, array['all', 'limit', 'reason', 'worker_id']
   );
-  if v_worker is null then
+  v_filter.claimed_by := teguh._text_option(v_options, 'worker_id');
+  if v_filter.claimed_by is null then
     perform teguh._check_meant(p_filter, v_options);
   end if;
 
   v_filter.states := array['running'];
-  execute teguh._call('regain', p_queue_name, 4) into v_count
+  execute teguh._call('regain', p_queue_name, 3) into v_count
   using
-    v_filter, v_worker, teguh._limit_option(v_options), teguh._text_option(v_options, 'reason');
+    v_filter, teguh._limit_option(v_options), teguh._text_option(v_options, 'reason');
   return v_count;
 end;
 $$;
 
 comment on function teguh.requeue_tasks(text, jsonb, jsonb) is
-  'requeue_task() for the running tasks that a filter means; returns how many. The filter is that '
-  'of list_tasks(), whatever it says of states. Options: worker_id (only what that worker holds), '
-  'limit (the newest so many, default 1000: call again until 0 comes back), reason, all (true: an '
-  'empty filter without worker_id is meant, and means every running task). Raises TG001 for an '
-  'unknown queue, TG005 for an unknown key, a bad value, or an empty filter without all.';
+  'Does requeue_task() for the running tasks that a filter means; returns how many. The filter is '
+  'that of list_tasks(), whatever it says of states. Options: worker_id (only what that worker '
+  'holds), limit (the newest so many, default 1000: call again until 0 comes back), reason, all '
+  '(true: an empty filter without worker_id is meant, and means every running task). Raises TG001 '
+  'for an unknown queue, TG005 for an unknown key, a bad value, or an empty filter without all.';
 
 -- Dead letters are the tasks that failed.
 create or replace function teguh.list_dead_letters(
@@ -10570,18 +10769,22 @@ begin
     select min(t.available_at)
     from unnest(teguh._named_template()) as n(task_name)
     cross join lateral (
-      select l.task_id, l.turn
-      from teguh.l_template as l
-      where l.gate = 'o'
-        and l.task_name collate "C" = n.task_name
-      order by l.ranking, l.seq
+      select t.available_at
+      from (
+        select l.*
+        from teguh.l_template as l
+        where l.gate = 'o'
+          and l.task_name collate "C" = n.task_name
+        order by l.ranking, l.seq
+      ) as l
+      cross join lateral (
+        select t.* from teguh.t_template as t where t.task_id = l.task_id offset 0
+      ) as t
+      where t.turn = l.turn
+        and t.state in ('pending', 'sleeping')
+        and t.laned
       limit 1
-    ) as l
-    cross join lateral (
-      select t.* from teguh.t_template as t where t.task_id = l.task_id offset 0
     ) as t
-    where t.turn = l.turn
-      and t.state in ('pending', 'sleeping')
   ));
 end;
 $$;
@@ -11502,7 +11705,7 @@ as $$
   from pg_proc as p
   where p.pronamespace = 'teguh'::regnamespace
     and (
-      p.proname in ('_policy', '_set_ticked', '_xmin_age')
+      p.proname in ('_policy', '_set_ticked', '_xmin_age', '_overall_usage')
       or (
         p.proname ~ '^_'
         and not p.prosecdef

@@ -48,6 +48,7 @@ CALLS = {
     "cancel_tasks": "select teguh.cancel_tasks('{q}', '{{\"tag\": \"none\"}}')",
     "retry_task": f"select teguh.retry_task('{{q}}', {TASK})",
     "claim_task": "select * from teguh.claim_task('{q}', 'w')",
+    "claim_any": "select * from teguh.claim_any(array['{q}'], 'w')",
     "next_due": "select teguh.next_due('{q}')",
     "complete_run": f"select teguh.complete_run('{{q}}', {RUN})",
     "complete_runs": "select teguh.complete_runs('{q}', '[]')",
@@ -63,10 +64,13 @@ CALLS = {
     "cleanup_events": "select teguh.cleanup_events('{q}')",
     "rebuild_dispatch": "select teguh.rebuild_dispatch('{q}')",
     "requeue_task": f"select teguh.requeue_task('{{q}}', {TASK})",
+    "requeue_tasks": "select teguh.requeue_tasks('{q}', '{{\"tag\": \"none\"}}')",
     "replay_dead_letters": "select teguh.replay_dead_letters('{q}')",
     "purge_dead_letters": "select teguh.purge_dead_letters('{q}')",
     "pause_queue": "select teguh.pause_queue('{q}', '2020-01-01')",
     "resume_queue": "select teguh.resume_queue('{q}')",
+    "set_limit": "select teguh.set_limit('{q}', 'queue')",
+    "limit_usage": "select * from teguh.limit_usage('{q}')",
     "get_queue_policy": "select teguh.get_queue_policy('{q}')",
     "queue_stats": "select * from teguh.queue_stats('{q}')",
     "metrics": "select * from teguh.metrics()",
@@ -88,18 +92,19 @@ ANYWHERE = {"version", "current_time", "portable_uuidv7", "uuidv7_timestamp", "v
 READ = {
     "get_task_result", "get_task_checkpoint_state", "get_task_checkpoint_states", "get_task",
     "list_tasks", "list_runs", "get_task_history", "list_workers", "list_actions",
-    "list_dead_letters", "queue_stats",
+    "list_dead_letters", "queue_stats", "limit_usage",
 }  # fmt: skip
 CLIENT = READ | {
     "spawn_task", "spawn_tasks", "emit_event", "cancel_task", "cancel_tasks", "retry_task",
 }  # fmt: skip
 WORKER = CLIENT | {
-    "claim_task", "next_due", "complete_run", "complete_runs", "fail_run", "schedule_run",
-    "release_run", "extend_claim", "set_task_checkpoint_state", "await_event", "ticker",
+    "claim_task", "claim_any", "next_due", "complete_run", "complete_runs", "fail_run",
+    "schedule_run", "release_run", "extend_claim", "set_task_checkpoint_state", "await_event",
+    "ticker",
 }  # fmt: skip
 UPKEEP = WORKER | {
     "cleanup_tasks", "cleanup_events", "rebuild_dispatch", "pause_queue", "resume_queue",
-    "requeue_task", "replay_dead_letters", "purge_dead_letters",
+    "requeue_task", "requeue_tasks", "replay_dead_letters", "purge_dead_letters",
 }  # fmt: skip
 MATRIX = {"client": CLIENT, "worker": WORKER, "observer": READ, "admin": UPKEEP}
 

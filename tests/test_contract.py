@@ -39,8 +39,14 @@ list_queues() -> TABLE(queue_name text, created_at timestamp with time zone, pol
 list_namespaces() -> TABLE(namespace text, queues bigint)
 get_queue_policy(p_queue_name text) -> jsonb
 set_queue_policy(p_queue_name text, p_policy jsonb) -> void
-pause_queue(p_queue_name text, p_until timestamp with time zone, p_reason text) -> void
-resume_queue(p_queue_name text, p_reason text) -> void
+pause_queue(p_queue_name text, p_until timestamp with time zone, p_reason text, p_only jsonb)
+  -> void
+resume_queue(p_queue_name text, p_reason text, p_only jsonb) -> void
+set_limit(p_queue_name text, p_scope text, p_name text, p_limit jsonb) -> void
+limit_usage(p_queue_name text)
+  -> TABLE(scope text, name text, max_running integer, running bigint, rate integer,
+  period_seconds double precision, started bigint, waiting bigint, fifo boolean, fair boolean,
+  paused_until timestamp with time zone)
 spawn_task(p_queue_name text, p_task_name text, p_params jsonb, p_options jsonb)
   -> TABLE(task_id uuid, run_id uuid, attempt integer, created boolean)
 spawn_tasks(p_queue_name text, p_tasks jsonb)
@@ -50,6 +56,12 @@ claim_task(p_queue_name text, p_worker_id text, p_claim_timeout double precision
   retry_strategy jsonb, max_attempts integer, headers jsonb, wake_event text, event_payload jsonb,
   failures integer, checkpoints jsonb, lease_expires_at timestamp with time zone,
   timeout_seconds double precision)
+claim_any(p_queue_names text[], p_worker_id text, p_claim_timeout double precision,
+  p_qty integer, p_options jsonb)
+  -> TABLE(run_id uuid, task_id uuid, attempt integer, task_name text, params jsonb,
+  retry_strategy jsonb, max_attempts integer, headers jsonb, wake_event text, event_payload jsonb,
+  failures integer, checkpoints jsonb, lease_expires_at timestamp with time zone,
+  timeout_seconds double precision, queue_name text)
 next_due(p_queue_name text) -> timestamp with time zone
 complete_run(p_queue_name text, p_run_id uuid, p_state jsonb) -> void
 complete_runs(p_queue_name text, p_runs jsonb)
@@ -72,6 +84,7 @@ emit_event(p_queue_name text, p_event_name text, p_payload jsonb) -> void
 cancel_task(p_queue_name text, p_task_id uuid, p_reason text) -> void
 cancel_tasks(p_queue_name text, p_filter jsonb, p_options jsonb) -> integer
 requeue_task(p_queue_name text, p_task_id uuid, p_reason text) -> uuid
+requeue_tasks(p_queue_name text, p_filter jsonb, p_options jsonb) -> integer
 retry_task(p_queue_name text, p_task_id uuid, p_options jsonb)
   -> TABLE(task_id uuid, run_id uuid, attempt integer, created boolean)
 get_task_result(p_queue_name text, p_task_id uuid)
@@ -90,7 +103,8 @@ get_task(p_queue_name text, p_task_id uuid)
   lease_expires_at timestamp with time zone, wake_event text, event_payload jsonb,
   max_attempts integer, retry_strategy jsonb, timeout_seconds double precision,
   cancellation jsonb, deadline_at timestamp with time zone,
-  expires_at timestamp with time zone, on_expired jsonb, idempotency_key text)
+  expires_at timestamp with time zone, on_expired jsonb, idempotency_key text,
+  priority smallint, flow_key text)
 list_tasks(p_queue_name text, p_filter jsonb, p_cursor text, p_limit integer)
   -> TABLE(task_id uuid, task_name text, state text, attempts integer, failures integer,
   created_at timestamp with time zone, available_at timestamp with time zone,
@@ -127,7 +141,7 @@ queue_stats(p_queue_name text)
   -> TABLE(queue_name text, pending bigint, delayed bigint, running bigint, sleeping bigint,
   waiting bigint, completed bigint, failed bigint, cancelled bigint, expired bigint,
   oldest_pending_age_seconds double precision, oldest_lease_age_seconds double precision,
-  paused boolean)
+  paused boolean, unclaimable bigint)
 metrics() -> TABLE(name text, labels jsonb, value double precision)
 prometheus() -> text
 health() -> jsonb

@@ -1440,7 +1440,7 @@ def test_a_task_is_replaced_or_claimed_but_not_both(sessions: Sessions) -> None:
 # Lanes
 
 
-def limit(connection: Connection, queue: str = "q", **limits: Any) -> None:
+def limit_queue(connection: Connection, queue: str = "q", **limits: Any) -> None:
     """Limit the whole queue."""
     ask(
         connection,
@@ -1455,7 +1455,7 @@ CLAIM = "select task_name from teguh.claim_task(%s, 'w', 30, 10)"
 @pytest.mark.parametrize("end", ["commit", "rollback"])
 def test_a_claim_waits_until_the_one_before_has_decided(sessions: Sessions, end: str) -> None:
     one, two = sessions.open(), sessions.open()
-    limit(one, max_running=1)
+    limit_queue(one, max_running=1)
     spawn(one, "a")
     spawn(one, "b")
 
@@ -1471,7 +1471,7 @@ def test_a_claim_waits_until_the_one_before_has_decided(sessions: Sessions, end:
 @pytest.mark.parametrize("end", ["commit", "rollback"])
 def test_a_rate_counts_what_another_session_has_started(sessions: Sessions, end: str) -> None:
     one, two = sessions.open("10:00:00"), sessions.open("10:00:00")
-    limit(one, rate=1, period_seconds=60)
+    limit_queue(one, rate=1, period_seconds=60)
     spawn(one, "a")
     spawn(one, "b")
 
@@ -1492,7 +1492,7 @@ def test_two_transactions_that_claim_crosswise_do_not_wait_for_each_other(
     one, two = sessions.open(), sessions.open()
     ask(one, "select teguh.create_queue('r')")
     for queue in "qr":
-        limit(one, queue, max_running=5)
+        limit_queue(one, queue, max_running=5)
         spawn(one, queue, queue)
 
     ask(one, "begin")
@@ -1559,7 +1559,7 @@ def test_workers_that_ask_by_name_do_not_wait_for_an_open_spawn(sessions: Sessio
 
 def test_what_somebody_holds_locked_in_a_lane_is_passed_over(sessions: Sessions) -> None:
     one, two = sessions.open(), sessions.open()
-    limit(one, max_running=5)
+    limit_queue(one, max_running=5)
     task_id, _ = spawn(one, "a")
     spawn(one, "b")
     ask(one, "begin")
@@ -1611,3 +1611,149 @@ def test_keys_keep_their_order_whatever_breaks(sessions: Sessions) -> None:
         future.result(60)
 
     assert over == {key: list(range(20)) for key in "abc"}
+
+
+def limit(connection: Connection, scope: str, name: str | None = None, **limits: Any) -> None:
+    """Set a limit of queue `q`."""
+    ask(connection, "select teguh.set_limit('q', %s, %s, %s)", (scope, name, json.dumps(limits)))
+
+
+def test_claims_by_rules_wait_for_one_another_and_keep_the_limit(sessions: Sessions) -> None:
+    one, two, three = sessions.open(), sessions.open(), sessions.open()
+    limit(one, "queue", max_running=2)
+    spawn_many(one, 5)
+    ask(one, "begin")
+    assert len(claim(one, 1)) == 1
+    waiting = sessions.start(two, "select task_id from teguh.claim_task('q', 'w', 30, 9)")
+    sessions.wait_until_blocked(two)
+    ask(one, "commit")
+    assert len(waiting.result()) == 1
+    assert claim(three, 9) == []
+
+
+def test_a_claim_by_rules_that_rolls_back_takes_up_no_room(sessions: Sessions) -> None:
+    one, two = sessions.open(), sessions.open()
+    limit(one, "queue", max_running=1, rate=1, period_seconds=1000)
+    spawn(one)
+    ask(one, "begin")
+    assert len(claim(one)) == 1
+    ask(one, "rollback")
+    assert len(claim(two)) == 1
+
+
+def test_a_limit_that_is_set_counts_what_an_open_claim_by_rules_took(sessions: Sessions) -> None:
+    one, two = sessions.open(), sessions.open()
+    limit(one, "queue", max_running=5)
+    spawn_many(one, 5)
+    ask(one, "begin")
+    assert len(claim(one, 3)) == 3
+    setting = sessions.start(
+        two, "select teguh.set_limit('q', 'queue', null, '{\"max_running\": 4}')"
+    )
+    sessions.wait_until_blocked(two)
+    ask(one, "commit")
+    setting.result()
+    assert len(claim(two, 9)) == 1
+
+
+@pytest.mark.parametrize("fifo", [False, True])
+def test_a_task_that_is_locked_in_its_lane_holds_up_nobody_but_its_key(
+    sessions: Sessions, fifo: bool
+) -> None:
+    one, two = sessions.open("12:00:00"), sessions.open("12:00:00")
+    limit(one, "key", "*", **({"fifo": True} if fifo else {"max_running": 2}))
+    task, _ = spawn(one, "first", key="k")
+    for name in ("second", "third"):
+        spawn(one, name, key="k")
+    spawn(one, "other")
+    limit(one, "queue", max_running=0)
+    assert claim(one) == []  # they stand in lanes
+    limit(one, "queue")
+    ask(one, "begin")
+    ask(one, "select teguh.cancel_task('q', %s)", (task,))
+    ask(two, "set statement_timeout = '10s'")
+    assert names(claim(two, 9)) == (["other"] if fifo else ["second", "other"])
+    ask(one, "commit")
+    assert names(claim(two, 9)) == (["second"] if fifo else ["third"])
+
+
+def test_limits_hold_whatever_happens_at_the_same_time(sessions: Sessions) -> None:
+    setter = sessions.open()
+    limit(setter, "queue", max_running=6)
+    limit(setter, "task", "x", max_running=3)
+    limit(setter, "key", "*", max_running=2)
+    limit(setter, "key", "f", fifo=True)
+    ends = {
+        "complete": "teguh.complete_run('q', run_id)",
+        "fail": "teguh.fail_run('q', run_id, '{}', teguh.current_time())",
+        "release": "teguh.release_run('q', run_id)",
+        "sleep": "teguh.schedule_run('q', run_id, teguh.current_time() + interval '1 ms')",
+        "cancel": "teguh.cancel_task('q', task_id)",
+    }
+
+    def work(connection: Connection, dice: random.Random) -> None:
+        spawn(
+            connection, dice.choice("xyz"), priority=dice.randint(-2, 2), max_attempts=50,
+            **({"key": dice.choice("fgh")} if dice.random() < 0.8 else {}),
+        )  # fmt: skip
+        if dice.random() < 0.2:
+            ask(
+                connection,
+                "select teguh.cancel_tasks('q', '{\"state\": \"pending\"}', '{\"limit\": 1}')",
+            )
+        options = {"task_names": dice.sample("xyz", 2)} if dice.random() < 0.3 else {}
+        taken = ask(
+            connection, "select run_id, task_id from teguh.claim_any('{q}', 'w', 30, 3, %s)",
+            (json.dumps(options),),
+        )  # fmt: skip
+        (most,) = ask(
+            connection,
+            """
+            select
+              count(*) <= 6, count(*) filter (where task_name = 'x') <= 3,
+              count(*) filter (where flow_key = 'f') <= 1,
+              count(*) filter (where flow_key = 'g') <= 2,
+              count(*) filter (where flow_key = 'h') <= 2
+            from teguh.t_q where state = 'running'
+            """,
+        )
+        assert all(most), most
+        for run, task in taken:
+            end = dice.choice(list(ends.values()))
+            ask(
+                connection,
+                f"select {end} from (select %s::uuid as run_id, %s::uuid as task_id) as v",
+                (run, task),
+            )
+
+    met = hammer(sessions, work)
+    assert set(met) <= {"ok", "AB001", "AB002"}, met
+    assert met["ok"] > 20
+
+    # What is left can all be had, one after the other.
+    ask(setter, "select teguh.cancel_tasks('q', '{\"state\": \"running\"}', '{\"limit\": 9999}')")
+    time.sleep(0.01)
+    while taken := claim(setter, 100):
+        for run, *_ in taken:
+            ask(setter, "select teguh.complete_run('q', %s)", (run,))
+    assert set(states(setter)) <= {"completed", "cancelled", "failed"}
+    for state, count in states(setter).items():
+        assert value(setter, f"select {state} from teguh.queue_stats('q')") == count
+    assert value(setter, "select count(*) from teguh.l_q") == 0
+
+
+def test_claims_of_several_queues_in_different_orders_do_not_deadlock(sessions: Sessions) -> None:
+    queues = ["q", "r", "s"]
+    for queue in queues[1:]:
+        ask(sessions.watcher, "select teguh.create_queue(%s)", (queue,))
+
+    def work(connection: Connection, dice: random.Random) -> None:
+        spawn_many(connection, 5, dice.choice(queues))
+        taken = ask(
+            connection, "select queue_name, run_id from teguh.claim_any(%s, 'w', 30, 50, %s)",
+            (dice.sample(queues, 3), json.dumps({"task_names": dice.sample("01234", 3)})),
+        )  # fmt: skip
+        for queue, run in taken:
+            ask(connection, "select teguh.complete_run(%s, %s)", (queue, run))
+
+    assert set(hammer(sessions, work)) == {"ok"}

@@ -80,7 +80,8 @@ begin
       parent_task_id  uuid,
       workflow_run_id uuid,
       created_after   timestamptz,
-      created_before  timestamptz
+      created_before  timestamptz,
+      claimed_by      text
     );
   end if;
 end;

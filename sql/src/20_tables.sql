@@ -354,6 +354,9 @@ create table if not exists teguh.h_template (
 
 create index if not exists hkey_template
   on teguh.h_template (flow_key collate "C");
+create index if not exists hfifo_template
+  on teguh.h_template (task_id)
+  where fifo;
 
 comment on table teguh.h_template is
   'Tasks that take up room under limits. A row counts while its run is held or, if its key is '

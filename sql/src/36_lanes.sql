@@ -171,24 +171,24 @@ begin
 end;
 $$;
 
--- Whether a task name or a key is paused.
-create or replace function teguh._is_paused(
+-- Until when a task name or a key is paused, by itself or as each of them (*); null if it is not.
+create or replace function teguh._closed_until(
   p_queue_name text,
   p_scope      text,
   p_name       text,
   p_now        timestamptz
 )
-  returns boolean
+  returns timestamptz
   language sql
   stable
   set search_path = pg_catalog, pg_temp
 as $$
-  select exists (
-    select
-    from teguh.pauses as p
-    where (p.queue_name, p.scope, p.name) = (p_queue_name, p_scope, p_name)
-      and p.paused_until > p_now
-  );
+  select max(p.paused_until)
+  from teguh.pauses as p
+  where p.queue_name = p_queue_name
+    and p.scope = p_scope
+    and p.name in (p_name, '*')
+    and p.paused_until > p_now;
 $$;
 
 -- Whether a queue has limits of its own, or pauses.
@@ -240,6 +240,7 @@ end;
 $$;
 
 -- How many more tasks of each key may be open: those that are, and those that run, take up room.
+-- So do those that are kept first in line, but when they stand in a lane themselves.
 create or replace function teguh._slots_template(p_keys text[], p_now timestamptz)
   returns table(flow_key text, slots bigint)
   language plpgsql
@@ -253,7 +254,9 @@ begin
     k.flow_key,
     least(
       teguh._left_over(l, k.flow_key, h.qty, p_now) - o.qty,
-      case when teguh._is_paused(substr('_template', 2), 'key', k.flow_key, p_now) then 0 end
+      case
+        when teguh._closed_until(substr('_template', 2), 'key', k.flow_key, p_now) > p_now then 0
+      end
     )
   from (
     select distinct u.flow_key
@@ -267,12 +270,21 @@ begin
     select count(*) as qty
     from teguh.h_template as h
     where h.flow_key collate "C" = k.flow_key
+      and l.queue_name is not null
+      and not (h.fifo and exists (
+        select
+        from teguh.t_template as t
+        where t.task_id = h.task_id
+          and t.laned
+          and t.state in ('pending', 'sleeping')
+      ))
   ) as h
   cross join lateral (
     select count(*) as qty
     from teguh.l_template as o
     where o.flow_key collate "C" = k.flow_key
       and o.gate = 'o'
+      and l.queue_name is not null
   ) as o;
 end;
 $$;
@@ -334,6 +346,9 @@ begin
 
   select array_agg(o.name) filter (where o.scope = 'key') into v_paused
   from over as o;
+  if '*' = any (v_paused) then
+    v_paused := array(select distinct l.flow_key from teguh.l_template as l where l.gate = 'w');
+  end if;
   return v_keys || v_rated || v_paused;
 end;
 $$;
@@ -367,7 +382,7 @@ begin
 end;
 $$;
 
--- Move tasks that are ready from dispatch into the lanes, a thousand at most.
+-- Move tasks that are ready from dispatch into the lanes, ten thousand at most.
 create or replace function teguh._intake_template(p_now timestamptz)
   returns void
   language plpgsql
@@ -434,7 +449,7 @@ begin
         and (t.deadline_at is null or t.deadline_at > p_now)
       for no key update skip locked
     ) as t
-    limit 1000
+    limit 10000
   ),
 
   moved as (
@@ -473,7 +488,7 @@ $$;
 -- A task ranks by its virtual due time: when it became due, a minute earlier for each degree of
 -- priority; so it passes what is not as much older, and is itself passed in the end by nothing.
 -- In a fair queue it ranks by rounds, one task of each key in each.  A key that is first in,
--- first out ranks by arrival.
+-- first out ranks by arrival; a task of it that has begun ranks before all of the key.
 create or replace function teguh._line_template(p_task_ids uuid[], p_now timestamptz)
   returns void
   language plpgsql
@@ -492,17 +507,24 @@ begin
   insert into teguh.l_template as l (ranking, seq, task_id, turn, gate, task_name, flow_key)
   select
     n.ranking, nextval('teguh.seq_template'::regclass), n.task_id, n.turn,
-    case when n.kept or coalesce(n.nth <= n.slots, true) then 'o' else 'w' end::"char",
+    case when coalesce(n.nth <= n.slots, true) then 'o' else 'w' end::"char",
     n.task_name, n.flow_key
   from (
     select
       t.*, k.slots,
-      row_number() over (partition by t.flow_key, t.kept order by t.place) as nth,
+      row_number() over (partition by t.flow_key order by not t.kept, t.place) as nth,
       case
-        when v_fair and t.kept then v_round + 1
+        when t.kept then
+          least(
+            k.earliest,
+            case
+              when v_fair then v_round + 1 else min(t.due) over (partition by t.flow_key)
+            end
+          ) - 0.001
         when v_fair then
-          greatest(k.latest, v_round) + row_number() over (partition by t.flow_key order by t.place)
-        when k.fifo and not t.kept then
+          greatest(k.latest, v_round)
+          + row_number() over (partition by t.flow_key, t.kept order by t.place)
+        when k.fifo then
           greatest(k.latest, max(t.due) over (partition by t.flow_key order by t.place))
         else t.due
       end as ranking
@@ -524,10 +546,16 @@ begin
 end;
 $$;
 
--- What is to be known of the keys of tasks: how many of each may be opened (null: all), the latest
--- ranking there is, whether it is first in, first out.
+-- What is to be known of the keys of tasks: how many of each may be opened (null: all), the first
+-- and last ranking there is, whether it is first in, first out.
 create or replace function teguh._keys_template(p_task_ids uuid[], p_now timestamptz)
-  returns table(flow_key text, slots bigint, latest double precision, fifo boolean)
+  returns table(
+    flow_key text,
+    slots    bigint,
+    earliest double precision,
+    latest   double precision,
+    fifo     boolean
+  )
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
@@ -543,15 +571,23 @@ declare
   );
 begin
   return query
-  select k.flow_key, s.slots, r.latest, coalesce(l.fifo, false)
+  select k.flow_key, s.slots, r.earliest, r.latest, coalesce(l.fifo, false)
   from unnest(v_keys) as k(flow_key)
   left join teguh._slots_template(v_keys, p_now) as s on s.flow_key = k.flow_key
   left join lateral (
     select l.fifo from teguh._limit_of(substr('_template', 2), 'key', k.flow_key) as l
   ) as l on k.flow_key <> ''
   cross join lateral (
-    select max(r.ranking) as latest
+    select min(f.ranking) as earliest, max(r.ranking) as latest
     from unnest('{o,w}'::"char"[]) as g(gate)
+    cross join lateral (
+      select f.ranking
+      from teguh.l_template as f
+      where f.flow_key collate "C" = k.flow_key
+        and f.gate = g.gate
+      order by f.ranking, f.seq
+      limit 1
+    ) as f
     cross join lateral (
       select r.ranking
       from teguh.l_template as r
@@ -582,6 +618,7 @@ declare
   v_limited    boolean;
   v_task_ids   uuid[] := '{}';
   v_claimed    uuid[];
+  v_locked     tid[] := '{}';
   v_room       bigint;
   v_picks      record;
 begin
@@ -599,15 +636,23 @@ begin
   loop
     v_room := teguh._spare_template(v_everywhere, p_now);
     v_picks := teguh._choose_template(
-      least(p_qty - cardinality(v_task_ids), v_room)::integer, p_task_names, p_now
+      least(p_qty - cardinality(v_task_ids), v_room)::integer, v_locked, p_task_names, p_now
     );
     exit when v_picks.task_ids is null;
-    continue when teguh._weed_template(v_picks.places, p_now);
+    if teguh._weed_template(v_picks.places, p_now) then
+      -- where there is one, there may be many
+      v_picks := teguh._choose_template(1000, v_locked, p_task_names, p_now);
+      perform teguh._weed_template(v_picks.places, p_now);
+      continue;
+    end if;
+
     v_claimed := teguh._seize_template(
       p_worker, p_now, p_until, v_picks.task_ids, v_picks.turns, v_picks.places, v_limited
     );
-    exit when v_claimed is null;
     v_task_ids := v_task_ids || v_claimed;
+    if cardinality(v_claimed) < cardinality(v_picks.task_ids) then
+      v_locked := v_locked || v_picks.places;
+    end if;
   end loop;
 
   return v_task_ids;
@@ -635,9 +680,11 @@ begin
 end;
 $$;
 
--- The first tasks of the lanes, up to p_qty, that limits leave and the worker knows.
+-- The first tasks of the lanes, up to p_qty, that limits leave and the worker knows, but for those
+-- in places where somebody holds them locked.
 create or replace function teguh._choose_template(
   p_qty        integer,
+  p_locked     tid[],
   p_task_names text[],
   p_now        timestamptz,
   out places   tid[],
@@ -669,10 +716,11 @@ begin
       from teguh.l_template as l
       where l.gate = 'o'
         and l.task_name collate "C" = n.task_name
+        and l.ctid <> all (p_locked)
       order by l.ranking, l.seq
       limit least(p_qty, case when s.qty is not null then greatest(s.qty, 0) end)
     ) as l
-    where not teguh._is_paused(substr('_template', 2), 'task', n.task_name, p_now)
+    where teguh._closed_until(substr('_template', 2), 'task', n.task_name, p_now) is null
     order by l.ranking, l.seq
     limit p_qty
   ) as c;
@@ -714,6 +762,42 @@ create or replace function teguh._weed_template(p_places tid[], p_now timestampt
   set search_path = pg_catalog, pg_temp
 as $$
 declare
+  v_keys text[] := teguh._cull_template(p_places, p_now);
+begin
+  if v_keys is null then
+    return false;
+  end if;
+
+  -- where one was there may be many, such as all of a key that were cancelled
+  perform teguh._cull_template(
+    array(
+      select w.place
+      from unnest(v_keys) as k(flow_key)
+      cross join lateral (
+        select l.ctid as place
+        from teguh.l_template as l
+        where l.flow_key collate "C" = k.flow_key
+          and l.gate = 'w'
+        order by l.ranking, l.seq
+        limit 1000
+      ) as w
+    ),
+    p_now
+  );
+  perform teguh._unbar_template(v_keys, p_now);
+  return true;
+end;
+$$;
+
+-- Delete the rows among some of the lanes whose tasks are not to be had any more.  Returns their
+-- keys, null if there was none.
+create or replace function teguh._cull_template(p_places tid[], p_now timestamptz)
+  returns text[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
   v_keys text[];
 begin
   with stale as (
@@ -733,13 +817,11 @@ begin
 
   select array_agg(distinct s.flow_key) into v_keys
   from stale as s;
-
-  perform teguh._unbar_template(v_keys, p_now);
-  return v_keys is not null;
+  return v_keys;
 end;
 $$;
 
--- Claim chosen tasks, but for those that somebody holds locked.  Returns null if that is all.
+-- Claim chosen tasks, but for those that somebody holds locked.
 create or replace function teguh._seize_template(
   p_worker   text,
   p_now      timestamptz,
@@ -796,10 +878,10 @@ begin
   into v_picked.task_ids, v_picked.turns, v_picked.names, v_picked.was, v_picked.limited
   from claimed as c;
   if v_picked.task_ids is null then
-    return null;
+    return '{}';
   end if;
 
-  perform teguh._leave_template(v_picked.task_ids, p_places);
+  perform teguh._quit_template(v_picked.task_ids, p_places);
   if p_limited then
     perform teguh._occupy_template(v_picked.task_ids, p_now);
   end if;
@@ -815,7 +897,7 @@ end;
 $$;
 
 -- Take claimed tasks out of their lanes.
-create or replace function teguh._leave_template(p_task_ids uuid[], p_places tid[])
+create or replace function teguh._quit_template(p_task_ids uuid[], p_places tid[])
   returns void
   language plpgsql
   volatile
@@ -911,7 +993,8 @@ begin
 end;
 $$;
 
--- Arrange the lanes anew: limits have changed.  p_order: so has what they rank by.
+-- Arrange the lanes anew: limits have changed.  p_rank: so may have what they rank by, and what
+-- is kept first in line.
 create or replace function teguh._align_template(p_rank boolean, p_now timestamptz)
   returns void
   language plpgsql
@@ -922,6 +1005,16 @@ declare
   v_task_ids uuid[];
 begin
   if p_rank then
+    update teguh.h_template as h
+    set fifo = not h.fifo
+    where h.fifo <> coalesce(
+      (
+        select l.fifo
+        from teguh._limit_of(substr('_template', 2), 'key', nullif(h.flow_key, '')) as l
+      ),
+      false
+    );
+
     with gone as (
       delete from teguh.l_template as l
       returning l.task_id, l.turn, l.seq
@@ -939,10 +1032,7 @@ begin
     update teguh.l_template as l
     set gate = 'w'
     where l.gate = 'o'
-      and l.flow_key <> ''
-      and not exists (
-        select from teguh.h_template as h where h.fifo and h.task_id = l.task_id
-      );
+      and l.flow_key <> '';
     perform teguh._unbar_template(
       array(select distinct l.flow_key from teguh.l_template as l), p_now
     );

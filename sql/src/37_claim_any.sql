@@ -69,7 +69,7 @@ end;
 $$;
 
 -- The queues that a worker claims from, in the order in which it does.
-create or replace function teguh._line_up(p_queue_names text[], p_order text)
+create or replace function teguh._order_queues(p_queue_names text[], p_order text)
   returns text[]
   language plpgsql
   volatile
@@ -101,6 +101,26 @@ begin
   end if;
 
   return v_names;
+end;
+$$;
+
+-- Remember of several queues which task names are asked for.
+create or replace function teguh._remember_names(p_queue_names text[], p_task_names text[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text;
+begin
+  for v_queue_name in
+    select distinct u.name
+    from unnest(p_queue_names) as u(name)
+  loop
+    perform teguh._policy(v_queue_name);
+    execute format('select teguh._want_%s($1)', v_queue_name) using p_task_names;
+  end loop;
 end;
 $$;
 
@@ -136,6 +156,7 @@ as $$
 declare
   v_options jsonb := coalesce(p_options, '{}');
   v_names   text[];
+  v_queues  text[];
   v_queue   text;
   v_policy  jsonb;
   v_left    integer := greatest(coalesce(p_qty, 1), 1);
@@ -146,15 +167,17 @@ begin
   v_names := teguh._names_option(v_options);
   perform teguh._check_order(teguh._text_option(v_options, 'order'));
 
-  foreach v_queue in array teguh._line_up(
+  v_queues := teguh._order_queues(
     p_queue_names, coalesce(v_options ->> 'order', 'round_robin')
-  ) loop
+  );
+  if v_names is not null then
+    perform teguh._remember_names(v_queues, v_names);
+  end if;
+
+  foreach v_queue in array v_queues loop
     exit when v_left <= 0;
     v_policy := teguh._policy(v_queue);
     continue when teguh._paused_until(v_policy) is not null;
-    if v_names is not null then
-      execute format('select teguh._want_%s($1)', v_queue) using v_names;
-    end if;
     return query execute format(
       'select t.*, $6 from teguh._take_%s($1, $2, $3, $4, $5) as t', v_queue
     )
@@ -168,8 +191,9 @@ end;
 $$;
 
 comment on function teguh.claim_any(text[], text, double precision, integer, jsonb) is
-  'claim_task() over several queues (null: all that the caller may claim from), up to p_qty runs '
-  'in all, each with its queue_name. Options: order, in which queues are looked through: '
+  'Claims like claim_task(), from several queues (null: all that the caller may claim from), up to '
+  'p_qty runs in all, each with its queue_name; a queue that another worker is just claiming from '
+  'may be passed over. Options: order, in which queues are looked through: '
   'round_robin (the default; each call of a session begins with the next), strict (as given), '
   'oldest (the one whose first ready task has waited longest); task_names, which the worker '
   'knows: it gets no other, and queue_stats() counts as unclaimable what nobody asks for. A '

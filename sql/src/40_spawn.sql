@@ -223,29 +223,29 @@ create or replace function teguh._shed_template(p_count bigint)
 as $$
 declare
   v_ring     bigint := pg_sequence_last_value('teguh.ring_template'::regclass);
-  v_task_ids uuid[] := '{}';
+  v_task_ids uuid[];
 begin
+  -- what stands in a lane was spawned before what is still in dispatch
+  v_task_ids := array(
+    select t.task_id
+    from (select l.* from teguh.l_template as l order by l.seq) as l
+    cross join lateral (
+      select t.task_id
+      from teguh.t_template as t
+      where (t.task_id, t.turn) = (l.task_id, l.turn)
+        and t.state in ('pending', 'sleeping')
+        and t.laned
+        and t.attempt = 0
+      for no key update skip locked
+    ) as t
+    limit p_count
+  );
   for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
     v_task_ids := v_task_ids || case
       when v_gen % 2 = 0 then teguh._first0_template(p_count - cardinality(v_task_ids))
       else teguh._first1_template(p_count - cardinality(v_task_ids))
     end;
   end loop;
-  if cardinality(v_task_ids) < p_count then
-    v_task_ids := v_task_ids || array(
-      select t.task_id
-      from (select l.* from teguh.l_template as l order by l.ranking, l.seq) as l
-      cross join lateral (
-        select t.task_id
-        from teguh.t_template as t
-        where (t.task_id, t.turn) = (l.task_id, l.turn)
-          and t.state in ('pending', 'sleeping')
-          and t.attempt = 0
-        for no key update skip locked
-      ) as t
-      limit p_count - cardinality(v_task_ids)
-    );
-  end if;
 
   update teguh.t_template as t
   set failure_reason = '{"name": "$QueueFull", "message": "newer tasks took its place"}'

@@ -8,23 +8,26 @@ as $$
 declare
   v_now timestamptz := teguh.current_time();
   v_old teguh.limits;
+  v_new teguh.limits;
 begin
   perform teguh._reign_template();
   select l.* into v_old
-  from teguh.limits as l
-  where (l.queue_name, l.scope, l.name) = (p_limit.queue_name, p_limit.scope, p_limit.name);
+  from teguh._limit_of(p_limit.queue_name, p_limit.scope, p_limit.name) as l;
   perform teguh._write_limit(p_limit);
+  select l.* into v_new
+  from teguh._limit_of(p_limit.queue_name, p_limit.scope, p_limit.name) as l;
   perform teguh._align_template(
     p_limit.scope = 'key'
-    and (coalesce(v_old.fifo, false), coalesce(v_old.fair, false))
-        <> (p_limit.fifo, p_limit.fair),
+    and (coalesce(v_old.fair, false), coalesce(v_old.fifo, false))
+        <> (coalesce(v_new.fair, false), coalesce(v_new.fifo, false)),
     v_now
   );
   perform pg_notify('teguh_template', '');
 end;
 $$;
 
--- Write a limit down; one that limits nothing goes.
+-- Write a limit down; one that limits nothing goes, as does what was noted for rates that are no
+-- more.
 create or replace function teguh._write_limit(p_limit teguh.limits)
   returns void
   language plpgsql
@@ -37,6 +40,13 @@ begin
   if p_limit.fifo or p_limit.fair or num_nonnulls(p_limit.max_running, p_limit.rate) > 0 then
     insert into teguh.limits select p_limit.*;
   end if;
+  delete from teguh.starts as s
+  where (s.queue_name, s.scope) = (p_limit.queue_name, p_limit.scope)
+    and not exists (
+      select
+      from teguh._limit_of(s.queue_name, s.scope, s.name) as l
+      where l.rate is not null
+    );
 end;
 $$;
 
@@ -154,9 +164,10 @@ end;
 $$;
 
 comment on function teguh.set_limit(text, text, text, jsonb) is
-  'Limits what runs. p_scope: all (all queues together; p_queue_name is null), queue, task (a task '
-  'name) or key (the option "key" of spawn_task); p_name: which, or * or null for each of them by '
-  'itself. p_limit: max_running; rate with period_seconds (starts in any such period); for keys '
+  'Limits what runs at a time. p_scope: all (all queues together; p_queue_name is null), queue, '
+  'task (a task name) or key (the option "key" of spawn_task); p_name: which, or * or null for '
+  'each of them by itself, but those that have one of their own. p_limit: '
+  'max_running; rate with period_seconds (starts in any such period); for keys '
   'fifo (tasks of a key run one at a time in the order in which they came due, the next when the '
   'one before is over, retries and sleeps included), and for all keys (*) fair (they take turns). '
   'Replaces the limit that was; null takes it away. It holds for every claim that begins after '
@@ -196,6 +207,12 @@ begin
       union all
       select l.task_name, l.flow_key, 0, 1
       from teguh.l_template as l
+      cross join lateral (
+        select t.* from teguh.t_template as t where t.task_id = l.task_id offset 0
+      ) as t
+      where t.turn = l.turn
+        and t.state in ('pending', 'sleeping')
+        and t.laned
     ) as u
     cross join lateral (
       values ('queue', ''), ('task', u.task_name), ('key', u.flow_key)
@@ -204,7 +221,7 @@ begin
   ),
 
   shown as (
-    select l as cap, coalesce(c.name, l.name) as name, c.running, c.waiting
+    select l.scope, coalesce(c.name, l.name) as name, c.running, c.waiting
     from teguh.limits as l
     left join counted as c on c.scope = l.scope and case
       when l.name <> '*' then c.name = l.name
@@ -216,27 +233,67 @@ begin
     end
     where l.queue_name = substr('_template', 2)
     union all
-    select
-      row(p.queue_name, p.scope, p.name, null, null, null, false, false)::teguh.limits, p.name,
-      c.running, c.waiting
+    select p.scope, p.name, c.running, c.waiting
     from teguh.pauses as p
     left join counted as c on (c.scope, c.name) = (p.scope, p.name)
     where p.queue_name = substr('_template', 2)
-      and not exists (
-        select from teguh._limit_of(p.queue_name, p.scope, p.name)
-      )
+      and not exists (select from teguh._limit_of(p.queue_name, p.scope, p.name))
   )
 
   select
-    (s.cap).scope, nullif(s.name, ''), (s.cap).max_running, coalesce(s.running, 0)::bigint,
-    (s.cap).rate, (s.cap).period_seconds, teguh._started(s.cap, s.name, v_now),
-    coalesce(s.waiting, 0)::bigint, (s.cap).fifo, (s.cap).fair, (
-      select p.paused_until
-      from teguh.pauses as p
-      where (p.queue_name, p.scope, p.name) = ((s.cap).queue_name, (s.cap).scope, s.name)
-    )
+    s.scope, nullif(s.name, ''), l.max_running, coalesce(s.running, 0)::bigint, l.rate,
+    l.period_seconds, teguh._started(l, s.name, v_now), coalesce(s.waiting, 0)::bigint,
+    coalesce(l.fifo, false), coalesce(l.fair, false),
+    teguh._closed_until(substr('_template', 2), s.scope, s.name, v_now)
   from shown as s
-  order by (s.cap).scope, s.name;
+  left join lateral (
+    select l.* from teguh._limit_of(substr('_template', 2), s.scope, s.name) as l
+  ) as l on true
+  order by s.scope, s.name;
+end;
+$$;
+
+-- How much of the limit over all queues is used.
+create or replace function teguh._overall_usage()
+  returns table(
+    scope          text,
+    name           text,
+    max_running    integer,
+    running        bigint,
+    rate           integer,
+    period_seconds double precision,
+    started        bigint,
+    waiting        bigint,
+    fifo           boolean,
+    fair           boolean,
+    paused_until   timestamptz
+  )
+  language plpgsql
+  volatile
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text;
+  v_waiting    bigint := 0;
+  v_some       bigint;
+begin
+  for v_queue_name in
+    select q.queue_name
+    from teguh.queues as q
+  loop
+    if teguh._share_queue(v_queue_name) then
+      execute format('select count(*) from teguh.l_%s', v_queue_name) into v_some;
+      v_waiting := v_waiting + v_some;
+    end if;
+  end loop;
+
+  return query
+  select
+    l.scope, null::text, l.max_running, teguh._everywhere_busy(), l.rate, l.period_seconds,
+    teguh._started(l, '', teguh.current_time()), v_waiting, l.fifo, l.fair, null::timestamptz
+  from teguh.limits as l
+  where l.queue_name = '*';
 end;
 $$;
 
@@ -260,12 +317,16 @@ create or replace function teguh.limit_usage(p_queue_name text)
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return query execute teguh._call('usage', p_queue_name, 0);
+  if p_queue_name is not null then
+    return query execute teguh._call('usage', p_queue_name, 0);
+  else
+    return query select u.* from teguh._overall_usage() as u;
+  end if;
 end;
 $$;
 
 comment on function teguh.limit_usage(text) is
-  'The limits of a queue, one for each name or key (*) once per name or key that runs or waits: '
-  'how many of them run, how many were started within the period, and how many wait in the lanes '
-  'for their turn; tasks that no claim has come to yet are not among these. paused_until: see '
-  'pause_queue(). Raises TG001 for an unknown queue.';
+  'The limits of a queue (null: the one over all queues), one for each name or key (*) once per '
+  'name or key that runs or waits: how many of them run, how many were started within the period, '
+  'and how many wait in the lanes for their turn; tasks that no claim has come to yet are not '
+  'among these. paused_until: see pause_queue(). Raises TG001 for an unknown queue.';

@@ -67,6 +67,8 @@ begin
         detail = format('Found: %s.', left(p_only::text, 200)),
         hint = 'For instance {"task_name": "send"}.';
   end if;
+
+  perform teguh._check_name('name', coalesce(p_only ->> 'task_name', p_only ->> 'key'));
 end;
 $$;
 
@@ -102,7 +104,7 @@ $$;
 
 comment on function teguh.pause_queue(text, timestamptz, text, jsonb) is
   'Lets claims of a queue return nothing until p_until, or until resume_queue(); with p_only '
-  '({"task_name"} or {"key"}) nothing of that name or key, see set_limit(). Spawns, '
+  '({"task_name"} or {"key"}) nothing of that name or key (*: of any), see set_limit(). Spawns, '
   'events, running tasks and timers go on. list_actions() shows p_reason. Raises '
   'TG001 for an unknown queue, TG005 for a bad p_only, 22004 for a null time.';
 

@@ -343,14 +343,15 @@ begin
       and (p_filter.workflow_run_id is null or t.workflow_run_id = p_filter.workflow_run_id)
       and (p_filter.created_after is null or t.created_at >= p_filter.created_after)
       and (p_filter.created_before is null or t.created_at < p_filter.created_before)
+      and (p_filter.claimed_by is null or t.claimed_by = p_filter.claimed_by)
     order by u.place
     limit p_limit
   );
 end;
 $$;
 
--- The tasks in these states, of pending, running and sleeping: all that dispatch knows of,
--- and those that only an event can wake.
+-- The tasks in these states, of pending, running and sleeping: all that dispatch and lanes know
+-- of, and those that only an event can wake.
 create or replace function teguh._live_template(p_states text[])
   returns uuid[]
   language plpgsql
@@ -358,28 +359,19 @@ create or replace function teguh._live_template(p_states text[])
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_ring  bigint := pg_sequence_last_value('teguh.ring_template'::regclass);
-  v_kinds text := '';
   v_hints uuid[] := '{}';
 begin
   -- in the order in which a task goes from one to the next, or it might slip through
   if 'sleeping' = any (p_states) then
     v_hints := array(select w.task_id from teguh.w_template as w);
-    v_kinds := 'sr';
   end if;
-  if 'pending' = any (p_states) then
-    v_kinds := 'sr';
+  if p_states && '{pending,sleeping}' then
+    v_hints := v_hints || teguh._hints_template('sr');
+    v_hints := v_hints || array(select l.task_id from teguh.l_template as l);
   end if;
   if 'running' = any (p_states) then
-    v_kinds := v_kinds || 'l';
+    v_hints := v_hints || teguh._hints_template('l');
   end if;
-
-  for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
-    v_hints := v_hints || case
-      when v_gen % 2 = 0 then teguh._hints0_template(v_kinds)
-      else teguh._hints1_template(v_kinds)
-    end;
-  end loop;
 
   return array(
     select h.task_id
@@ -393,6 +385,28 @@ begin
     where t.state = any (p_states)
     order by h.task_id desc
   );
+end;
+$$;
+
+-- The tasks of the rows of both segments that their positions have not passed.
+create or replace function teguh._hints_template(p_kinds text)
+  returns uuid[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_ring  bigint := pg_sequence_last_value('teguh.ring_template'::regclass);
+  v_hints uuid[] := '{}';
+begin
+  for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
+    v_hints := v_hints || case
+      when v_gen % 2 = 0 then teguh._hints0_template(p_kinds)
+      else teguh._hints1_template(p_kinds)
+    end;
+  end loop;
+
+  return v_hints;
 end;
 $$;
 

@@ -168,12 +168,11 @@ comment on function teguh.requeue_task(text, uuid, text) is
   'the id of the next run; the worker meets AB002 if it is alive after all. Raises TG001 for an '
   'unknown queue, TG003 for an unknown task, TG004 unless it is running.';
 
--- Take tasks away from a worker, or from all (null), locked in the order of their ids.
+-- Take the tasks that a filter means away from their workers, locked in the order of their ids.
 create or replace function teguh._regain_template(
-  p_filter    teguh._filter,
-  p_worker_id text,
-  p_limit     integer,
-  p_reason    text
+  p_filter teguh._filter,
+  p_limit  integer,
+  p_reason text
 )
   returns integer
   language plpgsql
@@ -192,7 +191,7 @@ begin
     from teguh.t_template as t
     where t.task_id = any (v_task_ids)
       and t.state = 'running'
-      and t.claimed_by = coalesce(p_worker_id, t.claimed_by)
+      and t.claimed_by = coalesce(p_filter.claimed_by, t.claimed_by)
     order by t.task_id
     for no key update
   loop
@@ -218,30 +217,30 @@ as $$
 declare
   v_options jsonb := coalesce(p_options, '{}');
   v_filter  teguh._filter := teguh._read_filter(p_filter);
-  v_worker  text := teguh._text_option(v_options, 'worker_id');
   v_count   integer;
 begin
   perform teguh._check_keys(
     'requeue options', v_options, array['all', 'limit', 'reason', 'worker_id']
   );
-  if v_worker is null then
+  v_filter.claimed_by := teguh._text_option(v_options, 'worker_id');
+  if v_filter.claimed_by is null then
     perform teguh._check_meant(p_filter, v_options);
   end if;
 
   v_filter.states := array['running'];
-  execute teguh._call('regain', p_queue_name, 4) into v_count
+  execute teguh._call('regain', p_queue_name, 3) into v_count
   using
-    v_filter, v_worker, teguh._limit_option(v_options), teguh._text_option(v_options, 'reason');
+    v_filter, teguh._limit_option(v_options), teguh._text_option(v_options, 'reason');
   return v_count;
 end;
 $$;
 
 comment on function teguh.requeue_tasks(text, jsonb, jsonb) is
-  'requeue_task() for the running tasks that a filter means; returns how many. The filter is that '
-  'of list_tasks(), whatever it says of states. Options: worker_id (only what that worker holds), '
-  'limit (the newest so many, default 1000: call again until 0 comes back), reason, all (true: an '
-  'empty filter without worker_id is meant, and means every running task). Raises TG001 for an '
-  'unknown queue, TG005 for an unknown key, a bad value, or an empty filter without all.';
+  'Does requeue_task() for the running tasks that a filter means; returns how many. The filter is '
+  'that of list_tasks(), whatever it says of states. Options: worker_id (only what that worker '
+  'holds), limit (the newest so many, default 1000: call again until 0 comes back), reason, all '
+  '(true: an empty filter without worker_id is meant, and means every running task). Raises TG001 '
+  'for an unknown queue, TG005 for an unknown key, a bad value, or an empty filter without all.';
 
 -- Dead letters are the tasks that failed.
 create or replace function teguh.list_dead_letters(

@@ -22,18 +22,22 @@ begin
     select min(t.available_at)
     from unnest(teguh._named_template()) as n(task_name)
     cross join lateral (
-      select l.task_id, l.turn
-      from teguh.l_template as l
-      where l.gate = 'o'
-        and l.task_name collate "C" = n.task_name
-      order by l.ranking, l.seq
+      select t.available_at
+      from (
+        select l.*
+        from teguh.l_template as l
+        where l.gate = 'o'
+          and l.task_name collate "C" = n.task_name
+        order by l.ranking, l.seq
+      ) as l
+      cross join lateral (
+        select t.* from teguh.t_template as t where t.task_id = l.task_id offset 0
+      ) as t
+      where t.turn = l.turn
+        and t.state in ('pending', 'sleeping')
+        and t.laned
       limit 1
-    ) as l
-    cross join lateral (
-      select t.* from teguh.t_template as t where t.task_id = l.task_id offset 0
     ) as t
-    where t.turn = l.turn
-      and t.state in ('pending', 'sleeping')
   ));
 end;
 $$;

@@ -95,7 +95,7 @@ as $$
   from pg_proc as p
   where p.pronamespace = 'teguh'::regnamespace
     and (
-      p.proname in ('_policy', '_set_ticked', '_xmin_age')
+      p.proname in ('_policy', '_set_ticked', '_xmin_age', '_overall_usage')
       or (
         p.proname ~ '^_'
         and not p.prosecdef

@@ -578,7 +578,8 @@ begin
       parent_task_id  uuid,
       workflow_run_id uuid,
       created_after   timestamptz,
-      created_before  timestamptz
+      created_before  timestamptz,
+      claimed_by      text
     );
   end if;
 end;
@@ -1777,6 +1778,9 @@ create table if not exists teguh.h_template (
 
 create index if not exists hkey_template
   on teguh.h_template (flow_key collate "C");
+create index if not exists hfifo_template
+  on teguh.h_template (task_id)
+  where fifo;
 
 comment on table teguh.h_template is
   'Tasks that take up room under limits. A row counts while its run is held or, if its key is '
@@ -2470,6 +2474,7 @@ begin
     perform setval('teguh.fired_template'::regclass, 0);
     perform setval('teguh.clock_template'::regclass, 0);
     perform setval('teguh.carry_template'::regclass, 0);
+    perform setval('teguh.round_template'::regclass, 0);
     update teguh.queues as q
     set built_for = teguh._home('teguh.p0_template'::regclass)
     where q.queue_name = substr('_template', 2);
@@ -4928,24 +4933,24 @@ begin
 end;
 $$;
 
--- Whether a task name or a key is paused.
-create or replace function teguh._is_paused(
+-- Until when a task name or a key is paused, by itself or as each of them (*); null if it is not.
+create or replace function teguh._closed_until(
   p_queue_name text,
   p_scope      text,
   p_name       text,
   p_now        timestamptz
 )
-  returns boolean
+  returns timestamptz
   language sql
   stable
   set search_path = pg_catalog, pg_temp
 as $$
-  select exists (
-    select
-    from teguh.pauses as p
-    where (p.queue_name, p.scope, p.name) = (p_queue_name, p_scope, p_name)
-      and p.paused_until > p_now
-  );
+  select max(p.paused_until)
+  from teguh.pauses as p
+  where p.queue_name = p_queue_name
+    and p.scope = p_scope
+    and p.name in (p_name, '*')
+    and p.paused_until > p_now;
 $$;
 
 -- Whether a queue has limits of its own, or pauses.
@@ -4997,6 +5002,7 @@ end;
 $$;
 
 -- How many more tasks of each key may be open: those that are, and those that run, take up room.
+-- So do those that are kept first in line, but when they stand in a lane themselves.
 create or replace function teguh._slots_template(p_keys text[], p_now timestamptz)
   returns table(flow_key text, slots bigint)
   language plpgsql
@@ -5010,7 +5016,9 @@ begin
     k.flow_key,
     least(
       teguh._left_over(l, k.flow_key, h.qty, p_now) - o.qty,
-      case when teguh._is_paused(substr('_template', 2), 'key', k.flow_key, p_now) then 0 end
+      case
+        when teguh._closed_until(substr('_template', 2), 'key', k.flow_key, p_now) > p_now then 0
+      end
     )
   from (
     select distinct u.flow_key
@@ -5024,12 +5032,21 @@ begin
     select count(*) as qty
     from teguh.h_template as h
     where h.flow_key collate "C" = k.flow_key
+      and l.queue_name is not null
+      and not (h.fifo and exists (
+        select
+        from teguh.t_template as t
+        where t.task_id = h.task_id
+          and t.laned
+          and t.state in ('pending', 'sleeping')
+      ))
   ) as h
   cross join lateral (
     select count(*) as qty
     from teguh.l_template as o
     where o.flow_key collate "C" = k.flow_key
       and o.gate = 'o'
+      and l.queue_name is not null
   ) as o;
 end;
 $$;
@@ -5091,6 +5108,9 @@ begin
 
   select array_agg(o.name) filter (where o.scope = 'key') into v_paused
   from over as o;
+  if '*' = any (v_paused) then
+    v_paused := array(select distinct l.flow_key from teguh.l_template as l where l.gate = 'w');
+  end if;
   return v_keys || v_rated || v_paused;
 end;
 $$;
@@ -5124,7 +5144,7 @@ begin
 end;
 $$;
 
--- Move tasks that are ready from dispatch into the lanes, a thousand at most.
+-- Move tasks that are ready from dispatch into the lanes, ten thousand at most.
 create or replace function teguh._intake_template(p_now timestamptz)
   returns void
   language plpgsql
@@ -5191,7 +5211,7 @@ begin
         and (t.deadline_at is null or t.deadline_at > p_now)
       for no key update skip locked
     ) as t
-    limit 1000
+    limit 10000
   ),
 
   moved as (
@@ -5230,7 +5250,7 @@ $$;
 -- A task ranks by its virtual due time: when it became due, a minute earlier for each degree of
 -- priority; so it passes what is not as much older, and is itself passed in the end by nothing.
 -- In a fair queue it ranks by rounds, one task of each key in each.  A key that is first in,
--- first out ranks by arrival.
+-- first out ranks by arrival; a task of it that has begun ranks before all of the key.
 create or replace function teguh._line_template(p_task_ids uuid[], p_now timestamptz)
   returns void
   language plpgsql
@@ -5249,17 +5269,24 @@ begin
   insert into teguh.l_template as l (ranking, seq, task_id, turn, gate, task_name, flow_key)
   select
     n.ranking, nextval('teguh.seq_template'::regclass), n.task_id, n.turn,
-    case when n.kept or coalesce(n.nth <= n.slots, true) then 'o' else 'w' end::"char",
+    case when coalesce(n.nth <= n.slots, true) then 'o' else 'w' end::"char",
     n.task_name, n.flow_key
   from (
     select
       t.*, k.slots,
-      row_number() over (partition by t.flow_key, t.kept order by t.place) as nth,
+      row_number() over (partition by t.flow_key order by not t.kept, t.place) as nth,
       case
-        when v_fair and t.kept then v_round + 1
+        when t.kept then
+          least(
+            k.earliest,
+            case
+              when v_fair then v_round + 1 else min(t.due) over (partition by t.flow_key)
+            end
+          ) - 0.001
         when v_fair then
-          greatest(k.latest, v_round) + row_number() over (partition by t.flow_key order by t.place)
-        when k.fifo and not t.kept then
+          greatest(k.latest, v_round)
+          + row_number() over (partition by t.flow_key, t.kept order by t.place)
+        when k.fifo then
           greatest(k.latest, max(t.due) over (partition by t.flow_key order by t.place))
         else t.due
       end as ranking
@@ -5281,10 +5308,16 @@ begin
 end;
 $$;
 
--- What is to be known of the keys of tasks: how many of each may be opened (null: all), the latest
--- ranking there is, whether it is first in, first out.
+-- What is to be known of the keys of tasks: how many of each may be opened (null: all), the first
+-- and last ranking there is, whether it is first in, first out.
 create or replace function teguh._keys_template(p_task_ids uuid[], p_now timestamptz)
-  returns table(flow_key text, slots bigint, latest double precision, fifo boolean)
+  returns table(
+    flow_key text,
+    slots    bigint,
+    earliest double precision,
+    latest   double precision,
+    fifo     boolean
+  )
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
@@ -5300,15 +5333,23 @@ declare
   );
 begin
   return query
-  select k.flow_key, s.slots, r.latest, coalesce(l.fifo, false)
+  select k.flow_key, s.slots, r.earliest, r.latest, coalesce(l.fifo, false)
   from unnest(v_keys) as k(flow_key)
   left join teguh._slots_template(v_keys, p_now) as s on s.flow_key = k.flow_key
   left join lateral (
     select l.fifo from teguh._limit_of(substr('_template', 2), 'key', k.flow_key) as l
   ) as l on k.flow_key <> ''
   cross join lateral (
-    select max(r.ranking) as latest
+    select min(f.ranking) as earliest, max(r.ranking) as latest
     from unnest('{o,w}'::"char"[]) as g(gate)
+    cross join lateral (
+      select f.ranking
+      from teguh.l_template as f
+      where f.flow_key collate "C" = k.flow_key
+        and f.gate = g.gate
+      order by f.ranking, f.seq
+      limit 1
+    ) as f
     cross join lateral (
       select r.ranking
       from teguh.l_template as r
@@ -5339,6 +5380,7 @@ declare
   v_limited    boolean;
   v_task_ids   uuid[] := '{}';
   v_claimed    uuid[];
+  v_locked     tid[] := '{}';
   v_room       bigint;
   v_picks      record;
 begin
@@ -5356,15 +5398,23 @@ begin
   loop
     v_room := teguh._spare_template(v_everywhere, p_now);
     v_picks := teguh._choose_template(
-      least(p_qty - cardinality(v_task_ids), v_room)::integer, p_task_names, p_now
+      least(p_qty - cardinality(v_task_ids), v_room)::integer, v_locked, p_task_names, p_now
     );
     exit when v_picks.task_ids is null;
-    continue when teguh._weed_template(v_picks.places, p_now);
+    if teguh._weed_template(v_picks.places, p_now) then
+      -- where there is one, there may be many
+      v_picks := teguh._choose_template(1000, v_locked, p_task_names, p_now);
+      perform teguh._weed_template(v_picks.places, p_now);
+      continue;
+    end if;
+
     v_claimed := teguh._seize_template(
       p_worker, p_now, p_until, v_picks.task_ids, v_picks.turns, v_picks.places, v_limited
     );
-    exit when v_claimed is null;
     v_task_ids := v_task_ids || v_claimed;
+    if cardinality(v_claimed) < cardinality(v_picks.task_ids) then
+      v_locked := v_locked || v_picks.places;
+    end if;
   end loop;
 
   return v_task_ids;
@@ -5392,9 +5442,11 @@ begin
 end;
 $$;
 
--- The first tasks of the lanes, up to p_qty, that limits leave and the worker knows.
+-- The first tasks of the lanes, up to p_qty, that limits leave and the worker knows, but for those
+-- in places where somebody holds them locked.
 create or replace function teguh._choose_template(
   p_qty        integer,
+  p_locked     tid[],
   p_task_names text[],
   p_now        timestamptz,
   out places   tid[],
@@ -5426,10 +5478,11 @@ begin
       from teguh.l_template as l
       where l.gate = 'o'
         and l.task_name collate "C" = n.task_name
+        and l.ctid <> all (p_locked)
       order by l.ranking, l.seq
       limit least(p_qty, case when s.qty is not null then greatest(s.qty, 0) end)
     ) as l
-    where not teguh._is_paused(substr('_template', 2), 'task', n.task_name, p_now)
+    where teguh._closed_until(substr('_template', 2), 'task', n.task_name, p_now) is null
     order by l.ranking, l.seq
     limit p_qty
   ) as c;
@@ -5471,6 +5524,42 @@ create or replace function teguh._weed_template(p_places tid[], p_now timestampt
   set search_path = pg_catalog, pg_temp
 as $$
 declare
+  v_keys text[] := teguh._cull_template(p_places, p_now);
+begin
+  if v_keys is null then
+    return false;
+  end if;
+
+  -- where one was there may be many, such as all of a key that were cancelled
+  perform teguh._cull_template(
+    array(
+      select w.place
+      from unnest(v_keys) as k(flow_key)
+      cross join lateral (
+        select l.ctid as place
+        from teguh.l_template as l
+        where l.flow_key collate "C" = k.flow_key
+          and l.gate = 'w'
+        order by l.ranking, l.seq
+        limit 1000
+      ) as w
+    ),
+    p_now
+  );
+  perform teguh._unbar_template(v_keys, p_now);
+  return true;
+end;
+$$;
+
+-- Delete the rows among some of the lanes whose tasks are not to be had any more.  Returns their
+-- keys, null if there was none.
+create or replace function teguh._cull_template(p_places tid[], p_now timestamptz)
+  returns text[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
   v_keys text[];
 begin
   with stale as (
@@ -5490,13 +5579,11 @@ begin
 
   select array_agg(distinct s.flow_key) into v_keys
   from stale as s;
-
-  perform teguh._unbar_template(v_keys, p_now);
-  return v_keys is not null;
+  return v_keys;
 end;
 $$;
 
--- Claim chosen tasks, but for those that somebody holds locked.  Returns null if that is all.
+-- Claim chosen tasks, but for those that somebody holds locked.
 create or replace function teguh._seize_template(
   p_worker   text,
   p_now      timestamptz,
@@ -5553,10 +5640,10 @@ begin
   into v_picked.task_ids, v_picked.turns, v_picked.names, v_picked.was, v_picked.limited
   from claimed as c;
   if v_picked.task_ids is null then
-    return null;
+    return '{}';
   end if;
 
-  perform teguh._leave_template(v_picked.task_ids, p_places);
+  perform teguh._quit_template(v_picked.task_ids, p_places);
   if p_limited then
     perform teguh._occupy_template(v_picked.task_ids, p_now);
   end if;
@@ -5572,7 +5659,7 @@ end;
 $$;
 
 -- Take claimed tasks out of their lanes.
-create or replace function teguh._leave_template(p_task_ids uuid[], p_places tid[])
+create or replace function teguh._quit_template(p_task_ids uuid[], p_places tid[])
   returns void
   language plpgsql
   volatile
@@ -5668,7 +5755,8 @@ begin
 end;
 $$;
 
--- Arrange the lanes anew: limits have changed.  p_order: so has what they rank by.
+-- Arrange the lanes anew: limits have changed.  p_rank: so may have what they rank by, and what
+-- is kept first in line.
 create or replace function teguh._align_template(p_rank boolean, p_now timestamptz)
   returns void
   language plpgsql
@@ -5679,6 +5767,16 @@ declare
   v_task_ids uuid[];
 begin
   if p_rank then
+    update teguh.h_template as h
+    set fifo = not h.fifo
+    where h.fifo <> coalesce(
+      (
+        select l.fifo
+        from teguh._limit_of(substr('_template', 2), 'key', nullif(h.flow_key, '')) as l
+      ),
+      false
+    );
+
     with gone as (
       delete from teguh.l_template as l
       returning l.task_id, l.turn, l.seq
@@ -5696,10 +5794,7 @@ begin
     update teguh.l_template as l
     set gate = 'w'
     where l.gate = 'o'
-      and l.flow_key <> ''
-      and not exists (
-        select from teguh.h_template as h where h.fifo and h.task_id = l.task_id
-      );
+      and l.flow_key <> '';
     perform teguh._unbar_template(
       array(select distinct l.flow_key from teguh.l_template as l), p_now
     );
@@ -5779,7 +5874,7 @@ end;
 $$;
 
 -- The queues that a worker claims from, in the order in which it does.
-create or replace function teguh._line_up(p_queue_names text[], p_order text)
+create or replace function teguh._order_queues(p_queue_names text[], p_order text)
   returns text[]
   language plpgsql
   volatile
@@ -5811,6 +5906,26 @@ begin
   end if;
 
   return v_names;
+end;
+$$;
+
+-- Remember of several queues which task names are asked for.
+create or replace function teguh._remember_names(p_queue_names text[], p_task_names text[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text;
+begin
+  for v_queue_name in
+    select distinct u.name
+    from unnest(p_queue_names) as u(name)
+  loop
+    perform teguh._policy(v_queue_name);
+    execute format('select teguh._want_%s($1)', v_queue_name) using p_task_names;
+  end loop;
 end;
 $$;
 
@@ -5846,6 +5961,7 @@ as $$
 declare
   v_options jsonb := coalesce(p_options, '{}');
   v_names   text[];
+  v_queues  text[];
   v_queue   text;
   v_policy  jsonb;
   v_left    integer := greatest(coalesce(p_qty, 1), 1);
@@ -5856,15 +5972,17 @@ begin
   v_names := teguh._names_option(v_options);
   perform teguh._check_order(teguh._text_option(v_options, 'order'));
 
-  foreach v_queue in array teguh._line_up(
+  v_queues := teguh._order_queues(
     p_queue_names, coalesce(v_options ->> 'order', 'round_robin')
-  ) loop
+  );
+  if v_names is not null then
+    perform teguh._remember_names(v_queues, v_names);
+  end if;
+
+  foreach v_queue in array v_queues loop
     exit when v_left <= 0;
     v_policy := teguh._policy(v_queue);
     continue when teguh._paused_until(v_policy) is not null;
-    if v_names is not null then
-      execute format('select teguh._want_%s($1)', v_queue) using v_names;
-    end if;
     return query execute format(
       'select t.*, $6 from teguh._take_%s($1, $2, $3, $4, $5) as t', v_queue
     )
@@ -5878,8 +5996,9 @@ end;
 $$;
 
 comment on function teguh.claim_any(text[], text, double precision, integer, jsonb) is
-  'claim_task() over several queues (null: all that the caller may claim from), up to p_qty runs '
-  'in all, each with its queue_name. Options: order, in which queues are looked through: '
+  'Claims like claim_task(), from several queues (null: all that the caller may claim from), up to '
+  'p_qty runs in all, each with its queue_name; a queue that another worker is just claiming from '
+  'may be passed over. Options: order, in which queues are looked through: '
   'round_robin (the default; each call of a session begins with the next), strict (as given), '
   'oldest (the one whose first ready task has waited longest); task_names, which the worker '
   'knows: it gets no other, and queue_stats() counts as unclaimable what nobody asks for. A '
@@ -6131,29 +6250,29 @@ create or replace function teguh._shed_template(p_count bigint)
 as $$
 declare
   v_ring     bigint := pg_sequence_last_value('teguh.ring_template'::regclass);
-  v_task_ids uuid[] := '{}';
+  v_task_ids uuid[];
 begin
+  -- what stands in a lane was spawned before what is still in dispatch
+  v_task_ids := array(
+    select t.task_id
+    from (select l.* from teguh.l_template as l order by l.seq) as l
+    cross join lateral (
+      select t.task_id
+      from teguh.t_template as t
+      where (t.task_id, t.turn) = (l.task_id, l.turn)
+        and t.state in ('pending', 'sleeping')
+        and t.laned
+        and t.attempt = 0
+      for no key update skip locked
+    ) as t
+    limit p_count
+  );
   for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
     v_task_ids := v_task_ids || case
       when v_gen % 2 = 0 then teguh._first0_template(p_count - cardinality(v_task_ids))
       else teguh._first1_template(p_count - cardinality(v_task_ids))
     end;
   end loop;
-  if cardinality(v_task_ids) < p_count then
-    v_task_ids := v_task_ids || array(
-      select t.task_id
-      from (select l.* from teguh.l_template as l order by l.ranking, l.seq) as l
-      cross join lateral (
-        select t.task_id
-        from teguh.t_template as t
-        where (t.task_id, t.turn) = (l.task_id, l.turn)
-          and t.state in ('pending', 'sleeping')
-          and t.attempt = 0
-        for no key update skip locked
-      ) as t
-      limit p_count - cardinality(v_task_ids)
-    );
-  end if;
 
   update teguh.t_template as t
   set failure_reason = '{"name": "$QueueFull", "message": "newer tasks took its place"}'
@@ -8432,23 +8551,26 @@ as $$
 declare
   v_now timestamptz := teguh.current_time();
   v_old teguh.limits;
+  v_new teguh.limits;
 begin
   perform teguh._reign_template();
   select l.* into v_old
-  from teguh.limits as l
-  where (l.queue_name, l.scope, l.name) = (p_limit.queue_name, p_limit.scope, p_limit.name);
+  from teguh._limit_of(p_limit.queue_name, p_limit.scope, p_limit.name) as l;
   perform teguh._write_limit(p_limit);
+  select l.* into v_new
+  from teguh._limit_of(p_limit.queue_name, p_limit.scope, p_limit.name) as l;
   perform teguh._align_template(
     p_limit.scope = 'key'
-    and (coalesce(v_old.fifo, false), coalesce(v_old.fair, false))
-        <> (p_limit.fifo, p_limit.fair),
+    and (coalesce(v_old.fair, false), coalesce(v_old.fifo, false))
+        <> (coalesce(v_new.fair, false), coalesce(v_new.fifo, false)),
     v_now
   );
   perform pg_notify('teguh_template', '');
 end;
 $$;
 
--- Write a limit down; one that limits nothing goes.
+-- Write a limit down; one that limits nothing goes, as does what was noted for rates that are no
+-- more.
 create or replace function teguh._write_limit(p_limit teguh.limits)
   returns void
   language plpgsql
@@ -8461,6 +8583,13 @@ begin
   if p_limit.fifo or p_limit.fair or num_nonnulls(p_limit.max_running, p_limit.rate) > 0 then
     insert into teguh.limits select p_limit.*;
   end if;
+  delete from teguh.starts as s
+  where (s.queue_name, s.scope) = (p_limit.queue_name, p_limit.scope)
+    and not exists (
+      select
+      from teguh._limit_of(s.queue_name, s.scope, s.name) as l
+      where l.rate is not null
+    );
 end;
 $$;
 
@@ -8578,9 +8707,10 @@ end;
 $$;
 
 comment on function teguh.set_limit(text, text, text, jsonb) is
-  'Limits what runs. p_scope: all (all queues together; p_queue_name is null), queue, task (a task '
-  'name) or key (the option "key" of spawn_task); p_name: which, or * or null for each of them by '
-  'itself. p_limit: max_running; rate with period_seconds (starts in any such period); for keys '
+  'Limits what runs at a time. p_scope: all (all queues together; p_queue_name is null), queue, '
+  'task (a task name) or key (the option "key" of spawn_task); p_name: which, or * or null for '
+  'each of them by itself, but those that have one of their own. p_limit: '
+  'max_running; rate with period_seconds (starts in any such period); for keys '
   'fifo (tasks of a key run one at a time in the order in which they came due, the next when the '
   'one before is over, retries and sleeps included), and for all keys (*) fair (they take turns). '
   'Replaces the limit that was; null takes it away. It holds for every claim that begins after '
@@ -8620,6 +8750,12 @@ begin
       union all
       select l.task_name, l.flow_key, 0, 1
       from teguh.l_template as l
+      cross join lateral (
+        select t.* from teguh.t_template as t where t.task_id = l.task_id offset 0
+      ) as t
+      where t.turn = l.turn
+        and t.state in ('pending', 'sleeping')
+        and t.laned
     ) as u
     cross join lateral (
       values ('queue', ''), ('task', u.task_name), ('key', u.flow_key)
@@ -8628,7 +8764,7 @@ begin
   ),
 
   shown as (
-    select l as cap, coalesce(c.name, l.name) as name, c.running, c.waiting
+    select l.scope, coalesce(c.name, l.name) as name, c.running, c.waiting
     from teguh.limits as l
     left join counted as c on c.scope = l.scope and case
       when l.name <> '*' then c.name = l.name
@@ -8640,27 +8776,67 @@ begin
     end
     where l.queue_name = substr('_template', 2)
     union all
-    select
-      row(p.queue_name, p.scope, p.name, null, null, null, false, false)::teguh.limits, p.name,
-      c.running, c.waiting
+    select p.scope, p.name, c.running, c.waiting
     from teguh.pauses as p
     left join counted as c on (c.scope, c.name) = (p.scope, p.name)
     where p.queue_name = substr('_template', 2)
-      and not exists (
-        select from teguh._limit_of(p.queue_name, p.scope, p.name)
-      )
+      and not exists (select from teguh._limit_of(p.queue_name, p.scope, p.name))
   )
 
   select
-    (s.cap).scope, nullif(s.name, ''), (s.cap).max_running, coalesce(s.running, 0)::bigint,
-    (s.cap).rate, (s.cap).period_seconds, teguh._started(s.cap, s.name, v_now),
-    coalesce(s.waiting, 0)::bigint, (s.cap).fifo, (s.cap).fair, (
-      select p.paused_until
-      from teguh.pauses as p
-      where (p.queue_name, p.scope, p.name) = ((s.cap).queue_name, (s.cap).scope, s.name)
-    )
+    s.scope, nullif(s.name, ''), l.max_running, coalesce(s.running, 0)::bigint, l.rate,
+    l.period_seconds, teguh._started(l, s.name, v_now), coalesce(s.waiting, 0)::bigint,
+    coalesce(l.fifo, false), coalesce(l.fair, false),
+    teguh._closed_until(substr('_template', 2), s.scope, s.name, v_now)
   from shown as s
-  order by (s.cap).scope, s.name;
+  left join lateral (
+    select l.* from teguh._limit_of(substr('_template', 2), s.scope, s.name) as l
+  ) as l on true
+  order by s.scope, s.name;
+end;
+$$;
+
+-- How much of the limit over all queues is used.
+create or replace function teguh._overall_usage()
+  returns table(
+    scope          text,
+    name           text,
+    max_running    integer,
+    running        bigint,
+    rate           integer,
+    period_seconds double precision,
+    started        bigint,
+    waiting        bigint,
+    fifo           boolean,
+    fair           boolean,
+    paused_until   timestamptz
+  )
+  language plpgsql
+  volatile
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text;
+  v_waiting    bigint := 0;
+  v_some       bigint;
+begin
+  for v_queue_name in
+    select q.queue_name
+    from teguh.queues as q
+  loop
+    if teguh._share_queue(v_queue_name) then
+      execute format('select count(*) from teguh.l_%s', v_queue_name) into v_some;
+      v_waiting := v_waiting + v_some;
+    end if;
+  end loop;
+
+  return query
+  select
+    l.scope, null::text, l.max_running, teguh._everywhere_busy(), l.rate, l.period_seconds,
+    teguh._started(l, '', teguh.current_time()), v_waiting, l.fifo, l.fair, null::timestamptz
+  from teguh.limits as l
+  where l.queue_name = '*';
 end;
 $$;
 
@@ -8684,15 +8860,19 @@ create or replace function teguh.limit_usage(p_queue_name text)
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return query execute teguh._call('usage', p_queue_name, 0);
+  if p_queue_name is not null then
+    return query execute teguh._call('usage', p_queue_name, 0);
+  else
+    return query select u.* from teguh._overall_usage() as u;
+  end if;
 end;
 $$;
 
 comment on function teguh.limit_usage(text) is
-  'The limits of a queue, one for each name or key (*) once per name or key that runs or waits: '
-  'how many of them run, how many were started within the period, and how many wait in the lanes '
-  'for their turn; tasks that no claim has come to yet are not among these. paused_until: see '
-  'pause_queue(). Raises TG001 for an unknown queue.';
+  'The limits of a queue (null: the one over all queues), one for each name or key (*) once per '
+  'name or key that runs or waits: how many of them run, how many were started within the period, '
+  'and how many wait in the lanes for their turn; tasks that no claim has come to yet are not '
+  'among these. paused_until: see pause_queue(). Raises TG001 for an unknown queue.';
 
 -- sql/src/46_policy.sql
 -- Set a queue's pause, or end it (null) and tell the workers that wait.
@@ -8764,6 +8944,8 @@ begin
         detail = format('Found: %s.', left(p_only::text, 200)),
         hint = 'For instance {"task_name": "send"}.';
   end if;
+
+  perform teguh._check_name('name', coalesce(p_only ->> 'task_name', p_only ->> 'key'));
 end;
 $$;
 
@@ -8799,7 +8981,7 @@ $$;
 
 comment on function teguh.pause_queue(text, timestamptz, text, jsonb) is
   'Lets claims of a queue return nothing until p_until, or until resume_queue(); with p_only '
-  '({"task_name"} or {"key"}) nothing of that name or key, see set_limit(). Spawns, '
+  '({"task_name"} or {"key"}) nothing of that name or key (*: of any), see set_limit(). Spawns, '
   'events, running tasks and timers go on. list_actions() shows p_reason. Raises '
   'TG001 for an unknown queue, TG005 for a bad p_only, 22004 for a null time.';
 
@@ -9234,14 +9416,15 @@ begin
       and (p_filter.workflow_run_id is null or t.workflow_run_id = p_filter.workflow_run_id)
       and (p_filter.created_after is null or t.created_at >= p_filter.created_after)
       and (p_filter.created_before is null or t.created_at < p_filter.created_before)
+      and (p_filter.claimed_by is null or t.claimed_by = p_filter.claimed_by)
     order by u.place
     limit p_limit
   );
 end;
 $$;
 
--- The tasks in these states, of pending, running and sleeping: all that dispatch knows of,
--- and those that only an event can wake.
+-- The tasks in these states, of pending, running and sleeping: all that dispatch and lanes know
+-- of, and those that only an event can wake.
 create or replace function teguh._live_template(p_states text[])
   returns uuid[]
   language plpgsql
@@ -9249,28 +9432,19 @@ create or replace function teguh._live_template(p_states text[])
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_ring  bigint := pg_sequence_last_value('teguh.ring_template'::regclass);
-  v_kinds text := '';
   v_hints uuid[] := '{}';
 begin
   -- in the order in which a task goes from one to the next, or it might slip through
   if 'sleeping' = any (p_states) then
     v_hints := array(select w.task_id from teguh.w_template as w);
-    v_kinds := 'sr';
   end if;
-  if 'pending' = any (p_states) then
-    v_kinds := 'sr';
+  if p_states && '{pending,sleeping}' then
+    v_hints := v_hints || teguh._hints_template('sr');
+    v_hints := v_hints || array(select l.task_id from teguh.l_template as l);
   end if;
   if 'running' = any (p_states) then
-    v_kinds := v_kinds || 'l';
+    v_hints := v_hints || teguh._hints_template('l');
   end if;
-
-  for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
-    v_hints := v_hints || case
-      when v_gen % 2 = 0 then teguh._hints0_template(v_kinds)
-      else teguh._hints1_template(v_kinds)
-    end;
-  end loop;
 
   return array(
     select h.task_id
@@ -9284,6 +9458,28 @@ begin
     where t.state = any (p_states)
     order by h.task_id desc
   );
+end;
+$$;
+
+-- The tasks of the rows of both segments that their positions have not passed.
+create or replace function teguh._hints_template(p_kinds text)
+  returns uuid[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_ring  bigint := pg_sequence_last_value('teguh.ring_template'::regclass);
+  v_hints uuid[] := '{}';
+begin
+  for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
+    v_hints := v_hints || case
+      when v_gen % 2 = 0 then teguh._hints0_template(p_kinds)
+      else teguh._hints1_template(p_kinds)
+    end;
+  end loop;
+
+  return v_hints;
 end;
 $$;
 
@@ -10052,12 +10248,11 @@ comment on function teguh.requeue_task(text, uuid, text) is
   'the id of the next run; the worker meets AB002 if it is alive after all. Raises TG001 for an '
   'unknown queue, TG003 for an unknown task, TG004 unless it is running.';
 
--- Take tasks away from a worker, or from all (null), locked in the order of their ids.
+-- Take the tasks that a filter means away from their workers, locked in the order of their ids.
 create or replace function teguh._regain_template(
-  p_filter    teguh._filter,
-  p_worker_id text,
-  p_limit     integer,
-  p_reason    text
+  p_filter teguh._filter,
+  p_limit  integer,
+  p_reason text
 )
   returns integer
   language plpgsql
@@ -10076,7 +10271,7 @@ begin
     from teguh.t_template as t
     where t.task_id = any (v_task_ids)
       and t.state = 'running'
-      and t.claimed_by = coalesce(p_worker_id, t.claimed_by)
+      and t.claimed_by = coalesce(p_filter.claimed_by, t.claimed_by)
     order by t.task_id
     for no key update
   loop
@@ -10102,30 +10297,30 @@ as $$
 declare
   v_options jsonb := coalesce(p_options, '{}');
   v_filter  teguh._filter := teguh._read_filter(p_filter);
-  v_worker  text := teguh._text_option(v_options, 'worker_id');
   v_count   integer;
 begin
   perform teguh._check_keys(
     'requeue options', v_options, array['all', 'limit', 'reason', 'worker_id']
   );
-  if v_worker is null then
+  v_filter.claimed_by := teguh._text_option(v_options, 'worker_id');
+  if v_filter.claimed_by is null then
     perform teguh._check_meant(p_filter, v_options);
   end if;
 
   v_filter.states := array['running'];
-  execute teguh._call('regain', p_queue_name, 4) into v_count
+  execute teguh._call('regain', p_queue_name, 3) into v_count
   using
-    v_filter, v_worker, teguh._limit_option(v_options), teguh._text_option(v_options, 'reason');
+    v_filter, teguh._limit_option(v_options), teguh._text_option(v_options, 'reason');
   return v_count;
 end;
 $$;
 
 comment on function teguh.requeue_tasks(text, jsonb, jsonb) is
-  'requeue_task() for the running tasks that a filter means; returns how many. The filter is that '
-  'of list_tasks(), whatever it says of states. Options: worker_id (only what that worker holds), '
-  'limit (the newest so many, default 1000: call again until 0 comes back), reason, all (true: an '
-  'empty filter without worker_id is meant, and means every running task). Raises TG001 for an '
-  'unknown queue, TG005 for an unknown key, a bad value, or an empty filter without all.';
+  'Does requeue_task() for the running tasks that a filter means; returns how many. The filter is '
+  'that of list_tasks(), whatever it says of states. Options: worker_id (only what that worker '
+  'holds), limit (the newest so many, default 1000: call again until 0 comes back), reason, all '
+  '(true: an empty filter without worker_id is meant, and means every running task). Raises TG001 '
+  'for an unknown queue, TG005 for an unknown key, a bad value, or an empty filter without all.';
 
 -- Dead letters are the tasks that failed.
 create or replace function teguh.list_dead_letters(
@@ -10349,18 +10544,22 @@ begin
     select min(t.available_at)
     from unnest(teguh._named_template()) as n(task_name)
     cross join lateral (
-      select l.task_id, l.turn
-      from teguh.l_template as l
-      where l.gate = 'o'
-        and l.task_name collate "C" = n.task_name
-      order by l.ranking, l.seq
+      select t.available_at
+      from (
+        select l.*
+        from teguh.l_template as l
+        where l.gate = 'o'
+          and l.task_name collate "C" = n.task_name
+        order by l.ranking, l.seq
+      ) as l
+      cross join lateral (
+        select t.* from teguh.t_template as t where t.task_id = l.task_id offset 0
+      ) as t
+      where t.turn = l.turn
+        and t.state in ('pending', 'sleeping')
+        and t.laned
       limit 1
-    ) as l
-    cross join lateral (
-      select t.* from teguh.t_template as t where t.task_id = l.task_id offset 0
     ) as t
-    where t.turn = l.turn
-      and t.state in ('pending', 'sleeping')
   ));
 end;
 $$;
@@ -11281,7 +11480,7 @@ as $$
   from pg_proc as p
   where p.pronamespace = 'teguh'::regnamespace
     and (
-      p.proname in ('_policy', '_set_ticked', '_xmin_age')
+      p.proname in ('_policy', '_set_ticked', '_xmin_age', '_overall_usage')
       or (
         p.proname ~ '^_'
         and not p.prosecdef

@@ -128,6 +128,21 @@ def test_a_module_that_cannot_import_something_shows_what(
         main(["worker", "broken_tasks:tasks", "--queue", "jobs"])
 
 
+def test_a_worker_can_be_told_to_claim_only_what_it_knows(
+    dsn: str,
+    queue: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = "import teguh\ntasks = teguh.Registry()\ntasks.task('*')(print)\n"
+    (tmp_path / "any_tasks.py").write_text(source)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    command = ["worker", "any_tasks:tasks", "--dsn", dsn, "--queue", queue]
+    assert main([*command, "--known-only"]) == 1
+    assert "known_only does not go with" in capsys.readouterr().err
+
+
 def test_the_demo_proves_that_every_step_happened_once(
     empty_dsn: str, capfd: pytest.CaptureFixture[str]
 ) -> None:

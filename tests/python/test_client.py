@@ -324,6 +324,76 @@ def test_a_queue_is_paused_until_a_time_or_until_it_is_resumed(
     assert client.rebuild_dispatch(queue) == 0
 
 
+def test_a_task_name_or_a_key_is_paused_by_itself(client: teguh.Client, queue: str) -> None:
+    client.spawn_task(queue, "a", key="k")
+    client.spawn_task(queue, "b")
+    end = client.current_time() + timedelta(hours=1)
+    client.pause_queue(queue, end, only={"task_name": "b"})
+    client.pause_queue(queue, only={"key": "k"}, reason="angry")
+    assert client.claim_task(queue, qty=2) == []
+    assert {
+        (usage.scope, usage.name, usage.paused_until) for usage in client.limit_usage(queue)
+    } >= {("task", "b", end)}
+    client.resume_queue(queue, only={"task_name": "b"})
+    assert [run.task_name for run in client.claim_task(queue, qty=2)] == ["b"]
+    client.resume_queue(queue, only={"key": "k"}, reason="calm")
+    assert [run.task_name for run in client.claim_task(queue, qty=2)] == ["a"]
+    assert client.list_actions(queue)[0].reason == "calm"
+    with pytest.raises(teguh.InvalidOption):
+        client.pause_queue(queue, only={"task_name": "a", "key": "k"})
+
+
+def test_priorities_order_claims(client: teguh.Client, queue: str) -> None:
+    for priority in (0, -1, 3):
+        client.spawn_task(queue, "n", priority, priority=priority)
+    assert [run.params for run in client.claim_task(queue, qty=3)] == [3, 0, -1]
+    with pytest.raises(teguh.InvalidOption):
+        client.spawn_task(queue, "n", priority=40_000)
+
+
+def test_limits_are_set_seen_and_taken_away(client: teguh.Client, queue: str) -> None:
+    client.set_limit(queue, "key", "*", max_running=1)
+    client.set_limit(queue, "queue", rate=2, period_seconds=3600)
+    client.spawn_tasks(
+        queue, [teguh.NewTask("n", n, {"key": key}) for n, key in enumerate("aabbcc")]
+    )
+    assert [run.params for run in client.claim_task(queue, qty=6)] == [0, 2]
+    usage = {(of.scope, of.name): of for of in client.limit_usage(queue)}
+    assert usage["key", "a"] == teguh.LimitUsage(
+        "key", "a", 1, 1, None, None, 0, 1, False, False, None
+    )
+    assert usage["queue", None] == teguh.LimitUsage(
+        "queue", None, None, 2, 2, 3600.0, 2, 4, False, False, None
+    )
+    client.set_limit(queue, "queue")
+    assert [run.params for run in client.claim_task(queue, qty=6)] == [4]
+    client.set_limit(queue, "key", fifo=True, fair=True)
+    assert {of.name: (of.fifo, of.fair) for of in client.limit_usage(queue)}["a"] == (True, True)
+    client.set_limit(None, "all", max_running=2)
+    client.set_limit(queue, "key")
+    assert client.claim_task(queue, qty=6) == []
+    client.set_limit(None, "all")
+    assert len(client.claim_task(queue, qty=6)) == 3
+    with pytest.raises(teguh.InvalidOption):
+        client.set_limit(queue, "key", "a", fair=True)
+
+
+def test_runs_are_claimed_by_name_and_from_several_queues(client: teguh.Client, queue: str) -> None:
+    client.create_queue("mail")
+    client.spawn_task(queue, "old")
+    client.spawn_task(queue, "new")
+    client.spawn_task("mail", "old")
+    runs = client.claim_any(["mail", queue], "w", qty=9, task_names=("old",), order="strict")
+    assert [(run.queue_name, run.task_name) for run in runs] == [("mail", "old"), (queue, "old")]
+    assert {of.queue_name: of.unclaimable for of in client.queue_stats()} == {queue: 1, "mail": 0}
+    (run,) = client.claim_any()
+    assert (run.queue_name, run.task_name, run.lease_expires_at is None) == (queue, "new", False)
+    (stats,) = client.queue_stats(queue)
+    assert (stats.running, stats.unclaimable) == (2, 0)
+    with pytest.raises(teguh.InvalidOption):
+        client.claim_any(task_names=[])
+
+
 def test_tasks_are_found_and_their_life_is_told(client: teguh.Client, queue: str) -> None:
     parent = client.spawn_task(queue, "parent", tags=("a", "b"))
     time.sleep(0.002)  # ids are in the order of milliseconds
@@ -384,6 +454,19 @@ def test_tasks_are_cancelled_taken_back_replayed_and_purged(
     assert [action.action for action in client.list_actions(queue)] == [
         "cancel", "cancel", "purge", "retry",
     ]  # fmt: skip
+
+
+def test_the_tasks_of_a_dead_worker_are_taken_back(client: teguh.Client, queue: str) -> None:
+    client.spawn_tasks(queue, [teguh.NewTask("n" if n % 2 else "m") for n in range(6)])
+    client.claim_task(queue, "dead", qty=4)
+    client.claim_task(queue, "alive", qty=2)
+    with pytest.raises(teguh.InvalidOption):
+        client.requeue_tasks(queue)
+    assert client.requeue_tasks(queue, worker_id="dead", task_name="m", reason="host lost") == 2
+    assert client.requeue_tasks(queue, worker_id="dead", limit=1) == 1
+    assert client.requeue_tasks(queue, everything=True) == 3
+    assert {run.failures for run in client.claim_task(queue, qty=9)} == {0}
+    assert client.list_actions(queue)[-1].reason == "host lost"
 
 
 def test_queues_are_grouped_by_namespace(client: teguh.Client, queue: str) -> None:

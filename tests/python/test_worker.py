@@ -178,6 +178,36 @@ def test_an_idle_worker_sends_less_than_one_statement_a_second(
         until(idle, "two seconds without a statement")
 
 
+def test_a_worker_that_takes_only_what_it_knows_leaves_the_rest_untouched(
+    dsn: str, client: teguh.Client, queue: str, tasks: teguh.Registry
+) -> None:
+    tasks.task("old")(lambda ctx: ctx.params)
+    newer = teguh.Registry()
+    newer.task("new")(lambda ctx: ctx.params)
+    unknown = [client.spawn_task(queue, "new", n).task_id for n in range(20)]
+    with running(dsn, queue, tasks, known_only=True, concurrency=2):
+        for n in range(10):
+            task = client.spawn_task(queue, "old", n)
+            assert finished(client, queue, task.task_id).completed_payload == n
+        assert {client.get_task_result(queue, task).attempts for task in unknown} == {0}
+        (stats,) = client.queue_stats(queue)
+        assert (stats.pending, stats.unclaimable) == (20, 20)
+        with running(dsn, queue, newer, known_only=True, worker_id="newer"):
+            for n, task_id in enumerate(unknown):
+                result = finished(client, queue, task_id)
+                assert (result.completed_payload, result.attempts) == (n, 1)
+
+
+def test_a_registry_that_cannot_be_claimed_by_name_is_refused(
+    dsn: str, queue: str, tasks: teguh.Registry
+) -> None:
+    with pytest.raises(teguh.ConfigurationError, match="a registry with tasks"):
+        teguh.Worker(dsn, queue, tasks, known_only=True).run()
+    tasks.task("*")(lambda _: None)
+    with pytest.raises(teguh.ConfigurationError, match="known_only does not go with"):
+        teguh.Worker(dsn, queue, tasks, known_only=True).run()
+
+
 def test_poll_only_mode_needs_no_session(
     dsn: str, client: teguh.Client, queue: str, tasks: teguh.Registry
 ) -> None:

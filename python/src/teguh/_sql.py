@@ -17,28 +17,40 @@ from teguh.status()
 TICKER = "select teguh.ticker(%(queue)s)"
 TICKER_LOOP = "call teguh.ticker_loop(%(options)s::jsonb)"
 
-# Queues
+# Queues. Python knows no infinity of time.
 
 VALIDATE_QUEUE_NAME = "select teguh.validate_queue_name(%(queue)s)"
 CREATE_QUEUE = "select teguh.create_queue(%(queue)s, %(policy)s::jsonb)"
 DROP_QUEUE = "select teguh.drop_queue(%(queue)s)"
 LIST_QUEUES = """
-select queue_name, created_at, policy, paused_until, namespace
+select queue_name, created_at, policy,
+       case when paused_until is not null then least(paused_until, '9999-12-31 00:00+00') end,
+       namespace
 from teguh.list_queues()
 """
 LIST_NAMESPACES = "select namespace, queues from teguh.list_namespaces()"
 GET_QUEUE_POLICY = "select teguh.get_queue_policy(%(queue)s)"
 SET_QUEUE_POLICY = "select teguh.set_queue_policy(%(queue)s, %(policy)s::jsonb)"
 PAUSE_QUEUE = """
-select teguh.pause_queue(%(queue)s, coalesce(%(until)s, 'infinity'::timestamptz), %(reason)s)
+select teguh.pause_queue(
+  %(queue)s, coalesce(%(until)s, 'infinity'::timestamptz), %(reason)s, %(only)s::jsonb)
 """
-RESUME_QUEUE = "select teguh.resume_queue(%(queue)s, %(reason)s)"
+RESUME_QUEUE = "select teguh.resume_queue(%(queue)s, %(reason)s, %(only)s::jsonb)"
+
+# Limits
+
+SET_LIMIT = "select teguh.set_limit(%(queue)s, %(scope)s, %(name)s, %(limit)s::jsonb)"
+LIMIT_USAGE = """
+select scope, name, max_running, running, rate, period_seconds, started, waiting, fifo, fair,
+       case when paused_until is not null then least(paused_until, '9999-12-31 00:00+00') end
+from teguh.limit_usage(%(queue)s)
+"""
 
 # Statistics
 
 QUEUE_STATS = """
 select queue_name, pending, delayed, running, sleeping, waiting, completed, failed, cancelled,
-       expired, oldest_pending_age_seconds, oldest_lease_age_seconds, paused
+       expired, oldest_pending_age_seconds, oldest_lease_age_seconds, paused, unclaimable
 from teguh.queue_stats(%(queue)s)
 """
 METRICS = "select name, labels, value from teguh.metrics()"
@@ -62,6 +74,13 @@ CLAIM_TASK = """
 select run_id, task_id, attempt, task_name, params, retry_strategy, max_attempts, headers,
        wake_event, event_payload, failures, checkpoints, lease_expires_at, timeout_seconds
 from teguh.claim_task(%(queue)s, %(worker)s, %(claim_timeout)s, %(qty)s)
+"""
+CLAIM_ANY = """
+select run_id, task_id, attempt, task_name, params, retry_strategy, max_attempts, headers,
+       wake_event, event_payload, failures, checkpoints, lease_expires_at, timeout_seconds,
+       queue_name
+from teguh.claim_any(
+  %(queues)s::text[], %(worker)s, %(claim_timeout)s, %(qty)s, %(options)s::jsonb)
 """
 NEXT_DUE = "select teguh.next_due(%(queue)s)"
 COMPLETE_RUN = "select teguh.complete_run(%(queue)s, %(run)s, %(state)s::jsonb)"
@@ -101,6 +120,7 @@ REBUILD_DISPATCH = "select teguh.rebuild_dispatch(%(queue)s)"
 CANCEL_TASK = "select teguh.cancel_task(%(queue)s, %(task)s, %(reason)s)"
 CANCEL_TASKS = "select teguh.cancel_tasks(%(queue)s, %(filter)s::jsonb, %(options)s::jsonb)"
 REQUEUE_TASK = "select teguh.requeue_task(%(queue)s, %(task)s, %(reason)s)"
+REQUEUE_TASKS = "select teguh.requeue_tasks(%(queue)s, %(filter)s::jsonb, %(options)s::jsonb)"
 RETRY_TASK = """
 select task_id, run_id, attempt, created
 from teguh.retry_task(%(queue)s, %(task)s, %(options)s::jsonb)

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 Access = Literal["client", "worker", "observer", "admin"]
+Order = Literal["round_robin", "strict", "oldest"]
+Scope = Literal["all", "queue", "task", "key"]
 State = Literal["pending", "running", "sleeping", "completed", "failed", "cancelled", "expired"]
 
 
@@ -53,6 +55,8 @@ class SpawnOptions(TypedDict, total=False):
     parent_queue_name: str
     workflow_run_id: UUID | str
     unique: Unique
+    priority: int
+    key: str
 
 
 class Unique(TypedDict, total=False):
@@ -88,6 +92,26 @@ class QueuePolicy(TypedDict, total=False):
     max_pending: int | None
     on_full: Literal["reject", "drop_oldest"] | None
     namespace: str | None
+
+
+class Limit(TypedDict, total=False):
+    """What ``set_limit`` lets run; what is left out is without limit.
+
+    ``rate`` starts within any ``period_seconds``. ``fifo`` and ``fair`` are for keys.
+    """
+
+    max_running: int | None
+    rate: int | None
+    period_seconds: float | None
+    fifo: bool
+    fair: bool
+
+
+class Only(TypedDict, total=False):
+    """The one task name, or the one key, that a pause is for."""
+
+    task_name: str
+    key: str
 
 
 class Filter(TypedDict, total=False):
@@ -126,7 +150,7 @@ class Spawned:
 
 @dataclass(slots=True)  # not frozen: that would make it four times as slow to create
 class ClaimedRun:
-    """A run handed to a worker under a lease."""
+    """A run handed to a worker under a lease. Of which queue, ``claim_any`` tells."""
 
     run_id: UUID
     task_id: UUID
@@ -142,6 +166,7 @@ class ClaimedRun:
     checkpoints: dict[str, Any] | None
     lease_expires_at: datetime | None
     timeout_seconds: float | None = None
+    queue_name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +330,10 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class QueueStats:
-    """How many tasks of a queue stand where, and for how long the oldest have, in seconds."""
+    """How many tasks of a queue stand where, and for how long the oldest have, in seconds.
+
+    ``unclaimable``: how many of the pending ones no worker has asked for lately.
+    """
 
     queue_name: str
     pending: int
@@ -320,6 +348,27 @@ class QueueStats:
     oldest_pending_age_seconds: float | None
     oldest_lease_age_seconds: float | None
     paused: bool
+    unclaimable: int
+
+
+@dataclass(frozen=True, slots=True)
+class LimitUsage:
+    """How much of a limit is used. ``name`` is None for the whole queue.
+
+    ``started``: within the period of the rate; ``waiting``: in the lanes, for their turn.
+    """
+
+    scope: Scope
+    name: str | None
+    max_running: int | None
+    running: int
+    rate: int | None
+    period_seconds: float | None
+    started: int
+    waiting: int
+    fifo: bool
+    fair: bool
+    paused_until: datetime | None
 
 
 @dataclass(frozen=True, slots=True)

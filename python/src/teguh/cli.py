@@ -90,6 +90,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--worker-id", help="the name that holds the lease (host:pid)")
     command.add_argument(
+        "--known-only",
+        action="store_true",
+        default=None,
+        help="claim only tasks that the registry knows",
+    )
+    command.add_argument(
         "--no-listen",
         dest="listen",
         action="store_false",

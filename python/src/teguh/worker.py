@@ -32,6 +32,8 @@ class WorkerOptions(TypedDict, total=False):
     ``ticker_interval`` (10): how often to do the queue's housekeeping; None means never.
     ``shutdown_timeout`` (10): how long handlers may go on once the worker is to stop.
     ``unknown_delay`` (10): how long a run is handed back for that no handler is registered for.
+    ``known_only`` (False): claim only tasks whose names are registered, and leave others to
+    other workers; with it, a registry cannot have ``*``.
     ``listen`` (True): False does without LISTEN, session state and prepared statements, as a
     pooler in transaction mode needs it; then ``poll_interval`` is how late a task may start.
     ``worker_id`` (host:pid): the name under which the lease is held.
@@ -45,6 +47,7 @@ class WorkerOptions(TypedDict, total=False):
     ticker_interval: float | None
     shutdown_timeout: float
     unknown_delay: float
+    known_only: bool
     listen: bool
     worker_id: str | None
 
@@ -68,6 +71,7 @@ def _settings(options: WorkerOptions) -> Settings:
         ticker_interval=ticker_interval,
         shutdown_timeout=options.get("shutdown_timeout", 10.0),
         unknown_delay=options.get("unknown_delay", 10.0),
+        known_only=options.get("known_only", False),
         listen=options.get("listen", True),
         worker_id=options.get("worker_id") or f"{socket.gethostname()}:{os.getpid()}",
     )
@@ -85,6 +89,16 @@ def _settings(options: WorkerOptions) -> Settings:
             f"{settings.claim_timeout} s safe: at most {settings.claim_timeout / 3:g} s"
         )
     return settings
+
+
+def _check_names(names: list[str]) -> None:
+    """Refuse what cannot be claimed by name."""
+    if "*" in names:
+        raise ConfigurationError(
+            "known_only does not go with a handler for *, which knows every name"
+        )
+    if not names:
+        raise ConfigurationError("known_only needs a registry with tasks, and there are none")
 
 
 class AsyncWorker:
@@ -121,8 +135,10 @@ class AsyncWorker:
         With `signals`, SIGTERM and SIGINT stop the worker, the second one at once. Raise what
         makes going on pointless:
         :class:`teguh.QueueNotFound`, a database that cannot be reached at the start, missing
-        rights.
+        rights; :class:`teguh.ConfigurationError` if the registry does not go with `known_only`.
         """
+        if self._settings.known_only:
+            _check_names(self._registry.names())
         engine = Engine(self._conninfo, self._queue, self._registry, self._settings)
         with self._lock:
             if self._stopped:

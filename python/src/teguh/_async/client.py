@@ -19,13 +19,18 @@ from teguh._types import (
     Filter,
     Happening,
     Holder,
+    Limit,
+    LimitUsage,
     ListedTask,
     Metric,
     NewTask,
+    Only,
+    Order,
     Queue,
     QueuePolicy,
     QueueStats,
     Run,
+    Scope,
     Spawned,
     SpawnOptions,
     Status,
@@ -189,17 +194,59 @@ class AsyncClient:
         return dict(await self._all(_sql.LIST_NAMESPACES))
 
     async def pause_queue(
-        self, queue: str, until: datetime | None = None, *, reason: str | None = None
+        self,
+        queue: str,
+        until: datetime | None = None,
+        *,
+        reason: str | None = None,
+        only: Only | None = None,
     ) -> None:
         """Let claims return nothing until a time, or until ``resume_queue``.
 
-        What is running goes on. SQL: ``pause_queue``.
+        With `only`, nothing of that task name or key. What is running goes on. SQL:
+        ``pause_queue``. Raise :class:`teguh.InvalidOption` for a bad `only`.
         """
-        await self._all(_sql.PAUSE_QUEUE, queue=queue, until=until, reason=reason)
+        await self._all(
+            _sql.PAUSE_QUEUE,
+            queue=queue,
+            until=until,
+            reason=reason,
+            only=None if only is None else dumps(only, "what to pause"),
+        )
 
-    async def resume_queue(self, queue: str, *, reason: str | None = None) -> None:
-        """End a queue's pause and wake its workers. SQL: ``resume_queue``."""
-        await self._all(_sql.RESUME_QUEUE, queue=queue, reason=reason)
+    async def resume_queue(
+        self, queue: str, *, reason: str | None = None, only: Only | None = None
+    ) -> None:
+        """End the pause of a queue, or of a task name or key, and wake its workers.
+
+        SQL: ``resume_queue``. Raise :class:`teguh.InvalidOption` for a bad `only`.
+        """
+        await self._all(
+            _sql.RESUME_QUEUE,
+            queue=queue,
+            reason=reason,
+            only=None if only is None else dumps(only, "what to resume"),
+        )
+
+    async def set_limit(
+        self, queue: str | None, scope: Scope, name: str | None = None, **limit: Unpack[Limit]
+    ) -> None:
+        """Limit what runs of a queue, a task name or a key; without a limit, take it away.
+
+        For `scope` ``all``, over all queues together, the queue is None. The `name` of a task or
+        key may be ``*`` or None: each of them by itself. It replaces the limit that was. SQL:
+        ``set_limit``. Raise :class:`teguh.InvalidOption` for a bad limit.
+        """
+        await self._all(
+            _sql.SET_LIMIT, queue=queue, scope=scope, name=name, limit=dumps(limit, "the limit")
+        )
+
+    async def limit_usage(self, queue: str) -> list[LimitUsage]:
+        """Return how much of a queue's limits is used. SQL: ``limit_usage``.
+
+        A limit for each task name or key comes once for each that runs or waits.
+        """
+        return [LimitUsage(*row) for row in await self._all(_sql.LIMIT_USAGE, queue=queue)]
 
     async def rebuild_dispatch(self, queue: str) -> int:
         """Build a queue's dispatch tables anew from its tasks. SQL: ``rebuild_dispatch``.
@@ -286,6 +333,33 @@ class AsyncClient:
         """
         rows = await self._all(
             _sql.CLAIM_TASK, queue=queue, worker=worker_id, claim_timeout=claim_timeout, qty=qty
+        )
+        return [ClaimedRun(*row) for row in rows]
+
+    async def claim_any(
+        self,
+        queues: Sequence[str] | None = None,
+        worker_id: str = "worker",
+        *,
+        claim_timeout: float = 30,
+        qty: int = 1,
+        task_names: Sequence[str] | None = None,
+        order: Order | None = None,
+    ) -> list[ClaimedRun]:
+        """Claim up to `qty` runs of several queues; None are all that the caller may claim from.
+
+        With `task_names`, no others. `order` (None: round_robin) is that in which the queues
+        are looked through. For all else see :meth:`claim_task`. SQL: ``claim_any``. Raise
+        :class:`teguh.InvalidOption`.
+        """
+        names = None if task_names is None else list(task_names)
+        rows = await self._all(
+            _sql.CLAIM_ANY,
+            queues=None if queues is None else list(queues),
+            worker=worker_id,
+            claim_timeout=claim_timeout,
+            qty=qty,
+            options=dumps(given(task_names=names, order=order), "options"),
         )
         return [ClaimedRun(*row) for row in rows]
 
@@ -470,6 +544,25 @@ class AsyncClient:
         return cast(
             "UUID", await self._one(_sql.REQUEUE_TASK, queue=queue, task=task_id, reason=reason)
         )
+
+    async def requeue_tasks(
+        self,
+        queue: str,
+        *,
+        worker_id: str | None = None,
+        everything: bool = False,
+        limit: int | None = None,
+        reason: str | None = None,
+        **which: Unpack[Filter],
+    ) -> int:
+        """Take the running tasks that a filter means from their workers; return how many.
+
+        With `worker_id`, only what that worker holds. At most `limit` (None: 1000) at a time. A
+        filter that names nothing needs `worker_id` or `everything`. SQL: ``requeue_tasks``. Raise
+        :class:`teguh.InvalidOption`.
+        """
+        options = given(all=everything or None, limit=limit, reason=reason, worker_id=worker_id)
+        return cast("int", await self._filtered(_sql.REQUEUE_TASKS, queue, which, options))
 
     async def retry_task(
         self,

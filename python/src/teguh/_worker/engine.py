@@ -55,6 +55,9 @@ _FLUSH_SECONDS = 5.0
 # "Due at once" are also the few milliseconds the database gives work that is about to commit.
 _AT_ONCE = 0.05
 
+# next_due says at most so long while tasks wait for a limit that the end of a run may lift.
+_LIMIT_SECONDS = 1.0
+
 _TRACEBACK_LIMIT = 8_000
 
 
@@ -70,6 +73,7 @@ class Settings:
     ticker_interval: float | None
     shutdown_timeout: float
     unknown_delay: float
+    known_only: bool
     listen: bool
     worker_id: str
 
@@ -135,6 +139,9 @@ class Engine:
         self._idle = asyncio.Event()
         self._idle.set()
         self._wants_slot = False
+        # Whether tasks may wait for a limit, and whether a run has ended since the last claim.
+        self._limited = False
+        self._freed = False
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._completions: list[_Completion] = []
@@ -202,6 +209,7 @@ class Engine:
                     await self._sleep(until_tick)
                     self._wants_slot = False
                     continue
+                self._freed = False
                 claimed = await self._claim(free)
                 if backoff.tries:
                     log.info("claiming again from queue %s", self._queue)
@@ -230,15 +238,18 @@ class Engine:
         """Claim up to `qty` runs and start them; return how many came."""
         settings = self._settings
         now = time.monotonic()
-        rows = await self._claims.fetch(
-            _sql.CLAIM_TASK,
-            {
-                "queue": self._queue,
-                "worker": settings.worker_id,
-                "claim_timeout": settings.claim_timeout,
-                "qty": qty,
-            },
-        )
+        params: dict[str, Any] = {
+            "queue": self._queue,
+            "worker": settings.worker_id,
+            "claim_timeout": settings.claim_timeout,
+            "qty": qty,
+        }
+        statement = _sql.CLAIM_TASK
+        if settings.known_only:
+            statement = _sql.CLAIM_ANY
+            params["queues"] = [self._queue]
+            params["options"] = dumps({"task_names": self._registry.names()}, "the names")
+        rows = await self._claims.fetch(statement, params)
         unknown = []
         for row in rows:
             claim = ClaimedRun(*row)
@@ -264,6 +275,7 @@ class Engine:
         rows = await self._claims.fetch(_sql.SECONDS_UNTIL_DUE, {"queue": self._queue})
         due = rows[0][0]
         limit = min(self._settings.poll_interval, self._settings.claim_timeout)
+        self._limited = due is not None and due <= _LIMIT_SECONDS
         if due is None:
             empty.reset()
             return limit
@@ -273,6 +285,8 @@ class Engine:
             empty.reset()
         else:
             wait = max(wait, empty.next())
+        if self._limited and self._freed:
+            wait = 0.001
         return min(limit, wait)
 
     async def _tick(self) -> None:
@@ -332,6 +346,7 @@ class Engine:
         if interrupt is not None:
             log.debug("%s: %s", run, interrupt)
             self._runs.pop(run.claim.run_id, None)
+            self._run_ended()
             return
         if error is None:
             try:
@@ -344,6 +359,12 @@ class Engine:
                     self._completing = self._store.background(self._complete_all())
                 return
         self._fail(run, error)
+
+    def _run_ended(self) -> None:
+        """Look for what a slot, or the end of a run, makes room for."""
+        self._freed = True
+        if self._wants_slot or self._limited:
+            self._wake.set()
 
     def _lost(self, run: Run, reason: str) -> None:
         """Stop a handler whose run is no longer its own."""
@@ -367,8 +388,7 @@ class Engine:
                 await self._complete(batch)
                 for completion in batch:
                     self._runs.pop(completion.run.claim.run_id, None)
-                if self._wants_slot:
-                    self._wake.set()
+                self._run_ended()
         finally:
             self._completing = None
 
