@@ -138,7 +138,7 @@ begin
       perform teguh._orphan_template(p_task_id);
     end if;
   elsif v_task.links ? 'sequence' then
-    perform teguh._succeed_template(v_task);
+    perform teguh._ensue_template(v_task);
   end if;
 
   if v_task.links ? 'join' then
@@ -151,7 +151,7 @@ $$;
 --
 -- Its params are the data gathered so far, with its own on top.  A result that is no object is
 -- filed under the name of its task.
-create or replace function teguh._succeed_template(p_task teguh.t_template)
+create or replace function teguh._ensue_template(p_task teguh.t_template)
   returns void
   language plpgsql
   volatile

@@ -258,13 +258,13 @@ begin
   values (p_task_id, p_step_name, p_place, p_state)
   on conflict (task_id, step_name, place) do update
   set state = excluded.state;
-  perform teguh._recount_template(p_task_id);
+  perform teguh._tell_template(p_task_id);
 end;
 $$;
 
 -- Have the children of a task counted in a moment: everybody in the same fiftieth of a second
 -- means the same one.
-create or replace function teguh._recount_template(p_task_id uuid)
+create or replace function teguh._tell_template(p_task_id uuid)
   returns void
   language plpgsql
   volatile
@@ -279,7 +279,7 @@ $$;
 
 -- How the children of a step stand: whether what is awaited has come true, and whether it still
 -- can.  Null if no children were spawned.
-create or replace function teguh._verdict_template(
+create or replace function teguh._judge_template(
   p_task_id   uuid,
   p_step_name text,
   p_mode      text,
@@ -334,7 +334,7 @@ begin
     join teguh.w_template as w on w.task_id = u.task_id
     join teguh.j_template as j on (j.task_id, j.step_name) = (w.task_id, w.step_name)
     where w.event_name = '$children'
-      and teguh._verdict_template(j.task_id, j.step_name, j.wanted, j.fail_fast)
+      and teguh._judge_template(j.task_id, j.step_name, j.wanted, j.fail_fast)
     order by w.task_id
   loop
     select t.* into v_task
@@ -397,7 +397,7 @@ begin
     return;
   end if;
 
-  v_done := teguh._verdict_template(p_task_id, p_step_name, p_mode, p_fail_fast);
+  v_done := teguh._judge_template(p_task_id, p_step_name, p_mode, p_fail_fast);
   if v_done is null then
     raise exception 'step "%" has no children', left(p_step_name, 200)
       using
@@ -420,7 +420,7 @@ begin
     where j.task_id = p_task_id
       and j.step_name = p_step_name;
     perform teguh._park_template(v_task, p_step_name, '$children', v_timeout);
-    perform teguh._recount_template(p_task_id);
+    perform teguh._tell_template(p_task_id);
     return query select true, null::jsonb, false;
     return;
   end if;

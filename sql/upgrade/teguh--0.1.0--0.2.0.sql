@@ -11815,7 +11815,7 @@ begin
       perform teguh._orphan_template(p_task_id);
     end if;
   elsif v_task.links ? 'sequence' then
-    perform teguh._succeed_template(v_task);
+    perform teguh._ensue_template(v_task);
   end if;
 
   if v_task.links ? 'join' then
@@ -11828,7 +11828,7 @@ $$;
 --
 -- Its params are the data gathered so far, with its own on top.  A result that is no object is
 -- filed under the name of its task.
-create or replace function teguh._succeed_template(p_task teguh.t_template)
+create or replace function teguh._ensue_template(p_task teguh.t_template)
   returns void
   language plpgsql
   volatile
@@ -12317,13 +12317,13 @@ begin
   values (p_task_id, p_step_name, p_place, p_state)
   on conflict (task_id, step_name, place) do update
   set state = excluded.state;
-  perform teguh._recount_template(p_task_id);
+  perform teguh._tell_template(p_task_id);
 end;
 $$;
 
 -- Have the children of a task counted in a moment: everybody in the same fiftieth of a second
 -- means the same one.
-create or replace function teguh._recount_template(p_task_id uuid)
+create or replace function teguh._tell_template(p_task_id uuid)
   returns void
   language plpgsql
   volatile
@@ -12338,7 +12338,7 @@ $$;
 
 -- How the children of a step stand: whether what is awaited has come true, and whether it still
 -- can.  Null if no children were spawned.
-create or replace function teguh._verdict_template(
+create or replace function teguh._judge_template(
   p_task_id   uuid,
   p_step_name text,
   p_mode      text,
@@ -12393,7 +12393,7 @@ begin
     join teguh.w_template as w on w.task_id = u.task_id
     join teguh.j_template as j on (j.task_id, j.step_name) = (w.task_id, w.step_name)
     where w.event_name = '$children'
-      and teguh._verdict_template(j.task_id, j.step_name, j.wanted, j.fail_fast)
+      and teguh._judge_template(j.task_id, j.step_name, j.wanted, j.fail_fast)
     order by w.task_id
   loop
     select t.* into v_task
@@ -12456,7 +12456,7 @@ begin
     return;
   end if;
 
-  v_done := teguh._verdict_template(p_task_id, p_step_name, p_mode, p_fail_fast);
+  v_done := teguh._judge_template(p_task_id, p_step_name, p_mode, p_fail_fast);
   if v_done is null then
     raise exception 'step "%" has no children', left(p_step_name, 200)
       using
@@ -12479,7 +12479,7 @@ begin
     where j.task_id = p_task_id
       and j.step_name = p_step_name;
     perform teguh._park_template(v_task, p_step_name, '$children', v_timeout);
-    perform teguh._recount_template(p_task_id);
+    perform teguh._tell_template(p_task_id);
     return query select true, null::jsonb, false;
     return;
   end if;
