@@ -8,424 +8,432 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  430  00_install.sql
---  478  01_version.sql: What the schema is, and its version
---  485    version
---  497  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  499    current_time
---  518    _after
---  533    _micros
---  544  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  560    _random_bytes
---  579    _make_uuidv7
---  602    portable_uuidv7
---  632    uuidv7_timestamp
---  658    _task_id
---  683    _run_id
---  698    _run_task
---  709    _run_number
---  723  12_types.sql: The composite types that functions pass to each other
---  728    _gap (type)
---  736    _late (type)
---  743    _timer (type)
---  750    _tally (type)
---  761    _picked (type)
---  773    _spawn (type)
---  798    _filter (type)
---  833  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  835    _check_keys
---  868    _number_option
---  903    _integer_option
---  919    _whole_option
---  946    _text_option
---  972    _flag_option
---  994    _name_option
--- 1011    _uuid_option
--- 1038    _tags_option
--- 1067    _check_name
--- 1094    _check_seconds
--- 1122    _check_isolation
--- 1141    _buckets_option
--- 1179    _check_policy
--- 1228    _check_spawn
--- 1275    _read_spawn_options
--- 1352    _time_option
--- 1373    _moment_option
--- 1405    _read_time_options
--- 1443    _unique_option
--- 1497    _inherit
--- 1527    _check_cancellation
--- 1544  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1547    _check_retry_strategy
--- 1585    _backoff
--- 1638    _fraction
--- 1649  20_tables.sql: Queues and the policy of each
--- 1651    queues (table)
--- 1684    grants (table)
--- 1698    limits (table)
--- 1718    pauses (table)
--- 1730    starts (table)
--- 1745    wanted (table)
--- 1757    versions (table)
--- 1772    t_template (table)
--- 1886    g_template (table)
--- 1898    d_template (table)
--- 1912    p0_template (table)
--- 1925    p1_template (table)
--- 1969    l_template (table)
--- 1996    h_template (table)
--- 2016    k0_template (table)
--- 2029    k1_template (table)
--- 2058    n0_template (table)
--- 2069    n1_template (table)
--- 2085    n_template (table)
--- 2109    seq_template (sequence)
--- 2110    ring_template (sequence)
--- 2111    parked_template (sequence)
--- 2112    woken_template (sequence)
--- 2113    plan_template (sequence)
--- 2114    fired_template (sequence)
--- 2115    clock_template (sequence)
--- 2116    carry_template (sequence)
--- 2117    round_template (sequence)
--- 2140    r_template (table)
--- 2157    a_template (table)
--- 2183    c_template (table)
--- 2199    e_template (table)
--- 2216    u_template (table)
--- 2229    j_template (table)
--- 2248    f_template (table)
--- 2260    w_template (table)
--- 2275  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2278    validate_queue_name
--- 2320    _policy
--- 2364    _call
--- 2378    _template_ddl (view)
--- 2463    _stamp
--- 2475    _stamp_queues
--- 2503    _stamp_relation
--- 2543    _stamp_function
--- 2576    _function
--- 2588    _signature
--- 2599    _leave_extension
--- 2625    _lock_number
--- 2635    _share_queue
--- 2648    _may
--- 2664    _each_queue
--- 2686    _init_template
--- 2713    _hush_template
--- 2734    _beyond
--- 2743    create_queue
--- 2808    _refuse_busy
--- 2827    drop_queue
--- 2857    _drop_all
--- 2908    list_queues
--- 2932  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 2941    _push_template
--- 2982    _fill
--- 3002    _add0_template
--- 3069    _back0_template
--- 3087  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3092    _claim0_template
--- 3164    _pick0_template
--- 3247    _limits_template
--- 3288    _move0_template
--- 3350    _open_xids
--- 3370    _next0_template
--- 3399    _many0_template
--- 3428    _stuck0_template
--- 3466    _trim0_template
--- 3511    _take_template
--- 3592    _known_template
--- 3612    _paused_until
--- 3625    claim_task
--- 3686    _next_template
--- 3728    _soon0_template
--- 3786    next_due
--- 3811  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 3824    _due0_template
--- 3900    _last0_template
--- 3925    _any0_template
--- 3952    _miss0_template
--- 3988    _pass0_template
--- 4034    _fire_template
--- 4095    _expire_template
--- 4163    _timeout_reason
--- 4182    _over_template
--- 4204    _close_template
--- 4234    _follow_template
--- 4264  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4266    _segment_bytes
--- 4287    _turn_template
--- 4319    _turn0_template
--- 4357    _spent0_template
--- 4371    _dry0_template
--- 4398    _left0_template
--- 4429    _carry0_template
--- 4473  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4479    _remake_template
--- 4531    _alive_template
--- 4585    _home
--- 4598    _settle_template
--- 4620    rebuild_dispatch
--- 4657    _recap_template
--- 4688  35_tally.sql: The letter by which tallies know where a task stands
--- 4690    _letter
--- 4709    _letters
--- 4721    _bound
--- 4741    _tally_template
--- 4766    _reckon_template
--- 4793    _finish_template
--- 4821    _moved_template
--- 4852    _sum0_template
--- 4888    _noted0_template
--- 4923    _bank0_template
--- 4943    _census_template
--- 4965    _count_template
--- 4987  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 4997    _gate_number
--- 5008    _enter_gate
--- 5030    _limit_of
--- 5048    _rule_template
--- 5074    _reign_template
--- 5104    _going_template
--- 5120    _busy_template
--- 5136    _everywhere_busy
--- 5162    _closed_until
--- 5182    _is_limited
--- 5193    _started
--- 5210    _left_over
--- 5231    _slots_template
--- 5281    _vacate_template
--- 5344    _unbar_template
--- 5373    _intake_template
--- 5394    _sift0_template
--- 5479    _line_template
--- 5538    _keys_template
--- 5591    _admit_template
--- 5650    _spare_template
--- 5672    _choose_template
--- 5718    _named_template
--- 5745    _weed_template
--- 5781    _cull_template
--- 5812    _seize_template
--- 5887    _quit_template
--- 5915    _occupy_template
--- 5955    _chance_template
--- 5985    _align_template
--- 6030  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 6033    _want_template
--- 6067    _names_option
--- 6102    _order_queues
--- 6138    _remember_names
--- 6158    claim_any
--- 6235    _check_order
--- 6252  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6257    _put_template
--- 6325    _enlist_template
--- 6368    _new_template
--- 6425    _tag_template
--- 6443    _room_template
--- 6470    _shed_template
--- 6512    _first0_template
--- 6553    _once_template
--- 6601    _blocks
--- 6628    _meet_template
--- 6662    _swap_template
--- 6723    _series_template
--- 6760    _found_template
--- 6816    spawn_task
--- 6876    spawn_tasks
--- 6923    _read_task
--- 6941  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 6946    _hold_template
--- 6997    _own_template
--- 7017    _done_template
--- 7065    complete_run
--- 7088    _flush_template
--- 7170    _why_template
--- 7186    _read_runs
--- 7232    _explain_bad_run
--- 7257    complete_runs
--- 7282    _end_template
--- 7331    _lost_template
--- 7351    _file_template
--- 7377    _again_template
--- 7417    _queue_template
--- 7438    _fail_template
--- 7456    fail_run
--- 7480    _nap_template
--- 7509    schedule_run
--- 7539    _free_template
--- 7587    release_run
--- 7612    _keep_template
--- 7638    extend_claim
--- 7661  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7666    _mark_template
--- 7688    _note_template
--- 7718    set_task_checkpoint_state
--- 7753    _recall_template
--- 7775    get_task_checkpoint_state
--- 7799    _list_template
--- 7828    get_task_checkpoint_states
--- 7854  43_events.sql: Wait for an event, or learn how the wait ended
--- 7861    _wait_template
--- 7933    _park_template
--- 7975    await_event
--- 8012    _emit_template
--- 8075    emit_event
--- 8100  44_control.sql: Read a task, or raise TG003
--- 8102    _fetch_template
--- 8129    _stop_template
--- 8161    _act_template
--- 8183    _halt_template
--- 8199    cancel_task
--- 8221    _rerun_template
--- 8295    _forget_template
--- 8315    _redo_template
--- 8348    _renew_template
--- 8384    retry_task
--- 8434    _show_template
--- 8482    get_task_result
--- 8517  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8524    _purge_template
--- 8554    _erase_template
--- 8603    _first_uuid
--- 8622    _sweep_template
--- 8662    _clean
--- 8696    cleanup_tasks
--- 8717    cleanup_events
--- 8738    cleanup_all_queues
--- 8768  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 8770    _cap_template
--- 8799    _write_limit
--- 8822    _read_limit
--- 8870    _check_limit_keys
--- 8892    set_limit
--- 8947    _usage_template
--- 9025    _overall_usage
--- 9069    limit_usage
--- 9102  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 9104    _pause_template
--- 9125    _halve_template
--- 9155    _check_only
--- 9178    pause_queue
--- 9214    resume_queue
--- 9240    get_queue_policy
--- 9263    set_queue_policy
--- 9281    list_namespaces
--- 9298  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9301    _read_filter
--- 9335    _states_option
--- 9366    _read_cursor
--- 9385    _check_limit
--- 9409    _find_template
--- 9461    _seek_template
--- 9510    _page_template
--- 9579    _ended_template
--- 9616    _fit_template
--- 9653    _live_template
--- 9690    _hints_template
--- 9713    _hints0_template
--- 9755    _rows_template
--- 9804    list_tasks
--- 9850    _peek_template
--- 9906    get_task
--- 9960    _runs_template
--- 10013    list_runs
--- 10044    _past_template
--- 10119    _since_template
--- 10137    get_task_history
--- 10157    _held_template
--- 10189    list_workers
--- 10228    _read_place
--- 10247    _acts_template
--- 10273    list_actions
--- 10305  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10307    _abort_template
--- 10344    cancel_tasks
--- 10381    _check_meant
--- 10401    _limit_option
--- 10414    _retake_template
--- 10452    requeue_task
--- 10477    _regain_template
--- 10512    requeue_tasks
--- 10551    list_dead_letters
--- 10594    _replay_template
--- 10635    replay_dead_letters
--- 10675    _bury_template
--- 10717    purge_dead_letters
--- 10747  49_stats.sql: When the first task that is ready became so; null if none is
--- 10749    _oldest_template
--- 10793    _elder0_template
--- 10829    _tenure_template
--- 10854    _is_wanted
--- 10871    _stat_template
--- 10917    queue_stats
--- 10972    _from
--- 10985    _counters (view)
--- 11009    _gauge_template
--- 11055    _spans_template
--- 11108    metrics
--- 11144    _xmin_age
--- 11163    prometheus
--- 11222    _label_text
--- 11245    health
--- 11299  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 11304    _tick_template
--- 11326    _ticked (sequence)
--- 11332    _set_ticked
--- 11345    ticker
--- 11393    ticker_loop (procedure)
--- 11419  51_cron.sql: Whether pg_cron is installed in this database
--- 11421    _has_cron
--- 11431    _cron_has_seconds
--- 11452    _explain_no_cron
--- 11484    start
--- 11527    stop
--- 11552    _maintain
--- 11574    status
--- 11610  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11614    _rights (view)
--- 11698    _allowed
--- 11736    _grant
--- 11755    _grant_again
--- 11771    _grant_queue
--- 11786    _check_grant
--- 11819    grant_access
--- 11855    revoke_access
--- 11902  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 11907    _links_option
--- 11953    _read_link
--- 11985    _trail_template
--- 12024    _linked_template
--- 12056    _ensue_template
--- 12100    _undoings
--- 12127    _undo_template
--- 12161    _repent_template
--- 12197    add_compensation
--- 12235    _repeat_template
--- 12259    repeat_run
--- 12284  63_children.sql: Children: tasks that a step spawns and may wait for
--- 12293    _brood_template
--- 12323    _bind_template
--- 12347    _read_child
--- 12381    _child_queues
--- 12407    spawn_children
--- 12491    _cancel_option
--- 12513    _answer
--- 12529    _report_template
--- 12551    _tell_template
--- 12566    _judge_template
--- 12600    _gather_template
--- 12654    _rally_template
--- 12730    _crop_template
--- 12771    _yield_template
--- 12791    _dismiss
--- 12812    _ditch_template
--- 12836    _orphan_template
--- 12851    await_children
--- 12908  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  438  00_install.sql
+--  486  01_version.sql: What the schema is, and its version
+--  493    version
+--  505  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  507    current_time
+--  526    _after
+--  541    _micros
+--  552  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  568    _random_bytes
+--  587    _make_uuidv7
+--  610    portable_uuidv7
+--  640    uuidv7_timestamp
+--  666    _task_id
+--  691    _run_id
+--  706    _run_task
+--  717    _run_number
+--  731  12_types.sql: The composite types that functions pass to each other
+--  736    _gap (type)
+--  744    _late (type)
+--  751    _timer (type)
+--  758    _tally (type)
+--  769    _picked (type)
+--  781    _spawn (type)
+--  806    _filter (type)
+--  841  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  843    _check_keys
+--  876    _number_option
+--  911    _integer_option
+--  927    _whole_option
+--  954    _text_option
+--  980    _flag_option
+-- 1002    _present
+-- 1013    _name_option
+-- 1030    _uuid_option
+-- 1057    _tags_option
+-- 1086    _check_name
+-- 1113    _check_seconds
+-- 1141    _check_isolation
+-- 1160    _buckets_option
+-- 1198    _check_policy
+-- 1247    _check_spawn
+-- 1294    _read_spawn_options
+-- 1371    _time_option
+-- 1392    _moment_option
+-- 1424    _read_time_options
+-- 1463    _unique_option
+-- 1517    _inherit
+-- 1547    _check_cancellation
+-- 1564  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1567    _check_retry_strategy
+-- 1605    _backoff
+-- 1658    _fraction
+-- 1669  20_tables.sql: Queues and the policy of each
+-- 1671    queues (table)
+-- 1704    grants (table)
+-- 1718    limits (table)
+-- 1738    pauses (table)
+-- 1750    starts (table)
+-- 1765    wanted (table)
+-- 1777    versions (table)
+-- 1792    t_template (table)
+-- 1906    g_template (table)
+-- 1918    d_template (table)
+-- 1932    p0_template (table)
+-- 1945    p1_template (table)
+-- 1989    l_template (table)
+-- 2016    h_template (table)
+-- 2036    k0_template (table)
+-- 2049    k1_template (table)
+-- 2078    n0_template (table)
+-- 2089    n1_template (table)
+-- 2105    n_template (table)
+-- 2129    seq_template (sequence)
+-- 2130    ring_template (sequence)
+-- 2131    parked_template (sequence)
+-- 2132    woken_template (sequence)
+-- 2133    plan_template (sequence)
+-- 2134    fired_template (sequence)
+-- 2135    clock_template (sequence)
+-- 2136    carry_template (sequence)
+-- 2137    round_template (sequence)
+-- 2160    r_template (table)
+-- 2177    a_template (table)
+-- 2203    c_template (table)
+-- 2219    e_template (table)
+-- 2236    u_template (table)
+-- 2249    j_template (table)
+-- 2272    f_template (table)
+-- 2285    w_template (table)
+-- 2300  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2303    validate_queue_name
+-- 2345    _policy
+-- 2389    _call
+-- 2403    _template_ddl (view)
+-- 2488    _stamp
+-- 2500    _stamp_queues
+-- 2528    _stamp_relation
+-- 2568    _stamp_function
+-- 2601    _function
+-- 2613    _signature
+-- 2624    _leave_extension
+-- 2650    _lock_number
+-- 2660    _share_queue
+-- 2673    _may
+-- 2689    _each_queue
+-- 2711    _init_template
+-- 2738    _hush_template
+-- 2759    _beyond
+-- 2768    create_queue
+-- 2833    _refuse_busy
+-- 2850    _reach_queue
+-- 2866    drop_queue
+-- 2896    _drop_all
+-- 2948    list_queues
+-- 2972  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 2981    _push_template
+-- 3022    _fill
+-- 3042    _add0_template
+-- 3109    _back0_template
+-- 3127  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3132    _claim0_template
+-- 3204    _pick0_template
+-- 3287    _limits_template
+-- 3328    _move0_template
+-- 3390    _open_xids
+-- 3410    _next0_template
+-- 3439    _many0_template
+-- 3468    _stuck0_template
+-- 3506    _trim0_template
+-- 3551    _take_template
+-- 3632    _known_template
+-- 3652    _paused_until
+-- 3665    claim_task
+-- 3726    _next_template
+-- 3768    _soon0_template
+-- 3826    next_due
+-- 3851  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 3864    _due0_template
+-- 3942    _last0_template
+-- 3967    _any0_template
+-- 3994    _miss0_template
+-- 4030    _pass0_template
+-- 4076    _fire_template
+-- 4137    _expire_template
+-- 4205    _timeout_reason
+-- 4224    _over_template
+-- 4246    _close_template
+-- 4276    _follow_template
+-- 4306  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4308    _segment_bytes
+-- 4329    _turn_template
+-- 4361    _turn0_template
+-- 4399    _spent0_template
+-- 4413    _dry0_template
+-- 4440    _left0_template
+-- 4471    _carry0_template
+-- 4515  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4521    _remake_template
+-- 4577    _alive_template
+-- 4631    _home
+-- 4644    _settle_template
+-- 4666    rebuild_dispatch
+-- 4703    _recap_template
+-- 4734  35_tally.sql: The letter by which tallies know where a task stands
+-- 4736    _letter
+-- 4755    _letters
+-- 4767    _bound
+-- 4787    _tally_template
+-- 4812    _reckon_template
+-- 4839    _finish_template
+-- 4867    _moved_template
+-- 4898    _sum0_template
+-- 4934    _noted0_template
+-- 4969    _bank0_template
+-- 4989    _census_template
+-- 5011    _count_template
+-- 5033  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5043    _gate_number
+-- 5054    _enter_gate
+-- 5076    _limit_of
+-- 5094    _rule_template
+-- 5120    _reign_template
+-- 5150    _going_template
+-- 5166    _busy_template
+-- 5182    _everywhere_busy
+-- 5208    _closed_until
+-- 5228    _is_limited
+-- 5239    _started
+-- 5256    _left_over
+-- 5277    _slots_template
+-- 5327    _vacate_template
+-- 5390    _unbar_template
+-- 5419    _intake_template
+-- 5440    _sift0_template
+-- 5525    _line_template
+-- 5584    _keys_template
+-- 5637    _admit_template
+-- 5696    _spare_template
+-- 5718    _choose_template
+-- 5764    _named_template
+-- 5791    _weed_template
+-- 5827    _cull_template
+-- 5858    _seize_template
+-- 5933    _quit_template
+-- 5961    _occupy_template
+-- 6001    _chance_template
+-- 6031    _align_template
+-- 6076  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6079    _want_template
+-- 6113    _names_option
+-- 6148    _order_queues
+-- 6184    _remember_names
+-- 6204    claim_any
+-- 6281    _check_order
+-- 6298  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6303    _put_template
+-- 6371    _enlist_template
+-- 6414    _new_template
+-- 6471    _tag_template
+-- 6489    _room_template
+-- 6516    _shed_template
+-- 6558    _first0_template
+-- 6599    _once_template
+-- 6647    _blocks
+-- 6674    _meet_template
+-- 6708    _swap_template
+-- 6769    _series_template
+-- 6806    _found_template
+-- 6863    _abide
+-- 6885    _check_spawner
+-- 6905    spawn_task
+-- 6965    spawn_tasks
+-- 7012    _read_task
+-- 7030  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7035    _hold_template
+-- 7086    _own_template
+-- 7106    _done_template
+-- 7154    complete_run
+-- 7177    _flush_template
+-- 7259    _why_template
+-- 7275    _read_runs
+-- 7321    _explain_bad_run
+-- 7346    complete_runs
+-- 7371    _end_template
+-- 7420    _lost_template
+-- 7440    _file_template
+-- 7466    _again_template
+-- 7506    _queue_template
+-- 7527    _fail_template
+-- 7545    fail_run
+-- 7569    _nap_template
+-- 7598    schedule_run
+-- 7628    _free_template
+-- 7676    release_run
+-- 7701    _keep_template
+-- 7727    extend_claim
+-- 7750  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7755    _mark_template
+-- 7777    _note_template
+-- 7807    set_task_checkpoint_state
+-- 7842    _recall_template
+-- 7864    get_task_checkpoint_state
+-- 7888    _list_template
+-- 7917    get_task_checkpoint_states
+-- 7943  43_events.sql: Wait for an event, or learn how the wait ended
+-- 7950    _wait_template
+-- 8022    _park_template
+-- 8064    _check_event
+-- 8083    await_event
+-- 8120    _emit_template
+-- 8183    emit_event
+-- 8208  44_control.sql: Read a task, or raise TG003
+-- 8210    _fetch_template
+-- 8237    _stop_template
+-- 8269    _act_template
+-- 8291    _halt_template
+-- 8307    cancel_task
+-- 8329    _rerun_template
+-- 8404    _forget_template
+-- 8440    _redo_template
+-- 8476    _renew_template
+-- 8512    retry_task
+-- 8562    _show_template
+-- 8610    get_task_result
+-- 8645  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8652    _purge_template
+-- 8682    _erase_template
+-- 8731    _first_uuid
+-- 8750    _sweep_template
+-- 8790    _clean
+-- 8824    cleanup_tasks
+-- 8845    cleanup_events
+-- 8866    cleanup_all_queues
+-- 8896  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 8898    _cap_template
+-- 8927    _write_limit
+-- 8950    _read_limit
+-- 8998    _check_limit_keys
+-- 9020    set_limit
+-- 9075    _usage_template
+-- 9153    _overall_usage
+-- 9197    limit_usage
+-- 9230  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 9232    _pause_template
+-- 9253    _halve_template
+-- 9283    _check_only
+-- 9306    pause_queue
+-- 9342    resume_queue
+-- 9368    get_queue_policy
+-- 9391    set_queue_policy
+-- 9409    list_namespaces
+-- 9426  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9429    _read_filter
+-- 9463    _states_option
+-- 9494    _read_cursor
+-- 9513    _check_limit
+-- 9537    _find_template
+-- 9589    _seek_template
+-- 9638    _page_template
+-- 9707    _ended_template
+-- 9744    _fit_template
+-- 9781    _live_template
+-- 9818    _hints_template
+-- 9841    _hints0_template
+-- 9883    _rows_template
+-- 9932    list_tasks
+-- 9978    _peek_template
+-- 10034    get_task
+-- 10088    _runs_template
+-- 10141    list_runs
+-- 10172    _past_template
+-- 10248    _since_template
+-- 10266    get_task_history
+-- 10286    _held_template
+-- 10318    list_workers
+-- 10357    _read_place
+-- 10376    _acts_template
+-- 10402    list_actions
+-- 10434  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10436    _abort_template
+-- 10473    cancel_tasks
+-- 10510    _check_meant
+-- 10530    _limit_option
+-- 10543    _retake_template
+-- 10581    requeue_task
+-- 10606    _regain_template
+-- 10641    requeue_tasks
+-- 10680    list_dead_letters
+-- 10723    _replay_template
+-- 10764    replay_dead_letters
+-- 10804    _bury_template
+-- 10846    purge_dead_letters
+-- 10876  49_stats.sql: When the first task that is ready became so; null if none is
+-- 10878    _oldest_template
+-- 10922    _elder0_template
+-- 10958    _tenure_template
+-- 10983    _is_wanted
+-- 11000    _stat_template
+-- 11046    queue_stats
+-- 11101    _from
+-- 11114    _counters (view)
+-- 11138    _gauge_template
+-- 11184    _spans_template
+-- 11237    metrics
+-- 11273    _xmin_age
+-- 11292    prometheus
+-- 11351    _label_text
+-- 11374    health
+-- 11428  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11433    _tick_template
+-- 11455    _ticked (sequence)
+-- 11461    _set_ticked
+-- 11474    ticker
+-- 11522    ticker_loop (procedure)
+-- 11548  51_cron.sql: Whether pg_cron is installed in this database
+-- 11550    _has_cron
+-- 11560    _cron_has_seconds
+-- 11581    _explain_no_cron
+-- 11613    start
+-- 11656    stop
+-- 11681    _maintain
+-- 11703    status
+-- 11739  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11743    _rights (view)
+-- 11827    _allowed
+-- 11865    _grant
+-- 11884    _grant_again
+-- 11900    _grant_queue
+-- 11915    _check_grant
+-- 11948    grant_access
+-- 11984    revoke_access
+-- 12031  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 12036    _links_option
+-- 12079    _read_link
+-- 12121    _trail_template
+-- 12167    _linked_template
+-- 12199    _ensue_template
+-- 12242    _undoings
+-- 12269    _undo_template
+-- 12303    _repent_template
+-- 12339    add_compensation
+-- 12379    _repeat_template
+-- 12409    _blank_template
+-- 12446    repeat_run
+-- 12472  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 12481    _brood_template
+-- 12511    _bind_template
+-- 12541    _read_child
+-- 12583    _child_queues
+-- 12609    _birth
+-- 12633    spawn_children
+-- 12712    _cancel_option
+-- 12735    _answer
+-- 12753    _report_template
+-- 12788    _tell_template
+-- 12803    _judge_template
+-- 12840    _gather_template
+-- 12898    _rally_template
+-- 12975    _crop_template
+-- 13021    _yield_template
+-- 13041    _dismiss
+-- 13062    _ditch_template
+-- 13084    _perish_template
+-- 13099    _orphan_template
+-- 13114    await_children
+-- 13171  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -990,6 +998,17 @@ begin
 end;
 $$;
 
+-- An object without those of its keys that are null; what is inside them stays as it is.
+create or replace function teguh._present(p_object jsonb)
+  returns jsonb
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select jsonb_object_agg(e.key, e.value) filter (where e.value <> 'null')
+  from jsonb_each(p_object) as e(key, value);
+$$;
+
 -- Read an option that must be a name; null when absent or null.
 create or replace function teguh._name_option(p_options jsonb, p_key text)
   returns text
@@ -1435,6 +1454,7 @@ begin
   perform teguh._read_task(
     v_queue_name, v_spawn.on_expired - 'queue_name', teguh._policy(v_queue_name)
   );
+  perform teguh._check_spawner(v_queue_name);
   return v_spawn;
 end;
 $$;
@@ -2227,11 +2247,13 @@ comment on table teguh.u_template is
 
 -- Children that a step has spawned.
 create table if not exists teguh.j_template (
-  task_id      uuid    not null,
-  step_name    text    not null,
-  child_ids    uuid[]  not null,
-  child_queues text[]  not null,
-  ends_with_us boolean not null,
+  task_id      uuid        not null,
+  step_name    text        not null,
+  run_id       uuid        not null,
+  spawned_at   timestamptz not null,
+  child_ids    uuid[]      not null,
+  child_queues text[]      not null,
+  ends_with_us boolean     not null,
   wanted       text,
   fail_fast    boolean,
   constraint jkey_template primary key (task_id, step_name)
@@ -2239,6 +2261,8 @@ create table if not exists teguh.j_template (
 
 comment on table teguh.j_template is
   'Children that a step of a task has spawned, in the order given, and how they are awaited.';
+comment on column teguh.j_template.run_id is
+  'The run that spawned them: children of an earlier repetition are not counted.';
 comment on column teguh.j_template.ends_with_us is
   'Whether those that are not over are cancelled when the task ends without success.';
 comment on column teguh.j_template.wanted is
@@ -2248,9 +2272,10 @@ comment on column teguh.j_template.wanted is
 create table if not exists teguh.f_template (
   task_id   uuid    not null,
   step_name text    not null,
+  run_id    uuid    not null,
   place     integer not null,
   state     text    not null,
-  constraint fkey_template primary key (task_id, step_name, place)
+  constraint fkey_template primary key (task_id, step_name, run_id, place)
 );
 
 comment on table teguh.f_template is
@@ -2820,6 +2845,20 @@ begin
 end;
 $$;
 
+-- Keep a queue from being dropped until our transaction ends, and see whether it is there.
+-- Waits for a drop that is under way, which never waits long for us.
+create or replace function teguh._reach_queue(p_queue_name text)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform pg_advisory_xact_lock_shared(teguh._lock_number(p_queue_name));
+  return to_regclass('teguh.t_' || p_queue_name) is not null;
+end;
+$$;
+
 -- Drop a queue with everything in it.
 --
 -- Never waits for a lock long enough to be part of a deadlock: all of it happens
@@ -2888,6 +2927,7 @@ begin
     and c.relkind = 'r'
     and c.relname ~ '^_?[a-z0-9]+_template$';
   execute 'lock table ' || v_tables || ' in access exclusive mode';
+  execute format('select teguh._perish_%s()', p_queue_name);
 
   for v_drop in
     select format('drop function %s', teguh._stamp(p.oid::regprocedure::text, p_queue_name))
@@ -3865,9 +3905,11 @@ begin
       and p.kind <> 'r'
       and (p.due_at, p.seq) > (v_from.due_at, v_from.seq)
       and p.due_at <= p_now
-      and (p_fresh or p_kind = 'l' or p.turn = -1 or exists (
+      and (p_fresh or p_kind = 'l' or exists (
         select from teguh.t_template as t
-        where (t.task_id, t.turn, t.state) = (p.task_id, p.turn, 'sleeping')
+        where t.task_id = p.task_id
+          and p.turn in (-1, t.turn)
+          and t.state = 'sleeping'
         offset 0
       ))
     order by p.due_at, p.seq
@@ -4518,6 +4560,10 @@ begin
       'l', v_batch.limited, teguh._fill(0, v_batch.limited), v_batch.limits
     );
   end loop;
+
+  perform teguh._tell_template(w.task_id)
+  from teguh.w_template as w
+  where w.event_name = '$children';
 
   update teguh.queues as q
   set built_for = teguh._home('teguh.p0_template'::regclass)
@@ -6812,6 +6858,49 @@ begin
 end;
 $$;
 
+-- See to what a queue asks for when tasks were spawned into it: it goes by rules from the first
+-- that has a priority (p_ranked), and may be full.
+create or replace function teguh._abide(
+  p_queue_name text,
+  p_policy     jsonb,
+  p_ranked     boolean,
+  p_room       boolean
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_ranked and not p_policy ? 'ruled' then
+    execute 'select teguh._rule_' || p_queue_name || '(false)';
+  end if;
+  if p_room and p_policy ? 'max_pending' then
+    execute 'select teguh._room_' || p_queue_name || '($1)' using p_policy;
+  end if;
+end;
+$$;
+
+-- Refuse to have tasks spawned later, with all rights, where the caller may not spawn any.
+create or replace function teguh._check_spawner(p_queue_name text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if not has_function_privilege(
+    format('teguh._put_%s(teguh._spawn[])', p_queue_name), 'execute'
+  ) then
+    raise exception 'role "%" may not spawn tasks in queue "%"', current_user, p_queue_name
+      using
+        errcode = '42501',
+        detail = 'What follows a task is spawned where its spawner may spawn.',
+        hint = 'grant_access() gives a role access to a queue.';
+  end if;
+end;
+$$;
+
 -- Spawn one task.
 create or replace function teguh.spawn_task(
   p_queue_name text,
@@ -7971,6 +8060,25 @@ begin
 end;
 $$;
 
+-- Refuse what is no name of an event.
+create or replace function teguh._check_event(p_event_name text)
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_name('event name', p_event_name);
+  if p_event_name = '$children' then
+    raise exception 'an event cannot be named "$children"'
+      using
+        errcode = 'TG005',
+        detail = 'That is what a task waits for in await_children().',
+        hint = 'Give it another name.';
+  end if;
+end;
+$$;
+
 -- Wait for an event.
 create or replace function teguh.await_event(
   p_queue_name text,
@@ -7988,7 +8096,7 @@ as $$
 begin
   perform teguh._check_isolation('await_event');
   perform teguh._check_name('step name', p_step_name);
-  perform teguh._check_name('event name', p_event_name);
+  perform teguh._check_event(p_event_name);
   if p_timeout is not null then
     perform teguh._check_seconds('timeout', p_timeout, true);
   end if;
@@ -8084,7 +8192,7 @@ create or replace function teguh.emit_event(
 as $$
 begin
   perform teguh._check_isolation('emit_event');
-  perform teguh._check_name('event name', p_event_name);
+  perform teguh._check_event(p_event_name);
   execute teguh._call('emit', p_queue_name, 2)
   using p_event_name, coalesce(p_payload, 'null');
 end;
@@ -8258,7 +8366,7 @@ begin
       coalesce(p_max_attempts, v_task.max_attempts), v_task.cancellation, null, false, null,
       v_task.tags, v_task.correlation_id, v_task.parent_task_id, v_task.workflow_run_id,
       v_task.timeout_seconds, null, v_task.on_expired, null, v_task.priority, v_task.flow_key,
-      v_task.links - '{join,children,undo}'::text[]
+      nullif(v_task.links - '{join,children,undo}'::text[], '{}')
     )::teguh._spawn]) as p;
     perform teguh._act_template(
       'retry', p_reason, p_task_id, null, jsonb_build_object('task_id', task_id)
@@ -8291,23 +8399,40 @@ begin
 end;
 $$;
 
--- Delete the checkpoint of a step and all that were written after it.  False if there is none.
+-- Delete the checkpoint of a step and all that were written after it, and forget the children
+-- spawned from then on.  False if there is none.
 create or replace function teguh._forget_template(p_task_id uuid, p_from_step text)
   returns boolean
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_since timestamptz;
 begin
+  select min(s.at) into v_since
+  from (
+    select c.updated_at as at
+    from teguh.c_template as c
+    where (c.task_id, c.checkpoint_name) = (p_task_id, p_from_step)
+    union all
+    select j.spawned_at
+    from teguh.j_template as j
+    where (j.task_id, j.step_name) = (p_task_id, p_from_step)
+  ) as s;
+
   delete from teguh.c_template as c
   where c.task_id = p_task_id
-    and c.updated_at >= (
-      select f.updated_at
-      from teguh.c_template as f
-      where f.task_id = p_task_id
-        and f.checkpoint_name = p_from_step
-    );
-  return found;
+    and c.updated_at >= v_since;
+  delete from teguh.f_template as f
+  using teguh.j_template as j
+  where j.task_id = p_task_id
+    and j.spawned_at >= v_since
+    and (f.task_id, f.step_name) = (j.task_id, j.step_name);
+  delete from teguh.j_template as j
+  where j.task_id = p_task_id
+    and j.spawned_at >= v_since;
+  return v_since is not null;
 end;
 $$;
 
@@ -8337,6 +8462,9 @@ begin
   delete from teguh.d_template as d
   where d.state = p_task.state
     and d.task_id = p_task.task_id;
+  if p_task.links ? 'join' then
+    perform teguh._answer(p_task.links -> 'join', null);
+  end if;
   perform teguh._act_template(
     p_action, p_reason, p_task.task_id, teguh._run_id(p_task.task_id, v_number), null
   );
@@ -10094,7 +10222,8 @@ begin
     where r.finished_at is not null
     union all
     select
-      r.number, 4, coalesce(a.acted_at, r.finished_at), 'retrying', r.next_id, r.attempt,
+      r.number, 4, coalesce(a.acted_at, r.finished_at),
+      case when r.state = 'completed' then 'repeating' else 'retrying' end, r.next_id, r.attempt,
       coalesce(a.detail, '{}')
     from runs as r
     left join actions as a on a.run_id = r.next_id and a.deed <> 'cancel'
@@ -11661,7 +11790,7 @@ from (
     ('extend_claim',               'keep',        'worker admin',                 false),
     ('set_task_checkpoint_state',  'mark',        'worker admin',                 false),
     ('await_event',                'wait',        'worker admin',                 false),
-    ('spawn_children',             'brood bind put', 'worker admin',              false),
+    ('spawn_children',             'brood bind put room rule', 'worker admin',    false),
     ('await_children',             'rally',       'worker admin',                 false),
     ('add_compensation',           'repent',      'worker admin',                 false),
     ('repeat_run',                 'repeat',      'worker admin',                 false),
@@ -11932,20 +12061,17 @@ begin
     ]);
     v_tasks := v_tasks || (
       teguh._read_link(p_queue_name, v_one - 'compensate')
-      || jsonb_strip_nulls(jsonb_build_object(
+      || coalesce(teguh._present(jsonb_build_object(
         'compensate', teguh._read_link(p_queue_name, v_one -> 'compensate')
-      ))
+      )), '{}')
     );
   end loop;
 
-  return nullif(
-    jsonb_strip_nulls(jsonb_build_object(
-      'sequence', nullif(v_tasks, '[]'),
-      'on_failure', teguh._read_link(p_queue_name, p_options -> 'on_failure'),
-      'compensate', teguh._read_link(p_queue_name, p_options -> 'compensate')
-    )),
-    '{}'
-  );
+  return teguh._present(jsonb_build_object(
+    'sequence', nullif(v_tasks, '[]'),
+    'on_failure', teguh._read_link(p_queue_name, p_options -> 'on_failure'),
+    'compensate', teguh._read_link(p_queue_name, p_options -> 'compensate')
+  ));
 end;
 $$;
 
@@ -11968,20 +12094,30 @@ begin
   );
   v_queue_name := coalesce(teguh._text_option(p_task, 'queue_name'), p_queue_name);
   perform teguh._read_task(v_queue_name, p_task - 'queue_name', teguh._policy(v_queue_name));
-  if p_task -> 'options' ?| '{sequence,on_failure,compensate,unique,idempotency_key}' then
+  perform teguh._check_spawner(v_queue_name);
+  if p_task -> 'options'
+    ?| '{sequence,on_failure,compensate,unique,idempotency_key,parent_run_id}'
+  then
     raise exception 'a task that follows cannot have such options'
       using
         errcode = 'TG005',
-        detail = 'sequence, on_failure, compensate, unique and idempotency_key are for what is '
-          'spawned by hand.',
+        detail = 'sequence, on_failure, compensate, unique, idempotency_key and parent_run_id '
+          'are for what is spawned by hand.',
         hint = 'Name the tasks one after another in one sequence.';
+  elsif jsonb_typeof(coalesce(p_task -> 'params', 'null')) not in ('null', 'object') then
+    raise exception 'params of a task that follows must be an object'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left((p_task -> 'params')::text, 200)),
+        hint = 'It gets more params from the task before it.';
   end if;
 
-  return p_task || jsonb_build_object('queue_name', v_queue_name);
+  return teguh._present(p_task || jsonb_build_object('queue_name', v_queue_name));
 end;
 $$;
 
--- Spawn a task that follows a locked one.  If that cannot be, the locked one says why.
+-- Spawn a task that follows a locked one, in a full queue, too.  If that cannot be, the locked
+-- one says why.
 create or replace function teguh._trail_template(
   p_task   teguh.t_template,
   p_what   text,
@@ -11996,23 +12132,30 @@ create or replace function teguh._trail_template(
 as $$
 declare
   v_queue_name text := coalesce(p_next ->> 'queue_name', substr('_template', 2));
+  v_policy     jsonb;
   v_spawn      teguh._spawn;
   v_detail     text;
 begin
+  perform teguh._reach_queue(v_queue_name);
+  v_policy := teguh._policy(v_queue_name);
   v_spawn := teguh._read_task(
     v_queue_name,
-    jsonb_build_object('task_name', p_next -> 'task_name', 'params', p_params)
-    || jsonb_strip_nulls(jsonb_build_object('options', p_next -> 'options')),
-    teguh._policy(v_queue_name)
+    jsonb_build_object(
+      'task_name', p_next -> 'task_name', 'params', p_params, 'options', p_next -> 'options'
+    ),
+    v_policy
   );
   v_spawn.parent_task_id := coalesce(v_spawn.parent_task_id, p_task.task_id);
   v_spawn.workflow_run_id := coalesce(v_spawn.workflow_run_id, p_task.workflow_run_id);
   v_spawn.correlation_id := coalesce(v_spawn.correlation_id, p_task.correlation_id);
-  v_spawn.tags := coalesce(v_spawn.tags, p_task.tags);
-  v_spawn.links := nullif(jsonb_strip_nulls(p_links), '{}');
+  if not coalesce(p_next -> 'options' ? 'tags', false) then
+    v_spawn.tags := p_task.tags;
+  end if;
+  v_spawn.links := teguh._present(p_links);
   execute format('select count(*) from teguh._put_%s($1)', v_queue_name) using array[v_spawn];
+  perform teguh._abide(v_queue_name, v_policy, v_spawn.priority is not null, false);
 exception
-  when sqlstate 'TG001' or sqlstate 'TG005' or sqlstate 'TG007' then
+  when sqlstate 'TG001' or sqlstate 'TG005' then
     get stacked diagnostics v_detail = message_text;
     update teguh.t_template as t
     set failure_reason = jsonb_build_object('name', p_what, 'message', v_detail)
@@ -12089,8 +12232,7 @@ begin
       'compensate', v_next -> 'compensate',
       'undo', nullif(
         teguh._undoings(p_task.task_id, p_task.task_name, p_task.params, v_result, v_links), '[]'
-      ),
-      'join', v_links -> 'join'
+      )
     )
   );
 end;
@@ -12228,10 +12370,12 @@ comment on function teguh.add_compensation(text, uuid, uuid, text, jsonb) is
   'completed. In the caller''s transaction, so that it stands or falls with what it is to undo. '
   'Its params also have $task_id, $task_name and $step. A second time for the same step changes '
   'nothing. Raises TG001 for an unknown queue, TG002 for an unknown run or one of another task, '
-  'TG004 if nobody holds the run, TG005 for a bad task, 22004 for none, AB001 if the task is '
-  'cancelled, AB002 if the run has ended.';
+  'TG004 if nobody holds the run, TG005 for a bad task, 22004 for none, 42501 if the caller may '
+  'not spawn it, AB001 if the task is cancelled, AB002 if the run has ended.';
 
--- End a run with success, and begin the task anew after some time, with no checkpoints.
+-- End a run with success, and begin the task anew after some time, with no checkpoints, no
+-- children, and nothing to undo of its own.  max_duration begins anew, too; when it expires does
+-- not change.
 create or replace function teguh._repeat_template(p_run_id uuid, p_after double precision)
   returns uuid
   language plpgsql
@@ -12242,16 +12386,59 @@ declare
   v_task   teguh.t_template := teguh._hold_template(p_run_id);
   v_now    timestamptz := teguh.current_time();
   v_number integer := teguh._run_number(v_task.run_id) + 1;
+  v_at     timestamptz := teguh._after(v_now, p_after);
 begin
+  if v_number > 1048575 then
+    raise exception 'task "%" has no run left', v_task.task_id
+      using
+        errcode = 'TG004',
+        detail = 'A task has at most 1048575 runs.',
+        hint = 'Spawn another like it, and complete this one.';
+  end if;
+
   perform teguh._file_template(v_task, 'completed', null, v_now);
-  delete from teguh.c_template as c
-  where c.task_id = v_task.task_id;
-  delete from teguh.w_template as w
-  where w.task_id = v_task.task_id;
-  perform teguh._again_template(
-    v_task, v_number, 0, null, teguh._after(v_now, p_after), v_now
-  );
+  perform teguh._moved_template(v_task, 'c', v_now);
+  perform teguh._blank_template(v_task, v_at);
+  v_task.state := 'completed';
+  perform teguh._again_template(v_task, v_number, 0, null, v_at, v_now);
   return teguh._run_id(v_task.task_id, v_number);
+end;
+$$;
+
+-- Take from a locked task what belongs to the repetition that is over.
+create or replace function teguh._blank_template(p_task teguh.t_template, p_at timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_limit timestamptz := least(
+    p_task.expires_at,
+    teguh._after(p_at, (p_task.cancellation ->> 'max_duration')::double precision)
+  );
+begin
+  delete from teguh.c_template as c
+  where c.task_id = p_task.task_id;
+  delete from teguh.w_template as w
+  where w.task_id = p_task.task_id;
+  delete from teguh.j_template as j
+  where j.task_id = p_task.task_id;
+  delete from teguh.f_template as f
+  where f.task_id = p_task.task_id;
+
+  update teguh.t_template as t
+  set
+    deadline_at = v_limit,
+    links = teguh._present(p_task.links - 'children' || jsonb_build_object('undo', (
+      select jsonb_agg(u.one order by u.place)
+      from jsonb_array_elements(p_task.links -> 'undo') with ordinality as u(one, place)
+      where u.one -> 'params' ->> '$task_id' <> p_task.task_id::text
+    )))
+  where t.task_id = p_task.task_id;
+  if v_limit is not null then
+    perform teguh._push_template('l', array[p_task.task_id], array[0], array[v_limit]);
+  end if;
 end;
 $$;
 
@@ -12277,9 +12464,10 @@ $$;
 
 comment on function teguh.repeat_run(text, uuid, double precision) is
   'Ends a run with success, and begins the same task anew in p_after_seconds: another run, without '
-  'the checkpoints of this one, with all its attempts. Returns its id. Raises TG001 for an unknown '
-  'queue, TG002 for an unknown run, TG004 if nobody holds the run, TG005 for a bad period, AB001 '
-  'if the task is cancelled, AB002 if the run has ended.';
+  'the checkpoints and children of this one, with all its attempts. Returns its id. A ttl goes on, '
+  'max_duration begins anew. Raises TG001 for an unknown '
+  'queue, TG002 for an unknown run, TG004 if nobody holds the run or after 1048575 runs, TG005 for '
+  'a bad period, AB001 if the task is cancelled, AB002 if the run has ended.';
 
 -- sql/src/63_children.sql
 -- Children: tasks that a step spawns and may wait for.
@@ -12321,7 +12509,7 @@ $$;
 
 -- Write down which children a step of a locked task has.
 create or replace function teguh._bind_template(
-  p_task_id      uuid,
+  p_run_id       uuid,
   p_step_name    text,
   p_ids          uuid[],
   p_queues       text[],
@@ -12332,13 +12520,19 @@ create or replace function teguh._bind_template(
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_task_id uuid := teguh._run_task(p_run_id);
 begin
-  insert into teguh.j_template as j (task_id, step_name, child_ids, child_queues, ends_with_us)
-  values (p_task_id, p_step_name, p_ids, p_queues, p_ends_with_us);
+  insert into teguh.j_template as j (
+    task_id, step_name, run_id, spawned_at, child_ids, child_queues, ends_with_us
+  )
+  values (
+    v_task_id, p_step_name, p_run_id, teguh.current_time(), p_ids, p_queues, p_ends_with_us
+  );
   if p_ends_with_us then
     update teguh.t_template as t
     set links = coalesce(t.links, '{}') || '{"children": true}'
-    where t.task_id = p_task_id;
+    where t.task_id = v_task_id;
   end if;
 end;
 $$;
@@ -12366,12 +12560,20 @@ begin
         errcode = 'TG005',
         detail = 'The task of that key might be another''s child, or nobody''s.',
         hint = 'The step''s name makes sure that children are spawned once.';
+  elsif v_spawn.links ? 'sequence' then
+    raise exception 'a child cannot have a sequence'
+      using
+        errcode = 'TG005',
+        detail = 'Its parent waits for one task.',
+        hint = 'Let the child itself spawn what is to follow, and await it.';
   end if;
 
   v_spawn.parent_task_id := coalesce(v_spawn.parent_task_id, p_like.parent_task_id);
   v_spawn.workflow_run_id := coalesce(v_spawn.workflow_run_id, p_like.workflow_run_id);
   v_spawn.correlation_id := coalesce(v_spawn.correlation_id, p_like.correlation_id);
-  v_spawn.tags := coalesce(v_spawn.tags, p_like.tags);
+  if not coalesce(p_task -> 'options' ? 'tags', false) then
+    v_spawn.tags := p_like.tags;
+  end if;
   v_spawn.links := coalesce(v_spawn.links, '{}') || jsonb_build_object('join', p_join);
   return v_spawn;
 end;
@@ -12403,6 +12605,30 @@ begin
 end;
 $$;
 
+-- Spawn children in one queue.  Returns their ids in the order given.
+create or replace function teguh._birth(p_queue_name text, p_spawns teguh._spawn[])
+  returns uuid[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_ids uuid[];
+begin
+  execute format(
+    'select array_agg(p.task_id order by p.place) from teguh._put_%s($1) with ordinality '
+    'as p(task_id, run_id, attempt, created, place)', p_queue_name
+  ) into v_ids using p_spawns;
+  perform teguh._abide(
+    p_queue_name,
+    teguh._policy(p_queue_name),
+    exists (select from unnest(p_spawns) as s where s.priority is not null),
+    true
+  );
+  return v_ids;
+end;
+$$;
+
 -- Spawn the children of a step.
 create or replace function teguh.spawn_children(
   p_queue_name text,
@@ -12423,6 +12649,7 @@ declare
   v_cancel boolean := teguh._cancel_option(p_options);
   v_queues text[] := teguh._child_queues(p_queue_name, p_tasks);
   v_queue  text;
+  v_places bigint[];
   v_spawns teguh._spawn[];
   v_known  text[];
   v_some   uuid[];
@@ -12441,7 +12668,7 @@ begin
     return;
   end if;
 
-  v_join := v_join || jsonb_build_object('task_id', v_like.parent_task_id);
+  v_join := v_join || jsonb_build_object('task_id', v_like.parent_task_id, 'run_id', p_run_id);
   for v_place in 1 .. cardinality(v_queues) loop
     v_spawns[v_place] := teguh._read_child(
       v_queues[v_place], v_join || jsonb_build_object('place', v_place), p_tasks -> v_place - 1,
@@ -12449,28 +12676,22 @@ begin
     );
   end loop;
 
-  for v_queue in
-    select distinct q.name from unnest(v_queues) as q(name) order by q.name
+  for v_queue, v_places in
+    select q.name, array_agg(q.place order by q.place)
+    from unnest(v_queues) with ordinality as q(name, place)
+    group by q.name
+    order by q.name
   loop
-    execute format(
-      'select array_agg(p.task_id order by p.place) from teguh._put_%s($1) with ordinality '
-      'as p(task_id, run_id, attempt, created, place)', v_queue
-    ) into v_some using array(
-      select v_spawns[g.i]
-      from generate_subscripts(v_queues, 1) as g(i)
-      where v_queues[g.i] = v_queue
-      order by g.i
+    v_some := teguh._birth(
+      v_queue, array(select v_spawns[u.place] from unnest(v_places) as u(place))
     );
-    for v_place in 1 .. cardinality(v_queues) loop
-      if v_queues[v_place] = v_queue then
-        v_ids[v_place] := v_some[1];
-        v_some := v_some[2:];
-      end if;
+    for v_place in 1 .. cardinality(v_places) loop
+      v_ids[v_places[v_place]] := v_some[v_place];
     end loop;
   end loop;
 
   execute teguh._call('bind', p_queue_name, 5)
-  using v_like.parent_task_id, p_step_name, coalesce(v_ids, '{}'), v_queues, v_cancel;
+  using p_run_id, p_step_name, coalesce(v_ids, '{}'), v_queues, v_cancel;
   return query
   select u.queue_name, u.task_id, true
   from unnest(v_queues, v_ids) as u(queue_name, task_id);
@@ -12484,8 +12705,8 @@ comment on function teguh.spawn_children(text, uuid, text, jsonb, jsonb) is
   'the run''s task as parent_task_id and, unless they say otherwise, its workflow_run_id, '
   'correlation_id and tags. Options: on_parent_end (leave or cancel: what becomes of them if the '
   'task ends without success; default leave). Raises TG001 for an unknown queue, TG002 for an '
-  'unknown run, TG004 if nobody holds the run, TG005 for a bad task or option, AB001 if the task '
-  'is cancelled, AB002 if the run has ended.';
+  'unknown run, TG004 if nobody holds the run, TG005 for a bad task or option, TG007 when a queue '
+  'is full, AB001 if the task is cancelled, AB002 if the run has ended.';
 
 -- Read whether children are to be cancelled when their parent ends without success.
 create or replace function teguh._cancel_option(p_options jsonb)
@@ -12509,7 +12730,8 @@ begin
 end;
 $$;
 
--- Tell a parent that a child is over.  A queue that was dropped is told nothing.
+-- Tell a parent that a child is over; null: that it is not over any more.  A queue that was
+-- dropped is told nothing.
 create or replace function teguh._answer(p_join jsonb, p_state text)
   returns void
   language plpgsql
@@ -12517,18 +12739,21 @@ create or replace function teguh._answer(p_join jsonb, p_state text)
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if teguh._share_queue(p_join ->> 'queue_name') then
-    execute format('select teguh._report_%s($1, $2, $3, $4)', p_join ->> 'queue_name')
+  if teguh._reach_queue(p_join ->> 'queue_name') then
+    execute format('select teguh._report_%s($1, $2, $3, $4, $5)', p_join ->> 'queue_name')
     using
-      (p_join ->> 'task_id')::uuid, p_join ->> 'step_name', (p_join ->> 'place')::integer, p_state;
+      (p_join ->> 'task_id')::uuid, p_join ->> 'step_name', (p_join ->> 'run_id')::uuid,
+      (p_join ->> 'place')::integer, p_state;
   end if;
 end;
 $$;
 
--- Write down that a child is over, and see to it that the children are counted a moment later.
+-- Write down that a child is over, and see to it that the children are counted a moment later;
+-- unless its parent is gone, or has begun anew without it.
 create or replace function teguh._report_template(
   p_task_id   uuid,
   p_step_name text,
+  p_run_id    uuid,
   p_place     integer,
   p_state     text
 )
@@ -12538,16 +12763,28 @@ create or replace function teguh._report_template(
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  insert into teguh.f_template as f (task_id, step_name, place, state)
-  values (p_task_id, p_step_name, p_place, p_state)
-  on conflict (task_id, step_name, place) do update
+  if p_state is null then
+    delete from teguh.f_template as f
+    where (f.task_id, f.step_name) = (p_task_id, p_step_name)
+      and (f.run_id, f.place) = (p_run_id, p_place);
+    return;
+  end if;
+
+  perform from teguh.j_template as j
+  where (j.task_id, j.step_name, j.run_id) = (p_task_id, p_step_name, p_run_id);
+  if not found then
+    return;
+  end if;
+
+  insert into teguh.f_template as f (task_id, step_name, run_id, place, state)
+  values (p_task_id, p_step_name, p_run_id, p_place, p_state)
+  on conflict (task_id, step_name, run_id, place) do update
   set state = excluded.state;
   perform teguh._tell_template(p_task_id);
 end;
 $$;
 
--- Have the children of a task counted in a moment: everybody in the same fiftieth of a second
--- means the same one.
+-- Have the children of a task counted in a moment, with whatever else ends until then.
 create or replace function teguh._tell_template(p_task_id uuid)
   returns void
   language plpgsql
@@ -12575,19 +12812,21 @@ create or replace function teguh._judge_template(
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_all  integer;
-  v_over integer;
-  v_good integer;
-  v_want integer;
+  v_all    integer;
+  v_run_id uuid;
+  v_over   integer;
+  v_good   integer;
+  v_want   integer;
 begin
-  select cardinality(j.child_ids) into v_all
+  select cardinality(j.child_ids), j.run_id into v_all, v_run_id
   from teguh.j_template as j
   where j.task_id = p_task_id
     and j.step_name = p_step_name;
   select count(*), count(*) filter (where f.state = 'completed') into v_over, v_good
   from teguh.f_template as f
   where f.task_id = p_task_id
-    and f.step_name = p_step_name;
+    and f.step_name = p_step_name
+    and f.run_id = v_run_id;
 
   v_want := case p_mode when 'all' then v_all when 'any' then 1 else p_mode::integer end;
   return v_over >= v_all
@@ -12597,6 +12836,7 @@ end;
 $$;
 
 -- Wake those of the tasks given whose children have done what they wait for.  Returns how many.
+-- One that somebody holds locked is looked at again in a second: whoever it is may roll back.
 create or replace function teguh._gather_template(p_task_ids uuid[], p_now timestamptz)
   returns integer
   language plpgsql
@@ -12627,7 +12867,11 @@ begin
       and t.state = 'sleeping'
     for no key update skip locked;
     if not found then
-      -- it is over, or somebody who holds it locked is about to end the wait
+      perform teguh._push_template(
+        's', array[t.task_id], array[-1], array[p_now + interval '1 second']
+      )
+      from teguh.t_template as t
+      where (t.task_id, t.turn, t.state) = (v_wait.task_id, v_wait.turn, 'sleeping');
       continue;
     end if;
 
@@ -12726,7 +12970,8 @@ begin
 end;
 $$;
 
--- What became of the children of a step, in the order in which they were spawned.
+-- What became of the children of a step, in the order in which they were spawned.  Of one that is
+-- gone with its queue, or was removed, only the state is known.
 create or replace function teguh._crop_template(p_task_id uuid, p_step_name text)
   returns jsonb
   language plpgsql
@@ -12747,7 +12992,7 @@ begin
     select distinct q.name
     from unnest(v_children.child_queues) as q(name)
   loop
-    continue when not teguh._share_queue(v_queue);
+    continue when not teguh._reach_queue(v_queue);
     execute format('select teguh._yield_%s($1)', v_queue) into v_some using v_children.child_ids;
     v_all := v_all || coalesce(v_some, '{}');
   end loop;
@@ -12756,11 +13001,16 @@ begin
     (
       select jsonb_agg(
         jsonb_build_object('task_id', c.task_id, 'queue_name', c.queue_name)
-        || coalesce(v_all -> c.task_id::text, '{"state": null}')
+        || coalesce(v_all -> c.task_id::text, jsonb_build_object(
+          'state', f.state, 'result', null, 'failure_reason', null
+        ))
         order by c.place
       )
       from unnest(v_children.child_ids, v_children.child_queues) with ordinality
         as c(task_id, queue_name, place)
+      left join teguh.f_template as f
+        on (f.task_id, f.step_name) = (p_task_id, p_step_name)
+        and (f.run_id, f.place) = (v_children.run_id, c.place)
     ),
     '[]'
   );
@@ -12802,7 +13052,7 @@ begin
     from unnest(p_queues) as q(name)
     order by q.name
   loop
-    continue when not teguh._share_queue(v_queue);
+    continue when not teguh._reach_queue(v_queue);
     execute format('select teguh._ditch_%s($1)', v_queue) using p_task_ids;
   end loop;
 end;
@@ -12816,19 +13066,32 @@ create or replace function teguh._ditch_template(p_task_ids uuid[])
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_task_id uuid;
-begin
-  for v_task_id in
+  v_task_ids uuid[] := array(
     select t.task_id
-    from unnest(p_task_ids) as u(task_id)
-    cross join lateral (
-      select t.task_id, t.state from teguh.t_template as t where t.task_id = u.task_id offset 0
-    ) as t
-    where t.state in ('pending', 'running', 'sleeping')
+    from teguh.t_template as t
+    where t.task_id = any (p_task_ids)
+      and t.state in ('pending', 'running', 'sleeping')
     order by t.task_id
-  loop
-    perform teguh._stop_template(v_task_id, teguh.current_time());
-  end loop;
+    for no key update
+  );
+begin
+  perform teguh._stop_template(u.task_id, teguh.current_time())
+  from unnest(v_task_ids) as u(task_id);
+end;
+$$;
+
+-- Tell the parents of tasks that go down with their queue: to them they are cancelled.
+create or replace function teguh._perish_template()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._answer(t.links -> 'join', 'cancelled')
+  from teguh.t_template as t
+  where t.links -> 'join' ->> 'queue_name' <> substr('_template', 2)
+    and t.state in ('pending', 'running', 'sleeping');
 end;
 $$;
 

@@ -578,11 +578,13 @@ comment on table teguh.u_template is
 
 -- Children that a step has spawned.
 create table if not exists teguh.j_template (
-  task_id      uuid    not null,
-  step_name    text    not null,
-  child_ids    uuid[]  not null,
-  child_queues text[]  not null,
-  ends_with_us boolean not null,
+  task_id      uuid        not null,
+  step_name    text        not null,
+  run_id       uuid        not null,
+  spawned_at   timestamptz not null,
+  child_ids    uuid[]      not null,
+  child_queues text[]      not null,
+  ends_with_us boolean     not null,
   wanted       text,
   fail_fast    boolean,
   constraint jkey_template primary key (task_id, step_name)
@@ -590,6 +592,8 @@ create table if not exists teguh.j_template (
 
 comment on table teguh.j_template is
   'Children that a step of a task has spawned, in the order given, and how they are awaited.';
+comment on column teguh.j_template.run_id is
+  'The run that spawned them: children of an earlier repetition are not counted.';
 comment on column teguh.j_template.ends_with_us is
   'Whether those that are not over are cancelled when the task ends without success.';
 comment on column teguh.j_template.wanted is
@@ -599,9 +603,10 @@ comment on column teguh.j_template.wanted is
 create table if not exists teguh.f_template (
   task_id   uuid    not null,
   step_name text    not null,
+  run_id    uuid    not null,
   place     integer not null,
   state     text    not null,
-  constraint fkey_template primary key (task_id, step_name, place)
+  constraint fkey_template primary key (task_id, step_name, run_id, place)
 );
 
 comment on table teguh.f_template is

@@ -30,20 +30,17 @@ begin
     ]);
     v_tasks := v_tasks || (
       teguh._read_link(p_queue_name, v_one - 'compensate')
-      || jsonb_strip_nulls(jsonb_build_object(
+      || coalesce(teguh._present(jsonb_build_object(
         'compensate', teguh._read_link(p_queue_name, v_one -> 'compensate')
-      ))
+      )), '{}')
     );
   end loop;
 
-  return nullif(
-    jsonb_strip_nulls(jsonb_build_object(
-      'sequence', nullif(v_tasks, '[]'),
-      'on_failure', teguh._read_link(p_queue_name, p_options -> 'on_failure'),
-      'compensate', teguh._read_link(p_queue_name, p_options -> 'compensate')
-    )),
-    '{}'
-  );
+  return teguh._present(jsonb_build_object(
+    'sequence', nullif(v_tasks, '[]'),
+    'on_failure', teguh._read_link(p_queue_name, p_options -> 'on_failure'),
+    'compensate', teguh._read_link(p_queue_name, p_options -> 'compensate')
+  ));
 end;
 $$;
 
@@ -66,20 +63,30 @@ begin
   );
   v_queue_name := coalesce(teguh._text_option(p_task, 'queue_name'), p_queue_name);
   perform teguh._read_task(v_queue_name, p_task - 'queue_name', teguh._policy(v_queue_name));
-  if p_task -> 'options' ?| '{sequence,on_failure,compensate,unique,idempotency_key}' then
+  perform teguh._check_spawner(v_queue_name);
+  if p_task -> 'options'
+    ?| '{sequence,on_failure,compensate,unique,idempotency_key,parent_run_id}'
+  then
     raise exception 'a task that follows cannot have such options'
       using
         errcode = 'TG005',
-        detail = 'sequence, on_failure, compensate, unique and idempotency_key are for what is '
-          'spawned by hand.',
+        detail = 'sequence, on_failure, compensate, unique, idempotency_key and parent_run_id '
+          'are for what is spawned by hand.',
         hint = 'Name the tasks one after another in one sequence.';
+  elsif jsonb_typeof(coalesce(p_task -> 'params', 'null')) not in ('null', 'object') then
+    raise exception 'params of a task that follows must be an object'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left((p_task -> 'params')::text, 200)),
+        hint = 'It gets more params from the task before it.';
   end if;
 
-  return p_task || jsonb_build_object('queue_name', v_queue_name);
+  return teguh._present(p_task || jsonb_build_object('queue_name', v_queue_name));
 end;
 $$;
 
--- Spawn a task that follows a locked one.  If that cannot be, the locked one says why.
+-- Spawn a task that follows a locked one, in a full queue, too.  If that cannot be, the locked
+-- one says why.
 create or replace function teguh._trail_template(
   p_task   teguh.t_template,
   p_what   text,
@@ -94,23 +101,30 @@ create or replace function teguh._trail_template(
 as $$
 declare
   v_queue_name text := coalesce(p_next ->> 'queue_name', substr('_template', 2));
+  v_policy     jsonb;
   v_spawn      teguh._spawn;
   v_detail     text;
 begin
+  perform teguh._reach_queue(v_queue_name);
+  v_policy := teguh._policy(v_queue_name);
   v_spawn := teguh._read_task(
     v_queue_name,
-    jsonb_build_object('task_name', p_next -> 'task_name', 'params', p_params)
-    || jsonb_strip_nulls(jsonb_build_object('options', p_next -> 'options')),
-    teguh._policy(v_queue_name)
+    jsonb_build_object(
+      'task_name', p_next -> 'task_name', 'params', p_params, 'options', p_next -> 'options'
+    ),
+    v_policy
   );
   v_spawn.parent_task_id := coalesce(v_spawn.parent_task_id, p_task.task_id);
   v_spawn.workflow_run_id := coalesce(v_spawn.workflow_run_id, p_task.workflow_run_id);
   v_spawn.correlation_id := coalesce(v_spawn.correlation_id, p_task.correlation_id);
-  v_spawn.tags := coalesce(v_spawn.tags, p_task.tags);
-  v_spawn.links := nullif(jsonb_strip_nulls(p_links), '{}');
+  if not coalesce(p_next -> 'options' ? 'tags', false) then
+    v_spawn.tags := p_task.tags;
+  end if;
+  v_spawn.links := teguh._present(p_links);
   execute format('select count(*) from teguh._put_%s($1)', v_queue_name) using array[v_spawn];
+  perform teguh._abide(v_queue_name, v_policy, v_spawn.priority is not null, false);
 exception
-  when sqlstate 'TG001' or sqlstate 'TG005' or sqlstate 'TG007' then
+  when sqlstate 'TG001' or sqlstate 'TG005' then
     get stacked diagnostics v_detail = message_text;
     update teguh.t_template as t
     set failure_reason = jsonb_build_object('name', p_what, 'message', v_detail)
@@ -187,8 +201,7 @@ begin
       'compensate', v_next -> 'compensate',
       'undo', nullif(
         teguh._undoings(p_task.task_id, p_task.task_name, p_task.params, v_result, v_links), '[]'
-      ),
-      'join', v_links -> 'join'
+      )
     )
   );
 end;
@@ -326,10 +339,12 @@ comment on function teguh.add_compensation(text, uuid, uuid, text, jsonb) is
   'completed. In the caller''s transaction, so that it stands or falls with what it is to undo. '
   'Its params also have $task_id, $task_name and $step. A second time for the same step changes '
   'nothing. Raises TG001 for an unknown queue, TG002 for an unknown run or one of another task, '
-  'TG004 if nobody holds the run, TG005 for a bad task, 22004 for none, AB001 if the task is '
-  'cancelled, AB002 if the run has ended.';
+  'TG004 if nobody holds the run, TG005 for a bad task, 22004 for none, 42501 if the caller may '
+  'not spawn it, AB001 if the task is cancelled, AB002 if the run has ended.';
 
--- End a run with success, and begin the task anew after some time, with no checkpoints.
+-- End a run with success, and begin the task anew after some time, with no checkpoints, no
+-- children, and nothing to undo of its own.  max_duration begins anew, too; when it expires does
+-- not change.
 create or replace function teguh._repeat_template(p_run_id uuid, p_after double precision)
   returns uuid
   language plpgsql
@@ -340,16 +355,59 @@ declare
   v_task   teguh.t_template := teguh._hold_template(p_run_id);
   v_now    timestamptz := teguh.current_time();
   v_number integer := teguh._run_number(v_task.run_id) + 1;
+  v_at     timestamptz := teguh._after(v_now, p_after);
 begin
+  if v_number > 1048575 then
+    raise exception 'task "%" has no run left', v_task.task_id
+      using
+        errcode = 'TG004',
+        detail = 'A task has at most 1048575 runs.',
+        hint = 'Spawn another like it, and complete this one.';
+  end if;
+
   perform teguh._file_template(v_task, 'completed', null, v_now);
-  delete from teguh.c_template as c
-  where c.task_id = v_task.task_id;
-  delete from teguh.w_template as w
-  where w.task_id = v_task.task_id;
-  perform teguh._again_template(
-    v_task, v_number, 0, null, teguh._after(v_now, p_after), v_now
-  );
+  perform teguh._moved_template(v_task, 'c', v_now);
+  perform teguh._blank_template(v_task, v_at);
+  v_task.state := 'completed';
+  perform teguh._again_template(v_task, v_number, 0, null, v_at, v_now);
   return teguh._run_id(v_task.task_id, v_number);
+end;
+$$;
+
+-- Take from a locked task what belongs to the repetition that is over.
+create or replace function teguh._blank_template(p_task teguh.t_template, p_at timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_limit timestamptz := least(
+    p_task.expires_at,
+    teguh._after(p_at, (p_task.cancellation ->> 'max_duration')::double precision)
+  );
+begin
+  delete from teguh.c_template as c
+  where c.task_id = p_task.task_id;
+  delete from teguh.w_template as w
+  where w.task_id = p_task.task_id;
+  delete from teguh.j_template as j
+  where j.task_id = p_task.task_id;
+  delete from teguh.f_template as f
+  where f.task_id = p_task.task_id;
+
+  update teguh.t_template as t
+  set
+    deadline_at = v_limit,
+    links = teguh._present(p_task.links - 'children' || jsonb_build_object('undo', (
+      select jsonb_agg(u.one order by u.place)
+      from jsonb_array_elements(p_task.links -> 'undo') with ordinality as u(one, place)
+      where u.one -> 'params' ->> '$task_id' <> p_task.task_id::text
+    )))
+  where t.task_id = p_task.task_id;
+  if v_limit is not null then
+    perform teguh._push_template('l', array[p_task.task_id], array[0], array[v_limit]);
+  end if;
 end;
 $$;
 
@@ -375,6 +433,7 @@ $$;
 
 comment on function teguh.repeat_run(text, uuid, double precision) is
   'Ends a run with success, and begins the same task anew in p_after_seconds: another run, without '
-  'the checkpoints of this one, with all its attempts. Returns its id. Raises TG001 for an unknown '
-  'queue, TG002 for an unknown run, TG004 if nobody holds the run, TG005 for a bad period, AB001 '
-  'if the task is cancelled, AB002 if the run has ended.';
+  'the checkpoints and children of this one, with all its attempts. Returns its id. A ttl goes on, '
+  'max_duration begins anew. Raises TG001 for an unknown '
+  'queue, TG002 for an unknown run, TG004 if nobody holds the run or after 1048575 runs, TG005 for '
+  'a bad period, AB001 if the task is cancelled, AB002 if the run has ended.';

@@ -37,7 +37,7 @@ $$;
 
 -- Write down which children a step of a locked task has.
 create or replace function teguh._bind_template(
-  p_task_id      uuid,
+  p_run_id       uuid,
   p_step_name    text,
   p_ids          uuid[],
   p_queues       text[],
@@ -48,13 +48,19 @@ create or replace function teguh._bind_template(
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_task_id uuid := teguh._run_task(p_run_id);
 begin
-  insert into teguh.j_template as j (task_id, step_name, child_ids, child_queues, ends_with_us)
-  values (p_task_id, p_step_name, p_ids, p_queues, p_ends_with_us);
+  insert into teguh.j_template as j (
+    task_id, step_name, run_id, spawned_at, child_ids, child_queues, ends_with_us
+  )
+  values (
+    v_task_id, p_step_name, p_run_id, teguh.current_time(), p_ids, p_queues, p_ends_with_us
+  );
   if p_ends_with_us then
     update teguh.t_template as t
     set links = coalesce(t.links, '{}') || '{"children": true}'
-    where t.task_id = p_task_id;
+    where t.task_id = v_task_id;
   end if;
 end;
 $$;
@@ -82,12 +88,20 @@ begin
         errcode = 'TG005',
         detail = 'The task of that key might be another''s child, or nobody''s.',
         hint = 'The step''s name makes sure that children are spawned once.';
+  elsif v_spawn.links ? 'sequence' then
+    raise exception 'a child cannot have a sequence'
+      using
+        errcode = 'TG005',
+        detail = 'Its parent waits for one task.',
+        hint = 'Let the child itself spawn what is to follow, and await it.';
   end if;
 
   v_spawn.parent_task_id := coalesce(v_spawn.parent_task_id, p_like.parent_task_id);
   v_spawn.workflow_run_id := coalesce(v_spawn.workflow_run_id, p_like.workflow_run_id);
   v_spawn.correlation_id := coalesce(v_spawn.correlation_id, p_like.correlation_id);
-  v_spawn.tags := coalesce(v_spawn.tags, p_like.tags);
+  if not coalesce(p_task -> 'options' ? 'tags', false) then
+    v_spawn.tags := p_like.tags;
+  end if;
   v_spawn.links := coalesce(v_spawn.links, '{}') || jsonb_build_object('join', p_join);
   return v_spawn;
 end;
@@ -119,6 +133,30 @@ begin
 end;
 $$;
 
+-- Spawn children in one queue.  Returns their ids in the order given.
+create or replace function teguh._birth(p_queue_name text, p_spawns teguh._spawn[])
+  returns uuid[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_ids uuid[];
+begin
+  execute format(
+    'select array_agg(p.task_id order by p.place) from teguh._put_%s($1) with ordinality '
+    'as p(task_id, run_id, attempt, created, place)', p_queue_name
+  ) into v_ids using p_spawns;
+  perform teguh._abide(
+    p_queue_name,
+    teguh._policy(p_queue_name),
+    exists (select from unnest(p_spawns) as s where s.priority is not null),
+    true
+  );
+  return v_ids;
+end;
+$$;
+
 -- Spawn the children of a step.
 create or replace function teguh.spawn_children(
   p_queue_name text,
@@ -139,6 +177,7 @@ declare
   v_cancel boolean := teguh._cancel_option(p_options);
   v_queues text[] := teguh._child_queues(p_queue_name, p_tasks);
   v_queue  text;
+  v_places bigint[];
   v_spawns teguh._spawn[];
   v_known  text[];
   v_some   uuid[];
@@ -157,7 +196,7 @@ begin
     return;
   end if;
 
-  v_join := v_join || jsonb_build_object('task_id', v_like.parent_task_id);
+  v_join := v_join || jsonb_build_object('task_id', v_like.parent_task_id, 'run_id', p_run_id);
   for v_place in 1 .. cardinality(v_queues) loop
     v_spawns[v_place] := teguh._read_child(
       v_queues[v_place], v_join || jsonb_build_object('place', v_place), p_tasks -> v_place - 1,
@@ -165,28 +204,22 @@ begin
     );
   end loop;
 
-  for v_queue in
-    select distinct q.name from unnest(v_queues) as q(name) order by q.name
+  for v_queue, v_places in
+    select q.name, array_agg(q.place order by q.place)
+    from unnest(v_queues) with ordinality as q(name, place)
+    group by q.name
+    order by q.name
   loop
-    execute format(
-      'select array_agg(p.task_id order by p.place) from teguh._put_%s($1) with ordinality '
-      'as p(task_id, run_id, attempt, created, place)', v_queue
-    ) into v_some using array(
-      select v_spawns[g.i]
-      from generate_subscripts(v_queues, 1) as g(i)
-      where v_queues[g.i] = v_queue
-      order by g.i
+    v_some := teguh._birth(
+      v_queue, array(select v_spawns[u.place] from unnest(v_places) as u(place))
     );
-    for v_place in 1 .. cardinality(v_queues) loop
-      if v_queues[v_place] = v_queue then
-        v_ids[v_place] := v_some[1];
-        v_some := v_some[2:];
-      end if;
+    for v_place in 1 .. cardinality(v_places) loop
+      v_ids[v_places[v_place]] := v_some[v_place];
     end loop;
   end loop;
 
   execute teguh._call('bind', p_queue_name, 5)
-  using v_like.parent_task_id, p_step_name, coalesce(v_ids, '{}'), v_queues, v_cancel;
+  using p_run_id, p_step_name, coalesce(v_ids, '{}'), v_queues, v_cancel;
   return query
   select u.queue_name, u.task_id, true
   from unnest(v_queues, v_ids) as u(queue_name, task_id);
@@ -200,8 +233,8 @@ comment on function teguh.spawn_children(text, uuid, text, jsonb, jsonb) is
   'the run''s task as parent_task_id and, unless they say otherwise, its workflow_run_id, '
   'correlation_id and tags. Options: on_parent_end (leave or cancel: what becomes of them if the '
   'task ends without success; default leave). Raises TG001 for an unknown queue, TG002 for an '
-  'unknown run, TG004 if nobody holds the run, TG005 for a bad task or option, AB001 if the task '
-  'is cancelled, AB002 if the run has ended.';
+  'unknown run, TG004 if nobody holds the run, TG005 for a bad task or option, TG007 when a queue '
+  'is full, AB001 if the task is cancelled, AB002 if the run has ended.';
 
 -- Read whether children are to be cancelled when their parent ends without success.
 create or replace function teguh._cancel_option(p_options jsonb)
@@ -225,7 +258,8 @@ begin
 end;
 $$;
 
--- Tell a parent that a child is over.  A queue that was dropped is told nothing.
+-- Tell a parent that a child is over; null: that it is not over any more.  A queue that was
+-- dropped is told nothing.
 create or replace function teguh._answer(p_join jsonb, p_state text)
   returns void
   language plpgsql
@@ -233,18 +267,21 @@ create or replace function teguh._answer(p_join jsonb, p_state text)
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if teguh._share_queue(p_join ->> 'queue_name') then
-    execute format('select teguh._report_%s($1, $2, $3, $4)', p_join ->> 'queue_name')
+  if teguh._reach_queue(p_join ->> 'queue_name') then
+    execute format('select teguh._report_%s($1, $2, $3, $4, $5)', p_join ->> 'queue_name')
     using
-      (p_join ->> 'task_id')::uuid, p_join ->> 'step_name', (p_join ->> 'place')::integer, p_state;
+      (p_join ->> 'task_id')::uuid, p_join ->> 'step_name', (p_join ->> 'run_id')::uuid,
+      (p_join ->> 'place')::integer, p_state;
   end if;
 end;
 $$;
 
--- Write down that a child is over, and see to it that the children are counted a moment later.
+-- Write down that a child is over, and see to it that the children are counted a moment later;
+-- unless its parent is gone, or has begun anew without it.
 create or replace function teguh._report_template(
   p_task_id   uuid,
   p_step_name text,
+  p_run_id    uuid,
   p_place     integer,
   p_state     text
 )
@@ -254,16 +291,28 @@ create or replace function teguh._report_template(
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  insert into teguh.f_template as f (task_id, step_name, place, state)
-  values (p_task_id, p_step_name, p_place, p_state)
-  on conflict (task_id, step_name, place) do update
+  if p_state is null then
+    delete from teguh.f_template as f
+    where (f.task_id, f.step_name) = (p_task_id, p_step_name)
+      and (f.run_id, f.place) = (p_run_id, p_place);
+    return;
+  end if;
+
+  perform from teguh.j_template as j
+  where (j.task_id, j.step_name, j.run_id) = (p_task_id, p_step_name, p_run_id);
+  if not found then
+    return;
+  end if;
+
+  insert into teguh.f_template as f (task_id, step_name, run_id, place, state)
+  values (p_task_id, p_step_name, p_run_id, p_place, p_state)
+  on conflict (task_id, step_name, run_id, place) do update
   set state = excluded.state;
   perform teguh._tell_template(p_task_id);
 end;
 $$;
 
--- Have the children of a task counted in a moment: everybody in the same fiftieth of a second
--- means the same one.
+-- Have the children of a task counted in a moment, with whatever else ends until then.
 create or replace function teguh._tell_template(p_task_id uuid)
   returns void
   language plpgsql
@@ -291,19 +340,21 @@ create or replace function teguh._judge_template(
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_all  integer;
-  v_over integer;
-  v_good integer;
-  v_want integer;
+  v_all    integer;
+  v_run_id uuid;
+  v_over   integer;
+  v_good   integer;
+  v_want   integer;
 begin
-  select cardinality(j.child_ids) into v_all
+  select cardinality(j.child_ids), j.run_id into v_all, v_run_id
   from teguh.j_template as j
   where j.task_id = p_task_id
     and j.step_name = p_step_name;
   select count(*), count(*) filter (where f.state = 'completed') into v_over, v_good
   from teguh.f_template as f
   where f.task_id = p_task_id
-    and f.step_name = p_step_name;
+    and f.step_name = p_step_name
+    and f.run_id = v_run_id;
 
   v_want := case p_mode when 'all' then v_all when 'any' then 1 else p_mode::integer end;
   return v_over >= v_all
@@ -313,6 +364,7 @@ end;
 $$;
 
 -- Wake those of the tasks given whose children have done what they wait for.  Returns how many.
+-- One that somebody holds locked is looked at again in a second: whoever it is may roll back.
 create or replace function teguh._gather_template(p_task_ids uuid[], p_now timestamptz)
   returns integer
   language plpgsql
@@ -343,7 +395,11 @@ begin
       and t.state = 'sleeping'
     for no key update skip locked;
     if not found then
-      -- it is over, or somebody who holds it locked is about to end the wait
+      perform teguh._push_template(
+        's', array[t.task_id], array[-1], array[p_now + interval '1 second']
+      )
+      from teguh.t_template as t
+      where (t.task_id, t.turn, t.state) = (v_wait.task_id, v_wait.turn, 'sleeping');
       continue;
     end if;
 
@@ -442,7 +498,8 @@ begin
 end;
 $$;
 
--- What became of the children of a step, in the order in which they were spawned.
+-- What became of the children of a step, in the order in which they were spawned.  Of one that is
+-- gone with its queue, or was removed, only the state is known.
 create or replace function teguh._crop_template(p_task_id uuid, p_step_name text)
   returns jsonb
   language plpgsql
@@ -463,7 +520,7 @@ begin
     select distinct q.name
     from unnest(v_children.child_queues) as q(name)
   loop
-    continue when not teguh._share_queue(v_queue);
+    continue when not teguh._reach_queue(v_queue);
     execute format('select teguh._yield_%s($1)', v_queue) into v_some using v_children.child_ids;
     v_all := v_all || coalesce(v_some, '{}');
   end loop;
@@ -472,11 +529,16 @@ begin
     (
       select jsonb_agg(
         jsonb_build_object('task_id', c.task_id, 'queue_name', c.queue_name)
-        || coalesce(v_all -> c.task_id::text, '{"state": null}')
+        || coalesce(v_all -> c.task_id::text, jsonb_build_object(
+          'state', f.state, 'result', null, 'failure_reason', null
+        ))
         order by c.place
       )
       from unnest(v_children.child_ids, v_children.child_queues) with ordinality
         as c(task_id, queue_name, place)
+      left join teguh.f_template as f
+        on (f.task_id, f.step_name) = (p_task_id, p_step_name)
+        and (f.run_id, f.place) = (v_children.run_id, c.place)
     ),
     '[]'
   );
@@ -518,7 +580,7 @@ begin
     from unnest(p_queues) as q(name)
     order by q.name
   loop
-    continue when not teguh._share_queue(v_queue);
+    continue when not teguh._reach_queue(v_queue);
     execute format('select teguh._ditch_%s($1)', v_queue) using p_task_ids;
   end loop;
 end;
@@ -532,19 +594,32 @@ create or replace function teguh._ditch_template(p_task_ids uuid[])
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_task_id uuid;
-begin
-  for v_task_id in
+  v_task_ids uuid[] := array(
     select t.task_id
-    from unnest(p_task_ids) as u(task_id)
-    cross join lateral (
-      select t.task_id, t.state from teguh.t_template as t where t.task_id = u.task_id offset 0
-    ) as t
-    where t.state in ('pending', 'running', 'sleeping')
+    from teguh.t_template as t
+    where t.task_id = any (p_task_ids)
+      and t.state in ('pending', 'running', 'sleeping')
     order by t.task_id
-  loop
-    perform teguh._stop_template(v_task_id, teguh.current_time());
-  end loop;
+    for no key update
+  );
+begin
+  perform teguh._stop_template(u.task_id, teguh.current_time())
+  from unnest(v_task_ids) as u(task_id);
+end;
+$$;
+
+-- Tell the parents of tasks that go down with their queue: to them they are cancelled.
+create or replace function teguh._perish_template()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._answer(t.links -> 'join', 'cancelled')
+  from teguh.t_template as t
+  where t.links -> 'join' ->> 'queue_name' <> substr('_template', 2)
+    and t.state in ('pending', 'running', 'sleeping');
 end;
 $$;
 

@@ -765,6 +765,17 @@ begin
 end;
 $$;
 
+-- An object without those of its keys that are null; what is inside them stays as it is.
+create or replace function teguh._present(p_object jsonb)
+  returns jsonb
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select jsonb_object_agg(e.key, e.value) filter (where e.value <> 'null')
+  from jsonb_each(p_object) as e(key, value);
+$$;
+
 -- Read an option that must be a name; null when absent or null.
 create or replace function teguh._name_option(p_options jsonb, p_key text)
   returns text
@@ -1210,6 +1221,7 @@ begin
   perform teguh._read_task(
     v_queue_name, v_spawn.on_expired - 'queue_name', teguh._policy(v_queue_name)
   );
+  perform teguh._check_spawner(v_queue_name);
   return v_spawn;
 end;
 $$;
@@ -2002,11 +2014,13 @@ comment on table teguh.u_template is
 
 -- Children that a step has spawned.
 create table if not exists teguh.j_template (
-  task_id      uuid    not null,
-  step_name    text    not null,
-  child_ids    uuid[]  not null,
-  child_queues text[]  not null,
-  ends_with_us boolean not null,
+  task_id      uuid        not null,
+  step_name    text        not null,
+  run_id       uuid        not null,
+  spawned_at   timestamptz not null,
+  child_ids    uuid[]      not null,
+  child_queues text[]      not null,
+  ends_with_us boolean     not null,
   wanted       text,
   fail_fast    boolean,
   constraint jkey_template primary key (task_id, step_name)
@@ -2014,6 +2028,8 @@ create table if not exists teguh.j_template (
 
 comment on table teguh.j_template is
   'Children that a step of a task has spawned, in the order given, and how they are awaited.';
+comment on column teguh.j_template.run_id is
+  'The run that spawned them: children of an earlier repetition are not counted.';
 comment on column teguh.j_template.ends_with_us is
   'Whether those that are not over are cancelled when the task ends without success.';
 comment on column teguh.j_template.wanted is
@@ -2023,9 +2039,10 @@ comment on column teguh.j_template.wanted is
 create table if not exists teguh.f_template (
   task_id   uuid    not null,
   step_name text    not null,
+  run_id    uuid    not null,
   place     integer not null,
   state     text    not null,
-  constraint fkey_template primary key (task_id, step_name, place)
+  constraint fkey_template primary key (task_id, step_name, run_id, place)
 );
 
 comment on table teguh.f_template is
@@ -2595,6 +2612,20 @@ begin
 end;
 $$;
 
+-- Keep a queue from being dropped until our transaction ends, and see whether it is there.
+-- Waits for a drop that is under way, which never waits long for us.
+create or replace function teguh._reach_queue(p_queue_name text)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform pg_advisory_xact_lock_shared(teguh._lock_number(p_queue_name));
+  return to_regclass('teguh.t_' || p_queue_name) is not null;
+end;
+$$;
+
 -- Drop a queue with everything in it.
 --
 -- Never waits for a lock long enough to be part of a deadlock: all of it happens
@@ -2663,6 +2694,7 @@ begin
     and c.relkind = 'r'
     and c.relname ~ '^_?[a-z0-9]+_template$';
   execute 'lock table ' || v_tables || ' in access exclusive mode';
+  execute format('select teguh._perish_%s()', p_queue_name);
 
   for v_drop in
     select format('drop function %s', teguh._stamp(p.oid::regprocedure::text, p_queue_name))
@@ -3640,9 +3672,11 @@ begin
       and p.kind <> 'r'
       and (p.due_at, p.seq) > (v_from.due_at, v_from.seq)
       and p.due_at <= p_now
-      and (p_fresh or p_kind = 'l' or p.turn = -1 or exists (
+      and (p_fresh or p_kind = 'l' or exists (
         select from teguh.t_template as t
-        where (t.task_id, t.turn, t.state) = (p.task_id, p.turn, 'sleeping')
+        where t.task_id = p.task_id
+          and p.turn in (-1, t.turn)
+          and t.state = 'sleeping'
         offset 0
       ))
     order by p.due_at, p.seq
@@ -4293,6 +4327,10 @@ begin
       'l', v_batch.limited, teguh._fill(0, v_batch.limited), v_batch.limits
     );
   end loop;
+
+  perform teguh._tell_template(w.task_id)
+  from teguh.w_template as w
+  where w.event_name = '$children';
 
   update teguh.queues as q
   set built_for = teguh._home('teguh.p0_template'::regclass)
@@ -6587,6 +6625,49 @@ begin
 end;
 $$;
 
+-- See to what a queue asks for when tasks were spawned into it: it goes by rules from the first
+-- that has a priority (p_ranked), and may be full.
+create or replace function teguh._abide(
+  p_queue_name text,
+  p_policy     jsonb,
+  p_ranked     boolean,
+  p_room       boolean
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_ranked and not p_policy ? 'ruled' then
+    execute 'select teguh._rule_' || p_queue_name || '(false)';
+  end if;
+  if p_room and p_policy ? 'max_pending' then
+    execute 'select teguh._room_' || p_queue_name || '($1)' using p_policy;
+  end if;
+end;
+$$;
+
+-- Refuse to have tasks spawned later, with all rights, where the caller may not spawn any.
+create or replace function teguh._check_spawner(p_queue_name text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if not has_function_privilege(
+    format('teguh._put_%s(teguh._spawn[])', p_queue_name), 'execute'
+  ) then
+    raise exception 'role "%" may not spawn tasks in queue "%"', current_user, p_queue_name
+      using
+        errcode = '42501',
+        detail = 'What follows a task is spawned where its spawner may spawn.',
+        hint = 'grant_access() gives a role access to a queue.';
+  end if;
+end;
+$$;
+
 -- Spawn one task.
 create or replace function teguh.spawn_task(
   p_queue_name text,
@@ -7746,6 +7827,25 @@ begin
 end;
 $$;
 
+-- Refuse what is no name of an event.
+create or replace function teguh._check_event(p_event_name text)
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_name('event name', p_event_name);
+  if p_event_name = '$children' then
+    raise exception 'an event cannot be named "$children"'
+      using
+        errcode = 'TG005',
+        detail = 'That is what a task waits for in await_children().',
+        hint = 'Give it another name.';
+  end if;
+end;
+$$;
+
 -- Wait for an event.
 create or replace function teguh.await_event(
   p_queue_name text,
@@ -7763,7 +7863,7 @@ as $$
 begin
   perform teguh._check_isolation('await_event');
   perform teguh._check_name('step name', p_step_name);
-  perform teguh._check_name('event name', p_event_name);
+  perform teguh._check_event(p_event_name);
   if p_timeout is not null then
     perform teguh._check_seconds('timeout', p_timeout, true);
   end if;
@@ -7859,7 +7959,7 @@ create or replace function teguh.emit_event(
 as $$
 begin
   perform teguh._check_isolation('emit_event');
-  perform teguh._check_name('event name', p_event_name);
+  perform teguh._check_event(p_event_name);
   execute teguh._call('emit', p_queue_name, 2)
   using p_event_name, coalesce(p_payload, 'null');
 end;
@@ -8033,7 +8133,7 @@ begin
       coalesce(p_max_attempts, v_task.max_attempts), v_task.cancellation, null, false, null,
       v_task.tags, v_task.correlation_id, v_task.parent_task_id, v_task.workflow_run_id,
       v_task.timeout_seconds, null, v_task.on_expired, null, v_task.priority, v_task.flow_key,
-      v_task.links - '{join,children,undo}'::text[]
+      nullif(v_task.links - '{join,children,undo}'::text[], '{}')
     )::teguh._spawn]) as p;
     perform teguh._act_template(
       'retry', p_reason, p_task_id, null, jsonb_build_object('task_id', task_id)
@@ -8066,23 +8166,40 @@ begin
 end;
 $$;
 
--- Delete the checkpoint of a step and all that were written after it.  False if there is none.
+-- Delete the checkpoint of a step and all that were written after it, and forget the children
+-- spawned from then on.  False if there is none.
 create or replace function teguh._forget_template(p_task_id uuid, p_from_step text)
   returns boolean
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_since timestamptz;
 begin
+  select min(s.at) into v_since
+  from (
+    select c.updated_at as at
+    from teguh.c_template as c
+    where (c.task_id, c.checkpoint_name) = (p_task_id, p_from_step)
+    union all
+    select j.spawned_at
+    from teguh.j_template as j
+    where (j.task_id, j.step_name) = (p_task_id, p_from_step)
+  ) as s;
+
   delete from teguh.c_template as c
   where c.task_id = p_task_id
-    and c.updated_at >= (
-      select f.updated_at
-      from teguh.c_template as f
-      where f.task_id = p_task_id
-        and f.checkpoint_name = p_from_step
-    );
-  return found;
+    and c.updated_at >= v_since;
+  delete from teguh.f_template as f
+  using teguh.j_template as j
+  where j.task_id = p_task_id
+    and j.spawned_at >= v_since
+    and (f.task_id, f.step_name) = (j.task_id, j.step_name);
+  delete from teguh.j_template as j
+  where j.task_id = p_task_id
+    and j.spawned_at >= v_since;
+  return v_since is not null;
 end;
 $$;
 
@@ -8112,6 +8229,9 @@ begin
   delete from teguh.d_template as d
   where d.state = p_task.state
     and d.task_id = p_task.task_id;
+  if p_task.links ? 'join' then
+    perform teguh._answer(p_task.links -> 'join', null);
+  end if;
   perform teguh._act_template(
     p_action, p_reason, p_task.task_id, teguh._run_id(p_task.task_id, v_number), null
   );
@@ -9869,7 +9989,8 @@ begin
     where r.finished_at is not null
     union all
     select
-      r.number, 4, coalesce(a.acted_at, r.finished_at), 'retrying', r.next_id, r.attempt,
+      r.number, 4, coalesce(a.acted_at, r.finished_at),
+      case when r.state = 'completed' then 'repeating' else 'retrying' end, r.next_id, r.attempt,
       coalesce(a.detail, '{}')
     from runs as r
     left join actions as a on a.run_id = r.next_id and a.deed <> 'cancel'
@@ -11436,7 +11557,7 @@ from (
     ('extend_claim',               'keep',        'worker admin',                 false),
     ('set_task_checkpoint_state',  'mark',        'worker admin',                 false),
     ('await_event',                'wait',        'worker admin',                 false),
-    ('spawn_children',             'brood bind put', 'worker admin',              false),
+    ('spawn_children',             'brood bind put room rule', 'worker admin',    false),
     ('await_children',             'rally',       'worker admin',                 false),
     ('add_compensation',           'repent',      'worker admin',                 false),
     ('repeat_run',                 'repeat',      'worker admin',                 false),
@@ -11707,20 +11828,17 @@ begin
     ]);
     v_tasks := v_tasks || (
       teguh._read_link(p_queue_name, v_one - 'compensate')
-      || jsonb_strip_nulls(jsonb_build_object(
+      || coalesce(teguh._present(jsonb_build_object(
         'compensate', teguh._read_link(p_queue_name, v_one -> 'compensate')
-      ))
+      )), '{}')
     );
   end loop;
 
-  return nullif(
-    jsonb_strip_nulls(jsonb_build_object(
-      'sequence', nullif(v_tasks, '[]'),
-      'on_failure', teguh._read_link(p_queue_name, p_options -> 'on_failure'),
-      'compensate', teguh._read_link(p_queue_name, p_options -> 'compensate')
-    )),
-    '{}'
-  );
+  return teguh._present(jsonb_build_object(
+    'sequence', nullif(v_tasks, '[]'),
+    'on_failure', teguh._read_link(p_queue_name, p_options -> 'on_failure'),
+    'compensate', teguh._read_link(p_queue_name, p_options -> 'compensate')
+  ));
 end;
 $$;
 
@@ -11743,20 +11861,30 @@ begin
   );
   v_queue_name := coalesce(teguh._text_option(p_task, 'queue_name'), p_queue_name);
   perform teguh._read_task(v_queue_name, p_task - 'queue_name', teguh._policy(v_queue_name));
-  if p_task -> 'options' ?| '{sequence,on_failure,compensate,unique,idempotency_key}' then
+  perform teguh._check_spawner(v_queue_name);
+  if p_task -> 'options'
+    ?| '{sequence,on_failure,compensate,unique,idempotency_key,parent_run_id}'
+  then
     raise exception 'a task that follows cannot have such options'
       using
         errcode = 'TG005',
-        detail = 'sequence, on_failure, compensate, unique and idempotency_key are for what is '
-          'spawned by hand.',
+        detail = 'sequence, on_failure, compensate, unique, idempotency_key and parent_run_id '
+          'are for what is spawned by hand.',
         hint = 'Name the tasks one after another in one sequence.';
+  elsif jsonb_typeof(coalesce(p_task -> 'params', 'null')) not in ('null', 'object') then
+    raise exception 'params of a task that follows must be an object'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left((p_task -> 'params')::text, 200)),
+        hint = 'It gets more params from the task before it.';
   end if;
 
-  return p_task || jsonb_build_object('queue_name', v_queue_name);
+  return teguh._present(p_task || jsonb_build_object('queue_name', v_queue_name));
 end;
 $$;
 
--- Spawn a task that follows a locked one.  If that cannot be, the locked one says why.
+-- Spawn a task that follows a locked one, in a full queue, too.  If that cannot be, the locked
+-- one says why.
 create or replace function teguh._trail_template(
   p_task   teguh.t_template,
   p_what   text,
@@ -11771,23 +11899,30 @@ create or replace function teguh._trail_template(
 as $$
 declare
   v_queue_name text := coalesce(p_next ->> 'queue_name', substr('_template', 2));
+  v_policy     jsonb;
   v_spawn      teguh._spawn;
   v_detail     text;
 begin
+  perform teguh._reach_queue(v_queue_name);
+  v_policy := teguh._policy(v_queue_name);
   v_spawn := teguh._read_task(
     v_queue_name,
-    jsonb_build_object('task_name', p_next -> 'task_name', 'params', p_params)
-    || jsonb_strip_nulls(jsonb_build_object('options', p_next -> 'options')),
-    teguh._policy(v_queue_name)
+    jsonb_build_object(
+      'task_name', p_next -> 'task_name', 'params', p_params, 'options', p_next -> 'options'
+    ),
+    v_policy
   );
   v_spawn.parent_task_id := coalesce(v_spawn.parent_task_id, p_task.task_id);
   v_spawn.workflow_run_id := coalesce(v_spawn.workflow_run_id, p_task.workflow_run_id);
   v_spawn.correlation_id := coalesce(v_spawn.correlation_id, p_task.correlation_id);
-  v_spawn.tags := coalesce(v_spawn.tags, p_task.tags);
-  v_spawn.links := nullif(jsonb_strip_nulls(p_links), '{}');
+  if not coalesce(p_next -> 'options' ? 'tags', false) then
+    v_spawn.tags := p_task.tags;
+  end if;
+  v_spawn.links := teguh._present(p_links);
   execute format('select count(*) from teguh._put_%s($1)', v_queue_name) using array[v_spawn];
+  perform teguh._abide(v_queue_name, v_policy, v_spawn.priority is not null, false);
 exception
-  when sqlstate 'TG001' or sqlstate 'TG005' or sqlstate 'TG007' then
+  when sqlstate 'TG001' or sqlstate 'TG005' then
     get stacked diagnostics v_detail = message_text;
     update teguh.t_template as t
     set failure_reason = jsonb_build_object('name', p_what, 'message', v_detail)
@@ -11864,8 +11999,7 @@ begin
       'compensate', v_next -> 'compensate',
       'undo', nullif(
         teguh._undoings(p_task.task_id, p_task.task_name, p_task.params, v_result, v_links), '[]'
-      ),
-      'join', v_links -> 'join'
+      )
     )
   );
 end;
@@ -12003,10 +12137,12 @@ comment on function teguh.add_compensation(text, uuid, uuid, text, jsonb) is
   'completed. In the caller''s transaction, so that it stands or falls with what it is to undo. '
   'Its params also have $task_id, $task_name and $step. A second time for the same step changes '
   'nothing. Raises TG001 for an unknown queue, TG002 for an unknown run or one of another task, '
-  'TG004 if nobody holds the run, TG005 for a bad task, 22004 for none, AB001 if the task is '
-  'cancelled, AB002 if the run has ended.';
+  'TG004 if nobody holds the run, TG005 for a bad task, 22004 for none, 42501 if the caller may '
+  'not spawn it, AB001 if the task is cancelled, AB002 if the run has ended.';
 
--- End a run with success, and begin the task anew after some time, with no checkpoints.
+-- End a run with success, and begin the task anew after some time, with no checkpoints, no
+-- children, and nothing to undo of its own.  max_duration begins anew, too; when it expires does
+-- not change.
 create or replace function teguh._repeat_template(p_run_id uuid, p_after double precision)
   returns uuid
   language plpgsql
@@ -12017,16 +12153,59 @@ declare
   v_task   teguh.t_template := teguh._hold_template(p_run_id);
   v_now    timestamptz := teguh.current_time();
   v_number integer := teguh._run_number(v_task.run_id) + 1;
+  v_at     timestamptz := teguh._after(v_now, p_after);
 begin
+  if v_number > 1048575 then
+    raise exception 'task "%" has no run left', v_task.task_id
+      using
+        errcode = 'TG004',
+        detail = 'A task has at most 1048575 runs.',
+        hint = 'Spawn another like it, and complete this one.';
+  end if;
+
   perform teguh._file_template(v_task, 'completed', null, v_now);
-  delete from teguh.c_template as c
-  where c.task_id = v_task.task_id;
-  delete from teguh.w_template as w
-  where w.task_id = v_task.task_id;
-  perform teguh._again_template(
-    v_task, v_number, 0, null, teguh._after(v_now, p_after), v_now
-  );
+  perform teguh._moved_template(v_task, 'c', v_now);
+  perform teguh._blank_template(v_task, v_at);
+  v_task.state := 'completed';
+  perform teguh._again_template(v_task, v_number, 0, null, v_at, v_now);
   return teguh._run_id(v_task.task_id, v_number);
+end;
+$$;
+
+-- Take from a locked task what belongs to the repetition that is over.
+create or replace function teguh._blank_template(p_task teguh.t_template, p_at timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_limit timestamptz := least(
+    p_task.expires_at,
+    teguh._after(p_at, (p_task.cancellation ->> 'max_duration')::double precision)
+  );
+begin
+  delete from teguh.c_template as c
+  where c.task_id = p_task.task_id;
+  delete from teguh.w_template as w
+  where w.task_id = p_task.task_id;
+  delete from teguh.j_template as j
+  where j.task_id = p_task.task_id;
+  delete from teguh.f_template as f
+  where f.task_id = p_task.task_id;
+
+  update teguh.t_template as t
+  set
+    deadline_at = v_limit,
+    links = teguh._present(p_task.links - 'children' || jsonb_build_object('undo', (
+      select jsonb_agg(u.one order by u.place)
+      from jsonb_array_elements(p_task.links -> 'undo') with ordinality as u(one, place)
+      where u.one -> 'params' ->> '$task_id' <> p_task.task_id::text
+    )))
+  where t.task_id = p_task.task_id;
+  if v_limit is not null then
+    perform teguh._push_template('l', array[p_task.task_id], array[0], array[v_limit]);
+  end if;
 end;
 $$;
 
@@ -12052,9 +12231,10 @@ $$;
 
 comment on function teguh.repeat_run(text, uuid, double precision) is
   'Ends a run with success, and begins the same task anew in p_after_seconds: another run, without '
-  'the checkpoints of this one, with all its attempts. Returns its id. Raises TG001 for an unknown '
-  'queue, TG002 for an unknown run, TG004 if nobody holds the run, TG005 for a bad period, AB001 '
-  'if the task is cancelled, AB002 if the run has ended.';
+  'the checkpoints and children of this one, with all its attempts. Returns its id. A ttl goes on, '
+  'max_duration begins anew. Raises TG001 for an unknown '
+  'queue, TG002 for an unknown run, TG004 if nobody holds the run or after 1048575 runs, TG005 for '
+  'a bad period, AB001 if the task is cancelled, AB002 if the run has ended.';
 
 -- sql/src/63_children.sql
 -- Children: tasks that a step spawns and may wait for.
@@ -12096,7 +12276,7 @@ $$;
 
 -- Write down which children a step of a locked task has.
 create or replace function teguh._bind_template(
-  p_task_id      uuid,
+  p_run_id       uuid,
   p_step_name    text,
   p_ids          uuid[],
   p_queues       text[],
@@ -12107,13 +12287,19 @@ create or replace function teguh._bind_template(
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_task_id uuid := teguh._run_task(p_run_id);
 begin
-  insert into teguh.j_template as j (task_id, step_name, child_ids, child_queues, ends_with_us)
-  values (p_task_id, p_step_name, p_ids, p_queues, p_ends_with_us);
+  insert into teguh.j_template as j (
+    task_id, step_name, run_id, spawned_at, child_ids, child_queues, ends_with_us
+  )
+  values (
+    v_task_id, p_step_name, p_run_id, teguh.current_time(), p_ids, p_queues, p_ends_with_us
+  );
   if p_ends_with_us then
     update teguh.t_template as t
     set links = coalesce(t.links, '{}') || '{"children": true}'
-    where t.task_id = p_task_id;
+    where t.task_id = v_task_id;
   end if;
 end;
 $$;
@@ -12141,12 +12327,20 @@ begin
         errcode = 'TG005',
         detail = 'The task of that key might be another''s child, or nobody''s.',
         hint = 'The step''s name makes sure that children are spawned once.';
+  elsif v_spawn.links ? 'sequence' then
+    raise exception 'a child cannot have a sequence'
+      using
+        errcode = 'TG005',
+        detail = 'Its parent waits for one task.',
+        hint = 'Let the child itself spawn what is to follow, and await it.';
   end if;
 
   v_spawn.parent_task_id := coalesce(v_spawn.parent_task_id, p_like.parent_task_id);
   v_spawn.workflow_run_id := coalesce(v_spawn.workflow_run_id, p_like.workflow_run_id);
   v_spawn.correlation_id := coalesce(v_spawn.correlation_id, p_like.correlation_id);
-  v_spawn.tags := coalesce(v_spawn.tags, p_like.tags);
+  if not coalesce(p_task -> 'options' ? 'tags', false) then
+    v_spawn.tags := p_like.tags;
+  end if;
   v_spawn.links := coalesce(v_spawn.links, '{}') || jsonb_build_object('join', p_join);
   return v_spawn;
 end;
@@ -12178,6 +12372,30 @@ begin
 end;
 $$;
 
+-- Spawn children in one queue.  Returns their ids in the order given.
+create or replace function teguh._birth(p_queue_name text, p_spawns teguh._spawn[])
+  returns uuid[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_ids uuid[];
+begin
+  execute format(
+    'select array_agg(p.task_id order by p.place) from teguh._put_%s($1) with ordinality '
+    'as p(task_id, run_id, attempt, created, place)', p_queue_name
+  ) into v_ids using p_spawns;
+  perform teguh._abide(
+    p_queue_name,
+    teguh._policy(p_queue_name),
+    exists (select from unnest(p_spawns) as s where s.priority is not null),
+    true
+  );
+  return v_ids;
+end;
+$$;
+
 -- Spawn the children of a step.
 create or replace function teguh.spawn_children(
   p_queue_name text,
@@ -12198,6 +12416,7 @@ declare
   v_cancel boolean := teguh._cancel_option(p_options);
   v_queues text[] := teguh._child_queues(p_queue_name, p_tasks);
   v_queue  text;
+  v_places bigint[];
   v_spawns teguh._spawn[];
   v_known  text[];
   v_some   uuid[];
@@ -12216,7 +12435,7 @@ begin
     return;
   end if;
 
-  v_join := v_join || jsonb_build_object('task_id', v_like.parent_task_id);
+  v_join := v_join || jsonb_build_object('task_id', v_like.parent_task_id, 'run_id', p_run_id);
   for v_place in 1 .. cardinality(v_queues) loop
     v_spawns[v_place] := teguh._read_child(
       v_queues[v_place], v_join || jsonb_build_object('place', v_place), p_tasks -> v_place - 1,
@@ -12224,28 +12443,22 @@ begin
     );
   end loop;
 
-  for v_queue in
-    select distinct q.name from unnest(v_queues) as q(name) order by q.name
+  for v_queue, v_places in
+    select q.name, array_agg(q.place order by q.place)
+    from unnest(v_queues) with ordinality as q(name, place)
+    group by q.name
+    order by q.name
   loop
-    execute format(
-      'select array_agg(p.task_id order by p.place) from teguh._put_%s($1) with ordinality '
-      'as p(task_id, run_id, attempt, created, place)', v_queue
-    ) into v_some using array(
-      select v_spawns[g.i]
-      from generate_subscripts(v_queues, 1) as g(i)
-      where v_queues[g.i] = v_queue
-      order by g.i
+    v_some := teguh._birth(
+      v_queue, array(select v_spawns[u.place] from unnest(v_places) as u(place))
     );
-    for v_place in 1 .. cardinality(v_queues) loop
-      if v_queues[v_place] = v_queue then
-        v_ids[v_place] := v_some[1];
-        v_some := v_some[2:];
-      end if;
+    for v_place in 1 .. cardinality(v_places) loop
+      v_ids[v_places[v_place]] := v_some[v_place];
     end loop;
   end loop;
 
   execute teguh._call('bind', p_queue_name, 5)
-  using v_like.parent_task_id, p_step_name, coalesce(v_ids, '{}'), v_queues, v_cancel;
+  using p_run_id, p_step_name, coalesce(v_ids, '{}'), v_queues, v_cancel;
   return query
   select u.queue_name, u.task_id, true
   from unnest(v_queues, v_ids) as u(queue_name, task_id);
@@ -12259,8 +12472,8 @@ comment on function teguh.spawn_children(text, uuid, text, jsonb, jsonb) is
   'the run''s task as parent_task_id and, unless they say otherwise, its workflow_run_id, '
   'correlation_id and tags. Options: on_parent_end (leave or cancel: what becomes of them if the '
   'task ends without success; default leave). Raises TG001 for an unknown queue, TG002 for an '
-  'unknown run, TG004 if nobody holds the run, TG005 for a bad task or option, AB001 if the task '
-  'is cancelled, AB002 if the run has ended.';
+  'unknown run, TG004 if nobody holds the run, TG005 for a bad task or option, TG007 when a queue '
+  'is full, AB001 if the task is cancelled, AB002 if the run has ended.';
 
 -- Read whether children are to be cancelled when their parent ends without success.
 create or replace function teguh._cancel_option(p_options jsonb)
@@ -12284,7 +12497,8 @@ begin
 end;
 $$;
 
--- Tell a parent that a child is over.  A queue that was dropped is told nothing.
+-- Tell a parent that a child is over; null: that it is not over any more.  A queue that was
+-- dropped is told nothing.
 create or replace function teguh._answer(p_join jsonb, p_state text)
   returns void
   language plpgsql
@@ -12292,18 +12506,21 @@ create or replace function teguh._answer(p_join jsonb, p_state text)
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if teguh._share_queue(p_join ->> 'queue_name') then
-    execute format('select teguh._report_%s($1, $2, $3, $4)', p_join ->> 'queue_name')
+  if teguh._reach_queue(p_join ->> 'queue_name') then
+    execute format('select teguh._report_%s($1, $2, $3, $4, $5)', p_join ->> 'queue_name')
     using
-      (p_join ->> 'task_id')::uuid, p_join ->> 'step_name', (p_join ->> 'place')::integer, p_state;
+      (p_join ->> 'task_id')::uuid, p_join ->> 'step_name', (p_join ->> 'run_id')::uuid,
+      (p_join ->> 'place')::integer, p_state;
   end if;
 end;
 $$;
 
--- Write down that a child is over, and see to it that the children are counted a moment later.
+-- Write down that a child is over, and see to it that the children are counted a moment later;
+-- unless its parent is gone, or has begun anew without it.
 create or replace function teguh._report_template(
   p_task_id   uuid,
   p_step_name text,
+  p_run_id    uuid,
   p_place     integer,
   p_state     text
 )
@@ -12313,16 +12530,28 @@ create or replace function teguh._report_template(
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  insert into teguh.f_template as f (task_id, step_name, place, state)
-  values (p_task_id, p_step_name, p_place, p_state)
-  on conflict (task_id, step_name, place) do update
+  if p_state is null then
+    delete from teguh.f_template as f
+    where (f.task_id, f.step_name) = (p_task_id, p_step_name)
+      and (f.run_id, f.place) = (p_run_id, p_place);
+    return;
+  end if;
+
+  perform from teguh.j_template as j
+  where (j.task_id, j.step_name, j.run_id) = (p_task_id, p_step_name, p_run_id);
+  if not found then
+    return;
+  end if;
+
+  insert into teguh.f_template as f (task_id, step_name, run_id, place, state)
+  values (p_task_id, p_step_name, p_run_id, p_place, p_state)
+  on conflict (task_id, step_name, run_id, place) do update
   set state = excluded.state;
   perform teguh._tell_template(p_task_id);
 end;
 $$;
 
--- Have the children of a task counted in a moment: everybody in the same fiftieth of a second
--- means the same one.
+-- Have the children of a task counted in a moment, with whatever else ends until then.
 create or replace function teguh._tell_template(p_task_id uuid)
   returns void
   language plpgsql
@@ -12350,19 +12579,21 @@ create or replace function teguh._judge_template(
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_all  integer;
-  v_over integer;
-  v_good integer;
-  v_want integer;
+  v_all    integer;
+  v_run_id uuid;
+  v_over   integer;
+  v_good   integer;
+  v_want   integer;
 begin
-  select cardinality(j.child_ids) into v_all
+  select cardinality(j.child_ids), j.run_id into v_all, v_run_id
   from teguh.j_template as j
   where j.task_id = p_task_id
     and j.step_name = p_step_name;
   select count(*), count(*) filter (where f.state = 'completed') into v_over, v_good
   from teguh.f_template as f
   where f.task_id = p_task_id
-    and f.step_name = p_step_name;
+    and f.step_name = p_step_name
+    and f.run_id = v_run_id;
 
   v_want := case p_mode when 'all' then v_all when 'any' then 1 else p_mode::integer end;
   return v_over >= v_all
@@ -12372,6 +12603,7 @@ end;
 $$;
 
 -- Wake those of the tasks given whose children have done what they wait for.  Returns how many.
+-- One that somebody holds locked is looked at again in a second: whoever it is may roll back.
 create or replace function teguh._gather_template(p_task_ids uuid[], p_now timestamptz)
   returns integer
   language plpgsql
@@ -12402,7 +12634,11 @@ begin
       and t.state = 'sleeping'
     for no key update skip locked;
     if not found then
-      -- it is over, or somebody who holds it locked is about to end the wait
+      perform teguh._push_template(
+        's', array[t.task_id], array[-1], array[p_now + interval '1 second']
+      )
+      from teguh.t_template as t
+      where (t.task_id, t.turn, t.state) = (v_wait.task_id, v_wait.turn, 'sleeping');
       continue;
     end if;
 
@@ -12501,7 +12737,8 @@ begin
 end;
 $$;
 
--- What became of the children of a step, in the order in which they were spawned.
+-- What became of the children of a step, in the order in which they were spawned.  Of one that is
+-- gone with its queue, or was removed, only the state is known.
 create or replace function teguh._crop_template(p_task_id uuid, p_step_name text)
   returns jsonb
   language plpgsql
@@ -12522,7 +12759,7 @@ begin
     select distinct q.name
     from unnest(v_children.child_queues) as q(name)
   loop
-    continue when not teguh._share_queue(v_queue);
+    continue when not teguh._reach_queue(v_queue);
     execute format('select teguh._yield_%s($1)', v_queue) into v_some using v_children.child_ids;
     v_all := v_all || coalesce(v_some, '{}');
   end loop;
@@ -12531,11 +12768,16 @@ begin
     (
       select jsonb_agg(
         jsonb_build_object('task_id', c.task_id, 'queue_name', c.queue_name)
-        || coalesce(v_all -> c.task_id::text, '{"state": null}')
+        || coalesce(v_all -> c.task_id::text, jsonb_build_object(
+          'state', f.state, 'result', null, 'failure_reason', null
+        ))
         order by c.place
       )
       from unnest(v_children.child_ids, v_children.child_queues) with ordinality
         as c(task_id, queue_name, place)
+      left join teguh.f_template as f
+        on (f.task_id, f.step_name) = (p_task_id, p_step_name)
+        and (f.run_id, f.place) = (v_children.run_id, c.place)
     ),
     '[]'
   );
@@ -12577,7 +12819,7 @@ begin
     from unnest(p_queues) as q(name)
     order by q.name
   loop
-    continue when not teguh._share_queue(v_queue);
+    continue when not teguh._reach_queue(v_queue);
     execute format('select teguh._ditch_%s($1)', v_queue) using p_task_ids;
   end loop;
 end;
@@ -12591,19 +12833,32 @@ create or replace function teguh._ditch_template(p_task_ids uuid[])
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_task_id uuid;
-begin
-  for v_task_id in
+  v_task_ids uuid[] := array(
     select t.task_id
-    from unnest(p_task_ids) as u(task_id)
-    cross join lateral (
-      select t.task_id, t.state from teguh.t_template as t where t.task_id = u.task_id offset 0
-    ) as t
-    where t.state in ('pending', 'running', 'sleeping')
+    from teguh.t_template as t
+    where t.task_id = any (p_task_ids)
+      and t.state in ('pending', 'running', 'sleeping')
     order by t.task_id
-  loop
-    perform teguh._stop_template(v_task_id, teguh.current_time());
-  end loop;
+    for no key update
+  );
+begin
+  perform teguh._stop_template(u.task_id, teguh.current_time())
+  from unnest(v_task_ids) as u(task_id);
+end;
+$$;
+
+-- Tell the parents of tasks that go down with their queue: to them they are cancelled.
+create or replace function teguh._perish_template()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._answer(t.links -> 'join', 'cancelled')
+  from teguh.t_template as t
+  where t.links -> 'join' ->> 'queue_name' <> substr('_template', 2)
+    and t.state in ('pending', 'running', 'sleeping');
 end;
 $$;
 
