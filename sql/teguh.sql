@@ -8,443 +8,485 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  449  00_install.sql
---  497  01_version.sql: What the schema is, and its version
---  504    version
---  516  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  518    current_time
---  537    _after
---  552    _micros
---  563  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  579    _random_bytes
---  598    _make_uuidv7
---  621    portable_uuidv7
---  651    uuidv7_timestamp
---  677    _task_id
---  702    _run_id
---  717    _run_task
---  728    _run_number
---  742  12_types.sql: The composite types that functions pass to each other
---  747    _gap (type)
---  755    _late (type)
---  762    _timer (type)
---  769    _tally (type)
---  780    _picked (type)
---  792    _spawn (type)
---  816    _cron (type)
---  830    _filter (type)
---  869  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  871    _check_keys
---  904    _number_option
---  939    _integer_option
---  955    _whole_option
---  982    _text_option
--- 1008    _flag_option
--- 1030    _uuid_option
--- 1057    _tags_option
--- 1086    _check_name
--- 1113    _check_seconds
--- 1141    _check_isolation
--- 1160    _buckets_option
--- 1198    _check_policy
--- 1247    _check_spawn
--- 1294    _read_spawn_options
--- 1373    _time_option
--- 1394    _moment_option
--- 1426    _read_time_options
--- 1464    _unique_option
--- 1518    _inherit
--- 1548    _check_cancellation
--- 1565  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1568    _check_retry_strategy
--- 1606    _backoff
--- 1659    _fraction
--- 1670  20_tables.sql: Queues and the policy of each
--- 1672    queues (table)
--- 1705    grants (table)
--- 1719    limits (table)
--- 1740    pauses (table)
--- 1752    starts (table)
--- 1767    wanted (table)
--- 1779    schedules (table)
--- 1823    versions (table)
--- 1838    t_template (table)
--- 1948    g_template (table)
--- 1960    d_template (table)
--- 1974    p0_template (table)
--- 1987    p1_template (table)
--- 2030    l_template (table)
--- 2057    h_template (table)
--- 2077    k0_template (table)
--- 2090    k1_template (table)
--- 2119    n0_template (table)
--- 2130    n1_template (table)
--- 2146    n_template (table)
--- 2170    seq_template (sequence)
--- 2171    ring_template (sequence)
--- 2172    parked_template (sequence)
--- 2173    woken_template (sequence)
--- 2174    plan_template (sequence)
--- 2175    fired_template (sequence)
--- 2176    clock_template (sequence)
--- 2177    carry_template (sequence)
--- 2178    round_template (sequence)
--- 2179    agenda_template (sequence)
--- 2204    r_template (table)
--- 2221    a_template (table)
--- 2247    c_template (table)
--- 2263    e_template (table)
--- 2280    u_template (table)
--- 2293    w_template (table)
--- 2308  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2311    validate_queue_name
--- 2353    _policy
--- 2397    _call
--- 2411    _template_ddl (view)
--- 2496    _stamp
--- 2508    _stamp_queues
--- 2536    _stamp_relation
--- 2576    _stamp_function
--- 2609    _function
--- 2621    _signature
--- 2632    _leave_extension
--- 2658    _lock_number
--- 2668    _share_queue
--- 2681    _may
--- 2697    _each_queue
--- 2719    _init_template
--- 2750    _hush_template
--- 2771    _beyond
--- 2780    create_queue
--- 2845    _refuse_busy
--- 2864    drop_queue
--- 2894    _drop_all
--- 2947    list_queues
--- 2971  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 2980    _push_template
--- 3021    _fill
--- 3041    _add0_template
--- 3108    _back0_template
--- 3126  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3131    _claim0_template
--- 3203    _pick0_template
--- 3286    _limits_template
--- 3327    _move0_template
--- 3389    _open_xids
--- 3409    _next0_template
--- 3438    _many0_template
--- 3467    _stuck0_template
--- 3505    _trim0_template
--- 3546    _bring_template
--- 3578    _take_template
--- 3659    _known_template
--- 3679    _paused_until
--- 3692    claim_task
--- 3753    _next_template
--- 3795    _soon0_template
--- 3851    next_due
--- 3876  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 3889    _due0_template
--- 3965    _last0_template
--- 3990    _any0_template
--- 4017    _miss0_template
--- 4053    _pass0_template
--- 4099    _fire_template
--- 4151    _expire_template
--- 4219    _timeout_reason
--- 4238    _over_template
--- 4260    _close_template
--- 4290    _follow_template
--- 4320  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4322    _segment_bytes
--- 4343    _turn_template
--- 4375    _turn0_template
--- 4413    _spent0_template
--- 4427    _dry0_template
--- 4454    _left0_template
--- 4485    _carry0_template
--- 4529  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4535    _remake_template
--- 4588    _alive_template
--- 4642    _home
--- 4655    _settle_template
--- 4677    rebuild_dispatch
--- 4714    _recap_template
--- 4745  35_tally.sql: The letter by which tallies know where a task stands
--- 4747    _letter
--- 4766    _letters
--- 4778    _bound
--- 4798    _tally_template
--- 4823    _reckon_template
--- 4850    _finish_template
--- 4878    _moved_template
--- 4909    _sum0_template
--- 4945    _noted0_template
--- 4980    _bank0_template
--- 5000    _census_template
--- 5022    _count_template
--- 5044  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5054    _gate_number
--- 5065    _enter_gate
--- 5087    _limit_of
--- 5105    _rule_template
--- 5131    _reign_template
--- 5145    _enrol_template
--- 5172    _going_template
--- 5188    _busy_template
--- 5204    _everywhere_busy
--- 5230    _closed_until
--- 5250    _is_fresh
--- 5265    _is_limited
--- 5276    _started
--- 5293    _left_over
--- 5314    _slots_template
--- 5364    _vacate_template
--- 5427    _unbar_template
--- 5456    _intake_template
--- 5477    _sift0_template
--- 5564    _line_template
--- 5624    _keys_template
--- 5678    _admit_template
--- 5741    _spare_template
--- 5763    _choose_template
--- 5809    _named_template
--- 5836    _weed_template
--- 5872    _cull_template
--- 5903    _seize_template
--- 5978    _quit_template
--- 6006    _occupy_template
--- 6046    _chance_template
--- 6076    _align_template
--- 6121  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 6124    _want_template
--- 6158    _names_option
--- 6193    _order_queues
--- 6229    _remember_names
--- 6249    claim_any
--- 6326    _check_order
--- 6343  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6348    _put_template
--- 6415    _enlist_template
--- 6458    _new_template
--- 6514    _tag_template
--- 6532    _room_template
--- 6559    _shed_template
--- 6601    _first0_template
--- 6642    _once_template
--- 6690    _blocks
--- 6717    _meet_template
--- 6751    _swap_template
--- 6811    _series_template
--- 6848    _found_template
--- 6904    spawn_task
--- 6964    spawn_tasks
--- 7011    _read_task
--- 7029  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7034    _hold_template
--- 7085    _own_template
--- 7105    _done_template
--- 7149    complete_run
--- 7172    _flush_template
--- 7251    _why_template
--- 7267    _read_runs
--- 7313    _explain_bad_run
--- 7338    complete_runs
--- 7363    _end_template
--- 7412    _lost_template
--- 7428    _file_template
--- 7454    _again_template
--- 7494    _queue_template
--- 7515    _fail_template
--- 7533    fail_run
--- 7557    _nap_template
--- 7586    schedule_run
--- 7616    _free_template
--- 7664    release_run
--- 7689    _keep_template
--- 7715    extend_claim
--- 7738  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7743    _mark_template
--- 7765    _note_template
--- 7795    set_task_checkpoint_state
--- 7830    _recall_template
--- 7852    get_task_checkpoint_state
--- 7876    _list_template
--- 7905    get_task_checkpoint_states
--- 7931  43_events.sql: Wait for an event, or learn how the wait ended
--- 7938    _wait_template
--- 8010    _park_template
--- 8052    await_event
--- 8089    _emit_template
--- 8152    emit_event
--- 8177  44_control.sql: Read a task, or raise TG003
--- 8179    _fetch_template
--- 8206    _stop_template
--- 8238    _act_template
--- 8260    _halt_template
--- 8276    cancel_task
--- 8298    _rerun_template
--- 8371    _forget_template
--- 8391    _redo_template
--- 8424    _renew_template
--- 8460    retry_task
--- 8510    _show_template
--- 8558    get_task_result
--- 8593  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8600    _purge_template
--- 8630    _erase_template
--- 8675    _first_uuid
--- 8694    _sweep_template
--- 8734    _clean
--- 8768    cleanup_tasks
--- 8789    cleanup_events
--- 8810    cleanup_all_queues
--- 8840  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 8842    _cap_template
--- 8871    _write_limit
--- 8894    _read_limit
--- 8943    _check_limit_keys
--- 8965    set_limit
--- 9020    _usage_template
--- 9098    _overall_usage
--- 9142    limit_usage
--- 9175  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 9177    _pause_template
--- 9198    _halve_template
--- 9228    _check_only
--- 9251    pause_queue
--- 9287    resume_queue
--- 9313    get_queue_policy
--- 9336    set_queue_policy
--- 9354    list_namespaces
--- 9371  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9374    _read_filter
--- 9408    _states_option
--- 9439    _read_cursor
--- 9458    _check_limit
--- 9482    _find_template
--- 9534    _seek_template
--- 9583    _page_template
--- 9652    _ended_template
--- 9689    _fit_template
--- 9726    _live_template
--- 9763    _hints_template
--- 9786    _hints0_template
--- 9828    _rows_template
--- 9877    list_tasks
--- 9923    _peek_template
--- 9979    get_task
--- 10033    _runs_template
--- 10086    list_runs
--- 10117    _past_template
--- 10192    _since_template
--- 10210    get_task_history
--- 10230    _held_template
--- 10262    list_workers
--- 10301    _read_place
--- 10320    _acts_template
--- 10346    list_actions
--- 10378  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10380    _abort_template
--- 10417    cancel_tasks
--- 10454    _check_meant
--- 10474    _limit_option
--- 10487    _retake_template
--- 10525    requeue_task
--- 10550    _regain_template
--- 10585    requeue_tasks
--- 10624    list_dead_letters
--- 10667    _replay_template
--- 10708    replay_dead_letters
--- 10748    _bury_template
--- 10790    purge_dead_letters
--- 10820  49_stats.sql: When the first task that is ready became so; null if none is
--- 10822    _oldest_template
--- 10866    _elder0_template
--- 10902    _tenure_template
--- 10927    _is_wanted
--- 10944    _stat_template
--- 10990    queue_stats
--- 11045    _from
--- 11058    _counters (view)
--- 11082    _gauge_template
--- 11128    _spans_template
--- 11181    metrics
--- 11217    _xmin_age
--- 11236    prometheus
--- 11295    _label_text
--- 11318    health
--- 11372  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 11377    _tick_template
--- 11402    _ticked (sequence)
--- 11408    _set_ticked
--- 11421    ticker
--- 11468    ticker_loop (procedure)
--- 11494  51_cron.sql: Whether pg_cron is installed in this database
--- 11496    _has_cron
--- 11506    _cron_has_seconds
--- 11527    _explain_no_cron
--- 11559    start
--- 11602    stop
--- 11627    _maintain
--- 11649    status
--- 11685  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11689    _rights (view)
--- 11778    _allowed
--- 11818    _grant
--- 11837    _grant_again
--- 11853    _grant_queue
--- 11868    _check_grant
--- 11901    grant_access
--- 11937    revoke_access
--- 11984  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 11986    _refuse_schedule
--- 12003    _cron_value
--- 12017    _cron_field
--- 12078    _read_every
--- 12100    _read_schedule
--- 12175    _cron_time
--- 12213    _cron_reading
--- 12252    _clock
--- 12261    _clock_reads
--- 12297    _clock_set
--- 12325    _cron_passing
--- 12363    _cron_next
--- 12403    _check_timezone
--- 12432    next_fire_time
--- 12468  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 12481    _planning_number
--- 12491    _replan_template
--- 12505    _agenda_template
--- 12522    _future_template
--- 12550    _strike_template
--- 12606    _chime_template
--- 12662    _undone_template
--- 12681    _planned_after
--- 12700    _due_times
--- 12750    _spawn_scheduled
--- 12795    _check_task_options
--- 12825    _word_option
--- 12847    _draw_schedule
--- 12886    _schedule_options
--- 12901    _miss_schedule
--- 12917    _scheduled_in
--- 12938    _grasp_template
--- 12965    _enroll_template
--- 12996    _redraw_template
--- 13046    create_schedule
--- 13090    _reform_template
--- 13116    update_schedule
--- 13139    _steer_template
--- 13182    pause_schedule
--- 13203    resume_schedule
--- 13223    drop_schedule
--- 13243    _launch_template
--- 13275    trigger_schedule
--- 13297    _diary_template
--- 13333    get_schedule
--- 13368    list_schedules
--- 13410  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  491  00_install.sql
+--  539  01_version.sql: What the schema is, and its version
+--  546    version
+--  558  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  560    current_time
+--  579    _after
+--  594    _micros
+--  605  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  621    _random_bytes
+--  640    _make_uuidv7
+--  663    portable_uuidv7
+--  693    uuidv7_timestamp
+--  719    _task_id
+--  744    _run_id
+--  759    _run_task
+--  770    _run_number
+--  784  12_types.sql: The composite types that functions pass to each other
+--  789    _gap (type)
+--  797    _late (type)
+--  804    _timer (type)
+--  811    _tally (type)
+--  822    _picked (type)
+--  834    _spawn (type)
+--  859    _cron (type)
+--  873    _filter (type)
+--  912  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  914    _check_keys
+--  947    _number_option
+--  982    _integer_option
+--  998    _whole_option
+-- 1025    _text_option
+-- 1051    _flag_option
+-- 1073    _present
+-- 1084    _name_option
+-- 1101    _uuid_option
+-- 1128    _tags_option
+-- 1157    _check_name
+-- 1184    _check_seconds
+-- 1212    _check_isolation
+-- 1231    _buckets_option
+-- 1269    _check_policy
+-- 1318    _check_spawn
+-- 1365    _read_spawn_options
+-- 1442    _time_option
+-- 1463    _moment_option
+-- 1495    _read_time_options
+-- 1534    _unique_option
+-- 1588    _inherit
+-- 1618    _check_cancellation
+-- 1635  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1638    _check_retry_strategy
+-- 1676    _backoff
+-- 1729    _fraction
+-- 1740  20_tables.sql: Queues and the policy of each
+-- 1742    queues (table)
+-- 1775    grants (table)
+-- 1789    limits (table)
+-- 1810    pauses (table)
+-- 1822    starts (table)
+-- 1837    wanted (table)
+-- 1849    schedules (table)
+-- 1893    versions (table)
+-- 1908    t_template (table)
+-- 2022    g_template (table)
+-- 2034    d_template (table)
+-- 2048    p0_template (table)
+-- 2061    p1_template (table)
+-- 2105    l_template (table)
+-- 2132    h_template (table)
+-- 2152    k0_template (table)
+-- 2165    k1_template (table)
+-- 2194    n0_template (table)
+-- 2205    n1_template (table)
+-- 2221    n_template (table)
+-- 2245    seq_template (sequence)
+-- 2246    ring_template (sequence)
+-- 2247    parked_template (sequence)
+-- 2248    woken_template (sequence)
+-- 2249    plan_template (sequence)
+-- 2250    fired_template (sequence)
+-- 2251    clock_template (sequence)
+-- 2252    carry_template (sequence)
+-- 2253    round_template (sequence)
+-- 2254    agenda_template (sequence)
+-- 2279    r_template (table)
+-- 2296    a_template (table)
+-- 2322    c_template (table)
+-- 2338    e_template (table)
+-- 2355    u_template (table)
+-- 2368    j_template (table)
+-- 2391    f_template (table)
+-- 2404    w_template (table)
+-- 2419  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2422    validate_queue_name
+-- 2464    _policy
+-- 2508    _call
+-- 2522    _template_ddl (view)
+-- 2607    _stamp
+-- 2619    _stamp_queues
+-- 2647    _stamp_relation
+-- 2687    _stamp_function
+-- 2720    _function
+-- 2732    _signature
+-- 2743    _leave_extension
+-- 2769    _lock_number
+-- 2779    _share_queue
+-- 2792    _may
+-- 2808    _each_queue
+-- 2830    _init_template
+-- 2861    _hush_template
+-- 2882    _beyond
+-- 2891    create_queue
+-- 2956    _refuse_busy
+-- 2973    _reach_queue
+-- 2989    drop_queue
+-- 3019    _drop_all
+-- 3073    list_queues
+-- 3097  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 3106    _push_template
+-- 3147    _fill
+-- 3167    _add0_template
+-- 3234    _back0_template
+-- 3252  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3257    _claim0_template
+-- 3329    _pick0_template
+-- 3412    _limits_template
+-- 3453    _move0_template
+-- 3515    _open_xids
+-- 3535    _next0_template
+-- 3564    _many0_template
+-- 3593    _stuck0_template
+-- 3631    _trim0_template
+-- 3672    _bring_template
+-- 3704    _take_template
+-- 3785    _known_template
+-- 3805    _paused_until
+-- 3818    claim_task
+-- 3879    _next_template
+-- 3921    _soon0_template
+-- 3979    next_due
+-- 4004  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 4017    _due0_template
+-- 4095    _last0_template
+-- 4120    _any0_template
+-- 4147    _miss0_template
+-- 4183    _pass0_template
+-- 4229    _fire_template
+-- 4290    _expire_template
+-- 4358    _timeout_reason
+-- 4377    _over_template
+-- 4399    _close_template
+-- 4429    _follow_template
+-- 4459  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4461    _segment_bytes
+-- 4482    _turn_template
+-- 4514    _turn0_template
+-- 4552    _spent0_template
+-- 4566    _dry0_template
+-- 4593    _left0_template
+-- 4624    _carry0_template
+-- 4668  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4674    _remake_template
+-- 4731    _alive_template
+-- 4785    _home
+-- 4798    _settle_template
+-- 4820    rebuild_dispatch
+-- 4857    _recap_template
+-- 4888  35_tally.sql: The letter by which tallies know where a task stands
+-- 4890    _letter
+-- 4909    _letters
+-- 4921    _bound
+-- 4941    _tally_template
+-- 4966    _reckon_template
+-- 4993    _finish_template
+-- 5021    _moved_template
+-- 5052    _sum0_template
+-- 5088    _noted0_template
+-- 5123    _bank0_template
+-- 5143    _census_template
+-- 5165    _count_template
+-- 5187  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5197    _gate_number
+-- 5208    _enter_gate
+-- 5230    _limit_of
+-- 5248    _rule_template
+-- 5274    _reign_template
+-- 5288    _enrol_template
+-- 5315    _going_template
+-- 5331    _busy_template
+-- 5347    _everywhere_busy
+-- 5373    _closed_until
+-- 5393    _is_fresh
+-- 5408    _is_limited
+-- 5419    _started
+-- 5436    _left_over
+-- 5457    _slots_template
+-- 5507    _vacate_template
+-- 5570    _unbar_template
+-- 5599    _intake_template
+-- 5620    _sift0_template
+-- 5707    _line_template
+-- 5767    _keys_template
+-- 5821    _admit_template
+-- 5884    _spare_template
+-- 5906    _choose_template
+-- 5952    _named_template
+-- 5979    _weed_template
+-- 6015    _cull_template
+-- 6046    _seize_template
+-- 6121    _quit_template
+-- 6149    _occupy_template
+-- 6189    _chance_template
+-- 6219    _align_template
+-- 6264  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6267    _want_template
+-- 6301    _names_option
+-- 6336    _order_queues
+-- 6372    _remember_names
+-- 6392    claim_any
+-- 6469    _check_order
+-- 6486  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6491    _put_template
+-- 6559    _enlist_template
+-- 6602    _new_template
+-- 6659    _tag_template
+-- 6677    _room_template
+-- 6704    _shed_template
+-- 6746    _first0_template
+-- 6787    _once_template
+-- 6835    _blocks
+-- 6862    _meet_template
+-- 6896    _swap_template
+-- 6957    _series_template
+-- 6994    _found_template
+-- 7051    _abide
+-- 7073    _check_spawner
+-- 7093    spawn_task
+-- 7153    spawn_tasks
+-- 7200    _read_task
+-- 7218  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7223    _hold_template
+-- 7274    _own_template
+-- 7294    _done_template
+-- 7342    complete_run
+-- 7365    _flush_template
+-- 7447    _why_template
+-- 7463    _read_runs
+-- 7509    _explain_bad_run
+-- 7534    complete_runs
+-- 7559    _end_template
+-- 7608    _lost_template
+-- 7628    _file_template
+-- 7654    _again_template
+-- 7694    _queue_template
+-- 7715    _fail_template
+-- 7733    fail_run
+-- 7757    _nap_template
+-- 7786    schedule_run
+-- 7816    _free_template
+-- 7864    release_run
+-- 7889    _keep_template
+-- 7915    extend_claim
+-- 7938  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7943    _mark_template
+-- 7965    _note_template
+-- 7995    set_task_checkpoint_state
+-- 8030    _recall_template
+-- 8052    get_task_checkpoint_state
+-- 8076    _list_template
+-- 8105    get_task_checkpoint_states
+-- 8131  43_events.sql: Wait for an event, or learn how the wait ended
+-- 8138    _wait_template
+-- 8210    _park_template
+-- 8252    _check_event
+-- 8271    await_event
+-- 8308    _emit_template
+-- 8371    emit_event
+-- 8396  44_control.sql: Read a task, or raise TG003
+-- 8398    _fetch_template
+-- 8425    _stop_template
+-- 8457    _act_template
+-- 8479    _halt_template
+-- 8495    cancel_task
+-- 8517    _rerun_template
+-- 8592    _forget_template
+-- 8628    _redo_template
+-- 8664    _renew_template
+-- 8700    retry_task
+-- 8750    _show_template
+-- 8798    get_task_result
+-- 8833  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8840    _purge_template
+-- 8870    _erase_template
+-- 8919    _first_uuid
+-- 8938    _sweep_template
+-- 8978    _clean
+-- 9012    cleanup_tasks
+-- 9033    cleanup_events
+-- 9054    cleanup_all_queues
+-- 9084  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 9086    _cap_template
+-- 9115    _write_limit
+-- 9138    _read_limit
+-- 9187    _check_limit_keys
+-- 9209    set_limit
+-- 9264    _usage_template
+-- 9342    _overall_usage
+-- 9386    limit_usage
+-- 9419  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 9421    _pause_template
+-- 9442    _halve_template
+-- 9472    _check_only
+-- 9495    pause_queue
+-- 9531    resume_queue
+-- 9557    get_queue_policy
+-- 9580    set_queue_policy
+-- 9598    list_namespaces
+-- 9615  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9618    _read_filter
+-- 9652    _states_option
+-- 9683    _read_cursor
+-- 9702    _check_limit
+-- 9726    _find_template
+-- 9778    _seek_template
+-- 9827    _page_template
+-- 9896    _ended_template
+-- 9933    _fit_template
+-- 9970    _live_template
+-- 10007    _hints_template
+-- 10030    _hints0_template
+-- 10072    _rows_template
+-- 10121    list_tasks
+-- 10167    _peek_template
+-- 10223    get_task
+-- 10277    _runs_template
+-- 10330    list_runs
+-- 10361    _past_template
+-- 10437    _since_template
+-- 10455    get_task_history
+-- 10475    _held_template
+-- 10507    list_workers
+-- 10546    _read_place
+-- 10565    _acts_template
+-- 10591    list_actions
+-- 10623  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10625    _abort_template
+-- 10662    cancel_tasks
+-- 10699    _check_meant
+-- 10719    _limit_option
+-- 10732    _retake_template
+-- 10770    requeue_task
+-- 10795    _regain_template
+-- 10830    requeue_tasks
+-- 10869    list_dead_letters
+-- 10912    _replay_template
+-- 10953    replay_dead_letters
+-- 10993    _bury_template
+-- 11035    purge_dead_letters
+-- 11065  49_stats.sql: When the first task that is ready became so; null if none is
+-- 11067    _oldest_template
+-- 11111    _elder0_template
+-- 11147    _tenure_template
+-- 11172    _is_wanted
+-- 11189    _stat_template
+-- 11235    queue_stats
+-- 11290    _from
+-- 11303    _counters (view)
+-- 11327    _gauge_template
+-- 11373    _spans_template
+-- 11426    metrics
+-- 11462    _xmin_age
+-- 11481    prometheus
+-- 11540    _label_text
+-- 11563    health
+-- 11617  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11622    _tick_template
+-- 11647    _ticked (sequence)
+-- 11653    _set_ticked
+-- 11666    ticker
+-- 11713    ticker_loop (procedure)
+-- 11739  51_cron.sql: Whether pg_cron is installed in this database
+-- 11741    _has_cron
+-- 11751    _cron_has_seconds
+-- 11772    _explain_no_cron
+-- 11804    start
+-- 11847    stop
+-- 11872    _maintain
+-- 11894    status
+-- 11930  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11934    _rights (view)
+-- 12027    _allowed
+-- 12067    _grant
+-- 12086    _grant_again
+-- 12102    _grant_queue
+-- 12117    _check_grant
+-- 12150    grant_access
+-- 12186    revoke_access
+-- 12233  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 12235    _refuse_schedule
+-- 12252    _cron_value
+-- 12266    _cron_field
+-- 12327    _read_every
+-- 12349    _read_schedule
+-- 12424    _cron_time
+-- 12462    _cron_reading
+-- 12501    _clock
+-- 12510    _clock_reads
+-- 12546    _clock_set
+-- 12574    _cron_passing
+-- 12612    _cron_next
+-- 12652    _check_timezone
+-- 12681    next_fire_time
+-- 12717  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 12730    _planning_number
+-- 12740    _replan_template
+-- 12754    _agenda_template
+-- 12771    _future_template
+-- 12799    _strike_template
+-- 12855    _chime_template
+-- 12911    _undone_template
+-- 12930    _planned_after
+-- 12949    _due_times
+-- 12999    _spawn_scheduled
+-- 13044    _check_task_options
+-- 13074    _word_option
+-- 13096    _draw_schedule
+-- 13135    _schedule_options
+-- 13150    _miss_schedule
+-- 13166    _scheduled_in
+-- 13187    _grasp_template
+-- 13214    _enroll_template
+-- 13245    _redraw_template
+-- 13295    create_schedule
+-- 13339    _reform_template
+-- 13365    update_schedule
+-- 13388    _steer_template
+-- 13431    pause_schedule
+-- 13452    resume_schedule
+-- 13472    drop_schedule
+-- 13492    _launch_template
+-- 13524    trigger_schedule
+-- 13546    _diary_template
+-- 13582    get_schedule
+-- 13617    list_schedules
+-- 13659  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 13664    _links_option
+-- 13707    _read_link
+-- 13749    _trail_template
+-- 13795    _linked_template
+-- 13827    _ensue_template
+-- 13870    _undoings
+-- 13897    _undo_template
+-- 13931    _repent_template
+-- 13967    add_compensation
+-- 14007    _repeat_template
+-- 14037    _blank_template
+-- 14074    repeat_run
+-- 14100  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 14109    _brood_template
+-- 14139    _bind_template
+-- 14169    _read_child
+-- 14211    _child_queues
+-- 14237    _birth
+-- 14261    spawn_children
+-- 14340    _cancel_option
+-- 14363    _answer
+-- 14381    _report_template
+-- 14416    _tell_template
+-- 14431    _judge_template
+-- 14468    _gather_template
+-- 14526    _rally_template
+-- 14603    _crop_template
+-- 14649    _yield_template
+-- 14669    _dismiss
+-- 14690    _ditch_template
+-- 14712    _perish_template
+-- 14727    _orphan_template
+-- 14742    await_children
+-- 14799  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -808,7 +850,8 @@ begin
       on_expired      jsonb,
       uniqueness      jsonb,
       priority        smallint,
-      flow_key        text
+      flow_key        text,
+      links           jsonb
     );
   end if;
 
@@ -1023,6 +1066,34 @@ begin
   end if;
 
   return v_value::boolean;
+end;
+$$;
+
+-- An object without those of its keys that are null; what is inside them stays as it is.
+create or replace function teguh._present(p_object jsonb)
+  returns jsonb
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select jsonb_object_agg(e.key, e.value) filter (where e.value <> 'null')
+  from jsonb_each(p_object) as e(key, value);
+$$;
+
+-- Read an option that must be a name; null when absent or null.
+create or replace function teguh._name_option(p_options jsonb, p_key text)
+  returns text
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_name text := teguh._text_option(p_options, p_key);
+begin
+  if v_name is not null then
+    perform teguh._check_name(replace(p_key, '_', ' '), v_name);
+  end if;
+  return v_name;
 end;
 $$;
 
@@ -1309,7 +1380,8 @@ begin
     'headers', 'retry_strategy', 'max_attempts', 'cancellation', 'idempotency_key',
     'idempotency_mismatch', 'available_at', 'delay_seconds', 'tags', 'correlation_id',
     'parent_task_id', 'parent_run_id', 'parent_queue_name', 'workflow_run_id', 'timeout_seconds',
-    'ttl_seconds', 'deadline_at', 'on_expired', 'unique', 'priority', 'key'
+    'ttl_seconds', 'deadline_at', 'on_expired', 'unique', 'priority', 'key',
+    'sequence', 'on_failure', 'compensate'
   ]);
 
   v_spawn.headers := nullif(p_options -> 'headers', 'null');
@@ -1345,22 +1417,19 @@ begin
     p_options, 'available_at', 'delay_seconds', 0, teguh.current_time()
   );
   v_spawn.tags := teguh._tags_option(p_options);
-  v_spawn.correlation_id := teguh._text_option(p_options, 'correlation_id');
-  if v_spawn.correlation_id is not null then
-    perform teguh._check_name('correlation id', v_spawn.correlation_id);
-  end if;
+  v_spawn.correlation_id := teguh._name_option(p_options, 'correlation_id');
   v_spawn.parent_task_id := teguh._uuid_option(p_options, 'parent_task_id');
   v_spawn.workflow_run_id := teguh._uuid_option(p_options, 'workflow_run_id');
   if p_options ?| '{timeout_seconds,ttl_seconds,deadline_at,on_expired}' then
     v_spawn := teguh._read_time_options(p_queue_name, v_spawn, p_options);
   end if;
   v_spawn.priority := nullif(teguh._whole_option(p_options, 'priority', -32768, 32767), 0);
-  v_spawn.flow_key := teguh._text_option(p_options, 'key');
-  if v_spawn.flow_key is not null then
-    perform teguh._check_name('key', v_spawn.flow_key);
-  end if;
+  v_spawn.flow_key := teguh._name_option(p_options, 'key');
   if p_options ? 'unique' then
     v_spawn.uniqueness := teguh._unique_option(p_options);
+  end if;
+  if p_options ?| '{sequence,on_failure,compensate}' then
+    v_spawn.links := teguh._links_option(p_queue_name, p_options);
   end if;
   if p_options ? 'parent_run_id' then
     v_spawn := teguh._inherit(p_queue_name, v_spawn, p_options);
@@ -1456,6 +1525,7 @@ begin
   perform teguh._read_task(
     v_queue_name, v_spawn.on_expired - 'queue_name', teguh._policy(v_queue_name)
   );
+  perform teguh._check_spawner(v_queue_name);
   return v_spawn;
 end;
 $$;
@@ -1871,6 +1941,7 @@ create table if not exists teguh.t_template (
   priority         smallint,
   flow_key         text,
   laned            boolean     not null default false,
+  links            jsonb,
   constraint tkey_template primary key (task_id)
 )
 with (
@@ -1941,6 +2012,9 @@ comment on column teguh.t_template.priority is
   'How many minutes the task counts as older than it is; null is 0.';
 comment on column teguh.t_template.flow_key is
   'What tasks are limited, ordered or taken in turns by; null if by nothing.';
+comment on column teguh.t_template.links is
+  'What follows when the task is over (sequence, data, on_failure, compensate, undo), whom it is '
+  'to be reported to (join), whether it has children that end with it; null if nothing.';
 comment on column teguh.t_template.laned is
   'Whether the ready task stands in a lane rather than in dispatch.';
 
@@ -2016,7 +2090,8 @@ comment on table teguh.p0_template is
 comment on column teguh.p0_template.kind is
   'r: ready to be claimed. s: a sleeper''s timer. l: a lease''s or deadline''s timer.';
 comment on column teguh.p0_template.turn is
-  'The task''s turn that the row is for; 0 for the timer of a deadline.';
+  'The task''s turn that the row is for; 0 for the timer of a deadline, -1 for a look at '
+  'whether the children it waits for are over.';
 comment on column teguh.p0_template.more_ids is
   'Further tasks of the same claim, whose leases end at the same time; their turns '
   'are in more_turns.';
@@ -2289,6 +2364,42 @@ create index if not exists utask_template
 comment on table teguh.u_template is
   'Unique keys, and the last task that was spawned with each.';
 
+-- Children that a step has spawned.
+create table if not exists teguh.j_template (
+  task_id      uuid        not null,
+  step_name    text        not null,
+  run_id       uuid        not null,
+  spawned_at   timestamptz not null,
+  child_ids    uuid[]      not null,
+  child_queues text[]      not null,
+  ends_with_us boolean     not null,
+  wanted       text,
+  fail_fast    boolean,
+  constraint jkey_template primary key (task_id, step_name)
+);
+
+comment on table teguh.j_template is
+  'Children that a step of a task has spawned, in the order given, and how they are awaited.';
+comment on column teguh.j_template.run_id is
+  'The run that spawned them: children of an earlier repetition are not counted.';
+comment on column teguh.j_template.ends_with_us is
+  'Whether those that are not over are cancelled when the task ends without success.';
+comment on column teguh.j_template.wanted is
+  'all, any, or how many are to complete; null while nobody waits.';
+
+-- Children that are over.
+create table if not exists teguh.f_template (
+  task_id   uuid    not null,
+  step_name text    not null,
+  run_id    uuid    not null,
+  place     integer not null,
+  state     text    not null,
+  constraint fkey_template primary key (task_id, step_name, run_id, place)
+);
+
+comment on table teguh.f_template is
+  'Which children of a step are over, and how they ended.';
+
 -- Waits.
 create table if not exists teguh.w_template (
   task_id    uuid    not null,
@@ -2403,7 +2514,7 @@ as $$
 begin
   perform teguh._policy(p_queue_name);
   return 'select * from teguh._' || p_verb || '_' || p_queue_name
-         || '(' || substr('$1, $2, $3, $4, $5', 1, greatest(4 * p_arguments - 2, 0)) || ')';
+         || '(' || substr('$1, $2, $3, $4, $5, $6, $7', 1, greatest(4 * p_arguments - 2, 0)) || ')';
 end;
 $$;
 
@@ -2857,6 +2968,20 @@ begin
 end;
 $$;
 
+-- Keep a queue from being dropped until our transaction ends, and see whether it is there.
+-- Waits for a drop that is under way, which never waits long for us.
+create or replace function teguh._reach_queue(p_queue_name text)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform pg_advisory_xact_lock_shared(teguh._lock_number(p_queue_name));
+  return to_regclass('teguh.t_' || p_queue_name) is not null;
+end;
+$$;
+
 -- Drop a queue with everything in it.
 --
 -- Never waits for a lock long enough to be part of a deadlock: all of it happens
@@ -2927,6 +3052,7 @@ begin
     and c.relkind = 'r'
     and c.relname ~ '^_?[a-z0-9]+_template$';
   execute 'lock table ' || v_tables || ' in access exclusive mode';
+  execute format('select teguh._perish_%s()', p_queue_name);
 
   for v_drop in
     select format('drop function %s', teguh._stamp(p.oid::regprocedure::text, p_queue_name))
@@ -3837,7 +3963,9 @@ begin
   loop
     v_count := v_count + 1;
     perform from teguh.t_template as t
-    where (t.task_id, t.turn, t.state) = (v_timer.task_id, v_timer.turn, 'sleeping');
+    where t.task_id = v_timer.task_id
+      and t.state = 'sleeping'
+      and v_timer.turn in (-1, t.turn);
     if found or v_count = 100 then
       return nullif(v_timer.due_at, 'infinity');
     end if;
@@ -3932,7 +4060,9 @@ begin
       and p.due_at <= p_now
       and (p_fresh or p_kind = 'l' or exists (
         select from teguh.t_template as t
-        where (t.task_id, t.turn, t.state) = (p.task_id, p.turn, 'sleeping')
+        where t.task_id = p.task_id
+          and p.turn in (-1, t.turn)
+          and t.state = 'sleeping'
         offset 0
       ))
     order by p.due_at, p.seq
@@ -4110,6 +4240,7 @@ declare
   v_ring     bigint := pg_sequence_last_value('teguh.ring_template'::regclass);
   v_sleepers teguh._timer[] := '{}';
   v_leases   teguh._timer[] := '{}';
+  v_joined   uuid[];
   v_task_ids uuid[];
   v_turns    integer[];
 begin
@@ -4139,9 +4270,17 @@ begin
     if v_task_ids is not null then
       perform teguh._push_template('r', v_task_ids, v_turns);
     end if;
+    v_joined := array(
+      select distinct u.task_id
+      from unnest(v_sleepers) as u
+      where u.turn = -1
+      order by u.task_id
+    );
   end if;
 
-  return coalesce(cardinality(v_task_ids), 0) + teguh._expire_template(v_leases, p_now);
+  return coalesce(cardinality(v_task_ids), 0)
+         + teguh._gather_template(v_joined, p_now)
+         + teguh._expire_template(v_leases, p_now);
 end;
 $$;
 
@@ -4507,7 +4646,7 @@ begin
     where exists (
       select from teguh.t_template as t
       where t.task_id = u.task_id
-        and u.turn in (0, t.turn)
+        and u.turn in (-1, 0, t.turn)
         and t.state in ('pending', 'running', 'sleeping')
       offset 0
     );
@@ -4575,6 +4714,10 @@ begin
       'l', v_batch.limited, teguh._fill(0, v_batch.limited), v_batch.limits
     );
   end loop;
+
+  perform teguh._tell_template(w.task_id)
+  from teguh.w_template as w
+  where w.event_name = '$children';
 
   update teguh.queues as q
   set built_for = teguh._home('teguh.p0_template'::regclass)
@@ -6366,7 +6509,7 @@ begin
       task_name, params, headers, retry_strategy, max_attempts, cancellation,
       idempotency_key, return_mismatch, available_at, tags, correlation_id, parent_task_id,
       workflow_run_id, timeout_seconds, expires_at, on_expired, uniqueness, priority, flow_key,
-      place
+      links, place
     )
   ),
 
@@ -6375,7 +6518,7 @@ begin
       task_id, run_id, turn, state, created_at, available_at, deadline_at, max_attempts,
       task_name, params, headers, retry_strategy, cancellation, idempotency_key, tags,
       correlation_id, parent_task_id, workflow_run_id, timeout_seconds, expires_at, on_expired,
-      priority, flow_key
+      priority, flow_key, links
     )
     select
       s.task_id, teguh._run_id(s.task_id, 1), 1,
@@ -6386,7 +6529,8 @@ begin
       )),
       s.max_attempts, s.task_name, s.params, s.headers, s.retry_strategy, s.cancellation,
       s.idempotency_key, s.tags, s.correlation_id, s.parent_task_id, s.workflow_run_id,
-      s.timeout_seconds, s.expires_at, s.on_expired, s.priority, s.flow_key
+      s.timeout_seconds, s.expires_at, s.on_expired, s.priority, s.flow_key,
+      s.links
     from spawns as s
     order by s.idempotency_key nulls first, s.place
     on conflict (idempotency_key) where idempotency_key is not null do nothing
@@ -6480,7 +6624,8 @@ begin
   insert into teguh.t_template as t (
     task_id, run_id, turn, state, created_at, available_at, deadline_at, max_attempts,
     task_name, params, headers, retry_strategy, cancellation, tags, correlation_id,
-    parent_task_id, workflow_run_id, timeout_seconds, expires_at, on_expired, priority, flow_key
+    parent_task_id, workflow_run_id, timeout_seconds, expires_at, on_expired, priority, flow_key,
+    links
   )
   values (
     v_task_id, teguh._run_id(v_task_id, 1), 1,
@@ -6489,7 +6634,7 @@ begin
     p_spawn.headers, p_spawn.retry_strategy, p_spawn.cancellation, p_spawn.tags,
     p_spawn.correlation_id, p_spawn.parent_task_id, p_spawn.workflow_run_id,
     p_spawn.timeout_seconds, p_spawn.expires_at, p_spawn.on_expired, p_spawn.priority,
-    p_spawn.flow_key
+    p_spawn.flow_key, p_spawn.links
   );
 
   if v_due_at > v_now then
@@ -6786,6 +6931,7 @@ begin
     on_expired = p_spawn.on_expired,
     priority = p_spawn.priority,
     flow_key = p_spawn.flow_key,
+    links = p_spawn.links,
     laned = false
   where t.task_id = p_task.task_id;
 
@@ -6897,6 +7043,49 @@ begin
     attempt := greatest(v_task.attempt, 1);
     return next;
   end loop;
+end;
+$$;
+
+-- See to what a queue asks for when tasks were spawned into it: it goes by rules from the first
+-- that has a priority (p_ranked), and may be full.
+create or replace function teguh._abide(
+  p_queue_name text,
+  p_policy     jsonb,
+  p_ranked     boolean,
+  p_room       boolean
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_ranked and not p_policy ? 'ruled' then
+    execute 'select teguh._rule_' || p_queue_name || '(false)';
+  end if;
+  if p_room and p_policy ? 'max_pending' then
+    execute 'select teguh._room_' || p_queue_name || '($1)' using p_policy;
+  end if;
+end;
+$$;
+
+-- Refuse to have tasks spawned later, with all rights, where the caller may not spawn any.
+create or replace function teguh._check_spawner(p_queue_name text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if not has_function_privilege(
+    format('teguh._put_%s(teguh._spawn[])', p_queue_name), 'execute'
+  ) then
+    raise exception 'role "%" may not spawn tasks in queue "%"', current_user, p_queue_name
+      using
+        errcode = '42501',
+        detail = 'What follows a task is spawned where its spawner may spawn.',
+        hint = 'grant_access() gives a role access to a queue.';
+  end if;
 end;
 $$;
 
@@ -7109,12 +7298,13 @@ create or replace function teguh._done_template(p_run_id uuid, p_state jsonb)
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_task_id    uuid := teguh._run_task(p_run_id);
-  v_now        timestamptz := teguh.current_time();
-  v_turn       integer;
-  v_name       text;
-  v_started_at timestamptz;
-  v_seconds    double precision;
+  v_task_id uuid := teguh._run_task(p_run_id);
+  v_now     timestamptz := teguh.current_time();
+  v_turn    integer;
+  v_name    text;
+  v_started timestamptz;
+  v_links   jsonb;
+  v_seconds double precision;
 begin
   update teguh.t_template as t
   set
@@ -7125,18 +7315,21 @@ begin
   where t.task_id = v_task_id
     and t.run_id = p_run_id
     and t.state = 'running'
-  returning t.turn, t.task_name, t.started_at into v_turn, v_name, v_started_at;
+  returning t.turn, t.task_name, t.started_at, t.links into v_turn, v_name, v_started, v_links;
   if not found then
     perform teguh._hold_template(p_run_id);
   end if;
 
-  v_seconds := date_part('epoch', v_now - v_started_at);
+  v_seconds := date_part('epoch', v_now - v_started);
   perform teguh._tally_template(
     v_name, 'r', 'c', 1, teguh._bound(v_seconds, q.buckets), v_seconds
   )
   from teguh.queues as q
   where q.queue_name = substr('_template', 2);
 
+  if v_links is not null then
+    perform teguh._linked_template(v_task_id, 'completed');
+  end if;
   -- a task in its first turn has never waited
   if v_turn > 1 then
     delete from teguh.w_template as w
@@ -7180,6 +7373,7 @@ declare
   v_now     timestamptz := teguh.current_time();
   v_done    uuid[];
   v_waited  uuid[];
+  v_linked  uuid[];
   v_errors  text[];
   v_names   text[];
   v_seconds double precision[];
@@ -7205,18 +7399,16 @@ begin
       and t.run_id = r.run_id
       and t.state = 'running'
     returning
-      t.task_id, t.run_id, t.turn, t.task_name,
+      t.task_id, t.run_id, t.turn, t.task_name, t.links is not null as linked,
       date_part('epoch', v_now - t.started_at) as seconds
   )
 
   select
-    array_agg(d.run_id),
-    array_agg(d.task_id) filter (where d.turn > 1),
-    array_agg(d.task_name),
+    array_agg(d.run_id), array_agg(d.task_name),
+    array_agg(d.task_id) filter (where d.turn > 1), array_agg(d.task_id) filter (where d.linked),
     array_agg(d.seconds), min(d.seconds), max(d.seconds), sum(d.seconds)
-  into v_done, v_waited, v_names, v_seconds, v_least, v_most, v_sum
+  into v_done, v_names, v_waited, v_linked, v_seconds, v_least, v_most, v_sum
   from done as d;
-
   perform teguh._tally_template(
     v_names[1], 'r', 'c', cardinality(v_names), teguh._bound(v_most, q.buckets), v_sum
   )
@@ -7226,6 +7418,10 @@ begin
     and teguh._bound(v_least, q.buckets) = teguh._bound(v_most, q.buckets);
   if not found then
     perform teguh._finish_template(v_names, v_seconds);
+  end if;
+  if v_linked is not null then
+    perform teguh._linked_template(u.task_id, 'completed')
+    from unnest(v_linked) as u(task_id);
   end if;
 
   -- a task in its first turn has never waited
@@ -7407,8 +7603,8 @@ begin
 end;
 $$;
 
--- Note that a locked task has ended without success: it waits for nothing, and is found among
--- its like.
+-- Note that a locked task has ended without success: it waits for nothing, is found among its
+-- like, and is followed by what there is for that case.
 create or replace function teguh._lost_template(p_task_id uuid, p_state text, p_now timestamptz)
   returns void
   language plpgsql
@@ -7421,6 +7617,10 @@ begin
   insert into teguh.d_template as d (state, task_id, ended_at)
   values (p_state, p_task_id, p_now)
   on conflict do nothing;
+  perform teguh._linked_template(p_task_id, p_state)
+  from teguh.t_template as t
+  where t.task_id = p_task_id
+    and t.links is not null;
 end;
 $$;
 
@@ -8048,6 +8248,25 @@ begin
 end;
 $$;
 
+-- Refuse what is no name of an event.
+create or replace function teguh._check_event(p_event_name text)
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_name('event name', p_event_name);
+  if p_event_name = '$children' then
+    raise exception 'an event cannot be named "$children"'
+      using
+        errcode = 'TG005',
+        detail = 'That is what a task waits for in await_children().',
+        hint = 'Give it another name.';
+  end if;
+end;
+$$;
+
 -- Wait for an event.
 create or replace function teguh.await_event(
   p_queue_name text,
@@ -8065,7 +8284,7 @@ as $$
 begin
   perform teguh._check_isolation('await_event');
   perform teguh._check_name('step name', p_step_name);
-  perform teguh._check_name('event name', p_event_name);
+  perform teguh._check_event(p_event_name);
   if p_timeout is not null then
     perform teguh._check_seconds('timeout', p_timeout, true);
   end if;
@@ -8161,7 +8380,7 @@ create or replace function teguh.emit_event(
 as $$
 begin
   perform teguh._check_isolation('emit_event');
-  perform teguh._check_name('event name', p_event_name);
+  perform teguh._check_event(p_event_name);
   execute teguh._call('emit', p_queue_name, 2)
   using p_event_name, coalesce(p_payload, 'null');
 end;
@@ -8334,7 +8553,8 @@ begin
       v_task.task_name, v_task.params, v_task.headers, v_task.retry_strategy,
       coalesce(p_max_attempts, v_task.max_attempts), v_task.cancellation, null, false, null,
       v_task.tags, v_task.correlation_id, v_task.parent_task_id, v_task.workflow_run_id,
-      v_task.timeout_seconds, null, v_task.on_expired, null, v_task.priority, v_task.flow_key
+      v_task.timeout_seconds, null, v_task.on_expired, null, v_task.priority, v_task.flow_key,
+      nullif(v_task.links - '{join,children,undo}'::text[], '{}')
     )::teguh._spawn]) as p;
     perform teguh._act_template(
       'retry', p_reason, p_task_id, null, jsonb_build_object('task_id', task_id)
@@ -8367,23 +8587,40 @@ begin
 end;
 $$;
 
--- Delete the checkpoint of a step and all that were written after it.  False if there is none.
+-- Delete the checkpoint of a step and all that were written after it, and forget the children
+-- spawned from then on.  False if there is none.
 create or replace function teguh._forget_template(p_task_id uuid, p_from_step text)
   returns boolean
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_since timestamptz;
 begin
+  select min(s.at) into v_since
+  from (
+    select c.updated_at as at
+    from teguh.c_template as c
+    where (c.task_id, c.checkpoint_name) = (p_task_id, p_from_step)
+    union all
+    select j.spawned_at
+    from teguh.j_template as j
+    where (j.task_id, j.step_name) = (p_task_id, p_from_step)
+  ) as s;
+
   delete from teguh.c_template as c
   where c.task_id = p_task_id
-    and c.updated_at >= (
-      select f.updated_at
-      from teguh.c_template as f
-      where f.task_id = p_task_id
-        and f.checkpoint_name = p_from_step
-    );
-  return found;
+    and c.updated_at >= v_since;
+  delete from teguh.f_template as f
+  using teguh.j_template as j
+  where j.task_id = p_task_id
+    and j.spawned_at >= v_since
+    and (f.task_id, f.step_name) = (j.task_id, j.step_name);
+  delete from teguh.j_template as j
+  where j.task_id = p_task_id
+    and j.spawned_at >= v_since;
+  return v_since is not null;
 end;
 $$;
 
@@ -8413,6 +8650,9 @@ begin
   delete from teguh.d_template as d
   where d.state = p_task.state
     and d.task_id = p_task.task_id;
+  if p_task.links ? 'join' then
+    perform teguh._answer(p_task.links -> 'join', null);
+  end if;
   perform teguh._act_template(
     p_action, p_reason, p_task.task_id, teguh._run_id(p_task.task_id, v_number), null
   );
@@ -8665,6 +8905,10 @@ begin
   where r.task_id = any (p_task_ids);
   delete from teguh.w_template as w
   where w.task_id = any (p_task_ids);
+  delete from teguh.j_template as j
+  where j.task_id = any (p_task_ids);
+  delete from teguh.f_template as f
+  where f.task_id = any (p_task_ids);
   delete from teguh.a_template as a
   where a.task_id = any (p_task_ids);
   return cardinality(p_task_ids);
@@ -10167,7 +10411,8 @@ begin
     where r.finished_at is not null
     union all
     select
-      r.number, 4, coalesce(a.acted_at, r.finished_at), 'retrying', r.next_id, r.attempt,
+      r.number, 4, coalesce(a.acted_at, r.finished_at),
+      case when r.state = 'completed' then 'repeating' else 'retrying' end, r.next_id, r.attempt,
       coalesce(a.detail, '{}')
     from runs as r
     left join actions as a on a.run_id = r.next_id and a.deed <> 'cancel'
@@ -11739,6 +11984,10 @@ from (
     ('extend_claim',               'keep',        'worker admin',                 false),
     ('set_task_checkpoint_state',  'mark',        'worker admin',                 false),
     ('await_event',                'wait',        'worker admin',                 false),
+    ('spawn_children',             'brood bind put room rule', 'worker admin',    false),
+    ('await_children',             'rally',       'worker admin',                 false),
+    ('add_compensation',           'repent',      'worker admin',                 false),
+    ('repeat_run',                 'repeat',      'worker admin',                 false),
     ('ticker',                     'tick',        'worker admin',                 false),
     ('cleanup_tasks',              'purge',       'admin',                        false),
     ('cleanup_events',             'sweep',       'admin',                        false),
@@ -13406,6 +13655,1146 @@ $$;
 comment on function teguh.list_schedules(text) is
   'The schedules of a queue (null: of each queue the caller may look at), with the columns of '
   'get_schedule(), by queue and name. Raises TG001 for an unknown queue.';
+
+-- sql/src/62_links.sql
+-- What follows when a task is over: the next of a sequence, compensation, a report to the parent.
+-- All of it happens in the transaction that ends the task.
+
+-- Read what is to follow a task from its options.
+create or replace function teguh._links_option(p_queue_name text, p_options jsonb)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_sequence jsonb := nullif(p_options -> 'sequence', 'null');
+  v_one      jsonb;
+  v_tasks    jsonb := '[]'::jsonb;
+begin
+  if v_sequence is not null and jsonb_typeof(v_sequence) <> 'array' then
+    raise exception '"sequence" must be an array of tasks'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(v_sequence::text, 200)),
+        hint = 'For instance [{"task_name": "pack"}, {"task_name": "ship"}].';
+  end if;
+
+  for v_one in
+    select s.task
+    from jsonb_array_elements(coalesce(v_sequence, '[]')) as s(task)
+  loop
+    perform teguh._check_keys('task of the sequence', v_one, array[
+      'queue_name', 'task_name', 'params', 'options', 'compensate'
+    ]);
+    v_tasks := v_tasks || (
+      teguh._read_link(p_queue_name, v_one - 'compensate')
+      || coalesce(teguh._present(jsonb_build_object(
+        'compensate', teguh._read_link(p_queue_name, v_one -> 'compensate')
+      )), '{}')
+    );
+  end loop;
+
+  return teguh._present(jsonb_build_object(
+    'sequence', nullif(v_tasks, '[]'),
+    'on_failure', teguh._read_link(p_queue_name, p_options -> 'on_failure'),
+    'compensate', teguh._read_link(p_queue_name, p_options -> 'compensate')
+  ));
+end;
+$$;
+
+-- Read a task that is to be spawned later, in this queue unless it names another; null is none.
+create or replace function teguh._read_link(p_queue_name text, p_task jsonb)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text;
+begin
+  if nullif(p_task, 'null') is null then
+    return null;
+  end if;
+
+  perform teguh._check_keys(
+    'task that follows', p_task, array['queue_name', 'task_name', 'params', 'options']
+  );
+  v_queue_name := coalesce(teguh._text_option(p_task, 'queue_name'), p_queue_name);
+  perform teguh._read_task(v_queue_name, p_task - 'queue_name', teguh._policy(v_queue_name));
+  perform teguh._check_spawner(v_queue_name);
+  if p_task -> 'options'
+    ?| '{sequence,on_failure,compensate,unique,idempotency_key,parent_run_id}'
+  then
+    raise exception 'a task that follows cannot have such options'
+      using
+        errcode = 'TG005',
+        detail = 'sequence, on_failure, compensate, unique, idempotency_key and parent_run_id '
+          'are for what is spawned by hand.',
+        hint = 'Name the tasks one after another in one sequence.';
+  elsif jsonb_typeof(coalesce(p_task -> 'params', 'null')) not in ('null', 'object') then
+    raise exception 'params of a task that follows must be an object'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left((p_task -> 'params')::text, 200)),
+        hint = 'It gets more params from the task before it.';
+  end if;
+
+  return teguh._present(p_task || jsonb_build_object('queue_name', v_queue_name));
+end;
+$$;
+
+-- Spawn a task that follows a locked one, in a full queue, too.  If that cannot be, the locked
+-- one says why.
+create or replace function teguh._trail_template(
+  p_task   teguh.t_template,
+  p_what   text,
+  p_next   jsonb,
+  p_params jsonb,
+  p_links  jsonb
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text := coalesce(p_next ->> 'queue_name', substr('_template', 2));
+  v_policy     jsonb;
+  v_spawn      teguh._spawn;
+  v_detail     text;
+begin
+  perform teguh._reach_queue(v_queue_name);
+  v_policy := teguh._policy(v_queue_name);
+  v_spawn := teguh._read_task(
+    v_queue_name,
+    jsonb_build_object(
+      'task_name', p_next -> 'task_name', 'params', p_params, 'options', p_next -> 'options'
+    ),
+    v_policy
+  );
+  v_spawn.parent_task_id := coalesce(v_spawn.parent_task_id, p_task.task_id);
+  v_spawn.workflow_run_id := coalesce(v_spawn.workflow_run_id, p_task.workflow_run_id);
+  v_spawn.correlation_id := coalesce(v_spawn.correlation_id, p_task.correlation_id);
+  if not coalesce(p_next -> 'options' ? 'tags', false) then
+    v_spawn.tags := p_task.tags;
+  end if;
+  v_spawn.links := teguh._present(p_links);
+  execute format('select count(*) from teguh._put_%s($1)', v_queue_name) using array[v_spawn];
+  perform teguh._abide(v_queue_name, v_policy, v_spawn.priority is not null, false);
+exception
+  when sqlstate 'TG001' or sqlstate 'TG005' then
+    get stacked diagnostics v_detail = message_text;
+    update teguh.t_template as t
+    set failure_reason = jsonb_build_object('name', p_what, 'message', v_detail)
+    where t.task_id = p_task.task_id;
+end;
+$$;
+
+-- Do what is to follow a locked task, now that it is over.
+create or replace function teguh._linked_template(p_task_id uuid, p_state text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task teguh.t_template;
+begin
+  select t.* into v_task
+  from teguh.t_template as t
+  where t.task_id = p_task_id;
+
+  if p_state <> 'completed' then
+    perform teguh._undo_template(v_task);
+    if v_task.links ? 'children' then
+      perform teguh._orphan_template(p_task_id);
+    end if;
+  elsif v_task.links ? 'sequence' then
+    perform teguh._ensue_template(v_task);
+  end if;
+
+  if v_task.links ? 'join' then
+    perform teguh._answer(v_task.links -> 'join', p_state);
+  end if;
+end;
+$$;
+
+-- Spawn the next task of the sequence that a completed one is in.
+--
+-- Its params are the data gathered so far, with its own on top.  A result that is no object is
+-- filed under the name of its task.
+create or replace function teguh._ensue_template(p_task teguh.t_template)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_links  jsonb := p_task.links;
+  v_next   jsonb := v_links -> 'sequence' -> 0;
+  v_result jsonb := coalesce(p_task.result, 'null');
+  v_data   jsonb := coalesce(v_links -> 'data', '{}');
+begin
+  if not v_links ? 'backwards' then
+    v_data := v_data
+              || case when jsonb_typeof(p_task.params) = 'object' then p_task.params else '{}' end
+              || case
+                when jsonb_typeof(v_result) = 'object' then v_result
+                when v_result = 'null' then '{}'
+                else jsonb_build_object(p_task.task_name, v_result)
+              end;
+  end if;
+
+  perform teguh._trail_template(
+    p_task, '$Sequence', v_next,
+    case
+      when v_links ? 'backwards' then coalesce(v_next -> 'params', '{}')
+      else v_data || coalesce(v_next -> 'params', '{}')
+    end,
+    jsonb_build_object(
+      'sequence', nullif((v_links -> 'sequence') - 0, '[]'),
+      'data', case when not v_links ? 'backwards' then v_data end,
+      'backwards', v_links -> 'backwards',
+      'on_failure', v_links -> 'on_failure',
+      'compensate', v_next -> 'compensate',
+      'undo', nullif(
+        teguh._undoings(p_task.task_id, p_task.task_name, p_task.params, v_result, v_links), '[]'
+      )
+    )
+  );
+end;
+$$;
+
+-- What undoes a task that is done and those before it, the last first.
+create or replace function teguh._undoings(
+  p_task_id   uuid,
+  p_task_name text,
+  p_params    jsonb,
+  p_result    jsonb,
+  p_links     jsonb
+)
+  returns jsonb
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select case
+    when p_links ? 'compensate' then jsonb_build_array(
+      p_links -> 'compensate' || jsonb_build_object(
+        'params',
+        coalesce(p_links -> 'compensate' -> 'params', '{}') || jsonb_build_object(
+          '$task_id', p_task_id, '$task_name', p_task_name, '$params', p_params,
+          '$result', p_result
+        )
+      )
+    )
+    else '[]'
+  end || coalesce(p_links -> 'undo', '[]');
+$$;
+
+-- Spawn what undoes the steps that are done, one after another, and what is to follow a failure.
+create or replace function teguh._undo_template(p_task teguh.t_template)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_undo   jsonb := p_task.links -> 'undo';
+  v_follow jsonb := p_task.links -> 'on_failure';
+begin
+  if v_undo is not null then
+    perform teguh._trail_template(
+      p_task, '$Compensation', v_undo -> 0, coalesce(v_undo -> 0 -> 'params', '{}'),
+      jsonb_build_object('sequence', nullif(v_undo - 0, '[]'), 'backwards', true)
+    );
+    update teguh.t_template as t
+    set links = t.links - 'undo'
+    where t.task_id = p_task.task_id;
+  end if;
+
+  if v_follow is not null then
+    perform teguh._trail_template(
+      p_task, '$OnFailure', v_follow,
+      coalesce(v_follow -> 'params', '{}') || jsonb_build_object(
+        '$error', p_task.failure_reason, '$state', p_task.state, '$params', p_task.params,
+        '$task_id', p_task.task_id, '$task_name', p_task.task_name
+      ),
+      null
+    );
+  end if;
+end;
+$$;
+
+-- Have a task spawned for a step, should the run's task end without success.
+create or replace function teguh._repent_template(
+  p_task_id   uuid,
+  p_run_id    uuid,
+  p_step_name text,
+  p_task      jsonb
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task teguh.t_template := teguh._own_template(p_task_id, p_run_id);
+  v_undo jsonb := coalesce(v_task.links -> 'undo', '[]');
+begin
+  if v_undo @> jsonb_build_array(jsonb_build_object(
+    'step', p_step_name, 'params', jsonb_build_object('$task_id', p_task_id)
+  )) then
+    return;
+  end if;
+
+  update teguh.t_template as t
+  set links = coalesce(t.links, '{}') || jsonb_build_object(
+    'undo',
+    jsonb_build_array(p_task || jsonb_build_object(
+      'step', p_step_name,
+      'params', coalesce(p_task -> 'params', '{}') || jsonb_build_object(
+        '$task_id', p_task_id, '$task_name', v_task.task_name, '$step', p_step_name
+      )
+    )) || v_undo
+  )
+  where t.task_id = p_task_id;
+end;
+$$;
+
+-- Register the compensation of a step.
+create or replace function teguh.add_compensation(
+  p_queue_name text,
+  p_task_id    uuid,
+  p_run_id     uuid,
+  p_step_name  text,
+  p_task       jsonb
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_name('step name', p_step_name);
+  if nullif(p_task, 'null') is null then
+    raise exception 'the compensation must not be null'
+      using
+        errcode = '22004',
+        detail = 'There is no task to spawn.',
+        hint = 'For instance {"task_name": "refund", "params": {"amount": 10}}.';
+  end if;
+
+  execute teguh._call('repent', p_queue_name, 4)
+  using p_task_id, p_run_id, p_step_name, teguh._read_link(p_queue_name, p_task);
+end;
+$$;
+
+comment on function teguh.add_compensation(text, uuid, uuid, text, jsonb) is
+  'Registers a task ({"task_name", "params", "options", "queue_name"}) that is spawned if the '
+  'run''s task, or a later one of its sequence, fails, expires or is cancelled: the compensations '
+  'of all steps run one after another, that of the last step first, each when the one before is '
+  'completed. In the caller''s transaction, so that it stands or falls with what it is to undo. '
+  'Its params also have $task_id, $task_name and $step. A second time for the same step changes '
+  'nothing. Raises TG001 for an unknown queue, TG002 for an unknown run or one of another task, '
+  'TG004 if nobody holds the run, TG005 for a bad task, 22004 for none, 42501 if the caller may '
+  'not spawn it, AB001 if the task is cancelled, AB002 if the run has ended.';
+
+-- End a run with success, and begin the task anew after some time, with no checkpoints, no
+-- children, and nothing to undo of its own.  max_duration begins anew, too; when it expires does
+-- not change.
+create or replace function teguh._repeat_template(p_run_id uuid, p_after double precision)
+  returns uuid
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task   teguh.t_template := teguh._hold_template(p_run_id);
+  v_now    timestamptz := teguh.current_time();
+  v_number integer := teguh._run_number(v_task.run_id) + 1;
+  v_at     timestamptz := teguh._after(v_now, p_after);
+begin
+  if v_number > 1048575 then
+    raise exception 'task "%" has no run left', v_task.task_id
+      using
+        errcode = 'TG004',
+        detail = 'A task has at most 1048575 runs.',
+        hint = 'Spawn another like it, and complete this one.';
+  end if;
+
+  perform teguh._file_template(v_task, 'completed', null, v_now);
+  perform teguh._moved_template(v_task, 'c', v_now);
+  perform teguh._blank_template(v_task, v_at);
+  v_task.state := 'completed';
+  perform teguh._again_template(v_task, v_number, 0, null, v_at, v_now);
+  return teguh._run_id(v_task.task_id, v_number);
+end;
+$$;
+
+-- Take from a locked task what belongs to the repetition that is over.
+create or replace function teguh._blank_template(p_task teguh.t_template, p_at timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_limit timestamptz := least(
+    p_task.expires_at,
+    teguh._after(p_at, (p_task.cancellation ->> 'max_duration')::double precision)
+  );
+begin
+  delete from teguh.c_template as c
+  where c.task_id = p_task.task_id;
+  delete from teguh.w_template as w
+  where w.task_id = p_task.task_id;
+  delete from teguh.j_template as j
+  where j.task_id = p_task.task_id;
+  delete from teguh.f_template as f
+  where f.task_id = p_task.task_id;
+
+  update teguh.t_template as t
+  set
+    deadline_at = v_limit,
+    links = teguh._present(p_task.links - 'children' || jsonb_build_object('undo', (
+      select jsonb_agg(u.one order by u.place)
+      from jsonb_array_elements(p_task.links -> 'undo') with ordinality as u(one, place)
+      where u.one -> 'params' ->> '$task_id' <> p_task.task_id::text
+    )))
+  where t.task_id = p_task.task_id;
+  if v_limit is not null then
+    perform teguh._push_template('l', array[p_task.task_id], array[0], array[v_limit]);
+  end if;
+end;
+$$;
+
+-- Repeat a run.
+create or replace function teguh.repeat_run(
+  p_queue_name    text,
+  p_run_id        uuid,
+  p_after_seconds double precision default 0
+)
+  returns uuid
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_run_id uuid;
+begin
+  perform teguh._check_seconds('period', p_after_seconds, true);
+  execute teguh._call('repeat', p_queue_name, 2) into v_run_id using p_run_id, p_after_seconds;
+  return v_run_id;
+end;
+$$;
+
+comment on function teguh.repeat_run(text, uuid, double precision) is
+  'Ends a run with success, and begins the same task anew in p_after_seconds: another run, without '
+  'the checkpoints and children of this one, with all its attempts. Returns its id. A ttl goes on, '
+  'max_duration begins anew. Raises TG001 for an unknown '
+  'queue, TG002 for an unknown run, TG004 if nobody holds the run or after 1048575 runs, TG005 for '
+  'a bad period, AB001 if the task is cancelled, AB002 if the run has ended.';
+
+-- sql/src/63_children.sql
+-- Children: tasks that a step spawns and may wait for.
+--
+-- A child that is over leaves a row with its parent's queue, and a timer that makes somebody count
+-- them a moment later, when all that committed at the same time can be seen.  Nobody locks the
+-- parent for that, so that ten thousand children can end side by side.
+
+-- Lock the task of a run, and see which children a step has (null: none yet) and what they would
+-- have of it.
+create or replace function teguh._brood_template(
+  p_run_id            uuid,
+  p_step_name         text,
+  out child_ids       uuid[],
+  out child_queues    text[],
+  out task_id         uuid,
+  out workflow_run_id uuid,
+  out correlation_id  text,
+  out tags            text[]
+)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_task teguh.t_template := teguh._hold_template(p_run_id);
+begin
+  select j.child_ids, j.child_queues into child_ids, child_queues
+  from teguh.j_template as j
+  where j.task_id = v_task.task_id
+    and j.step_name = p_step_name;
+  task_id := v_task.task_id;
+  workflow_run_id := v_task.workflow_run_id;
+  correlation_id := v_task.correlation_id;
+  tags := v_task.tags;
+end;
+$$;
+
+-- Write down which children a step of a locked task has.
+create or replace function teguh._bind_template(
+  p_run_id       uuid,
+  p_step_name    text,
+  p_ids          uuid[],
+  p_queues       text[],
+  p_ends_with_us boolean
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task_id uuid := teguh._run_task(p_run_id);
+begin
+  insert into teguh.j_template as j (
+    task_id, step_name, run_id, spawned_at, child_ids, child_queues, ends_with_us
+  )
+  values (
+    v_task_id, p_step_name, p_run_id, teguh.current_time(), p_ids, p_queues, p_ends_with_us
+  );
+  if p_ends_with_us then
+    update teguh.t_template as t
+    set links = coalesce(t.links, '{}') || '{"children": true}'
+    where t.task_id = v_task_id;
+  end if;
+end;
+$$;
+
+-- Read one child to spawn.
+create or replace function teguh._read_child(
+  p_queue_name text,
+  p_join       jsonb,
+  p_task       jsonb,
+  p_like       teguh._spawn
+)
+  returns teguh._spawn
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_spawn teguh._spawn := teguh._read_task(
+    p_queue_name, p_task - 'queue_name', teguh._policy(p_queue_name)
+  );
+begin
+  if v_spawn.idempotency_key is not null or v_spawn.uniqueness is not null then
+    raise exception 'a child cannot have an idempotency key or a unique key'
+      using
+        errcode = 'TG005',
+        detail = 'The task of that key might be another''s child, or nobody''s.',
+        hint = 'The step''s name makes sure that children are spawned once.';
+  elsif v_spawn.links ? 'sequence' then
+    raise exception 'a child cannot have a sequence'
+      using
+        errcode = 'TG005',
+        detail = 'Its parent waits for one task.',
+        hint = 'Let the child itself spawn what is to follow, and await it.';
+  end if;
+
+  v_spawn.parent_task_id := coalesce(v_spawn.parent_task_id, p_like.parent_task_id);
+  v_spawn.workflow_run_id := coalesce(v_spawn.workflow_run_id, p_like.workflow_run_id);
+  v_spawn.correlation_id := coalesce(v_spawn.correlation_id, p_like.correlation_id);
+  if not coalesce(p_task -> 'options' ? 'tags', false) then
+    v_spawn.tags := p_like.tags;
+  end if;
+  v_spawn.links := coalesce(v_spawn.links, '{}') || jsonb_build_object('join', p_join);
+  return v_spawn;
+end;
+$$;
+
+-- The queue of each child, the parent's unless it names another.
+create or replace function teguh._child_queues(p_queue_name text, p_tasks jsonb)
+  returns text[]
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if jsonb_typeof(p_tasks) is distinct from 'array'
+    or jsonb_path_exists(p_tasks, '$[*] ? (@.type() != "object")')
+  then
+    raise exception 'children must be a JSON array of tasks'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(coalesce(p_tasks::text, 'null'), 200)),
+        hint = 'For instance [{"task_name": "resize", "params": {"width": 100}}].';
+  end if;
+
+  return array(
+    select coalesce(teguh._text_option(t.task, 'queue_name'), p_queue_name)
+    from jsonb_array_elements(p_tasks) with ordinality as t(task, place)
+    order by t.place
+  );
+end;
+$$;
+
+-- Spawn children in one queue.  Returns their ids in the order given.
+create or replace function teguh._birth(p_queue_name text, p_spawns teguh._spawn[])
+  returns uuid[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_ids uuid[];
+begin
+  execute format(
+    'select array_agg(p.task_id order by p.place) from teguh._put_%s($1) with ordinality '
+    'as p(task_id, run_id, attempt, created, place)', p_queue_name
+  ) into v_ids using p_spawns;
+  perform teguh._abide(
+    p_queue_name,
+    teguh._policy(p_queue_name),
+    exists (select from unnest(p_spawns) as s where s.priority is not null),
+    true
+  );
+  return v_ids;
+end;
+$$;
+
+-- Spawn the children of a step.
+create or replace function teguh.spawn_children(
+  p_queue_name text,
+  p_run_id     uuid,
+  p_step_name  text,
+  p_tasks      jsonb,
+  p_options    jsonb default '{}'
+)
+  returns table(queue_name text, task_id uuid, created boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_like   teguh._spawn;
+  v_join   jsonb := jsonb_build_object('queue_name', p_queue_name, 'step_name', p_step_name);
+  v_cancel boolean := teguh._cancel_option(p_options);
+  v_queues text[] := teguh._child_queues(p_queue_name, p_tasks);
+  v_queue  text;
+  v_places bigint[];
+  v_spawns teguh._spawn[];
+  v_known  text[];
+  v_some   uuid[];
+  v_ids    uuid[];
+begin
+  perform teguh._check_name('step name', p_step_name);
+  execute teguh._call('brood', p_queue_name, 2)
+  into
+    v_ids, v_known, v_like.parent_task_id, v_like.workflow_run_id, v_like.correlation_id,
+    v_like.tags
+  using p_run_id, p_step_name;
+  if v_ids is not null then
+    return query
+    select u.queue_name, u.task_id, false
+    from unnest(v_known, v_ids) as u(queue_name, task_id);
+    return;
+  end if;
+
+  v_join := v_join || jsonb_build_object('task_id', v_like.parent_task_id, 'run_id', p_run_id);
+  for v_place in 1 .. cardinality(v_queues) loop
+    v_spawns[v_place] := teguh._read_child(
+      v_queues[v_place], v_join || jsonb_build_object('place', v_place), p_tasks -> v_place - 1,
+      v_like
+    );
+  end loop;
+
+  for v_queue, v_places in
+    select q.name, array_agg(q.place order by q.place)
+    from unnest(v_queues) with ordinality as q(name, place)
+    group by q.name
+    order by q.name
+  loop
+    v_some := teguh._birth(
+      v_queue, array(select v_spawns[u.place] from unnest(v_places) as u(place))
+    );
+    for v_place in 1 .. cardinality(v_places) loop
+      v_ids[v_places[v_place]] := v_some[v_place];
+    end loop;
+  end loop;
+
+  execute teguh._call('bind', p_queue_name, 5)
+  using p_run_id, p_step_name, coalesce(v_ids, '{}'), v_queues, v_cancel;
+  return query
+  select u.queue_name, u.task_id, true
+  from unnest(v_queues, v_ids) as u(queue_name, task_id);
+end;
+$$;
+
+comment on function teguh.spawn_children(text, uuid, text, jsonb, jsonb) is
+  'Spawns tasks ({"task_name", "params", "options", "queue_name"}) for a step of a run, in the '
+  'caller''s transaction: of any queue, as many as there are, and once, whatever is given the '
+  'second time. They come back in the order given; created is false if they were there. They have '
+  'the run''s task as parent_task_id and, unless they say otherwise, its workflow_run_id, '
+  'correlation_id and tags. Options: on_parent_end (leave or cancel: what becomes of them if the '
+  'task ends without success; default leave). Raises TG001 for an unknown queue, TG002 for an '
+  'unknown run, TG004 if nobody holds the run, TG005 for a bad task or option, TG007 when a queue '
+  'is full, AB001 if the task is cancelled, AB002 if the run has ended.';
+
+-- Read whether children are to be cancelled when their parent ends without success.
+create or replace function teguh._cancel_option(p_options jsonb)
+  returns boolean
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_options jsonb := coalesce(p_options, '{}');
+begin
+  perform teguh._check_keys('options', v_options, array['on_parent_end']);
+  if teguh._text_option(v_options, 'on_parent_end') not in ('leave', 'cancel') then
+    raise exception 'unknown on_parent_end "%"', left(v_options ->> 'on_parent_end', 200)
+      using
+        errcode = 'TG005',
+        detail = 'Known values: leave, cancel.',
+        hint = 'leave is the default.';
+  end if;
+  return coalesce(v_options ->> 'on_parent_end' = 'cancel', false);
+end;
+$$;
+
+-- Tell a parent that a child is over; null: that it is not over any more.  A queue that was
+-- dropped is told nothing.
+create or replace function teguh._answer(p_join jsonb, p_state text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if teguh._reach_queue(p_join ->> 'queue_name') then
+    execute format('select teguh._report_%s($1, $2, $3, $4, $5)', p_join ->> 'queue_name')
+    using
+      (p_join ->> 'task_id')::uuid, p_join ->> 'step_name', (p_join ->> 'run_id')::uuid,
+      (p_join ->> 'place')::integer, p_state;
+  end if;
+end;
+$$;
+
+-- Write down that a child is over, and see to it that the children are counted a moment later;
+-- unless its parent is gone, or has begun anew without it.
+create or replace function teguh._report_template(
+  p_task_id   uuid,
+  p_step_name text,
+  p_run_id    uuid,
+  p_place     integer,
+  p_state     text
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_state is null then
+    delete from teguh.f_template as f
+    where (f.task_id, f.step_name) = (p_task_id, p_step_name)
+      and (f.run_id, f.place) = (p_run_id, p_place);
+    return;
+  end if;
+
+  perform from teguh.j_template as j
+  where (j.task_id, j.step_name, j.run_id) = (p_task_id, p_step_name, p_run_id);
+  if not found then
+    return;
+  end if;
+
+  insert into teguh.f_template as f (task_id, step_name, run_id, place, state)
+  values (p_task_id, p_step_name, p_run_id, p_place, p_state)
+  on conflict (task_id, step_name, run_id, place) do update
+  set state = excluded.state;
+  perform teguh._tell_template(p_task_id);
+end;
+$$;
+
+-- Have the children of a task counted in a moment, with whatever else ends until then.
+create or replace function teguh._tell_template(p_task_id uuid)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._push_template(
+    's', array[p_task_id], array[-1], array[teguh.current_time() + interval '20 milliseconds']
+  );
+end;
+$$;
+
+-- How the children of a step stand: whether what is awaited has come true, and whether it still
+-- can.  Null if no children were spawned.
+create or replace function teguh._judge_template(
+  p_task_id   uuid,
+  p_step_name text,
+  p_mode      text,
+  p_fail_fast boolean
+)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_all    integer;
+  v_run_id uuid;
+  v_over   integer;
+  v_good   integer;
+  v_want   integer;
+begin
+  select cardinality(j.child_ids), j.run_id into v_all, v_run_id
+  from teguh.j_template as j
+  where j.task_id = p_task_id
+    and j.step_name = p_step_name;
+  select count(*), count(*) filter (where f.state = 'completed') into v_over, v_good
+  from teguh.f_template as f
+  where f.task_id = p_task_id
+    and f.step_name = p_step_name
+    and f.run_id = v_run_id;
+
+  v_want := case p_mode when 'all' then v_all when 'any' then 1 else p_mode::integer end;
+  return v_over >= v_all
+         or (p_mode <> 'all' and v_good >= v_want)
+         or (p_fail_fast and v_all - (v_over - v_good) < v_want);
+end;
+$$;
+
+-- Wake those of the tasks given whose children have done what they wait for.  Returns how many.
+-- One that somebody holds locked is looked at again in a second: whoever it is may roll back.
+create or replace function teguh._gather_template(p_task_ids uuid[], p_now timestamptz)
+  returns integer
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_wait  record;
+  v_task  teguh.t_template;
+  v_count integer := 0;
+begin
+  if coalesce(p_task_ids, '{}') = '{}' then
+    return 0;
+  end if;
+
+  for v_wait in
+    select w.task_id, w.turn, w.step_name
+    from unnest(p_task_ids) as u(task_id)
+    join teguh.w_template as w on w.task_id = u.task_id
+    join teguh.j_template as j on (j.task_id, j.step_name) = (w.task_id, w.step_name)
+    where w.event_name = '$children'
+      and teguh._judge_template(j.task_id, j.step_name, j.wanted, j.fail_fast)
+    order by w.task_id
+  loop
+    select t.* into v_task
+    from teguh.t_template as t
+    where (t.task_id, t.turn) = (v_wait.task_id, v_wait.turn)
+      and t.state = 'sleeping'
+    for no key update skip locked;
+    if not found then
+      perform teguh._push_template(
+        's', array[t.task_id], array[-1], array[p_now + interval '1 second']
+      )
+      from teguh.t_template as t
+      where (t.task_id, t.turn, t.state) = (v_wait.task_id, v_wait.turn, 'sleeping');
+      continue;
+    end if;
+
+    update teguh.t_template as t
+    set
+      turn = v_task.turn + 1,
+      laned = false,
+      state = 'pending',
+      available_at = p_now
+    where t.task_id = v_task.task_id;
+    perform teguh._push_template('r', array[v_task.task_id], array[v_task.turn + 1]);
+    perform teguh._moved_template(v_task, 'p');
+    v_count := v_count + 1;
+  end loop;
+
+  return v_count;
+end;
+$$;
+
+-- Wait for the children of a step, or learn what became of them.
+--
+-- The children are counted after the wait is written down, by a timer of its own: of a child that
+-- ends at the same moment either this sees that it is over, or that count does.
+create or replace function teguh._rally_template(
+  p_task_id   uuid,
+  p_run_id    uuid,
+  p_step_name text,
+  p_mode      text,
+  p_timeout   double precision,
+  p_fail_fast boolean,
+  p_cancel    boolean
+)
+  returns table(should_suspend boolean, payload jsonb, timed_out boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now     timestamptz := teguh.current_time();
+  v_task    teguh.t_template := teguh._own_template(p_task_id, p_run_id);
+  v_timeout timestamptz;
+  v_done    boolean;
+begin
+  select false, c.state, c.status = 'timed_out' into should_suspend, payload, timed_out
+  from teguh.c_template as c
+  where c.task_id = p_task_id
+    and c.checkpoint_name = p_step_name;
+  if found then
+    payload := case when not timed_out then payload end;
+    return next;
+    return;
+  end if;
+
+  v_done := teguh._judge_template(p_task_id, p_step_name, p_mode, p_fail_fast);
+  if v_done is null then
+    raise exception 'step "%" has no children', left(p_step_name, 200)
+      using
+        errcode = 'TG004',
+        detail = 'None were spawned under that name.',
+        hint = 'Call spawn_children() with the same step name first.';
+  end if;
+
+  select w.timeout_at into v_timeout
+  from teguh.w_template as w
+  where w.task_id = p_task_id
+    and w.step_name = p_step_name
+    and w.event_name = '$children';
+  v_timeout := coalesce(v_timeout, teguh._after(v_now, p_timeout));
+  if not v_done and (v_timeout is null or v_timeout > v_now) then
+    update teguh.j_template as j
+    set
+      wanted = p_mode,
+      fail_fast = p_fail_fast
+    where j.task_id = p_task_id
+      and j.step_name = p_step_name;
+    perform teguh._park_template(v_task, p_step_name, '$children', v_timeout);
+    perform teguh._tell_template(p_task_id);
+    return query select true, null::jsonb, false;
+    return;
+  end if;
+
+  if p_cancel then
+    perform teguh._dismiss(j.child_queues, j.child_ids)
+    from teguh.j_template as j
+    where j.task_id = p_task_id
+      and j.step_name = p_step_name;
+  end if;
+  payload := case when v_done then teguh._crop_template(p_task_id, p_step_name) end;
+  perform teguh._note_template(
+    p_task_id, p_step_name, payload, case when v_done then 'committed' else 'timed_out' end,
+    p_run_id
+  );
+  delete from teguh.w_template as w
+  where w.task_id = p_task_id;
+  return query select false, payload, not v_done;
+end;
+$$;
+
+-- What became of the children of a step, in the order in which they were spawned.  Of one that is
+-- gone with its queue, or was removed, only the state is known.
+create or replace function teguh._crop_template(p_task_id uuid, p_step_name text)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_children teguh.j_template;
+  v_queue    text;
+  v_some     jsonb;
+  v_all      jsonb := '{}'::jsonb;
+begin
+  select j.* into v_children
+  from teguh.j_template as j
+  where j.task_id = p_task_id
+    and j.step_name = p_step_name;
+  for v_queue in
+    select distinct q.name
+    from unnest(v_children.child_queues) as q(name)
+  loop
+    continue when not teguh._reach_queue(v_queue);
+    execute format('select teguh._yield_%s($1)', v_queue) into v_some using v_children.child_ids;
+    v_all := v_all || coalesce(v_some, '{}');
+  end loop;
+
+  return coalesce(
+    (
+      select jsonb_agg(
+        jsonb_build_object('task_id', c.task_id, 'queue_name', c.queue_name)
+        || coalesce(v_all -> c.task_id::text, jsonb_build_object(
+          'state', f.state, 'result', null, 'failure_reason', null
+        ))
+        order by c.place
+      )
+      from unnest(v_children.child_ids, v_children.child_queues) with ordinality
+        as c(task_id, queue_name, place)
+      left join teguh.f_template as f
+        on (f.task_id, f.step_name) = (p_task_id, p_step_name)
+        and (f.run_id, f.place) = (v_children.run_id, c.place)
+    ),
+    '[]'
+  );
+end;
+$$;
+
+-- What became of those tasks that are of this queue, by their ids.
+create or replace function teguh._yield_template(p_task_ids uuid[])
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return (
+    select jsonb_object_agg(t.task_id, jsonb_build_object(
+      'state', t.state, 'result', t.result, 'failure_reason', t.failure_reason
+    ))
+    from unnest(p_task_ids) as u(task_id)
+    cross join lateral (
+      select t.* from teguh.t_template as t where t.task_id = u.task_id offset 0
+    ) as t
+  );
+end;
+$$;
+
+-- Cancel those of some tasks that are not over.
+create or replace function teguh._dismiss(p_queues text[], p_task_ids uuid[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue text;
+begin
+  for v_queue in
+    select distinct q.name
+    from unnest(p_queues) as q(name)
+    order by q.name
+  loop
+    continue when not teguh._reach_queue(v_queue);
+    execute format('select teguh._ditch_%s($1)', v_queue) using p_task_ids;
+  end loop;
+end;
+$$;
+
+-- Cancel those of some tasks that are of this queue and not over, in the order of their ids.
+create or replace function teguh._ditch_template(p_task_ids uuid[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task_ids uuid[] := array(
+    select t.task_id
+    from teguh.t_template as t
+    where t.task_id = any (p_task_ids)
+      and t.state in ('pending', 'running', 'sleeping')
+    order by t.task_id
+    for no key update
+  );
+begin
+  perform teguh._stop_template(u.task_id, teguh.current_time())
+  from unnest(v_task_ids) as u(task_id);
+end;
+$$;
+
+-- Tell the parents of tasks that go down with their queue: to them they are cancelled.
+create or replace function teguh._perish_template()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._answer(t.links -> 'join', 'cancelled')
+  from teguh.t_template as t
+  where t.links -> 'join' ->> 'queue_name' <> substr('_template', 2)
+    and t.state in ('pending', 'running', 'sleeping');
+end;
+$$;
+
+-- Cancel the children that are to end with a task which has.
+create or replace function teguh._orphan_template(p_task_id uuid)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._dismiss(j.child_queues, j.child_ids)
+  from teguh.j_template as j
+  where j.task_id = p_task_id
+    and j.ends_with_us;
+end;
+$$;
+
+-- Wait for the children of a step.
+create or replace function teguh.await_children(
+  p_queue_name text,
+  p_task_id    uuid,
+  p_run_id     uuid,
+  p_step_name  text,
+  p_mode       text default 'all',
+  p_timeout    double precision default null,
+  p_options    jsonb default '{}'
+)
+  returns table(should_suspend boolean, payload jsonb, timed_out boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_options jsonb := coalesce(p_options, '{}');
+begin
+  perform teguh._check_isolation('await_children');
+  perform teguh._check_name('step name', p_step_name);
+  perform teguh._check_keys('options', v_options, array['on_failure', 'cancel_rest']);
+  if coalesce(p_mode, '') !~ '^(all|any|[1-9][0-9]{0,8})$'
+    or coalesce(teguh._text_option(v_options, 'on_failure'), 'collect')
+    not in ('collect', 'fail_fast')
+  then
+    raise exception 'children are awaited all, any or so many; on_failure is collect or fail_fast'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s, %s.', left(p_mode, 200), left(v_options::text, 200)),
+        hint = 'For instance all, with {"on_failure": "fail_fast"}.';
+  end if;
+  if p_timeout is not null then
+    perform teguh._check_seconds('timeout', p_timeout, true);
+  end if;
+
+  return query execute teguh._call('rally', p_queue_name, 7)
+  using
+    p_task_id, p_run_id, p_step_name, p_mode, p_timeout,
+    coalesce(v_options ->> 'on_failure' = 'fail_fast', false),
+    teguh._flag_option(v_options, 'cancel_rest');
+end;
+$$;
+
+comment on function teguh.await_children(
+  text, uuid, uuid, text, text, double precision, jsonb
+) is
+  'Waits for the children that spawn_children() has spawned for a step: p_mode all (over, in '
+  'whatever way), any (one completed) or a number (so many completed); if that cannot come true '
+  'any more, until all are over. should_suspend: the run now sleeps; the worker lets go of it and '
+  'calls again when it is claimed next. Otherwise payload is an array in the order in which they '
+  'were spawned, of {"task_id", "queue_name", "state", "result", "failure_reason"}, or timed_out '
+  'is true; and so it stays for this step. Options: on_failure (collect, the default; fail_fast: '
+  'over as soon as so many have failed that p_mode cannot come true), cancel_rest (true: those not '
+  'over by then are cancelled). Raises TG001 for an unknown queue, TG002 for an unknown run or one '
+  'of another task, TG004 if nobody holds the run or the step has no children, TG005 for a bad '
+  'mode or option, AB001 if the task is cancelled, AB002 if the run has ended, 25001 unless the '
+  'transaction is READ COMMITTED.';
 
 -- sql/src/90_finish.sql
 -- The second segment's functions are those of the first with 0 and 1 exchanged.

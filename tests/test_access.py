@@ -59,6 +59,12 @@ CALLS = {
     "set_task_checkpoint_state":
         f"select teguh.set_task_checkpoint_state('{{q}}', {TASK}, 's', '1', {RUN})",
     "await_event": f"select teguh.await_event('{{q}}', {TASK}, {RUN}, 's', 'e')",
+    "spawn_children": f"select teguh.spawn_children('{{q}}', {RUN}, 's', '[]')",
+    "await_children": f"select teguh.await_children('{{q}}', {TASK}, {RUN}, 's')",
+    "add_compensation":
+        f"select teguh.add_compensation('{{q}}', {TASK}, {RUN}, 's',"
+        " '{{\"task_name\": \"t\"}}')",
+    "repeat_run": f"select teguh.repeat_run('{{q}}', {RUN})",
     "ticker": "select teguh.ticker('{q}')",
     "cleanup_tasks": "select teguh.cleanup_tasks('{q}')",
     "cleanup_events": "select teguh.cleanup_events('{q}')",
@@ -109,7 +115,7 @@ CLIENT = READ | {
 WORKER = CLIENT | {
     "claim_task", "claim_any", "next_due", "complete_run", "complete_runs", "fail_run",
     "schedule_run", "release_run", "extend_claim", "set_task_checkpoint_state", "await_event",
-    "ticker",
+    "spawn_children", "await_children", "add_compensation", "repeat_run", "ticker",
 }  # fmt: skip
 UPKEEP = WORKER | {
     "cleanup_tasks", "cleanup_events", "rebuild_dispatch", "pause_queue", "resume_queue",

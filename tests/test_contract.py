@@ -103,6 +103,14 @@ list_schedules(p_queue_name text)
   next_fire_at timestamp with time zone, last_planned_at timestamp with time zone,
   last_fired_at timestamp with time zone, last_skipped_at timestamp with time zone,
   last_task_id uuid, last_error text)
+spawn_children(p_queue_name text, p_run_id uuid, p_step_name text, p_tasks jsonb, p_options jsonb)
+  -> TABLE(queue_name text, task_id uuid, created boolean)
+await_children(p_queue_name text, p_task_id uuid, p_run_id uuid, p_step_name text, p_mode text,
+  p_timeout double precision, p_options jsonb)
+  -> TABLE(should_suspend boolean, payload jsonb, timed_out boolean)
+add_compensation(p_queue_name text, p_task_id uuid, p_run_id uuid, p_step_name text, p_task jsonb)
+  -> void
+repeat_run(p_queue_name text, p_run_id uuid, p_after_seconds double precision) -> uuid
 cancel_task(p_queue_name text, p_task_id uuid, p_reason text) -> void
 cancel_tasks(p_queue_name text, p_filter jsonb, p_options jsonb) -> integer
 requeue_task(p_queue_name text, p_task_id uuid, p_reason text) -> uuid

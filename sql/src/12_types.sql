@@ -66,7 +66,8 @@ begin
       on_expired      jsonb,
       uniqueness      jsonb,
       priority        smallint,
-      flow_key        text
+      flow_key        text,
+      links           jsonb
     );
   end if;
 

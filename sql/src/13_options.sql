@@ -157,6 +157,34 @@ begin
 end;
 $$;
 
+-- An object without those of its keys that are null; what is inside them stays as it is.
+create or replace function teguh._present(p_object jsonb)
+  returns jsonb
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select jsonb_object_agg(e.key, e.value) filter (where e.value <> 'null')
+  from jsonb_each(p_object) as e(key, value);
+$$;
+
+-- Read an option that must be a name; null when absent or null.
+create or replace function teguh._name_option(p_options jsonb, p_key text)
+  returns text
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_name text := teguh._text_option(p_options, p_key);
+begin
+  if v_name is not null then
+    perform teguh._check_name(replace(p_key, '_', ' '), v_name);
+  end if;
+  return v_name;
+end;
+$$;
+
 -- Read an option that must be a uuid; null when absent or null.
 create or replace function teguh._uuid_option(p_options jsonb, p_key text)
   returns uuid
@@ -440,7 +468,8 @@ begin
     'headers', 'retry_strategy', 'max_attempts', 'cancellation', 'idempotency_key',
     'idempotency_mismatch', 'available_at', 'delay_seconds', 'tags', 'correlation_id',
     'parent_task_id', 'parent_run_id', 'parent_queue_name', 'workflow_run_id', 'timeout_seconds',
-    'ttl_seconds', 'deadline_at', 'on_expired', 'unique', 'priority', 'key'
+    'ttl_seconds', 'deadline_at', 'on_expired', 'unique', 'priority', 'key',
+    'sequence', 'on_failure', 'compensate'
   ]);
 
   v_spawn.headers := nullif(p_options -> 'headers', 'null');
@@ -476,22 +505,19 @@ begin
     p_options, 'available_at', 'delay_seconds', 0, teguh.current_time()
   );
   v_spawn.tags := teguh._tags_option(p_options);
-  v_spawn.correlation_id := teguh._text_option(p_options, 'correlation_id');
-  if v_spawn.correlation_id is not null then
-    perform teguh._check_name('correlation id', v_spawn.correlation_id);
-  end if;
+  v_spawn.correlation_id := teguh._name_option(p_options, 'correlation_id');
   v_spawn.parent_task_id := teguh._uuid_option(p_options, 'parent_task_id');
   v_spawn.workflow_run_id := teguh._uuid_option(p_options, 'workflow_run_id');
   if p_options ?| '{timeout_seconds,ttl_seconds,deadline_at,on_expired}' then
     v_spawn := teguh._read_time_options(p_queue_name, v_spawn, p_options);
   end if;
   v_spawn.priority := nullif(teguh._whole_option(p_options, 'priority', -32768, 32767), 0);
-  v_spawn.flow_key := teguh._text_option(p_options, 'key');
-  if v_spawn.flow_key is not null then
-    perform teguh._check_name('key', v_spawn.flow_key);
-  end if;
+  v_spawn.flow_key := teguh._name_option(p_options, 'key');
   if p_options ? 'unique' then
     v_spawn.uniqueness := teguh._unique_option(p_options);
+  end if;
+  if p_options ?| '{sequence,on_failure,compensate}' then
+    v_spawn.links := teguh._links_option(p_queue_name, p_options);
   end if;
   if p_options ? 'parent_run_id' then
     v_spawn := teguh._inherit(p_queue_name, v_spawn, p_options);
@@ -587,6 +613,7 @@ begin
   perform teguh._read_task(
     v_queue_name, v_spawn.on_expired - 'queue_name', teguh._policy(v_queue_name)
   );
+  perform teguh._check_spawner(v_queue_name);
   return v_spawn;
 end;
 $$;

@@ -201,6 +201,7 @@ create table if not exists teguh.t_template (
   priority         smallint,
   flow_key         text,
   laned            boolean     not null default false,
+  links            jsonb,
   constraint tkey_template primary key (task_id)
 )
 with (
@@ -271,6 +272,9 @@ comment on column teguh.t_template.priority is
   'How many minutes the task counts as older than it is; null is 0.';
 comment on column teguh.t_template.flow_key is
   'What tasks are limited, ordered or taken in turns by; null if by nothing.';
+comment on column teguh.t_template.links is
+  'What follows when the task is over (sequence, data, on_failure, compensate, undo), whom it is '
+  'to be reported to (join), whether it has children that end with it; null if nothing.';
 comment on column teguh.t_template.laned is
   'Whether the ready task stands in a lane rather than in dispatch.';
 
@@ -346,7 +350,8 @@ comment on table teguh.p0_template is
 comment on column teguh.p0_template.kind is
   'r: ready to be claimed. s: a sleeper''s timer. l: a lease''s or deadline''s timer.';
 comment on column teguh.p0_template.turn is
-  'The task''s turn that the row is for; 0 for the timer of a deadline.';
+  'The task''s turn that the row is for; 0 for the timer of a deadline, -1 for a look at '
+  'whether the children it waits for are over.';
 comment on column teguh.p0_template.more_ids is
   'Further tasks of the same claim, whose leases end at the same time; their turns '
   'are in more_turns.';
@@ -618,6 +623,42 @@ create index if not exists utask_template
 
 comment on table teguh.u_template is
   'Unique keys, and the last task that was spawned with each.';
+
+-- Children that a step has spawned.
+create table if not exists teguh.j_template (
+  task_id      uuid        not null,
+  step_name    text        not null,
+  run_id       uuid        not null,
+  spawned_at   timestamptz not null,
+  child_ids    uuid[]      not null,
+  child_queues text[]      not null,
+  ends_with_us boolean     not null,
+  wanted       text,
+  fail_fast    boolean,
+  constraint jkey_template primary key (task_id, step_name)
+);
+
+comment on table teguh.j_template is
+  'Children that a step of a task has spawned, in the order given, and how they are awaited.';
+comment on column teguh.j_template.run_id is
+  'The run that spawned them: children of an earlier repetition are not counted.';
+comment on column teguh.j_template.ends_with_us is
+  'Whether those that are not over are cancelled when the task ends without success.';
+comment on column teguh.j_template.wanted is
+  'all, any, or how many are to complete; null while nobody waits.';
+
+-- Children that are over.
+create table if not exists teguh.f_template (
+  task_id   uuid    not null,
+  step_name text    not null,
+  run_id    uuid    not null,
+  place     integer not null,
+  state     text    not null,
+  constraint fkey_template primary key (task_id, step_name, run_id, place)
+);
+
+comment on table teguh.f_template is
+  'Which children of a step are over, and how they ended.';
 
 -- Waits.
 create table if not exists teguh.w_template (

@@ -95,7 +95,7 @@ as $$
 begin
   perform teguh._policy(p_queue_name);
   return 'select * from teguh._' || p_verb || '_' || p_queue_name
-         || '(' || substr('$1, $2, $3, $4, $5', 1, greatest(4 * p_arguments - 2, 0)) || ')';
+         || '(' || substr('$1, $2, $3, $4, $5, $6, $7', 1, greatest(4 * p_arguments - 2, 0)) || ')';
 end;
 $$;
 
@@ -549,6 +549,20 @@ begin
 end;
 $$;
 
+-- Keep a queue from being dropped until our transaction ends, and see whether it is there.
+-- Waits for a drop that is under way, which never waits long for us.
+create or replace function teguh._reach_queue(p_queue_name text)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform pg_advisory_xact_lock_shared(teguh._lock_number(p_queue_name));
+  return to_regclass('teguh.t_' || p_queue_name) is not null;
+end;
+$$;
+
 -- Drop a queue with everything in it.
 --
 -- Never waits for a lock long enough to be part of a deadlock: all of it happens
@@ -619,6 +633,7 @@ begin
     and c.relkind = 'r'
     and c.relname ~ '^_?[a-z0-9]+_template$';
   execute 'lock table ' || v_tables || ' in access exclusive mode';
+  execute format('select teguh._perish_%s()', p_queue_name);
 
   for v_drop in
     select format('drop function %s', teguh._stamp(p.oid::regprocedure::text, p_queue_name))

@@ -711,7 +711,9 @@ begin
   loop
     v_count := v_count + 1;
     perform from teguh.t_template as t
-    where (t.task_id, t.turn, t.state) = (v_timer.task_id, v_timer.turn, 'sleeping');
+    where t.task_id = v_timer.task_id
+      and t.state = 'sleeping'
+      and v_timer.turn in (-1, t.turn);
     if found or v_count = 100 then
       return nullif(v_timer.due_at, 'infinity');
     end if;

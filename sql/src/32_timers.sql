@@ -56,7 +56,9 @@ begin
       and p.due_at <= p_now
       and (p_fresh or p_kind = 'l' or exists (
         select from teguh.t_template as t
-        where (t.task_id, t.turn, t.state) = (p.task_id, p.turn, 'sleeping')
+        where t.task_id = p.task_id
+          and p.turn in (-1, t.turn)
+          and t.state = 'sleeping'
         offset 0
       ))
     order by p.due_at, p.seq
@@ -234,6 +236,7 @@ declare
   v_ring     bigint := pg_sequence_last_value('teguh.ring_template'::regclass);
   v_sleepers teguh._timer[] := '{}';
   v_leases   teguh._timer[] := '{}';
+  v_joined   uuid[];
   v_task_ids uuid[];
   v_turns    integer[];
 begin
@@ -263,9 +266,17 @@ begin
     if v_task_ids is not null then
       perform teguh._push_template('r', v_task_ids, v_turns);
     end if;
+    v_joined := array(
+      select distinct u.task_id
+      from unnest(v_sleepers) as u
+      where u.turn = -1
+      order by u.task_id
+    );
   end if;
 
-  return coalesce(cardinality(v_task_ids), 0) + teguh._expire_template(v_leases, p_now);
+  return coalesce(cardinality(v_task_ids), 0)
+         + teguh._gather_template(v_joined, p_now)
+         + teguh._expire_template(v_leases, p_now);
 end;
 $$;
 

@@ -187,7 +187,7 @@ begin
     where exists (
       select from teguh.t_template as t
       where t.task_id = u.task_id
-        and u.turn in (0, t.turn)
+        and u.turn in (-1, 0, t.turn)
         and t.state in ('pending', 'running', 'sleeping')
       offset 0
     );

@@ -47,6 +47,10 @@ begin
     );
   end loop;
 
+  perform teguh._tell_template(w.task_id)
+  from teguh.w_template as w
+  where w.event_name = '$children';
+
   update teguh.queues as q
   set built_for = teguh._home('teguh.p0_template'::regclass)
   where q.queue_name = substr('_template', 2);

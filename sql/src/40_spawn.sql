@@ -23,7 +23,7 @@ begin
       task_name, params, headers, retry_strategy, max_attempts, cancellation,
       idempotency_key, return_mismatch, available_at, tags, correlation_id, parent_task_id,
       workflow_run_id, timeout_seconds, expires_at, on_expired, uniqueness, priority, flow_key,
-      place
+      links, place
     )
   ),
 
@@ -32,7 +32,7 @@ begin
       task_id, run_id, turn, state, created_at, available_at, deadline_at, max_attempts,
       task_name, params, headers, retry_strategy, cancellation, idempotency_key, tags,
       correlation_id, parent_task_id, workflow_run_id, timeout_seconds, expires_at, on_expired,
-      priority, flow_key
+      priority, flow_key, links
     )
     select
       s.task_id, teguh._run_id(s.task_id, 1), 1,
@@ -43,7 +43,8 @@ begin
       )),
       s.max_attempts, s.task_name, s.params, s.headers, s.retry_strategy, s.cancellation,
       s.idempotency_key, s.tags, s.correlation_id, s.parent_task_id, s.workflow_run_id,
-      s.timeout_seconds, s.expires_at, s.on_expired, s.priority, s.flow_key
+      s.timeout_seconds, s.expires_at, s.on_expired, s.priority, s.flow_key,
+      s.links
     from spawns as s
     order by s.idempotency_key nulls first, s.place
     on conflict (idempotency_key) where idempotency_key is not null do nothing
@@ -137,7 +138,8 @@ begin
   insert into teguh.t_template as t (
     task_id, run_id, turn, state, created_at, available_at, deadline_at, max_attempts,
     task_name, params, headers, retry_strategy, cancellation, tags, correlation_id,
-    parent_task_id, workflow_run_id, timeout_seconds, expires_at, on_expired, priority, flow_key
+    parent_task_id, workflow_run_id, timeout_seconds, expires_at, on_expired, priority, flow_key,
+    links
   )
   values (
     v_task_id, teguh._run_id(v_task_id, 1), 1,
@@ -146,7 +148,7 @@ begin
     p_spawn.headers, p_spawn.retry_strategy, p_spawn.cancellation, p_spawn.tags,
     p_spawn.correlation_id, p_spawn.parent_task_id, p_spawn.workflow_run_id,
     p_spawn.timeout_seconds, p_spawn.expires_at, p_spawn.on_expired, p_spawn.priority,
-    p_spawn.flow_key
+    p_spawn.flow_key, p_spawn.links
   );
 
   if v_due_at > v_now then
@@ -443,6 +445,7 @@ begin
     on_expired = p_spawn.on_expired,
     priority = p_spawn.priority,
     flow_key = p_spawn.flow_key,
+    links = p_spawn.links,
     laned = false
   where t.task_id = p_task.task_id;
 
@@ -554,6 +557,49 @@ begin
     attempt := greatest(v_task.attempt, 1);
     return next;
   end loop;
+end;
+$$;
+
+-- See to what a queue asks for when tasks were spawned into it: it goes by rules from the first
+-- that has a priority (p_ranked), and may be full.
+create or replace function teguh._abide(
+  p_queue_name text,
+  p_policy     jsonb,
+  p_ranked     boolean,
+  p_room       boolean
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_ranked and not p_policy ? 'ruled' then
+    execute 'select teguh._rule_' || p_queue_name || '(false)';
+  end if;
+  if p_room and p_policy ? 'max_pending' then
+    execute 'select teguh._room_' || p_queue_name || '($1)' using p_policy;
+  end if;
+end;
+$$;
+
+-- Refuse to have tasks spawned later, with all rights, where the caller may not spawn any.
+create or replace function teguh._check_spawner(p_queue_name text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if not has_function_privilege(
+    format('teguh._put_%s(teguh._spawn[])', p_queue_name), 'execute'
+  ) then
+    raise exception 'role "%" may not spawn tasks in queue "%"', current_user, p_queue_name
+      using
+        errcode = '42501',
+        detail = 'What follows a task is spawned where its spawner may spawn.',
+        hint = 'grant_access() gives a role access to a queue.';
+  end if;
 end;
 $$;
 

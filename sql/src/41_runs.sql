@@ -80,12 +80,13 @@ create or replace function teguh._done_template(p_run_id uuid, p_state jsonb)
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_task_id    uuid := teguh._run_task(p_run_id);
-  v_now        timestamptz := teguh.current_time();
-  v_turn       integer;
-  v_name       text;
-  v_started_at timestamptz;
-  v_seconds    double precision;
+  v_task_id uuid := teguh._run_task(p_run_id);
+  v_now     timestamptz := teguh.current_time();
+  v_turn    integer;
+  v_name    text;
+  v_started timestamptz;
+  v_links   jsonb;
+  v_seconds double precision;
 begin
   update teguh.t_template as t
   set
@@ -96,18 +97,21 @@ begin
   where t.task_id = v_task_id
     and t.run_id = p_run_id
     and t.state = 'running'
-  returning t.turn, t.task_name, t.started_at into v_turn, v_name, v_started_at;
+  returning t.turn, t.task_name, t.started_at, t.links into v_turn, v_name, v_started, v_links;
   if not found then
     perform teguh._hold_template(p_run_id);
   end if;
 
-  v_seconds := date_part('epoch', v_now - v_started_at);
+  v_seconds := date_part('epoch', v_now - v_started);
   perform teguh._tally_template(
     v_name, 'r', 'c', 1, teguh._bound(v_seconds, q.buckets), v_seconds
   )
   from teguh.queues as q
   where q.queue_name = substr('_template', 2);
 
+  if v_links is not null then
+    perform teguh._linked_template(v_task_id, 'completed');
+  end if;
   -- a task in its first turn has never waited
   if v_turn > 1 then
     delete from teguh.w_template as w
@@ -151,6 +155,7 @@ declare
   v_now     timestamptz := teguh.current_time();
   v_done    uuid[];
   v_waited  uuid[];
+  v_linked  uuid[];
   v_errors  text[];
   v_names   text[];
   v_seconds double precision[];
@@ -176,18 +181,16 @@ begin
       and t.run_id = r.run_id
       and t.state = 'running'
     returning
-      t.task_id, t.run_id, t.turn, t.task_name,
+      t.task_id, t.run_id, t.turn, t.task_name, t.links is not null as linked,
       date_part('epoch', v_now - t.started_at) as seconds
   )
 
   select
-    array_agg(d.run_id),
-    array_agg(d.task_id) filter (where d.turn > 1),
-    array_agg(d.task_name),
+    array_agg(d.run_id), array_agg(d.task_name),
+    array_agg(d.task_id) filter (where d.turn > 1), array_agg(d.task_id) filter (where d.linked),
     array_agg(d.seconds), min(d.seconds), max(d.seconds), sum(d.seconds)
-  into v_done, v_waited, v_names, v_seconds, v_least, v_most, v_sum
+  into v_done, v_names, v_waited, v_linked, v_seconds, v_least, v_most, v_sum
   from done as d;
-
   perform teguh._tally_template(
     v_names[1], 'r', 'c', cardinality(v_names), teguh._bound(v_most, q.buckets), v_sum
   )
@@ -197,6 +200,10 @@ begin
     and teguh._bound(v_least, q.buckets) = teguh._bound(v_most, q.buckets);
   if not found then
     perform teguh._finish_template(v_names, v_seconds);
+  end if;
+  if v_linked is not null then
+    perform teguh._linked_template(u.task_id, 'completed')
+    from unnest(v_linked) as u(task_id);
   end if;
 
   -- a task in its first turn has never waited
@@ -378,8 +385,8 @@ begin
 end;
 $$;
 
--- Note that a locked task has ended without success: it waits for nothing, and is found among
--- its like.
+-- Note that a locked task has ended without success: it waits for nothing, is found among its
+-- like, and is followed by what there is for that case.
 create or replace function teguh._lost_template(p_task_id uuid, p_state text, p_now timestamptz)
   returns void
   language plpgsql
@@ -392,6 +399,10 @@ begin
   insert into teguh.d_template as d (state, task_id, ended_at)
   values (p_state, p_task_id, p_now)
   on conflict do nothing;
+  perform teguh._linked_template(p_task_id, p_state)
+  from teguh.t_template as t
+  where t.task_id = p_task_id
+    and t.links is not null;
 end;
 $$;
 

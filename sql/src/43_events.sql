@@ -117,6 +117,25 @@ begin
 end;
 $$;
 
+-- Refuse what is no name of an event.
+create or replace function teguh._check_event(p_event_name text)
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_name('event name', p_event_name);
+  if p_event_name = '$children' then
+    raise exception 'an event cannot be named "$children"'
+      using
+        errcode = 'TG005',
+        detail = 'That is what a task waits for in await_children().',
+        hint = 'Give it another name.';
+  end if;
+end;
+$$;
+
 -- Wait for an event.
 create or replace function teguh.await_event(
   p_queue_name text,
@@ -134,7 +153,7 @@ as $$
 begin
   perform teguh._check_isolation('await_event');
   perform teguh._check_name('step name', p_step_name);
-  perform teguh._check_name('event name', p_event_name);
+  perform teguh._check_event(p_event_name);
   if p_timeout is not null then
     perform teguh._check_seconds('timeout', p_timeout, true);
   end if;
@@ -230,7 +249,7 @@ create or replace function teguh.emit_event(
 as $$
 begin
   perform teguh._check_isolation('emit_event');
-  perform teguh._check_name('event name', p_event_name);
+  perform teguh._check_event(p_event_name);
   execute teguh._call('emit', p_queue_name, 2)
   using p_event_name, coalesce(p_payload, 'null');
 end;

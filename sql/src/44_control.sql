@@ -157,7 +157,8 @@ begin
       v_task.task_name, v_task.params, v_task.headers, v_task.retry_strategy,
       coalesce(p_max_attempts, v_task.max_attempts), v_task.cancellation, null, false, null,
       v_task.tags, v_task.correlation_id, v_task.parent_task_id, v_task.workflow_run_id,
-      v_task.timeout_seconds, null, v_task.on_expired, null, v_task.priority, v_task.flow_key
+      v_task.timeout_seconds, null, v_task.on_expired, null, v_task.priority, v_task.flow_key,
+      nullif(v_task.links - '{join,children,undo}'::text[], '{}')
     )::teguh._spawn]) as p;
     perform teguh._act_template(
       'retry', p_reason, p_task_id, null, jsonb_build_object('task_id', task_id)
@@ -190,23 +191,40 @@ begin
 end;
 $$;
 
--- Delete the checkpoint of a step and all that were written after it.  False if there is none.
+-- Delete the checkpoint of a step and all that were written after it, and forget the children
+-- spawned from then on.  False if there is none.
 create or replace function teguh._forget_template(p_task_id uuid, p_from_step text)
   returns boolean
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_since timestamptz;
 begin
+  select min(s.at) into v_since
+  from (
+    select c.updated_at as at
+    from teguh.c_template as c
+    where (c.task_id, c.checkpoint_name) = (p_task_id, p_from_step)
+    union all
+    select j.spawned_at
+    from teguh.j_template as j
+    where (j.task_id, j.step_name) = (p_task_id, p_from_step)
+  ) as s;
+
   delete from teguh.c_template as c
   where c.task_id = p_task_id
-    and c.updated_at >= (
-      select f.updated_at
-      from teguh.c_template as f
-      where f.task_id = p_task_id
-        and f.checkpoint_name = p_from_step
-    );
-  return found;
+    and c.updated_at >= v_since;
+  delete from teguh.f_template as f
+  using teguh.j_template as j
+  where j.task_id = p_task_id
+    and j.spawned_at >= v_since
+    and (f.task_id, f.step_name) = (j.task_id, j.step_name);
+  delete from teguh.j_template as j
+  where j.task_id = p_task_id
+    and j.spawned_at >= v_since;
+  return v_since is not null;
 end;
 $$;
 
@@ -236,6 +254,9 @@ begin
   delete from teguh.d_template as d
   where d.state = p_task.state
     and d.task_id = p_task.task_id;
+  if p_task.links ? 'join' then
+    perform teguh._answer(p_task.links -> 'join', null);
+  end if;
   perform teguh._act_template(
     p_action, p_reason, p_task.task_id, teguh._run_id(p_task.task_id, v_number), null
   );

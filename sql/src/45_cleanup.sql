@@ -72,6 +72,10 @@ begin
   where r.task_id = any (p_task_ids);
   delete from teguh.w_template as w
   where w.task_id = any (p_task_ids);
+  delete from teguh.j_template as j
+  where j.task_id = any (p_task_ids);
+  delete from teguh.f_template as f
+  where f.task_id = any (p_task_ids);
   delete from teguh.a_template as a
   where a.task_id = any (p_task_ids);
   return cardinality(p_task_ids);

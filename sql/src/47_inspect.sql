@@ -796,7 +796,8 @@ begin
     where r.finished_at is not null
     union all
     select
-      r.number, 4, coalesce(a.acted_at, r.finished_at), 'retrying', r.next_id, r.attempt,
+      r.number, 4, coalesce(a.acted_at, r.finished_at),
+      case when r.state = 'completed' then 'repeating' else 'retrying' end, r.next_id, r.attempt,
       coalesce(a.detail, '{}')
     from runs as r
     left join actions as a on a.run_id = r.next_id and a.deed <> 'cancel'

@@ -212,6 +212,9 @@ select teguh._each_queue('alter table teguh.t_template add column on_expired jso
 select teguh._each_queue('alter table teguh.t_template drop constraint tstate_template');
 select teguh._each_queue('alter table teguh.c_template drop constraint cstatus_template');
 
+-- A task may be followed by others.
+select teguh._each_queue('alter table teguh.t_template add column links jsonb');
+
 -- A task may have a priority and a key; it may stand in a lane.
 select teguh._each_queue('alter table teguh.t_template add column priority smallint');
 select teguh._each_queue('alter table teguh.t_template add column flow_key text');
@@ -561,7 +564,8 @@ begin
       on_expired      jsonb,
       uniqueness      jsonb,
       priority        smallint,
-      flow_key        text
+      flow_key        text,
+      links           jsonb
     );
   end if;
 
@@ -776,6 +780,34 @@ begin
   end if;
 
   return v_value::boolean;
+end;
+$$;
+
+-- An object without those of its keys that are null; what is inside them stays as it is.
+create or replace function teguh._present(p_object jsonb)
+  returns jsonb
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select jsonb_object_agg(e.key, e.value) filter (where e.value <> 'null')
+  from jsonb_each(p_object) as e(key, value);
+$$;
+
+-- Read an option that must be a name; null when absent or null.
+create or replace function teguh._name_option(p_options jsonb, p_key text)
+  returns text
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_name text := teguh._text_option(p_options, p_key);
+begin
+  if v_name is not null then
+    perform teguh._check_name(replace(p_key, '_', ' '), v_name);
+  end if;
+  return v_name;
 end;
 $$;
 
@@ -1062,7 +1094,8 @@ begin
     'headers', 'retry_strategy', 'max_attempts', 'cancellation', 'idempotency_key',
     'idempotency_mismatch', 'available_at', 'delay_seconds', 'tags', 'correlation_id',
     'parent_task_id', 'parent_run_id', 'parent_queue_name', 'workflow_run_id', 'timeout_seconds',
-    'ttl_seconds', 'deadline_at', 'on_expired', 'unique', 'priority', 'key'
+    'ttl_seconds', 'deadline_at', 'on_expired', 'unique', 'priority', 'key',
+    'sequence', 'on_failure', 'compensate'
   ]);
 
   v_spawn.headers := nullif(p_options -> 'headers', 'null');
@@ -1098,22 +1131,19 @@ begin
     p_options, 'available_at', 'delay_seconds', 0, teguh.current_time()
   );
   v_spawn.tags := teguh._tags_option(p_options);
-  v_spawn.correlation_id := teguh._text_option(p_options, 'correlation_id');
-  if v_spawn.correlation_id is not null then
-    perform teguh._check_name('correlation id', v_spawn.correlation_id);
-  end if;
+  v_spawn.correlation_id := teguh._name_option(p_options, 'correlation_id');
   v_spawn.parent_task_id := teguh._uuid_option(p_options, 'parent_task_id');
   v_spawn.workflow_run_id := teguh._uuid_option(p_options, 'workflow_run_id');
   if p_options ?| '{timeout_seconds,ttl_seconds,deadline_at,on_expired}' then
     v_spawn := teguh._read_time_options(p_queue_name, v_spawn, p_options);
   end if;
   v_spawn.priority := nullif(teguh._whole_option(p_options, 'priority', -32768, 32767), 0);
-  v_spawn.flow_key := teguh._text_option(p_options, 'key');
-  if v_spawn.flow_key is not null then
-    perform teguh._check_name('key', v_spawn.flow_key);
-  end if;
+  v_spawn.flow_key := teguh._name_option(p_options, 'key');
   if p_options ? 'unique' then
     v_spawn.uniqueness := teguh._unique_option(p_options);
+  end if;
+  if p_options ?| '{sequence,on_failure,compensate}' then
+    v_spawn.links := teguh._links_option(p_queue_name, p_options);
   end if;
   if p_options ? 'parent_run_id' then
     v_spawn := teguh._inherit(p_queue_name, v_spawn, p_options);
@@ -1209,6 +1239,7 @@ begin
   perform teguh._read_task(
     v_queue_name, v_spawn.on_expired - 'queue_name', teguh._policy(v_queue_name)
   );
+  perform teguh._check_spawner(v_queue_name);
   return v_spawn;
 end;
 $$;
@@ -1624,6 +1655,7 @@ create table if not exists teguh.t_template (
   priority         smallint,
   flow_key         text,
   laned            boolean     not null default false,
+  links            jsonb,
   constraint tkey_template primary key (task_id)
 )
 with (
@@ -1694,6 +1726,9 @@ comment on column teguh.t_template.priority is
   'How many minutes the task counts as older than it is; null is 0.';
 comment on column teguh.t_template.flow_key is
   'What tasks are limited, ordered or taken in turns by; null if by nothing.';
+comment on column teguh.t_template.links is
+  'What follows when the task is over (sequence, data, on_failure, compensate, undo), whom it is '
+  'to be reported to (join), whether it has children that end with it; null if nothing.';
 comment on column teguh.t_template.laned is
   'Whether the ready task stands in a lane rather than in dispatch.';
 
@@ -1769,7 +1804,8 @@ comment on table teguh.p0_template is
 comment on column teguh.p0_template.kind is
   'r: ready to be claimed. s: a sleeper''s timer. l: a lease''s or deadline''s timer.';
 comment on column teguh.p0_template.turn is
-  'The task''s turn that the row is for; 0 for the timer of a deadline.';
+  'The task''s turn that the row is for; 0 for the timer of a deadline, -1 for a look at '
+  'whether the children it waits for are over.';
 comment on column teguh.p0_template.more_ids is
   'Further tasks of the same claim, whose leases end at the same time; their turns '
   'are in more_turns.';
@@ -2042,6 +2078,42 @@ create index if not exists utask_template
 comment on table teguh.u_template is
   'Unique keys, and the last task that was spawned with each.';
 
+-- Children that a step has spawned.
+create table if not exists teguh.j_template (
+  task_id      uuid        not null,
+  step_name    text        not null,
+  run_id       uuid        not null,
+  spawned_at   timestamptz not null,
+  child_ids    uuid[]      not null,
+  child_queues text[]      not null,
+  ends_with_us boolean     not null,
+  wanted       text,
+  fail_fast    boolean,
+  constraint jkey_template primary key (task_id, step_name)
+);
+
+comment on table teguh.j_template is
+  'Children that a step of a task has spawned, in the order given, and how they are awaited.';
+comment on column teguh.j_template.run_id is
+  'The run that spawned them: children of an earlier repetition are not counted.';
+comment on column teguh.j_template.ends_with_us is
+  'Whether those that are not over are cancelled when the task ends without success.';
+comment on column teguh.j_template.wanted is
+  'all, any, or how many are to complete; null while nobody waits.';
+
+-- Children that are over.
+create table if not exists teguh.f_template (
+  task_id   uuid    not null,
+  step_name text    not null,
+  run_id    uuid    not null,
+  place     integer not null,
+  state     text    not null,
+  constraint fkey_template primary key (task_id, step_name, run_id, place)
+);
+
+comment on table teguh.f_template is
+  'Which children of a step are over, and how they ended.';
+
 -- Waits.
 create table if not exists teguh.w_template (
   task_id    uuid    not null,
@@ -2156,7 +2228,7 @@ as $$
 begin
   perform teguh._policy(p_queue_name);
   return 'select * from teguh._' || p_verb || '_' || p_queue_name
-         || '(' || substr('$1, $2, $3, $4, $5', 1, greatest(4 * p_arguments - 2, 0)) || ')';
+         || '(' || substr('$1, $2, $3, $4, $5, $6, $7', 1, greatest(4 * p_arguments - 2, 0)) || ')';
 end;
 $$;
 
@@ -2610,6 +2682,20 @@ begin
 end;
 $$;
 
+-- Keep a queue from being dropped until our transaction ends, and see whether it is there.
+-- Waits for a drop that is under way, which never waits long for us.
+create or replace function teguh._reach_queue(p_queue_name text)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform pg_advisory_xact_lock_shared(teguh._lock_number(p_queue_name));
+  return to_regclass('teguh.t_' || p_queue_name) is not null;
+end;
+$$;
+
 -- Drop a queue with everything in it.
 --
 -- Never waits for a lock long enough to be part of a deadlock: all of it happens
@@ -2680,6 +2766,7 @@ begin
     and c.relkind = 'r'
     and c.relname ~ '^_?[a-z0-9]+_template$';
   execute 'lock table ' || v_tables || ' in access exclusive mode';
+  execute format('select teguh._perish_%s()', p_queue_name);
 
   for v_drop in
     select format('drop function %s', teguh._stamp(p.oid::regprocedure::text, p_queue_name))
@@ -3590,7 +3677,9 @@ begin
   loop
     v_count := v_count + 1;
     perform from teguh.t_template as t
-    where (t.task_id, t.turn, t.state) = (v_timer.task_id, v_timer.turn, 'sleeping');
+    where t.task_id = v_timer.task_id
+      and t.state = 'sleeping'
+      and v_timer.turn in (-1, t.turn);
     if found or v_count = 100 then
       return nullif(v_timer.due_at, 'infinity');
     end if;
@@ -3685,7 +3774,9 @@ begin
       and p.due_at <= p_now
       and (p_fresh or p_kind = 'l' or exists (
         select from teguh.t_template as t
-        where (t.task_id, t.turn, t.state) = (p.task_id, p.turn, 'sleeping')
+        where t.task_id = p.task_id
+          and p.turn in (-1, t.turn)
+          and t.state = 'sleeping'
         offset 0
       ))
     order by p.due_at, p.seq
@@ -3863,6 +3954,7 @@ declare
   v_ring     bigint := pg_sequence_last_value('teguh.ring_template'::regclass);
   v_sleepers teguh._timer[] := '{}';
   v_leases   teguh._timer[] := '{}';
+  v_joined   uuid[];
   v_task_ids uuid[];
   v_turns    integer[];
 begin
@@ -3892,9 +3984,17 @@ begin
     if v_task_ids is not null then
       perform teguh._push_template('r', v_task_ids, v_turns);
     end if;
+    v_joined := array(
+      select distinct u.task_id
+      from unnest(v_sleepers) as u
+      where u.turn = -1
+      order by u.task_id
+    );
   end if;
 
-  return coalesce(cardinality(v_task_ids), 0) + teguh._expire_template(v_leases, p_now);
+  return coalesce(cardinality(v_task_ids), 0)
+         + teguh._gather_template(v_joined, p_now)
+         + teguh._expire_template(v_leases, p_now);
 end;
 $$;
 
@@ -4260,7 +4360,7 @@ begin
     where exists (
       select from teguh.t_template as t
       where t.task_id = u.task_id
-        and u.turn in (0, t.turn)
+        and u.turn in (-1, 0, t.turn)
         and t.state in ('pending', 'running', 'sleeping')
       offset 0
     );
@@ -4328,6 +4428,10 @@ begin
       'l', v_batch.limited, teguh._fill(0, v_batch.limited), v_batch.limits
     );
   end loop;
+
+  perform teguh._tell_template(w.task_id)
+  from teguh.w_template as w
+  where w.event_name = '$children';
 
   update teguh.queues as q
   set built_for = teguh._home('teguh.p0_template'::regclass)
@@ -6119,7 +6223,7 @@ begin
       task_name, params, headers, retry_strategy, max_attempts, cancellation,
       idempotency_key, return_mismatch, available_at, tags, correlation_id, parent_task_id,
       workflow_run_id, timeout_seconds, expires_at, on_expired, uniqueness, priority, flow_key,
-      place
+      links, place
     )
   ),
 
@@ -6128,7 +6232,7 @@ begin
       task_id, run_id, turn, state, created_at, available_at, deadline_at, max_attempts,
       task_name, params, headers, retry_strategy, cancellation, idempotency_key, tags,
       correlation_id, parent_task_id, workflow_run_id, timeout_seconds, expires_at, on_expired,
-      priority, flow_key
+      priority, flow_key, links
     )
     select
       s.task_id, teguh._run_id(s.task_id, 1), 1,
@@ -6139,7 +6243,8 @@ begin
       )),
       s.max_attempts, s.task_name, s.params, s.headers, s.retry_strategy, s.cancellation,
       s.idempotency_key, s.tags, s.correlation_id, s.parent_task_id, s.workflow_run_id,
-      s.timeout_seconds, s.expires_at, s.on_expired, s.priority, s.flow_key
+      s.timeout_seconds, s.expires_at, s.on_expired, s.priority, s.flow_key,
+      s.links
     from spawns as s
     order by s.idempotency_key nulls first, s.place
     on conflict (idempotency_key) where idempotency_key is not null do nothing
@@ -6233,7 +6338,8 @@ begin
   insert into teguh.t_template as t (
     task_id, run_id, turn, state, created_at, available_at, deadline_at, max_attempts,
     task_name, params, headers, retry_strategy, cancellation, tags, correlation_id,
-    parent_task_id, workflow_run_id, timeout_seconds, expires_at, on_expired, priority, flow_key
+    parent_task_id, workflow_run_id, timeout_seconds, expires_at, on_expired, priority, flow_key,
+    links
   )
   values (
     v_task_id, teguh._run_id(v_task_id, 1), 1,
@@ -6242,7 +6348,7 @@ begin
     p_spawn.headers, p_spawn.retry_strategy, p_spawn.cancellation, p_spawn.tags,
     p_spawn.correlation_id, p_spawn.parent_task_id, p_spawn.workflow_run_id,
     p_spawn.timeout_seconds, p_spawn.expires_at, p_spawn.on_expired, p_spawn.priority,
-    p_spawn.flow_key
+    p_spawn.flow_key, p_spawn.links
   );
 
   if v_due_at > v_now then
@@ -6539,6 +6645,7 @@ begin
     on_expired = p_spawn.on_expired,
     priority = p_spawn.priority,
     flow_key = p_spawn.flow_key,
+    links = p_spawn.links,
     laned = false
   where t.task_id = p_task.task_id;
 
@@ -6650,6 +6757,49 @@ begin
     attempt := greatest(v_task.attempt, 1);
     return next;
   end loop;
+end;
+$$;
+
+-- See to what a queue asks for when tasks were spawned into it: it goes by rules from the first
+-- that has a priority (p_ranked), and may be full.
+create or replace function teguh._abide(
+  p_queue_name text,
+  p_policy     jsonb,
+  p_ranked     boolean,
+  p_room       boolean
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_ranked and not p_policy ? 'ruled' then
+    execute 'select teguh._rule_' || p_queue_name || '(false)';
+  end if;
+  if p_room and p_policy ? 'max_pending' then
+    execute 'select teguh._room_' || p_queue_name || '($1)' using p_policy;
+  end if;
+end;
+$$;
+
+-- Refuse to have tasks spawned later, with all rights, where the caller may not spawn any.
+create or replace function teguh._check_spawner(p_queue_name text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if not has_function_privilege(
+    format('teguh._put_%s(teguh._spawn[])', p_queue_name), 'execute'
+  ) then
+    raise exception 'role "%" may not spawn tasks in queue "%"', current_user, p_queue_name
+      using
+        errcode = '42501',
+        detail = 'What follows a task is spawned where its spawner may spawn.',
+        hint = 'grant_access() gives a role access to a queue.';
+  end if;
 end;
 $$;
 
@@ -6862,12 +7012,13 @@ create or replace function teguh._done_template(p_run_id uuid, p_state jsonb)
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_task_id    uuid := teguh._run_task(p_run_id);
-  v_now        timestamptz := teguh.current_time();
-  v_turn       integer;
-  v_name       text;
-  v_started_at timestamptz;
-  v_seconds    double precision;
+  v_task_id uuid := teguh._run_task(p_run_id);
+  v_now     timestamptz := teguh.current_time();
+  v_turn    integer;
+  v_name    text;
+  v_started timestamptz;
+  v_links   jsonb;
+  v_seconds double precision;
 begin
   update teguh.t_template as t
   set
@@ -6878,18 +7029,21 @@ begin
   where t.task_id = v_task_id
     and t.run_id = p_run_id
     and t.state = 'running'
-  returning t.turn, t.task_name, t.started_at into v_turn, v_name, v_started_at;
+  returning t.turn, t.task_name, t.started_at, t.links into v_turn, v_name, v_started, v_links;
   if not found then
     perform teguh._hold_template(p_run_id);
   end if;
 
-  v_seconds := date_part('epoch', v_now - v_started_at);
+  v_seconds := date_part('epoch', v_now - v_started);
   perform teguh._tally_template(
     v_name, 'r', 'c', 1, teguh._bound(v_seconds, q.buckets), v_seconds
   )
   from teguh.queues as q
   where q.queue_name = substr('_template', 2);
 
+  if v_links is not null then
+    perform teguh._linked_template(v_task_id, 'completed');
+  end if;
   -- a task in its first turn has never waited
   if v_turn > 1 then
     delete from teguh.w_template as w
@@ -6933,6 +7087,7 @@ declare
   v_now     timestamptz := teguh.current_time();
   v_done    uuid[];
   v_waited  uuid[];
+  v_linked  uuid[];
   v_errors  text[];
   v_names   text[];
   v_seconds double precision[];
@@ -6958,18 +7113,16 @@ begin
       and t.run_id = r.run_id
       and t.state = 'running'
     returning
-      t.task_id, t.run_id, t.turn, t.task_name,
+      t.task_id, t.run_id, t.turn, t.task_name, t.links is not null as linked,
       date_part('epoch', v_now - t.started_at) as seconds
   )
 
   select
-    array_agg(d.run_id),
-    array_agg(d.task_id) filter (where d.turn > 1),
-    array_agg(d.task_name),
+    array_agg(d.run_id), array_agg(d.task_name),
+    array_agg(d.task_id) filter (where d.turn > 1), array_agg(d.task_id) filter (where d.linked),
     array_agg(d.seconds), min(d.seconds), max(d.seconds), sum(d.seconds)
-  into v_done, v_waited, v_names, v_seconds, v_least, v_most, v_sum
+  into v_done, v_names, v_waited, v_linked, v_seconds, v_least, v_most, v_sum
   from done as d;
-
   perform teguh._tally_template(
     v_names[1], 'r', 'c', cardinality(v_names), teguh._bound(v_most, q.buckets), v_sum
   )
@@ -6979,6 +7132,10 @@ begin
     and teguh._bound(v_least, q.buckets) = teguh._bound(v_most, q.buckets);
   if not found then
     perform teguh._finish_template(v_names, v_seconds);
+  end if;
+  if v_linked is not null then
+    perform teguh._linked_template(u.task_id, 'completed')
+    from unnest(v_linked) as u(task_id);
   end if;
 
   -- a task in its first turn has never waited
@@ -7160,8 +7317,8 @@ begin
 end;
 $$;
 
--- Note that a locked task has ended without success: it waits for nothing, and is found among
--- its like.
+-- Note that a locked task has ended without success: it waits for nothing, is found among its
+-- like, and is followed by what there is for that case.
 create or replace function teguh._lost_template(p_task_id uuid, p_state text, p_now timestamptz)
   returns void
   language plpgsql
@@ -7174,6 +7331,10 @@ begin
   insert into teguh.d_template as d (state, task_id, ended_at)
   values (p_state, p_task_id, p_now)
   on conflict do nothing;
+  perform teguh._linked_template(p_task_id, p_state)
+  from teguh.t_template as t
+  where t.task_id = p_task_id
+    and t.links is not null;
 end;
 $$;
 
@@ -7801,6 +7962,25 @@ begin
 end;
 $$;
 
+-- Refuse what is no name of an event.
+create or replace function teguh._check_event(p_event_name text)
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_name('event name', p_event_name);
+  if p_event_name = '$children' then
+    raise exception 'an event cannot be named "$children"'
+      using
+        errcode = 'TG005',
+        detail = 'That is what a task waits for in await_children().',
+        hint = 'Give it another name.';
+  end if;
+end;
+$$;
+
 -- Wait for an event.
 create or replace function teguh.await_event(
   p_queue_name text,
@@ -7818,7 +7998,7 @@ as $$
 begin
   perform teguh._check_isolation('await_event');
   perform teguh._check_name('step name', p_step_name);
-  perform teguh._check_name('event name', p_event_name);
+  perform teguh._check_event(p_event_name);
   if p_timeout is not null then
     perform teguh._check_seconds('timeout', p_timeout, true);
   end if;
@@ -7914,7 +8094,7 @@ create or replace function teguh.emit_event(
 as $$
 begin
   perform teguh._check_isolation('emit_event');
-  perform teguh._check_name('event name', p_event_name);
+  perform teguh._check_event(p_event_name);
   execute teguh._call('emit', p_queue_name, 2)
   using p_event_name, coalesce(p_payload, 'null');
 end;
@@ -8087,7 +8267,8 @@ begin
       v_task.task_name, v_task.params, v_task.headers, v_task.retry_strategy,
       coalesce(p_max_attempts, v_task.max_attempts), v_task.cancellation, null, false, null,
       v_task.tags, v_task.correlation_id, v_task.parent_task_id, v_task.workflow_run_id,
-      v_task.timeout_seconds, null, v_task.on_expired, null, v_task.priority, v_task.flow_key
+      v_task.timeout_seconds, null, v_task.on_expired, null, v_task.priority, v_task.flow_key,
+      nullif(v_task.links - '{join,children,undo}'::text[], '{}')
     )::teguh._spawn]) as p;
     perform teguh._act_template(
       'retry', p_reason, p_task_id, null, jsonb_build_object('task_id', task_id)
@@ -8120,23 +8301,40 @@ begin
 end;
 $$;
 
--- Delete the checkpoint of a step and all that were written after it.  False if there is none.
+-- Delete the checkpoint of a step and all that were written after it, and forget the children
+-- spawned from then on.  False if there is none.
 create or replace function teguh._forget_template(p_task_id uuid, p_from_step text)
   returns boolean
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_since timestamptz;
 begin
+  select min(s.at) into v_since
+  from (
+    select c.updated_at as at
+    from teguh.c_template as c
+    where (c.task_id, c.checkpoint_name) = (p_task_id, p_from_step)
+    union all
+    select j.spawned_at
+    from teguh.j_template as j
+    where (j.task_id, j.step_name) = (p_task_id, p_from_step)
+  ) as s;
+
   delete from teguh.c_template as c
   where c.task_id = p_task_id
-    and c.updated_at >= (
-      select f.updated_at
-      from teguh.c_template as f
-      where f.task_id = p_task_id
-        and f.checkpoint_name = p_from_step
-    );
-  return found;
+    and c.updated_at >= v_since;
+  delete from teguh.f_template as f
+  using teguh.j_template as j
+  where j.task_id = p_task_id
+    and j.spawned_at >= v_since
+    and (f.task_id, f.step_name) = (j.task_id, j.step_name);
+  delete from teguh.j_template as j
+  where j.task_id = p_task_id
+    and j.spawned_at >= v_since;
+  return v_since is not null;
 end;
 $$;
 
@@ -8166,6 +8364,9 @@ begin
   delete from teguh.d_template as d
   where d.state = p_task.state
     and d.task_id = p_task.task_id;
+  if p_task.links ? 'join' then
+    perform teguh._answer(p_task.links -> 'join', null);
+  end if;
   perform teguh._act_template(
     p_action, p_reason, p_task.task_id, teguh._run_id(p_task.task_id, v_number), null
   );
@@ -8418,6 +8619,10 @@ begin
   where r.task_id = any (p_task_ids);
   delete from teguh.w_template as w
   where w.task_id = any (p_task_ids);
+  delete from teguh.j_template as j
+  where j.task_id = any (p_task_ids);
+  delete from teguh.f_template as f
+  where f.task_id = any (p_task_ids);
   delete from teguh.a_template as a
   where a.task_id = any (p_task_ids);
   return cardinality(p_task_ids);
@@ -9920,7 +10125,8 @@ begin
     where r.finished_at is not null
     union all
     select
-      r.number, 4, coalesce(a.acted_at, r.finished_at), 'retrying', r.next_id, r.attempt,
+      r.number, 4, coalesce(a.acted_at, r.finished_at),
+      case when r.state = 'completed' then 'repeating' else 'retrying' end, r.next_id, r.attempt,
       coalesce(a.detail, '{}')
     from runs as r
     left join actions as a on a.run_id = r.next_id and a.deed <> 'cancel'
@@ -11492,6 +11698,10 @@ from (
     ('extend_claim',               'keep',        'worker admin',                 false),
     ('set_task_checkpoint_state',  'mark',        'worker admin',                 false),
     ('await_event',                'wait',        'worker admin',                 false),
+    ('spawn_children',             'brood bind put room rule', 'worker admin',    false),
+    ('await_children',             'rally',       'worker admin',                 false),
+    ('add_compensation',           'repent',      'worker admin',                 false),
+    ('repeat_run',                 'repeat',      'worker admin',                 false),
     ('ticker',                     'tick',        'worker admin',                 false),
     ('cleanup_tasks',              'purge',       'admin',                        false),
     ('cleanup_events',             'sweep',       'admin',                        false),
@@ -13159,6 +13369,1146 @@ $$;
 comment on function teguh.list_schedules(text) is
   'The schedules of a queue (null: of each queue the caller may look at), with the columns of '
   'get_schedule(), by queue and name. Raises TG001 for an unknown queue.';
+
+-- sql/src/62_links.sql
+-- What follows when a task is over: the next of a sequence, compensation, a report to the parent.
+-- All of it happens in the transaction that ends the task.
+
+-- Read what is to follow a task from its options.
+create or replace function teguh._links_option(p_queue_name text, p_options jsonb)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_sequence jsonb := nullif(p_options -> 'sequence', 'null');
+  v_one      jsonb;
+  v_tasks    jsonb := '[]'::jsonb;
+begin
+  if v_sequence is not null and jsonb_typeof(v_sequence) <> 'array' then
+    raise exception '"sequence" must be an array of tasks'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(v_sequence::text, 200)),
+        hint = 'For instance [{"task_name": "pack"}, {"task_name": "ship"}].';
+  end if;
+
+  for v_one in
+    select s.task
+    from jsonb_array_elements(coalesce(v_sequence, '[]')) as s(task)
+  loop
+    perform teguh._check_keys('task of the sequence', v_one, array[
+      'queue_name', 'task_name', 'params', 'options', 'compensate'
+    ]);
+    v_tasks := v_tasks || (
+      teguh._read_link(p_queue_name, v_one - 'compensate')
+      || coalesce(teguh._present(jsonb_build_object(
+        'compensate', teguh._read_link(p_queue_name, v_one -> 'compensate')
+      )), '{}')
+    );
+  end loop;
+
+  return teguh._present(jsonb_build_object(
+    'sequence', nullif(v_tasks, '[]'),
+    'on_failure', teguh._read_link(p_queue_name, p_options -> 'on_failure'),
+    'compensate', teguh._read_link(p_queue_name, p_options -> 'compensate')
+  ));
+end;
+$$;
+
+-- Read a task that is to be spawned later, in this queue unless it names another; null is none.
+create or replace function teguh._read_link(p_queue_name text, p_task jsonb)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text;
+begin
+  if nullif(p_task, 'null') is null then
+    return null;
+  end if;
+
+  perform teguh._check_keys(
+    'task that follows', p_task, array['queue_name', 'task_name', 'params', 'options']
+  );
+  v_queue_name := coalesce(teguh._text_option(p_task, 'queue_name'), p_queue_name);
+  perform teguh._read_task(v_queue_name, p_task - 'queue_name', teguh._policy(v_queue_name));
+  perform teguh._check_spawner(v_queue_name);
+  if p_task -> 'options'
+    ?| '{sequence,on_failure,compensate,unique,idempotency_key,parent_run_id}'
+  then
+    raise exception 'a task that follows cannot have such options'
+      using
+        errcode = 'TG005',
+        detail = 'sequence, on_failure, compensate, unique, idempotency_key and parent_run_id '
+          'are for what is spawned by hand.',
+        hint = 'Name the tasks one after another in one sequence.';
+  elsif jsonb_typeof(coalesce(p_task -> 'params', 'null')) not in ('null', 'object') then
+    raise exception 'params of a task that follows must be an object'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left((p_task -> 'params')::text, 200)),
+        hint = 'It gets more params from the task before it.';
+  end if;
+
+  return teguh._present(p_task || jsonb_build_object('queue_name', v_queue_name));
+end;
+$$;
+
+-- Spawn a task that follows a locked one, in a full queue, too.  If that cannot be, the locked
+-- one says why.
+create or replace function teguh._trail_template(
+  p_task   teguh.t_template,
+  p_what   text,
+  p_next   jsonb,
+  p_params jsonb,
+  p_links  jsonb
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text := coalesce(p_next ->> 'queue_name', substr('_template', 2));
+  v_policy     jsonb;
+  v_spawn      teguh._spawn;
+  v_detail     text;
+begin
+  perform teguh._reach_queue(v_queue_name);
+  v_policy := teguh._policy(v_queue_name);
+  v_spawn := teguh._read_task(
+    v_queue_name,
+    jsonb_build_object(
+      'task_name', p_next -> 'task_name', 'params', p_params, 'options', p_next -> 'options'
+    ),
+    v_policy
+  );
+  v_spawn.parent_task_id := coalesce(v_spawn.parent_task_id, p_task.task_id);
+  v_spawn.workflow_run_id := coalesce(v_spawn.workflow_run_id, p_task.workflow_run_id);
+  v_spawn.correlation_id := coalesce(v_spawn.correlation_id, p_task.correlation_id);
+  if not coalesce(p_next -> 'options' ? 'tags', false) then
+    v_spawn.tags := p_task.tags;
+  end if;
+  v_spawn.links := teguh._present(p_links);
+  execute format('select count(*) from teguh._put_%s($1)', v_queue_name) using array[v_spawn];
+  perform teguh._abide(v_queue_name, v_policy, v_spawn.priority is not null, false);
+exception
+  when sqlstate 'TG001' or sqlstate 'TG005' then
+    get stacked diagnostics v_detail = message_text;
+    update teguh.t_template as t
+    set failure_reason = jsonb_build_object('name', p_what, 'message', v_detail)
+    where t.task_id = p_task.task_id;
+end;
+$$;
+
+-- Do what is to follow a locked task, now that it is over.
+create or replace function teguh._linked_template(p_task_id uuid, p_state text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task teguh.t_template;
+begin
+  select t.* into v_task
+  from teguh.t_template as t
+  where t.task_id = p_task_id;
+
+  if p_state <> 'completed' then
+    perform teguh._undo_template(v_task);
+    if v_task.links ? 'children' then
+      perform teguh._orphan_template(p_task_id);
+    end if;
+  elsif v_task.links ? 'sequence' then
+    perform teguh._ensue_template(v_task);
+  end if;
+
+  if v_task.links ? 'join' then
+    perform teguh._answer(v_task.links -> 'join', p_state);
+  end if;
+end;
+$$;
+
+-- Spawn the next task of the sequence that a completed one is in.
+--
+-- Its params are the data gathered so far, with its own on top.  A result that is no object is
+-- filed under the name of its task.
+create or replace function teguh._ensue_template(p_task teguh.t_template)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_links  jsonb := p_task.links;
+  v_next   jsonb := v_links -> 'sequence' -> 0;
+  v_result jsonb := coalesce(p_task.result, 'null');
+  v_data   jsonb := coalesce(v_links -> 'data', '{}');
+begin
+  if not v_links ? 'backwards' then
+    v_data := v_data
+              || case when jsonb_typeof(p_task.params) = 'object' then p_task.params else '{}' end
+              || case
+                when jsonb_typeof(v_result) = 'object' then v_result
+                when v_result = 'null' then '{}'
+                else jsonb_build_object(p_task.task_name, v_result)
+              end;
+  end if;
+
+  perform teguh._trail_template(
+    p_task, '$Sequence', v_next,
+    case
+      when v_links ? 'backwards' then coalesce(v_next -> 'params', '{}')
+      else v_data || coalesce(v_next -> 'params', '{}')
+    end,
+    jsonb_build_object(
+      'sequence', nullif((v_links -> 'sequence') - 0, '[]'),
+      'data', case when not v_links ? 'backwards' then v_data end,
+      'backwards', v_links -> 'backwards',
+      'on_failure', v_links -> 'on_failure',
+      'compensate', v_next -> 'compensate',
+      'undo', nullif(
+        teguh._undoings(p_task.task_id, p_task.task_name, p_task.params, v_result, v_links), '[]'
+      )
+    )
+  );
+end;
+$$;
+
+-- What undoes a task that is done and those before it, the last first.
+create or replace function teguh._undoings(
+  p_task_id   uuid,
+  p_task_name text,
+  p_params    jsonb,
+  p_result    jsonb,
+  p_links     jsonb
+)
+  returns jsonb
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select case
+    when p_links ? 'compensate' then jsonb_build_array(
+      p_links -> 'compensate' || jsonb_build_object(
+        'params',
+        coalesce(p_links -> 'compensate' -> 'params', '{}') || jsonb_build_object(
+          '$task_id', p_task_id, '$task_name', p_task_name, '$params', p_params,
+          '$result', p_result
+        )
+      )
+    )
+    else '[]'
+  end || coalesce(p_links -> 'undo', '[]');
+$$;
+
+-- Spawn what undoes the steps that are done, one after another, and what is to follow a failure.
+create or replace function teguh._undo_template(p_task teguh.t_template)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_undo   jsonb := p_task.links -> 'undo';
+  v_follow jsonb := p_task.links -> 'on_failure';
+begin
+  if v_undo is not null then
+    perform teguh._trail_template(
+      p_task, '$Compensation', v_undo -> 0, coalesce(v_undo -> 0 -> 'params', '{}'),
+      jsonb_build_object('sequence', nullif(v_undo - 0, '[]'), 'backwards', true)
+    );
+    update teguh.t_template as t
+    set links = t.links - 'undo'
+    where t.task_id = p_task.task_id;
+  end if;
+
+  if v_follow is not null then
+    perform teguh._trail_template(
+      p_task, '$OnFailure', v_follow,
+      coalesce(v_follow -> 'params', '{}') || jsonb_build_object(
+        '$error', p_task.failure_reason, '$state', p_task.state, '$params', p_task.params,
+        '$task_id', p_task.task_id, '$task_name', p_task.task_name
+      ),
+      null
+    );
+  end if;
+end;
+$$;
+
+-- Have a task spawned for a step, should the run's task end without success.
+create or replace function teguh._repent_template(
+  p_task_id   uuid,
+  p_run_id    uuid,
+  p_step_name text,
+  p_task      jsonb
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task teguh.t_template := teguh._own_template(p_task_id, p_run_id);
+  v_undo jsonb := coalesce(v_task.links -> 'undo', '[]');
+begin
+  if v_undo @> jsonb_build_array(jsonb_build_object(
+    'step', p_step_name, 'params', jsonb_build_object('$task_id', p_task_id)
+  )) then
+    return;
+  end if;
+
+  update teguh.t_template as t
+  set links = coalesce(t.links, '{}') || jsonb_build_object(
+    'undo',
+    jsonb_build_array(p_task || jsonb_build_object(
+      'step', p_step_name,
+      'params', coalesce(p_task -> 'params', '{}') || jsonb_build_object(
+        '$task_id', p_task_id, '$task_name', v_task.task_name, '$step', p_step_name
+      )
+    )) || v_undo
+  )
+  where t.task_id = p_task_id;
+end;
+$$;
+
+-- Register the compensation of a step.
+create or replace function teguh.add_compensation(
+  p_queue_name text,
+  p_task_id    uuid,
+  p_run_id     uuid,
+  p_step_name  text,
+  p_task       jsonb
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_name('step name', p_step_name);
+  if nullif(p_task, 'null') is null then
+    raise exception 'the compensation must not be null'
+      using
+        errcode = '22004',
+        detail = 'There is no task to spawn.',
+        hint = 'For instance {"task_name": "refund", "params": {"amount": 10}}.';
+  end if;
+
+  execute teguh._call('repent', p_queue_name, 4)
+  using p_task_id, p_run_id, p_step_name, teguh._read_link(p_queue_name, p_task);
+end;
+$$;
+
+comment on function teguh.add_compensation(text, uuid, uuid, text, jsonb) is
+  'Registers a task ({"task_name", "params", "options", "queue_name"}) that is spawned if the '
+  'run''s task, or a later one of its sequence, fails, expires or is cancelled: the compensations '
+  'of all steps run one after another, that of the last step first, each when the one before is '
+  'completed. In the caller''s transaction, so that it stands or falls with what it is to undo. '
+  'Its params also have $task_id, $task_name and $step. A second time for the same step changes '
+  'nothing. Raises TG001 for an unknown queue, TG002 for an unknown run or one of another task, '
+  'TG004 if nobody holds the run, TG005 for a bad task, 22004 for none, 42501 if the caller may '
+  'not spawn it, AB001 if the task is cancelled, AB002 if the run has ended.';
+
+-- End a run with success, and begin the task anew after some time, with no checkpoints, no
+-- children, and nothing to undo of its own.  max_duration begins anew, too; when it expires does
+-- not change.
+create or replace function teguh._repeat_template(p_run_id uuid, p_after double precision)
+  returns uuid
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task   teguh.t_template := teguh._hold_template(p_run_id);
+  v_now    timestamptz := teguh.current_time();
+  v_number integer := teguh._run_number(v_task.run_id) + 1;
+  v_at     timestamptz := teguh._after(v_now, p_after);
+begin
+  if v_number > 1048575 then
+    raise exception 'task "%" has no run left', v_task.task_id
+      using
+        errcode = 'TG004',
+        detail = 'A task has at most 1048575 runs.',
+        hint = 'Spawn another like it, and complete this one.';
+  end if;
+
+  perform teguh._file_template(v_task, 'completed', null, v_now);
+  perform teguh._moved_template(v_task, 'c', v_now);
+  perform teguh._blank_template(v_task, v_at);
+  v_task.state := 'completed';
+  perform teguh._again_template(v_task, v_number, 0, null, v_at, v_now);
+  return teguh._run_id(v_task.task_id, v_number);
+end;
+$$;
+
+-- Take from a locked task what belongs to the repetition that is over.
+create or replace function teguh._blank_template(p_task teguh.t_template, p_at timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_limit timestamptz := least(
+    p_task.expires_at,
+    teguh._after(p_at, (p_task.cancellation ->> 'max_duration')::double precision)
+  );
+begin
+  delete from teguh.c_template as c
+  where c.task_id = p_task.task_id;
+  delete from teguh.w_template as w
+  where w.task_id = p_task.task_id;
+  delete from teguh.j_template as j
+  where j.task_id = p_task.task_id;
+  delete from teguh.f_template as f
+  where f.task_id = p_task.task_id;
+
+  update teguh.t_template as t
+  set
+    deadline_at = v_limit,
+    links = teguh._present(p_task.links - 'children' || jsonb_build_object('undo', (
+      select jsonb_agg(u.one order by u.place)
+      from jsonb_array_elements(p_task.links -> 'undo') with ordinality as u(one, place)
+      where u.one -> 'params' ->> '$task_id' <> p_task.task_id::text
+    )))
+  where t.task_id = p_task.task_id;
+  if v_limit is not null then
+    perform teguh._push_template('l', array[p_task.task_id], array[0], array[v_limit]);
+  end if;
+end;
+$$;
+
+-- Repeat a run.
+create or replace function teguh.repeat_run(
+  p_queue_name    text,
+  p_run_id        uuid,
+  p_after_seconds double precision default 0
+)
+  returns uuid
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_run_id uuid;
+begin
+  perform teguh._check_seconds('period', p_after_seconds, true);
+  execute teguh._call('repeat', p_queue_name, 2) into v_run_id using p_run_id, p_after_seconds;
+  return v_run_id;
+end;
+$$;
+
+comment on function teguh.repeat_run(text, uuid, double precision) is
+  'Ends a run with success, and begins the same task anew in p_after_seconds: another run, without '
+  'the checkpoints and children of this one, with all its attempts. Returns its id. A ttl goes on, '
+  'max_duration begins anew. Raises TG001 for an unknown '
+  'queue, TG002 for an unknown run, TG004 if nobody holds the run or after 1048575 runs, TG005 for '
+  'a bad period, AB001 if the task is cancelled, AB002 if the run has ended.';
+
+-- sql/src/63_children.sql
+-- Children: tasks that a step spawns and may wait for.
+--
+-- A child that is over leaves a row with its parent's queue, and a timer that makes somebody count
+-- them a moment later, when all that committed at the same time can be seen.  Nobody locks the
+-- parent for that, so that ten thousand children can end side by side.
+
+-- Lock the task of a run, and see which children a step has (null: none yet) and what they would
+-- have of it.
+create or replace function teguh._brood_template(
+  p_run_id            uuid,
+  p_step_name         text,
+  out child_ids       uuid[],
+  out child_queues    text[],
+  out task_id         uuid,
+  out workflow_run_id uuid,
+  out correlation_id  text,
+  out tags            text[]
+)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_task teguh.t_template := teguh._hold_template(p_run_id);
+begin
+  select j.child_ids, j.child_queues into child_ids, child_queues
+  from teguh.j_template as j
+  where j.task_id = v_task.task_id
+    and j.step_name = p_step_name;
+  task_id := v_task.task_id;
+  workflow_run_id := v_task.workflow_run_id;
+  correlation_id := v_task.correlation_id;
+  tags := v_task.tags;
+end;
+$$;
+
+-- Write down which children a step of a locked task has.
+create or replace function teguh._bind_template(
+  p_run_id       uuid,
+  p_step_name    text,
+  p_ids          uuid[],
+  p_queues       text[],
+  p_ends_with_us boolean
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task_id uuid := teguh._run_task(p_run_id);
+begin
+  insert into teguh.j_template as j (
+    task_id, step_name, run_id, spawned_at, child_ids, child_queues, ends_with_us
+  )
+  values (
+    v_task_id, p_step_name, p_run_id, teguh.current_time(), p_ids, p_queues, p_ends_with_us
+  );
+  if p_ends_with_us then
+    update teguh.t_template as t
+    set links = coalesce(t.links, '{}') || '{"children": true}'
+    where t.task_id = v_task_id;
+  end if;
+end;
+$$;
+
+-- Read one child to spawn.
+create or replace function teguh._read_child(
+  p_queue_name text,
+  p_join       jsonb,
+  p_task       jsonb,
+  p_like       teguh._spawn
+)
+  returns teguh._spawn
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_spawn teguh._spawn := teguh._read_task(
+    p_queue_name, p_task - 'queue_name', teguh._policy(p_queue_name)
+  );
+begin
+  if v_spawn.idempotency_key is not null or v_spawn.uniqueness is not null then
+    raise exception 'a child cannot have an idempotency key or a unique key'
+      using
+        errcode = 'TG005',
+        detail = 'The task of that key might be another''s child, or nobody''s.',
+        hint = 'The step''s name makes sure that children are spawned once.';
+  elsif v_spawn.links ? 'sequence' then
+    raise exception 'a child cannot have a sequence'
+      using
+        errcode = 'TG005',
+        detail = 'Its parent waits for one task.',
+        hint = 'Let the child itself spawn what is to follow, and await it.';
+  end if;
+
+  v_spawn.parent_task_id := coalesce(v_spawn.parent_task_id, p_like.parent_task_id);
+  v_spawn.workflow_run_id := coalesce(v_spawn.workflow_run_id, p_like.workflow_run_id);
+  v_spawn.correlation_id := coalesce(v_spawn.correlation_id, p_like.correlation_id);
+  if not coalesce(p_task -> 'options' ? 'tags', false) then
+    v_spawn.tags := p_like.tags;
+  end if;
+  v_spawn.links := coalesce(v_spawn.links, '{}') || jsonb_build_object('join', p_join);
+  return v_spawn;
+end;
+$$;
+
+-- The queue of each child, the parent's unless it names another.
+create or replace function teguh._child_queues(p_queue_name text, p_tasks jsonb)
+  returns text[]
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if jsonb_typeof(p_tasks) is distinct from 'array'
+    or jsonb_path_exists(p_tasks, '$[*] ? (@.type() != "object")')
+  then
+    raise exception 'children must be a JSON array of tasks'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(coalesce(p_tasks::text, 'null'), 200)),
+        hint = 'For instance [{"task_name": "resize", "params": {"width": 100}}].';
+  end if;
+
+  return array(
+    select coalesce(teguh._text_option(t.task, 'queue_name'), p_queue_name)
+    from jsonb_array_elements(p_tasks) with ordinality as t(task, place)
+    order by t.place
+  );
+end;
+$$;
+
+-- Spawn children in one queue.  Returns their ids in the order given.
+create or replace function teguh._birth(p_queue_name text, p_spawns teguh._spawn[])
+  returns uuid[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_ids uuid[];
+begin
+  execute format(
+    'select array_agg(p.task_id order by p.place) from teguh._put_%s($1) with ordinality '
+    'as p(task_id, run_id, attempt, created, place)', p_queue_name
+  ) into v_ids using p_spawns;
+  perform teguh._abide(
+    p_queue_name,
+    teguh._policy(p_queue_name),
+    exists (select from unnest(p_spawns) as s where s.priority is not null),
+    true
+  );
+  return v_ids;
+end;
+$$;
+
+-- Spawn the children of a step.
+create or replace function teguh.spawn_children(
+  p_queue_name text,
+  p_run_id     uuid,
+  p_step_name  text,
+  p_tasks      jsonb,
+  p_options    jsonb default '{}'
+)
+  returns table(queue_name text, task_id uuid, created boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_like   teguh._spawn;
+  v_join   jsonb := jsonb_build_object('queue_name', p_queue_name, 'step_name', p_step_name);
+  v_cancel boolean := teguh._cancel_option(p_options);
+  v_queues text[] := teguh._child_queues(p_queue_name, p_tasks);
+  v_queue  text;
+  v_places bigint[];
+  v_spawns teguh._spawn[];
+  v_known  text[];
+  v_some   uuid[];
+  v_ids    uuid[];
+begin
+  perform teguh._check_name('step name', p_step_name);
+  execute teguh._call('brood', p_queue_name, 2)
+  into
+    v_ids, v_known, v_like.parent_task_id, v_like.workflow_run_id, v_like.correlation_id,
+    v_like.tags
+  using p_run_id, p_step_name;
+  if v_ids is not null then
+    return query
+    select u.queue_name, u.task_id, false
+    from unnest(v_known, v_ids) as u(queue_name, task_id);
+    return;
+  end if;
+
+  v_join := v_join || jsonb_build_object('task_id', v_like.parent_task_id, 'run_id', p_run_id);
+  for v_place in 1 .. cardinality(v_queues) loop
+    v_spawns[v_place] := teguh._read_child(
+      v_queues[v_place], v_join || jsonb_build_object('place', v_place), p_tasks -> v_place - 1,
+      v_like
+    );
+  end loop;
+
+  for v_queue, v_places in
+    select q.name, array_agg(q.place order by q.place)
+    from unnest(v_queues) with ordinality as q(name, place)
+    group by q.name
+    order by q.name
+  loop
+    v_some := teguh._birth(
+      v_queue, array(select v_spawns[u.place] from unnest(v_places) as u(place))
+    );
+    for v_place in 1 .. cardinality(v_places) loop
+      v_ids[v_places[v_place]] := v_some[v_place];
+    end loop;
+  end loop;
+
+  execute teguh._call('bind', p_queue_name, 5)
+  using p_run_id, p_step_name, coalesce(v_ids, '{}'), v_queues, v_cancel;
+  return query
+  select u.queue_name, u.task_id, true
+  from unnest(v_queues, v_ids) as u(queue_name, task_id);
+end;
+$$;
+
+comment on function teguh.spawn_children(text, uuid, text, jsonb, jsonb) is
+  'Spawns tasks ({"task_name", "params", "options", "queue_name"}) for a step of a run, in the '
+  'caller''s transaction: of any queue, as many as there are, and once, whatever is given the '
+  'second time. They come back in the order given; created is false if they were there. They have '
+  'the run''s task as parent_task_id and, unless they say otherwise, its workflow_run_id, '
+  'correlation_id and tags. Options: on_parent_end (leave or cancel: what becomes of them if the '
+  'task ends without success; default leave). Raises TG001 for an unknown queue, TG002 for an '
+  'unknown run, TG004 if nobody holds the run, TG005 for a bad task or option, TG007 when a queue '
+  'is full, AB001 if the task is cancelled, AB002 if the run has ended.';
+
+-- Read whether children are to be cancelled when their parent ends without success.
+create or replace function teguh._cancel_option(p_options jsonb)
+  returns boolean
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_options jsonb := coalesce(p_options, '{}');
+begin
+  perform teguh._check_keys('options', v_options, array['on_parent_end']);
+  if teguh._text_option(v_options, 'on_parent_end') not in ('leave', 'cancel') then
+    raise exception 'unknown on_parent_end "%"', left(v_options ->> 'on_parent_end', 200)
+      using
+        errcode = 'TG005',
+        detail = 'Known values: leave, cancel.',
+        hint = 'leave is the default.';
+  end if;
+  return coalesce(v_options ->> 'on_parent_end' = 'cancel', false);
+end;
+$$;
+
+-- Tell a parent that a child is over; null: that it is not over any more.  A queue that was
+-- dropped is told nothing.
+create or replace function teguh._answer(p_join jsonb, p_state text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if teguh._reach_queue(p_join ->> 'queue_name') then
+    execute format('select teguh._report_%s($1, $2, $3, $4, $5)', p_join ->> 'queue_name')
+    using
+      (p_join ->> 'task_id')::uuid, p_join ->> 'step_name', (p_join ->> 'run_id')::uuid,
+      (p_join ->> 'place')::integer, p_state;
+  end if;
+end;
+$$;
+
+-- Write down that a child is over, and see to it that the children are counted a moment later;
+-- unless its parent is gone, or has begun anew without it.
+create or replace function teguh._report_template(
+  p_task_id   uuid,
+  p_step_name text,
+  p_run_id    uuid,
+  p_place     integer,
+  p_state     text
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_state is null then
+    delete from teguh.f_template as f
+    where (f.task_id, f.step_name) = (p_task_id, p_step_name)
+      and (f.run_id, f.place) = (p_run_id, p_place);
+    return;
+  end if;
+
+  perform from teguh.j_template as j
+  where (j.task_id, j.step_name, j.run_id) = (p_task_id, p_step_name, p_run_id);
+  if not found then
+    return;
+  end if;
+
+  insert into teguh.f_template as f (task_id, step_name, run_id, place, state)
+  values (p_task_id, p_step_name, p_run_id, p_place, p_state)
+  on conflict (task_id, step_name, run_id, place) do update
+  set state = excluded.state;
+  perform teguh._tell_template(p_task_id);
+end;
+$$;
+
+-- Have the children of a task counted in a moment, with whatever else ends until then.
+create or replace function teguh._tell_template(p_task_id uuid)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._push_template(
+    's', array[p_task_id], array[-1], array[teguh.current_time() + interval '20 milliseconds']
+  );
+end;
+$$;
+
+-- How the children of a step stand: whether what is awaited has come true, and whether it still
+-- can.  Null if no children were spawned.
+create or replace function teguh._judge_template(
+  p_task_id   uuid,
+  p_step_name text,
+  p_mode      text,
+  p_fail_fast boolean
+)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_all    integer;
+  v_run_id uuid;
+  v_over   integer;
+  v_good   integer;
+  v_want   integer;
+begin
+  select cardinality(j.child_ids), j.run_id into v_all, v_run_id
+  from teguh.j_template as j
+  where j.task_id = p_task_id
+    and j.step_name = p_step_name;
+  select count(*), count(*) filter (where f.state = 'completed') into v_over, v_good
+  from teguh.f_template as f
+  where f.task_id = p_task_id
+    and f.step_name = p_step_name
+    and f.run_id = v_run_id;
+
+  v_want := case p_mode when 'all' then v_all when 'any' then 1 else p_mode::integer end;
+  return v_over >= v_all
+         or (p_mode <> 'all' and v_good >= v_want)
+         or (p_fail_fast and v_all - (v_over - v_good) < v_want);
+end;
+$$;
+
+-- Wake those of the tasks given whose children have done what they wait for.  Returns how many.
+-- One that somebody holds locked is looked at again in a second: whoever it is may roll back.
+create or replace function teguh._gather_template(p_task_ids uuid[], p_now timestamptz)
+  returns integer
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_wait  record;
+  v_task  teguh.t_template;
+  v_count integer := 0;
+begin
+  if coalesce(p_task_ids, '{}') = '{}' then
+    return 0;
+  end if;
+
+  for v_wait in
+    select w.task_id, w.turn, w.step_name
+    from unnest(p_task_ids) as u(task_id)
+    join teguh.w_template as w on w.task_id = u.task_id
+    join teguh.j_template as j on (j.task_id, j.step_name) = (w.task_id, w.step_name)
+    where w.event_name = '$children'
+      and teguh._judge_template(j.task_id, j.step_name, j.wanted, j.fail_fast)
+    order by w.task_id
+  loop
+    select t.* into v_task
+    from teguh.t_template as t
+    where (t.task_id, t.turn) = (v_wait.task_id, v_wait.turn)
+      and t.state = 'sleeping'
+    for no key update skip locked;
+    if not found then
+      perform teguh._push_template(
+        's', array[t.task_id], array[-1], array[p_now + interval '1 second']
+      )
+      from teguh.t_template as t
+      where (t.task_id, t.turn, t.state) = (v_wait.task_id, v_wait.turn, 'sleeping');
+      continue;
+    end if;
+
+    update teguh.t_template as t
+    set
+      turn = v_task.turn + 1,
+      laned = false,
+      state = 'pending',
+      available_at = p_now
+    where t.task_id = v_task.task_id;
+    perform teguh._push_template('r', array[v_task.task_id], array[v_task.turn + 1]);
+    perform teguh._moved_template(v_task, 'p');
+    v_count := v_count + 1;
+  end loop;
+
+  return v_count;
+end;
+$$;
+
+-- Wait for the children of a step, or learn what became of them.
+--
+-- The children are counted after the wait is written down, by a timer of its own: of a child that
+-- ends at the same moment either this sees that it is over, or that count does.
+create or replace function teguh._rally_template(
+  p_task_id   uuid,
+  p_run_id    uuid,
+  p_step_name text,
+  p_mode      text,
+  p_timeout   double precision,
+  p_fail_fast boolean,
+  p_cancel    boolean
+)
+  returns table(should_suspend boolean, payload jsonb, timed_out boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now     timestamptz := teguh.current_time();
+  v_task    teguh.t_template := teguh._own_template(p_task_id, p_run_id);
+  v_timeout timestamptz;
+  v_done    boolean;
+begin
+  select false, c.state, c.status = 'timed_out' into should_suspend, payload, timed_out
+  from teguh.c_template as c
+  where c.task_id = p_task_id
+    and c.checkpoint_name = p_step_name;
+  if found then
+    payload := case when not timed_out then payload end;
+    return next;
+    return;
+  end if;
+
+  v_done := teguh._judge_template(p_task_id, p_step_name, p_mode, p_fail_fast);
+  if v_done is null then
+    raise exception 'step "%" has no children', left(p_step_name, 200)
+      using
+        errcode = 'TG004',
+        detail = 'None were spawned under that name.',
+        hint = 'Call spawn_children() with the same step name first.';
+  end if;
+
+  select w.timeout_at into v_timeout
+  from teguh.w_template as w
+  where w.task_id = p_task_id
+    and w.step_name = p_step_name
+    and w.event_name = '$children';
+  v_timeout := coalesce(v_timeout, teguh._after(v_now, p_timeout));
+  if not v_done and (v_timeout is null or v_timeout > v_now) then
+    update teguh.j_template as j
+    set
+      wanted = p_mode,
+      fail_fast = p_fail_fast
+    where j.task_id = p_task_id
+      and j.step_name = p_step_name;
+    perform teguh._park_template(v_task, p_step_name, '$children', v_timeout);
+    perform teguh._tell_template(p_task_id);
+    return query select true, null::jsonb, false;
+    return;
+  end if;
+
+  if p_cancel then
+    perform teguh._dismiss(j.child_queues, j.child_ids)
+    from teguh.j_template as j
+    where j.task_id = p_task_id
+      and j.step_name = p_step_name;
+  end if;
+  payload := case when v_done then teguh._crop_template(p_task_id, p_step_name) end;
+  perform teguh._note_template(
+    p_task_id, p_step_name, payload, case when v_done then 'committed' else 'timed_out' end,
+    p_run_id
+  );
+  delete from teguh.w_template as w
+  where w.task_id = p_task_id;
+  return query select false, payload, not v_done;
+end;
+$$;
+
+-- What became of the children of a step, in the order in which they were spawned.  Of one that is
+-- gone with its queue, or was removed, only the state is known.
+create or replace function teguh._crop_template(p_task_id uuid, p_step_name text)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_children teguh.j_template;
+  v_queue    text;
+  v_some     jsonb;
+  v_all      jsonb := '{}'::jsonb;
+begin
+  select j.* into v_children
+  from teguh.j_template as j
+  where j.task_id = p_task_id
+    and j.step_name = p_step_name;
+  for v_queue in
+    select distinct q.name
+    from unnest(v_children.child_queues) as q(name)
+  loop
+    continue when not teguh._reach_queue(v_queue);
+    execute format('select teguh._yield_%s($1)', v_queue) into v_some using v_children.child_ids;
+    v_all := v_all || coalesce(v_some, '{}');
+  end loop;
+
+  return coalesce(
+    (
+      select jsonb_agg(
+        jsonb_build_object('task_id', c.task_id, 'queue_name', c.queue_name)
+        || coalesce(v_all -> c.task_id::text, jsonb_build_object(
+          'state', f.state, 'result', null, 'failure_reason', null
+        ))
+        order by c.place
+      )
+      from unnest(v_children.child_ids, v_children.child_queues) with ordinality
+        as c(task_id, queue_name, place)
+      left join teguh.f_template as f
+        on (f.task_id, f.step_name) = (p_task_id, p_step_name)
+        and (f.run_id, f.place) = (v_children.run_id, c.place)
+    ),
+    '[]'
+  );
+end;
+$$;
+
+-- What became of those tasks that are of this queue, by their ids.
+create or replace function teguh._yield_template(p_task_ids uuid[])
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return (
+    select jsonb_object_agg(t.task_id, jsonb_build_object(
+      'state', t.state, 'result', t.result, 'failure_reason', t.failure_reason
+    ))
+    from unnest(p_task_ids) as u(task_id)
+    cross join lateral (
+      select t.* from teguh.t_template as t where t.task_id = u.task_id offset 0
+    ) as t
+  );
+end;
+$$;
+
+-- Cancel those of some tasks that are not over.
+create or replace function teguh._dismiss(p_queues text[], p_task_ids uuid[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue text;
+begin
+  for v_queue in
+    select distinct q.name
+    from unnest(p_queues) as q(name)
+    order by q.name
+  loop
+    continue when not teguh._reach_queue(v_queue);
+    execute format('select teguh._ditch_%s($1)', v_queue) using p_task_ids;
+  end loop;
+end;
+$$;
+
+-- Cancel those of some tasks that are of this queue and not over, in the order of their ids.
+create or replace function teguh._ditch_template(p_task_ids uuid[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task_ids uuid[] := array(
+    select t.task_id
+    from teguh.t_template as t
+    where t.task_id = any (p_task_ids)
+      and t.state in ('pending', 'running', 'sleeping')
+    order by t.task_id
+    for no key update
+  );
+begin
+  perform teguh._stop_template(u.task_id, teguh.current_time())
+  from unnest(v_task_ids) as u(task_id);
+end;
+$$;
+
+-- Tell the parents of tasks that go down with their queue: to them they are cancelled.
+create or replace function teguh._perish_template()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._answer(t.links -> 'join', 'cancelled')
+  from teguh.t_template as t
+  where t.links -> 'join' ->> 'queue_name' <> substr('_template', 2)
+    and t.state in ('pending', 'running', 'sleeping');
+end;
+$$;
+
+-- Cancel the children that are to end with a task which has.
+create or replace function teguh._orphan_template(p_task_id uuid)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._dismiss(j.child_queues, j.child_ids)
+  from teguh.j_template as j
+  where j.task_id = p_task_id
+    and j.ends_with_us;
+end;
+$$;
+
+-- Wait for the children of a step.
+create or replace function teguh.await_children(
+  p_queue_name text,
+  p_task_id    uuid,
+  p_run_id     uuid,
+  p_step_name  text,
+  p_mode       text default 'all',
+  p_timeout    double precision default null,
+  p_options    jsonb default '{}'
+)
+  returns table(should_suspend boolean, payload jsonb, timed_out boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_options jsonb := coalesce(p_options, '{}');
+begin
+  perform teguh._check_isolation('await_children');
+  perform teguh._check_name('step name', p_step_name);
+  perform teguh._check_keys('options', v_options, array['on_failure', 'cancel_rest']);
+  if coalesce(p_mode, '') !~ '^(all|any|[1-9][0-9]{0,8})$'
+    or coalesce(teguh._text_option(v_options, 'on_failure'), 'collect')
+    not in ('collect', 'fail_fast')
+  then
+    raise exception 'children are awaited all, any or so many; on_failure is collect or fail_fast'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s, %s.', left(p_mode, 200), left(v_options::text, 200)),
+        hint = 'For instance all, with {"on_failure": "fail_fast"}.';
+  end if;
+  if p_timeout is not null then
+    perform teguh._check_seconds('timeout', p_timeout, true);
+  end if;
+
+  return query execute teguh._call('rally', p_queue_name, 7)
+  using
+    p_task_id, p_run_id, p_step_name, p_mode, p_timeout,
+    coalesce(v_options ->> 'on_failure' = 'fail_fast', false),
+    teguh._flag_option(v_options, 'cancel_rest');
+end;
+$$;
+
+comment on function teguh.await_children(
+  text, uuid, uuid, text, text, double precision, jsonb
+) is
+  'Waits for the children that spawn_children() has spawned for a step: p_mode all (over, in '
+  'whatever way), any (one completed) or a number (so many completed); if that cannot come true '
+  'any more, until all are over. should_suspend: the run now sleeps; the worker lets go of it and '
+  'calls again when it is claimed next. Otherwise payload is an array in the order in which they '
+  'were spawned, of {"task_id", "queue_name", "state", "result", "failure_reason"}, or timed_out '
+  'is true; and so it stays for this step. Options: on_failure (collect, the default; fail_fast: '
+  'over as soon as so many have failed that p_mode cannot come true), cancel_rest (true: those not '
+  'over by then are cancelled). Raises TG001 for an unknown queue, TG002 for an unknown run or one '
+  'of another task, TG004 if nobody holds the run or the step has no children, TG005 for a bad '
+  'mode or option, AB001 if the task is cancelled, AB002 if the run has ended, 25001 unless the '
+  'transaction is READ COMMITTED.';
 
 -- sql/src/90_finish.sql
 -- The second segment's functions are those of the first with 0 and 1 exchanged.

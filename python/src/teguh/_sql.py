@@ -107,6 +107,22 @@ AWAIT_EVENT = """
 select should_suspend, payload, timed_out
 from teguh.await_event(%(queue)s, %(task)s, %(run)s, %(step)s, %(event)s, %(timeout)s)
 """
+SPAWN_CHILDREN = """
+select queue_name, task_id, created
+from teguh.spawn_children(
+  %(queue)s, %(run)s, %(step)s, %(tasks)s::jsonb,
+  jsonb_build_object('on_parent_end', %(end)s::text))
+"""
+AWAIT_CHILDREN = """
+select should_suspend, payload, timed_out
+from teguh.await_children(
+  %(queue)s, %(task)s, %(run)s, %(step)s, %(mode)s, %(timeout)s,
+  jsonb_build_object('on_failure', %(on_failure)s::text, 'cancel_rest', %(cancel_rest)s::boolean))
+"""
+ADD_COMPENSATION = """
+select teguh.add_compensation(%(queue)s, %(task)s, %(run)s, %(step)s, %(compensation)s::jsonb)
+"""
+REPEAT_RUN = "select teguh.repeat_run(%(queue)s, %(run)s, %(after)s)"
 EMIT_EVENT = "select teguh.emit_event(%(queue)s, %(event)s, %(payload)s::jsonb)"
 
 # Schedules

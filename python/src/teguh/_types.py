@@ -57,6 +57,9 @@ class SpawnOptions(TypedDict, total=False):
     unique: Unique
     priority: int
     key: str
+    sequence: Sequence[SequenceTask]
+    on_failure: FollowUp
+    compensate: FollowUp
 
 
 class Unique(TypedDict, total=False):
@@ -70,7 +73,7 @@ class Unique(TypedDict, total=False):
 
 
 class FollowUp(TypedDict, total=False):
-    """The task to spawn when another expires. Without params it is told which one."""
+    """A task to spawn when another is over, or as its child; in the same queue by default."""
 
     queue_name: str
     task_name: str
@@ -96,6 +99,12 @@ class ScheduleChanges(ScheduleOptions, total=False):
 
     task_name: str
     schedule: str
+
+
+class SequenceTask(FollowUp, total=False):
+    """A task of a sequence, and the one that undoes it should a later one fail."""
+
+    compensate: FollowUp
 
 
 class QueuePolicy(TypedDict, total=False):
@@ -215,6 +224,35 @@ class Awaited:
 
     should_suspend: bool
     payload: Any
+    timed_out: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnedChild:
+    """A child of a step. ``created`` is false if the step had spawned it before."""
+
+    queue_name: str
+    task_id: UUID
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ChildResult:
+    """What became of a child. ``state`` is None for one that is gone without a trace."""
+
+    task_id: UUID
+    queue_name: str
+    state: State | None
+    result: Any
+    failure_reason: Any
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitedChildren:
+    """The answer of ``await_children``: suspend, or go on with the children or the timeout."""
+
+    should_suspend: bool
+    children: list[ChildResult]
     timed_out: bool
 
 
@@ -439,6 +477,9 @@ class Status:
     lag_seconds: float | None
 
 
+_FOLLOW_UPS = {"on_expired", "on_failure", "compensate"}
+
+
 def options_json(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return options as JSON values: instants in ISO 8601, with their offset."""
     return {name: _option_json(name, value) for name, value in options.items()}
@@ -453,9 +494,23 @@ def _option_json(name: str, value: Any) -> Any:
         return list(value)
     if name == "task_options" and value is not None:
         return options_json(value)
-    if name == "on_expired" and "options" in value:
-        return {**value, "options": options_json(value["options"])}
+    if name in _FOLLOW_UPS and value is not None:
+        return follow_up_json(value)
+    if name == "sequence":
+        return [follow_up_json(task) for task in value]
     return value
+
+
+def follow_up_json(task: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a task to be spawned as JSON values."""
+    return {
+        key: options_json(value)
+        if key == "options"
+        else follow_up_json(value)
+        if key == "compensate"
+        else value
+        for key, value in task.items()
+    }
 
 
 def filter_json(which: Mapping[str, Any]) -> dict[str, Any]:
@@ -493,6 +548,17 @@ def tasks_json(tasks: Sequence[NewTask]) -> list[dict[str, Any]]:
         }
         for task in tasks
     ]
+
+
+def awaited_children(row: tuple[Any, ...]) -> AwaitedChildren:
+    """Return a row of ``await_children`` with what became of each child."""
+    should_suspend, payload, timed_out = row
+    return AwaitedChildren(should_suspend, children(payload or []), timed_out)
+
+
+def children(states: Sequence[dict[str, Any]]) -> list[ChildResult]:
+    """Return what a checkpoint remembers of children."""
+    return [ChildResult(**{**state, "task_id": UUID(state["task_id"])}) for state in states]
 
 
 def spawned(state: dict[str, Any]) -> Spawned:

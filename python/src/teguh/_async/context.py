@@ -7,6 +7,7 @@ from typing import (
     TYPE_CHECKING,
     Any,
     Concatenate,
+    Literal,
     ParamSpec,
     Protocol,
     TypeVar,
@@ -19,7 +20,19 @@ import psycopg
 
 from teguh import _sql
 from teguh._json import dumps, stored
-from teguh._types import Awaited, ClaimedRun, Spawned, SpawnOptions, iso, spawned
+from teguh._types import (
+    Awaited,
+    AwaitedChildren,
+    ChildResult,
+    ClaimedRun,
+    FollowUp,
+    Spawned,
+    SpawnedChild,
+    SpawnOptions,
+    children,
+    iso,
+    spawned,
+)
 from teguh.errors import (
     Abandoned,
     EventTimeout,
@@ -30,7 +43,7 @@ from teguh.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
     from types import TracebackType
@@ -78,6 +91,28 @@ class AsyncCalls(Protocol):
     ) -> Spawned:
         """Spawn a task and store what was spawned as the step's state, in one commit."""
 
+    async def spawn_children(
+        self, run: ClaimedRun, step: str, tasks: Sequence[FollowUp], on_parent_end: str
+    ) -> list[SpawnedChild]:
+        """Spawn the children of a step, once."""
+
+    async def await_children(
+        self,
+        run: ClaimedRun,
+        step: str,
+        mode: str,
+        seconds: float | None,
+        on_failure: str,
+        cancel_rest: bool,
+    ) -> AwaitedChildren:
+        """Return what became of children, or put the run to sleep until it is known."""
+
+    async def compensate(self, run: ClaimedRun, step: str, task: FollowUp) -> None:
+        """Have a task spawned for a step, should the task end without success."""
+
+    async def repeat(self, run: ClaimedRun, seconds: float) -> None:
+        """End the run with success and begin the task anew."""
+
     async def extend(self, run: ClaimedRun, seconds: float | None) -> None:
         """Set the end of the lease; None means the worker's claim timeout."""
 
@@ -102,6 +137,7 @@ class AsyncTaskContext:
         self._run = run
         self._checkpoints = run.checkpoints or {}
         self._names: set[str] = set()
+        self._broods: dict[str, str] = {}
         self._interrupt: Interrupt | None = None
 
     @property
@@ -307,6 +343,88 @@ class AsyncTaskContext:
             return spawned(self._checkpoints[key])
         with self._guard():
             return await self._calls.spawn(self._run, key, queue, task_name, params, options)
+
+    async def spawn_children(
+        self,
+        tasks: Sequence[FollowUp],
+        *,
+        step: str = "children",
+        on_parent_end: Literal["leave", "cancel"] = "leave",
+    ) -> list[SpawnedChild]:
+        """Spawn tasks of any queue exactly once, as children of a step; see await_children.
+
+        ``cancel`` cancels those that are not over if this task ends without success.
+        """
+        key = self._broods[step] = self._number(step)
+        if key in self._checkpoints:
+            known = children(self._checkpoints[key])
+            return [SpawnedChild(one.queue_name, one.task_id, False) for one in known]
+        with self._guard():
+            return await self._calls.spawn_children(self._run, key, tasks, on_parent_end)
+
+    async def await_children(
+        self,
+        step: str = "children",
+        *,
+        mode: Literal["all", "any"] | int = "all",
+        timeout: float | None = None,  # noqa: ASYNC109 - the database waits, not this call
+        on_failure: Literal["collect", "fail_fast"] = "collect",
+        cancel_rest: bool = False,
+    ) -> list[ChildResult]:
+        """Return what became of the children of a step, suspending the task until it is known.
+
+        That is when all are over, any one or so many are completed, or no more can be; with
+        ``fail_fast`` as soon as it cannot come true. `cancel_rest` cancels those not over by
+        then. Raise :class:`teguh.EventTimeout` after `timeout` seconds; None waits for ever.
+        A replay meets the same outcome.
+        """
+        key = self._broods.get(step, step)
+        if key in self._checkpoints:
+            return children(self._checkpoints[key])
+        with self._guard():
+            awaited = await self._calls.await_children(
+                self._run, key, str(mode), timeout, on_failure, cancel_rest
+            )
+            if awaited.should_suspend:
+                raise Suspended(f"awaiting the children of step {step!r}")
+        if awaited.timed_out:
+            raise EventTimeout(f"the children of step {step!r} were not over in time")
+        return awaited.children
+
+    async def compensate(
+        self,
+        task_name: str,
+        params: dict[str, Any] | None = None,
+        *,
+        queue: str | None = None,
+        step: str | None = None,
+        **options: Unpack[SpawnOptions],
+    ) -> None:
+        """Have a task spawned if this one, or a later one of its sequence, ends without success.
+
+        The compensations of all steps run one after another, the last first. Register one before
+        the step that it undoes, and let it find out whether there is something to undo.
+        """
+        key = self._number(step or f"compensate:{task_name}")
+        task: FollowUp = {
+            "queue_name": queue or self.queue,
+            "task_name": task_name,
+            "params": params,
+            "options": options,
+        }
+        with self._guard():
+            await self._calls.compensate(self._run, key, task)
+
+    async def repeat(self, seconds: float = 0) -> None:
+        """End this run with success and begin the task anew after some seconds.
+
+        The next run has no checkpoints of this one, and all its attempts.
+        """
+        if seconds < 0:
+            raise ValueError(f"cannot repeat after {seconds} seconds")
+        with self._guard():
+            await self._calls.repeat(self._run, seconds)
+            raise Suspended(f"repeated in {seconds} seconds")
 
     async def heartbeat(self, seconds: float | None = None) -> None:
         """Set the lease to end `seconds` from now; None means the worker's claim timeout.

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self, Unpack, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, cast
 from uuid import UUID
 
 from teguh import _sql
@@ -13,11 +13,13 @@ from teguh._types import (
     Access,
     Action,
     Awaited,
+    AwaitedChildren,
     Checkpoint,
     ClaimedRun,
     Cleaned,
     CompletedRun,
     Filter,
+    FollowUp,
     Happening,
     Holder,
     Limit,
@@ -36,11 +38,14 @@ from teguh._types import (
     ScheduleOptions,
     Scope,
     Spawned,
+    SpawnedChild,
     SpawnOptions,
     Status,
     Task,
     TaskResult,
+    awaited_children,
     filter_json,
+    follow_up_json,
     given,
     options_json,
     tasks_json,
@@ -479,6 +484,86 @@ class Client:
             timeout=timeout,
         )
         return Awaited(*rows[0])
+
+    def spawn_children(
+        self,
+        queue: str,
+        run_id: Id,
+        step_name: str,
+        tasks: Sequence[FollowUp],
+        *,
+        on_parent_end: Literal["leave", "cancel"] = "leave",
+    ) -> list[SpawnedChild]:
+        """Spawn the children of a step, once; results in the order given.
+
+        `on_parent_end` says what becomes of them if the run's task ends without success.
+        SQL: ``spawn_children``. Raise what :meth:`complete_run` and :meth:`spawn_task` raise.
+        """
+        rows = self._all(
+            _sql.SPAWN_CHILDREN,
+            queue=queue,
+            run=run_id,
+            step=step_name,
+            tasks=dumps([follow_up_json(task) for task in tasks], "the children"),
+            end=on_parent_end,
+        )
+        return [SpawnedChild(*row) for row in rows]
+
+    def await_children(
+        self,
+        queue: str,
+        task_id: Id,
+        run_id: Id,
+        step_name: str,
+        *,
+        mode: Literal["all", "any"] | int = "all",
+        timeout: float | None = None,
+        on_failure: Literal["collect", "fail_fast"] = "collect",
+        cancel_rest: bool = False,
+    ) -> AwaitedChildren:
+        """Return what became of a step's children, or put the run to sleep until it is known.
+
+        When `should_suspend` is true the run is no longer the caller's. A timeout of None
+        waits for ever. SQL: ``await_children``. Raise what :meth:`complete_run` raises.
+        """
+        rows = self._all(
+            _sql.AWAIT_CHILDREN,
+            queue=queue,
+            task=task_id,
+            run=run_id,
+            step=step_name,
+            mode=str(mode),
+            timeout=timeout,
+            on_failure=on_failure,
+            cancel_rest=cancel_rest,
+        )
+        return awaited_children(rows[0])
+
+    def add_compensation(
+        self, queue: str, task_id: Id, run_id: Id, step_name: str, task: FollowUp
+    ) -> None:
+        """Have a task spawned for a step if its task, or a later one in sequence, fails.
+
+        On a borrowed connection it stands or falls with the caller's own writes.
+        SQL: ``add_compensation``. Raise what :meth:`complete_run` raises.
+        """
+        self._all(
+            _sql.ADD_COMPENSATION,
+            queue=queue,
+            task=task_id,
+            run=run_id,
+            step=step_name,
+            compensation=dumps(follow_up_json(task), "the compensation"),
+        )
+
+    def repeat_run(self, queue: str, run_id: Id, after_seconds: float = 0) -> UUID:
+        """End a run with success, begin its task anew, and return the next run's id.
+
+        SQL: ``repeat_run``. Raise what :meth:`complete_run` raises.
+        """
+        return cast(
+            "UUID", self._one(_sql.REPEAT_RUN, queue=queue, run=run_id, after=after_seconds)
+        )
 
     def emit_event(self, queue: str, event_name: str, payload: object = None) -> None:
         """Emit an event; the first payload of a name wins. SQL: ``emit_event``."""

@@ -5,18 +5,30 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import CancelledError
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import psycopg
 
 from teguh import _sql
 from teguh._connect import is_lost
 from teguh._json import dumps
-from teguh._types import Awaited, ClaimedRun, Spawned, SpawnOptions, options_json, spawned
+from teguh._types import (
+    Awaited,
+    AwaitedChildren,
+    ClaimedRun,
+    FollowUp,
+    Spawned,
+    SpawnedChild,
+    SpawnOptions,
+    awaited_children,
+    follow_up_json,
+    options_json,
+    spawned,
+)
 from teguh.errors import Abandoned
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 
     from teguh._async.pool import AsyncPool
     from teguh._connect import AsyncConn, Conn
@@ -134,6 +146,61 @@ class WorkerAsyncCalls:
             self._timer_set()
         return task
 
+    async def spawn_children(
+        self, run: ClaimedRun, step: str, tasks: Sequence[FollowUp], on_parent_end: str
+    ) -> list[SpawnedChild]:
+        """Spawn the children of a step, once."""
+        given = [follow_up_json(self._with_defaults(task)) for task in tasks]
+        statement = {
+            **self._step(run, step),
+            "tasks": dumps(given, f"the children of step {step!r}"),
+            "end": on_parent_end,
+        }
+        rows = await self._store.fetch(_sql.SPAWN_CHILDREN, statement)
+        self._timer_set()
+        return [SpawnedChild(*row) for row in rows]
+
+    async def await_children(
+        self,
+        run: ClaimedRun,
+        step: str,
+        mode: str,
+        seconds: float | None,
+        on_failure: str,
+        cancel_rest: bool,
+    ) -> AwaitedChildren:
+        """Return what became of children, or put the run to sleep until it is known."""
+        statement = {
+            **self._step(run, step),
+            "mode": mode,
+            "timeout": seconds,
+            "on_failure": on_failure,
+            "cancel_rest": cancel_rest,
+        }
+        awaited = awaited_children((await self._store.fetch(_sql.AWAIT_CHILDREN, statement))[0])
+        if awaited.should_suspend:
+            self._timer_set()
+        return awaited
+
+    async def compensate(self, run: ClaimedRun, step: str, task: FollowUp) -> None:
+        """Have a task spawned for a step, should the task end without success."""
+        given = follow_up_json(self._with_defaults(task))
+        text = dumps(given, f"the compensation of step {step!r}")
+        await self._store.fetch(
+            _sql.ADD_COMPENSATION, {**self._step(run, step), "compensation": text}
+        )
+
+    async def repeat(self, run: ClaimedRun, seconds: float) -> None:
+        """End the run with success and begin the task anew."""
+        params = {"queue": self.queue, "run": run.run_id, "after": seconds}
+        await self._store.fetch(_sql.REPEAT_RUN, params)
+        self._timer_set()
+
+    def _with_defaults(self, task: FollowUp) -> FollowUp:
+        """Return a task with the options that its handler was registered with."""
+        options = {**self._registry.options(task["task_name"]), **task.get("options", {})}
+        return {**task, "options": cast("SpawnOptions", options)}
+
     async def extend(self, run: ClaimedRun, seconds: float | None) -> None:
         """Set the end of the lease; None means the worker's claim timeout."""
         by = self._claim_timeout if seconds is None else seconds
@@ -242,6 +309,34 @@ class WorkerCalls:
     ) -> Spawned:
         """Spawn a task and store what was spawned as the step's state, in one commit."""
         return self._wait(self._calls.spawn(run, step, queue, task_name, params, options))
+
+    def spawn_children(
+        self, run: ClaimedRun, step: str, tasks: Sequence[FollowUp], on_parent_end: str
+    ) -> list[SpawnedChild]:
+        """Spawn the children of a step, once."""
+        return self._wait(self._calls.spawn_children(run, step, tasks, on_parent_end))
+
+    def await_children(
+        self,
+        run: ClaimedRun,
+        step: str,
+        mode: str,
+        seconds: float | None,
+        on_failure: str,
+        cancel_rest: bool,
+    ) -> AwaitedChildren:
+        """Return what became of children, or put the run to sleep until it is known."""
+        return self._wait(
+            self._calls.await_children(run, step, mode, seconds, on_failure, cancel_rest)
+        )
+
+    def compensate(self, run: ClaimedRun, step: str, task: FollowUp) -> None:
+        """Have a task spawned for a step, should the task end without success."""
+        self._wait(self._calls.compensate(run, step, task))
+
+    def repeat(self, run: ClaimedRun, seconds: float) -> None:
+        """End the run with success and begin the task anew."""
+        self._wait(self._calls.repeat(run, seconds))
 
     def extend(self, run: ClaimedRun, seconds: float | None) -> None:
         """Set the end of the lease; None means the worker's claim timeout."""
