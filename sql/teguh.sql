@@ -239,201 +239,201 @@
 -- 6863    _abide
 -- 6885    _check_spawner
 -- 6905    spawn_task
--- 6965    spawn_tasks
--- 7012    _read_task
--- 7030  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7035    _hold_template
--- 7086    _own_template
--- 7106    _done_template
--- 7154    complete_run
--- 7177    _flush_template
--- 7259    _why_template
--- 7275    _read_runs
--- 7321    _explain_bad_run
--- 7346    complete_runs
--- 7371    _end_template
--- 7420    _lost_template
--- 7440    _file_template
--- 7466    _again_template
--- 7506    _queue_template
--- 7527    _fail_template
--- 7545    fail_run
--- 7569    _nap_template
--- 7598    schedule_run
--- 7628    _free_template
--- 7676    release_run
--- 7701    _keep_template
--- 7727    extend_claim
--- 7750  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7755    _mark_template
--- 7777    _note_template
--- 7807    set_task_checkpoint_state
--- 7842    _recall_template
--- 7864    get_task_checkpoint_state
--- 7888    _list_template
--- 7917    get_task_checkpoint_states
--- 7943  43_events.sql: Wait for an event, or learn how the wait ended
--- 7950    _wait_template
--- 8022    _park_template
--- 8064    _check_event
--- 8083    await_event
--- 8120    _emit_template
--- 8183    emit_event
--- 8208  44_control.sql: Read a task, or raise TG003
--- 8210    _fetch_template
--- 8237    _stop_template
--- 8269    _act_template
--- 8291    _halt_template
--- 8307    cancel_task
--- 8329    _rerun_template
--- 8404    _forget_template
--- 8440    _redo_template
--- 8476    _renew_template
--- 8512    retry_task
--- 8562    _show_template
--- 8610    get_task_result
--- 8645  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8652    _purge_template
--- 8682    _erase_template
--- 8731    _first_uuid
--- 8750    _sweep_template
--- 8790    _clean
--- 8824    cleanup_tasks
--- 8845    cleanup_events
--- 8866    cleanup_all_queues
--- 8896  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 8898    _cap_template
--- 8927    _write_limit
--- 8950    _read_limit
--- 8998    _check_limit_keys
--- 9020    set_limit
--- 9075    _usage_template
--- 9153    _overall_usage
--- 9197    limit_usage
--- 9230  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 9232    _pause_template
--- 9253    _halve_template
--- 9283    _check_only
--- 9306    pause_queue
--- 9342    resume_queue
--- 9368    get_queue_policy
--- 9391    set_queue_policy
--- 9409    list_namespaces
--- 9426  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9429    _read_filter
--- 9463    _states_option
--- 9494    _read_cursor
--- 9513    _check_limit
--- 9537    _find_template
--- 9589    _seek_template
--- 9638    _page_template
--- 9707    _ended_template
--- 9744    _fit_template
--- 9781    _live_template
--- 9818    _hints_template
--- 9841    _hints0_template
--- 9883    _rows_template
--- 9932    list_tasks
--- 9978    _peek_template
--- 10034    get_task
--- 10088    _runs_template
--- 10141    list_runs
--- 10172    _past_template
--- 10248    _since_template
--- 10266    get_task_history
--- 10286    _held_template
--- 10318    list_workers
--- 10357    _read_place
--- 10376    _acts_template
--- 10402    list_actions
--- 10434  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10436    _abort_template
--- 10473    cancel_tasks
--- 10510    _check_meant
--- 10530    _limit_option
--- 10543    _retake_template
--- 10581    requeue_task
--- 10606    _regain_template
--- 10641    requeue_tasks
--- 10680    list_dead_letters
--- 10723    _replay_template
--- 10764    replay_dead_letters
--- 10804    _bury_template
--- 10846    purge_dead_letters
--- 10876  49_stats.sql: When the first task that is ready became so; null if none is
--- 10878    _oldest_template
--- 10922    _elder0_template
--- 10958    _tenure_template
--- 10983    _is_wanted
--- 11000    _stat_template
--- 11046    queue_stats
--- 11101    _from
--- 11114    _counters (view)
--- 11138    _gauge_template
--- 11184    _spans_template
--- 11237    metrics
--- 11273    _xmin_age
--- 11292    prometheus
--- 11351    _label_text
--- 11374    health
--- 11428  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 11433    _tick_template
--- 11455    _ticked (sequence)
--- 11461    _set_ticked
--- 11474    ticker
--- 11522    ticker_loop (procedure)
--- 11548  51_cron.sql: Whether pg_cron is installed in this database
--- 11550    _has_cron
--- 11560    _cron_has_seconds
--- 11581    _explain_no_cron
--- 11613    start
--- 11656    stop
--- 11681    _maintain
--- 11703    status
--- 11739  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11743    _rights (view)
--- 11827    _allowed
--- 11865    _grant
--- 11884    _grant_again
--- 11900    _grant_queue
--- 11915    _check_grant
--- 11948    grant_access
--- 11984    revoke_access
--- 12031  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 12036    _links_option
--- 12079    _read_link
--- 12121    _trail_template
--- 12167    _linked_template
--- 12199    _ensue_template
--- 12242    _undoings
--- 12269    _undo_template
--- 12303    _repent_template
--- 12339    add_compensation
--- 12379    _repeat_template
--- 12409    _blank_template
--- 12446    repeat_run
--- 12472  63_children.sql: Children: tasks that a step spawns and may wait for
--- 12481    _brood_template
--- 12511    _bind_template
--- 12541    _read_child
--- 12583    _child_queues
--- 12609    _birth
--- 12633    spawn_children
--- 12712    _cancel_option
--- 12735    _answer
--- 12753    _report_template
--- 12788    _tell_template
--- 12803    _judge_template
--- 12840    _gather_template
--- 12898    _rally_template
--- 12975    _crop_template
--- 13021    _yield_template
--- 13041    _dismiss
--- 13062    _ditch_template
--- 13084    _perish_template
--- 13099    _orphan_template
--- 13114    await_children
--- 13171  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 6970    spawn_tasks
+-- 7017    _read_task
+-- 7035  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7040    _hold_template
+-- 7091    _own_template
+-- 7111    _done_template
+-- 7159    complete_run
+-- 7182    _flush_template
+-- 7264    _why_template
+-- 7280    _read_runs
+-- 7326    _explain_bad_run
+-- 7351    complete_runs
+-- 7376    _end_template
+-- 7425    _lost_template
+-- 7445    _file_template
+-- 7471    _again_template
+-- 7511    _queue_template
+-- 7532    _fail_template
+-- 7550    fail_run
+-- 7574    _nap_template
+-- 7603    schedule_run
+-- 7633    _free_template
+-- 7681    release_run
+-- 7706    _keep_template
+-- 7732    extend_claim
+-- 7755  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7760    _mark_template
+-- 7782    _note_template
+-- 7812    set_task_checkpoint_state
+-- 7847    _recall_template
+-- 7869    get_task_checkpoint_state
+-- 7893    _list_template
+-- 7922    get_task_checkpoint_states
+-- 7948  43_events.sql: Wait for an event, or learn how the wait ended
+-- 7955    _wait_template
+-- 8027    _park_template
+-- 8069    _check_event
+-- 8088    await_event
+-- 8125    _emit_template
+-- 8188    emit_event
+-- 8213  44_control.sql: Read a task, or raise TG003
+-- 8215    _fetch_template
+-- 8242    _stop_template
+-- 8274    _act_template
+-- 8296    _halt_template
+-- 8312    cancel_task
+-- 8334    _rerun_template
+-- 8409    _forget_template
+-- 8445    _redo_template
+-- 8481    _renew_template
+-- 8517    retry_task
+-- 8567    _show_template
+-- 8615    get_task_result
+-- 8650  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8657    _purge_template
+-- 8687    _erase_template
+-- 8736    _first_uuid
+-- 8755    _sweep_template
+-- 8795    _clean
+-- 8829    cleanup_tasks
+-- 8850    cleanup_events
+-- 8871    cleanup_all_queues
+-- 8901  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 8903    _cap_template
+-- 8932    _write_limit
+-- 8955    _read_limit
+-- 9003    _check_limit_keys
+-- 9025    set_limit
+-- 9080    _usage_template
+-- 9158    _overall_usage
+-- 9202    limit_usage
+-- 9235  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 9237    _pause_template
+-- 9258    _halve_template
+-- 9288    _check_only
+-- 9311    pause_queue
+-- 9347    resume_queue
+-- 9373    get_queue_policy
+-- 9396    set_queue_policy
+-- 9414    list_namespaces
+-- 9431  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9434    _read_filter
+-- 9468    _states_option
+-- 9499    _read_cursor
+-- 9518    _check_limit
+-- 9542    _find_template
+-- 9594    _seek_template
+-- 9643    _page_template
+-- 9712    _ended_template
+-- 9749    _fit_template
+-- 9786    _live_template
+-- 9823    _hints_template
+-- 9846    _hints0_template
+-- 9888    _rows_template
+-- 9937    list_tasks
+-- 9983    _peek_template
+-- 10039    get_task
+-- 10093    _runs_template
+-- 10146    list_runs
+-- 10177    _past_template
+-- 10253    _since_template
+-- 10271    get_task_history
+-- 10291    _held_template
+-- 10323    list_workers
+-- 10362    _read_place
+-- 10381    _acts_template
+-- 10407    list_actions
+-- 10439  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10441    _abort_template
+-- 10478    cancel_tasks
+-- 10515    _check_meant
+-- 10535    _limit_option
+-- 10548    _retake_template
+-- 10586    requeue_task
+-- 10611    _regain_template
+-- 10646    requeue_tasks
+-- 10685    list_dead_letters
+-- 10728    _replay_template
+-- 10769    replay_dead_letters
+-- 10809    _bury_template
+-- 10851    purge_dead_letters
+-- 10881  49_stats.sql: When the first task that is ready became so; null if none is
+-- 10883    _oldest_template
+-- 10927    _elder0_template
+-- 10963    _tenure_template
+-- 10988    _is_wanted
+-- 11005    _stat_template
+-- 11051    queue_stats
+-- 11106    _from
+-- 11119    _counters (view)
+-- 11143    _gauge_template
+-- 11189    _spans_template
+-- 11242    metrics
+-- 11278    _xmin_age
+-- 11297    prometheus
+-- 11356    _label_text
+-- 11379    health
+-- 11433  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11438    _tick_template
+-- 11460    _ticked (sequence)
+-- 11466    _set_ticked
+-- 11479    ticker
+-- 11527    ticker_loop (procedure)
+-- 11553  51_cron.sql: Whether pg_cron is installed in this database
+-- 11555    _has_cron
+-- 11565    _cron_has_seconds
+-- 11586    _explain_no_cron
+-- 11618    start
+-- 11661    stop
+-- 11686    _maintain
+-- 11708    status
+-- 11744  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11748    _rights (view)
+-- 11832    _allowed
+-- 11870    _grant
+-- 11889    _grant_again
+-- 11905    _grant_queue
+-- 11920    _check_grant
+-- 11953    grant_access
+-- 11989    revoke_access
+-- 12036  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 12041    _links_option
+-- 12084    _read_link
+-- 12126    _trail_template
+-- 12172    _linked_template
+-- 12204    _ensue_template
+-- 12247    _undoings
+-- 12274    _undo_template
+-- 12308    _repent_template
+-- 12344    add_compensation
+-- 12384    _repeat_template
+-- 12414    _blank_template
+-- 12451    repeat_run
+-- 12477  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 12486    _brood_template
+-- 12516    _bind_template
+-- 12546    _read_child
+-- 12588    _child_queues
+-- 12614    _birth
+-- 12638    spawn_children
+-- 12717    _cancel_option
+-- 12740    _answer
+-- 12758    _report_template
+-- 12793    _tell_template
+-- 12808    _judge_template
+-- 12845    _gather_template
+-- 12903    _rally_template
+-- 12980    _crop_template
+-- 13026    _yield_template
+-- 13046    _dismiss
+-- 13067    _ditch_template
+-- 13089    _perish_template
+-- 13104    _orphan_template
+-- 13119    await_children
+-- 13176  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -6956,10 +6956,15 @@ comment on function teguh.spawn_task(text, text, jsonb, jsonb) is
   '({"key", "on_conflict"}: no second task while one of that key is pending, running or '
   'sleeping, or in the given states, or for window_seconds from its creation; on_conflict error '
   'raises, return returns it; replace turns one that has not started into the new one, debounce '
-  'also, no later than max_wait_seconds after its creation). created is false when the '
+  'also, no later than max_wait_seconds after its creation), sequence (array of {"queue_name", '
+  '"task_name", "params", "options", "compensate"}: each is spawned when the one before is '
+  'completed, with its params and result), compensate (a task that undoes this one if a later one '
+  'of the sequence ends without success), on_failure (a task to spawn if this one, or a later one '
+  'of the sequence, does). created is false when the '
   'idempotency key or unique key was in use and the existing task '
   'is returned. Raises TG001 for an unknown queue, TG005 for a bad option, TG006 for a '
-  'key that belongs to another task or is in use, TG007 when the queue is full.';
+  'key that belongs to another task or is in use, TG007 when the queue is full, 42501 if the '
+  'caller may not spawn in the queue of a task that is to follow.';
 
 -- Spawn many tasks with one statement.
 create or replace function teguh.spawn_tasks(p_queue_name text, p_tasks jsonb)
@@ -10278,7 +10283,7 @@ comment on function teguh.get_task_history(text, uuid) is
   'What happened to a task, in order. Events: created, started (the last time in a run that a '
   'worker was handed it), recovered (the same, after a run whose worker was lost), sleeping '
   '(the present sleep, not those that are over), released, completed, failed, cancelled, '
-  'expired, retrying (another run follows). detail has, where it applies, claimed_by, '
+  'expired, retrying (another run follows), repeating (the same, after success). detail has, where it applies, claimed_by, '
   'failure_reason, until, event, and of what somebody did action, by_role, reason. Raises TG001 '
   'for an unknown queue, TG003 for an unknown task.';
 
