@@ -245,248 +245,248 @@
 -- 7051    _abide
 -- 7073    _check_spawner
 -- 7093    spawn_task
--- 7153    spawn_tasks
--- 7200    _read_task
--- 7218  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7223    _hold_template
--- 7274    _own_template
--- 7294    _done_template
--- 7342    complete_run
--- 7365    _flush_template
--- 7447    _why_template
--- 7463    _read_runs
--- 7509    _explain_bad_run
--- 7534    complete_runs
--- 7559    _end_template
--- 7608    _lost_template
--- 7628    _file_template
--- 7654    _again_template
--- 7694    _queue_template
--- 7715    _fail_template
--- 7733    fail_run
--- 7757    _nap_template
--- 7786    schedule_run
--- 7816    _free_template
--- 7864    release_run
--- 7889    _keep_template
--- 7915    extend_claim
--- 7938  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7943    _mark_template
--- 7965    _note_template
--- 7995    set_task_checkpoint_state
--- 8030    _recall_template
--- 8052    get_task_checkpoint_state
--- 8076    _list_template
--- 8105    get_task_checkpoint_states
--- 8131  43_events.sql: Wait for an event, or learn how the wait ended
--- 8138    _wait_template
--- 8210    _park_template
--- 8252    _check_event
--- 8271    await_event
--- 8308    _emit_template
--- 8371    emit_event
--- 8396  44_control.sql: Read a task, or raise TG003
--- 8398    _fetch_template
--- 8425    _stop_template
--- 8457    _act_template
--- 8479    _halt_template
--- 8495    cancel_task
--- 8517    _rerun_template
--- 8592    _forget_template
--- 8628    _redo_template
--- 8664    _renew_template
--- 8700    retry_task
--- 8750    _show_template
--- 8798    get_task_result
--- 8833  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8840    _purge_template
--- 8870    _erase_template
--- 8919    _first_uuid
--- 8938    _sweep_template
--- 8978    _clean
--- 9012    cleanup_tasks
--- 9033    cleanup_events
--- 9054    cleanup_all_queues
--- 9084  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 9086    _cap_template
--- 9115    _write_limit
--- 9138    _read_limit
--- 9187    _check_limit_keys
--- 9209    set_limit
--- 9264    _usage_template
--- 9342    _overall_usage
--- 9386    limit_usage
--- 9419  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 9421    _pause_template
--- 9442    _halve_template
--- 9472    _check_only
--- 9495    pause_queue
--- 9531    resume_queue
--- 9557    get_queue_policy
--- 9580    set_queue_policy
--- 9598    list_namespaces
--- 9615  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9618    _read_filter
--- 9652    _states_option
--- 9683    _read_cursor
--- 9702    _check_limit
--- 9726    _find_template
--- 9778    _seek_template
--- 9827    _page_template
--- 9896    _ended_template
--- 9933    _fit_template
--- 9970    _live_template
--- 10007    _hints_template
--- 10030    _hints0_template
--- 10072    _rows_template
--- 10121    list_tasks
--- 10167    _peek_template
--- 10223    get_task
--- 10277    _runs_template
--- 10330    list_runs
--- 10361    _past_template
--- 10437    _since_template
--- 10455    get_task_history
--- 10475    _held_template
--- 10507    list_workers
--- 10546    _read_place
--- 10565    _acts_template
--- 10591    list_actions
--- 10623  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10625    _abort_template
--- 10662    cancel_tasks
--- 10699    _check_meant
--- 10719    _limit_option
--- 10732    _retake_template
--- 10770    requeue_task
--- 10795    _regain_template
--- 10830    requeue_tasks
--- 10869    list_dead_letters
--- 10912    _replay_template
--- 10953    replay_dead_letters
--- 10993    _bury_template
--- 11035    purge_dead_letters
--- 11065  49_stats.sql: When the first task that is ready became so; null if none is
--- 11067    _oldest_template
--- 11111    _elder0_template
--- 11147    _tenure_template
--- 11172    _is_wanted
--- 11189    _stat_template
--- 11235    queue_stats
--- 11290    _from
--- 11303    _counters (view)
--- 11327    _gauge_template
--- 11373    _spans_template
--- 11426    metrics
--- 11462    _xmin_age
--- 11481    prometheus
--- 11540    _label_text
--- 11563    health
--- 11617  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 11622    _tick_template
--- 11647    _ticked (sequence)
--- 11653    _set_ticked
--- 11666    ticker
--- 11713    ticker_loop (procedure)
--- 11739  51_cron.sql: Whether pg_cron is installed in this database
--- 11741    _has_cron
--- 11751    _cron_has_seconds
--- 11772    _explain_no_cron
--- 11804    start
--- 11847    stop
--- 11872    _maintain
--- 11894    status
--- 11930  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11934    _rights (view)
--- 12027    _allowed
--- 12067    _grant
--- 12086    _grant_again
--- 12102    _grant_queue
--- 12117    _check_grant
--- 12150    grant_access
--- 12186    revoke_access
--- 12233  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 12235    _refuse_schedule
--- 12252    _cron_value
--- 12266    _cron_field
--- 12327    _read_every
--- 12349    _read_schedule
--- 12424    _cron_time
--- 12462    _cron_reading
--- 12501    _clock
--- 12510    _clock_reads
--- 12546    _clock_set
--- 12574    _cron_passing
--- 12612    _cron_next
--- 12652    _check_timezone
--- 12681    next_fire_time
--- 12717  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 12730    _planning_number
--- 12740    _replan_template
--- 12754    _agenda_template
--- 12771    _future_template
--- 12799    _strike_template
--- 12855    _chime_template
--- 12911    _undone_template
--- 12930    _planned_after
--- 12949    _due_times
--- 12999    _spawn_scheduled
--- 13044    _check_task_options
--- 13074    _word_option
--- 13096    _draw_schedule
--- 13135    _schedule_options
--- 13150    _miss_schedule
--- 13166    _scheduled_in
--- 13187    _grasp_template
--- 13214    _enroll_template
--- 13245    _redraw_template
--- 13295    create_schedule
--- 13339    _reform_template
--- 13365    update_schedule
--- 13388    _steer_template
--- 13431    pause_schedule
--- 13452    resume_schedule
--- 13472    drop_schedule
--- 13492    _launch_template
--- 13524    trigger_schedule
--- 13546    _diary_template
--- 13582    get_schedule
--- 13617    list_schedules
--- 13659  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 13664    _links_option
--- 13707    _read_link
--- 13749    _trail_template
--- 13795    _linked_template
--- 13827    _ensue_template
--- 13870    _undoings
--- 13897    _undo_template
--- 13931    _repent_template
--- 13967    add_compensation
--- 14007    _repeat_template
--- 14037    _blank_template
--- 14074    repeat_run
--- 14100  63_children.sql: Children: tasks that a step spawns and may wait for
--- 14109    _brood_template
--- 14139    _bind_template
--- 14169    _read_child
--- 14211    _child_queues
--- 14237    _birth
--- 14261    spawn_children
--- 14340    _cancel_option
--- 14363    _answer
--- 14381    _report_template
--- 14416    _tell_template
--- 14431    _judge_template
--- 14468    _gather_template
--- 14526    _rally_template
--- 14603    _crop_template
--- 14649    _yield_template
--- 14669    _dismiss
--- 14690    _ditch_template
--- 14712    _perish_template
--- 14727    _orphan_template
--- 14742    await_children
--- 14799  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 7158    spawn_tasks
+-- 7205    _read_task
+-- 7223  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7228    _hold_template
+-- 7279    _own_template
+-- 7299    _done_template
+-- 7347    complete_run
+-- 7370    _flush_template
+-- 7452    _why_template
+-- 7468    _read_runs
+-- 7514    _explain_bad_run
+-- 7539    complete_runs
+-- 7564    _end_template
+-- 7613    _lost_template
+-- 7633    _file_template
+-- 7659    _again_template
+-- 7699    _queue_template
+-- 7720    _fail_template
+-- 7738    fail_run
+-- 7762    _nap_template
+-- 7791    schedule_run
+-- 7821    _free_template
+-- 7869    release_run
+-- 7894    _keep_template
+-- 7920    extend_claim
+-- 7943  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7948    _mark_template
+-- 7970    _note_template
+-- 8000    set_task_checkpoint_state
+-- 8035    _recall_template
+-- 8057    get_task_checkpoint_state
+-- 8081    _list_template
+-- 8110    get_task_checkpoint_states
+-- 8136  43_events.sql: Wait for an event, or learn how the wait ended
+-- 8143    _wait_template
+-- 8215    _park_template
+-- 8257    _check_event
+-- 8276    await_event
+-- 8313    _emit_template
+-- 8376    emit_event
+-- 8401  44_control.sql: Read a task, or raise TG003
+-- 8403    _fetch_template
+-- 8430    _stop_template
+-- 8462    _act_template
+-- 8484    _halt_template
+-- 8500    cancel_task
+-- 8522    _rerun_template
+-- 8597    _forget_template
+-- 8633    _redo_template
+-- 8669    _renew_template
+-- 8705    retry_task
+-- 8755    _show_template
+-- 8803    get_task_result
+-- 8838  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8845    _purge_template
+-- 8875    _erase_template
+-- 8924    _first_uuid
+-- 8943    _sweep_template
+-- 8983    _clean
+-- 9017    cleanup_tasks
+-- 9038    cleanup_events
+-- 9059    cleanup_all_queues
+-- 9089  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 9091    _cap_template
+-- 9120    _write_limit
+-- 9143    _read_limit
+-- 9192    _check_limit_keys
+-- 9214    set_limit
+-- 9269    _usage_template
+-- 9347    _overall_usage
+-- 9391    limit_usage
+-- 9424  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 9426    _pause_template
+-- 9447    _halve_template
+-- 9477    _check_only
+-- 9500    pause_queue
+-- 9536    resume_queue
+-- 9562    get_queue_policy
+-- 9585    set_queue_policy
+-- 9603    list_namespaces
+-- 9620  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9623    _read_filter
+-- 9657    _states_option
+-- 9688    _read_cursor
+-- 9707    _check_limit
+-- 9731    _find_template
+-- 9783    _seek_template
+-- 9832    _page_template
+-- 9901    _ended_template
+-- 9938    _fit_template
+-- 9975    _live_template
+-- 10012    _hints_template
+-- 10035    _hints0_template
+-- 10077    _rows_template
+-- 10126    list_tasks
+-- 10172    _peek_template
+-- 10228    get_task
+-- 10282    _runs_template
+-- 10335    list_runs
+-- 10366    _past_template
+-- 10442    _since_template
+-- 10460    get_task_history
+-- 10480    _held_template
+-- 10512    list_workers
+-- 10551    _read_place
+-- 10570    _acts_template
+-- 10596    list_actions
+-- 10628  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10630    _abort_template
+-- 10667    cancel_tasks
+-- 10704    _check_meant
+-- 10724    _limit_option
+-- 10737    _retake_template
+-- 10775    requeue_task
+-- 10800    _regain_template
+-- 10835    requeue_tasks
+-- 10874    list_dead_letters
+-- 10917    _replay_template
+-- 10958    replay_dead_letters
+-- 10998    _bury_template
+-- 11040    purge_dead_letters
+-- 11070  49_stats.sql: When the first task that is ready became so; null if none is
+-- 11072    _oldest_template
+-- 11116    _elder0_template
+-- 11152    _tenure_template
+-- 11177    _is_wanted
+-- 11194    _stat_template
+-- 11240    queue_stats
+-- 11295    _from
+-- 11308    _counters (view)
+-- 11332    _gauge_template
+-- 11378    _spans_template
+-- 11431    metrics
+-- 11467    _xmin_age
+-- 11486    prometheus
+-- 11545    _label_text
+-- 11568    health
+-- 11622  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11627    _tick_template
+-- 11652    _ticked (sequence)
+-- 11658    _set_ticked
+-- 11671    ticker
+-- 11718    ticker_loop (procedure)
+-- 11744  51_cron.sql: Whether pg_cron is installed in this database
+-- 11746    _has_cron
+-- 11756    _cron_has_seconds
+-- 11777    _explain_no_cron
+-- 11809    start
+-- 11852    stop
+-- 11877    _maintain
+-- 11899    status
+-- 11935  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11939    _rights (view)
+-- 12032    _allowed
+-- 12072    _grant
+-- 12091    _grant_again
+-- 12107    _grant_queue
+-- 12122    _check_grant
+-- 12155    grant_access
+-- 12191    revoke_access
+-- 12238  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 12240    _refuse_schedule
+-- 12257    _cron_value
+-- 12271    _cron_field
+-- 12332    _read_every
+-- 12354    _read_schedule
+-- 12429    _cron_time
+-- 12467    _cron_reading
+-- 12506    _clock
+-- 12515    _clock_reads
+-- 12551    _clock_set
+-- 12579    _cron_passing
+-- 12617    _cron_next
+-- 12657    _check_timezone
+-- 12686    next_fire_time
+-- 12722  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 12735    _planning_number
+-- 12745    _replan_template
+-- 12759    _agenda_template
+-- 12776    _future_template
+-- 12804    _strike_template
+-- 12860    _chime_template
+-- 12916    _undone_template
+-- 12935    _planned_after
+-- 12954    _due_times
+-- 13004    _spawn_scheduled
+-- 13049    _check_task_options
+-- 13079    _word_option
+-- 13101    _draw_schedule
+-- 13140    _schedule_options
+-- 13155    _miss_schedule
+-- 13171    _scheduled_in
+-- 13192    _grasp_template
+-- 13219    _enroll_template
+-- 13250    _redraw_template
+-- 13300    create_schedule
+-- 13344    _reform_template
+-- 13370    update_schedule
+-- 13393    _steer_template
+-- 13436    pause_schedule
+-- 13457    resume_schedule
+-- 13477    drop_schedule
+-- 13497    _launch_template
+-- 13529    trigger_schedule
+-- 13551    _diary_template
+-- 13587    get_schedule
+-- 13622    list_schedules
+-- 13664  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 13669    _links_option
+-- 13712    _read_link
+-- 13754    _trail_template
+-- 13800    _linked_template
+-- 13832    _ensue_template
+-- 13875    _undoings
+-- 13902    _undo_template
+-- 13936    _repent_template
+-- 13972    add_compensation
+-- 14012    _repeat_template
+-- 14042    _blank_template
+-- 14079    repeat_run
+-- 14105  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 14114    _brood_template
+-- 14144    _bind_template
+-- 14174    _read_child
+-- 14216    _child_queues
+-- 14242    _birth
+-- 14266    spawn_children
+-- 14345    _cancel_option
+-- 14368    _answer
+-- 14386    _report_template
+-- 14421    _tell_template
+-- 14436    _judge_template
+-- 14473    _gather_template
+-- 14531    _rally_template
+-- 14608    _crop_template
+-- 14654    _yield_template
+-- 14674    _dismiss
+-- 14695    _ditch_template
+-- 14717    _perish_template
+-- 14732    _orphan_template
+-- 14747    await_children
+-- 14804  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -7144,10 +7144,15 @@ comment on function teguh.spawn_task(text, text, jsonb, jsonb) is
   '({"key", "on_conflict"}: no second task while one of that key is pending, running or '
   'sleeping, or in the given states, or for window_seconds from its creation; on_conflict error '
   'raises, return returns it; replace turns one that has not started into the new one, debounce '
-  'also, no later than max_wait_seconds after its creation). created is false when the '
+  'also, no later than max_wait_seconds after its creation), sequence (array of {"queue_name", '
+  '"task_name", "params", "options", "compensate"}: each is spawned when the one before is '
+  'completed, with its params and result), compensate (a task that undoes this one if a later one '
+  'of the sequence ends without success), on_failure (a task to spawn if this one, or a later one '
+  'of the sequence, does). created is false when the '
   'idempotency key or unique key was in use and the existing task '
   'is returned. Raises TG001 for an unknown queue, TG005 for a bad option, TG006 for a '
-  'key that belongs to another task or is in use, TG007 when the queue is full.';
+  'key that belongs to another task or is in use, TG007 when the queue is full, 42501 if the '
+  'caller may not spawn in the queue of a task that is to follow.';
 
 -- Spawn many tasks with one statement.
 create or replace function teguh.spawn_tasks(p_queue_name text, p_tasks jsonb)
@@ -10467,7 +10472,7 @@ comment on function teguh.get_task_history(text, uuid) is
   'What happened to a task, in order. Events: created, started (the last time in a run that a '
   'worker was handed it), recovered (the same, after a run whose worker was lost), sleeping '
   '(the present sleep, not those that are over), released, completed, failed, cancelled, '
-  'expired, retrying (another run follows). detail has, where it applies, claimed_by, '
+  'expired, retrying (another run follows), repeating (the same, after success). detail has, where it applies, claimed_by, '
   'failure_reason, until, event, and of what somebody did action, by_role, reason. Raises TG001 '
   'for an unknown queue, TG003 for an unknown task.';
 

@@ -46,7 +46,8 @@ def fill(dsn: str, queue: str) -> None:
 
         def call(function: str, *arguments: object) -> list[tuple[Any, ...]]:
             places = ", ".join(["%s"] * len(arguments))
-            query = f"select * from teguh.{function}({places})"
+            schema = "" if "." in function else "teguh."
+            query = f"select * from {schema}{function}({places})"
             return connection.execute(query.encode(), arguments).fetchall()
 
         def spawn(name: str, **options: object) -> UUID:
@@ -84,6 +85,12 @@ def fill(dsn: str, queue: str) -> None:
         task, run = claim("lost", SOON, retry_strategy={"kind": "none"})
         call("set_task_checkpoint_state", queue, task, "one", "40", run)
         claim("running")
+        if call("pg_catalog.to_regproc", "teguh.spawn_children") != [(None,)]:
+            task, run = claim("parent")
+            call("spawn_children", queue, run, "children", '[{"task_name": "child"}]')
+            call("await_children", queue, task, run, "children")
+            ((run, *_),) = call("claim_task", queue, "gone", 3600)
+            call("complete_run", queue, run, '"before"')
         spawn("pending")
         spawn("delayed", delay_seconds=SOON)
         spawn("far away", available_at="2100-01-01 00:00:00+00")
@@ -98,6 +105,9 @@ def registry() -> teguh.Registry:
     def handler(ctx: teguh.TaskContext) -> object:
         if ctx.task_name in {"sleeping", "lost"}:
             return ctx.step("one", lambda: 1) + ctx.step("two", lambda: 2)
+        if ctx.task_name == "parent":
+            ctx.spawn_children([{"task_name": "other"}])
+            return [child.result for child in ctx.await_children()]
         if ctx.task_name == "late for the early event":
             return ctx.await_event("early")
         if ctx.task_name.startswith("awaiting"):
@@ -122,9 +132,14 @@ def go_on(dsn: str, queue: str, worker_dsn: str | None = None) -> None:
             result = client.get_task_result(queue, found[name].task_id)
             return result.state, result.completed_payload, result.failures
 
+        def result(task_id: UUID) -> object:
+            return client.get_task_result(queue, task_id).completed_payload
+
         with running(worker_dsn or dsn, queue, registry(), poll_interval=0.1, ticker_interval=0.1):
             for name, (state, _, _) in ENDS.items():
                 until(lambda n=name, s=state: end(n)[0] == s, f"the end of {name!r}")  # type: ignore[misc]
+            for parent in client.list_tasks(queue, task_name="parent"):
+                until(lambda p=parent: result(p.task_id) == ["before"], "the end of a parent")  # type: ignore[misc]
         assert {name: end(name) for name in ENDS} == ENDS
 
         retried = client.retry_task(queue, found["failed"].task_id)

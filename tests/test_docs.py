@@ -22,9 +22,9 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def snippets(language: str) -> list[str]:
-    """The fenced blocks of the README in one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+def snippets(language: str, text: str = README) -> list[str]:
+    """The fenced blocks of a document, by default the README, in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
 def test_the_sql_of_the_readme_runs_in_order(dsn: str) -> None:
@@ -124,11 +124,15 @@ def aligned(cursor: psycopg.Cursor[tuple[Any, ...]]) -> str:
     return "\n".join([*shown, f"({len(rows)} row{'s' if len(rows) != 1 else ''})"])
 
 
-def played(db: psycopg.Connection[tuple[Any, ...]], text: str) -> str:
-    """Return a document with the results that its examples have now.
+def played(
+    db: psycopg.Connection[tuple[Any, ...]], text: str, moments: Iterator[str] | None = None
+) -> str:
+    """Return a document with the results that its examples have now, or at these moments.
 
     The values come as text, as they do to psql; \\gset keeps those of the only row.
     """
+    for oid in [info.oid for info in db.adapters.types]:
+        db.adapters.register_loader(oid, TextLoader)
     kept: dict[str, str] = {}
 
     def example(match: re.Match[str]) -> str:
@@ -139,6 +143,8 @@ def played(db: psycopg.Connection[tuple[Any, ...]], text: str) -> str:
             statement = prompt[3:].removesuffix(" \\gset").rstrip(";")
             for name, value in kept.items():
                 statement = statement.replace(f":'{name}'", f"'{value}'")
+            if moments is not None:
+                db.execute("select set_config('teguh.fake_now', %s, false)", [next(moments)])
             cursor = psycopg.RawCursor(db)
             cursor.execute(statement.encode())
             yield prompt
@@ -156,18 +162,15 @@ def played(db: psycopg.Connection[tuple[Any, ...]], text: str) -> str:
 def test_operating_shows_what_its_examples_answer(dsn: str) -> None:
     text = OPERATING.read_text()
     with psycopg.connect(dsn, autocommit=True) as db:
-        for oid in [info.oid for info in db.adapters.types]:
-            db.adapters.register_loader(oid, TextLoader)
         db.execute(ORDERS.encode())
         assert played(db, text) == text
 
 
-PATTERNS = ROOT / "docs" / "patterns"
+SCHEDULES = ROOT / "docs" / "patterns" / "schedules.md"
 
 
-@pytest.mark.parametrize("pattern", sorted(path.name for path in PATTERNS.glob("*.md")))
-def test_a_pattern_shows_what_its_examples_answer(dsn: str, pattern: str) -> None:
-    text = (PATTERNS / pattern).read_text()
+def test_the_page_on_schedules_shows_what_its_examples_answer(dsn: str) -> None:
+    text = SCHEDULES.read_text()
     with psycopg.connect(dsn, autocommit=True) as db:
         for oid in [info.oid for info in db.adapters.types]:
             db.adapters.register_loader(oid, TextLoader)
@@ -175,9 +178,67 @@ def test_a_pattern_shows_what_its_examples_answer(dsn: str, pattern: str) -> Non
         assert played(db, text) == text
 
 
+CHILDREN = ROOT / "docs" / "patterns" / "children.md"
+SAGAS = ROOT / "docs" / "patterns" / "sagas.md"
+
+
+def execute(dsn: str, sources: list[str], task_name: str, state: str) -> Any:
+    """Run the Python of a document and one of its tasks; return its log, or the result."""
+    space: dict[str, Any] = {}
+    for source in sources:
+        exec(source.replace("3600", "0.01"), space)  # noqa: S102 - our own document
+    with teguh.Client.connect(dsn) as client:
+        client.create_queue("python")
+        task = client.spawn_task("python", task_name, **space["tasks"].options(task_name))
+        worker = teguh.Worker(dsn, "python", space["tasks"], poll_interval=0.1)
+        thread = threading.Thread(target=worker.run)
+        thread.start()
+        try:
+            deadline = time.monotonic() + 30
+            while client.list_tasks("python", state=["pending", "running", "sleeping"]):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        finally:
+            worker.stop()
+            thread.join()
+        result = client.get_task_result("python", task.task_id)
+        assert result.state == state
+        return space.get("log", result.completed_payload)
+
+
+@pytest.mark.parametrize(("page", "queue"), [(CHILDREN, "photos"), (SAGAS, "trips")])
+def test_the_patterns_show_what_their_examples_answer(dsn: str, page: Path, queue: str) -> None:
+    text = page.read_text()
+    with psycopg.connect(dsn, autocommit=True) as db:
+        db.execute("select teguh.create_queue(%s)", [queue])
+        if page == CHILDREN:
+            db.execute("select teguh.spawn_task(%s, 'album', '{}')", [queue])
+        moments = (f"2031-05-01 12:00:{second}+00" for second in range(10, 60))
+        assert played(db, text, moments) == text
+
+
+def test_the_python_of_the_patterns_does_what_they_say(dsn: str) -> None:
+    (album,) = snippets("python", CHILDREN.read_text())
+    assert execute(dsn, [album], "album", "completed") == [100, 200, 300]
+
+
+def test_the_python_of_the_saga_undoes_its_steps(dsn: str) -> None:
+    trip, _ = snippets("python", SAGAS.read_text())
+    assert execute(dsn, [trip], "trip", "failed") == [
+        "booked car", "booked hotel", "cancelled flight", "cancelled hotel", "cancelled car"
+    ]  # fmt: skip
+
+
+def test_the_python_of_the_repetition_looks_three_times(dsn: str) -> None:
+    assert (
+        execute(dsn, snippets("python", SAGAS.read_text()), "watch", "completed") == ["looked"] * 3
+    )
+
+
 DOCUMENTS = [
     "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/managed.md", "docs/upgrading.md",
-    "docs/operating.md", *(f"docs/patterns/{path.name}" for path in PATTERNS.glob("*.md")),
+    "docs/operating.md", "docs/patterns/children.md", "docs/patterns/sagas.md",
+    "docs/patterns/schedules.md",
 ]  # fmt: skip
 
 

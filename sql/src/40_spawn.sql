@@ -658,10 +658,15 @@ comment on function teguh.spawn_task(text, text, jsonb, jsonb) is
   '({"key", "on_conflict"}: no second task while one of that key is pending, running or '
   'sleeping, or in the given states, or for window_seconds from its creation; on_conflict error '
   'raises, return returns it; replace turns one that has not started into the new one, debounce '
-  'also, no later than max_wait_seconds after its creation). created is false when the '
+  'also, no later than max_wait_seconds after its creation), sequence (array of {"queue_name", '
+  '"task_name", "params", "options", "compensate"}: each is spawned when the one before is '
+  'completed, with its params and result), compensate (a task that undoes this one if a later one '
+  'of the sequence ends without success), on_failure (a task to spawn if this one, or a later one '
+  'of the sequence, does). created is false when the '
   'idempotency key or unique key was in use and the existing task '
   'is returned. Raises TG001 for an unknown queue, TG005 for a bad option, TG006 for a '
-  'key that belongs to another task or is in use, TG007 when the queue is full.';
+  'key that belongs to another task or is in use, TG007 when the queue is full, 42501 if the '
+  'caller may not spawn in the queue of a task that is to follow.';
 
 -- Spawn many tasks with one statement.
 create or replace function teguh.spawn_tasks(p_queue_name text, p_tasks jsonb)

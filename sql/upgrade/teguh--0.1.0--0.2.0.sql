@@ -212,15 +212,15 @@ select teguh._each_queue('alter table teguh.t_template add column on_expired jso
 select teguh._each_queue('alter table teguh.t_template drop constraint tstate_template');
 select teguh._each_queue('alter table teguh.c_template drop constraint cstatus_template');
 
--- A task may be followed by others.
-select teguh._each_queue('alter table teguh.t_template add column links jsonb');
-
 -- A task may have a priority and a key; it may stand in a lane.
 select teguh._each_queue('alter table teguh.t_template add column priority smallint');
 select teguh._each_queue('alter table teguh.t_template add column flow_key text');
 select teguh._each_queue(
   'alter table teguh.t_template add column laned boolean not null default false'
 );
+
+-- A task may be followed by others.
+select teguh._each_queue('alter table teguh.t_template add column links jsonb');
 
 -- A queue knows what its dispatch was built for (teguh._home), and can be paused.
 alter table teguh.queues add column built_for bigint;
@@ -6858,10 +6858,15 @@ comment on function teguh.spawn_task(text, text, jsonb, jsonb) is
   '({"key", "on_conflict"}: no second task while one of that key is pending, running or '
   'sleeping, or in the given states, or for window_seconds from its creation; on_conflict error '
   'raises, return returns it; replace turns one that has not started into the new one, debounce '
-  'also, no later than max_wait_seconds after its creation). created is false when the '
+  'also, no later than max_wait_seconds after its creation), sequence (array of {"queue_name", '
+  '"task_name", "params", "options", "compensate"}: each is spawned when the one before is '
+  'completed, with its params and result), compensate (a task that undoes this one if a later one '
+  'of the sequence ends without success), on_failure (a task to spawn if this one, or a later one '
+  'of the sequence, does). created is false when the '
   'idempotency key or unique key was in use and the existing task '
   'is returned. Raises TG001 for an unknown queue, TG005 for a bad option, TG006 for a '
-  'key that belongs to another task or is in use, TG007 when the queue is full.';
+  'key that belongs to another task or is in use, TG007 when the queue is full, 42501 if the '
+  'caller may not spawn in the queue of a task that is to follow.';
 
 -- Spawn many tasks with one statement.
 create or replace function teguh.spawn_tasks(p_queue_name text, p_tasks jsonb)
@@ -10181,7 +10186,7 @@ comment on function teguh.get_task_history(text, uuid) is
   'What happened to a task, in order. Events: created, started (the last time in a run that a '
   'worker was handed it), recovered (the same, after a run whose worker was lost), sleeping '
   '(the present sleep, not those that are over), released, completed, failed, cancelled, '
-  'expired, retrying (another run follows). detail has, where it applies, claimed_by, '
+  'expired, retrying (another run follows), repeating (the same, after success). detail has, where it applies, claimed_by, '
   'failure_reason, until, event, and of what somebody did action, by_role, reason. Raises TG001 '
   'for an unknown queue, TG003 for an unknown task.';
 

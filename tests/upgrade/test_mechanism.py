@@ -28,20 +28,20 @@ NEXT = "0.99.0"
 
 TABLE = """\
 -- Notes.
-create table if not exists teguh.j_template (
+create table if not exists teguh.y_template (
   task_id uuid not null,
   note    text not null,
-  constraint jkey_template primary key (task_id),
-  constraint jlong_template check (length(note) > 1)
+  constraint ykey_template primary key (task_id),
+  constraint ylong_template check (length(note) > 1)
 )
 with (fillfactor = 50);
 
-create index if not exists jnote_template
-  on teguh.j_template (note);
+create index if not exists ynote_template
+  on teguh.y_template (note);
 
 create sequence if not exists teguh.notes_template;
 
-comment on table teguh.j_template is
+comment on table teguh.y_template is
   'Notes.';
 comment on table teguh.e_template is
   'Events, with another comment.';
@@ -55,14 +55,14 @@ comment on table teguh.noticed is
   'A new registry.';
 
 -- A function of the queue over its new table.
-create or replace function teguh._jot_template(p_note teguh.j_template)
-  returns setof teguh.j_template
+create or replace function teguh._jot_template(p_note teguh.y_template)
+  returns setof teguh.y_template
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return query select n.* from teguh.j_template as n;
+  return query select n.* from teguh.y_template as n;
 end;
 $$;
 """
@@ -185,7 +185,7 @@ def test_an_upgrade_follows_every_change_of_the_modules_by_itself(
             found, wanted = definitions(one), definitions(two)
     assert found.keys() == wanted.keys()
     assert {k: v for k, v in found.items() if wanted[k] != v} == {}
-    assert ("relation", f"j_{QUEUES[0]}") in found
+    assert ("relation", f"y_{QUEUES[0]}") in found
     assert ("relation", f"notes_{QUEUES[2]}") in found
 
 

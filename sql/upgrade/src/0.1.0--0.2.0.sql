@@ -15,15 +15,15 @@ select teguh._each_queue('alter table teguh.t_template add column on_expired jso
 select teguh._each_queue('alter table teguh.t_template drop constraint tstate_template');
 select teguh._each_queue('alter table teguh.c_template drop constraint cstatus_template');
 
--- A task may be followed by others.
-select teguh._each_queue('alter table teguh.t_template add column links jsonb');
-
 -- A task may have a priority and a key; it may stand in a lane.
 select teguh._each_queue('alter table teguh.t_template add column priority smallint');
 select teguh._each_queue('alter table teguh.t_template add column flow_key text');
 select teguh._each_queue(
   'alter table teguh.t_template add column laned boolean not null default false'
 );
+
+-- A task may be followed by others.
+select teguh._each_queue('alter table teguh.t_template add column links jsonb');
 
 -- A queue knows what its dispatch was built for (teguh._home), and can be paused.
 alter table teguh.queues add column built_for bigint;
