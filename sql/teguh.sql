@@ -152,288 +152,288 @@
 -- 4030    _pass0_template
 -- 4076    _fire_template
 -- 4137    _expire_template
--- 4205    _timeout_reason
--- 4224    _over_template
--- 4246    _close_template
--- 4276    _follow_template
--- 4306  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4308    _segment_bytes
--- 4329    _turn_template
--- 4361    _turn0_template
--- 4399    _spent0_template
--- 4413    _dry0_template
--- 4440    _left0_template
--- 4471    _carry0_template
--- 4515  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4521    _remake_template
--- 4577    _alive_template
--- 4631    _home
--- 4644    _settle_template
--- 4666    rebuild_dispatch
--- 4703    _recap_template
--- 4734  35_tally.sql: The letter by which tallies know where a task stands
--- 4736    _letter
--- 4755    _letters
--- 4767    _bound
--- 4787    _tally_template
--- 4812    _reckon_template
--- 4839    _finish_template
--- 4867    _moved_template
--- 4898    _sum0_template
--- 4934    _noted0_template
--- 4969    _bank0_template
--- 4989    _census_template
--- 5011    _count_template
--- 5033  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5043    _gate_number
--- 5054    _enter_gate
--- 5076    _limit_of
--- 5094    _rule_template
--- 5120    _reign_template
--- 5150    _going_template
--- 5166    _busy_template
--- 5182    _everywhere_busy
--- 5208    _closed_until
--- 5228    _is_limited
--- 5239    _started
--- 5256    _left_over
--- 5277    _slots_template
--- 5327    _vacate_template
--- 5390    _unbar_template
--- 5419    _intake_template
--- 5440    _sift0_template
--- 5525    _line_template
--- 5584    _keys_template
--- 5637    _admit_template
--- 5696    _spare_template
--- 5718    _choose_template
--- 5764    _named_template
--- 5791    _weed_template
--- 5827    _cull_template
--- 5858    _seize_template
--- 5933    _quit_template
--- 5961    _occupy_template
--- 6001    _chance_template
--- 6031    _align_template
--- 6076  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 6079    _want_template
--- 6113    _names_option
--- 6148    _order_queues
--- 6184    _remember_names
--- 6204    claim_any
--- 6281    _check_order
--- 6298  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6303    _put_template
--- 6371    _enlist_template
--- 6414    _new_template
--- 6471    _tag_template
--- 6489    _room_template
--- 6516    _shed_template
--- 6558    _first0_template
--- 6599    _once_template
--- 6647    _blocks
--- 6674    _meet_template
--- 6708    _swap_template
--- 6769    _series_template
--- 6806    _found_template
--- 6863    _abide
--- 6885    _check_spawner
--- 6905    spawn_task
--- 6970    spawn_tasks
--- 7017    _read_task
--- 7035  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7040    _hold_template
--- 7091    _own_template
--- 7111    _done_template
--- 7159    complete_run
--- 7182    _flush_template
--- 7264    _why_template
--- 7280    _read_runs
--- 7326    _explain_bad_run
--- 7351    complete_runs
--- 7376    _end_template
--- 7425    _lost_template
--- 7445    _file_template
--- 7471    _again_template
--- 7511    _queue_template
--- 7532    _fail_template
--- 7550    fail_run
--- 7574    _nap_template
--- 7603    schedule_run
--- 7633    _free_template
--- 7681    release_run
--- 7706    _keep_template
--- 7732    extend_claim
--- 7755  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7760    _mark_template
--- 7782    _note_template
--- 7812    set_task_checkpoint_state
--- 7847    _recall_template
--- 7869    get_task_checkpoint_state
--- 7893    _list_template
--- 7922    get_task_checkpoint_states
--- 7948  43_events.sql: Wait for an event, or learn how the wait ended
--- 7955    _wait_template
--- 8027    _park_template
--- 8069    _check_event
--- 8088    await_event
--- 8125    _emit_template
--- 8188    emit_event
--- 8213  44_control.sql: Read a task, or raise TG003
--- 8215    _fetch_template
--- 8242    _stop_template
--- 8274    _act_template
--- 8296    _halt_template
--- 8312    cancel_task
--- 8334    _rerun_template
--- 8409    _forget_template
--- 8445    _redo_template
--- 8481    _renew_template
--- 8517    retry_task
--- 8567    _show_template
--- 8615    get_task_result
--- 8650  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8657    _purge_template
--- 8687    _erase_template
--- 8736    _first_uuid
--- 8755    _sweep_template
--- 8795    _clean
--- 8829    cleanup_tasks
--- 8850    cleanup_events
--- 8871    cleanup_all_queues
--- 8901  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 8903    _cap_template
--- 8932    _write_limit
--- 8955    _read_limit
--- 9003    _check_limit_keys
--- 9025    set_limit
--- 9080    _usage_template
--- 9158    _overall_usage
--- 9202    limit_usage
--- 9235  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 9237    _pause_template
--- 9258    _halve_template
--- 9288    _check_only
--- 9311    pause_queue
--- 9347    resume_queue
--- 9373    get_queue_policy
--- 9396    set_queue_policy
--- 9414    list_namespaces
--- 9431  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9434    _read_filter
--- 9468    _states_option
--- 9499    _read_cursor
--- 9518    _check_limit
--- 9542    _find_template
--- 9594    _seek_template
--- 9643    _page_template
--- 9712    _ended_template
--- 9749    _fit_template
--- 9786    _live_template
--- 9823    _hints_template
--- 9846    _hints0_template
--- 9888    _rows_template
--- 9937    list_tasks
--- 9983    _peek_template
--- 10039    get_task
--- 10093    _runs_template
--- 10146    list_runs
--- 10177    _past_template
--- 10253    _since_template
--- 10271    get_task_history
--- 10291    _held_template
--- 10323    list_workers
--- 10362    _read_place
--- 10381    _acts_template
--- 10407    list_actions
--- 10439  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10441    _abort_template
--- 10478    cancel_tasks
--- 10515    _check_meant
--- 10535    _limit_option
--- 10548    _retake_template
--- 10586    requeue_task
--- 10611    _regain_template
--- 10646    requeue_tasks
--- 10685    list_dead_letters
--- 10728    _replay_template
--- 10769    replay_dead_letters
--- 10809    _bury_template
--- 10851    purge_dead_letters
--- 10881  49_stats.sql: When the first task that is ready became so; null if none is
--- 10883    _oldest_template
--- 10927    _elder0_template
--- 10963    _tenure_template
--- 10988    _is_wanted
--- 11005    _stat_template
--- 11051    queue_stats
--- 11106    _from
--- 11119    _counters (view)
--- 11143    _gauge_template
--- 11189    _spans_template
--- 11242    metrics
--- 11278    _xmin_age
--- 11297    prometheus
--- 11356    _label_text
--- 11379    health
--- 11433  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 11438    _tick_template
--- 11460    _ticked (sequence)
--- 11466    _set_ticked
--- 11479    ticker
--- 11527    ticker_loop (procedure)
--- 11553  51_cron.sql: Whether pg_cron is installed in this database
--- 11555    _has_cron
--- 11565    _cron_has_seconds
--- 11586    _explain_no_cron
--- 11618    start
--- 11661    stop
--- 11686    _maintain
--- 11708    status
--- 11744  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11748    _rights (view)
--- 11832    _allowed
--- 11870    _grant
--- 11889    _grant_again
--- 11905    _grant_queue
--- 11920    _check_grant
--- 11953    grant_access
--- 11989    revoke_access
--- 12036  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 12041    _links_option
--- 12084    _read_link
--- 12126    _trail_template
--- 12172    _linked_template
--- 12204    _ensue_template
--- 12247    _undoings
--- 12274    _undo_template
--- 12308    _repent_template
--- 12344    add_compensation
--- 12384    _repeat_template
--- 12414    _blank_template
--- 12451    repeat_run
--- 12477  63_children.sql: Children: tasks that a step spawns and may wait for
--- 12486    _brood_template
--- 12516    _bind_template
--- 12546    _read_child
--- 12588    _child_queues
--- 12614    _birth
--- 12638    spawn_children
--- 12717    _cancel_option
--- 12740    _answer
--- 12758    _report_template
--- 12793    _tell_template
--- 12808    _judge_template
--- 12845    _gather_template
--- 12903    _rally_template
--- 12980    _crop_template
--- 13026    _yield_template
--- 13046    _dismiss
--- 13067    _ditch_template
--- 13089    _perish_template
--- 13104    _orphan_template
--- 13119    await_children
--- 13176  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 4208    _timeout_reason
+-- 4227    _over_template
+-- 4249    _close_template
+-- 4279    _follow_template
+-- 4309  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4311    _segment_bytes
+-- 4332    _turn_template
+-- 4364    _turn0_template
+-- 4402    _spent0_template
+-- 4416    _dry0_template
+-- 4443    _left0_template
+-- 4474    _carry0_template
+-- 4518  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4524    _remake_template
+-- 4580    _alive_template
+-- 4634    _home
+-- 4647    _settle_template
+-- 4669    rebuild_dispatch
+-- 4706    _recap_template
+-- 4737  35_tally.sql: The letter by which tallies know where a task stands
+-- 4739    _letter
+-- 4758    _letters
+-- 4770    _bound
+-- 4790    _tally_template
+-- 4815    _reckon_template
+-- 4842    _finish_template
+-- 4870    _moved_template
+-- 4901    _sum0_template
+-- 4937    _noted0_template
+-- 4972    _bank0_template
+-- 4992    _census_template
+-- 5014    _count_template
+-- 5036  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5046    _gate_number
+-- 5057    _enter_gate
+-- 5079    _limit_of
+-- 5097    _rule_template
+-- 5123    _reign_template
+-- 5153    _going_template
+-- 5169    _busy_template
+-- 5185    _everywhere_busy
+-- 5211    _closed_until
+-- 5231    _is_limited
+-- 5242    _started
+-- 5259    _left_over
+-- 5280    _slots_template
+-- 5330    _vacate_template
+-- 5393    _unbar_template
+-- 5422    _intake_template
+-- 5443    _sift0_template
+-- 5528    _line_template
+-- 5587    _keys_template
+-- 5640    _admit_template
+-- 5699    _spare_template
+-- 5721    _choose_template
+-- 5767    _named_template
+-- 5794    _weed_template
+-- 5830    _cull_template
+-- 5861    _seize_template
+-- 5936    _quit_template
+-- 5964    _occupy_template
+-- 6004    _chance_template
+-- 6034    _align_template
+-- 6079  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6082    _want_template
+-- 6116    _names_option
+-- 6151    _order_queues
+-- 6187    _remember_names
+-- 6207    claim_any
+-- 6284    _check_order
+-- 6301  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6306    _put_template
+-- 6374    _enlist_template
+-- 6417    _new_template
+-- 6474    _tag_template
+-- 6492    _room_template
+-- 6519    _shed_template
+-- 6561    _first0_template
+-- 6602    _once_template
+-- 6650    _blocks
+-- 6677    _meet_template
+-- 6711    _swap_template
+-- 6772    _series_template
+-- 6809    _found_template
+-- 6866    _abide
+-- 6888    _check_spawner
+-- 6908    spawn_task
+-- 6973    spawn_tasks
+-- 7020    _read_task
+-- 7038  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7043    _hold_template
+-- 7094    _own_template
+-- 7114    _done_template
+-- 7162    complete_run
+-- 7185    _flush_template
+-- 7267    _why_template
+-- 7283    _read_runs
+-- 7329    _explain_bad_run
+-- 7354    complete_runs
+-- 7379    _end_template
+-- 7428    _lost_template
+-- 7448    _file_template
+-- 7474    _again_template
+-- 7514    _queue_template
+-- 7535    _fail_template
+-- 7553    fail_run
+-- 7577    _nap_template
+-- 7606    schedule_run
+-- 7636    _free_template
+-- 7684    release_run
+-- 7709    _keep_template
+-- 7735    extend_claim
+-- 7758  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7763    _mark_template
+-- 7785    _note_template
+-- 7815    set_task_checkpoint_state
+-- 7850    _recall_template
+-- 7872    get_task_checkpoint_state
+-- 7896    _list_template
+-- 7925    get_task_checkpoint_states
+-- 7951  43_events.sql: Wait for an event, or learn how the wait ended
+-- 7958    _wait_template
+-- 8030    _park_template
+-- 8072    _check_event
+-- 8091    await_event
+-- 8128    _emit_template
+-- 8191    emit_event
+-- 8216  44_control.sql: Read a task, or raise TG003
+-- 8218    _fetch_template
+-- 8245    _stop_template
+-- 8277    _act_template
+-- 8299    _halt_template
+-- 8315    cancel_task
+-- 8337    _rerun_template
+-- 8412    _forget_template
+-- 8448    _redo_template
+-- 8484    _renew_template
+-- 8520    retry_task
+-- 8570    _show_template
+-- 8618    get_task_result
+-- 8653  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8660    _purge_template
+-- 8690    _erase_template
+-- 8739    _first_uuid
+-- 8758    _sweep_template
+-- 8798    _clean
+-- 8832    cleanup_tasks
+-- 8853    cleanup_events
+-- 8874    cleanup_all_queues
+-- 8904  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 8906    _cap_template
+-- 8935    _write_limit
+-- 8958    _read_limit
+-- 9006    _check_limit_keys
+-- 9028    set_limit
+-- 9083    _usage_template
+-- 9161    _overall_usage
+-- 9205    limit_usage
+-- 9238  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 9240    _pause_template
+-- 9261    _halve_template
+-- 9291    _check_only
+-- 9314    pause_queue
+-- 9350    resume_queue
+-- 9376    get_queue_policy
+-- 9399    set_queue_policy
+-- 9417    list_namespaces
+-- 9434  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9437    _read_filter
+-- 9471    _states_option
+-- 9502    _read_cursor
+-- 9521    _check_limit
+-- 9545    _find_template
+-- 9597    _seek_template
+-- 9646    _page_template
+-- 9715    _ended_template
+-- 9752    _fit_template
+-- 9789    _live_template
+-- 9826    _hints_template
+-- 9849    _hints0_template
+-- 9891    _rows_template
+-- 9940    list_tasks
+-- 9986    _peek_template
+-- 10042    get_task
+-- 10096    _runs_template
+-- 10149    list_runs
+-- 10180    _past_template
+-- 10256    _since_template
+-- 10274    get_task_history
+-- 10294    _held_template
+-- 10326    list_workers
+-- 10365    _read_place
+-- 10384    _acts_template
+-- 10410    list_actions
+-- 10442  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10444    _abort_template
+-- 10481    cancel_tasks
+-- 10518    _check_meant
+-- 10538    _limit_option
+-- 10551    _retake_template
+-- 10589    requeue_task
+-- 10614    _regain_template
+-- 10649    requeue_tasks
+-- 10688    list_dead_letters
+-- 10731    _replay_template
+-- 10772    replay_dead_letters
+-- 10812    _bury_template
+-- 10854    purge_dead_letters
+-- 10884  49_stats.sql: When the first task that is ready became so; null if none is
+-- 10886    _oldest_template
+-- 10930    _elder0_template
+-- 10966    _tenure_template
+-- 10991    _is_wanted
+-- 11008    _stat_template
+-- 11054    queue_stats
+-- 11109    _from
+-- 11122    _counters (view)
+-- 11146    _gauge_template
+-- 11192    _spans_template
+-- 11245    metrics
+-- 11281    _xmin_age
+-- 11300    prometheus
+-- 11359    _label_text
+-- 11382    health
+-- 11436  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11441    _tick_template
+-- 11463    _ticked (sequence)
+-- 11469    _set_ticked
+-- 11482    ticker
+-- 11530    ticker_loop (procedure)
+-- 11556  51_cron.sql: Whether pg_cron is installed in this database
+-- 11558    _has_cron
+-- 11568    _cron_has_seconds
+-- 11589    _explain_no_cron
+-- 11621    start
+-- 11664    stop
+-- 11689    _maintain
+-- 11711    status
+-- 11747  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11751    _rights (view)
+-- 11835    _allowed
+-- 11873    _grant
+-- 11892    _grant_again
+-- 11908    _grant_queue
+-- 11923    _check_grant
+-- 11956    grant_access
+-- 11992    revoke_access
+-- 12039  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 12044    _links_option
+-- 12087    _read_link
+-- 12129    _trail_template
+-- 12175    _linked_template
+-- 12207    _ensue_template
+-- 12250    _undoings
+-- 12277    _undo_template
+-- 12311    _repent_template
+-- 12347    add_compensation
+-- 12387    _repeat_template
+-- 12417    _blank_template
+-- 12454    repeat_run
+-- 12480  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 12489    _brood_template
+-- 12519    _bind_template
+-- 12549    _read_child
+-- 12591    _child_queues
+-- 12617    _birth
+-- 12641    spawn_children
+-- 12720    _cancel_option
+-- 12743    _answer
+-- 12761    _report_template
+-- 12796    _tell_template
+-- 12811    _judge_template
+-- 12848    _gather_template
+-- 12906    _rally_template
+-- 12983    _crop_template
+-- 13029    _yield_template
+-- 13050    _dismiss
+-- 13071    _ditch_template
+-- 13115    _perish_template
+-- 13131    _orphan_template
+-- 13146    await_children
+-- 13203  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -1974,8 +1974,8 @@ comment on table teguh.p0_template is
 comment on column teguh.p0_template.kind is
   'r: ready to be claimed. s: a sleeper''s timer. l: a lease''s or deadline''s timer.';
 comment on column teguh.p0_template.turn is
-  'The task''s turn that the row is for; 0 for the timer of a deadline, -1 for a look at '
-  'whether the children it waits for are over.';
+  'The task''s turn that the row is for; 0 for the timer of a deadline; -1 for a look at '
+  'whether the children it waits for are over (s), or for a task that its parent takes along (l).';
 comment on column teguh.p0_template.more_ids is
   'Further tasks of the same claim, whose leases end at the same time; their turns '
   'are in more_turns.';
@@ -4131,9 +4131,9 @@ begin
 end;
 $$;
 
--- Deal with timers of leases and of deadlines (turn 0).  A lease that was
--- extended gets a new timer; so does a task that somebody holds locked, to be
--- looked at again in a second.  Returns how many tasks have changed.
+-- Deal with timers of leases, of deadlines (turn 0), and of children whose parent has ended
+-- (turn -1).  A lease that was extended gets a new timer; so does a task that somebody holds
+-- locked, to be looked at again in a second.  Returns how many tasks have changed.
 create or replace function teguh._expire_template(p_timers teguh._timer[], p_now timestamptz)
   returns integer
   language plpgsql
@@ -4149,7 +4149,8 @@ begin
     select
       d.task_id,
       d.turn,
-      case when d.turn = 0 then t.deadline_at else t.lease_expires_at end as due_at
+      case d.turn when -1 then p_now when 0 then t.deadline_at else t.lease_expires_at end
+        as due_at
     from (select distinct u.task_id, u.turn from unnest(p_timers) as u) as d
     cross join lateral (
       select t.turn, t.state, t.deadline_at, t.lease_expires_at
@@ -4158,7 +4159,7 @@ begin
       offset 0
     ) as t
     where (d.turn = t.turn and t.state = 'running')
-      or (d.turn = 0 and t.state in ('pending', 'running', 'sleeping'))
+      or (d.turn in (-1, 0) and t.state in ('pending', 'running', 'sleeping'))
     order by d.task_id
   loop
     continue when v_timer.due_at is null;
@@ -4177,6 +4178,8 @@ begin
       perform teguh._push_template(
         'l', array[v_timer.task_id], array[v_timer.turn], array[p_now + interval '1 second']
       );
+    elsif v_timer.turn = -1 then
+      v_count := v_count + (teguh._stop_template(v_task.task_id, p_now) is not null)::integer;
     elsif v_timer.turn = 0 then
       v_count := v_count + teguh._over_template(v_task, p_now);
     elsif v_task.state = 'running'
@@ -12959,7 +12962,7 @@ begin
   end if;
 
   if p_cancel then
-    perform teguh._dismiss(j.child_queues, j.child_ids)
+    perform teguh._dismiss(j.child_queues, j.child_ids, true)
     from teguh.j_template as j
     where j.task_id = p_task_id
       and j.step_name = p_step_name;
@@ -13042,8 +13045,9 @@ begin
 end;
 $$;
 
--- Cancel those of some tasks that are not over.
-create or replace function teguh._dismiss(p_queues text[], p_task_ids uuid[])
+-- Cancel those of some tasks that are not over: p_wait for those that somebody holds locked, or
+-- leave them to a timer.
+create or replace function teguh._dismiss(p_queues text[], p_task_ids uuid[], p_wait boolean)
   returns void
   language plpgsql
   volatile
@@ -13058,30 +13062,52 @@ begin
     order by q.name
   loop
     continue when not teguh._reach_queue(v_queue);
-    execute format('select teguh._ditch_%s($1)', v_queue) using p_task_ids;
+    execute format('select teguh._ditch_%s($1, $2)', v_queue) using p_task_ids, p_wait;
   end loop;
 end;
 $$;
 
 -- Cancel those of some tasks that are of this queue and not over, in the order of their ids.
-create or replace function teguh._ditch_template(p_task_ids uuid[])
+create or replace function teguh._ditch_template(p_task_ids uuid[], p_wait boolean)
   returns void
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_task_ids uuid[] := array(
+  v_now      timestamptz := teguh.current_time();
+  v_task_ids uuid[];
+begin
+  if p_wait then
+    perform from teguh.t_template as t
+    where t.task_id = any (p_task_ids)
+      and t.state in ('pending', 'running', 'sleeping')
+    order by t.task_id
+    for no key update;
+  end if;
+  v_task_ids := array(
     select t.task_id
     from teguh.t_template as t
     where t.task_id = any (p_task_ids)
       and t.state in ('pending', 'running', 'sleeping')
     order by t.task_id
-    for no key update
+    for no key update skip locked
   );
-begin
-  perform teguh._stop_template(u.task_id, teguh.current_time())
+  perform teguh._stop_template(u.task_id, v_now)
   from unnest(v_task_ids) as u(task_id);
+
+  v_task_ids := array(
+    select t.task_id
+    from teguh.t_template as t
+    where t.task_id = any (p_task_ids)
+      and t.state in ('pending', 'running', 'sleeping')
+  );
+  if v_task_ids <> '{}' then
+    perform teguh._push_template(
+      'l', v_task_ids, teguh._fill(-1, v_task_ids),
+      array_fill(v_now + interval '1 second', array[cardinality(v_task_ids)])
+    );
+  end if;
 end;
 $$;
 
@@ -13100,7 +13126,8 @@ begin
 end;
 $$;
 
--- Cancel the children that are to end with a task which has.
+-- Cancel the children that are to end with a task which has.  Claims and tickers end tasks, too,
+-- and never wait: a child that somebody holds locked is cancelled a second later.
 create or replace function teguh._orphan_template(p_task_id uuid)
   returns void
   language plpgsql
@@ -13108,7 +13135,7 @@ create or replace function teguh._orphan_template(p_task_id uuid)
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  perform teguh._dismiss(j.child_queues, j.child_ids)
+  perform teguh._dismiss(j.child_queues, j.child_ids, false)
   from teguh.j_template as j
   where j.task_id = p_task_id
     and j.ends_with_us;
