@@ -156,337 +156,337 @@
 -- 4183    _pass0_template
 -- 4229    _fire_template
 -- 4290    _expire_template
--- 4358    _timeout_reason
--- 4377    _over_template
--- 4399    _close_template
--- 4429    _follow_template
--- 4459  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4461    _segment_bytes
--- 4482    _turn_template
--- 4514    _turn0_template
--- 4552    _spent0_template
--- 4566    _dry0_template
--- 4593    _left0_template
--- 4624    _carry0_template
--- 4668  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4674    _remake_template
--- 4731    _alive_template
--- 4785    _home
--- 4798    _settle_template
--- 4820    rebuild_dispatch
--- 4857    _recap_template
--- 4888  35_tally.sql: The letter by which tallies know where a task stands
--- 4890    _letter
--- 4909    _letters
--- 4921    _bound
--- 4941    _tally_template
--- 4966    _reckon_template
--- 4993    _finish_template
--- 5021    _moved_template
--- 5052    _sum0_template
--- 5088    _noted0_template
--- 5123    _bank0_template
--- 5143    _census_template
--- 5165    _count_template
--- 5187  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5197    _gate_number
--- 5208    _enter_gate
--- 5230    _limit_of
--- 5248    _rule_template
--- 5274    _reign_template
--- 5288    _enrol_template
--- 5315    _going_template
--- 5331    _busy_template
--- 5347    _everywhere_busy
--- 5373    _closed_until
--- 5393    _is_fresh
--- 5408    _is_limited
--- 5419    _started
--- 5436    _left_over
--- 5457    _slots_template
--- 5507    _vacate_template
--- 5570    _unbar_template
--- 5599    _intake_template
--- 5620    _sift0_template
--- 5707    _line_template
--- 5767    _keys_template
--- 5821    _admit_template
--- 5884    _spare_template
--- 5906    _choose_template
--- 5952    _named_template
--- 5979    _weed_template
--- 6015    _cull_template
--- 6046    _seize_template
--- 6121    _quit_template
--- 6149    _occupy_template
--- 6189    _chance_template
--- 6219    _align_template
--- 6264  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 6267    _want_template
--- 6301    _names_option
--- 6336    _order_queues
--- 6372    _remember_names
--- 6392    claim_any
--- 6469    _check_order
--- 6486  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6491    _put_template
--- 6559    _enlist_template
--- 6602    _new_template
--- 6659    _tag_template
--- 6677    _room_template
--- 6704    _shed_template
--- 6746    _first0_template
--- 6787    _once_template
--- 6835    _blocks
--- 6862    _meet_template
--- 6896    _swap_template
--- 6957    _series_template
--- 6994    _found_template
--- 7051    _abide
--- 7073    _check_spawner
--- 7093    spawn_task
--- 7158    spawn_tasks
--- 7205    _read_task
--- 7223  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7228    _hold_template
--- 7279    _own_template
--- 7299    _done_template
--- 7347    complete_run
--- 7370    _flush_template
--- 7452    _why_template
--- 7468    _read_runs
--- 7514    _explain_bad_run
--- 7539    complete_runs
--- 7564    _end_template
--- 7613    _lost_template
--- 7633    _file_template
--- 7659    _again_template
--- 7699    _queue_template
--- 7720    _fail_template
--- 7738    fail_run
--- 7762    _nap_template
--- 7791    schedule_run
--- 7821    _free_template
--- 7869    release_run
--- 7894    _keep_template
--- 7920    extend_claim
--- 7943  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7948    _mark_template
--- 7970    _note_template
--- 8000    set_task_checkpoint_state
--- 8035    _recall_template
--- 8057    get_task_checkpoint_state
--- 8081    _list_template
--- 8110    get_task_checkpoint_states
--- 8136  43_events.sql: Wait for an event, or learn how the wait ended
--- 8143    _wait_template
--- 8215    _park_template
--- 8257    _check_event
--- 8276    await_event
--- 8313    _emit_template
--- 8376    emit_event
--- 8401  44_control.sql: Read a task, or raise TG003
--- 8403    _fetch_template
--- 8430    _stop_template
--- 8462    _act_template
--- 8484    _halt_template
--- 8500    cancel_task
--- 8522    _rerun_template
--- 8597    _forget_template
--- 8633    _redo_template
--- 8669    _renew_template
--- 8705    retry_task
--- 8755    _show_template
--- 8803    get_task_result
--- 8838  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8845    _purge_template
--- 8875    _erase_template
--- 8924    _first_uuid
--- 8943    _sweep_template
--- 8983    _clean
--- 9017    cleanup_tasks
--- 9038    cleanup_events
--- 9059    cleanup_all_queues
--- 9089  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 9091    _cap_template
--- 9120    _write_limit
--- 9143    _read_limit
--- 9192    _check_limit_keys
--- 9214    set_limit
--- 9269    _usage_template
--- 9347    _overall_usage
--- 9391    limit_usage
--- 9424  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 9426    _pause_template
--- 9447    _halve_template
--- 9477    _check_only
--- 9500    pause_queue
--- 9536    resume_queue
--- 9562    get_queue_policy
--- 9585    set_queue_policy
--- 9603    list_namespaces
--- 9620  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9623    _read_filter
--- 9657    _states_option
--- 9688    _read_cursor
--- 9707    _check_limit
--- 9731    _find_template
--- 9783    _seek_template
--- 9832    _page_template
--- 9901    _ended_template
--- 9938    _fit_template
--- 9975    _live_template
--- 10012    _hints_template
--- 10035    _hints0_template
--- 10077    _rows_template
--- 10126    list_tasks
--- 10172    _peek_template
--- 10228    get_task
--- 10282    _runs_template
--- 10335    list_runs
--- 10366    _past_template
--- 10442    _since_template
--- 10460    get_task_history
--- 10480    _held_template
--- 10512    list_workers
--- 10551    _read_place
--- 10570    _acts_template
--- 10596    list_actions
--- 10628  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10630    _abort_template
--- 10667    cancel_tasks
--- 10704    _check_meant
--- 10724    _limit_option
--- 10737    _retake_template
--- 10775    requeue_task
--- 10800    _regain_template
--- 10835    requeue_tasks
--- 10874    list_dead_letters
--- 10917    _replay_template
--- 10958    replay_dead_letters
--- 10998    _bury_template
--- 11040    purge_dead_letters
--- 11070  49_stats.sql: When the first task that is ready became so; null if none is
--- 11072    _oldest_template
--- 11116    _elder0_template
--- 11152    _tenure_template
--- 11177    _is_wanted
--- 11194    _stat_template
--- 11240    queue_stats
--- 11295    _from
--- 11308    _counters (view)
--- 11332    _gauge_template
--- 11378    _spans_template
--- 11431    metrics
--- 11467    _xmin_age
--- 11486    prometheus
--- 11545    _label_text
--- 11568    health
--- 11622  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 11627    _tick_template
--- 11652    _ticked (sequence)
--- 11658    _set_ticked
--- 11671    ticker
--- 11718    ticker_loop (procedure)
--- 11744  51_cron.sql: Whether pg_cron is installed in this database
--- 11746    _has_cron
--- 11756    _cron_has_seconds
--- 11777    _explain_no_cron
--- 11809    start
--- 11852    stop
--- 11877    _maintain
--- 11899    status
--- 11935  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11939    _rights (view)
--- 12032    _allowed
--- 12072    _grant
--- 12091    _grant_again
--- 12107    _grant_queue
--- 12122    _check_grant
--- 12155    grant_access
--- 12191    revoke_access
--- 12238  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 12240    _refuse_schedule
--- 12257    _cron_value
--- 12271    _cron_field
--- 12332    _read_every
--- 12354    _read_schedule
--- 12429    _cron_time
--- 12467    _cron_reading
--- 12506    _clock
--- 12515    _clock_reads
--- 12551    _clock_set
--- 12579    _cron_passing
--- 12617    _cron_next
--- 12657    _check_timezone
--- 12686    next_fire_time
--- 12722  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 12735    _planning_number
--- 12745    _replan_template
--- 12759    _agenda_template
--- 12776    _future_template
--- 12804    _strike_template
--- 12860    _chime_template
--- 12916    _undone_template
--- 12935    _planned_after
--- 12954    _due_times
--- 13004    _spawn_scheduled
--- 13049    _check_task_options
--- 13079    _word_option
--- 13101    _draw_schedule
--- 13140    _schedule_options
--- 13155    _miss_schedule
--- 13171    _scheduled_in
--- 13192    _grasp_template
--- 13219    _enroll_template
--- 13250    _redraw_template
--- 13300    create_schedule
--- 13344    _reform_template
--- 13370    update_schedule
--- 13393    _steer_template
--- 13436    pause_schedule
--- 13457    resume_schedule
--- 13477    drop_schedule
--- 13497    _launch_template
--- 13529    trigger_schedule
--- 13551    _diary_template
--- 13587    get_schedule
--- 13622    list_schedules
--- 13664  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 13669    _links_option
--- 13712    _read_link
--- 13754    _trail_template
--- 13800    _linked_template
--- 13832    _ensue_template
--- 13875    _undoings
--- 13902    _undo_template
--- 13936    _repent_template
--- 13972    add_compensation
--- 14012    _repeat_template
--- 14042    _blank_template
--- 14079    repeat_run
--- 14105  63_children.sql: Children: tasks that a step spawns and may wait for
--- 14114    _brood_template
--- 14144    _bind_template
--- 14174    _read_child
--- 14216    _child_queues
--- 14242    _birth
--- 14266    spawn_children
--- 14345    _cancel_option
--- 14368    _answer
--- 14386    _report_template
--- 14421    _tell_template
--- 14436    _judge_template
--- 14473    _gather_template
--- 14531    _rally_template
--- 14608    _crop_template
--- 14654    _yield_template
--- 14674    _dismiss
--- 14695    _ditch_template
--- 14717    _perish_template
--- 14732    _orphan_template
--- 14747    await_children
--- 14804  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 4361    _timeout_reason
+-- 4380    _over_template
+-- 4402    _close_template
+-- 4432    _follow_template
+-- 4462  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4464    _segment_bytes
+-- 4485    _turn_template
+-- 4517    _turn0_template
+-- 4555    _spent0_template
+-- 4569    _dry0_template
+-- 4596    _left0_template
+-- 4627    _carry0_template
+-- 4671  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4677    _remake_template
+-- 4734    _alive_template
+-- 4788    _home
+-- 4801    _settle_template
+-- 4823    rebuild_dispatch
+-- 4860    _recap_template
+-- 4891  35_tally.sql: The letter by which tallies know where a task stands
+-- 4893    _letter
+-- 4912    _letters
+-- 4924    _bound
+-- 4944    _tally_template
+-- 4969    _reckon_template
+-- 4996    _finish_template
+-- 5024    _moved_template
+-- 5055    _sum0_template
+-- 5091    _noted0_template
+-- 5126    _bank0_template
+-- 5146    _census_template
+-- 5168    _count_template
+-- 5190  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5200    _gate_number
+-- 5211    _enter_gate
+-- 5233    _limit_of
+-- 5251    _rule_template
+-- 5277    _reign_template
+-- 5291    _enrol_template
+-- 5318    _going_template
+-- 5334    _busy_template
+-- 5350    _everywhere_busy
+-- 5376    _closed_until
+-- 5396    _is_fresh
+-- 5411    _is_limited
+-- 5422    _started
+-- 5439    _left_over
+-- 5460    _slots_template
+-- 5510    _vacate_template
+-- 5573    _unbar_template
+-- 5602    _intake_template
+-- 5623    _sift0_template
+-- 5710    _line_template
+-- 5770    _keys_template
+-- 5824    _admit_template
+-- 5887    _spare_template
+-- 5909    _choose_template
+-- 5955    _named_template
+-- 5982    _weed_template
+-- 6018    _cull_template
+-- 6049    _seize_template
+-- 6124    _quit_template
+-- 6152    _occupy_template
+-- 6192    _chance_template
+-- 6222    _align_template
+-- 6267  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6270    _want_template
+-- 6304    _names_option
+-- 6339    _order_queues
+-- 6375    _remember_names
+-- 6395    claim_any
+-- 6472    _check_order
+-- 6489  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6494    _put_template
+-- 6562    _enlist_template
+-- 6605    _new_template
+-- 6662    _tag_template
+-- 6680    _room_template
+-- 6707    _shed_template
+-- 6749    _first0_template
+-- 6790    _once_template
+-- 6838    _blocks
+-- 6865    _meet_template
+-- 6899    _swap_template
+-- 6960    _series_template
+-- 6997    _found_template
+-- 7054    _abide
+-- 7076    _check_spawner
+-- 7096    spawn_task
+-- 7161    spawn_tasks
+-- 7208    _read_task
+-- 7226  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7231    _hold_template
+-- 7282    _own_template
+-- 7302    _done_template
+-- 7350    complete_run
+-- 7373    _flush_template
+-- 7455    _why_template
+-- 7471    _read_runs
+-- 7517    _explain_bad_run
+-- 7542    complete_runs
+-- 7567    _end_template
+-- 7616    _lost_template
+-- 7636    _file_template
+-- 7662    _again_template
+-- 7702    _queue_template
+-- 7723    _fail_template
+-- 7741    fail_run
+-- 7765    _nap_template
+-- 7794    schedule_run
+-- 7824    _free_template
+-- 7872    release_run
+-- 7897    _keep_template
+-- 7923    extend_claim
+-- 7946  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7951    _mark_template
+-- 7973    _note_template
+-- 8003    set_task_checkpoint_state
+-- 8038    _recall_template
+-- 8060    get_task_checkpoint_state
+-- 8084    _list_template
+-- 8113    get_task_checkpoint_states
+-- 8139  43_events.sql: Wait for an event, or learn how the wait ended
+-- 8146    _wait_template
+-- 8218    _park_template
+-- 8260    _check_event
+-- 8279    await_event
+-- 8316    _emit_template
+-- 8379    emit_event
+-- 8404  44_control.sql: Read a task, or raise TG003
+-- 8406    _fetch_template
+-- 8433    _stop_template
+-- 8465    _act_template
+-- 8487    _halt_template
+-- 8503    cancel_task
+-- 8525    _rerun_template
+-- 8600    _forget_template
+-- 8636    _redo_template
+-- 8672    _renew_template
+-- 8708    retry_task
+-- 8758    _show_template
+-- 8806    get_task_result
+-- 8841  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8848    _purge_template
+-- 8878    _erase_template
+-- 8927    _first_uuid
+-- 8946    _sweep_template
+-- 8986    _clean
+-- 9020    cleanup_tasks
+-- 9041    cleanup_events
+-- 9062    cleanup_all_queues
+-- 9092  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 9094    _cap_template
+-- 9123    _write_limit
+-- 9146    _read_limit
+-- 9195    _check_limit_keys
+-- 9217    set_limit
+-- 9272    _usage_template
+-- 9350    _overall_usage
+-- 9394    limit_usage
+-- 9427  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 9429    _pause_template
+-- 9450    _halve_template
+-- 9480    _check_only
+-- 9503    pause_queue
+-- 9539    resume_queue
+-- 9565    get_queue_policy
+-- 9588    set_queue_policy
+-- 9606    list_namespaces
+-- 9623  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9626    _read_filter
+-- 9660    _states_option
+-- 9691    _read_cursor
+-- 9710    _check_limit
+-- 9734    _find_template
+-- 9786    _seek_template
+-- 9835    _page_template
+-- 9904    _ended_template
+-- 9941    _fit_template
+-- 9978    _live_template
+-- 10015    _hints_template
+-- 10038    _hints0_template
+-- 10080    _rows_template
+-- 10129    list_tasks
+-- 10175    _peek_template
+-- 10231    get_task
+-- 10285    _runs_template
+-- 10338    list_runs
+-- 10369    _past_template
+-- 10445    _since_template
+-- 10463    get_task_history
+-- 10483    _held_template
+-- 10515    list_workers
+-- 10554    _read_place
+-- 10573    _acts_template
+-- 10599    list_actions
+-- 10631  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10633    _abort_template
+-- 10670    cancel_tasks
+-- 10707    _check_meant
+-- 10727    _limit_option
+-- 10740    _retake_template
+-- 10778    requeue_task
+-- 10803    _regain_template
+-- 10838    requeue_tasks
+-- 10877    list_dead_letters
+-- 10920    _replay_template
+-- 10961    replay_dead_letters
+-- 11001    _bury_template
+-- 11043    purge_dead_letters
+-- 11073  49_stats.sql: When the first task that is ready became so; null if none is
+-- 11075    _oldest_template
+-- 11119    _elder0_template
+-- 11155    _tenure_template
+-- 11180    _is_wanted
+-- 11197    _stat_template
+-- 11243    queue_stats
+-- 11298    _from
+-- 11311    _counters (view)
+-- 11335    _gauge_template
+-- 11381    _spans_template
+-- 11434    metrics
+-- 11470    _xmin_age
+-- 11489    prometheus
+-- 11548    _label_text
+-- 11571    health
+-- 11625  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11630    _tick_template
+-- 11655    _ticked (sequence)
+-- 11661    _set_ticked
+-- 11674    ticker
+-- 11721    ticker_loop (procedure)
+-- 11747  51_cron.sql: Whether pg_cron is installed in this database
+-- 11749    _has_cron
+-- 11759    _cron_has_seconds
+-- 11780    _explain_no_cron
+-- 11812    start
+-- 11855    stop
+-- 11880    _maintain
+-- 11902    status
+-- 11938  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11942    _rights (view)
+-- 12035    _allowed
+-- 12075    _grant
+-- 12094    _grant_again
+-- 12110    _grant_queue
+-- 12125    _check_grant
+-- 12158    grant_access
+-- 12194    revoke_access
+-- 12241  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 12243    _refuse_schedule
+-- 12260    _cron_value
+-- 12274    _cron_field
+-- 12335    _read_every
+-- 12357    _read_schedule
+-- 12432    _cron_time
+-- 12470    _cron_reading
+-- 12509    _clock
+-- 12518    _clock_reads
+-- 12554    _clock_set
+-- 12582    _cron_passing
+-- 12620    _cron_next
+-- 12660    _check_timezone
+-- 12689    next_fire_time
+-- 12725  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 12738    _planning_number
+-- 12748    _replan_template
+-- 12762    _agenda_template
+-- 12779    _future_template
+-- 12807    _strike_template
+-- 12863    _chime_template
+-- 12919    _undone_template
+-- 12938    _planned_after
+-- 12957    _due_times
+-- 13007    _spawn_scheduled
+-- 13052    _check_task_options
+-- 13082    _word_option
+-- 13104    _draw_schedule
+-- 13143    _schedule_options
+-- 13158    _miss_schedule
+-- 13174    _scheduled_in
+-- 13195    _grasp_template
+-- 13222    _enroll_template
+-- 13253    _redraw_template
+-- 13303    create_schedule
+-- 13347    _reform_template
+-- 13373    update_schedule
+-- 13396    _steer_template
+-- 13439    pause_schedule
+-- 13460    resume_schedule
+-- 13480    drop_schedule
+-- 13500    _launch_template
+-- 13532    trigger_schedule
+-- 13554    _diary_template
+-- 13590    get_schedule
+-- 13625    list_schedules
+-- 13667  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 13672    _links_option
+-- 13715    _read_link
+-- 13757    _trail_template
+-- 13803    _linked_template
+-- 13835    _ensue_template
+-- 13878    _undoings
+-- 13905    _undo_template
+-- 13939    _repent_template
+-- 13975    add_compensation
+-- 14015    _repeat_template
+-- 14045    _blank_template
+-- 14082    repeat_run
+-- 14108  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 14117    _brood_template
+-- 14147    _bind_template
+-- 14177    _read_child
+-- 14219    _child_queues
+-- 14245    _birth
+-- 14269    spawn_children
+-- 14348    _cancel_option
+-- 14371    _answer
+-- 14389    _report_template
+-- 14424    _tell_template
+-- 14439    _judge_template
+-- 14476    _gather_template
+-- 14534    _rally_template
+-- 14611    _crop_template
+-- 14657    _yield_template
+-- 14678    _dismiss
+-- 14699    _ditch_template
+-- 14743    _perish_template
+-- 14759    _orphan_template
+-- 14774    await_children
+-- 14831  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -2090,8 +2090,8 @@ comment on table teguh.p0_template is
 comment on column teguh.p0_template.kind is
   'r: ready to be claimed. s: a sleeper''s timer. l: a lease''s or deadline''s timer.';
 comment on column teguh.p0_template.turn is
-  'The task''s turn that the row is for; 0 for the timer of a deadline, -1 for a look at '
-  'whether the children it waits for are over.';
+  'The task''s turn that the row is for; 0 for the timer of a deadline; -1 for a look at '
+  'whether the children it waits for are over (s), or for a task that its parent takes along (l).';
 comment on column teguh.p0_template.more_ids is
   'Further tasks of the same claim, whose leases end at the same time; their turns '
   'are in more_turns.';
@@ -4284,9 +4284,9 @@ begin
 end;
 $$;
 
--- Deal with timers of leases and of deadlines (turn 0).  A lease that was
--- extended gets a new timer; so does a task that somebody holds locked, to be
--- looked at again in a second.  Returns how many tasks have changed.
+-- Deal with timers of leases, of deadlines (turn 0), and of children whose parent has ended
+-- (turn -1).  A lease that was extended gets a new timer; so does a task that somebody holds
+-- locked, to be looked at again in a second.  Returns how many tasks have changed.
 create or replace function teguh._expire_template(p_timers teguh._timer[], p_now timestamptz)
   returns integer
   language plpgsql
@@ -4302,7 +4302,8 @@ begin
     select
       d.task_id,
       d.turn,
-      case when d.turn = 0 then t.deadline_at else t.lease_expires_at end as due_at
+      case d.turn when -1 then p_now when 0 then t.deadline_at else t.lease_expires_at end
+        as due_at
     from (select distinct u.task_id, u.turn from unnest(p_timers) as u) as d
     cross join lateral (
       select t.turn, t.state, t.deadline_at, t.lease_expires_at
@@ -4311,7 +4312,7 @@ begin
       offset 0
     ) as t
     where (d.turn = t.turn and t.state = 'running')
-      or (d.turn = 0 and t.state in ('pending', 'running', 'sleeping'))
+      or (d.turn in (-1, 0) and t.state in ('pending', 'running', 'sleeping'))
     order by d.task_id
   loop
     continue when v_timer.due_at is null;
@@ -4330,6 +4331,8 @@ begin
       perform teguh._push_template(
         'l', array[v_timer.task_id], array[v_timer.turn], array[p_now + interval '1 second']
       );
+    elsif v_timer.turn = -1 then
+      v_count := v_count + (teguh._stop_template(v_task.task_id, p_now) is not null)::integer;
     elsif v_timer.turn = 0 then
       v_count := v_count + teguh._over_template(v_task, p_now);
     elsif v_task.state = 'running'
@@ -10472,8 +10475,8 @@ comment on function teguh.get_task_history(text, uuid) is
   'What happened to a task, in order. Events: created, started (the last time in a run that a '
   'worker was handed it), recovered (the same, after a run whose worker was lost), sleeping '
   '(the present sleep, not those that are over), released, completed, failed, cancelled, '
-  'expired, retrying (another run follows), repeating (the same, after success). detail has, where it applies, claimed_by, '
-  'failure_reason, until, event, and of what somebody did action, by_role, reason. Raises TG001 '
+  'expired, retrying (another run follows), repeating (the same, after success). detail has, '
+  'where it applies, claimed_by, failure_reason, until, event, and of what somebody did action, by_role, reason. Raises TG001 '
   'for an unknown queue, TG003 for an unknown task.';
 
 -- The workers that hold a lease.
@@ -14587,7 +14590,7 @@ begin
   end if;
 
   if p_cancel then
-    perform teguh._dismiss(j.child_queues, j.child_ids)
+    perform teguh._dismiss(j.child_queues, j.child_ids, true)
     from teguh.j_template as j
     where j.task_id = p_task_id
       and j.step_name = p_step_name;
@@ -14670,8 +14673,9 @@ begin
 end;
 $$;
 
--- Cancel those of some tasks that are not over.
-create or replace function teguh._dismiss(p_queues text[], p_task_ids uuid[])
+-- Cancel those of some tasks that are not over: p_wait for those that somebody holds locked, or
+-- leave them to a timer.
+create or replace function teguh._dismiss(p_queues text[], p_task_ids uuid[], p_wait boolean)
   returns void
   language plpgsql
   volatile
@@ -14686,30 +14690,52 @@ begin
     order by q.name
   loop
     continue when not teguh._reach_queue(v_queue);
-    execute format('select teguh._ditch_%s($1)', v_queue) using p_task_ids;
+    execute format('select teguh._ditch_%s($1, $2)', v_queue) using p_task_ids, p_wait;
   end loop;
 end;
 $$;
 
 -- Cancel those of some tasks that are of this queue and not over, in the order of their ids.
-create or replace function teguh._ditch_template(p_task_ids uuid[])
+create or replace function teguh._ditch_template(p_task_ids uuid[], p_wait boolean)
   returns void
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_task_ids uuid[] := array(
+  v_now      timestamptz := teguh.current_time();
+  v_task_ids uuid[];
+begin
+  if p_wait then
+    perform from teguh.t_template as t
+    where t.task_id = any (p_task_ids)
+      and t.state in ('pending', 'running', 'sleeping')
+    order by t.task_id
+    for no key update;
+  end if;
+  v_task_ids := array(
     select t.task_id
     from teguh.t_template as t
     where t.task_id = any (p_task_ids)
       and t.state in ('pending', 'running', 'sleeping')
     order by t.task_id
-    for no key update
+    for no key update skip locked
   );
-begin
-  perform teguh._stop_template(u.task_id, teguh.current_time())
+  perform teguh._stop_template(u.task_id, v_now)
   from unnest(v_task_ids) as u(task_id);
+
+  v_task_ids := array(
+    select t.task_id
+    from teguh.t_template as t
+    where t.task_id = any (p_task_ids)
+      and t.state in ('pending', 'running', 'sleeping')
+  );
+  if v_task_ids <> '{}' then
+    perform teguh._push_template(
+      'l', v_task_ids, teguh._fill(-1, v_task_ids),
+      array_fill(v_now + interval '1 second', array[cardinality(v_task_ids)])
+    );
+  end if;
 end;
 $$;
 
@@ -14728,7 +14754,8 @@ begin
 end;
 $$;
 
--- Cancel the children that are to end with a task which has.
+-- Cancel the children that are to end with a task which has.  Claims and tickers end tasks, too,
+-- and never wait: a child that somebody holds locked is cancelled a second later.
 create or replace function teguh._orphan_template(p_task_id uuid)
   returns void
   language plpgsql
@@ -14736,7 +14763,7 @@ create or replace function teguh._orphan_template(p_task_id uuid)
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  perform teguh._dismiss(j.child_queues, j.child_ids)
+  perform teguh._dismiss(j.child_queues, j.child_ids, false)
   from teguh.j_template as j
   where j.task_id = p_task_id
     and j.ends_with_us;

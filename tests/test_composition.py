@@ -181,16 +181,22 @@ def test_a_child_that_its_parent_takes_along_is_not_completed(family: Family) ->
     assert states(one) == {"cancelled": 3}
 
 
-def test_a_parent_does_not_take_along_a_child_that_has_just_ended(family: Family) -> None:
+@pytest.mark.parametrize(("end", "outcome"), [("commit", "completed"), ("rollback", "cancelled")])
+def test_a_child_that_somebody_holds_ends_with_its_parent_a_moment_later(
+    family: Family, end: str, outcome: str
+) -> None:
     one, two = family.open(NOW), family.open(NOW)
     family.bear(on_parent_end="cancel")
     ask(one, "begin")
     family.complete(one, "0")
-    late = family.start(two, "select teguh.cancel_task('q', %s)", (family.parent,))
-    family.wait_until_blocked(two)
-    ask(one, "commit")
-    late.result(PATIENCE)
-    assert states(one) == {"cancelled": 2, "completed": 1}
+    ask(two, "select teguh.cancel_task('q', %s)", (family.parent,))
+    assert states(two) == {"cancelled": 2, "running": 1}
+    at(two, LATER)
+    assert claim(two, 5) == []
+    ask(one, end)
+    at(two, MUCH_LATER)
+    assert claim(two, 5) == []
+    assert states(two) == Counter(["cancelled", "cancelled", outcome])
 
 
 @pytest.mark.parametrize(("end", "created"), [("commit", False), ("rollback", True)])

@@ -350,8 +350,8 @@ comment on table teguh.p0_template is
 comment on column teguh.p0_template.kind is
   'r: ready to be claimed. s: a sleeper''s timer. l: a lease''s or deadline''s timer.';
 comment on column teguh.p0_template.turn is
-  'The task''s turn that the row is for; 0 for the timer of a deadline, -1 for a look at '
-  'whether the children it waits for are over.';
+  'The task''s turn that the row is for; 0 for the timer of a deadline; -1 for a look at '
+  'whether the children it waits for are over (s), or for a task that its parent takes along (l).';
 comment on column teguh.p0_template.more_ids is
   'Further tasks of the same claim, whose leases end at the same time; their turns '
   'are in more_turns.';

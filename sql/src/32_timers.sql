@@ -280,9 +280,9 @@ begin
 end;
 $$;
 
--- Deal with timers of leases and of deadlines (turn 0).  A lease that was
--- extended gets a new timer; so does a task that somebody holds locked, to be
--- looked at again in a second.  Returns how many tasks have changed.
+-- Deal with timers of leases, of deadlines (turn 0), and of children whose parent has ended
+-- (turn -1).  A lease that was extended gets a new timer; so does a task that somebody holds
+-- locked, to be looked at again in a second.  Returns how many tasks have changed.
 create or replace function teguh._expire_template(p_timers teguh._timer[], p_now timestamptz)
   returns integer
   language plpgsql
@@ -298,7 +298,8 @@ begin
     select
       d.task_id,
       d.turn,
-      case when d.turn = 0 then t.deadline_at else t.lease_expires_at end as due_at
+      case d.turn when -1 then p_now when 0 then t.deadline_at else t.lease_expires_at end
+        as due_at
     from (select distinct u.task_id, u.turn from unnest(p_timers) as u) as d
     cross join lateral (
       select t.turn, t.state, t.deadline_at, t.lease_expires_at
@@ -307,7 +308,7 @@ begin
       offset 0
     ) as t
     where (d.turn = t.turn and t.state = 'running')
-      or (d.turn = 0 and t.state in ('pending', 'running', 'sleeping'))
+      or (d.turn in (-1, 0) and t.state in ('pending', 'running', 'sleeping'))
     order by d.task_id
   loop
     continue when v_timer.due_at is null;
@@ -326,6 +327,8 @@ begin
       perform teguh._push_template(
         'l', array[v_timer.task_id], array[v_timer.turn], array[p_now + interval '1 second']
       );
+    elsif v_timer.turn = -1 then
+      v_count := v_count + (teguh._stop_template(v_task.task_id, p_now) is not null)::integer;
     elsif v_timer.turn = 0 then
       v_count := v_count + teguh._over_template(v_task, p_now);
     elsif v_task.state = 'running'

@@ -482,7 +482,7 @@ begin
   end if;
 
   if p_cancel then
-    perform teguh._dismiss(j.child_queues, j.child_ids)
+    perform teguh._dismiss(j.child_queues, j.child_ids, true)
     from teguh.j_template as j
     where j.task_id = p_task_id
       and j.step_name = p_step_name;
@@ -565,8 +565,9 @@ begin
 end;
 $$;
 
--- Cancel those of some tasks that are not over.
-create or replace function teguh._dismiss(p_queues text[], p_task_ids uuid[])
+-- Cancel those of some tasks that are not over: p_wait for those that somebody holds locked, or
+-- leave them to a timer.
+create or replace function teguh._dismiss(p_queues text[], p_task_ids uuid[], p_wait boolean)
   returns void
   language plpgsql
   volatile
@@ -581,30 +582,52 @@ begin
     order by q.name
   loop
     continue when not teguh._reach_queue(v_queue);
-    execute format('select teguh._ditch_%s($1)', v_queue) using p_task_ids;
+    execute format('select teguh._ditch_%s($1, $2)', v_queue) using p_task_ids, p_wait;
   end loop;
 end;
 $$;
 
 -- Cancel those of some tasks that are of this queue and not over, in the order of their ids.
-create or replace function teguh._ditch_template(p_task_ids uuid[])
+create or replace function teguh._ditch_template(p_task_ids uuid[], p_wait boolean)
   returns void
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_task_ids uuid[] := array(
+  v_now      timestamptz := teguh.current_time();
+  v_task_ids uuid[];
+begin
+  if p_wait then
+    perform from teguh.t_template as t
+    where t.task_id = any (p_task_ids)
+      and t.state in ('pending', 'running', 'sleeping')
+    order by t.task_id
+    for no key update;
+  end if;
+  v_task_ids := array(
     select t.task_id
     from teguh.t_template as t
     where t.task_id = any (p_task_ids)
       and t.state in ('pending', 'running', 'sleeping')
     order by t.task_id
-    for no key update
+    for no key update skip locked
   );
-begin
-  perform teguh._stop_template(u.task_id, teguh.current_time())
+  perform teguh._stop_template(u.task_id, v_now)
   from unnest(v_task_ids) as u(task_id);
+
+  v_task_ids := array(
+    select t.task_id
+    from teguh.t_template as t
+    where t.task_id = any (p_task_ids)
+      and t.state in ('pending', 'running', 'sleeping')
+  );
+  if v_task_ids <> '{}' then
+    perform teguh._push_template(
+      'l', v_task_ids, teguh._fill(-1, v_task_ids),
+      array_fill(v_now + interval '1 second', array[cardinality(v_task_ids)])
+    );
+  end if;
 end;
 $$;
 
@@ -623,7 +646,8 @@ begin
 end;
 $$;
 
--- Cancel the children that are to end with a task which has.
+-- Cancel the children that are to end with a task which has.  Claims and tickers end tasks, too,
+-- and never wait: a child that somebody holds locked is cancelled a second later.
 create or replace function teguh._orphan_template(p_task_id uuid)
   returns void
   language plpgsql
@@ -631,7 +655,7 @@ create or replace function teguh._orphan_template(p_task_id uuid)
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  perform teguh._dismiss(j.child_queues, j.child_ids)
+  perform teguh._dismiss(j.child_queues, j.child_ids, false)
   from teguh.j_template as j
   where j.task_id = p_task_id
     and j.ends_with_us;

@@ -1804,8 +1804,8 @@ comment on table teguh.p0_template is
 comment on column teguh.p0_template.kind is
   'r: ready to be claimed. s: a sleeper''s timer. l: a lease''s or deadline''s timer.';
 comment on column teguh.p0_template.turn is
-  'The task''s turn that the row is for; 0 for the timer of a deadline, -1 for a look at '
-  'whether the children it waits for are over.';
+  'The task''s turn that the row is for; 0 for the timer of a deadline; -1 for a look at '
+  'whether the children it waits for are over (s), or for a task that its parent takes along (l).';
 comment on column teguh.p0_template.more_ids is
   'Further tasks of the same claim, whose leases end at the same time; their turns '
   'are in more_turns.';
@@ -3998,9 +3998,9 @@ begin
 end;
 $$;
 
--- Deal with timers of leases and of deadlines (turn 0).  A lease that was
--- extended gets a new timer; so does a task that somebody holds locked, to be
--- looked at again in a second.  Returns how many tasks have changed.
+-- Deal with timers of leases, of deadlines (turn 0), and of children whose parent has ended
+-- (turn -1).  A lease that was extended gets a new timer; so does a task that somebody holds
+-- locked, to be looked at again in a second.  Returns how many tasks have changed.
 create or replace function teguh._expire_template(p_timers teguh._timer[], p_now timestamptz)
   returns integer
   language plpgsql
@@ -4016,7 +4016,8 @@ begin
     select
       d.task_id,
       d.turn,
-      case when d.turn = 0 then t.deadline_at else t.lease_expires_at end as due_at
+      case d.turn when -1 then p_now when 0 then t.deadline_at else t.lease_expires_at end
+        as due_at
     from (select distinct u.task_id, u.turn from unnest(p_timers) as u) as d
     cross join lateral (
       select t.turn, t.state, t.deadline_at, t.lease_expires_at
@@ -4025,7 +4026,7 @@ begin
       offset 0
     ) as t
     where (d.turn = t.turn and t.state = 'running')
-      or (d.turn = 0 and t.state in ('pending', 'running', 'sleeping'))
+      or (d.turn in (-1, 0) and t.state in ('pending', 'running', 'sleeping'))
     order by d.task_id
   loop
     continue when v_timer.due_at is null;
@@ -4044,6 +4045,8 @@ begin
       perform teguh._push_template(
         'l', array[v_timer.task_id], array[v_timer.turn], array[p_now + interval '1 second']
       );
+    elsif v_timer.turn = -1 then
+      v_count := v_count + (teguh._stop_template(v_task.task_id, p_now) is not null)::integer;
     elsif v_timer.turn = 0 then
       v_count := v_count + teguh._over_template(v_task, p_now);
     elsif v_task.state = 'running'
@@ -10186,8 +10189,8 @@ comment on function teguh.get_task_history(text, uuid) is
   'What happened to a task, in order. Events: created, started (the last time in a run that a '
   'worker was handed it), recovered (the same, after a run whose worker was lost), sleeping '
   '(the present sleep, not those that are over), released, completed, failed, cancelled, '
-  'expired, retrying (another run follows), repeating (the same, after success). detail has, where it applies, claimed_by, '
-  'failure_reason, until, event, and of what somebody did action, by_role, reason. Raises TG001 '
+  'expired, retrying (another run follows), repeating (the same, after success). detail has, '
+  'where it applies, claimed_by, failure_reason, until, event, and of what somebody did action, by_role, reason. Raises TG001 '
   'for an unknown queue, TG003 for an unknown task.';
 
 -- The workers that hold a lease.
@@ -14301,7 +14304,7 @@ begin
   end if;
 
   if p_cancel then
-    perform teguh._dismiss(j.child_queues, j.child_ids)
+    perform teguh._dismiss(j.child_queues, j.child_ids, true)
     from teguh.j_template as j
     where j.task_id = p_task_id
       and j.step_name = p_step_name;
@@ -14384,8 +14387,9 @@ begin
 end;
 $$;
 
--- Cancel those of some tasks that are not over.
-create or replace function teguh._dismiss(p_queues text[], p_task_ids uuid[])
+-- Cancel those of some tasks that are not over: p_wait for those that somebody holds locked, or
+-- leave them to a timer.
+create or replace function teguh._dismiss(p_queues text[], p_task_ids uuid[], p_wait boolean)
   returns void
   language plpgsql
   volatile
@@ -14400,30 +14404,52 @@ begin
     order by q.name
   loop
     continue when not teguh._reach_queue(v_queue);
-    execute format('select teguh._ditch_%s($1)', v_queue) using p_task_ids;
+    execute format('select teguh._ditch_%s($1, $2)', v_queue) using p_task_ids, p_wait;
   end loop;
 end;
 $$;
 
 -- Cancel those of some tasks that are of this queue and not over, in the order of their ids.
-create or replace function teguh._ditch_template(p_task_ids uuid[])
+create or replace function teguh._ditch_template(p_task_ids uuid[], p_wait boolean)
   returns void
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_task_ids uuid[] := array(
+  v_now      timestamptz := teguh.current_time();
+  v_task_ids uuid[];
+begin
+  if p_wait then
+    perform from teguh.t_template as t
+    where t.task_id = any (p_task_ids)
+      and t.state in ('pending', 'running', 'sleeping')
+    order by t.task_id
+    for no key update;
+  end if;
+  v_task_ids := array(
     select t.task_id
     from teguh.t_template as t
     where t.task_id = any (p_task_ids)
       and t.state in ('pending', 'running', 'sleeping')
     order by t.task_id
-    for no key update
+    for no key update skip locked
   );
-begin
-  perform teguh._stop_template(u.task_id, teguh.current_time())
+  perform teguh._stop_template(u.task_id, v_now)
   from unnest(v_task_ids) as u(task_id);
+
+  v_task_ids := array(
+    select t.task_id
+    from teguh.t_template as t
+    where t.task_id = any (p_task_ids)
+      and t.state in ('pending', 'running', 'sleeping')
+  );
+  if v_task_ids <> '{}' then
+    perform teguh._push_template(
+      'l', v_task_ids, teguh._fill(-1, v_task_ids),
+      array_fill(v_now + interval '1 second', array[cardinality(v_task_ids)])
+    );
+  end if;
 end;
 $$;
 
@@ -14442,7 +14468,8 @@ begin
 end;
 $$;
 
--- Cancel the children that are to end with a task which has.
+-- Cancel the children that are to end with a task which has.  Claims and tickers end tasks, too,
+-- and never wait: a child that somebody holds locked is cancelled a second later.
 create or replace function teguh._orphan_template(p_task_id uuid)
   returns void
   language plpgsql
@@ -14450,7 +14477,7 @@ create or replace function teguh._orphan_template(p_task_id uuid)
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  perform teguh._dismiss(j.child_queues, j.child_ids)
+  perform teguh._dismiss(j.child_queues, j.child_ids, false)
   from teguh.j_template as j
   where j.task_id = p_task_id
     and j.ends_with_us;
