@@ -10286,9 +10286,9 @@ comment on function teguh.get_task_history(text, uuid) is
   'What happened to a task, in order. Events: created, started (the last time in a run that a '
   'worker was handed it), recovered (the same, after a run whose worker was lost), sleeping '
   '(the present sleep, not those that are over), released, completed, failed, cancelled, '
-  'expired, retrying (another run follows), repeating (the same, after success). detail has, where it applies, claimed_by, '
-  'failure_reason, until, event, and of what somebody did action, by_role, reason. Raises TG001 '
-  'for an unknown queue, TG003 for an unknown task.';
+  'expired, retrying (another run follows), repeating (the same, after success). detail has, where '
+  'it applies, claimed_by, failure_reason, until, event, and of what somebody did action, by_role, '
+  'reason. Raises TG001 for an unknown queue, TG003 for an unknown task.';
 
 -- The workers that hold a lease.
 create or replace function teguh._held_template()
