@@ -193,7 +193,7 @@ select is(
     where p.pronamespace = 'teguh'::regnamespace
       and p.prosrc ~ 'perform teguh._check_isolation'
   ),
-  '{await_event,claim_any,claim_task,emit_event,set_limit,ticker}',
+  '{await_children,await_event,claim_any,claim_task,emit_event,set_limit,ticker}',
   'six functions ask for READ COMMITTED'
 );
 

@@ -227,7 +227,8 @@ select pg_temp.done('b2', '2');
 select pg_temp.at(5);
 select is(pg_temp.claim(), 'b $children', 'one that was completed is');
 select is(
-  pg_temp.wait('b', 'any', 'any'), 'cancelled, completed 2, running', 'the others stand where they are'
+  pg_temp.wait('b', 'any', 'any'), 'cancelled, completed 2, running',
+  'the others stand where they are'
 );
 select pg_temp.done('b3', '3');
 select is(
@@ -312,7 +313,9 @@ select pg_temp.bear('d', 'kept', '[{"task_name": "d1"}]');
 select pg_temp.bear('d', 'own', '[{"task_name": "d2"}, {"task_name": "d3", "queue_name": "other"}]',
   '{"on_parent_end": "cancel"}');
 select teguh.fail_run('q', pg_temp.run('d'), '"no"');
-select is(pg_temp.claim(), 'd, d1, d2', 'a failure that is followed by a retry leaves its children');
+select is(
+  pg_temp.claim(), 'd, d1, d2', 'a failure that is followed by a retry leaves its children'
+);
 select is(pg_temp.bear('d', 'kept', '[]'), 'q', 'which has the same children');
 select teguh.fail_run('q', pg_temp.run('d'), '"no"');
 select results_eq(
@@ -447,7 +450,9 @@ select pg_temp.done('f2');
 select pg_temp.at(50);
 select teguh.cleanup_tasks('q', 5);
 select pg_temp.done('f3', '3');
-select is(pg_temp.wait('f', 't'), 'completed, completed 3', 'of one that is gone the state is known');
+select is(
+  pg_temp.wait('f', 't'), 'completed, completed 3', 'of one that is gone the state is known'
+);
 select pg_temp.bear('f', 'u', '[{"task_name": "f4"}]');
 select pg_temp.done('f');
 select pg_temp.at(60);

@@ -35,6 +35,18 @@ MUTANTS = {
         "p_to.seq, null",
         ("every task is over",),
     ),
+    "that a parent does not hear of its children": Mutant(
+        "teguh._report_template",
+        "perform teguh._tell_template(p_task_id);",
+        "",
+        ("every task is over",),
+    ),
+    "that a sequence goes on in two ways": Mutant(
+        "teguh._linked_template",
+        "perform teguh._ensue_template(v_task);",
+        "perform teguh._ensue_template(v_task), teguh._ensue_template(v_task);",
+        ("a task of a sequence is followed once",),
+    ),
     "that two claims decide at once": Mutant(
         "teguh._enter_gate",
         "perform pg_advisory_xact_lock(v_number);",

@@ -241,6 +241,14 @@ class Storm:
             options["key"] = f"key {rng.randrange(KEYS)}"
         if self.rules and rng.random() < 0.2:
             options["priority"] = rng.randrange(-3, 4)
+        if rng.random() < 0.2:
+            options["sequence"] = [
+                {
+                    "task_name": "next",
+                    "params": {"plan": ["write-0"]},
+                    "options": {"retry_strategy": rng.choice(RETRIES)},
+                }
+            ] * rng.choice([1, 2])
         return options
 
     def _emit(self, connection: Conn, rng: Random) -> None:
@@ -448,12 +456,18 @@ def _emit(connection: Conn, name: str) -> None:
 
 
 def _params(rng: Random) -> dict[str, Any]:
-    """What a task has to do: writes, a child, sleeps, a wait."""
+    """What a task has to do: writes, a child, sleeps, a wait, children to wait for."""
     kinds = rng.choices(
-        ["write", "spawn", "sleep", "wait"], [8, 1, 3, 3], k=rng.choice([0, 1, 2, 4])
+        ["write", "spawn", "sleep", "wait", "brood"], [8, 1, 3, 3, 2], k=rng.choice([0, 1, 2, 4])
     )
     return {
         "plan": [f"{kind}-{place}" for place, kind in enumerate(kinds)],
         "event": f"event {rng.randrange(300)}",
         "timeout": rng.choice([None, None, 0, 0.05, 0.5]),
+        "mode": rng.choice(["all", "all", "any", "2"]),
+        "brood": {"on_parent_end": rng.choice(["leave", "cancel"])},
+        "options": {
+            "on_failure": rng.choice(["collect", "fail_fast"]),
+            "cancel_rest": rng.random() < 0.3,
+        },
     }

@@ -22,7 +22,46 @@ CHECKS = {
     """,
     "no task exists whose spawn was not committed": """
         select t.task_id from teguh.t_{q} as t
-        where not exists (select from chaos.spawned as s where s.task_id = t.task_id)
+        where t.task_name <> 'next'
+          and not exists (select from chaos.spawned as s where s.task_id = t.task_id)
+    """,
+    "a task of a sequence is followed once, if and only if it is completed": """
+        select t.task_id, t.state, f.followers from teguh.t_{q} as t
+        cross join lateral (
+          select count(*) as followers from teguh.t_{q} as n
+          where n.parent_task_id = t.task_id
+            and n.task_name = 'next'
+            and not exists (
+              select from teguh.a_{q} as a where a.detail ->> 'task_id' = n.task_id::text
+            )
+        ) as f
+        where f.followers <> (t.state = 'completed' and t.links ? 'sequence')::integer
+    """,
+    "the children of a step are spawned once": """
+        select t.parent_task_id, t.links -> 'join' ->> 'step_name', count(*) from teguh.t_{q} as t
+        where t.links ? 'join'
+        group by 1, 2 having count(*) <> 3
+    """,
+    "every child that is over has told its parent how": """
+        select t.task_id, t.state, f.state from teguh.t_{q} as t
+        left join teguh.f_{q} as f
+          on f.task_id = t.parent_task_id
+          and f.step_name = t.links -> 'join' ->> 'step_name'
+          and f.place = (t.links -> 'join' ->> 'place')::integer
+        where t.links ? 'join' and f.state is distinct from t.state
+    """,
+    "a task that waits for all its children goes on when all are over": """
+        select o.task_id, o.step, o.outcome from chaos.outcomes as o
+        join teguh.t_{q} as t on t.task_id = o.task_id
+        where o.step ~ '^brood'
+          and t.params ->> 'mode' = 'all'
+          and t.params -> 'options' ->> 'on_failure' = 'collect'
+          and o.outcome ~ 'pending|running|sleeping'
+          and not exists (
+            select from teguh.a_{q} as a
+            join teguh.t_{q} as c on c.task_id = a.task_id
+            where c.parent_task_id = t.task_id
+          )
     """,
     "every task is over": """
         select t.task_id, t.state, t.turn, t.available_at, t.lease_expires_at from teguh.t_{q} as t
@@ -61,7 +100,7 @@ CHECKS = {
     "a step is run if and only if it has a checkpoint": """
         select s.task_id, s.step, c.checkpoint_name from chaos.steps as s
         full join (
-          select * from teguh.c_{q} as c where c.checkpoint_name !~ '^wait'
+          select * from teguh.c_{q} as c where c.checkpoint_name !~ '^(wait|brood)'
         ) as c on c.task_id = s.task_id and c.checkpoint_name = s.step
         where s.task_id is null or c.task_id is null
     """,
@@ -81,7 +120,7 @@ CHECKS = {
     "an event brings its own payload": """
         select o.task_id, o.step, o.outcome from chaos.outcomes as o
         join teguh.t_{q} as t on t.task_id = o.task_id
-        where o.outcome not in ('timeout', t.params ->> 'event')
+        where o.step ~ '^wait' and o.outcome not in ('timeout', t.params ->> 'event')
     """,
     "a task fails when its attempts are used up, not before and not after": """
         select t.task_id, t.state, t.failures, t.max_attempts from teguh.t_{q} as t

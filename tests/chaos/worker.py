@@ -47,6 +47,24 @@ from teguh.spawn_task(
 ) as s
 """
 
+CHILDREN = json.dumps(
+    [
+        {
+            "task_name": "bred",
+            "params": {"plan": ["write-0"]},
+            "options": {"retry_strategy": {"kind": "fixed", "base_seconds": 0.1}},
+        }
+    ]
+    * 3
+)
+
+BREED = """
+insert into chaos.spawned (task_id)
+select s.task_id
+from teguh.spawn_children(%s, %s, %s, %s, %s) as s
+where s.created
+"""
+
 COMPLETE = """
 insert into chaos.completed (run_id, task_id)
 select c.run_id, r.task_id
@@ -160,6 +178,8 @@ class Worker:
         kind = step.partition("-")[0]
         if kind == "wait":
             return self.wait(connection, run, step)
+        if kind == "brood":
+            return self.breed(connection, run, step)
         if kind == "spawn":
             connection.execute(SPAWN, (QUEUE,))
         connection.execute(
@@ -193,6 +213,30 @@ class Worker:
         connection.execute(
             "insert into chaos.outcomes (task_id, step, outcome) values (%s, %s, %s)",
             (run.task_id, step, "timeout" if row[2] else row[1]),
+        )
+        return True
+
+    def breed(self, connection: Conn, run: Run, step: str) -> bool:
+        """Spawn children and wait for them."""
+        connection.execute(
+            BREED, (QUEUE, run.run_id, step, CHILDREN, json.dumps(run.params["brood"]))
+        )
+        row = connection.execute(
+            "select should_suspend, payload, timed_out"
+            " from teguh.await_children(%s, %s, %s, %s, %s, %s, %s)",
+            (
+                QUEUE, run.task_id, run.run_id, step, run.params["mode"], run.params["timeout"],
+                json.dumps(run.params["options"]),
+            ),
+        ).fetchone()  # fmt: skip
+        assert row is not None
+        if row[0]:
+            note_return(connection, run, "waits")
+            return False
+        outcome = "timeout" if row[2] else " ".join(str(child["state"]) for child in row[1])
+        connection.execute(
+            "insert into chaos.outcomes (task_id, step, outcome) values (%s, %s, %s)",
+            (run.task_id, step, outcome),
         )
         return True
 
