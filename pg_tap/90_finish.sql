@@ -63,7 +63,7 @@ select is_empty(
     select p.proname
     from pg_proc as p
     where p.pronamespace = 'teguh'::regnamespace
-      and p.proconfig::text ~ 'enable_'
+      and p.proconfig::text ~ 'enable_[a-z]+=off'
       and not p.proconfig @> '{jit=off}'
   $$,
   'where plans are fixed nothing is compiled'
