@@ -424,14 +424,14 @@ begin
     perform setval('teguh.fired_template'::regclass, 0);
     perform setval('teguh.clock_template'::regclass, 0);
     perform setval('teguh.carry_template'::regclass, 0);
-    perform setval('teguh.agenda_template'::regclass, teguh._beyond());
     update teguh.queues as q
     set built_for = teguh._home('teguh.p0_template'::regclass)
     where q.queue_name = substr('_template', 2);
   end if;
-  -- queues from before 0.2.0 lack it
+  -- queues from before 0.2.0 lack these
   if pg_sequence_last_value('teguh.round_template'::regclass) is null then
     perform setval('teguh.round_template'::regclass, 0);
+    perform setval('teguh.agenda_template'::regclass, teguh._beyond());
   end if;
 end;
 $$;
