@@ -8,485 +8,497 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  491  00_install.sql
---  539  01_version.sql: What the schema is, and its version
---  546    version
---  558  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  560    current_time
---  579    _after
---  594    _micros
---  605  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  621    _random_bytes
---  640    _make_uuidv7
---  663    portable_uuidv7
---  693    uuidv7_timestamp
---  719    _task_id
---  744    _run_id
---  759    _run_task
---  770    _run_number
---  784  12_types.sql: The composite types that functions pass to each other
---  789    _gap (type)
---  797    _late (type)
---  804    _timer (type)
---  811    _tally (type)
---  822    _picked (type)
---  834    _spawn (type)
---  859    _cron (type)
---  873    _filter (type)
---  912  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  914    _check_keys
---  947    _number_option
---  982    _integer_option
---  998    _whole_option
--- 1025    _text_option
--- 1051    _flag_option
--- 1073    _present
--- 1084    _name_option
--- 1101    _uuid_option
--- 1128    _tags_option
--- 1157    _check_name
--- 1184    _check_seconds
--- 1212    _check_isolation
--- 1231    _buckets_option
--- 1269    _check_policy
--- 1318    _check_spawn
--- 1365    _read_spawn_options
--- 1442    _time_option
--- 1463    _moment_option
--- 1495    _read_time_options
--- 1534    _unique_option
--- 1588    _inherit
--- 1618    _check_cancellation
--- 1635  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1638    _check_retry_strategy
--- 1676    _backoff
--- 1729    _fraction
--- 1740  20_tables.sql: Queues and the policy of each
--- 1742    queues (table)
--- 1775    grants (table)
--- 1789    limits (table)
--- 1810    pauses (table)
--- 1822    starts (table)
--- 1837    wanted (table)
--- 1849    schedules (table)
--- 1893    versions (table)
--- 1908    t_template (table)
--- 2022    g_template (table)
--- 2034    d_template (table)
--- 2048    p0_template (table)
--- 2061    p1_template (table)
--- 2105    l_template (table)
--- 2132    h_template (table)
--- 2152    k0_template (table)
--- 2165    k1_template (table)
--- 2194    n0_template (table)
--- 2205    n1_template (table)
--- 2221    n_template (table)
--- 2245    seq_template (sequence)
--- 2246    ring_template (sequence)
--- 2247    parked_template (sequence)
--- 2248    woken_template (sequence)
--- 2249    plan_template (sequence)
--- 2250    fired_template (sequence)
--- 2251    clock_template (sequence)
--- 2252    carry_template (sequence)
--- 2253    round_template (sequence)
--- 2254    agenda_template (sequence)
--- 2279    r_template (table)
--- 2296    a_template (table)
--- 2322    c_template (table)
--- 2338    e_template (table)
--- 2355    u_template (table)
--- 2368    j_template (table)
--- 2391    f_template (table)
--- 2404    w_template (table)
--- 2419  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2422    validate_queue_name
--- 2464    _policy
--- 2508    _call
--- 2522    _template_ddl (view)
--- 2607    _stamp
--- 2619    _stamp_queues
--- 2647    _stamp_relation
--- 2687    _stamp_function
--- 2720    _function
--- 2732    _signature
--- 2743    _leave_extension
--- 2769    _lock_number
--- 2779    _share_queue
--- 2792    _may
--- 2808    _each_queue
--- 2830    _init_template
--- 2861    _hush_template
--- 2882    _beyond
--- 2891    create_queue
--- 2956    _refuse_busy
--- 2973    _reach_queue
--- 2989    drop_queue
--- 3019    _drop_all
--- 3073    list_queues
--- 3097  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 3106    _push_template
--- 3147    _fill
--- 3167    _add0_template
--- 3234    _back0_template
--- 3252  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3257    _claim0_template
--- 3329    _pick0_template
--- 3412    _limits_template
--- 3453    _move0_template
--- 3515    _open_xids
--- 3535    _next0_template
--- 3564    _many0_template
--- 3593    _stuck0_template
--- 3631    _trim0_template
--- 3672    _bring_template
--- 3704    _take_template
--- 3785    _known_template
--- 3805    _paused_until
--- 3818    claim_task
--- 3879    _next_template
--- 3921    _soon0_template
--- 3979    next_due
--- 4004  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 4017    _due0_template
--- 4095    _last0_template
--- 4120    _any0_template
--- 4147    _miss0_template
--- 4183    _pass0_template
--- 4229    _fire_template
--- 4290    _expire_template
--- 4361    _timeout_reason
--- 4380    _over_template
--- 4402    _close_template
--- 4432    _follow_template
--- 4462  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4464    _segment_bytes
--- 4485    _turn_template
--- 4517    _turn0_template
--- 4555    _spent0_template
--- 4569    _dry0_template
--- 4596    _left0_template
--- 4627    _carry0_template
--- 4671  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4677    _remake_template
--- 4734    _alive_template
--- 4788    _home
--- 4801    _settle_template
--- 4823    rebuild_dispatch
--- 4860    _recap_template
--- 4891  35_tally.sql: The letter by which tallies know where a task stands
--- 4893    _letter
--- 4912    _letters
--- 4924    _bound
--- 4944    _tally_template
--- 4969    _reckon_template
--- 4996    _finish_template
--- 5024    _moved_template
--- 5055    _sum0_template
--- 5091    _noted0_template
--- 5126    _bank0_template
--- 5146    _census_template
--- 5168    _count_template
--- 5190  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5200    _gate_number
--- 5211    _enter_gate
--- 5233    _limit_of
--- 5251    _rule_template
--- 5277    _reign_template
--- 5291    _enrol_template
--- 5318    _going_template
--- 5334    _busy_template
--- 5350    _everywhere_busy
--- 5376    _closed_until
--- 5396    _is_fresh
--- 5411    _is_limited
--- 5422    _started
--- 5439    _left_over
--- 5460    _slots_template
--- 5510    _vacate_template
--- 5573    _unbar_template
--- 5602    _intake_template
--- 5623    _sift0_template
--- 5710    _line_template
--- 5770    _keys_template
--- 5824    _admit_template
--- 5887    _spare_template
--- 5909    _choose_template
--- 5955    _named_template
--- 5982    _weed_template
--- 6018    _cull_template
--- 6049    _seize_template
--- 6124    _quit_template
--- 6152    _occupy_template
--- 6192    _chance_template
--- 6222    _align_template
--- 6267  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 6270    _want_template
--- 6304    _names_option
--- 6339    _order_queues
--- 6375    _remember_names
--- 6395    claim_any
--- 6472    _check_order
--- 6489  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6494    _put_template
--- 6562    _enlist_template
--- 6605    _new_template
--- 6662    _tag_template
--- 6680    _room_template
--- 6707    _shed_template
--- 6749    _first0_template
--- 6790    _once_template
--- 6838    _blocks
--- 6865    _meet_template
--- 6899    _swap_template
--- 6960    _series_template
--- 6997    _found_template
--- 7054    _abide
--- 7076    _check_spawner
--- 7096    spawn_task
--- 7161    spawn_tasks
--- 7208    _read_task
--- 7226  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7231    _hold_template
--- 7282    _own_template
--- 7302    _done_template
--- 7350    complete_run
--- 7373    _flush_template
--- 7455    _why_template
--- 7471    _read_runs
--- 7517    _explain_bad_run
--- 7542    complete_runs
--- 7567    _end_template
--- 7616    _lost_template
--- 7636    _file_template
--- 7662    _again_template
--- 7702    _queue_template
--- 7723    _fail_template
--- 7741    fail_run
--- 7765    _nap_template
--- 7794    schedule_run
--- 7824    _free_template
--- 7872    release_run
--- 7897    _keep_template
--- 7923    extend_claim
--- 7946  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7951    _mark_template
--- 7973    _note_template
--- 8003    set_task_checkpoint_state
--- 8038    _recall_template
--- 8060    get_task_checkpoint_state
--- 8084    _list_template
--- 8113    get_task_checkpoint_states
--- 8139  43_events.sql: Wait for an event, or learn how the wait ended
--- 8146    _wait_template
--- 8218    _park_template
--- 8260    _check_event
--- 8279    await_event
--- 8316    _emit_template
--- 8379    emit_event
--- 8404  44_control.sql: Read a task, or raise TG003
--- 8406    _fetch_template
--- 8433    _stop_template
--- 8465    _act_template
--- 8487    _halt_template
--- 8503    cancel_task
--- 8525    _rerun_template
--- 8600    _forget_template
--- 8636    _redo_template
--- 8672    _renew_template
--- 8708    retry_task
--- 8758    _show_template
--- 8806    get_task_result
--- 8841  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8848    _purge_template
--- 8878    _erase_template
--- 8927    _first_uuid
--- 8946    _sweep_template
--- 8986    _clean
--- 9020    cleanup_tasks
--- 9041    cleanup_events
--- 9062    cleanup_all_queues
--- 9092  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 9094    _cap_template
--- 9123    _write_limit
--- 9146    _read_limit
--- 9195    _check_limit_keys
--- 9217    set_limit
--- 9272    _usage_template
--- 9350    _overall_usage
--- 9394    limit_usage
--- 9427  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 9429    _pause_template
--- 9450    _halve_template
--- 9480    _check_only
--- 9503    pause_queue
--- 9539    resume_queue
--- 9565    get_queue_policy
--- 9588    set_queue_policy
--- 9606    list_namespaces
--- 9623  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9626    _read_filter
--- 9660    _states_option
--- 9691    _read_cursor
--- 9710    _check_limit
--- 9734    _find_template
--- 9786    _seek_template
--- 9835    _page_template
--- 9904    _ended_template
--- 9941    _fit_template
--- 9978    _live_template
--- 10015    _hints_template
--- 10038    _hints0_template
--- 10080    _rows_template
--- 10129    list_tasks
--- 10175    _peek_template
--- 10231    get_task
--- 10285    _runs_template
--- 10338    list_runs
--- 10369    _past_template
--- 10445    _since_template
--- 10463    get_task_history
--- 10483    _held_template
--- 10515    list_workers
--- 10554    _read_place
--- 10573    _acts_template
--- 10599    list_actions
--- 10631  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10633    _abort_template
--- 10670    cancel_tasks
--- 10707    _check_meant
--- 10727    _limit_option
--- 10740    _retake_template
--- 10778    requeue_task
--- 10803    _regain_template
--- 10838    requeue_tasks
--- 10877    list_dead_letters
--- 10920    _replay_template
--- 10961    replay_dead_letters
--- 11001    _bury_template
--- 11043    purge_dead_letters
--- 11073  49_stats.sql: When the first task that is ready became so; null if none is
--- 11075    _oldest_template
--- 11119    _elder0_template
--- 11155    _tenure_template
--- 11180    _is_wanted
--- 11197    _stat_template
--- 11243    queue_stats
--- 11298    _from
--- 11311    _counters (view)
--- 11335    _gauge_template
--- 11381    _spans_template
--- 11434    metrics
--- 11470    _xmin_age
--- 11489    prometheus
--- 11548    _label_text
--- 11571    health
--- 11625  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 11630    _tick_template
--- 11655    _ticked (sequence)
--- 11661    _set_ticked
--- 11674    ticker
--- 11721    ticker_loop (procedure)
--- 11747  51_cron.sql: Whether pg_cron is installed in this database
--- 11749    _has_cron
--- 11759    _cron_has_seconds
--- 11780    _explain_no_cron
--- 11812    start
--- 11855    stop
--- 11880    _maintain
--- 11902    status
--- 11938  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11942    _rights (view)
--- 12035    _allowed
--- 12075    _grant
--- 12094    _grant_again
--- 12110    _grant_queue
--- 12125    _check_grant
--- 12158    grant_access
--- 12194    revoke_access
--- 12241  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 12243    _refuse_schedule
--- 12260    _cron_value
--- 12274    _cron_field
--- 12335    _read_every
--- 12357    _read_schedule
--- 12432    _cron_time
--- 12470    _cron_reading
--- 12509    _clock
--- 12518    _clock_reads
--- 12554    _clock_set
--- 12582    _cron_passing
--- 12620    _cron_next
--- 12660    _check_timezone
--- 12689    next_fire_time
--- 12725  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 12738    _planning_number
--- 12748    _replan_template
--- 12762    _agenda_template
--- 12779    _future_template
--- 12807    _strike_template
--- 12863    _chime_template
--- 12919    _undone_template
--- 12938    _planned_after
--- 12957    _due_times
--- 13007    _spawn_scheduled
--- 13052    _check_task_options
--- 13082    _word_option
--- 13104    _draw_schedule
--- 13143    _schedule_options
--- 13158    _miss_schedule
--- 13174    _scheduled_in
--- 13195    _grasp_template
--- 13222    _enroll_template
--- 13253    _redraw_template
--- 13303    create_schedule
--- 13347    _reform_template
--- 13373    update_schedule
--- 13396    _steer_template
--- 13439    pause_schedule
--- 13460    resume_schedule
--- 13480    drop_schedule
--- 13500    _launch_template
--- 13532    trigger_schedule
--- 13554    _diary_template
--- 13590    get_schedule
--- 13625    list_schedules
--- 13667  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 13672    _links_option
--- 13715    _read_link
--- 13757    _trail_template
--- 13803    _linked_template
--- 13835    _ensue_template
--- 13878    _undoings
--- 13905    _undo_template
--- 13939    _repent_template
--- 13975    add_compensation
--- 14015    _repeat_template
--- 14045    _blank_template
--- 14082    repeat_run
--- 14108  63_children.sql: Children: tasks that a step spawns and may wait for
--- 14117    _brood_template
--- 14147    _bind_template
--- 14177    _read_child
--- 14219    _child_queues
--- 14245    _birth
--- 14269    spawn_children
--- 14348    _cancel_option
--- 14371    _answer
--- 14389    _report_template
--- 14424    _tell_template
--- 14439    _judge_template
--- 14476    _gather_template
--- 14534    _rally_template
--- 14611    _crop_template
--- 14657    _yield_template
--- 14678    _dismiss
--- 14699    _ditch_template
--- 14743    _perish_template
--- 14759    _orphan_template
--- 14774    await_children
--- 14831  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  503  00_install.sql
+--  551  01_version.sql: What the schema is, and its version
+--  558    version
+--  570  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  572    current_time
+--  591    _after
+--  606    _micros
+--  617  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  633    _random_bytes
+--  652    _make_uuidv7
+--  675    portable_uuidv7
+--  705    uuidv7_timestamp
+--  731    _task_id
+--  756    _run_id
+--  771    _run_task
+--  782    _run_number
+--  796  12_types.sql: The composite types that functions pass to each other
+--  801    _gap (type)
+--  809    _late (type)
+--  816    _timer (type)
+--  823    _tally (type)
+--  834    _picked (type)
+--  846    _spawn (type)
+--  871    _cron (type)
+--  885    _filter (type)
+--  924  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  926    _check_keys
+--  959    _number_option
+--  994    _integer_option
+-- 1010    _whole_option
+-- 1037    _text_option
+-- 1063    _flag_option
+-- 1085    _present
+-- 1096    _name_option
+-- 1113    _uuid_option
+-- 1140    _tags_option
+-- 1169    _check_name
+-- 1196    _check_seconds
+-- 1224    _check_isolation
+-- 1243    _buckets_option
+-- 1281    _check_policy
+-- 1331    _check_spawn
+-- 1378    _read_spawn_options
+-- 1455    _time_option
+-- 1476    _moment_option
+-- 1508    _read_time_options
+-- 1547    _unique_option
+-- 1601    _inherit
+-- 1631    _check_cancellation
+-- 1648  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1651    _check_retry_strategy
+-- 1689    _backoff
+-- 1742    _fraction
+-- 1753  20_tables.sql: Queues and the policy of each
+-- 1755    queues (table)
+-- 1788    grants (table)
+-- 1802    limits (table)
+-- 1823    pauses (table)
+-- 1835    starts (table)
+-- 1850    wanted (table)
+-- 1862    schedules (table)
+-- 1906    versions (table)
+-- 1921    t_template (table)
+-- 2035    g_template (table)
+-- 2047    d_template (table)
+-- 2061    p0_template (table)
+-- 2074    p1_template (table)
+-- 2119    l_template (table)
+-- 2146    h_template (table)
+-- 2166    k0_template (table)
+-- 2179    k1_template (table)
+-- 2208    n0_template (table)
+-- 2219    n1_template (table)
+-- 2235    n_template (table)
+-- 2259    seq_template (sequence)
+-- 2260    ring_template (sequence)
+-- 2261    parked_template (sequence)
+-- 2262    woken_template (sequence)
+-- 2263    plan_template (sequence)
+-- 2264    fired_template (sequence)
+-- 2265    clock_template (sequence)
+-- 2266    carry_template (sequence)
+-- 2267    round_template (sequence)
+-- 2268    agenda_template (sequence)
+-- 2293    r_template (table)
+-- 2310    a_template (table)
+-- 2336    c_template (table)
+-- 2352    e_template (table)
+-- 2369    u_template (table)
+-- 2382    j_template (table)
+-- 2405    f_template (table)
+-- 2418    m_template (table)
+-- 2443    w_template (table)
+-- 2458  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2461    validate_queue_name
+-- 2503    _policy
+-- 2547    _call
+-- 2561    _template_ddl (view)
+-- 2646    _stamp
+-- 2658    _stamp_queues
+-- 2686    _stamp_relation
+-- 2726    _stamp_function
+-- 2759    _function
+-- 2771    _signature
+-- 2782    _leave_extension
+-- 2808    _lock_number
+-- 2818    _share_queue
+-- 2831    _may
+-- 2847    _each_queue
+-- 2869    _init_template
+-- 2900    _hush_template
+-- 2921    _beyond
+-- 2930    create_queue
+-- 2996    _refuse_busy
+-- 3013    _reach_queue
+-- 3029    drop_queue
+-- 3059    _drop_all
+-- 3113    list_queues
+-- 3137  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 3146    _push_template
+-- 3187    _fill
+-- 3207    _add0_template
+-- 3274    _back0_template
+-- 3292  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3297    _claim0_template
+-- 3369    _pick0_template
+-- 3452    _limits_template
+-- 3493    _move0_template
+-- 3555    _open_xids
+-- 3575    _next0_template
+-- 3604    _many0_template
+-- 3633    _stuck0_template
+-- 3671    _trim0_template
+-- 3712    _bring_template
+-- 3744    _take_template
+-- 3825    _known_template
+-- 3845    _paused_until
+-- 3858    claim_task
+-- 3919    _next_template
+-- 3961    _soon0_template
+-- 4019    next_due
+-- 4044  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 4057    _due0_template
+-- 4135    _last0_template
+-- 4160    _any0_template
+-- 4187    _miss0_template
+-- 4223    _pass0_template
+-- 4269    _fire_template
+-- 4330    _expire_template
+-- 4401    _timeout_reason
+-- 4420    _over_template
+-- 4442    _close_template
+-- 4472    _follow_template
+-- 4502  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4504    _segment_bytes
+-- 4525    _turn_template
+-- 4557    _turn0_template
+-- 4595    _spent0_template
+-- 4609    _dry0_template
+-- 4636    _left0_template
+-- 4667    _carry0_template
+-- 4711  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4717    _remake_template
+-- 4775    _alive_template
+-- 4829    _home
+-- 4842    _settle_template
+-- 4864    rebuild_dispatch
+-- 4901    _recap_template
+-- 4932  35_tally.sql: The letter by which tallies know where a task stands
+-- 4934    _letter
+-- 4953    _letters
+-- 4965    _bound
+-- 4985    _tally_template
+-- 5010    _reckon_template
+-- 5037    _finish_template
+-- 5065    _moved_template
+-- 5096    _sum0_template
+-- 5132    _noted0_template
+-- 5167    _bank0_template
+-- 5187    _census_template
+-- 5209    _count_template
+-- 5231  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5241    _gate_number
+-- 5252    _enter_gate
+-- 5274    _limit_of
+-- 5292    _rule_template
+-- 5318    _reign_template
+-- 5332    _enrol_template
+-- 5359    _going_template
+-- 5375    _busy_template
+-- 5391    _everywhere_busy
+-- 5417    _closed_until
+-- 5437    _is_fresh
+-- 5452    _is_limited
+-- 5463    _started
+-- 5480    _left_over
+-- 5501    _slots_template
+-- 5551    _vacate_template
+-- 5614    _unbar_template
+-- 5643    _intake_template
+-- 5664    _sift0_template
+-- 5751    _line_template
+-- 5811    _keys_template
+-- 5865    _admit_template
+-- 5928    _spare_template
+-- 5950    _choose_template
+-- 5996    _named_template
+-- 6023    _weed_template
+-- 6059    _cull_template
+-- 6090    _seize_template
+-- 6165    _quit_template
+-- 6193    _occupy_template
+-- 6233    _chance_template
+-- 6263    _align_template
+-- 6308  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6311    _want_template
+-- 6345    _names_option
+-- 6380    _order_queues
+-- 6416    _remember_names
+-- 6436    claim_any
+-- 6513    _check_order
+-- 6530  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6535    _put_template
+-- 6603    _enlist_template
+-- 6646    _new_template
+-- 6703    _tag_template
+-- 6721    _room_template
+-- 6748    _shed_template
+-- 6790    _first0_template
+-- 6831    _once_template
+-- 6879    _blocks
+-- 6906    _meet_template
+-- 6940    _swap_template
+-- 7001    _series_template
+-- 7038    _found_template
+-- 7095    _abide
+-- 7117    _check_spawner
+-- 7137    spawn_task
+-- 7202    spawn_tasks
+-- 7249    _read_task
+-- 7267  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7272    _hold_template
+-- 7323    _own_template
+-- 7343    _done_template
+-- 7391    complete_run
+-- 7414    _flush_template
+-- 7496    _why_template
+-- 7512    _read_runs
+-- 7558    _explain_bad_run
+-- 7583    complete_runs
+-- 7608    _end_template
+-- 7657    _lost_template
+-- 7677    _file_template
+-- 7703    _again_template
+-- 7743    _queue_template
+-- 7764    _fail_template
+-- 7782    fail_run
+-- 7806    _nap_template
+-- 7835    schedule_run
+-- 7865    _free_template
+-- 7913    release_run
+-- 7938    _keep_template
+-- 7964    extend_claim
+-- 7987  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7992    _mark_template
+-- 8014    _note_template
+-- 8044    set_task_checkpoint_state
+-- 8079    _recall_template
+-- 8101    get_task_checkpoint_state
+-- 8125    _list_template
+-- 8154    get_task_checkpoint_states
+-- 8180  43_events.sql: Wait for an event, or learn how the wait ended
+-- 8187    _wait_template
+-- 8259    _park_template
+-- 8301    _check_event
+-- 8320    await_event
+-- 8357    _emit_template
+-- 8420    emit_event
+-- 8445  44_control.sql: Read a task, or raise TG003
+-- 8447    _fetch_template
+-- 8474    _stop_template
+-- 8506    _act_template
+-- 8528    _halt_template
+-- 8544    cancel_task
+-- 8566    _rerun_template
+-- 8641    _forget_template
+-- 8678    _redo_template
+-- 8714    _renew_template
+-- 8750    retry_task
+-- 8800    _show_template
+-- 8848    get_task_result
+-- 8883  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8890    _purge_template
+-- 8920    _erase_template
+-- 8971    _first_uuid
+-- 8990    _sweep_template
+-- 9030    _clean
+-- 9064    cleanup_tasks
+-- 9085    cleanup_events
+-- 9106    cleanup_all_queues
+-- 9136  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 9138    _cap_template
+-- 9167    _write_limit
+-- 9190    _read_limit
+-- 9239    _check_limit_keys
+-- 9261    set_limit
+-- 9316    _usage_template
+-- 9394    _overall_usage
+-- 9438    limit_usage
+-- 9471  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 9473    _pause_template
+-- 9494    _halve_template
+-- 9524    _check_only
+-- 9547    pause_queue
+-- 9583    resume_queue
+-- 9609    get_queue_policy
+-- 9633    set_queue_policy
+-- 9651    list_namespaces
+-- 9668  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9671    _read_filter
+-- 9705    _states_option
+-- 9736    _read_cursor
+-- 9755    _check_limit
+-- 9779    _find_template
+-- 9831    _seek_template
+-- 9880    _page_template
+-- 9949    _ended_template
+-- 9986    _fit_template
+-- 10023    _live_template
+-- 10060    _hints_template
+-- 10083    _hints0_template
+-- 10125    _rows_template
+-- 10174    list_tasks
+-- 10220    _peek_template
+-- 10276    get_task
+-- 10330    _runs_template
+-- 10383    list_runs
+-- 10414    _past_template
+-- 10490    _since_template
+-- 10508    get_task_history
+-- 10528    _held_template
+-- 10560    list_workers
+-- 10599    _read_place
+-- 10618    _acts_template
+-- 10644    list_actions
+-- 10676  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10678    _abort_template
+-- 10715    cancel_tasks
+-- 10752    _check_meant
+-- 10772    _limit_option
+-- 10785    _retake_template
+-- 10823    requeue_task
+-- 10848    _regain_template
+-- 10883    requeue_tasks
+-- 10922    list_dead_letters
+-- 10965    _replay_template
+-- 11006    replay_dead_letters
+-- 11046    _bury_template
+-- 11088    purge_dead_letters
+-- 11118  49_stats.sql: When the first task that is ready became so; null if none is
+-- 11120    _oldest_template
+-- 11164    _elder0_template
+-- 11200    _tenure_template
+-- 11225    _is_wanted
+-- 11242    _stat_template
+-- 11288    queue_stats
+-- 11343    _from
+-- 11356    _counters (view)
+-- 11380    _gauge_template
+-- 11426    _spans_template
+-- 11479    metrics
+-- 11515    _xmin_age
+-- 11534    prometheus
+-- 11593    _label_text
+-- 11616    health
+-- 11670  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11675    _tick_template
+-- 11700    _ticked (sequence)
+-- 11706    _set_ticked
+-- 11719    ticker
+-- 11766    ticker_loop (procedure)
+-- 11792  51_cron.sql: Whether pg_cron is installed in this database
+-- 11794    _has_cron
+-- 11804    _cron_has_seconds
+-- 11825    _explain_no_cron
+-- 11857    start
+-- 11900    stop
+-- 11925    _maintain
+-- 11947    status
+-- 11983  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 11987    _rights (view)
+-- 12083    _allowed
+-- 12123    _grant
+-- 12142    _grant_again
+-- 12158    _grant_queue
+-- 12173    _check_grant
+-- 12206    grant_access
+-- 12242    revoke_access
+-- 12289  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 12291    _refuse_schedule
+-- 12308    _cron_value
+-- 12322    _cron_field
+-- 12383    _read_every
+-- 12405    _read_schedule
+-- 12480    _cron_time
+-- 12518    _cron_reading
+-- 12557    _clock
+-- 12566    _clock_reads
+-- 12602    _clock_set
+-- 12630    _cron_passing
+-- 12668    _cron_next
+-- 12708    _check_timezone
+-- 12737    next_fire_time
+-- 12773  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 12786    _planning_number
+-- 12796    _replan_template
+-- 12810    _agenda_template
+-- 12827    _future_template
+-- 12855    _strike_template
+-- 12911    _chime_template
+-- 12967    _undone_template
+-- 12986    _planned_after
+-- 13005    _due_times
+-- 13055    _spawn_scheduled
+-- 13100    _check_task_options
+-- 13130    _word_option
+-- 13152    _draw_schedule
+-- 13191    _schedule_options
+-- 13206    _miss_schedule
+-- 13222    _scheduled_in
+-- 13243    _grasp_template
+-- 13270    _enroll_template
+-- 13301    _redraw_template
+-- 13351    create_schedule
+-- 13395    _reform_template
+-- 13421    update_schedule
+-- 13444    _steer_template
+-- 13487    pause_schedule
+-- 13508    resume_schedule
+-- 13528    drop_schedule
+-- 13548    _launch_template
+-- 13580    trigger_schedule
+-- 13602    _diary_template
+-- 13638    get_schedule
+-- 13673    list_schedules
+-- 13715  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 13720    _links_option
+-- 13763    _read_link
+-- 13805    _trail_template
+-- 13851    _linked_template
+-- 13883    _ensue_template
+-- 13926    _undoings
+-- 13953    _undo_template
+-- 13987    _repent_template
+-- 14023    add_compensation
+-- 14063    _repeat_template
+-- 14093    _blank_template
+-- 14131    repeat_run
+-- 14157  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 14166    _brood_template
+-- 14196    _bind_template
+-- 14226    _read_child
+-- 14268    _child_queues
+-- 14294    _birth
+-- 14318    spawn_children
+-- 14397    _cancel_option
+-- 14420    _answer
+-- 14438    _report_template
+-- 14474    _tell_template
+-- 14489    _judge_template
+-- 14527    _gather_template
+-- 14598    _rally_template
+-- 14675    _crop_template
+-- 14721    _yield_template
+-- 14742    _dismiss
+-- 14763    _ditch_template
+-- 14807    _perish_template
+-- 14823    _orphan_template
+-- 14838    await_children
+-- 14895  66_messages.sql: Messages: a mailbox per task
+-- 14902    _shut_template
+-- 14945    _post_template
+-- 14994    send_message
+-- 15031    _mail_template
+-- 15052    _hear_template
+-- 15119    receive_message
+-- 15157    _unhear_template
+-- 15178    _tidy_template
+-- 15205    _inbox_template
+-- 15231    list_messages
+-- 15253  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -1277,8 +1289,8 @@ declare
 begin
   perform teguh._check_keys('queue policy', p_policy, array[
     'notify', 'cleanup_ttl', 'cleanup_limit', 'default_max_attempts', 'default_retry_strategy',
-    'default_timeout', 'default_ttl', 'duration_buckets', 'max_pending', 'on_full', 'namespace',
-    'history'
+    'default_timeout', 'default_ttl', 'duration_buckets', 'max_pending', 'on_full', 'max_messages',
+    'namespace', 'history'
   ]);
   perform teguh._number_option(p_policy, 'cleanup_ttl', 0, 1e12);
   perform teguh._integer_option(p_policy, 'cleanup_limit', 1);
@@ -1288,6 +1300,7 @@ begin
   perform teguh._number_option(p_policy, 'default_ttl', 1e-3, 1e12);
   perform teguh._buckets_option(p_policy);
   perform teguh._integer_option(p_policy, 'max_pending', 1);
+  perform teguh._integer_option(p_policy, 'max_messages', 1);
   perform teguh._flag_option(p_policy, 'history');
 
   if teguh._text_option(p_policy, 'on_full') not in ('reject', 'drop_oldest') then
@@ -1755,7 +1768,7 @@ comment on table teguh.queues is
 comment on column teguh.queues.policy is
   'Settings given to create_queue(): notify, cleanup_ttl, cleanup_limit, '
   'default_max_attempts, default_retry_strategy, default_timeout, default_ttl, '
-  'duration_buckets, max_pending, on_full, history, namespace.';
+  'duration_buckets, max_pending, on_full, max_messages, history, namespace.';
 
 comment on column teguh.queues.built_for is
   'The database and table that the queue''s dispatch was built for, as a hash. Another '
@@ -2091,7 +2104,8 @@ comment on column teguh.p0_template.kind is
   'r: ready to be claimed. s: a sleeper''s timer. l: a lease''s or deadline''s timer.';
 comment on column teguh.p0_template.turn is
   'The task''s turn that the row is for; 0 for the timer of a deadline; -1 for a look at '
-  'whether the children it waits for are over (s), or for a task that its parent takes along (l).';
+  'whether the children or the message it waits for are there (s), or for a task that its parent '
+  'takes along (l).';
 comment on column teguh.p0_template.more_ids is
   'Further tasks of the same claim, whose leases end at the same time; their turns '
   'are in more_turns.';
@@ -2399,6 +2413,31 @@ create table if not exists teguh.f_template (
 
 comment on table teguh.f_template is
   'Which children of a step are over, and how they ended.';
+
+-- Messages.
+create table if not exists teguh.m_template (
+  task_id         uuid        not null,
+  n               bigint      not null,
+  sent_at         timestamptz not null,
+  topic           text        not null,
+  received_by     text        not null default '',
+  payload         jsonb       not null,
+  idempotency_key text,
+  constraint mkey_template primary key (task_id, received_by, topic, n)
+);
+
+create unique index if not exists monce_template
+  on teguh.m_template (task_id, idempotency_key)
+  where idempotency_key is not null;
+
+comment on table teguh.m_template is
+  'Messages to tasks. A message that was received stays until its task is removed or repeats: its '
+  'key is known then, and it can be received again when the task starts from that step once more.';
+comment on column teguh.m_template.n is
+  'In the order in which they were sent.';
+comment on column teguh.m_template.received_by is
+  'The step that has received it; empty while none has, a space if that was before the task began '
+  'anew.';
 
 -- Waits.
 create table if not exists teguh.w_template (
@@ -2946,9 +2985,10 @@ comment on function teguh.create_queue(text, jsonb) is
   '(seconds a run may take), default_ttl (seconds until a task expires), duration_buckets '
   '(ascending bounds in seconds, by which metrics() counts how long runs took: those that end '
   'from then on), max_pending (tasks that have not started; what is more is rejected with TG007 '
-  'or, if on_full is drop_oldest, cancels those that are first in line), history (whether runs '
-  'that another follows are kept for list_runs() and get_task_history(), default true; those that '
-  'end from then on), namespace (a name that queues are grouped by, default "default"); null sets '
+  'or, if on_full is drop_oldest, cancels those that are first in line), max_messages (messages '
+  'that wait in the mailbox of one task; what is more is rejected with TG007), history '
+  '(whether runs that another follows are kept for list_runs() and get_task_history(), default '
+  'true; those that end from then on), namespace (a name that queues are grouped by, default "default"); null sets '
   'a key back to its default. '
   'Raises 42602 or 42939 for a name that cannot be, TG005 for a bad policy.';
 
@@ -4720,7 +4760,8 @@ begin
 
   perform teguh._tell_template(w.task_id)
   from teguh.w_template as w
-  where w.event_name = '$children';
+  where w.event_name = '$children'
+    or w.event_name ^@ '$message:';
 
   update teguh.queues as q
   set built_for = teguh._home('teguh.p0_template'::regclass)
@@ -8265,11 +8306,11 @@ create or replace function teguh._check_event(p_event_name text)
 as $$
 begin
   perform teguh._check_name('event name', p_event_name);
-  if p_event_name = '$children' then
-    raise exception 'an event cannot be named "$children"'
+  if p_event_name = '$children' or p_event_name ^@ '$message:' then
+    raise exception 'an event cannot be named "%"', left(p_event_name, 200)
       using
         errcode = 'TG005',
-        detail = 'That is what a task waits for in await_children().',
+        detail = 'That is what a task waits for in await_children() or receive_message().',
         hint = 'Give it another name.';
   end if;
 end;
@@ -8595,8 +8636,8 @@ begin
 end;
 $$;
 
--- Delete the checkpoint of a step and all that were written after it, and forget the children
--- spawned from then on.  False if there is none.
+-- Delete the checkpoint of a step and all that were written after it, forget the children
+-- spawned from then on, and put the messages back that were received.  False if there is none.
 create or replace function teguh._forget_template(p_task_id uuid, p_from_step text)
   returns boolean
   language plpgsql
@@ -8617,6 +8658,7 @@ begin
     where (j.task_id, j.step_name) = (p_task_id, p_from_step)
   ) as s;
 
+  perform teguh._unhear_template(p_task_id, v_since);
   delete from teguh.c_template as c
   where c.task_id = p_task_id
     and c.updated_at >= v_since;
@@ -8748,8 +8790,8 @@ comment on function teguh.retry_task(text, uuid, jsonb) is
   'its old time to live. Options: '
   'spawn_new (true: leave the task and spawn a new one like it; also for completed '
   'tasks), max_attempts (default: room for at least one more run), from_step (delete the '
-  'checkpoint of that step and all written after it), reason (shown by get_task_history() and '
-  'list_actions()). attempt is the '
+  'checkpoint of that step and all written after it; messages received since are in the mailbox '
+  'again), reason (shown by get_task_history() and list_actions()). attempt is the '
   'number that the next claim will show. Raises TG001 for an unknown queue, TG003 for '
   'an unknown task, TG004 if it is not over, TG005 for a bad option or a step without '
   'checkpoint.';
@@ -8919,6 +8961,8 @@ begin
   where f.task_id = any (p_task_ids);
   delete from teguh.a_template as a
   where a.task_id = any (p_task_ids);
+  delete from teguh.m_template as m
+  where m.task_id = any (p_task_ids);
   return cardinality(p_task_ids);
 end;
 $$;
@@ -9573,7 +9617,8 @@ begin
     "notify": "auto", "cleanup_ttl": 2592000, "cleanup_limit": 1000,
     "default_max_attempts": null, "default_retry_strategy": null,
     "default_timeout": null, "default_ttl": null, "namespace": "default",
-    "max_pending": null, "on_full": "reject", "history": true, "duration_buckets": [
+    "max_pending": null, "on_full": "reject", "max_messages": null, "history": true,
+    "duration_buckets": [
       0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 1800
     ]
   }'::jsonb || (teguh._policy(p_queue_name) - '{paused_until,ruled}'::text[]);
@@ -11975,9 +12020,11 @@ from (
     ('next_fire_time',             '',            'client worker observer admin', false),
     ('get_schedule',               'diary',       'client worker observer admin', false),
     ('list_schedules',             'diary',       'client worker observer admin', false),
+    ('list_messages',              'inbox',       'client worker observer admin', false),
     ('spawn_task',                 'new put once room rule', 'client worker admin',    false),
     ('spawn_tasks',                'put series room rule', 'client worker admin',     false),
     ('emit_event',                 'emit',        'client worker admin',          false),
+    ('send_message',               'post',        'client worker admin',          false),
     ('cancel_task',                'halt',        'client worker admin',          false),
     ('cancel_tasks',               'abort',       'client worker admin',          false),
     ('retry_task',                 'rerun',       'client worker admin',          false),
@@ -11992,6 +12039,7 @@ from (
     ('extend_claim',               'keep',        'worker admin',                 false),
     ('set_task_checkpoint_state',  'mark',        'worker admin',                 false),
     ('await_event',                'wait',        'worker admin',                 false),
+    ('receive_message',            'hear',        'worker admin',                 false),
     ('spawn_children',             'brood bind put room rule', 'worker admin',    false),
     ('await_children',             'rally',       'worker admin',                 false),
     ('add_compensation',           'repent',      'worker admin',                 false),
@@ -12184,9 +12232,9 @@ $$;
 
 comment on function teguh.grant_access(text, text, text[]) is
   'Lets a role use the queues named, or all, also those to come, if p_queue_names is null. '
-  'client: spawn, cancel, retry, emit events, read results. worker: that, and claim runs and '
-  'report on them, tick. observer: read. admin: all of it and cleanup; for all queues '
-  'also create and drop queues, schedule, grant. Everything goes through functions; nobody '
+  'client: spawn, cancel, retry, emit events, send messages, read results. worker: that, and '
+  'claim runs and report on them, tick. observer: read. admin: all of it and cleanup; for all '
+  'queues also create and drop queues, schedule, grant. Everything goes through functions; nobody '
   'gets at the tables. Raises 42704 for an unknown role, TG001 for an unknown queue, TG005 '
   'for an unknown kind of access.';
 
@@ -14010,8 +14058,8 @@ comment on function teguh.add_compensation(text, uuid, uuid, text, jsonb) is
   'not spawn it, AB001 if the task is cancelled, AB002 if the run has ended.';
 
 -- End a run with success, and begin the task anew after some time, with no checkpoints, no
--- children, and nothing to undo of its own.  max_duration begins anew, too; when it expires does
--- not change.
+-- children, and nothing to undo of its own.  Messages that it has not received stay.
+-- max_duration begins anew, too; when it expires does not change.
 create or replace function teguh._repeat_template(p_run_id uuid, p_after double precision)
   returns uuid
   language plpgsql
@@ -14062,6 +14110,7 @@ begin
   where j.task_id = p_task.task_id;
   delete from teguh.f_template as f
   where f.task_id = p_task.task_id;
+  perform teguh._tidy_template(p_task.task_id);
 
   update teguh.t_template as t
   set
@@ -14100,10 +14149,10 @@ $$;
 
 comment on function teguh.repeat_run(text, uuid, double precision) is
   'Ends a run with success, and begins the same task anew in p_after_seconds: another run, without '
-  'the checkpoints and children of this one, with all its attempts. Returns its id. A ttl goes on, '
-  'max_duration begins anew. Raises TG001 for an unknown '
-  'queue, TG002 for an unknown run, TG004 if nobody holds the run or after 1048575 runs, TG005 for '
-  'a bad period, AB001 if the task is cancelled, AB002 if the run has ended.';
+  'the checkpoints and children of this one, with all its attempts, and with the messages that it '
+  'has not received. Returns its id. A ttl goes on, max_duration begins anew. Raises TG001 for an '
+  'unknown queue, TG002 for an unknown run, TG004 if nobody holds the run or after 1048575 runs, TG005 '
+  'for a bad period, AB001 if the task is cancelled, AB002 if the run has ended.';
 
 -- sql/src/63_children.sql
 -- Children: tasks that a step spawns and may wait for.
@@ -14420,7 +14469,8 @@ begin
 end;
 $$;
 
--- Have the children of a task counted in a moment, with whatever else ends until then.
+-- Have it looked in a moment whether what a task waits for is there: its children, with whatever
+-- else ends until then, or a message.
 create or replace function teguh._tell_template(p_task_id uuid)
   returns void
   language plpgsql
@@ -14471,8 +14521,9 @@ begin
 end;
 $$;
 
--- Wake those of the tasks given whose children have done what they wait for.  Returns how many.
--- One that somebody holds locked is looked at again in a second: whoever it is may roll back.
+-- Wake those of the tasks given whose children have done what they wait for, or who have got the
+-- message.  Returns how many.  One that somebody holds locked is looked at again in a second:
+-- whoever it is may roll back.  Messages to a task that was removed meanwhile go, too.
 create or replace function teguh._gather_template(p_task_ids uuid[], p_now timestamptz)
   returns integer
   language plpgsql
@@ -14488,13 +14539,26 @@ begin
     return 0;
   end if;
 
+  delete from teguh.m_template as m
+  where m.task_id = any (array(
+    select u.task_id
+    from unnest(p_task_ids) as u(task_id)
+    where not exists (
+      select from teguh.t_template as t where t.task_id = u.task_id offset 0
+    )
+  ));
+
   for v_wait in
-    select w.task_id, w.turn, w.step_name
+    select w.task_id, w.turn
     from unnest(p_task_ids) as u(task_id)
     join teguh.w_template as w on w.task_id = u.task_id
-    join teguh.j_template as j on (j.task_id, j.step_name) = (w.task_id, w.step_name)
-    where w.event_name = '$children'
-      and teguh._judge_template(j.task_id, j.step_name, j.wanted, j.fail_fast)
+    left join teguh.j_template as j
+      on w.event_name = '$children' and (j.task_id, j.step_name) = (w.task_id, w.step_name)
+    where case
+      when w.event_name = '$children' then
+        teguh._judge_template(j.task_id, j.step_name, j.wanted, j.fail_fast)
+      when w.event_name ^@ '$message:' then teguh._mail_template(w)
+    end
     order by w.task_id
   loop
     select t.* into v_task
@@ -14827,6 +14891,364 @@ comment on function teguh.await_children(
   'of another task, TG004 if nobody holds the run or the step has no children, TG005 for a bad '
   'mode or option, AB001 if the task is cancelled, AB002 if the run has ended, 25001 unless the '
   'transaction is READ COMMITTED.';
+
+-- sql/src/66_messages.sql
+-- Messages: a mailbox per task.
+--
+-- A sender locks nothing of the task: it leaves a row, and a timer that makes somebody look into
+-- the mailbox a moment later, when both that row and the wait for it can be seen.
+
+-- Raise why a task takes no message, if it does not.
+create or replace function teguh._shut_template(p_task_id uuid)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task teguh.t_template := teguh._fetch_template(p_task_id);
+  v_most integer;
+begin
+  if v_task.state not in ('pending', 'running', 'sleeping') then
+    raise exception 'task "%" is %', p_task_id, v_task.state
+      using
+        errcode = 'TG004',
+        detail = 'Nobody would receive the message.',
+        hint = 'If it is to be run again, retry it first.';
+  end if;
+
+  select (q.policy ->> 'max_messages')::integer into v_most
+  from teguh.queues as q
+  where q.queue_name = substr('_template', 2)
+    and q.policy ? 'max_messages';
+  if not found then
+    return;
+  end if;
+
+  perform from teguh.m_template as m
+  where m.task_id = p_task_id
+    and m.received_by = ''
+  limit 1 offset v_most - 1;
+  if found then
+    raise exception 'the mailbox of task "%" is full', p_task_id
+      using
+        errcode = 'TG007',
+        detail = format('It has the %s messages that the queue''s policy allows.', v_most),
+        hint = 'Send again later, or set "max_messages" higher.';
+  end if;
+end;
+$$;
+
+-- Put a message into a mailbox, unless it was sent before.  A key is remembered after the message
+-- was received, too, and asked for first: a sender that did not hear the answer may learn it even
+-- when the task is over by now.
+create or replace function teguh._post_template(
+  p_task_id uuid,
+  p_topic   text,
+  p_payload jsonb,
+  p_key     text
+)
+  returns table(message_id bigint, created boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_known teguh.m_template;
+begin
+  loop
+    select m.* into v_known
+    from teguh.m_template as m
+    where m.task_id = p_task_id
+      and m.idempotency_key = p_key;
+    exit when found;
+
+    perform teguh._shut_template(p_task_id);
+    insert into teguh.m_template as m (task_id, n, sent_at, topic, payload, idempotency_key)
+    values (
+      p_task_id, nextval('teguh.seq_template'::regclass), teguh.current_time(), p_topic, p_payload,
+      p_key
+    )
+    on conflict (task_id, idempotency_key) where idempotency_key is not null do nothing
+    returning m.n, true into message_id, created;
+    if found then
+      perform teguh._tell_template(p_task_id);
+      return next;
+      return;
+    end if;
+  end loop;
+
+  if (v_known.topic, v_known.payload) is distinct from (p_topic, p_payload) then
+    raise exception 'idempotency key "%" belongs to another message', p_key
+      using
+        errcode = 'TG006',
+        detail = format('Topic and payload of message %s differ from these.', v_known.n),
+        hint = 'Use a key that names one message.';
+  end if;
+
+  return query select v_known.n, false;
+end;
+$$;
+
+-- Send a message.
+create or replace function teguh.send_message(
+  p_queue_name text,
+  p_task_id    uuid,
+  p_topic      text,
+  p_payload    jsonb default null,
+  p_options    jsonb default '{}'
+)
+  returns table(message_id bigint, created boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_options jsonb := coalesce(p_options, '{}');
+begin
+  perform teguh._check_name('topic', p_topic);
+  perform teguh._check_keys('options of a message', v_options, array['idempotency_key']);
+
+  return query execute teguh._call('post', p_queue_name, 4)
+  using
+    p_task_id, p_topic, coalesce(p_payload, 'null'),
+    teguh._name_option(v_options, 'idempotency_key');
+end;
+$$;
+
+comment on function teguh.send_message(text, uuid, text, jsonb, jsonb) is
+  'Sends a message to a task that is not over, in the caller''s transaction: it waits in the '
+  'task''s mailbox until receive_message() takes it, once. Messages of a topic that were sent one '
+  'after the other are received in that order. A null payload is JSON null. Option: '
+  'idempotency_key (a second message of that key to the task is not sent, also when the first has '
+  'been received: created is false, message_id the first one''s; remembered as long as the task, '
+  'and if it repeats, as long as the queue''s cleanup_ttl says). Raises TG001 for an unknown '
+  'queue, TG003 for an unknown task, TG004 for one that is over, TG005 for a bad topic or option, '
+  'TG006 if the key belongs to a message of another topic or payload, TG007 if max_messages of '
+  'the queue''s policy are waiting (as far as that can be seen while others are sending).';
+
+-- Whether there is a message for what a task waits for.
+create or replace function teguh._mail_template(p_wait teguh.w_template)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return exists (
+    select from teguh.m_template as m
+    where m.task_id = p_wait.task_id
+      and m.received_by = ''
+      and m.topic = substr(p_wait.event_name, length('$message:') + 1)
+  );
+end;
+$$;
+
+-- Take the first message of a topic out of a mailbox, or wait for one.
+--
+-- The mailbox is looked at again after the wait is written down, by a timer of its own: of a
+-- message that is sent at the same moment either this sees the row, or that look does.  The
+-- message becomes the checkpoint of the step as it is taken.
+create or replace function teguh._hear_template(
+  p_task_id   uuid,
+  p_run_id    uuid,
+  p_step_name text,
+  p_topic     text,
+  p_timeout   double precision
+)
+  returns table(should_suspend boolean, payload jsonb, timed_out boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now     timestamptz := teguh.current_time();
+  v_task    teguh.t_template := teguh._own_template(p_task_id, p_run_id);
+  v_event   text := '$message:' || p_topic;
+  v_timeout timestamptz;
+  v_message teguh.m_template;
+begin
+  select false, c.state, c.status = 'timed_out' into should_suspend, payload, timed_out
+  from teguh.c_template as c
+  where c.task_id = p_task_id
+    and c.checkpoint_name = p_step_name;
+  if found then
+    payload := case when not timed_out then payload end;
+    return next;
+    return;
+  end if;
+
+  select w.timeout_at into v_timeout
+  from teguh.w_template as w
+  where w.task_id = p_task_id
+    and w.step_name = p_step_name
+    and w.event_name = v_event;
+  v_timeout := coalesce(v_timeout, teguh._after(v_now, p_timeout));
+  select m.* into v_message
+  from teguh.m_template as m
+  where m.task_id = p_task_id
+    and m.received_by = ''
+    and m.topic = p_topic
+  order by m.n
+  limit 1;
+  timed_out := not found;
+  if timed_out and (v_timeout is null or v_timeout > v_now) then
+    perform teguh._park_template(v_task, p_step_name, v_event, v_timeout);
+    perform teguh._tell_template(p_task_id);
+    return query select true, null::jsonb, false;
+    return;
+  end if;
+
+  update teguh.m_template as m
+  set received_by = p_step_name
+  where m.task_id = p_task_id
+    and m.received_by = ''
+    and m.topic = p_topic
+    and m.n = v_message.n;
+  perform teguh._note_template(
+    p_task_id, p_step_name, v_message.payload,
+    case when timed_out then 'timed_out' else 'committed' end, p_run_id
+  );
+  delete from teguh.w_template as w
+  where w.task_id = p_task_id;
+  return query select false, v_message.payload, timed_out;
+end;
+$$;
+
+-- Receive a message.
+create or replace function teguh.receive_message(
+  p_queue_name text,
+  p_task_id    uuid,
+  p_run_id     uuid,
+  p_step_name  text,
+  p_topic      text,
+  p_timeout    double precision default null
+)
+  returns table(should_suspend boolean, payload jsonb, timed_out boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_isolation('receive_message');
+  perform teguh._check_name('step name', p_step_name);
+  perform teguh._check_name('topic', p_topic);
+  if p_timeout is not null then
+    perform teguh._check_seconds('timeout', p_timeout, true);
+  end if;
+
+  return query execute teguh._call('hear', p_queue_name, 5)
+  using p_task_id, p_run_id, p_step_name, p_topic, p_timeout;
+end;
+$$;
+
+comment on function teguh.receive_message(text, uuid, uuid, text, text, double precision) is
+  'Takes the oldest message of a topic out of the mailbox of a run''s task, in the caller''s '
+  'transaction, and stores it as the checkpoint of the step: another step gets the next message, '
+  'the same step the same one again. should_suspend: there was none, and the run now sleeps until '
+  'one is sent or p_timeout seconds (null: for ever) have passed; the worker lets go of it and '
+  'calls again when it is claimed next. Otherwise the wait is over, with the payload or '
+  'timed_out, and stays so for this step. A message that is there when the time is over was in '
+  'time. Raises TG001 for an unknown queue, TG002 for an unknown run or one of another task, TG004 '
+  'if nobody holds the run, TG005 for a bad name or timeout, AB001 if the task is cancelled, AB002 '
+  'if the run has ended, 25001 unless the transaction is READ COMMITTED.';
+
+-- Put the messages back that were received by steps of a locked task from some time on.
+create or replace function teguh._unhear_template(p_task_id uuid, p_since timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  update teguh.m_template as m
+  set received_by = ''
+  where m.task_id = p_task_id
+    and m.received_by in (
+      select c.checkpoint_name
+      from teguh.c_template as c
+      where c.task_id = p_task_id
+        and c.updated_at >= p_since
+    );
+end;
+$$;
+
+-- Forget the messages that a locked task has received, now that it repeats.  Their keys are
+-- remembered for some time: a sender may not have heard yet that it was sent.
+create or replace function teguh._tidy_template(p_task_id uuid)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  delete from teguh.m_template as m
+  using teguh.queues as q
+  where q.queue_name = substr('_template', 2)
+    and m.task_id = p_task_id
+    and m.received_by <> ''
+    and (
+      m.idempotency_key is null
+      or m.sent_at <= teguh._after(
+        teguh.current_time(),
+        - coalesce((q.policy ->> 'cleanup_ttl')::double precision, 2592000)
+      )
+    );
+  update teguh.m_template as m
+  set received_by = ' '
+  where m.task_id = p_task_id
+    and m.received_by not in ('', ' ');
+end;
+$$;
+
+-- The messages that wait in a task's mailbox.
+create or replace function teguh._inbox_template(p_task_id uuid)
+  returns table(
+    message_id      bigint,
+    topic           text,
+    payload         jsonb,
+    sent_at         timestamptz,
+    idempotency_key text
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+  select m.n, m.topic, m.payload, m.sent_at, m.idempotency_key
+  from teguh.m_template as m
+  where m.task_id = p_task_id
+    and m.received_by = ''
+  order by m.n;
+  if not found then
+    perform teguh._fetch_template(p_task_id);
+  end if;
+end;
+$$;
+
+-- List the messages of a task that have not been received.
+create or replace function teguh.list_messages(p_queue_name text, p_task_id uuid)
+  returns table(
+    message_id      bigint,
+    topic           text,
+    payload         jsonb,
+    sent_at         timestamptz,
+    idempotency_key text
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query execute teguh._call('inbox', p_queue_name, 1) using p_task_id;
+end;
+$$;
+
+comment on function teguh.list_messages(text, uuid) is
+  'The messages in a task''s mailbox that it has not received, in the order in which they were '
+  'sent. Those that it has are among its checkpoints. Raises TG001 for an unknown queue, TG003 '
+  'for an unknown task.';
 
 -- sql/src/90_finish.sql
 -- The second segment's functions are those of the first with 0 and 1 exchanged.

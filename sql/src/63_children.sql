@@ -312,7 +312,8 @@ begin
 end;
 $$;
 
--- Have the children of a task counted in a moment, with whatever else ends until then.
+-- Have it looked in a moment whether what a task waits for is there: its children, with whatever
+-- else ends until then, or a message.
 create or replace function teguh._tell_template(p_task_id uuid)
   returns void
   language plpgsql
@@ -363,8 +364,9 @@ begin
 end;
 $$;
 
--- Wake those of the tasks given whose children have done what they wait for.  Returns how many.
--- One that somebody holds locked is looked at again in a second: whoever it is may roll back.
+-- Wake those of the tasks given whose children have done what they wait for, or who have got the
+-- message.  Returns how many.  One that somebody holds locked is looked at again in a second:
+-- whoever it is may roll back.  Messages to a task that was removed meanwhile go, too.
 create or replace function teguh._gather_template(p_task_ids uuid[], p_now timestamptz)
   returns integer
   language plpgsql
@@ -380,13 +382,26 @@ begin
     return 0;
   end if;
 
+  delete from teguh.m_template as m
+  where m.task_id = any (array(
+    select u.task_id
+    from unnest(p_task_ids) as u(task_id)
+    where not exists (
+      select from teguh.t_template as t where t.task_id = u.task_id offset 0
+    )
+  ));
+
   for v_wait in
-    select w.task_id, w.turn, w.step_name
+    select w.task_id, w.turn
     from unnest(p_task_ids) as u(task_id)
     join teguh.w_template as w on w.task_id = u.task_id
-    join teguh.j_template as j on (j.task_id, j.step_name) = (w.task_id, w.step_name)
-    where w.event_name = '$children'
-      and teguh._judge_template(j.task_id, j.step_name, j.wanted, j.fail_fast)
+    left join teguh.j_template as j
+      on w.event_name = '$children' and (j.task_id, j.step_name) = (w.task_id, w.step_name)
+    where case
+      when w.event_name = '$children' then
+        teguh._judge_template(j.task_id, j.step_name, j.wanted, j.fail_fast)
+      when w.event_name ^@ '$message:' then teguh._mail_template(w)
+    end
     order by w.task_id
   loop
     select t.* into v_task
