@@ -228,7 +228,9 @@ def test_what_many_send_at_once_is_received_once_and_in_the_order_of_each(mail: 
             connection, "select exists (select from teguh.m_q where received_by = '')"
         ):
             for run, task, _ in claim(connection, 2, timeout=600):
-                step = value(connection, "select count(*) from teguh.c_q where task_id = %s", [task])
+                step = value(
+                    connection, "select count(*) from teguh.c_q where task_id = %s", [task]
+                )
                 while hear(connection, run, task, f"s{step}") != "suspended":
                     step += 1
         return got
@@ -263,9 +265,7 @@ class Talker(Mortal):
             " as s where t.task_id <> %s",
             json.dumps(payload), task,
         )  # fmt: skip
-        self.do(
-            "select teguh.set_task_checkpoint_state('q', %s, %s, '1', %s)", task, step, run
-        )
+        self.do("select teguh.set_task_checkpoint_state('q', %s, %s, '1', %s)", task, step, run)
         self.do("commit")
 
     def listen(self, run: object, task: object, step: str) -> bool:
@@ -302,11 +302,7 @@ def test_a_crash_between_any_two_statements_loses_and_doubles_no_message(mail: S
     for fuse in itertools.count(1):
         worker = Talker(mail, fuse)
         for name in ("asks", "answers"):
-            ask(
-                worker.connection,
-                "select teguh.spawn_task('q', %s, '{}', '{\"retry_strategy\": {\"kind\": \"none\"}}')",
-                (name,),
-            )
+            spawn(worker.connection, name, retry_strategy={"kind": "none"})
         idle = 0
         while idle < 3:
             try:

@@ -530,8 +530,8 @@ comment on function teguh.create_queue(text, jsonb) is
   'or, if on_full is drop_oldest, cancels those that are first in line), max_messages (messages '
   'that wait in the mailbox of one task; what is more is rejected with TG007), history '
   '(whether runs that another follows are kept for list_runs() and get_task_history(), default '
-  'true; those that end from then on), namespace (a name that queues are grouped by, default "default"); null sets '
-  'a key back to its default. '
+  'true; those that end from then on), namespace (a name that queues are grouped by, '
+  'default "default"); null sets a key back to its default. '
   'Raises 42602 or 42939 for a name that cannot be, TG005 for a bad policy.';
 
 -- Give up on a queue whose tables could not be locked.

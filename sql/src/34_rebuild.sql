@@ -50,7 +50,7 @@ begin
   perform teguh._tell_template(w.task_id)
   from teguh.w_template as w
   where w.event_name = '$children'
-    or w.event_name ^@ '$message:';
+    or starts_with(w.event_name, '$message:');
 
   update teguh.queues as q
   set built_for = teguh._home('teguh.p0_template'::regclass)

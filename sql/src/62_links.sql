@@ -436,5 +436,5 @@ comment on function teguh.repeat_run(text, uuid, double precision) is
   'Ends a run with success, and begins the same task anew in p_after_seconds: another run, without '
   'the checkpoints and children of this one, with all its attempts, and with the messages that it '
   'has not received. Returns its id. A ttl goes on, max_duration begins anew. Raises TG001 for an '
-  'unknown queue, TG002 for an unknown run, TG004 if nobody holds the run or after 1048575 runs, TG005 '
-  'for a bad period, AB001 if the task is cancelled, AB002 if the run has ended.';
+  'unknown queue, TG002 for an unknown run, TG004 if nobody holds the run or after 1048575 runs, '
+  'TG005 for a bad period, AB001 if the task is cancelled, AB002 if the run has ended.';

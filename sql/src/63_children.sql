@@ -364,6 +364,31 @@ begin
 end;
 $$;
 
+-- Whether the children or the message that a task waits for are there.
+create or replace function teguh._ripe_template(p_wait teguh.w_template)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_wait.event_name = '$children' then
+    return (
+      select teguh._judge_template(j.task_id, j.step_name, j.wanted, j.fail_fast)
+      from teguh.j_template as j
+      where (j.task_id, j.step_name) = (p_wait.task_id, p_wait.step_name)
+    );
+  end if;
+
+  return starts_with(p_wait.event_name, '$message:') and exists (
+    select from teguh.m_template as m
+    where m.task_id = p_wait.task_id
+      and m.received_by = ''
+      and m.topic = substr(p_wait.event_name, length('$message:') + 1)
+  );
+end;
+$$;
+
 -- Wake those of the tasks given whose children have done what they wait for, or who have got the
 -- message.  Returns how many.  One that somebody holds locked is looked at again in a second:
 -- whoever it is may roll back.  Messages to a task that was removed meanwhile go, too.
@@ -395,13 +420,7 @@ begin
     select w.task_id, w.turn
     from unnest(p_task_ids) as u(task_id)
     join teguh.w_template as w on w.task_id = u.task_id
-    left join teguh.j_template as j
-      on w.event_name = '$children' and (j.task_id, j.step_name) = (w.task_id, w.step_name)
-    where case
-      when w.event_name = '$children' then
-        teguh._judge_template(j.task_id, j.step_name, j.wanted, j.fail_fast)
-      when w.event_name ^@ '$message:' then teguh._mail_template(w)
-    end
+    where teguh._ripe_template(w)
     order by w.task_id
   loop
     select t.* into v_task

@@ -132,23 +132,6 @@ comment on function teguh.send_message(text, uuid, text, jsonb, jsonb) is
   'TG006 if the key belongs to a message of another topic or payload, TG007 if max_messages of '
   'the queue''s policy are waiting (as far as that can be seen while others are sending).';
 
--- Whether there is a message for what a task waits for.
-create or replace function teguh._mail_template(p_wait teguh.w_template)
-  returns boolean
-  language plpgsql
-  volatile
-  set search_path = pg_catalog, pg_temp
-as $$
-begin
-  return exists (
-    select from teguh.m_template as m
-    where m.task_id = p_wait.task_id
-      and m.received_by = ''
-      and m.topic = substr(p_wait.event_name, length('$message:') + 1)
-  );
-end;
-$$;
-
 -- Take the first message of a topic out of a mailbox, or wait for one.
 --
 -- The mailbox is looked at again after the wait is written down, by a timer of its own: of a
@@ -296,7 +279,7 @@ begin
       m.idempotency_key is null
       or m.sent_at <= teguh._after(
         teguh.current_time(),
-        - coalesce((q.policy ->> 'cleanup_ttl')::double precision, 2592000)
+        -coalesce((q.policy ->> 'cleanup_ttl')::double precision, 2592000)
       )
     );
   update teguh.m_template as m

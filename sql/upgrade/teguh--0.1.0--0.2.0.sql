@@ -2690,8 +2690,8 @@ comment on function teguh.create_queue(text, jsonb) is
   'or, if on_full is drop_oldest, cancels those that are first in line), max_messages (messages '
   'that wait in the mailbox of one task; what is more is rejected with TG007), history '
   '(whether runs that another follows are kept for list_runs() and get_task_history(), default '
-  'true; those that end from then on), namespace (a name that queues are grouped by, default "default"); null sets '
-  'a key back to its default. '
+  'true; those that end from then on), namespace (a name that queues are grouped by, '
+  'default "default"); null sets a key back to its default. '
   'Raises 42602 or 42939 for a name that cannot be, TG005 for a bad policy.';
 
 -- Give up on a queue whose tables could not be locked.
@@ -4463,7 +4463,7 @@ begin
   perform teguh._tell_template(w.task_id)
   from teguh.w_template as w
   where w.event_name = '$children'
-    or w.event_name ^@ '$message:';
+    or starts_with(w.event_name, '$message:');
 
   update teguh.queues as q
   set built_for = teguh._home('teguh.p0_template'::regclass)
@@ -8008,7 +8008,7 @@ create or replace function teguh._check_event(p_event_name text)
 as $$
 begin
   perform teguh._check_name('event name', p_event_name);
-  if p_event_name = '$children' or p_event_name ^@ '$message:' then
+  if p_event_name = '$children' or starts_with(p_event_name, '$message:') then
     raise exception 'an event cannot be named "%"', left(p_event_name, 200)
       using
         errcode = 'TG005',
@@ -13853,8 +13853,8 @@ comment on function teguh.repeat_run(text, uuid, double precision) is
   'Ends a run with success, and begins the same task anew in p_after_seconds: another run, without '
   'the checkpoints and children of this one, with all its attempts, and with the messages that it '
   'has not received. Returns its id. A ttl goes on, max_duration begins anew. Raises TG001 for an '
-  'unknown queue, TG002 for an unknown run, TG004 if nobody holds the run or after 1048575 runs, TG005 '
-  'for a bad period, AB001 if the task is cancelled, AB002 if the run has ended.';
+  'unknown queue, TG002 for an unknown run, TG004 if nobody holds the run or after 1048575 runs, '
+  'TG005 for a bad period, AB001 if the task is cancelled, AB002 if the run has ended.';
 
 -- sql/src/63_children.sql
 -- Children: tasks that a step spawns and may wait for.
@@ -14223,6 +14223,31 @@ begin
 end;
 $$;
 
+-- Whether the children or the message that a task waits for are there.
+create or replace function teguh._ripe_template(p_wait teguh.w_template)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_wait.event_name = '$children' then
+    return (
+      select teguh._judge_template(j.task_id, j.step_name, j.wanted, j.fail_fast)
+      from teguh.j_template as j
+      where (j.task_id, j.step_name) = (p_wait.task_id, p_wait.step_name)
+    );
+  end if;
+
+  return starts_with(p_wait.event_name, '$message:') and exists (
+    select from teguh.m_template as m
+    where m.task_id = p_wait.task_id
+      and m.received_by = ''
+      and m.topic = substr(p_wait.event_name, length('$message:') + 1)
+  );
+end;
+$$;
+
 -- Wake those of the tasks given whose children have done what they wait for, or who have got the
 -- message.  Returns how many.  One that somebody holds locked is looked at again in a second:
 -- whoever it is may roll back.  Messages to a task that was removed meanwhile go, too.
@@ -14254,13 +14279,7 @@ begin
     select w.task_id, w.turn
     from unnest(p_task_ids) as u(task_id)
     join teguh.w_template as w on w.task_id = u.task_id
-    left join teguh.j_template as j
-      on w.event_name = '$children' and (j.task_id, j.step_name) = (w.task_id, w.step_name)
-    where case
-      when w.event_name = '$children' then
-        teguh._judge_template(j.task_id, j.step_name, j.wanted, j.fail_fast)
-      when w.event_name ^@ '$message:' then teguh._mail_template(w)
-    end
+    where teguh._ripe_template(w)
     order by w.task_id
   loop
     select t.* into v_task
@@ -14729,23 +14748,6 @@ comment on function teguh.send_message(text, uuid, text, jsonb, jsonb) is
   'TG006 if the key belongs to a message of another topic or payload, TG007 if max_messages of '
   'the queue''s policy are waiting (as far as that can be seen while others are sending).';
 
--- Whether there is a message for what a task waits for.
-create or replace function teguh._mail_template(p_wait teguh.w_template)
-  returns boolean
-  language plpgsql
-  volatile
-  set search_path = pg_catalog, pg_temp
-as $$
-begin
-  return exists (
-    select from teguh.m_template as m
-    where m.task_id = p_wait.task_id
-      and m.received_by = ''
-      and m.topic = substr(p_wait.event_name, length('$message:') + 1)
-  );
-end;
-$$;
-
 -- Take the first message of a topic out of a mailbox, or wait for one.
 --
 -- The mailbox is looked at again after the wait is written down, by a timer of its own: of a
@@ -14893,7 +14895,7 @@ begin
       m.idempotency_key is null
       or m.sent_at <= teguh._after(
         teguh.current_time(),
-        - coalesce((q.policy ->> 'cleanup_ttl')::double precision, 2592000)
+        -coalesce((q.policy ->> 'cleanup_ttl')::double precision, 2592000)
       )
     );
   update teguh.m_template as m
