@@ -8,497 +8,498 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  503  00_install.sql
---  551  01_version.sql: What the schema is, and its version
---  558    version
---  570  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  572    current_time
---  591    _after
---  606    _micros
---  617  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  633    _random_bytes
---  652    _make_uuidv7
---  675    portable_uuidv7
---  705    uuidv7_timestamp
---  731    _task_id
---  756    _run_id
---  771    _run_task
---  782    _run_number
---  796  12_types.sql: The composite types that functions pass to each other
---  801    _gap (type)
---  809    _late (type)
---  816    _timer (type)
---  823    _tally (type)
---  834    _picked (type)
---  846    _spawn (type)
---  871    _cron (type)
---  885    _filter (type)
---  924  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  926    _check_keys
---  959    _number_option
---  994    _integer_option
--- 1010    _whole_option
--- 1037    _text_option
--- 1063    _flag_option
--- 1085    _present
--- 1096    _name_option
--- 1113    _uuid_option
--- 1140    _tags_option
--- 1169    _check_name
--- 1196    _check_seconds
--- 1224    _check_isolation
--- 1243    _buckets_option
--- 1281    _check_policy
--- 1331    _check_spawn
--- 1378    _read_spawn_options
--- 1455    _time_option
--- 1476    _moment_option
--- 1508    _read_time_options
--- 1547    _unique_option
--- 1601    _inherit
--- 1631    _check_cancellation
--- 1648  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1651    _check_retry_strategy
--- 1689    _backoff
--- 1742    _fraction
--- 1753  20_tables.sql: Queues and the policy of each
--- 1755    queues (table)
--- 1788    grants (table)
--- 1802    limits (table)
--- 1823    pauses (table)
--- 1835    starts (table)
--- 1850    wanted (table)
--- 1862    schedules (table)
--- 1906    versions (table)
--- 1921    t_template (table)
--- 2035    g_template (table)
--- 2047    d_template (table)
--- 2061    p0_template (table)
--- 2074    p1_template (table)
--- 2119    l_template (table)
--- 2146    h_template (table)
--- 2166    k0_template (table)
--- 2179    k1_template (table)
--- 2208    n0_template (table)
--- 2219    n1_template (table)
--- 2235    n_template (table)
--- 2259    seq_template (sequence)
--- 2260    ring_template (sequence)
--- 2261    parked_template (sequence)
--- 2262    woken_template (sequence)
--- 2263    plan_template (sequence)
--- 2264    fired_template (sequence)
--- 2265    clock_template (sequence)
--- 2266    carry_template (sequence)
--- 2267    round_template (sequence)
--- 2268    agenda_template (sequence)
--- 2293    r_template (table)
--- 2310    a_template (table)
--- 2336    c_template (table)
--- 2352    e_template (table)
--- 2369    u_template (table)
--- 2382    j_template (table)
--- 2405    f_template (table)
--- 2418    m_template (table)
--- 2443    w_template (table)
--- 2458  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2461    validate_queue_name
--- 2503    _policy
--- 2547    _call
--- 2561    _template_ddl (view)
--- 2646    _stamp
--- 2658    _stamp_queues
--- 2686    _stamp_relation
--- 2726    _stamp_function
--- 2759    _function
--- 2771    _signature
--- 2782    _leave_extension
--- 2808    _lock_number
--- 2818    _share_queue
--- 2831    _may
--- 2847    _each_queue
--- 2869    _init_template
--- 2900    _hush_template
--- 2921    _beyond
--- 2930    create_queue
--- 2996    _refuse_busy
--- 3013    _reach_queue
--- 3029    drop_queue
--- 3059    _drop_all
--- 3113    list_queues
--- 3137  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 3146    _push_template
--- 3187    _fill
--- 3207    _add0_template
--- 3274    _back0_template
--- 3292  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3297    _claim0_template
--- 3369    _pick0_template
--- 3452    _limits_template
--- 3493    _move0_template
--- 3555    _open_xids
--- 3575    _next0_template
--- 3604    _many0_template
--- 3633    _stuck0_template
--- 3671    _trim0_template
--- 3712    _bring_template
--- 3744    _take_template
--- 3825    _known_template
--- 3845    _paused_until
--- 3858    claim_task
--- 3919    _next_template
--- 3961    _soon0_template
--- 4019    next_due
--- 4044  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 4057    _due0_template
--- 4135    _last0_template
--- 4160    _any0_template
--- 4187    _miss0_template
--- 4223    _pass0_template
--- 4269    _fire_template
--- 4330    _expire_template
--- 4401    _timeout_reason
--- 4420    _over_template
--- 4442    _close_template
--- 4472    _follow_template
--- 4502  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4504    _segment_bytes
--- 4525    _turn_template
--- 4557    _turn0_template
--- 4595    _spent0_template
--- 4609    _dry0_template
--- 4636    _left0_template
--- 4667    _carry0_template
--- 4711  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4717    _remake_template
--- 4775    _alive_template
--- 4829    _home
--- 4842    _settle_template
--- 4864    rebuild_dispatch
--- 4901    _recap_template
--- 4932  35_tally.sql: The letter by which tallies know where a task stands
--- 4934    _letter
--- 4953    _letters
--- 4965    _bound
--- 4985    _tally_template
--- 5010    _reckon_template
--- 5037    _finish_template
--- 5065    _moved_template
--- 5096    _sum0_template
--- 5132    _noted0_template
--- 5167    _bank0_template
--- 5187    _census_template
--- 5209    _count_template
--- 5231  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5241    _gate_number
--- 5252    _enter_gate
--- 5274    _limit_of
--- 5292    _rule_template
--- 5318    _reign_template
--- 5332    _enrol_template
--- 5359    _going_template
--- 5375    _busy_template
--- 5391    _everywhere_busy
--- 5417    _closed_until
--- 5437    _is_fresh
--- 5452    _is_limited
--- 5463    _started
--- 5480    _left_over
--- 5501    _slots_template
--- 5551    _vacate_template
--- 5614    _unbar_template
--- 5643    _intake_template
--- 5664    _sift0_template
--- 5751    _line_template
--- 5811    _keys_template
--- 5865    _admit_template
--- 5928    _spare_template
--- 5950    _choose_template
--- 5996    _named_template
--- 6023    _weed_template
--- 6059    _cull_template
--- 6090    _seize_template
--- 6165    _quit_template
--- 6193    _occupy_template
--- 6233    _chance_template
--- 6263    _align_template
--- 6308  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 6311    _want_template
--- 6345    _names_option
--- 6380    _order_queues
--- 6416    _remember_names
--- 6436    claim_any
--- 6513    _check_order
--- 6530  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6535    _put_template
--- 6603    _enlist_template
--- 6646    _new_template
--- 6703    _tag_template
--- 6721    _room_template
--- 6748    _shed_template
--- 6790    _first0_template
--- 6831    _once_template
--- 6879    _blocks
--- 6906    _meet_template
--- 6940    _swap_template
--- 7001    _series_template
--- 7038    _found_template
--- 7095    _abide
--- 7117    _check_spawner
--- 7137    spawn_task
--- 7202    spawn_tasks
--- 7249    _read_task
--- 7267  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7272    _hold_template
--- 7323    _own_template
--- 7343    _done_template
--- 7391    complete_run
--- 7414    _flush_template
--- 7496    _why_template
--- 7512    _read_runs
--- 7558    _explain_bad_run
--- 7583    complete_runs
--- 7608    _end_template
--- 7657    _lost_template
--- 7677    _file_template
--- 7703    _again_template
--- 7743    _queue_template
--- 7764    _fail_template
--- 7782    fail_run
--- 7806    _nap_template
--- 7835    schedule_run
--- 7865    _free_template
--- 7913    release_run
--- 7938    _keep_template
--- 7964    extend_claim
--- 7987  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7992    _mark_template
--- 8014    _note_template
--- 8044    set_task_checkpoint_state
--- 8079    _recall_template
--- 8101    get_task_checkpoint_state
--- 8125    _list_template
--- 8154    get_task_checkpoint_states
--- 8180  43_events.sql: Wait for an event, or learn how the wait ended
--- 8187    _wait_template
--- 8259    _park_template
--- 8301    _check_event
--- 8320    await_event
--- 8357    _emit_template
--- 8420    emit_event
--- 8445  44_control.sql: Read a task, or raise TG003
--- 8447    _fetch_template
--- 8474    _stop_template
--- 8506    _act_template
--- 8528    _halt_template
--- 8544    cancel_task
--- 8566    _rerun_template
--- 8641    _forget_template
--- 8678    _redo_template
--- 8714    _renew_template
--- 8750    retry_task
--- 8800    _show_template
--- 8848    get_task_result
--- 8883  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8890    _purge_template
--- 8920    _erase_template
--- 8971    _first_uuid
--- 8990    _sweep_template
--- 9030    _clean
--- 9064    cleanup_tasks
--- 9085    cleanup_events
--- 9106    cleanup_all_queues
--- 9136  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 9138    _cap_template
--- 9167    _write_limit
--- 9190    _read_limit
--- 9239    _check_limit_keys
--- 9261    set_limit
--- 9316    _usage_template
--- 9394    _overall_usage
--- 9438    limit_usage
--- 9471  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 9473    _pause_template
--- 9494    _halve_template
--- 9524    _check_only
--- 9547    pause_queue
--- 9583    resume_queue
--- 9609    get_queue_policy
--- 9633    set_queue_policy
--- 9651    list_namespaces
--- 9668  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9671    _read_filter
--- 9705    _states_option
--- 9736    _read_cursor
--- 9755    _check_limit
--- 9779    _find_template
--- 9831    _seek_template
--- 9880    _page_template
--- 9949    _ended_template
--- 9986    _fit_template
--- 10023    _live_template
--- 10060    _hints_template
--- 10083    _hints0_template
--- 10125    _rows_template
--- 10174    list_tasks
--- 10220    _peek_template
--- 10276    get_task
--- 10330    _runs_template
--- 10383    list_runs
--- 10414    _past_template
--- 10490    _since_template
--- 10508    get_task_history
--- 10528    _held_template
--- 10560    list_workers
--- 10599    _read_place
--- 10618    _acts_template
--- 10644    list_actions
--- 10676  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10678    _abort_template
--- 10715    cancel_tasks
--- 10752    _check_meant
--- 10772    _limit_option
--- 10785    _retake_template
--- 10823    requeue_task
--- 10848    _regain_template
--- 10883    requeue_tasks
--- 10922    list_dead_letters
--- 10965    _replay_template
--- 11006    replay_dead_letters
--- 11046    _bury_template
--- 11088    purge_dead_letters
--- 11118  49_stats.sql: When the first task that is ready became so; null if none is
--- 11120    _oldest_template
--- 11164    _elder0_template
--- 11200    _tenure_template
--- 11225    _is_wanted
--- 11242    _stat_template
--- 11288    queue_stats
--- 11343    _from
--- 11356    _counters (view)
--- 11380    _gauge_template
--- 11426    _spans_template
--- 11479    metrics
--- 11515    _xmin_age
--- 11534    prometheus
--- 11593    _label_text
--- 11616    health
--- 11670  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 11675    _tick_template
--- 11700    _ticked (sequence)
--- 11706    _set_ticked
--- 11719    ticker
--- 11766    ticker_loop (procedure)
--- 11792  51_cron.sql: Whether pg_cron is installed in this database
--- 11794    _has_cron
--- 11804    _cron_has_seconds
--- 11825    _explain_no_cron
--- 11857    start
--- 11900    stop
--- 11925    _maintain
--- 11947    status
--- 11983  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11987    _rights (view)
--- 12083    _allowed
--- 12123    _grant
--- 12142    _grant_again
--- 12158    _grant_queue
--- 12173    _check_grant
--- 12206    grant_access
--- 12242    revoke_access
--- 12289  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 12291    _refuse_schedule
--- 12308    _cron_value
--- 12322    _cron_field
--- 12383    _read_every
--- 12405    _read_schedule
--- 12480    _cron_time
--- 12518    _cron_reading
--- 12557    _clock
--- 12566    _clock_reads
--- 12602    _clock_set
--- 12630    _cron_passing
--- 12668    _cron_next
--- 12708    _check_timezone
--- 12737    next_fire_time
--- 12773  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 12786    _planning_number
--- 12796    _replan_template
--- 12810    _agenda_template
--- 12827    _future_template
--- 12855    _strike_template
--- 12911    _chime_template
--- 12967    _undone_template
--- 12986    _planned_after
--- 13005    _due_times
--- 13055    _spawn_scheduled
--- 13100    _check_task_options
--- 13130    _word_option
--- 13152    _draw_schedule
--- 13191    _schedule_options
--- 13206    _miss_schedule
--- 13222    _scheduled_in
--- 13243    _grasp_template
--- 13270    _enroll_template
--- 13301    _redraw_template
--- 13351    create_schedule
--- 13395    _reform_template
--- 13421    update_schedule
--- 13444    _steer_template
--- 13487    pause_schedule
--- 13508    resume_schedule
--- 13528    drop_schedule
--- 13548    _launch_template
--- 13580    trigger_schedule
--- 13602    _diary_template
--- 13638    get_schedule
--- 13673    list_schedules
--- 13715  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 13720    _links_option
--- 13763    _read_link
--- 13805    _trail_template
--- 13851    _linked_template
--- 13883    _ensue_template
--- 13926    _undoings
--- 13953    _undo_template
--- 13987    _repent_template
--- 14023    add_compensation
--- 14063    _repeat_template
--- 14093    _blank_template
--- 14131    repeat_run
--- 14157  63_children.sql: Children: tasks that a step spawns and may wait for
--- 14166    _brood_template
--- 14196    _bind_template
--- 14226    _read_child
--- 14268    _child_queues
--- 14294    _birth
--- 14318    spawn_children
--- 14397    _cancel_option
--- 14420    _answer
--- 14438    _report_template
--- 14474    _tell_template
--- 14489    _judge_template
--- 14525    _ripe_template
--- 14552    _gather_template
--- 14617    _rally_template
--- 14694    _crop_template
--- 14740    _yield_template
--- 14761    _dismiss
--- 14782    _ditch_template
--- 14826    _perish_template
--- 14842    _orphan_template
--- 14857    await_children
--- 14914  66_messages.sql: Messages: a mailbox per task
--- 14921    _shut_template
--- 14964    _post_template
--- 15013    send_message
--- 15054    _hear_template
--- 15121    receive_message
--- 15159    _unhear_template
--- 15180    _tidy_template
--- 15207    _inbox_template
--- 15233    list_messages
--- 15255  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  504  00_install.sql
+--  552  01_version.sql: What the schema is, and its version
+--  559    version
+--  571  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  573    current_time
+--  592    _after
+--  607    _micros
+--  618  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  634    _random_bytes
+--  653    _make_uuidv7
+--  676    portable_uuidv7
+--  706    uuidv7_timestamp
+--  732    _task_id
+--  757    _run_id
+--  772    _run_task
+--  783    _run_number
+--  797  12_types.sql: The composite types that functions pass to each other
+--  802    _gap (type)
+--  810    _late (type)
+--  817    _timer (type)
+--  824    _tally (type)
+--  835    _picked (type)
+--  847    _spawn (type)
+--  872    _cron (type)
+--  886    _filter (type)
+--  925  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  927    _check_keys
+--  960    _number_option
+--  995    _integer_option
+-- 1011    _whole_option
+-- 1038    _text_option
+-- 1064    _flag_option
+-- 1086    _present
+-- 1097    _name_option
+-- 1114    _uuid_option
+-- 1141    _tags_option
+-- 1170    _check_name
+-- 1197    _check_seconds
+-- 1225    _check_isolation
+-- 1244    _buckets_option
+-- 1282    _check_policy
+-- 1332    _check_spawn
+-- 1379    _read_spawn_options
+-- 1456    _time_option
+-- 1477    _moment_option
+-- 1509    _read_time_options
+-- 1548    _unique_option
+-- 1602    _inherit
+-- 1632    _check_cancellation
+-- 1649  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1652    _check_retry_strategy
+-- 1690    _backoff
+-- 1743    _fraction
+-- 1754  20_tables.sql: Queues and the policy of each
+-- 1756    queues (table)
+-- 1789    grants (table)
+-- 1803    limits (table)
+-- 1824    pauses (table)
+-- 1836    starts (table)
+-- 1851    wanted (table)
+-- 1863    schedules (table)
+-- 1907    versions (table)
+-- 1922    t_template (table)
+-- 2036    g_template (table)
+-- 2048    d_template (table)
+-- 2062    p0_template (table)
+-- 2075    p1_template (table)
+-- 2120    l_template (table)
+-- 2147    h_template (table)
+-- 2167    k0_template (table)
+-- 2180    k1_template (table)
+-- 2209    n0_template (table)
+-- 2220    n1_template (table)
+-- 2236    n_template (table)
+-- 2260    seq_template (sequence)
+-- 2261    ring_template (sequence)
+-- 2262    parked_template (sequence)
+-- 2263    woken_template (sequence)
+-- 2264    plan_template (sequence)
+-- 2265    fired_template (sequence)
+-- 2266    clock_template (sequence)
+-- 2267    carry_template (sequence)
+-- 2268    round_template (sequence)
+-- 2269    agenda_template (sequence)
+-- 2294    r_template (table)
+-- 2311    a_template (table)
+-- 2337    c_template (table)
+-- 2353    e_template (table)
+-- 2370    u_template (table)
+-- 2383    j_template (table)
+-- 2406    f_template (table)
+-- 2419    m_template (table)
+-- 2444    w_template (table)
+-- 2459  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2462    validate_queue_name
+-- 2504    _policy
+-- 2548    _call
+-- 2562    _template_ddl (view)
+-- 2647    _stamp
+-- 2659    _stamp_queues
+-- 2687    _stamp_relation
+-- 2727    _stamp_function
+-- 2760    _function
+-- 2772    _signature
+-- 2783    _leave_extension
+-- 2809    _lock_number
+-- 2819    _share_queue
+-- 2832    _may
+-- 2848    _each_queue
+-- 2870    _init_template
+-- 2901    _hush_template
+-- 2922    _beyond
+-- 2931    create_queue
+-- 2997    _refuse_busy
+-- 3014    _reach_queue
+-- 3030    drop_queue
+-- 3060    _drop_all
+-- 3114    list_queues
+-- 3138  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 3147    _push_template
+-- 3188    _fill
+-- 3208    _add0_template
+-- 3275    _back0_template
+-- 3293  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3298    _claim0_template
+-- 3370    _pick0_template
+-- 3453    _limits_template
+-- 3494    _move0_template
+-- 3556    _open_xids
+-- 3576    _next0_template
+-- 3605    _many0_template
+-- 3634    _stuck0_template
+-- 3672    _trim0_template
+-- 3713    _bring_template
+-- 3745    _take_template
+-- 3826    _known_template
+-- 3846    _paused_until
+-- 3859    claim_task
+-- 3920    _next_template
+-- 3962    _soon0_template
+-- 4020    next_due
+-- 4045  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 4058    _due0_template
+-- 4136    _last0_template
+-- 4161    _any0_template
+-- 4188    _miss0_template
+-- 4224    _pass0_template
+-- 4270    _fire_template
+-- 4331    _expire_template
+-- 4402    _timeout_reason
+-- 4421    _over_template
+-- 4443    _close_template
+-- 4473    _follow_template
+-- 4503  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4505    _segment_bytes
+-- 4526    _turn_template
+-- 4558    _turn0_template
+-- 4596    _spent0_template
+-- 4610    _dry0_template
+-- 4637    _left0_template
+-- 4668    _carry0_template
+-- 4712  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4718    _remake_template
+-- 4776    _alive_template
+-- 4830    _home
+-- 4843    _settle_template
+-- 4865    rebuild_dispatch
+-- 4902    _recap_template
+-- 4933  35_tally.sql: The letter by which tallies know where a task stands
+-- 4935    _letter
+-- 4954    _letters
+-- 4966    _bound
+-- 4986    _tally_template
+-- 5011    _reckon_template
+-- 5038    _finish_template
+-- 5066    _moved_template
+-- 5097    _sum0_template
+-- 5133    _noted0_template
+-- 5168    _bank0_template
+-- 5188    _census_template
+-- 5210    _count_template
+-- 5232  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5242    _gate_number
+-- 5253    _enter_gate
+-- 5275    _limit_of
+-- 5293    _rule_template
+-- 5319    _reign_template
+-- 5333    _enrol_template
+-- 5360    _going_template
+-- 5376    _busy_template
+-- 5392    _everywhere_busy
+-- 5418    _closed_until
+-- 5438    _is_fresh
+-- 5453    _is_limited
+-- 5464    _started
+-- 5481    _left_over
+-- 5502    _slots_template
+-- 5552    _vacate_template
+-- 5615    _unbar_template
+-- 5644    _intake_template
+-- 5665    _sift0_template
+-- 5752    _line_template
+-- 5812    _keys_template
+-- 5866    _admit_template
+-- 5929    _spare_template
+-- 5951    _choose_template
+-- 5997    _named_template
+-- 6024    _weed_template
+-- 6060    _cull_template
+-- 6091    _seize_template
+-- 6166    _quit_template
+-- 6194    _occupy_template
+-- 6234    _chance_template
+-- 6264    _align_template
+-- 6309  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6312    _want_template
+-- 6346    _names_option
+-- 6381    _order_queues
+-- 6417    _remember_names
+-- 6437    claim_any
+-- 6514    _check_order
+-- 6531  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6536    _put_template
+-- 6604    _enlist_template
+-- 6647    _new_template
+-- 6704    _tag_template
+-- 6722    _room_template
+-- 6749    _shed_template
+-- 6791    _first0_template
+-- 6832    _once_template
+-- 6880    _blocks
+-- 6907    _meet_template
+-- 6941    _swap_template
+-- 7002    _series_template
+-- 7039    _found_template
+-- 7096    _abide
+-- 7118    _check_spawner
+-- 7138    spawn_task
+-- 7203    spawn_tasks
+-- 7250    _read_task
+-- 7268  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7273    _hold_template
+-- 7324    _own_template
+-- 7344    _done_template
+-- 7392    complete_run
+-- 7415    _flush_template
+-- 7497    _why_template
+-- 7513    _read_runs
+-- 7559    _explain_bad_run
+-- 7584    complete_runs
+-- 7609    _end_template
+-- 7658    _lost_template
+-- 7678    _file_template
+-- 7704    _again_template
+-- 7744    _queue_template
+-- 7765    _fail_template
+-- 7783    fail_run
+-- 7807    _nap_template
+-- 7836    schedule_run
+-- 7866    _free_template
+-- 7914    release_run
+-- 7939    _keep_template
+-- 7965    extend_claim
+-- 7988  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7993    _mark_template
+-- 8015    _note_template
+-- 8045    set_task_checkpoint_state
+-- 8080    _recall_template
+-- 8102    get_task_checkpoint_state
+-- 8126    _list_template
+-- 8155    get_task_checkpoint_states
+-- 8181  43_events.sql: Wait for an event, or learn how the wait ended
+-- 8188    _wait_template
+-- 8260    _park_template
+-- 8302    _check_event
+-- 8321    await_event
+-- 8358    _emit_template
+-- 8421    emit_event
+-- 8446  44_control.sql: Read a task, or raise TG003
+-- 8448    _fetch_template
+-- 8475    _stop_template
+-- 8507    _act_template
+-- 8529    _halt_template
+-- 8545    cancel_task
+-- 8567    _rerun_template
+-- 8642    _forget_template
+-- 8679    _redo_template
+-- 8715    _renew_template
+-- 8751    retry_task
+-- 8801    _show_template
+-- 8849    get_task_result
+-- 8884  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8891    _purge_template
+-- 8921    _erase_template
+-- 8972    _first_uuid
+-- 8991    _sweep_template
+-- 9031    _clean
+-- 9065    cleanup_tasks
+-- 9086    cleanup_events
+-- 9107    cleanup_all_queues
+-- 9137  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 9139    _cap_template
+-- 9168    _write_limit
+-- 9191    _read_limit
+-- 9240    _check_limit_keys
+-- 9262    set_limit
+-- 9317    _usage_template
+-- 9395    _overall_usage
+-- 9439    limit_usage
+-- 9472  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 9474    _pause_template
+-- 9495    _halve_template
+-- 9525    _check_only
+-- 9548    pause_queue
+-- 9584    resume_queue
+-- 9610    get_queue_policy
+-- 9634    set_queue_policy
+-- 9652    list_namespaces
+-- 9669  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9672    _read_filter
+-- 9706    _states_option
+-- 9737    _read_cursor
+-- 9756    _check_limit
+-- 9780    _find_template
+-- 9832    _seek_template
+-- 9881    _page_template
+-- 9950    _ended_template
+-- 9987    _fit_template
+-- 10024    _live_template
+-- 10061    _hints_template
+-- 10084    _hints0_template
+-- 10126    _rows_template
+-- 10175    list_tasks
+-- 10221    _peek_template
+-- 10277    get_task
+-- 10331    _runs_template
+-- 10384    list_runs
+-- 10415    _past_template
+-- 10491    _since_template
+-- 10509    get_task_history
+-- 10529    _held_template
+-- 10561    list_workers
+-- 10600    _read_place
+-- 10619    _acts_template
+-- 10645    list_actions
+-- 10677  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10679    _abort_template
+-- 10716    cancel_tasks
+-- 10753    _check_meant
+-- 10773    _limit_option
+-- 10786    _retake_template
+-- 10824    requeue_task
+-- 10849    _regain_template
+-- 10884    requeue_tasks
+-- 10923    list_dead_letters
+-- 10966    _replay_template
+-- 11007    replay_dead_letters
+-- 11047    _bury_template
+-- 11089    purge_dead_letters
+-- 11119  49_stats.sql: When the first task that is ready became so; null if none is
+-- 11121    _oldest_template
+-- 11165    _elder0_template
+-- 11201    _tenure_template
+-- 11226    _is_wanted
+-- 11243    _stat_template
+-- 11289    queue_stats
+-- 11344    _from
+-- 11358    _tardy_template
+-- 11389    _counters (view)
+-- 11413    _gauge_template
+-- 11467    _spans_template
+-- 11520    metrics
+-- 11557    _xmin_age
+-- 11576    prometheus
+-- 11635    _label_text
+-- 11658    health
+-- 11729  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11734    _tick_template
+-- 11759    _ticked (sequence)
+-- 11765    _set_ticked
+-- 11778    ticker
+-- 11825    ticker_loop (procedure)
+-- 11851  51_cron.sql: Whether pg_cron is installed in this database
+-- 11853    _has_cron
+-- 11863    _cron_has_seconds
+-- 11884    _explain_no_cron
+-- 11916    start
+-- 11959    stop
+-- 11984    _maintain
+-- 12006    status
+-- 12042  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 12046    _rights (view)
+-- 12142    _allowed
+-- 12182    _grant
+-- 12201    _grant_again
+-- 12217    _grant_queue
+-- 12232    _check_grant
+-- 12265    grant_access
+-- 12301    revoke_access
+-- 12348  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 12350    _refuse_schedule
+-- 12367    _cron_value
+-- 12381    _cron_field
+-- 12442    _read_every
+-- 12464    _read_schedule
+-- 12539    _cron_time
+-- 12577    _cron_reading
+-- 12616    _clock
+-- 12625    _clock_reads
+-- 12661    _clock_set
+-- 12689    _cron_passing
+-- 12727    _cron_next
+-- 12767    _check_timezone
+-- 12796    next_fire_time
+-- 12832  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 12845    _planning_number
+-- 12855    _replan_template
+-- 12869    _agenda_template
+-- 12886    _future_template
+-- 12914    _strike_template
+-- 12970    _chime_template
+-- 13026    _undone_template
+-- 13045    _planned_after
+-- 13064    _due_times
+-- 13114    _spawn_scheduled
+-- 13159    _check_task_options
+-- 13189    _word_option
+-- 13211    _draw_schedule
+-- 13250    _schedule_options
+-- 13265    _miss_schedule
+-- 13281    _scheduled_in
+-- 13302    _grasp_template
+-- 13329    _enroll_template
+-- 13360    _redraw_template
+-- 13410    create_schedule
+-- 13454    _reform_template
+-- 13480    update_schedule
+-- 13503    _steer_template
+-- 13546    pause_schedule
+-- 13567    resume_schedule
+-- 13587    drop_schedule
+-- 13607    _launch_template
+-- 13639    trigger_schedule
+-- 13661    _diary_template
+-- 13697    get_schedule
+-- 13732    list_schedules
+-- 13774  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 13779    _links_option
+-- 13822    _read_link
+-- 13864    _trail_template
+-- 13910    _linked_template
+-- 13942    _ensue_template
+-- 13985    _undoings
+-- 14012    _undo_template
+-- 14046    _repent_template
+-- 14082    add_compensation
+-- 14122    _repeat_template
+-- 14152    _blank_template
+-- 14190    repeat_run
+-- 14216  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 14225    _brood_template
+-- 14255    _bind_template
+-- 14285    _read_child
+-- 14327    _child_queues
+-- 14353    _birth
+-- 14377    spawn_children
+-- 14456    _cancel_option
+-- 14479    _answer
+-- 14497    _report_template
+-- 14533    _tell_template
+-- 14548    _judge_template
+-- 14584    _ripe_template
+-- 14611    _gather_template
+-- 14676    _rally_template
+-- 14753    _crop_template
+-- 14799    _yield_template
+-- 14820    _dismiss
+-- 14841    _ditch_template
+-- 14885    _perish_template
+-- 14901    _orphan_template
+-- 14916    await_children
+-- 14973  66_messages.sql: Messages: a mailbox per task
+-- 14980    _shut_template
+-- 15023    _post_template
+-- 15072    send_message
+-- 15113    _hear_template
+-- 15180    receive_message
+-- 15218    _unhear_template
+-- 15239    _tidy_template
+-- 15266    _inbox_template
+-- 15292    list_messages
+-- 15314  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -11352,6 +11353,38 @@ begin
 end;
 $$;
 
+-- How many schedules of the queue are overdue, which are those that should have fired more than
+-- five minutes ago; how late the latest is, what it is called, and why the last try failed.
+create or replace function teguh._tardy_template()
+  returns table(
+    overdue       bigint,
+    lag_seconds   double precision,
+    schedule_name text,
+    last_error    text
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now  timestamptz := teguh.current_time();
+  v_from timestamptz := teguh._agenda_template();
+begin
+  -- one that could not fire is looked at again ten seconds later
+  return query
+  select
+    count(*) filter (where s.planned_at < v_now - interval '5 minutes'),
+    coalesce(date_part('epoch', v_now - min(s.planned_at)), 0),
+    (array_agg(s.schedule_name order by s.planned_at, s.schedule_name))[1],
+    (array_agg(s.last_error order by s.planned_at, s.schedule_name))[1]
+  from teguh.schedules as s
+  where s.queue_name = substr('_template', 2)
+    and s.next_at >= v_from
+    and s.next_at <= v_now + interval '10 seconds'
+    and s.planned_at <= v_now;
+end;
+$$;
+
 -- The names of what tallies count, by where a task stood and stands.
 create or replace view teguh._counters as
 select
@@ -11401,7 +11434,15 @@ begin
   from teguh._stat_template() as r
   cross join lateral jsonb_each_text(to_jsonb(r)) as s
   where s.key ~ '^oldest_'
-    and s.value is not null;
+    and s.value is not null
+  union all
+  select n.name, v_queue, n.value
+  from teguh._tardy_template() as r
+  cross join lateral (
+    values
+      ('teguh_schedules_overdue', r.overdue::double precision),
+      ('teguh_schedule_lag_seconds', r.lag_seconds)
+  ) as n(name, value);
 
   return query
   with tallies as materialized (
@@ -11506,8 +11547,9 @@ $$;
 comment on function teguh.metrics() is
   'What there is to measure, of the queues the caller may read. teguh_tasks by queue and state; '
   'teguh_tasks_created_, started_, completed_, failed_, retried_, cancelled_, expired_total and '
-  'the histogram teguh_run_duration_seconds by queue and task; ages in seconds; the lag of the '
-  'ticker; how many transactions old the oldest snapshot is that keeps dead rows from being '
+  'the histogram teguh_run_duration_seconds by queue and task; ages in seconds; '
+  'teguh_schedules_overdue (that should have fired more than 5 minutes ago) and '
+  'teguh_schedule_lag_seconds (how late the latest is) by queue; the lag of the ticker; how many transactions old the oldest snapshot is that keeps dead rows from being '
   'removed, as far as the owner of teguh may see. Whether a label le is a bound, the policy of '
   'the queue says (duration_buckets).';
 
@@ -11624,6 +11666,7 @@ declare
   v_age      integer := teguh._xmin_age();
   v_problems jsonb := '[]'::jsonb;
   v_queue    record;
+  v_late     record;
 begin
   if v_lag is null or v_lag > 300 then
     v_problems := v_problems || jsonb_build_object(
@@ -11651,6 +11694,21 @@ begin
         round(v_queue.oldest_pending_age_seconds))
     );
   end loop;
+  for v_queue in
+    select q.queue_name
+    from teguh.list_queues() as q
+    where teguh._may('tardy', q.queue_name)
+  loop
+    execute 'select * from ' || teguh._from('tardy', v_queue.queue_name) into v_late;
+    if v_late.overdue > 0 then
+      v_problems := v_problems || jsonb_build_object(
+        'problem', format('schedules of queue "%s" are overdue: %s', v_queue.queue_name,
+          v_late.overdue),
+        'hint', format('"%s" should have fired %s s ago: %s', v_late.schedule_name,
+          round(v_late.lag_seconds), coalesce(v_late.last_error, 'nobody ticks this queue.'))
+      );
+    end if;
+  end loop;
 
   return jsonb_build_object(
     'status', case v_problems when '[]' then 'ok' else 'degraded' end,
@@ -11664,8 +11722,9 @@ $$;
 
 comment on function teguh.health() is
   'An object: status is ok or degraded; problems says what is wrong, each with a hint: nobody '
-  'has ticked for 5 minutes, a snapshot is over ten million transactions old, or tasks of a '
-  'queue have been ready for 5 minutes while nobody works on it.';
+  'has ticked for 5 minutes, a snapshot is over ten million transactions old, tasks of a '
+  'queue have been ready for 5 minutes while nobody works on it, or schedules should have fired '
+  '5 minutes ago and have not.';
 
 -- sql/src/50_ticker.sql
 -- One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
@@ -12004,7 +12063,7 @@ from (
     ('queue_stats',                'stat',        'client worker observer admin', false),
     ('metrics',                    'gauge',       'client worker observer admin', false),
     ('prometheus',                 'gauge',       'client worker observer admin', false),
-    ('health',                     'stat',        'client worker observer admin', false),
+    ('health',                     'stat tardy',  'client worker observer admin', false),
     ('get_task_result',            'show',        'client worker observer admin', false),
     ('list_namespaces',            '',            'client worker observer admin', false),
     ('get_task',                   'peek',        'client worker observer admin', false),
