@@ -8,498 +8,499 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  504  00_install.sql
---  552  01_version.sql: What the schema is, and its version
---  559    version
---  571  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  573    current_time
---  592    _after
---  607    _micros
---  618  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  634    _random_bytes
---  653    _make_uuidv7
---  676    portable_uuidv7
---  706    uuidv7_timestamp
---  732    _task_id
---  757    _run_id
---  772    _run_task
---  783    _run_number
---  797  12_types.sql: The composite types that functions pass to each other
---  802    _gap (type)
---  810    _late (type)
---  817    _timer (type)
---  824    _tally (type)
---  835    _picked (type)
---  847    _spawn (type)
---  872    _cron (type)
---  886    _filter (type)
---  925  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  927    _check_keys
---  960    _number_option
---  995    _integer_option
--- 1011    _whole_option
--- 1038    _text_option
--- 1064    _flag_option
--- 1086    _present
--- 1097    _name_option
--- 1114    _uuid_option
--- 1141    _tags_option
--- 1170    _check_name
--- 1197    _check_seconds
--- 1225    _check_isolation
--- 1244    _buckets_option
--- 1282    _check_policy
--- 1332    _check_spawn
--- 1379    _read_spawn_options
--- 1456    _time_option
--- 1477    _moment_option
--- 1509    _read_time_options
--- 1548    _unique_option
--- 1602    _inherit
--- 1632    _check_cancellation
--- 1649  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1652    _check_retry_strategy
--- 1690    _backoff
--- 1743    _fraction
--- 1754  20_tables.sql: Queues and the policy of each
--- 1756    queues (table)
--- 1789    grants (table)
--- 1803    limits (table)
--- 1824    pauses (table)
--- 1836    starts (table)
--- 1851    wanted (table)
--- 1863    schedules (table)
--- 1907    versions (table)
--- 1922    t_template (table)
--- 2036    g_template (table)
--- 2048    d_template (table)
--- 2062    p0_template (table)
--- 2075    p1_template (table)
--- 2120    l_template (table)
--- 2147    h_template (table)
--- 2167    k0_template (table)
--- 2180    k1_template (table)
--- 2209    n0_template (table)
--- 2220    n1_template (table)
--- 2236    n_template (table)
--- 2260    seq_template (sequence)
--- 2261    ring_template (sequence)
--- 2262    parked_template (sequence)
--- 2263    woken_template (sequence)
--- 2264    plan_template (sequence)
--- 2265    fired_template (sequence)
--- 2266    clock_template (sequence)
--- 2267    carry_template (sequence)
--- 2268    round_template (sequence)
--- 2269    agenda_template (sequence)
--- 2294    r_template (table)
--- 2311    a_template (table)
--- 2337    c_template (table)
--- 2353    e_template (table)
--- 2370    u_template (table)
--- 2383    j_template (table)
--- 2406    f_template (table)
--- 2419    m_template (table)
--- 2444    w_template (table)
--- 2459  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2462    validate_queue_name
--- 2504    _policy
--- 2548    _call
--- 2562    _template_ddl (view)
--- 2647    _stamp
--- 2659    _stamp_queues
--- 2687    _stamp_relation
--- 2727    _stamp_function
--- 2760    _function
--- 2772    _signature
--- 2783    _leave_extension
--- 2809    _lock_number
--- 2819    _share_queue
--- 2832    _may
--- 2848    _each_queue
--- 2870    _init_template
--- 2901    _hush_template
--- 2922    _beyond
--- 2931    create_queue
--- 2997    _refuse_busy
--- 3014    _reach_queue
--- 3030    drop_queue
--- 3060    _drop_all
--- 3114    list_queues
--- 3138  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 3147    _push_template
--- 3188    _fill
--- 3208    _add0_template
--- 3275    _back0_template
--- 3293  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3298    _claim0_template
--- 3370    _pick0_template
--- 3453    _limits_template
--- 3494    _move0_template
--- 3556    _open_xids
--- 3576    _next0_template
--- 3605    _many0_template
--- 3634    _stuck0_template
--- 3672    _trim0_template
--- 3713    _bring_template
--- 3745    _take_template
--- 3826    _known_template
--- 3846    _paused_until
--- 3859    claim_task
--- 3920    _next_template
--- 3962    _soon0_template
--- 4020    next_due
--- 4045  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 4058    _due0_template
--- 4136    _last0_template
--- 4161    _any0_template
--- 4188    _miss0_template
--- 4224    _pass0_template
--- 4270    _fire_template
--- 4331    _expire_template
--- 4402    _timeout_reason
--- 4421    _over_template
--- 4443    _close_template
--- 4473    _follow_template
--- 4503  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4505    _segment_bytes
--- 4526    _turn_template
--- 4558    _turn0_template
--- 4596    _spent0_template
--- 4610    _dry0_template
--- 4637    _left0_template
--- 4668    _carry0_template
--- 4712  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4718    _remake_template
--- 4776    _alive_template
--- 4830    _home
--- 4843    _settle_template
--- 4865    rebuild_dispatch
--- 4902    _recap_template
--- 4933  35_tally.sql: The letter by which tallies know where a task stands
--- 4935    _letter
--- 4954    _letters
--- 4966    _bound
--- 4986    _tally_template
--- 5011    _reckon_template
--- 5038    _finish_template
--- 5066    _moved_template
--- 5097    _sum0_template
--- 5133    _noted0_template
--- 5168    _bank0_template
--- 5188    _census_template
--- 5210    _count_template
--- 5232  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5242    _gate_number
--- 5253    _enter_gate
--- 5275    _limit_of
--- 5293    _rule_template
--- 5319    _reign_template
--- 5333    _enrol_template
--- 5360    _going_template
--- 5376    _busy_template
--- 5392    _everywhere_busy
--- 5418    _closed_until
--- 5438    _is_fresh
--- 5453    _is_limited
--- 5464    _started
--- 5481    _left_over
--- 5502    _slots_template
--- 5552    _vacate_template
--- 5615    _unbar_template
--- 5644    _intake_template
--- 5665    _sift0_template
--- 5752    _line_template
--- 5812    _keys_template
--- 5866    _admit_template
--- 5929    _spare_template
--- 5951    _choose_template
--- 5997    _named_template
--- 6024    _weed_template
--- 6060    _cull_template
--- 6091    _seize_template
--- 6166    _quit_template
--- 6194    _occupy_template
--- 6234    _chance_template
--- 6264    _align_template
--- 6309  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 6312    _want_template
--- 6346    _names_option
--- 6381    _order_queues
--- 6417    _remember_names
--- 6437    claim_any
--- 6514    _check_order
--- 6531  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6536    _put_template
--- 6604    _enlist_template
--- 6647    _new_template
--- 6704    _tag_template
--- 6722    _room_template
--- 6749    _shed_template
--- 6791    _first0_template
--- 6832    _once_template
--- 6880    _blocks
--- 6907    _meet_template
--- 6941    _swap_template
--- 7002    _series_template
--- 7039    _found_template
--- 7096    _abide
--- 7118    _check_spawner
--- 7138    spawn_task
--- 7203    spawn_tasks
--- 7250    _read_task
--- 7268  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7273    _hold_template
--- 7324    _own_template
--- 7344    _done_template
--- 7392    complete_run
--- 7415    _flush_template
--- 7497    _why_template
--- 7513    _read_runs
--- 7559    _explain_bad_run
--- 7584    complete_runs
--- 7609    _end_template
--- 7658    _lost_template
--- 7678    _file_template
--- 7704    _again_template
--- 7744    _queue_template
--- 7765    _fail_template
--- 7783    fail_run
--- 7807    _nap_template
--- 7836    schedule_run
--- 7866    _free_template
--- 7914    release_run
--- 7939    _keep_template
--- 7965    extend_claim
--- 7988  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7993    _mark_template
--- 8015    _note_template
--- 8045    set_task_checkpoint_state
--- 8080    _recall_template
--- 8102    get_task_checkpoint_state
--- 8126    _list_template
--- 8155    get_task_checkpoint_states
--- 8181  43_events.sql: Wait for an event, or learn how the wait ended
--- 8188    _wait_template
--- 8260    _park_template
--- 8302    _check_event
--- 8321    await_event
--- 8358    _emit_template
--- 8421    emit_event
--- 8446  44_control.sql: Read a task, or raise TG003
--- 8448    _fetch_template
--- 8475    _stop_template
--- 8507    _act_template
--- 8529    _halt_template
--- 8545    cancel_task
--- 8567    _rerun_template
--- 8642    _forget_template
--- 8679    _redo_template
--- 8715    _renew_template
--- 8751    retry_task
--- 8801    _show_template
--- 8849    get_task_result
--- 8884  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8891    _purge_template
--- 8921    _erase_template
--- 8972    _first_uuid
--- 8991    _sweep_template
--- 9031    _clean
--- 9065    cleanup_tasks
--- 9086    cleanup_events
--- 9107    cleanup_all_queues
--- 9137  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 9139    _cap_template
--- 9168    _write_limit
--- 9191    _read_limit
--- 9240    _check_limit_keys
--- 9262    set_limit
--- 9317    _usage_template
--- 9395    _overall_usage
--- 9439    limit_usage
--- 9472  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 9474    _pause_template
--- 9495    _halve_template
--- 9525    _check_only
--- 9548    pause_queue
--- 9584    resume_queue
--- 9610    get_queue_policy
--- 9634    set_queue_policy
--- 9652    list_namespaces
--- 9669  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9672    _read_filter
--- 9706    _states_option
--- 9737    _read_cursor
--- 9756    _check_limit
--- 9780    _find_template
--- 9832    _seek_template
--- 9881    _page_template
--- 9950    _ended_template
--- 9987    _fit_template
--- 10024    _live_template
--- 10061    _hints_template
--- 10084    _hints0_template
--- 10126    _rows_template
--- 10175    list_tasks
--- 10221    _peek_template
--- 10277    get_task
--- 10331    _runs_template
--- 10384    list_runs
--- 10415    _past_template
--- 10491    _since_template
--- 10509    get_task_history
--- 10529    _held_template
--- 10561    list_workers
--- 10600    _read_place
--- 10619    _acts_template
--- 10645    list_actions
--- 10677  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10679    _abort_template
--- 10716    cancel_tasks
--- 10753    _check_meant
--- 10773    _limit_option
--- 10786    _retake_template
--- 10824    requeue_task
--- 10849    _regain_template
--- 10884    requeue_tasks
--- 10923    list_dead_letters
--- 10966    _replay_template
--- 11007    replay_dead_letters
--- 11047    _bury_template
--- 11089    purge_dead_letters
--- 11119  49_stats.sql: When the first task that is ready became so; null if none is
--- 11121    _oldest_template
--- 11165    _elder0_template
--- 11201    _tenure_template
--- 11226    _is_wanted
--- 11243    _stat_template
--- 11289    queue_stats
--- 11344    _from
--- 11358    _tardy_template
--- 11389    _counters (view)
--- 11413    _gauge_template
--- 11467    _spans_template
--- 11520    metrics
--- 11557    _xmin_age
--- 11576    prometheus
--- 11635    _label_text
--- 11658    health
--- 11729  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 11734    _tick_template
--- 11759    _ticked (sequence)
--- 11765    _set_ticked
--- 11778    ticker
--- 11825    ticker_loop (procedure)
--- 11851  51_cron.sql: Whether pg_cron is installed in this database
--- 11853    _has_cron
--- 11863    _cron_has_seconds
--- 11884    _explain_no_cron
--- 11916    start
--- 11959    stop
--- 11984    _maintain
--- 12006    status
--- 12042  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 12046    _rights (view)
--- 12142    _allowed
--- 12182    _grant
--- 12201    _grant_again
--- 12217    _grant_queue
--- 12232    _check_grant
--- 12265    grant_access
--- 12301    revoke_access
--- 12348  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 12350    _refuse_schedule
--- 12367    _cron_value
--- 12381    _cron_field
--- 12442    _read_every
--- 12464    _read_schedule
--- 12539    _cron_time
--- 12577    _cron_reading
--- 12616    _clock
--- 12625    _clock_reads
--- 12661    _clock_set
--- 12689    _cron_passing
--- 12727    _cron_next
--- 12767    _check_timezone
--- 12796    next_fire_time
--- 12832  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 12845    _planning_number
--- 12855    _replan_template
--- 12869    _agenda_template
--- 12886    _future_template
--- 12914    _strike_template
--- 12970    _chime_template
--- 13026    _undone_template
--- 13045    _planned_after
--- 13064    _due_times
--- 13114    _spawn_scheduled
--- 13159    _check_task_options
--- 13189    _word_option
--- 13211    _draw_schedule
--- 13250    _schedule_options
--- 13265    _miss_schedule
--- 13281    _scheduled_in
--- 13302    _grasp_template
--- 13329    _enroll_template
--- 13360    _redraw_template
--- 13410    create_schedule
--- 13454    _reform_template
--- 13480    update_schedule
--- 13503    _steer_template
--- 13546    pause_schedule
--- 13567    resume_schedule
--- 13587    drop_schedule
--- 13607    _launch_template
--- 13639    trigger_schedule
--- 13661    _diary_template
--- 13697    get_schedule
--- 13732    list_schedules
--- 13774  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 13779    _links_option
--- 13822    _read_link
--- 13864    _trail_template
--- 13910    _linked_template
--- 13942    _ensue_template
--- 13985    _undoings
--- 14012    _undo_template
--- 14046    _repent_template
--- 14082    add_compensation
--- 14122    _repeat_template
--- 14152    _blank_template
--- 14190    repeat_run
--- 14216  63_children.sql: Children: tasks that a step spawns and may wait for
--- 14225    _brood_template
--- 14255    _bind_template
--- 14285    _read_child
--- 14327    _child_queues
--- 14353    _birth
--- 14377    spawn_children
--- 14456    _cancel_option
--- 14479    _answer
--- 14497    _report_template
--- 14533    _tell_template
--- 14548    _judge_template
--- 14584    _ripe_template
--- 14611    _gather_template
--- 14676    _rally_template
--- 14753    _crop_template
--- 14799    _yield_template
--- 14820    _dismiss
--- 14841    _ditch_template
--- 14885    _perish_template
--- 14901    _orphan_template
--- 14916    await_children
--- 14973  66_messages.sql: Messages: a mailbox per task
--- 14980    _shut_template
--- 15023    _post_template
--- 15072    send_message
--- 15113    _hear_template
--- 15180    receive_message
--- 15218    _unhear_template
--- 15239    _tidy_template
--- 15266    _inbox_template
--- 15292    list_messages
--- 15314  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  505  00_install.sql
+--  553  01_version.sql: What the schema is, and its version
+--  560    version
+--  572  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  574    current_time
+--  593    _after
+--  608    _micros
+--  619  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  635    _random_bytes
+--  654    _make_uuidv7
+--  677    portable_uuidv7
+--  707    uuidv7_timestamp
+--  733    _task_id
+--  758    _run_id
+--  773    _run_task
+--  784    _run_number
+--  798  12_types.sql: The composite types that functions pass to each other
+--  803    _gap (type)
+--  811    _late (type)
+--  818    _timer (type)
+--  825    _tally (type)
+--  836    _picked (type)
+--  848    _spawn (type)
+--  873    _cron (type)
+--  887    _filter (type)
+--  926  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  928    _check_keys
+--  961    _number_option
+--  996    _integer_option
+-- 1012    _whole_option
+-- 1039    _text_option
+-- 1065    _flag_option
+-- 1087    _present
+-- 1098    _name_option
+-- 1115    _uuid_option
+-- 1142    _tags_option
+-- 1171    _check_name
+-- 1198    _check_seconds
+-- 1226    _check_isolation
+-- 1245    _buckets_option
+-- 1283    _check_policy
+-- 1333    _check_spawn
+-- 1380    _read_spawn_options
+-- 1457    _time_option
+-- 1478    _moment_option
+-- 1510    _read_time_options
+-- 1549    _unique_option
+-- 1603    _inherit
+-- 1633    _check_cancellation
+-- 1650  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1653    _check_retry_strategy
+-- 1691    _backoff
+-- 1744    _fraction
+-- 1755  20_tables.sql: Queues and the policy of each
+-- 1757    queues (table)
+-- 1790    grants (table)
+-- 1804    limits (table)
+-- 1825    pauses (table)
+-- 1837    starts (table)
+-- 1852    wanted (table)
+-- 1864    schedules (table)
+-- 1908    versions (table)
+-- 1923    t_template (table)
+-- 2037    g_template (table)
+-- 2049    d_template (table)
+-- 2063    p0_template (table)
+-- 2076    p1_template (table)
+-- 2121    l_template (table)
+-- 2148    h_template (table)
+-- 2168    k0_template (table)
+-- 2181    k1_template (table)
+-- 2210    n0_template (table)
+-- 2221    n1_template (table)
+-- 2237    n_template (table)
+-- 2261    seq_template (sequence)
+-- 2262    ring_template (sequence)
+-- 2263    parked_template (sequence)
+-- 2264    woken_template (sequence)
+-- 2265    plan_template (sequence)
+-- 2266    fired_template (sequence)
+-- 2267    clock_template (sequence)
+-- 2268    carry_template (sequence)
+-- 2269    round_template (sequence)
+-- 2270    agenda_template (sequence)
+-- 2295    r_template (table)
+-- 2312    a_template (table)
+-- 2338    c_template (table)
+-- 2354    e_template (table)
+-- 2371    u_template (table)
+-- 2384    j_template (table)
+-- 2407    f_template (table)
+-- 2420    m_template (table)
+-- 2445    w_template (table)
+-- 2460  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2463    validate_queue_name
+-- 2505    _policy
+-- 2549    _call
+-- 2563    _template_ddl (view)
+-- 2648    _stamp
+-- 2660    _stamp_queues
+-- 2688    _stamp_relation
+-- 2728    _stamp_function
+-- 2761    _function
+-- 2773    _signature
+-- 2784    _leave_extension
+-- 2810    _lock_number
+-- 2820    _share_queue
+-- 2833    _may
+-- 2849    _each_queue
+-- 2871    _init_template
+-- 2902    _hush_template
+-- 2923    _beyond
+-- 2932    create_queue
+-- 2998    _refuse_busy
+-- 3015    _reach_queue
+-- 3031    drop_queue
+-- 3061    _drop_all
+-- 3115    list_queues
+-- 3139  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 3148    _push_template
+-- 3189    _fill
+-- 3209    _add0_template
+-- 3276    _back0_template
+-- 3294  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3299    _claim0_template
+-- 3371    _pick0_template
+-- 3454    _limits_template
+-- 3495    _move0_template
+-- 3557    _open_xids
+-- 3577    _next0_template
+-- 3606    _many0_template
+-- 3635    _stuck0_template
+-- 3673    _trim0_template
+-- 3714    _bring_template
+-- 3746    _take_template
+-- 3827    _known_template
+-- 3847    _paused_until
+-- 3860    claim_task
+-- 3921    _next_template
+-- 3963    _soon0_template
+-- 4021    next_due
+-- 4046  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 4059    _due0_template
+-- 4137    _last0_template
+-- 4162    _any0_template
+-- 4189    _miss0_template
+-- 4225    _pass0_template
+-- 4271    _fire_template
+-- 4332    _expire_template
+-- 4403    _timeout_reason
+-- 4422    _over_template
+-- 4444    _close_template
+-- 4474    _follow_template
+-- 4504  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4506    _segment_bytes
+-- 4527    _turn_template
+-- 4559    _turn0_template
+-- 4597    _spent0_template
+-- 4611    _dry0_template
+-- 4638    _left0_template
+-- 4669    _carry0_template
+-- 4713  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4719    _remake_template
+-- 4777    _alive_template
+-- 4831    _home
+-- 4844    _settle_template
+-- 4866    rebuild_dispatch
+-- 4903    _recap_template
+-- 4934  35_tally.sql: The letter by which tallies know where a task stands
+-- 4936    _letter
+-- 4955    _letters
+-- 4967    _bound
+-- 4987    _tally_template
+-- 5012    _reckon_template
+-- 5039    _finish_template
+-- 5067    _moved_template
+-- 5098    _sum0_template
+-- 5134    _noted0_template
+-- 5169    _bank0_template
+-- 5189    _census_template
+-- 5211    _count_template
+-- 5233  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5243    _gate_number
+-- 5254    _enter_gate
+-- 5276    _limit_of
+-- 5294    _rule_template
+-- 5320    _reign_template
+-- 5334    _enrol_template
+-- 5361    _going_template
+-- 5377    _busy_template
+-- 5393    _everywhere_busy
+-- 5419    _closed_until
+-- 5439    _is_fresh
+-- 5454    _is_limited
+-- 5465    _started
+-- 5482    _left_over
+-- 5503    _slots_template
+-- 5553    _vacate_template
+-- 5616    _unbar_template
+-- 5645    _intake_template
+-- 5666    _sift0_template
+-- 5753    _line_template
+-- 5813    _keys_template
+-- 5867    _admit_template
+-- 5930    _spare_template
+-- 5952    _choose_template
+-- 5998    _named_template
+-- 6025    _weed_template
+-- 6061    _cull_template
+-- 6092    _seize_template
+-- 6167    _quit_template
+-- 6195    _occupy_template
+-- 6235    _chance_template
+-- 6265    _align_template
+-- 6310  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6313    _want_template
+-- 6347    _names_option
+-- 6382    _order_queues
+-- 6418    _remember_names
+-- 6438    claim_any
+-- 6515    _check_order
+-- 6532  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6537    _put_template
+-- 6605    _enlist_template
+-- 6648    _new_template
+-- 6705    _tag_template
+-- 6723    _room_template
+-- 6750    _shed_template
+-- 6792    _first0_template
+-- 6833    _once_template
+-- 6881    _blocks
+-- 6908    _meet_template
+-- 6942    _swap_template
+-- 7003    _series_template
+-- 7040    _found_template
+-- 7097    _abide
+-- 7119    _check_spawner
+-- 7139    spawn_task
+-- 7204    spawn_tasks
+-- 7251    _read_task
+-- 7269  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7274    _hold_template
+-- 7325    _own_template
+-- 7345    _done_template
+-- 7393    complete_run
+-- 7416    _flush_template
+-- 7498    _why_template
+-- 7514    _read_runs
+-- 7560    _explain_bad_run
+-- 7585    complete_runs
+-- 7610    _end_template
+-- 7659    _lost_template
+-- 7679    _file_template
+-- 7705    _again_template
+-- 7745    _queue_template
+-- 7766    _fail_template
+-- 7784    fail_run
+-- 7808    _nap_template
+-- 7837    schedule_run
+-- 7867    _free_template
+-- 7915    release_run
+-- 7940    _keep_template
+-- 7966    extend_claim
+-- 7989  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7994    _mark_template
+-- 8016    _note_template
+-- 8046    set_task_checkpoint_state
+-- 8081    _recall_template
+-- 8103    get_task_checkpoint_state
+-- 8127    _list_template
+-- 8156    get_task_checkpoint_states
+-- 8182  43_events.sql: Wait for an event, or learn how the wait ended
+-- 8189    _wait_template
+-- 8261    _park_template
+-- 8303    _check_event
+-- 8322    await_event
+-- 8359    _emit_template
+-- 8422    emit_event
+-- 8447  44_control.sql: Read a task, or raise TG003
+-- 8449    _fetch_template
+-- 8476    _stop_template
+-- 8508    _act_template
+-- 8530    _halt_template
+-- 8546    cancel_task
+-- 8568    _rerun_template
+-- 8643    _forget_template
+-- 8680    _redo_template
+-- 8716    _renew_template
+-- 8752    retry_task
+-- 8802    _show_template
+-- 8850    get_task_result
+-- 8885  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8892    _purge_template
+-- 8922    _erase_template
+-- 8973    _first_uuid
+-- 8992    _sweep_template
+-- 9032    _clean
+-- 9066    cleanup_tasks
+-- 9087    cleanup_events
+-- 9108    cleanup_all_queues
+-- 9138  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 9140    _cap_template
+-- 9169    _write_limit
+-- 9192    _read_limit
+-- 9241    _check_limit_keys
+-- 9263    set_limit
+-- 9318    _usage_template
+-- 9396    _overall_usage
+-- 9440    limit_usage
+-- 9473  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 9475    _pause_template
+-- 9496    _halve_template
+-- 9526    _check_only
+-- 9549    pause_queue
+-- 9585    resume_queue
+-- 9611    get_queue_policy
+-- 9635    set_queue_policy
+-- 9653    list_namespaces
+-- 9670  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9673    _read_filter
+-- 9707    _states_option
+-- 9738    _read_cursor
+-- 9757    _check_limit
+-- 9781    _find_template
+-- 9833    _seek_template
+-- 9882    _page_template
+-- 9951    _ended_template
+-- 9988    _fit_template
+-- 10025    _live_template
+-- 10062    _hints_template
+-- 10085    _hints0_template
+-- 10127    _rows_template
+-- 10176    list_tasks
+-- 10222    _peek_template
+-- 10278    get_task
+-- 10332    _runs_template
+-- 10385    list_runs
+-- 10416    _past_template
+-- 10492    _since_template
+-- 10510    get_task_history
+-- 10530    _held_template
+-- 10562    list_workers
+-- 10601    _read_place
+-- 10620    _acts_template
+-- 10646    list_actions
+-- 10678  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10680    _abort_template
+-- 10717    cancel_tasks
+-- 10754    _check_meant
+-- 10774    _limit_option
+-- 10787    _retake_template
+-- 10825    requeue_task
+-- 10850    _regain_template
+-- 10885    requeue_tasks
+-- 10924    list_dead_letters
+-- 10967    _replay_template
+-- 11008    replay_dead_letters
+-- 11048    _bury_template
+-- 11090    purge_dead_letters
+-- 11120  49_stats.sql: When the first task that is ready became so; null if none is
+-- 11122    _oldest_template
+-- 11166    _elder0_template
+-- 11202    _tenure_template
+-- 11227    _is_wanted
+-- 11244    _stat_template
+-- 11290    queue_stats
+-- 11345    _from
+-- 11359    _tardy_template
+-- 11390    _counters (view)
+-- 11414    _gauge_template
+-- 11468    _spans_template
+-- 11521    metrics
+-- 11559    _xmin_age
+-- 11578    prometheus
+-- 11637    _label_text
+-- 11660    _schedule_problems
+-- 11697    health
+-- 11753  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11758    _tick_template
+-- 11783    _ticked (sequence)
+-- 11789    _set_ticked
+-- 11802    ticker
+-- 11849    ticker_loop (procedure)
+-- 11875  51_cron.sql: Whether pg_cron is installed in this database
+-- 11877    _has_cron
+-- 11887    _cron_has_seconds
+-- 11908    _explain_no_cron
+-- 11940    start
+-- 11983    stop
+-- 12008    _maintain
+-- 12030    status
+-- 12066  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 12070    _rights (view)
+-- 12166    _allowed
+-- 12206    _grant
+-- 12225    _grant_again
+-- 12241    _grant_queue
+-- 12256    _check_grant
+-- 12289    grant_access
+-- 12325    revoke_access
+-- 12372  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 12374    _refuse_schedule
+-- 12391    _cron_value
+-- 12405    _cron_field
+-- 12466    _read_every
+-- 12488    _read_schedule
+-- 12563    _cron_time
+-- 12601    _cron_reading
+-- 12640    _clock
+-- 12649    _clock_reads
+-- 12685    _clock_set
+-- 12713    _cron_passing
+-- 12751    _cron_next
+-- 12791    _check_timezone
+-- 12820    next_fire_time
+-- 12856  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 12869    _planning_number
+-- 12879    _replan_template
+-- 12893    _agenda_template
+-- 12910    _future_template
+-- 12938    _strike_template
+-- 12994    _chime_template
+-- 13050    _undone_template
+-- 13069    _planned_after
+-- 13088    _due_times
+-- 13138    _spawn_scheduled
+-- 13183    _check_task_options
+-- 13213    _word_option
+-- 13235    _draw_schedule
+-- 13274    _schedule_options
+-- 13289    _miss_schedule
+-- 13305    _scheduled_in
+-- 13326    _grasp_template
+-- 13353    _enroll_template
+-- 13384    _redraw_template
+-- 13434    create_schedule
+-- 13478    _reform_template
+-- 13504    update_schedule
+-- 13527    _steer_template
+-- 13570    pause_schedule
+-- 13591    resume_schedule
+-- 13611    drop_schedule
+-- 13631    _launch_template
+-- 13663    trigger_schedule
+-- 13685    _diary_template
+-- 13721    get_schedule
+-- 13756    list_schedules
+-- 13798  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 13803    _links_option
+-- 13846    _read_link
+-- 13888    _trail_template
+-- 13934    _linked_template
+-- 13966    _ensue_template
+-- 14009    _undoings
+-- 14036    _undo_template
+-- 14070    _repent_template
+-- 14106    add_compensation
+-- 14146    _repeat_template
+-- 14176    _blank_template
+-- 14214    repeat_run
+-- 14240  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 14249    _brood_template
+-- 14279    _bind_template
+-- 14309    _read_child
+-- 14351    _child_queues
+-- 14377    _birth
+-- 14401    spawn_children
+-- 14480    _cancel_option
+-- 14503    _answer
+-- 14521    _report_template
+-- 14557    _tell_template
+-- 14572    _judge_template
+-- 14608    _ripe_template
+-- 14635    _gather_template
+-- 14700    _rally_template
+-- 14777    _crop_template
+-- 14823    _yield_template
+-- 14844    _dismiss
+-- 14865    _ditch_template
+-- 14909    _perish_template
+-- 14925    _orphan_template
+-- 14940    await_children
+-- 14997  66_messages.sql: Messages: a mailbox per task
+-- 15004    _shut_template
+-- 15047    _post_template
+-- 15096    send_message
+-- 15137    _hear_template
+-- 15204    receive_message
+-- 15242    _unhear_template
+-- 15263    _tidy_template
+-- 15290    _inbox_template
+-- 15316    list_messages
+-- 15338  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -11549,9 +11550,10 @@ comment on function teguh.metrics() is
   'teguh_tasks_created_, started_, completed_, failed_, retried_, cancelled_, expired_total and '
   'the histogram teguh_run_duration_seconds by queue and task; ages in seconds; '
   'teguh_schedules_overdue (that should have fired more than 5 minutes ago) and '
-  'teguh_schedule_lag_seconds (how late the latest is) by queue; the lag of the ticker; how many transactions old the oldest snapshot is that keeps dead rows from being '
-  'removed, as far as the owner of teguh may see. Whether a label le is a bound, the policy of '
-  'the queue says (duration_buckets).';
+  'teguh_schedule_lag_seconds (how late the latest is) by queue; the lag of the ticker; how many '
+  'transactions old the oldest snapshot is that keeps dead rows from being removed, as far as the '
+  'owner of teguh may see. Whether a label le is a bound, the policy of the queue says '
+  '(duration_buckets).';
 
 -- How many transactions old the oldest snapshot or replication slot is that can be seen.
 create or replace function teguh._xmin_age()
@@ -11654,6 +11656,43 @@ as $$
   from jsonb_each_text(p_labels) as l;
 $$;
 
+-- What is wrong with the schedules of the queues that the caller may read: problems of health().
+create or replace function teguh._schedule_problems()
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text;
+  v_overdue    bigint;
+  v_lag        double precision;
+  v_name       text;
+  v_error      text;
+  v_problems   jsonb := '[]'::jsonb;
+begin
+  for v_queue_name in
+    select q.queue_name
+    from teguh.list_queues() as q
+    where teguh._may('tardy', q.queue_name)
+  loop
+    execute
+      'select t.overdue, t.lag_seconds, t.schedule_name, t.last_error from '
+      || teguh._from('tardy', v_queue_name) || ' as t'
+    into v_overdue, v_lag, v_name, v_error;
+    if v_overdue > 0 then
+      v_problems := v_problems || jsonb_build_object(
+        'problem', format('schedules of queue "%s" are overdue: %s', v_queue_name, v_overdue),
+        'hint', format('"%s" should have fired %s s ago: %s', v_name, round(v_lag),
+          coalesce(v_error, 'nobody ticks this queue.'))
+      );
+    end if;
+  end loop;
+
+  return v_problems;
+end;
+$$;
+
 -- Say whether all is well.
 create or replace function teguh.health()
   returns jsonb
@@ -11666,7 +11705,6 @@ declare
   v_age      integer := teguh._xmin_age();
   v_problems jsonb := '[]'::jsonb;
   v_queue    record;
-  v_late     record;
 begin
   if v_lag is null or v_lag > 300 then
     v_problems := v_problems || jsonb_build_object(
@@ -11694,21 +11732,7 @@ begin
         round(v_queue.oldest_pending_age_seconds))
     );
   end loop;
-  for v_queue in
-    select q.queue_name
-    from teguh.list_queues() as q
-    where teguh._may('tardy', q.queue_name)
-  loop
-    execute 'select * from ' || teguh._from('tardy', v_queue.queue_name) into v_late;
-    if v_late.overdue > 0 then
-      v_problems := v_problems || jsonb_build_object(
-        'problem', format('schedules of queue "%s" are overdue: %s', v_queue.queue_name,
-          v_late.overdue),
-        'hint', format('"%s" should have fired %s s ago: %s', v_late.schedule_name,
-          round(v_late.lag_seconds), coalesce(v_late.last_error, 'nobody ticks this queue.'))
-      );
-    end if;
-  end loop;
+  v_problems := v_problems || teguh._schedule_problems();
 
   return jsonb_build_object(
     'status', case v_problems when '[]' then 'ok' else 'degraded' end,

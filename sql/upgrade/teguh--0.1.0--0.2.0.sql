@@ -11250,9 +11250,10 @@ comment on function teguh.metrics() is
   'teguh_tasks_created_, started_, completed_, failed_, retried_, cancelled_, expired_total and '
   'the histogram teguh_run_duration_seconds by queue and task; ages in seconds; '
   'teguh_schedules_overdue (that should have fired more than 5 minutes ago) and '
-  'teguh_schedule_lag_seconds (how late the latest is) by queue; the lag of the ticker; how many transactions old the oldest snapshot is that keeps dead rows from being '
-  'removed, as far as the owner of teguh may see. Whether a label le is a bound, the policy of '
-  'the queue says (duration_buckets).';
+  'teguh_schedule_lag_seconds (how late the latest is) by queue; the lag of the ticker; how many '
+  'transactions old the oldest snapshot is that keeps dead rows from being removed, as far as the '
+  'owner of teguh may see. Whether a label le is a bound, the policy of the queue says '
+  '(duration_buckets).';
 
 -- How many transactions old the oldest snapshot or replication slot is that can be seen.
 create or replace function teguh._xmin_age()
@@ -11355,6 +11356,43 @@ as $$
   from jsonb_each_text(p_labels) as l;
 $$;
 
+-- What is wrong with the schedules of the queues that the caller may read: problems of health().
+create or replace function teguh._schedule_problems()
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text;
+  v_overdue    bigint;
+  v_lag        double precision;
+  v_name       text;
+  v_error      text;
+  v_problems   jsonb := '[]'::jsonb;
+begin
+  for v_queue_name in
+    select q.queue_name
+    from teguh.list_queues() as q
+    where teguh._may('tardy', q.queue_name)
+  loop
+    execute
+      'select t.overdue, t.lag_seconds, t.schedule_name, t.last_error from '
+      || teguh._from('tardy', v_queue_name) || ' as t'
+    into v_overdue, v_lag, v_name, v_error;
+    if v_overdue > 0 then
+      v_problems := v_problems || jsonb_build_object(
+        'problem', format('schedules of queue "%s" are overdue: %s', v_queue_name, v_overdue),
+        'hint', format('"%s" should have fired %s s ago: %s', v_name, round(v_lag),
+          coalesce(v_error, 'nobody ticks this queue.'))
+      );
+    end if;
+  end loop;
+
+  return v_problems;
+end;
+$$;
+
 -- Say whether all is well.
 create or replace function teguh.health()
   returns jsonb
@@ -11367,7 +11405,6 @@ declare
   v_age      integer := teguh._xmin_age();
   v_problems jsonb := '[]'::jsonb;
   v_queue    record;
-  v_late     record;
 begin
   if v_lag is null or v_lag > 300 then
     v_problems := v_problems || jsonb_build_object(
@@ -11395,21 +11432,7 @@ begin
         round(v_queue.oldest_pending_age_seconds))
     );
   end loop;
-  for v_queue in
-    select q.queue_name
-    from teguh.list_queues() as q
-    where teguh._may('tardy', q.queue_name)
-  loop
-    execute 'select * from ' || teguh._from('tardy', v_queue.queue_name) into v_late;
-    if v_late.overdue > 0 then
-      v_problems := v_problems || jsonb_build_object(
-        'problem', format('schedules of queue "%s" are overdue: %s', v_queue.queue_name,
-          v_late.overdue),
-        'hint', format('"%s" should have fired %s s ago: %s', v_late.schedule_name,
-          round(v_late.lag_seconds), coalesce(v_late.last_error, 'nobody ticks this queue.'))
-      );
-    end if;
-  end loop;
+  v_problems := v_problems || teguh._schedule_problems();
 
   return jsonb_build_object(
     'status', case v_problems when '[]' then 'ok' else 'degraded' end,
