@@ -156,6 +156,29 @@ def test_two_tasks_talk_with_each_other(dsn: str, client: teguh.Client, queue: s
     assert client.list_messages(queue, other.task_id) == []
 
 
+def test_a_task_that_repeats_works_its_mailbox_off(
+    dsn: str, client: teguh.Client, queue: str
+) -> None:
+    def handler(ctx: teguh.TaskContext) -> int:
+        work = ctx.receive("work", step="next")
+        with psycopg.connect(dsn) as connection:
+            connection.execute("insert into done values (%s)", [work])
+        if work < 3:
+            ctx.repeat()
+        return int(work)
+
+    client.connection.execute("create table done (work integer not null)")
+    task = client.spawn_task(queue, "it", max_attempts=1)
+    for work in (1, 2):
+        client.send_message(queue, task.task_id, "work", work)
+    with running(dsn, queue, registry(it=handler)):
+        until(lambda: client.get_task_result(queue, task.task_id).state == "sleeping")
+        client.send_message(queue, task.task_id, "work", 3)
+        assert finished(client, queue, task.task_id).completed_payload == 3
+    rows = client.connection.execute("select work from done").fetchall()
+    assert rows == [(1,), (2,), (3,)]
+
+
 def test_a_message_to_a_task_that_is_over_is_the_handlers_error(
     dsn: str, client: teguh.Client, queue: str
 ) -> None:
