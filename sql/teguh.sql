@@ -8,485 +8,499 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  491  00_install.sql
---  539  01_version.sql: What the schema is, and its version
---  546    version
---  558  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  560    current_time
---  579    _after
---  594    _micros
---  605  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  621    _random_bytes
---  640    _make_uuidv7
---  663    portable_uuidv7
---  693    uuidv7_timestamp
---  719    _task_id
---  744    _run_id
---  759    _run_task
---  770    _run_number
---  784  12_types.sql: The composite types that functions pass to each other
---  789    _gap (type)
---  797    _late (type)
---  804    _timer (type)
---  811    _tally (type)
---  822    _picked (type)
---  834    _spawn (type)
---  859    _cron (type)
---  873    _filter (type)
---  912  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  914    _check_keys
---  947    _number_option
---  982    _integer_option
---  998    _whole_option
--- 1025    _text_option
--- 1051    _flag_option
--- 1073    _present
--- 1084    _name_option
--- 1101    _uuid_option
--- 1128    _tags_option
--- 1157    _check_name
--- 1184    _check_seconds
--- 1212    _check_isolation
--- 1231    _buckets_option
--- 1269    _check_policy
--- 1318    _check_spawn
--- 1365    _read_spawn_options
--- 1442    _time_option
--- 1463    _moment_option
--- 1495    _read_time_options
--- 1534    _unique_option
--- 1588    _inherit
--- 1618    _check_cancellation
--- 1635  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1638    _check_retry_strategy
--- 1676    _backoff
--- 1729    _fraction
--- 1740  20_tables.sql: Queues and the policy of each
--- 1742    queues (table)
--- 1775    grants (table)
--- 1789    limits (table)
--- 1810    pauses (table)
--- 1822    starts (table)
--- 1837    wanted (table)
--- 1849    schedules (table)
--- 1893    versions (table)
--- 1908    t_template (table)
--- 2022    g_template (table)
--- 2034    d_template (table)
--- 2048    p0_template (table)
--- 2061    p1_template (table)
--- 2105    l_template (table)
--- 2132    h_template (table)
--- 2152    k0_template (table)
--- 2165    k1_template (table)
--- 2194    n0_template (table)
--- 2205    n1_template (table)
--- 2221    n_template (table)
--- 2245    seq_template (sequence)
--- 2246    ring_template (sequence)
--- 2247    parked_template (sequence)
--- 2248    woken_template (sequence)
--- 2249    plan_template (sequence)
--- 2250    fired_template (sequence)
--- 2251    clock_template (sequence)
--- 2252    carry_template (sequence)
--- 2253    round_template (sequence)
--- 2254    agenda_template (sequence)
--- 2279    r_template (table)
--- 2296    a_template (table)
--- 2322    c_template (table)
--- 2338    e_template (table)
--- 2355    u_template (table)
--- 2368    j_template (table)
--- 2391    f_template (table)
--- 2404    w_template (table)
--- 2419  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2422    validate_queue_name
--- 2464    _policy
--- 2508    _call
--- 2522    _template_ddl (view)
--- 2607    _stamp
--- 2619    _stamp_queues
--- 2647    _stamp_relation
--- 2687    _stamp_function
--- 2720    _function
--- 2732    _signature
--- 2743    _leave_extension
--- 2769    _lock_number
--- 2779    _share_queue
--- 2792    _may
--- 2808    _each_queue
--- 2830    _init_template
--- 2861    _hush_template
--- 2882    _beyond
--- 2891    create_queue
--- 2956    _refuse_busy
--- 2973    _reach_queue
--- 2989    drop_queue
--- 3019    _drop_all
--- 3073    list_queues
--- 3097  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 3106    _push_template
--- 3147    _fill
--- 3167    _add0_template
--- 3234    _back0_template
--- 3252  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3257    _claim0_template
--- 3329    _pick0_template
--- 3412    _limits_template
--- 3453    _move0_template
--- 3515    _open_xids
--- 3535    _next0_template
--- 3564    _many0_template
--- 3593    _stuck0_template
--- 3631    _trim0_template
--- 3672    _bring_template
--- 3704    _take_template
--- 3785    _known_template
--- 3805    _paused_until
--- 3818    claim_task
--- 3879    _next_template
--- 3921    _soon0_template
--- 3979    next_due
--- 4004  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 4017    _due0_template
--- 4095    _last0_template
--- 4120    _any0_template
--- 4147    _miss0_template
--- 4183    _pass0_template
--- 4229    _fire_template
--- 4290    _expire_template
--- 4361    _timeout_reason
--- 4380    _over_template
--- 4402    _close_template
--- 4432    _follow_template
--- 4462  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4464    _segment_bytes
--- 4485    _turn_template
--- 4517    _turn0_template
--- 4555    _spent0_template
--- 4569    _dry0_template
--- 4596    _left0_template
--- 4627    _carry0_template
--- 4671  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4677    _remake_template
--- 4734    _alive_template
--- 4788    _home
--- 4801    _settle_template
--- 4823    rebuild_dispatch
--- 4860    _recap_template
--- 4891  35_tally.sql: The letter by which tallies know where a task stands
--- 4893    _letter
--- 4912    _letters
--- 4924    _bound
--- 4944    _tally_template
--- 4969    _reckon_template
--- 4996    _finish_template
--- 5024    _moved_template
--- 5055    _sum0_template
--- 5091    _noted0_template
--- 5126    _bank0_template
--- 5146    _census_template
--- 5168    _count_template
--- 5190  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5200    _gate_number
--- 5211    _enter_gate
--- 5233    _limit_of
--- 5251    _rule_template
--- 5277    _reign_template
--- 5291    _enrol_template
--- 5318    _going_template
--- 5334    _busy_template
--- 5350    _everywhere_busy
--- 5376    _closed_until
--- 5396    _is_fresh
--- 5411    _is_limited
--- 5422    _started
--- 5439    _left_over
--- 5460    _slots_template
--- 5510    _vacate_template
--- 5573    _unbar_template
--- 5602    _intake_template
--- 5623    _sift0_template
--- 5710    _line_template
--- 5770    _keys_template
--- 5824    _admit_template
--- 5887    _spare_template
--- 5909    _choose_template
--- 5955    _named_template
--- 5982    _weed_template
--- 6018    _cull_template
--- 6049    _seize_template
--- 6124    _quit_template
--- 6152    _occupy_template
--- 6192    _chance_template
--- 6222    _align_template
--- 6267  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 6270    _want_template
--- 6304    _names_option
--- 6339    _order_queues
--- 6375    _remember_names
--- 6395    claim_any
--- 6472    _check_order
--- 6489  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6494    _put_template
--- 6562    _enlist_template
--- 6605    _new_template
--- 6662    _tag_template
--- 6680    _room_template
--- 6707    _shed_template
--- 6749    _first0_template
--- 6790    _once_template
--- 6838    _blocks
--- 6865    _meet_template
--- 6899    _swap_template
--- 6960    _series_template
--- 6997    _found_template
--- 7054    _abide
--- 7076    _check_spawner
--- 7096    spawn_task
--- 7161    spawn_tasks
--- 7208    _read_task
--- 7226  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7231    _hold_template
--- 7282    _own_template
--- 7302    _done_template
--- 7350    complete_run
--- 7373    _flush_template
--- 7455    _why_template
--- 7471    _read_runs
--- 7517    _explain_bad_run
--- 7542    complete_runs
--- 7567    _end_template
--- 7616    _lost_template
--- 7636    _file_template
--- 7662    _again_template
--- 7702    _queue_template
--- 7723    _fail_template
--- 7741    fail_run
--- 7765    _nap_template
--- 7794    schedule_run
--- 7824    _free_template
--- 7872    release_run
--- 7897    _keep_template
--- 7923    extend_claim
--- 7946  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7951    _mark_template
--- 7973    _note_template
--- 8003    set_task_checkpoint_state
--- 8038    _recall_template
--- 8060    get_task_checkpoint_state
--- 8084    _list_template
--- 8113    get_task_checkpoint_states
--- 8139  43_events.sql: Wait for an event, or learn how the wait ended
--- 8146    _wait_template
--- 8218    _park_template
--- 8260    _check_event
--- 8279    await_event
--- 8316    _emit_template
--- 8379    emit_event
--- 8404  44_control.sql: Read a task, or raise TG003
--- 8406    _fetch_template
--- 8433    _stop_template
--- 8465    _act_template
--- 8487    _halt_template
--- 8503    cancel_task
--- 8525    _rerun_template
--- 8600    _forget_template
--- 8636    _redo_template
--- 8672    _renew_template
--- 8708    retry_task
--- 8758    _show_template
--- 8806    get_task_result
--- 8841  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8848    _purge_template
--- 8878    _erase_template
--- 8927    _first_uuid
--- 8946    _sweep_template
--- 8986    _clean
--- 9020    cleanup_tasks
--- 9041    cleanup_events
--- 9062    cleanup_all_queues
--- 9092  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 9094    _cap_template
--- 9123    _write_limit
--- 9146    _read_limit
--- 9195    _check_limit_keys
--- 9217    set_limit
--- 9272    _usage_template
--- 9350    _overall_usage
--- 9394    limit_usage
--- 9427  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 9429    _pause_template
--- 9450    _halve_template
--- 9480    _check_only
--- 9503    pause_queue
--- 9539    resume_queue
--- 9565    get_queue_policy
--- 9588    set_queue_policy
--- 9606    list_namespaces
--- 9623  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9626    _read_filter
--- 9660    _states_option
--- 9691    _read_cursor
--- 9710    _check_limit
--- 9734    _find_template
--- 9786    _seek_template
--- 9835    _page_template
--- 9904    _ended_template
--- 9941    _fit_template
--- 9978    _live_template
--- 10015    _hints_template
--- 10038    _hints0_template
--- 10080    _rows_template
--- 10129    list_tasks
--- 10175    _peek_template
--- 10231    get_task
--- 10285    _runs_template
--- 10338    list_runs
--- 10369    _past_template
--- 10445    _since_template
--- 10463    get_task_history
--- 10483    _held_template
--- 10515    list_workers
--- 10554    _read_place
--- 10573    _acts_template
--- 10599    list_actions
--- 10631  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10633    _abort_template
--- 10670    cancel_tasks
--- 10707    _check_meant
--- 10727    _limit_option
--- 10740    _retake_template
--- 10778    requeue_task
--- 10803    _regain_template
--- 10838    requeue_tasks
--- 10877    list_dead_letters
--- 10920    _replay_template
--- 10961    replay_dead_letters
--- 11001    _bury_template
--- 11043    purge_dead_letters
--- 11073  49_stats.sql: When the first task that is ready became so; null if none is
--- 11075    _oldest_template
--- 11119    _elder0_template
--- 11155    _tenure_template
--- 11180    _is_wanted
--- 11197    _stat_template
--- 11243    queue_stats
--- 11298    _from
--- 11311    _counters (view)
--- 11335    _gauge_template
--- 11381    _spans_template
--- 11434    metrics
--- 11470    _xmin_age
--- 11489    prometheus
--- 11548    _label_text
--- 11571    health
--- 11625  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 11630    _tick_template
--- 11655    _ticked (sequence)
--- 11661    _set_ticked
--- 11674    ticker
--- 11721    ticker_loop (procedure)
--- 11747  51_cron.sql: Whether pg_cron is installed in this database
--- 11749    _has_cron
--- 11759    _cron_has_seconds
--- 11780    _explain_no_cron
--- 11812    start
--- 11855    stop
--- 11880    _maintain
--- 11902    status
--- 11938  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11942    _rights (view)
--- 12035    _allowed
--- 12075    _grant
--- 12094    _grant_again
--- 12110    _grant_queue
--- 12125    _check_grant
--- 12158    grant_access
--- 12194    revoke_access
--- 12241  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 12243    _refuse_schedule
--- 12260    _cron_value
--- 12274    _cron_field
--- 12335    _read_every
--- 12357    _read_schedule
--- 12432    _cron_time
--- 12470    _cron_reading
--- 12509    _clock
--- 12518    _clock_reads
--- 12554    _clock_set
--- 12582    _cron_passing
--- 12620    _cron_next
--- 12660    _check_timezone
--- 12689    next_fire_time
--- 12725  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 12738    _planning_number
--- 12748    _replan_template
--- 12762    _agenda_template
--- 12779    _future_template
--- 12807    _strike_template
--- 12863    _chime_template
--- 12919    _undone_template
--- 12938    _planned_after
--- 12957    _due_times
--- 13007    _spawn_scheduled
--- 13052    _check_task_options
--- 13082    _word_option
--- 13104    _draw_schedule
--- 13143    _schedule_options
--- 13158    _miss_schedule
--- 13174    _scheduled_in
--- 13195    _grasp_template
--- 13222    _enroll_template
--- 13253    _redraw_template
--- 13303    create_schedule
--- 13347    _reform_template
--- 13373    update_schedule
--- 13396    _steer_template
--- 13439    pause_schedule
--- 13460    resume_schedule
--- 13480    drop_schedule
--- 13500    _launch_template
--- 13532    trigger_schedule
--- 13554    _diary_template
--- 13590    get_schedule
--- 13625    list_schedules
--- 13667  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 13672    _links_option
--- 13715    _read_link
--- 13757    _trail_template
--- 13803    _linked_template
--- 13835    _ensue_template
--- 13878    _undoings
--- 13905    _undo_template
--- 13939    _repent_template
--- 13975    add_compensation
--- 14015    _repeat_template
--- 14045    _blank_template
--- 14082    repeat_run
--- 14108  63_children.sql: Children: tasks that a step spawns and may wait for
--- 14117    _brood_template
--- 14147    _bind_template
--- 14177    _read_child
--- 14219    _child_queues
--- 14245    _birth
--- 14269    spawn_children
--- 14348    _cancel_option
--- 14371    _answer
--- 14389    _report_template
--- 14424    _tell_template
--- 14439    _judge_template
--- 14476    _gather_template
--- 14534    _rally_template
--- 14611    _crop_template
--- 14657    _yield_template
--- 14678    _dismiss
--- 14699    _ditch_template
--- 14743    _perish_template
--- 14759    _orphan_template
--- 14774    await_children
--- 14831  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  505  00_install.sql
+--  553  01_version.sql: What the schema is, and its version
+--  560    version
+--  572  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  574    current_time
+--  593    _after
+--  608    _micros
+--  619  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  635    _random_bytes
+--  654    _make_uuidv7
+--  677    portable_uuidv7
+--  707    uuidv7_timestamp
+--  733    _task_id
+--  758    _run_id
+--  773    _run_task
+--  784    _run_number
+--  798  12_types.sql: The composite types that functions pass to each other
+--  803    _gap (type)
+--  811    _late (type)
+--  818    _timer (type)
+--  825    _tally (type)
+--  836    _picked (type)
+--  848    _spawn (type)
+--  873    _cron (type)
+--  887    _filter (type)
+--  926  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  928    _check_keys
+--  961    _number_option
+--  996    _integer_option
+-- 1012    _whole_option
+-- 1039    _text_option
+-- 1065    _flag_option
+-- 1087    _present
+-- 1098    _name_option
+-- 1115    _uuid_option
+-- 1142    _tags_option
+-- 1171    _check_name
+-- 1198    _check_seconds
+-- 1226    _check_isolation
+-- 1245    _buckets_option
+-- 1283    _check_policy
+-- 1333    _check_spawn
+-- 1380    _read_spawn_options
+-- 1457    _time_option
+-- 1478    _moment_option
+-- 1510    _read_time_options
+-- 1549    _unique_option
+-- 1603    _inherit
+-- 1633    _check_cancellation
+-- 1650  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1653    _check_retry_strategy
+-- 1691    _backoff
+-- 1744    _fraction
+-- 1755  20_tables.sql: Queues and the policy of each
+-- 1757    queues (table)
+-- 1790    grants (table)
+-- 1804    limits (table)
+-- 1825    pauses (table)
+-- 1837    starts (table)
+-- 1852    wanted (table)
+-- 1864    schedules (table)
+-- 1908    versions (table)
+-- 1923    t_template (table)
+-- 2037    g_template (table)
+-- 2049    d_template (table)
+-- 2063    p0_template (table)
+-- 2076    p1_template (table)
+-- 2121    l_template (table)
+-- 2148    h_template (table)
+-- 2168    k0_template (table)
+-- 2181    k1_template (table)
+-- 2210    n0_template (table)
+-- 2221    n1_template (table)
+-- 2237    n_template (table)
+-- 2261    seq_template (sequence)
+-- 2262    ring_template (sequence)
+-- 2263    parked_template (sequence)
+-- 2264    woken_template (sequence)
+-- 2265    plan_template (sequence)
+-- 2266    fired_template (sequence)
+-- 2267    clock_template (sequence)
+-- 2268    carry_template (sequence)
+-- 2269    round_template (sequence)
+-- 2270    agenda_template (sequence)
+-- 2295    r_template (table)
+-- 2312    a_template (table)
+-- 2338    c_template (table)
+-- 2354    e_template (table)
+-- 2371    u_template (table)
+-- 2384    j_template (table)
+-- 2407    f_template (table)
+-- 2420    m_template (table)
+-- 2445    w_template (table)
+-- 2460  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2463    validate_queue_name
+-- 2505    _policy
+-- 2549    _call
+-- 2563    _template_ddl (view)
+-- 2648    _stamp
+-- 2660    _stamp_queues
+-- 2688    _stamp_relation
+-- 2728    _stamp_function
+-- 2761    _function
+-- 2773    _signature
+-- 2784    _leave_extension
+-- 2810    _lock_number
+-- 2820    _share_queue
+-- 2833    _may
+-- 2849    _each_queue
+-- 2871    _init_template
+-- 2902    _hush_template
+-- 2923    _beyond
+-- 2932    create_queue
+-- 2998    _refuse_busy
+-- 3015    _reach_queue
+-- 3031    drop_queue
+-- 3061    _drop_all
+-- 3115    list_queues
+-- 3139  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 3148    _push_template
+-- 3189    _fill
+-- 3209    _add0_template
+-- 3276    _back0_template
+-- 3294  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3299    _claim0_template
+-- 3371    _pick0_template
+-- 3454    _limits_template
+-- 3495    _move0_template
+-- 3557    _open_xids
+-- 3577    _next0_template
+-- 3606    _many0_template
+-- 3635    _stuck0_template
+-- 3673    _trim0_template
+-- 3714    _bring_template
+-- 3746    _take_template
+-- 3827    _known_template
+-- 3847    _paused_until
+-- 3860    claim_task
+-- 3921    _next_template
+-- 3963    _soon0_template
+-- 4021    next_due
+-- 4046  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 4059    _due0_template
+-- 4137    _last0_template
+-- 4162    _any0_template
+-- 4189    _miss0_template
+-- 4225    _pass0_template
+-- 4271    _fire_template
+-- 4332    _expire_template
+-- 4403    _timeout_reason
+-- 4422    _over_template
+-- 4444    _close_template
+-- 4474    _follow_template
+-- 4504  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4506    _segment_bytes
+-- 4527    _turn_template
+-- 4559    _turn0_template
+-- 4597    _spent0_template
+-- 4611    _dry0_template
+-- 4638    _left0_template
+-- 4669    _carry0_template
+-- 4713  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4719    _remake_template
+-- 4777    _alive_template
+-- 4831    _home
+-- 4844    _settle_template
+-- 4866    rebuild_dispatch
+-- 4903    _recap_template
+-- 4934  35_tally.sql: The letter by which tallies know where a task stands
+-- 4936    _letter
+-- 4955    _letters
+-- 4967    _bound
+-- 4987    _tally_template
+-- 5012    _reckon_template
+-- 5039    _finish_template
+-- 5067    _moved_template
+-- 5098    _sum0_template
+-- 5134    _noted0_template
+-- 5169    _bank0_template
+-- 5189    _census_template
+-- 5211    _count_template
+-- 5233  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5243    _gate_number
+-- 5254    _enter_gate
+-- 5276    _limit_of
+-- 5294    _rule_template
+-- 5320    _reign_template
+-- 5334    _enrol_template
+-- 5361    _going_template
+-- 5377    _busy_template
+-- 5393    _everywhere_busy
+-- 5419    _closed_until
+-- 5439    _is_fresh
+-- 5454    _is_limited
+-- 5465    _started
+-- 5482    _left_over
+-- 5503    _slots_template
+-- 5553    _vacate_template
+-- 5616    _unbar_template
+-- 5645    _intake_template
+-- 5666    _sift0_template
+-- 5753    _line_template
+-- 5813    _keys_template
+-- 5867    _admit_template
+-- 5930    _spare_template
+-- 5952    _choose_template
+-- 5998    _named_template
+-- 6025    _weed_template
+-- 6061    _cull_template
+-- 6092    _seize_template
+-- 6167    _quit_template
+-- 6195    _occupy_template
+-- 6235    _chance_template
+-- 6265    _align_template
+-- 6310  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6313    _want_template
+-- 6347    _names_option
+-- 6382    _order_queues
+-- 6418    _remember_names
+-- 6438    claim_any
+-- 6515    _check_order
+-- 6532  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6537    _put_template
+-- 6605    _enlist_template
+-- 6648    _new_template
+-- 6705    _tag_template
+-- 6723    _room_template
+-- 6750    _shed_template
+-- 6792    _first0_template
+-- 6833    _once_template
+-- 6881    _blocks
+-- 6908    _meet_template
+-- 6942    _swap_template
+-- 7003    _series_template
+-- 7040    _found_template
+-- 7097    _abide
+-- 7119    _check_spawner
+-- 7139    spawn_task
+-- 7204    spawn_tasks
+-- 7251    _read_task
+-- 7269  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7274    _hold_template
+-- 7325    _own_template
+-- 7345    _done_template
+-- 7393    complete_run
+-- 7416    _flush_template
+-- 7498    _why_template
+-- 7514    _read_runs
+-- 7560    _explain_bad_run
+-- 7585    complete_runs
+-- 7610    _end_template
+-- 7659    _lost_template
+-- 7679    _file_template
+-- 7705    _again_template
+-- 7745    _queue_template
+-- 7766    _fail_template
+-- 7784    fail_run
+-- 7808    _nap_template
+-- 7837    schedule_run
+-- 7867    _free_template
+-- 7915    release_run
+-- 7940    _keep_template
+-- 7966    extend_claim
+-- 7989  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 7994    _mark_template
+-- 8016    _note_template
+-- 8046    set_task_checkpoint_state
+-- 8081    _recall_template
+-- 8103    get_task_checkpoint_state
+-- 8127    _list_template
+-- 8156    get_task_checkpoint_states
+-- 8182  43_events.sql: Wait for an event, or learn how the wait ended
+-- 8189    _wait_template
+-- 8261    _park_template
+-- 8303    _check_event
+-- 8322    await_event
+-- 8359    _emit_template
+-- 8422    emit_event
+-- 8447  44_control.sql: Read a task, or raise TG003
+-- 8449    _fetch_template
+-- 8476    _stop_template
+-- 8508    _act_template
+-- 8530    _halt_template
+-- 8546    cancel_task
+-- 8568    _rerun_template
+-- 8643    _forget_template
+-- 8680    _redo_template
+-- 8716    _renew_template
+-- 8752    retry_task
+-- 8802    _show_template
+-- 8850    get_task_result
+-- 8885  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8892    _purge_template
+-- 8922    _erase_template
+-- 8973    _first_uuid
+-- 8992    _sweep_template
+-- 9032    _clean
+-- 9066    cleanup_tasks
+-- 9087    cleanup_events
+-- 9108    cleanup_all_queues
+-- 9138  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 9140    _cap_template
+-- 9169    _write_limit
+-- 9192    _read_limit
+-- 9241    _check_limit_keys
+-- 9263    set_limit
+-- 9318    _usage_template
+-- 9396    _overall_usage
+-- 9440    limit_usage
+-- 9473  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 9475    _pause_template
+-- 9496    _halve_template
+-- 9526    _check_only
+-- 9549    pause_queue
+-- 9585    resume_queue
+-- 9611    get_queue_policy
+-- 9635    set_queue_policy
+-- 9653    list_namespaces
+-- 9670  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9673    _read_filter
+-- 9707    _states_option
+-- 9738    _read_cursor
+-- 9757    _check_limit
+-- 9781    _find_template
+-- 9833    _seek_template
+-- 9882    _page_template
+-- 9951    _ended_template
+-- 9988    _fit_template
+-- 10025    _live_template
+-- 10062    _hints_template
+-- 10085    _hints0_template
+-- 10127    _rows_template
+-- 10176    list_tasks
+-- 10222    _peek_template
+-- 10278    get_task
+-- 10332    _runs_template
+-- 10385    list_runs
+-- 10416    _past_template
+-- 10492    _since_template
+-- 10510    get_task_history
+-- 10530    _held_template
+-- 10562    list_workers
+-- 10601    _read_place
+-- 10620    _acts_template
+-- 10646    list_actions
+-- 10678  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10680    _abort_template
+-- 10717    cancel_tasks
+-- 10754    _check_meant
+-- 10774    _limit_option
+-- 10787    _retake_template
+-- 10825    requeue_task
+-- 10850    _regain_template
+-- 10885    requeue_tasks
+-- 10924    list_dead_letters
+-- 10967    _replay_template
+-- 11008    replay_dead_letters
+-- 11048    _bury_template
+-- 11090    purge_dead_letters
+-- 11120  49_stats.sql: When the first task that is ready became so; null if none is
+-- 11122    _oldest_template
+-- 11166    _elder0_template
+-- 11202    _tenure_template
+-- 11227    _is_wanted
+-- 11244    _stat_template
+-- 11290    queue_stats
+-- 11345    _from
+-- 11359    _tardy_template
+-- 11390    _counters (view)
+-- 11414    _gauge_template
+-- 11468    _spans_template
+-- 11521    metrics
+-- 11559    _xmin_age
+-- 11578    prometheus
+-- 11637    _label_text
+-- 11660    _schedule_problems
+-- 11697    health
+-- 11753  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11758    _tick_template
+-- 11783    _ticked (sequence)
+-- 11789    _set_ticked
+-- 11802    ticker
+-- 11849    ticker_loop (procedure)
+-- 11875  51_cron.sql: Whether pg_cron is installed in this database
+-- 11877    _has_cron
+-- 11887    _cron_has_seconds
+-- 11908    _explain_no_cron
+-- 11940    start
+-- 11983    stop
+-- 12008    _maintain
+-- 12030    status
+-- 12066  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 12070    _rights (view)
+-- 12166    _allowed
+-- 12206    _grant
+-- 12225    _grant_again
+-- 12241    _grant_queue
+-- 12256    _check_grant
+-- 12289    grant_access
+-- 12325    revoke_access
+-- 12372  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 12374    _refuse_schedule
+-- 12391    _cron_value
+-- 12405    _cron_field
+-- 12466    _read_every
+-- 12488    _read_schedule
+-- 12563    _cron_time
+-- 12601    _cron_reading
+-- 12640    _clock
+-- 12649    _clock_reads
+-- 12685    _clock_set
+-- 12713    _cron_passing
+-- 12751    _cron_next
+-- 12791    _check_timezone
+-- 12820    next_fire_time
+-- 12856  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 12869    _planning_number
+-- 12879    _replan_template
+-- 12893    _agenda_template
+-- 12910    _future_template
+-- 12938    _strike_template
+-- 12994    _chime_template
+-- 13050    _undone_template
+-- 13069    _planned_after
+-- 13088    _due_times
+-- 13138    _spawn_scheduled
+-- 13183    _check_task_options
+-- 13213    _word_option
+-- 13235    _draw_schedule
+-- 13274    _schedule_options
+-- 13289    _miss_schedule
+-- 13305    _scheduled_in
+-- 13326    _grasp_template
+-- 13353    _enroll_template
+-- 13384    _redraw_template
+-- 13434    create_schedule
+-- 13478    _reform_template
+-- 13504    update_schedule
+-- 13527    _steer_template
+-- 13570    pause_schedule
+-- 13591    resume_schedule
+-- 13611    drop_schedule
+-- 13631    _launch_template
+-- 13663    trigger_schedule
+-- 13685    _diary_template
+-- 13721    get_schedule
+-- 13756    list_schedules
+-- 13798  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 13803    _links_option
+-- 13846    _read_link
+-- 13888    _trail_template
+-- 13934    _linked_template
+-- 13966    _ensue_template
+-- 14009    _undoings
+-- 14036    _undo_template
+-- 14070    _repent_template
+-- 14106    add_compensation
+-- 14146    _repeat_template
+-- 14176    _blank_template
+-- 14214    repeat_run
+-- 14240  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 14249    _brood_template
+-- 14279    _bind_template
+-- 14309    _read_child
+-- 14351    _child_queues
+-- 14377    _birth
+-- 14401    spawn_children
+-- 14480    _cancel_option
+-- 14503    _answer
+-- 14521    _report_template
+-- 14557    _tell_template
+-- 14572    _judge_template
+-- 14608    _ripe_template
+-- 14635    _gather_template
+-- 14700    _rally_template
+-- 14777    _crop_template
+-- 14823    _yield_template
+-- 14844    _dismiss
+-- 14865    _ditch_template
+-- 14909    _perish_template
+-- 14925    _orphan_template
+-- 14940    await_children
+-- 14997  66_messages.sql: Messages: a mailbox per task
+-- 15004    _shut_template
+-- 15047    _post_template
+-- 15096    send_message
+-- 15137    _hear_template
+-- 15204    receive_message
+-- 15242    _unhear_template
+-- 15263    _tidy_template
+-- 15290    _inbox_template
+-- 15316    list_messages
+-- 15338  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -1277,8 +1291,8 @@ declare
 begin
   perform teguh._check_keys('queue policy', p_policy, array[
     'notify', 'cleanup_ttl', 'cleanup_limit', 'default_max_attempts', 'default_retry_strategy',
-    'default_timeout', 'default_ttl', 'duration_buckets', 'max_pending', 'on_full', 'namespace',
-    'history'
+    'default_timeout', 'default_ttl', 'duration_buckets', 'max_pending', 'on_full', 'max_messages',
+    'namespace', 'history'
   ]);
   perform teguh._number_option(p_policy, 'cleanup_ttl', 0, 1e12);
   perform teguh._integer_option(p_policy, 'cleanup_limit', 1);
@@ -1288,6 +1302,7 @@ begin
   perform teguh._number_option(p_policy, 'default_ttl', 1e-3, 1e12);
   perform teguh._buckets_option(p_policy);
   perform teguh._integer_option(p_policy, 'max_pending', 1);
+  perform teguh._integer_option(p_policy, 'max_messages', 1);
   perform teguh._flag_option(p_policy, 'history');
 
   if teguh._text_option(p_policy, 'on_full') not in ('reject', 'drop_oldest') then
@@ -1755,7 +1770,7 @@ comment on table teguh.queues is
 comment on column teguh.queues.policy is
   'Settings given to create_queue(): notify, cleanup_ttl, cleanup_limit, '
   'default_max_attempts, default_retry_strategy, default_timeout, default_ttl, '
-  'duration_buckets, max_pending, on_full, history, namespace.';
+  'duration_buckets, max_pending, on_full, max_messages, history, namespace.';
 
 comment on column teguh.queues.built_for is
   'The database and table that the queue''s dispatch was built for, as a hash. Another '
@@ -2091,7 +2106,8 @@ comment on column teguh.p0_template.kind is
   'r: ready to be claimed. s: a sleeper''s timer. l: a lease''s or deadline''s timer.';
 comment on column teguh.p0_template.turn is
   'The task''s turn that the row is for; 0 for the timer of a deadline; -1 for a look at '
-  'whether the children it waits for are over (s), or for a task that its parent takes along (l).';
+  'whether the children or the message it waits for are there (s), or for a task that its parent '
+  'takes along (l).';
 comment on column teguh.p0_template.more_ids is
   'Further tasks of the same claim, whose leases end at the same time; their turns '
   'are in more_turns.';
@@ -2399,6 +2415,31 @@ create table if not exists teguh.f_template (
 
 comment on table teguh.f_template is
   'Which children of a step are over, and how they ended.';
+
+-- Messages.
+create table if not exists teguh.m_template (
+  task_id         uuid        not null,
+  n               bigint      not null,
+  sent_at         timestamptz not null,
+  topic           text        not null,
+  received_by     text        not null default '',
+  payload         jsonb       not null,
+  idempotency_key text,
+  constraint mkey_template primary key (task_id, received_by, topic, n)
+);
+
+create unique index if not exists monce_template
+  on teguh.m_template (task_id, idempotency_key)
+  where idempotency_key is not null;
+
+comment on table teguh.m_template is
+  'Messages to tasks. A message that was received stays until its task is removed or repeats: its '
+  'key is known then, and it can be received again when the task starts from that step once more.';
+comment on column teguh.m_template.n is
+  'In the order in which they were sent.';
+comment on column teguh.m_template.received_by is
+  'The step that has received it; empty while none has, a space if that was before the task began '
+  'anew.';
 
 -- Waits.
 create table if not exists teguh.w_template (
@@ -2946,10 +2987,11 @@ comment on function teguh.create_queue(text, jsonb) is
   '(seconds a run may take), default_ttl (seconds until a task expires), duration_buckets '
   '(ascending bounds in seconds, by which metrics() counts how long runs took: those that end '
   'from then on), max_pending (tasks that have not started; what is more is rejected with TG007 '
-  'or, if on_full is drop_oldest, cancels those that are first in line), history (whether runs '
-  'that another follows are kept for list_runs() and get_task_history(), default true; those that '
-  'end from then on), namespace (a name that queues are grouped by, default "default"); null sets '
-  'a key back to its default. '
+  'or, if on_full is drop_oldest, cancels those that are first in line), max_messages (messages '
+  'that wait in the mailbox of one task; what is more is rejected with TG007), history '
+  '(whether runs that another follows are kept for list_runs() and get_task_history(), default '
+  'true; those that end from then on), namespace (a name that queues are grouped by, '
+  'default "default"); null sets a key back to its default. '
   'Raises 42602 or 42939 for a name that cannot be, TG005 for a bad policy.';
 
 -- Give up on a queue whose tables could not be locked.
@@ -4720,7 +4762,8 @@ begin
 
   perform teguh._tell_template(w.task_id)
   from teguh.w_template as w
-  where w.event_name = '$children';
+  where w.event_name = '$children'
+    or starts_with(w.event_name, '$message:');
 
   update teguh.queues as q
   set built_for = teguh._home('teguh.p0_template'::regclass)
@@ -8265,11 +8308,11 @@ create or replace function teguh._check_event(p_event_name text)
 as $$
 begin
   perform teguh._check_name('event name', p_event_name);
-  if p_event_name = '$children' then
-    raise exception 'an event cannot be named "$children"'
+  if p_event_name = '$children' or starts_with(p_event_name, '$message:') then
+    raise exception 'an event cannot be named "%"', left(p_event_name, 200)
       using
         errcode = 'TG005',
-        detail = 'That is what a task waits for in await_children().',
+        detail = 'That is what a task waits for in await_children() or receive_message().',
         hint = 'Give it another name.';
   end if;
 end;
@@ -8595,8 +8638,8 @@ begin
 end;
 $$;
 
--- Delete the checkpoint of a step and all that were written after it, and forget the children
--- spawned from then on.  False if there is none.
+-- Delete the checkpoint of a step and all that were written after it, forget the children
+-- spawned from then on, and put the messages back that were received.  False if there is none.
 create or replace function teguh._forget_template(p_task_id uuid, p_from_step text)
   returns boolean
   language plpgsql
@@ -8617,6 +8660,7 @@ begin
     where (j.task_id, j.step_name) = (p_task_id, p_from_step)
   ) as s;
 
+  perform teguh._unhear_template(p_task_id, v_since);
   delete from teguh.c_template as c
   where c.task_id = p_task_id
     and c.updated_at >= v_since;
@@ -8748,8 +8792,8 @@ comment on function teguh.retry_task(text, uuid, jsonb) is
   'its old time to live. Options: '
   'spawn_new (true: leave the task and spawn a new one like it; also for completed '
   'tasks), max_attempts (default: room for at least one more run), from_step (delete the '
-  'checkpoint of that step and all written after it), reason (shown by get_task_history() and '
-  'list_actions()). attempt is the '
+  'checkpoint of that step and all written after it; messages received since are in the mailbox '
+  'again), reason (shown by get_task_history() and list_actions()). attempt is the '
   'number that the next claim will show. Raises TG001 for an unknown queue, TG003 for '
   'an unknown task, TG004 if it is not over, TG005 for a bad option or a step without '
   'checkpoint.';
@@ -8919,6 +8963,8 @@ begin
   where f.task_id = any (p_task_ids);
   delete from teguh.a_template as a
   where a.task_id = any (p_task_ids);
+  delete from teguh.m_template as m
+  where m.task_id = any (p_task_ids);
   return cardinality(p_task_ids);
 end;
 $$;
@@ -9573,7 +9619,8 @@ begin
     "notify": "auto", "cleanup_ttl": 2592000, "cleanup_limit": 1000,
     "default_max_attempts": null, "default_retry_strategy": null,
     "default_timeout": null, "default_ttl": null, "namespace": "default",
-    "max_pending": null, "on_full": "reject", "history": true, "duration_buckets": [
+    "max_pending": null, "on_full": "reject", "max_messages": null, "history": true,
+    "duration_buckets": [
       0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 1800
     ]
   }'::jsonb || (teguh._policy(p_queue_name) - '{paused_until,ruled}'::text[]);
@@ -11307,6 +11354,38 @@ begin
 end;
 $$;
 
+-- How many schedules of the queue are overdue, which are those that should have fired more than
+-- five minutes ago; how late the latest is, what it is called, and why the last try failed.
+create or replace function teguh._tardy_template()
+  returns table(
+    overdue       bigint,
+    lag_seconds   double precision,
+    schedule_name text,
+    last_error    text
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now  timestamptz := teguh.current_time();
+  v_from timestamptz := teguh._agenda_template();
+begin
+  -- one that could not fire is looked at again ten seconds later
+  return query
+  select
+    count(*) filter (where s.planned_at < v_now - interval '5 minutes'),
+    coalesce(date_part('epoch', v_now - min(s.planned_at)), 0),
+    (array_agg(s.schedule_name order by s.planned_at, s.schedule_name))[1],
+    (array_agg(s.last_error order by s.planned_at, s.schedule_name))[1]
+  from teguh.schedules as s
+  where s.queue_name = substr('_template', 2)
+    and s.next_at >= v_from
+    and s.next_at <= v_now + interval '10 seconds'
+    and s.planned_at <= v_now;
+end;
+$$;
+
 -- The names of what tallies count, by where a task stood and stands.
 create or replace view teguh._counters as
 select
@@ -11356,7 +11435,15 @@ begin
   from teguh._stat_template() as r
   cross join lateral jsonb_each_text(to_jsonb(r)) as s
   where s.key ~ '^oldest_'
-    and s.value is not null;
+    and s.value is not null
+  union all
+  select n.name, v_queue, n.value
+  from teguh._tardy_template() as r
+  cross join lateral (
+    values
+      ('teguh_schedules_overdue', r.overdue::double precision),
+      ('teguh_schedule_lag_seconds', r.lag_seconds)
+  ) as n(name, value);
 
   return query
   with tallies as materialized (
@@ -11461,10 +11548,12 @@ $$;
 comment on function teguh.metrics() is
   'What there is to measure, of the queues the caller may read. teguh_tasks by queue and state; '
   'teguh_tasks_created_, started_, completed_, failed_, retried_, cancelled_, expired_total and '
-  'the histogram teguh_run_duration_seconds by queue and task; ages in seconds; the lag of the '
-  'ticker; how many transactions old the oldest snapshot is that keeps dead rows from being '
-  'removed, as far as the owner of teguh may see. Whether a label le is a bound, the policy of '
-  'the queue says (duration_buckets).';
+  'the histogram teguh_run_duration_seconds by queue and task; ages in seconds; '
+  'teguh_schedules_overdue (that should have fired more than 5 minutes ago) and '
+  'teguh_schedule_lag_seconds (how late the latest is) by queue; the lag of the ticker; how many '
+  'transactions old the oldest snapshot is that keeps dead rows from being removed, as far as the '
+  'owner of teguh may see. Whether a label le is a bound, the policy of the queue says '
+  '(duration_buckets).';
 
 -- How many transactions old the oldest snapshot or replication slot is that can be seen.
 create or replace function teguh._xmin_age()
@@ -11567,6 +11656,43 @@ as $$
   from jsonb_each_text(p_labels) as l;
 $$;
 
+-- What is wrong with the schedules of the queues that the caller may read: problems of health().
+create or replace function teguh._schedule_problems()
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text;
+  v_overdue    bigint;
+  v_lag        double precision;
+  v_name       text;
+  v_error      text;
+  v_problems   jsonb := '[]'::jsonb;
+begin
+  for v_queue_name in
+    select q.queue_name
+    from teguh.list_queues() as q
+    where teguh._may('tardy', q.queue_name)
+  loop
+    execute
+      'select t.overdue, t.lag_seconds, t.schedule_name, t.last_error from '
+      || teguh._from('tardy', v_queue_name) || ' as t'
+    into v_overdue, v_lag, v_name, v_error;
+    if v_overdue > 0 then
+      v_problems := v_problems || jsonb_build_object(
+        'problem', format('schedules of queue "%s" are overdue: %s', v_queue_name, v_overdue),
+        'hint', format('"%s" should have fired %s s ago: %s', v_name, round(v_lag),
+          coalesce(v_error, 'nobody ticks this queue.'))
+      );
+    end if;
+  end loop;
+
+  return v_problems;
+end;
+$$;
+
 -- Say whether all is well.
 create or replace function teguh.health()
   returns jsonb
@@ -11606,6 +11732,7 @@ begin
         round(v_queue.oldest_pending_age_seconds))
     );
   end loop;
+  v_problems := v_problems || teguh._schedule_problems();
 
   return jsonb_build_object(
     'status', case v_problems when '[]' then 'ok' else 'degraded' end,
@@ -11619,8 +11746,9 @@ $$;
 
 comment on function teguh.health() is
   'An object: status is ok or degraded; problems says what is wrong, each with a hint: nobody '
-  'has ticked for 5 minutes, a snapshot is over ten million transactions old, or tasks of a '
-  'queue have been ready for 5 minutes while nobody works on it.';
+  'has ticked for 5 minutes, a snapshot is over ten million transactions old, tasks of a '
+  'queue have been ready for 5 minutes while nobody works on it, or schedules should have fired '
+  '5 minutes ago and have not.';
 
 -- sql/src/50_ticker.sql
 -- One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
@@ -11959,7 +12087,7 @@ from (
     ('queue_stats',                'stat',        'client worker observer admin', false),
     ('metrics',                    'gauge',       'client worker observer admin', false),
     ('prometheus',                 'gauge',       'client worker observer admin', false),
-    ('health',                     'stat',        'client worker observer admin', false),
+    ('health',                     'stat tardy',  'client worker observer admin', false),
     ('get_task_result',            'show',        'client worker observer admin', false),
     ('list_namespaces',            '',            'client worker observer admin', false),
     ('get_task',                   'peek',        'client worker observer admin', false),
@@ -11975,9 +12103,11 @@ from (
     ('next_fire_time',             '',            'client worker observer admin', false),
     ('get_schedule',               'diary',       'client worker observer admin', false),
     ('list_schedules',             'diary',       'client worker observer admin', false),
+    ('list_messages',              'inbox',       'client worker observer admin', false),
     ('spawn_task',                 'new put once room rule', 'client worker admin',    false),
     ('spawn_tasks',                'put series room rule', 'client worker admin',     false),
     ('emit_event',                 'emit',        'client worker admin',          false),
+    ('send_message',               'post',        'client worker admin',          false),
     ('cancel_task',                'halt',        'client worker admin',          false),
     ('cancel_tasks',               'abort',       'client worker admin',          false),
     ('retry_task',                 'rerun',       'client worker admin',          false),
@@ -11992,6 +12122,7 @@ from (
     ('extend_claim',               'keep',        'worker admin',                 false),
     ('set_task_checkpoint_state',  'mark',        'worker admin',                 false),
     ('await_event',                'wait',        'worker admin',                 false),
+    ('receive_message',            'hear',        'worker admin',                 false),
     ('spawn_children',             'brood bind put room rule', 'worker admin',    false),
     ('await_children',             'rally',       'worker admin',                 false),
     ('add_compensation',           'repent',      'worker admin',                 false),
@@ -12184,9 +12315,9 @@ $$;
 
 comment on function teguh.grant_access(text, text, text[]) is
   'Lets a role use the queues named, or all, also those to come, if p_queue_names is null. '
-  'client: spawn, cancel, retry, emit events, read results. worker: that, and claim runs and '
-  'report on them, tick. observer: read. admin: all of it and cleanup; for all queues '
-  'also create and drop queues, schedule, grant. Everything goes through functions; nobody '
+  'client: spawn, cancel, retry, emit events, send messages, read results. worker: that, and '
+  'claim runs and report on them, tick. observer: read. admin: all of it and cleanup; for all '
+  'queues also create and drop queues, schedule, grant. Everything goes through functions; nobody '
   'gets at the tables. Raises 42704 for an unknown role, TG001 for an unknown queue, TG005 '
   'for an unknown kind of access.';
 
@@ -14010,8 +14141,8 @@ comment on function teguh.add_compensation(text, uuid, uuid, text, jsonb) is
   'not spawn it, AB001 if the task is cancelled, AB002 if the run has ended.';
 
 -- End a run with success, and begin the task anew after some time, with no checkpoints, no
--- children, and nothing to undo of its own.  max_duration begins anew, too; when it expires does
--- not change.
+-- children, and nothing to undo of its own.  Messages that it has not received stay.
+-- max_duration begins anew, too; when it expires does not change.
 create or replace function teguh._repeat_template(p_run_id uuid, p_after double precision)
   returns uuid
   language plpgsql
@@ -14062,6 +14193,7 @@ begin
   where j.task_id = p_task.task_id;
   delete from teguh.f_template as f
   where f.task_id = p_task.task_id;
+  perform teguh._tidy_template(p_task.task_id);
 
   update teguh.t_template as t
   set
@@ -14100,10 +14232,10 @@ $$;
 
 comment on function teguh.repeat_run(text, uuid, double precision) is
   'Ends a run with success, and begins the same task anew in p_after_seconds: another run, without '
-  'the checkpoints and children of this one, with all its attempts. Returns its id. A ttl goes on, '
-  'max_duration begins anew. Raises TG001 for an unknown '
-  'queue, TG002 for an unknown run, TG004 if nobody holds the run or after 1048575 runs, TG005 for '
-  'a bad period, AB001 if the task is cancelled, AB002 if the run has ended.';
+  'the checkpoints and children of this one, with all its attempts, and with the messages that it '
+  'has not received. Returns its id. A ttl goes on, max_duration begins anew. Raises TG001 for an '
+  'unknown queue, TG002 for an unknown run, TG004 if nobody holds the run or after 1048575 runs, '
+  'TG005 for a bad period, AB001 if the task is cancelled, AB002 if the run has ended.';
 
 -- sql/src/63_children.sql
 -- Children: tasks that a step spawns and may wait for.
@@ -14420,7 +14552,8 @@ begin
 end;
 $$;
 
--- Have the children of a task counted in a moment, with whatever else ends until then.
+-- Have it looked in a moment whether what a task waits for is there: its children, with whatever
+-- else ends until then, or a message.
 create or replace function teguh._tell_template(p_task_id uuid)
   returns void
   language plpgsql
@@ -14471,8 +14604,34 @@ begin
 end;
 $$;
 
--- Wake those of the tasks given whose children have done what they wait for.  Returns how many.
--- One that somebody holds locked is looked at again in a second: whoever it is may roll back.
+-- Whether the children or the message that a task waits for are there.
+create or replace function teguh._ripe_template(p_wait teguh.w_template)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_wait.event_name = '$children' then
+    return (
+      select teguh._judge_template(j.task_id, j.step_name, j.wanted, j.fail_fast)
+      from teguh.j_template as j
+      where (j.task_id, j.step_name) = (p_wait.task_id, p_wait.step_name)
+    );
+  end if;
+
+  return starts_with(p_wait.event_name, '$message:') and exists (
+    select from teguh.m_template as m
+    where m.task_id = p_wait.task_id
+      and m.received_by = ''
+      and m.topic = substr(p_wait.event_name, length('$message:') + 1)
+  );
+end;
+$$;
+
+-- Wake those of the tasks given whose children have done what they wait for, or who have got the
+-- message.  Returns how many.  One that somebody holds locked is looked at again in a second:
+-- whoever it is may roll back.  Messages to a task that was removed meanwhile go, too.
 create or replace function teguh._gather_template(p_task_ids uuid[], p_now timestamptz)
   returns integer
   language plpgsql
@@ -14488,13 +14647,20 @@ begin
     return 0;
   end if;
 
+  delete from teguh.m_template as m
+  where m.task_id = any (array(
+    select u.task_id
+    from unnest(p_task_ids) as u(task_id)
+    where not exists (
+      select from teguh.t_template as t where t.task_id = u.task_id offset 0
+    )
+  ));
+
   for v_wait in
-    select w.task_id, w.turn, w.step_name
+    select w.task_id, w.turn
     from unnest(p_task_ids) as u(task_id)
     join teguh.w_template as w on w.task_id = u.task_id
-    join teguh.j_template as j on (j.task_id, j.step_name) = (w.task_id, w.step_name)
-    where w.event_name = '$children'
-      and teguh._judge_template(j.task_id, j.step_name, j.wanted, j.fail_fast)
+    where teguh._ripe_template(w)
     order by w.task_id
   loop
     select t.* into v_task
@@ -14827,6 +14993,347 @@ comment on function teguh.await_children(
   'of another task, TG004 if nobody holds the run or the step has no children, TG005 for a bad '
   'mode or option, AB001 if the task is cancelled, AB002 if the run has ended, 25001 unless the '
   'transaction is READ COMMITTED.';
+
+-- sql/src/66_messages.sql
+-- Messages: a mailbox per task.
+--
+-- A sender locks nothing of the task: it leaves a row, and a timer that makes somebody look into
+-- the mailbox a moment later, when both that row and the wait for it can be seen.
+
+-- Raise why a task takes no message, if it does not.
+create or replace function teguh._shut_template(p_task_id uuid)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task teguh.t_template := teguh._fetch_template(p_task_id);
+  v_most integer;
+begin
+  if v_task.state not in ('pending', 'running', 'sleeping') then
+    raise exception 'task "%" is %', p_task_id, v_task.state
+      using
+        errcode = 'TG004',
+        detail = 'Nobody would receive the message.',
+        hint = 'If it is to be run again, retry it first.';
+  end if;
+
+  select (q.policy ->> 'max_messages')::integer into v_most
+  from teguh.queues as q
+  where q.queue_name = substr('_template', 2)
+    and q.policy ? 'max_messages';
+  if not found then
+    return;
+  end if;
+
+  perform from teguh.m_template as m
+  where m.task_id = p_task_id
+    and m.received_by = ''
+  limit 1 offset v_most - 1;
+  if found then
+    raise exception 'the mailbox of task "%" is full', p_task_id
+      using
+        errcode = 'TG007',
+        detail = format('It has the %s messages that the queue''s policy allows.', v_most),
+        hint = 'Send again later, or set "max_messages" higher.';
+  end if;
+end;
+$$;
+
+-- Put a message into a mailbox, unless it was sent before.  A key is remembered after the message
+-- was received, too, and asked for first: a sender that did not hear the answer may learn it even
+-- when the task is over by now.
+create or replace function teguh._post_template(
+  p_task_id uuid,
+  p_topic   text,
+  p_payload jsonb,
+  p_key     text
+)
+  returns table(message_id bigint, created boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_known teguh.m_template;
+begin
+  loop
+    select m.* into v_known
+    from teguh.m_template as m
+    where m.task_id = p_task_id
+      and m.idempotency_key = p_key;
+    exit when found;
+
+    perform teguh._shut_template(p_task_id);
+    insert into teguh.m_template as m (task_id, n, sent_at, topic, payload, idempotency_key)
+    values (
+      p_task_id, nextval('teguh.seq_template'::regclass), teguh.current_time(), p_topic, p_payload,
+      p_key
+    )
+    on conflict (task_id, idempotency_key) where idempotency_key is not null do nothing
+    returning m.n, true into message_id, created;
+    if found then
+      perform teguh._tell_template(p_task_id);
+      return next;
+      return;
+    end if;
+  end loop;
+
+  if (v_known.topic, v_known.payload) is distinct from (p_topic, p_payload) then
+    raise exception 'idempotency key "%" belongs to another message', p_key
+      using
+        errcode = 'TG006',
+        detail = format('Topic and payload of message %s differ from these.', v_known.n),
+        hint = 'Use a key that names one message.';
+  end if;
+
+  return query select v_known.n, false;
+end;
+$$;
+
+-- Send a message.
+create or replace function teguh.send_message(
+  p_queue_name text,
+  p_task_id    uuid,
+  p_topic      text,
+  p_payload    jsonb default null,
+  p_options    jsonb default '{}'
+)
+  returns table(message_id bigint, created boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_options jsonb := coalesce(p_options, '{}');
+begin
+  perform teguh._check_name('topic', p_topic);
+  perform teguh._check_keys('options of a message', v_options, array['idempotency_key']);
+
+  return query execute teguh._call('post', p_queue_name, 4)
+  using
+    p_task_id, p_topic, coalesce(p_payload, 'null'),
+    teguh._name_option(v_options, 'idempotency_key');
+end;
+$$;
+
+comment on function teguh.send_message(text, uuid, text, jsonb, jsonb) is
+  'Sends a message to a task that is not over, in the caller''s transaction: it waits in the '
+  'task''s mailbox until receive_message() takes it, once. Messages of a topic that were sent one '
+  'after the other are received in that order. A null payload is JSON null. Option: '
+  'idempotency_key (a second message of that key to the task is not sent, also when the first has '
+  'been received: created is false, message_id the first one''s; remembered as long as the task, '
+  'and if it repeats, as long as the queue''s cleanup_ttl says). Raises TG001 for an unknown '
+  'queue, TG003 for an unknown task, TG004 for one that is over, TG005 for a bad topic or option, '
+  'TG006 if the key belongs to a message of another topic or payload, TG007 if max_messages of '
+  'the queue''s policy are waiting (as far as that can be seen while others are sending).';
+
+-- Take the first message of a topic out of a mailbox, or wait for one.
+--
+-- The mailbox is looked at again after the wait is written down, by a timer of its own: of a
+-- message that is sent at the same moment either this sees the row, or that look does.  The
+-- message becomes the checkpoint of the step as it is taken.
+create or replace function teguh._hear_template(
+  p_task_id   uuid,
+  p_run_id    uuid,
+  p_step_name text,
+  p_topic     text,
+  p_timeout   double precision
+)
+  returns table(should_suspend boolean, payload jsonb, timed_out boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now     timestamptz := teguh.current_time();
+  v_task    teguh.t_template := teguh._own_template(p_task_id, p_run_id);
+  v_event   text := '$message:' || p_topic;
+  v_timeout timestamptz;
+  v_message teguh.m_template;
+begin
+  select false, c.state, c.status = 'timed_out' into should_suspend, payload, timed_out
+  from teguh.c_template as c
+  where c.task_id = p_task_id
+    and c.checkpoint_name = p_step_name;
+  if found then
+    payload := case when not timed_out then payload end;
+    return next;
+    return;
+  end if;
+
+  select w.timeout_at into v_timeout
+  from teguh.w_template as w
+  where w.task_id = p_task_id
+    and w.step_name = p_step_name
+    and w.event_name = v_event;
+  v_timeout := coalesce(v_timeout, teguh._after(v_now, p_timeout));
+  select m.* into v_message
+  from teguh.m_template as m
+  where m.task_id = p_task_id
+    and m.received_by = ''
+    and m.topic = p_topic
+  order by m.n
+  limit 1;
+  timed_out := not found;
+  if timed_out and (v_timeout is null or v_timeout > v_now) then
+    perform teguh._park_template(v_task, p_step_name, v_event, v_timeout);
+    perform teguh._tell_template(p_task_id);
+    return query select true, null::jsonb, false;
+    return;
+  end if;
+
+  update teguh.m_template as m
+  set received_by = p_step_name
+  where m.task_id = p_task_id
+    and m.received_by = ''
+    and m.topic = p_topic
+    and m.n = v_message.n;
+  perform teguh._note_template(
+    p_task_id, p_step_name, v_message.payload,
+    case when timed_out then 'timed_out' else 'committed' end, p_run_id
+  );
+  delete from teguh.w_template as w
+  where w.task_id = p_task_id;
+  return query select false, v_message.payload, timed_out;
+end;
+$$;
+
+-- Receive a message.
+create or replace function teguh.receive_message(
+  p_queue_name text,
+  p_task_id    uuid,
+  p_run_id     uuid,
+  p_step_name  text,
+  p_topic      text,
+  p_timeout    double precision default null
+)
+  returns table(should_suspend boolean, payload jsonb, timed_out boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_isolation('receive_message');
+  perform teguh._check_name('step name', p_step_name);
+  perform teguh._check_name('topic', p_topic);
+  if p_timeout is not null then
+    perform teguh._check_seconds('timeout', p_timeout, true);
+  end if;
+
+  return query execute teguh._call('hear', p_queue_name, 5)
+  using p_task_id, p_run_id, p_step_name, p_topic, p_timeout;
+end;
+$$;
+
+comment on function teguh.receive_message(text, uuid, uuid, text, text, double precision) is
+  'Takes the oldest message of a topic out of the mailbox of a run''s task, in the caller''s '
+  'transaction, and stores it as the checkpoint of the step: another step gets the next message, '
+  'the same step the same one again. should_suspend: there was none, and the run now sleeps until '
+  'one is sent or p_timeout seconds (null: for ever) have passed; the worker lets go of it and '
+  'calls again when it is claimed next. Otherwise the wait is over, with the payload or '
+  'timed_out, and stays so for this step. A message that is there when the time is over was in '
+  'time. Raises TG001 for an unknown queue, TG002 for an unknown run or one of another task, TG004 '
+  'if nobody holds the run, TG005 for a bad name or timeout, AB001 if the task is cancelled, AB002 '
+  'if the run has ended, 25001 unless the transaction is READ COMMITTED.';
+
+-- Put the messages back that were received by steps of a locked task from some time on.
+create or replace function teguh._unhear_template(p_task_id uuid, p_since timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  update teguh.m_template as m
+  set received_by = ''
+  where m.task_id = p_task_id
+    and m.received_by in (
+      select c.checkpoint_name
+      from teguh.c_template as c
+      where c.task_id = p_task_id
+        and c.updated_at >= p_since
+    );
+end;
+$$;
+
+-- Forget the messages that a locked task has received, now that it repeats.  Their keys are
+-- remembered for some time: a sender may not have heard yet that it was sent.
+create or replace function teguh._tidy_template(p_task_id uuid)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  delete from teguh.m_template as m
+  using teguh.queues as q
+  where q.queue_name = substr('_template', 2)
+    and m.task_id = p_task_id
+    and m.received_by <> ''
+    and (
+      m.idempotency_key is null
+      or m.sent_at <= teguh._after(
+        teguh.current_time(),
+        -coalesce((q.policy ->> 'cleanup_ttl')::double precision, 2592000)
+      )
+    );
+  update teguh.m_template as m
+  set received_by = ' '
+  where m.task_id = p_task_id
+    and m.received_by not in ('', ' ');
+end;
+$$;
+
+-- The messages that wait in a task's mailbox.
+create or replace function teguh._inbox_template(p_task_id uuid)
+  returns table(
+    message_id      bigint,
+    topic           text,
+    payload         jsonb,
+    sent_at         timestamptz,
+    idempotency_key text
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+  select m.n, m.topic, m.payload, m.sent_at, m.idempotency_key
+  from teguh.m_template as m
+  where m.task_id = p_task_id
+    and m.received_by = ''
+  order by m.n;
+  if not found then
+    perform teguh._fetch_template(p_task_id);
+  end if;
+end;
+$$;
+
+-- List the messages of a task that have not been received.
+create or replace function teguh.list_messages(p_queue_name text, p_task_id uuid)
+  returns table(
+    message_id      bigint,
+    topic           text,
+    payload         jsonb,
+    sent_at         timestamptz,
+    idempotency_key text
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query execute teguh._call('inbox', p_queue_name, 1) using p_task_id;
+end;
+$$;
+
+comment on function teguh.list_messages(text, uuid) is
+  'The messages in a task''s mailbox that it has not received, in the order in which they were '
+  'sent. Those that it has are among its checkpoints. Raises TG001 for an unknown queue, TG003 '
+  'for an unknown task.';
 
 -- sql/src/90_finish.sql
 -- The second segment's functions are those of the first with 0 and 1 exchanged.

@@ -40,10 +40,12 @@ CALLS = {
     "list_workers": "select * from teguh.list_workers('{q}')",
     "list_actions": "select * from teguh.list_actions('{q}')",
     "list_dead_letters": "select * from teguh.list_dead_letters('{q}')",
+    "list_messages": f"select * from teguh.list_messages('{{q}}', {TASK})",
     "list_namespaces": "select * from teguh.list_namespaces()",
     "spawn_task": "select teguh.spawn_task('{q}', 't', '{{}}')",
     "spawn_tasks": "select teguh.spawn_tasks('{q}', '[{{\"task_name\": \"t\"}}]')",
     "emit_event": "select teguh.emit_event('{q}', 'e')",
+    "send_message": f"select teguh.send_message('{{q}}', {TASK}, 't')",
     "cancel_task": f"select teguh.cancel_task('{{q}}', {TASK})",
     "cancel_tasks": "select teguh.cancel_tasks('{q}', '{{\"tag\": \"none\"}}')",
     "retry_task": f"select teguh.retry_task('{{q}}', {TASK})",
@@ -59,6 +61,7 @@ CALLS = {
     "set_task_checkpoint_state":
         f"select teguh.set_task_checkpoint_state('{{q}}', {TASK}, 's', '1', {RUN})",
     "await_event": f"select teguh.await_event('{{q}}', {TASK}, {RUN}, 's', 'e')",
+    "receive_message": f"select teguh.receive_message('{{q}}', {TASK}, {RUN}, 's', 't')",
     "spawn_children": f"select teguh.spawn_children('{{q}}', {RUN}, 's', '[]')",
     "await_children": f"select teguh.await_children('{{q}}', {TASK}, {RUN}, 's')",
     "add_compensation":
@@ -108,14 +111,17 @@ READ = {
     "get_task_result", "get_task_checkpoint_state", "get_task_checkpoint_states", "get_task",
     "list_tasks", "list_runs", "get_task_history", "list_workers", "list_actions",
     "list_dead_letters", "queue_stats", "limit_usage", "get_schedule", "list_schedules",
+    "list_messages",
 }  # fmt: skip
 CLIENT = READ | {
     "spawn_task", "spawn_tasks", "emit_event", "cancel_task", "cancel_tasks", "retry_task",
+    "send_message",
 }  # fmt: skip
 WORKER = CLIENT | {
     "claim_task", "claim_any", "next_due", "complete_run", "complete_runs", "fail_run",
     "schedule_run", "release_run", "extend_claim", "set_task_checkpoint_state", "await_event",
     "spawn_children", "await_children", "add_compensation", "repeat_run", "ticker",
+    "receive_message",
 }  # fmt: skip
 UPKEEP = WORKER | {
     "cleanup_tasks", "cleanup_events", "rebuild_dispatch", "pause_queue", "resume_queue",

@@ -108,6 +108,14 @@ spawn_children(p_queue_name text, p_run_id uuid, p_step_name text, p_tasks jsonb
 await_children(p_queue_name text, p_task_id uuid, p_run_id uuid, p_step_name text, p_mode text,
   p_timeout double precision, p_options jsonb)
   -> TABLE(should_suspend boolean, payload jsonb, timed_out boolean)
+send_message(p_queue_name text, p_task_id uuid, p_topic text, p_payload jsonb, p_options jsonb)
+  -> TABLE(message_id bigint, created boolean)
+receive_message(p_queue_name text, p_task_id uuid, p_run_id uuid, p_step_name text, p_topic text,
+  p_timeout double precision)
+  -> TABLE(should_suspend boolean, payload jsonb, timed_out boolean)
+list_messages(p_queue_name text, p_task_id uuid)
+  -> TABLE(message_id bigint, topic text, payload jsonb, sent_at timestamp with time zone,
+  idempotency_key text)
 add_compensation(p_queue_name text, p_task_id uuid, p_run_id uuid, p_step_name text, p_task jsonb)
   -> void
 repeat_run(p_queue_name text, p_run_id uuid, p_after_seconds double precision) -> uuid

@@ -15,7 +15,7 @@ comment on table teguh.queues is
 comment on column teguh.queues.policy is
   'Settings given to create_queue(): notify, cleanup_ttl, cleanup_limit, '
   'default_max_attempts, default_retry_strategy, default_timeout, default_ttl, '
-  'duration_buckets, max_pending, on_full, history, namespace.';
+  'duration_buckets, max_pending, on_full, max_messages, history, namespace.';
 
 comment on column teguh.queues.built_for is
   'The database and table that the queue''s dispatch was built for, as a hash. Another '
@@ -351,7 +351,8 @@ comment on column teguh.p0_template.kind is
   'r: ready to be claimed. s: a sleeper''s timer. l: a lease''s or deadline''s timer.';
 comment on column teguh.p0_template.turn is
   'The task''s turn that the row is for; 0 for the timer of a deadline; -1 for a look at '
-  'whether the children it waits for are over (s), or for a task that its parent takes along (l).';
+  'whether the children or the message it waits for are there (s), or for a task that its parent '
+  'takes along (l).';
 comment on column teguh.p0_template.more_ids is
   'Further tasks of the same claim, whose leases end at the same time; their turns '
   'are in more_turns.';
@@ -659,6 +660,31 @@ create table if not exists teguh.f_template (
 
 comment on table teguh.f_template is
   'Which children of a step are over, and how they ended.';
+
+-- Messages.
+create table if not exists teguh.m_template (
+  task_id         uuid        not null,
+  n               bigint      not null,
+  sent_at         timestamptz not null,
+  topic           text        not null,
+  received_by     text        not null default '',
+  payload         jsonb       not null,
+  idempotency_key text,
+  constraint mkey_template primary key (task_id, received_by, topic, n)
+);
+
+create unique index if not exists monce_template
+  on teguh.m_template (task_id, idempotency_key)
+  where idempotency_key is not null;
+
+comment on table teguh.m_template is
+  'Messages to tasks. A message that was received stays until its task is removed or repeats: its '
+  'key is known then, and it can be received again when the task starts from that step once more.';
+comment on column teguh.m_template.n is
+  'In the order in which they were sent.';
+comment on column teguh.m_template.received_by is
+  'The step that has received it; empty while none has, a space if that was before the task began '
+  'anew.';
 
 -- Waits.
 create table if not exists teguh.w_template (

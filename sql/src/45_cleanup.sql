@@ -78,6 +78,8 @@ begin
   where f.task_id = any (p_task_ids);
   delete from teguh.a_template as a
   where a.task_id = any (p_task_ids);
+  delete from teguh.m_template as m
+  where m.task_id = any (p_task_ids);
   return cardinality(p_task_ids);
 end;
 $$;

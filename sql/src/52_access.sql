@@ -21,7 +21,7 @@ from (
     ('queue_stats',                'stat',        'client worker observer admin', false),
     ('metrics',                    'gauge',       'client worker observer admin', false),
     ('prometheus',                 'gauge',       'client worker observer admin', false),
-    ('health',                     'stat',        'client worker observer admin', false),
+    ('health',                     'stat tardy',  'client worker observer admin', false),
     ('get_task_result',            'show',        'client worker observer admin', false),
     ('list_namespaces',            '',            'client worker observer admin', false),
     ('get_task',                   'peek',        'client worker observer admin', false),
@@ -37,9 +37,11 @@ from (
     ('next_fire_time',             '',            'client worker observer admin', false),
     ('get_schedule',               'diary',       'client worker observer admin', false),
     ('list_schedules',             'diary',       'client worker observer admin', false),
+    ('list_messages',              'inbox',       'client worker observer admin', false),
     ('spawn_task',                 'new put once room rule', 'client worker admin',    false),
     ('spawn_tasks',                'put series room rule', 'client worker admin',     false),
     ('emit_event',                 'emit',        'client worker admin',          false),
+    ('send_message',               'post',        'client worker admin',          false),
     ('cancel_task',                'halt',        'client worker admin',          false),
     ('cancel_tasks',               'abort',       'client worker admin',          false),
     ('retry_task',                 'rerun',       'client worker admin',          false),
@@ -54,6 +56,7 @@ from (
     ('extend_claim',               'keep',        'worker admin',                 false),
     ('set_task_checkpoint_state',  'mark',        'worker admin',                 false),
     ('await_event',                'wait',        'worker admin',                 false),
+    ('receive_message',            'hear',        'worker admin',                 false),
     ('spawn_children',             'brood bind put room rule', 'worker admin',    false),
     ('await_children',             'rally',       'worker admin',                 false),
     ('add_compensation',           'repent',      'worker admin',                 false),
@@ -246,9 +249,9 @@ $$;
 
 comment on function teguh.grant_access(text, text, text[]) is
   'Lets a role use the queues named, or all, also those to come, if p_queue_names is null. '
-  'client: spawn, cancel, retry, emit events, read results. worker: that, and claim runs and '
-  'report on them, tick. observer: read. admin: all of it and cleanup; for all queues '
-  'also create and drop queues, schedule, grant. Everything goes through functions; nobody '
+  'client: spawn, cancel, retry, emit events, send messages, read results. worker: that, and '
+  'claim runs and report on them, tick. observer: read. admin: all of it and cleanup; for all '
+  'queues also create and drop queues, schedule, grant. Everything goes through functions; nobody '
   'gets at the tables. Raises 42704 for an unknown role, TG001 for an unknown queue, TG005 '
   'for an unknown kind of access.';
 

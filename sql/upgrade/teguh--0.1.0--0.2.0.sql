@@ -991,8 +991,8 @@ declare
 begin
   perform teguh._check_keys('queue policy', p_policy, array[
     'notify', 'cleanup_ttl', 'cleanup_limit', 'default_max_attempts', 'default_retry_strategy',
-    'default_timeout', 'default_ttl', 'duration_buckets', 'max_pending', 'on_full', 'namespace',
-    'history'
+    'default_timeout', 'default_ttl', 'duration_buckets', 'max_pending', 'on_full', 'max_messages',
+    'namespace', 'history'
   ]);
   perform teguh._number_option(p_policy, 'cleanup_ttl', 0, 1e12);
   perform teguh._integer_option(p_policy, 'cleanup_limit', 1);
@@ -1002,6 +1002,7 @@ begin
   perform teguh._number_option(p_policy, 'default_ttl', 1e-3, 1e12);
   perform teguh._buckets_option(p_policy);
   perform teguh._integer_option(p_policy, 'max_pending', 1);
+  perform teguh._integer_option(p_policy, 'max_messages', 1);
   perform teguh._flag_option(p_policy, 'history');
 
   if teguh._text_option(p_policy, 'on_full') not in ('reject', 'drop_oldest') then
@@ -1469,7 +1470,7 @@ comment on table teguh.queues is
 comment on column teguh.queues.policy is
   'Settings given to create_queue(): notify, cleanup_ttl, cleanup_limit, '
   'default_max_attempts, default_retry_strategy, default_timeout, default_ttl, '
-  'duration_buckets, max_pending, on_full, history, namespace.';
+  'duration_buckets, max_pending, on_full, max_messages, history, namespace.';
 
 comment on column teguh.queues.built_for is
   'The database and table that the queue''s dispatch was built for, as a hash. Another '
@@ -1805,7 +1806,8 @@ comment on column teguh.p0_template.kind is
   'r: ready to be claimed. s: a sleeper''s timer. l: a lease''s or deadline''s timer.';
 comment on column teguh.p0_template.turn is
   'The task''s turn that the row is for; 0 for the timer of a deadline; -1 for a look at '
-  'whether the children it waits for are over (s), or for a task that its parent takes along (l).';
+  'whether the children or the message it waits for are there (s), or for a task that its parent '
+  'takes along (l).';
 comment on column teguh.p0_template.more_ids is
   'Further tasks of the same claim, whose leases end at the same time; their turns '
   'are in more_turns.';
@@ -2113,6 +2115,31 @@ create table if not exists teguh.f_template (
 
 comment on table teguh.f_template is
   'Which children of a step are over, and how they ended.';
+
+-- Messages.
+create table if not exists teguh.m_template (
+  task_id         uuid        not null,
+  n               bigint      not null,
+  sent_at         timestamptz not null,
+  topic           text        not null,
+  received_by     text        not null default '',
+  payload         jsonb       not null,
+  idempotency_key text,
+  constraint mkey_template primary key (task_id, received_by, topic, n)
+);
+
+create unique index if not exists monce_template
+  on teguh.m_template (task_id, idempotency_key)
+  where idempotency_key is not null;
+
+comment on table teguh.m_template is
+  'Messages to tasks. A message that was received stays until its task is removed or repeats: its '
+  'key is known then, and it can be received again when the task starts from that step once more.';
+comment on column teguh.m_template.n is
+  'In the order in which they were sent.';
+comment on column teguh.m_template.received_by is
+  'The step that has received it; empty while none has, a space if that was before the task began '
+  'anew.';
 
 -- Waits.
 create table if not exists teguh.w_template (
@@ -2660,10 +2687,11 @@ comment on function teguh.create_queue(text, jsonb) is
   '(seconds a run may take), default_ttl (seconds until a task expires), duration_buckets '
   '(ascending bounds in seconds, by which metrics() counts how long runs took: those that end '
   'from then on), max_pending (tasks that have not started; what is more is rejected with TG007 '
-  'or, if on_full is drop_oldest, cancels those that are first in line), history (whether runs '
-  'that another follows are kept for list_runs() and get_task_history(), default true; those that '
-  'end from then on), namespace (a name that queues are grouped by, default "default"); null sets '
-  'a key back to its default. '
+  'or, if on_full is drop_oldest, cancels those that are first in line), max_messages (messages '
+  'that wait in the mailbox of one task; what is more is rejected with TG007), history '
+  '(whether runs that another follows are kept for list_runs() and get_task_history(), default '
+  'true; those that end from then on), namespace (a name that queues are grouped by, '
+  'default "default"); null sets a key back to its default. '
   'Raises 42602 or 42939 for a name that cannot be, TG005 for a bad policy.';
 
 -- Give up on a queue whose tables could not be locked.
@@ -4434,7 +4462,8 @@ begin
 
   perform teguh._tell_template(w.task_id)
   from teguh.w_template as w
-  where w.event_name = '$children';
+  where w.event_name = '$children'
+    or starts_with(w.event_name, '$message:');
 
   update teguh.queues as q
   set built_for = teguh._home('teguh.p0_template'::regclass)
@@ -7979,11 +8008,11 @@ create or replace function teguh._check_event(p_event_name text)
 as $$
 begin
   perform teguh._check_name('event name', p_event_name);
-  if p_event_name = '$children' then
-    raise exception 'an event cannot be named "$children"'
+  if p_event_name = '$children' or starts_with(p_event_name, '$message:') then
+    raise exception 'an event cannot be named "%"', left(p_event_name, 200)
       using
         errcode = 'TG005',
-        detail = 'That is what a task waits for in await_children().',
+        detail = 'That is what a task waits for in await_children() or receive_message().',
         hint = 'Give it another name.';
   end if;
 end;
@@ -8309,8 +8338,8 @@ begin
 end;
 $$;
 
--- Delete the checkpoint of a step and all that were written after it, and forget the children
--- spawned from then on.  False if there is none.
+-- Delete the checkpoint of a step and all that were written after it, forget the children
+-- spawned from then on, and put the messages back that were received.  False if there is none.
 create or replace function teguh._forget_template(p_task_id uuid, p_from_step text)
   returns boolean
   language plpgsql
@@ -8331,6 +8360,7 @@ begin
     where (j.task_id, j.step_name) = (p_task_id, p_from_step)
   ) as s;
 
+  perform teguh._unhear_template(p_task_id, v_since);
   delete from teguh.c_template as c
   where c.task_id = p_task_id
     and c.updated_at >= v_since;
@@ -8462,8 +8492,8 @@ comment on function teguh.retry_task(text, uuid, jsonb) is
   'its old time to live. Options: '
   'spawn_new (true: leave the task and spawn a new one like it; also for completed '
   'tasks), max_attempts (default: room for at least one more run), from_step (delete the '
-  'checkpoint of that step and all written after it), reason (shown by get_task_history() and '
-  'list_actions()). attempt is the '
+  'checkpoint of that step and all written after it; messages received since are in the mailbox '
+  'again), reason (shown by get_task_history() and list_actions()). attempt is the '
   'number that the next claim will show. Raises TG001 for an unknown queue, TG003 for '
   'an unknown task, TG004 if it is not over, TG005 for a bad option or a step without '
   'checkpoint.';
@@ -8633,6 +8663,8 @@ begin
   where f.task_id = any (p_task_ids);
   delete from teguh.a_template as a
   where a.task_id = any (p_task_ids);
+  delete from teguh.m_template as m
+  where m.task_id = any (p_task_ids);
   return cardinality(p_task_ids);
 end;
 $$;
@@ -9287,7 +9319,8 @@ begin
     "notify": "auto", "cleanup_ttl": 2592000, "cleanup_limit": 1000,
     "default_max_attempts": null, "default_retry_strategy": null,
     "default_timeout": null, "default_ttl": null, "namespace": "default",
-    "max_pending": null, "on_full": "reject", "history": true, "duration_buckets": [
+    "max_pending": null, "on_full": "reject", "max_messages": null, "history": true,
+    "duration_buckets": [
       0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 1800
     ]
   }'::jsonb || (teguh._policy(p_queue_name) - '{paused_until,ruled}'::text[]);
@@ -11021,6 +11054,38 @@ begin
 end;
 $$;
 
+-- How many schedules of the queue are overdue, which are those that should have fired more than
+-- five minutes ago; how late the latest is, what it is called, and why the last try failed.
+create or replace function teguh._tardy_template()
+  returns table(
+    overdue       bigint,
+    lag_seconds   double precision,
+    schedule_name text,
+    last_error    text
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now  timestamptz := teguh.current_time();
+  v_from timestamptz := teguh._agenda_template();
+begin
+  -- one that could not fire is looked at again ten seconds later
+  return query
+  select
+    count(*) filter (where s.planned_at < v_now - interval '5 minutes'),
+    coalesce(date_part('epoch', v_now - min(s.planned_at)), 0),
+    (array_agg(s.schedule_name order by s.planned_at, s.schedule_name))[1],
+    (array_agg(s.last_error order by s.planned_at, s.schedule_name))[1]
+  from teguh.schedules as s
+  where s.queue_name = substr('_template', 2)
+    and s.next_at >= v_from
+    and s.next_at <= v_now + interval '10 seconds'
+    and s.planned_at <= v_now;
+end;
+$$;
+
 -- The names of what tallies count, by where a task stood and stands.
 create or replace view teguh._counters as
 select
@@ -11070,7 +11135,15 @@ begin
   from teguh._stat_template() as r
   cross join lateral jsonb_each_text(to_jsonb(r)) as s
   where s.key ~ '^oldest_'
-    and s.value is not null;
+    and s.value is not null
+  union all
+  select n.name, v_queue, n.value
+  from teguh._tardy_template() as r
+  cross join lateral (
+    values
+      ('teguh_schedules_overdue', r.overdue::double precision),
+      ('teguh_schedule_lag_seconds', r.lag_seconds)
+  ) as n(name, value);
 
   return query
   with tallies as materialized (
@@ -11175,10 +11248,12 @@ $$;
 comment on function teguh.metrics() is
   'What there is to measure, of the queues the caller may read. teguh_tasks by queue and state; '
   'teguh_tasks_created_, started_, completed_, failed_, retried_, cancelled_, expired_total and '
-  'the histogram teguh_run_duration_seconds by queue and task; ages in seconds; the lag of the '
-  'ticker; how many transactions old the oldest snapshot is that keeps dead rows from being '
-  'removed, as far as the owner of teguh may see. Whether a label le is a bound, the policy of '
-  'the queue says (duration_buckets).';
+  'the histogram teguh_run_duration_seconds by queue and task; ages in seconds; '
+  'teguh_schedules_overdue (that should have fired more than 5 minutes ago) and '
+  'teguh_schedule_lag_seconds (how late the latest is) by queue; the lag of the ticker; how many '
+  'transactions old the oldest snapshot is that keeps dead rows from being removed, as far as the '
+  'owner of teguh may see. Whether a label le is a bound, the policy of the queue says '
+  '(duration_buckets).';
 
 -- How many transactions old the oldest snapshot or replication slot is that can be seen.
 create or replace function teguh._xmin_age()
@@ -11281,6 +11356,43 @@ as $$
   from jsonb_each_text(p_labels) as l;
 $$;
 
+-- What is wrong with the schedules of the queues that the caller may read: problems of health().
+create or replace function teguh._schedule_problems()
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text;
+  v_overdue    bigint;
+  v_lag        double precision;
+  v_name       text;
+  v_error      text;
+  v_problems   jsonb := '[]'::jsonb;
+begin
+  for v_queue_name in
+    select q.queue_name
+    from teguh.list_queues() as q
+    where teguh._may('tardy', q.queue_name)
+  loop
+    execute
+      'select t.overdue, t.lag_seconds, t.schedule_name, t.last_error from '
+      || teguh._from('tardy', v_queue_name) || ' as t'
+    into v_overdue, v_lag, v_name, v_error;
+    if v_overdue > 0 then
+      v_problems := v_problems || jsonb_build_object(
+        'problem', format('schedules of queue "%s" are overdue: %s', v_queue_name, v_overdue),
+        'hint', format('"%s" should have fired %s s ago: %s', v_name, round(v_lag),
+          coalesce(v_error, 'nobody ticks this queue.'))
+      );
+    end if;
+  end loop;
+
+  return v_problems;
+end;
+$$;
+
 -- Say whether all is well.
 create or replace function teguh.health()
   returns jsonb
@@ -11320,6 +11432,7 @@ begin
         round(v_queue.oldest_pending_age_seconds))
     );
   end loop;
+  v_problems := v_problems || teguh._schedule_problems();
 
   return jsonb_build_object(
     'status', case v_problems when '[]' then 'ok' else 'degraded' end,
@@ -11333,8 +11446,9 @@ $$;
 
 comment on function teguh.health() is
   'An object: status is ok or degraded; problems says what is wrong, each with a hint: nobody '
-  'has ticked for 5 minutes, a snapshot is over ten million transactions old, or tasks of a '
-  'queue have been ready for 5 minutes while nobody works on it.';
+  'has ticked for 5 minutes, a snapshot is over ten million transactions old, tasks of a '
+  'queue have been ready for 5 minutes while nobody works on it, or schedules should have fired '
+  '5 minutes ago and have not.';
 
 -- sql/src/50_ticker.sql
 -- One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
@@ -11673,7 +11787,7 @@ from (
     ('queue_stats',                'stat',        'client worker observer admin', false),
     ('metrics',                    'gauge',       'client worker observer admin', false),
     ('prometheus',                 'gauge',       'client worker observer admin', false),
-    ('health',                     'stat',        'client worker observer admin', false),
+    ('health',                     'stat tardy',  'client worker observer admin', false),
     ('get_task_result',            'show',        'client worker observer admin', false),
     ('list_namespaces',            '',            'client worker observer admin', false),
     ('get_task',                   'peek',        'client worker observer admin', false),
@@ -11689,9 +11803,11 @@ from (
     ('next_fire_time',             '',            'client worker observer admin', false),
     ('get_schedule',               'diary',       'client worker observer admin', false),
     ('list_schedules',             'diary',       'client worker observer admin', false),
+    ('list_messages',              'inbox',       'client worker observer admin', false),
     ('spawn_task',                 'new put once room rule', 'client worker admin',    false),
     ('spawn_tasks',                'put series room rule', 'client worker admin',     false),
     ('emit_event',                 'emit',        'client worker admin',          false),
+    ('send_message',               'post',        'client worker admin',          false),
     ('cancel_task',                'halt',        'client worker admin',          false),
     ('cancel_tasks',               'abort',       'client worker admin',          false),
     ('retry_task',                 'rerun',       'client worker admin',          false),
@@ -11706,6 +11822,7 @@ from (
     ('extend_claim',               'keep',        'worker admin',                 false),
     ('set_task_checkpoint_state',  'mark',        'worker admin',                 false),
     ('await_event',                'wait',        'worker admin',                 false),
+    ('receive_message',            'hear',        'worker admin',                 false),
     ('spawn_children',             'brood bind put room rule', 'worker admin',    false),
     ('await_children',             'rally',       'worker admin',                 false),
     ('add_compensation',           'repent',      'worker admin',                 false),
@@ -11898,9 +12015,9 @@ $$;
 
 comment on function teguh.grant_access(text, text, text[]) is
   'Lets a role use the queues named, or all, also those to come, if p_queue_names is null. '
-  'client: spawn, cancel, retry, emit events, read results. worker: that, and claim runs and '
-  'report on them, tick. observer: read. admin: all of it and cleanup; for all queues '
-  'also create and drop queues, schedule, grant. Everything goes through functions; nobody '
+  'client: spawn, cancel, retry, emit events, send messages, read results. worker: that, and '
+  'claim runs and report on them, tick. observer: read. admin: all of it and cleanup; for all '
+  'queues also create and drop queues, schedule, grant. Everything goes through functions; nobody '
   'gets at the tables. Raises 42704 for an unknown role, TG001 for an unknown queue, TG005 '
   'for an unknown kind of access.';
 
@@ -13724,8 +13841,8 @@ comment on function teguh.add_compensation(text, uuid, uuid, text, jsonb) is
   'not spawn it, AB001 if the task is cancelled, AB002 if the run has ended.';
 
 -- End a run with success, and begin the task anew after some time, with no checkpoints, no
--- children, and nothing to undo of its own.  max_duration begins anew, too; when it expires does
--- not change.
+-- children, and nothing to undo of its own.  Messages that it has not received stay.
+-- max_duration begins anew, too; when it expires does not change.
 create or replace function teguh._repeat_template(p_run_id uuid, p_after double precision)
   returns uuid
   language plpgsql
@@ -13776,6 +13893,7 @@ begin
   where j.task_id = p_task.task_id;
   delete from teguh.f_template as f
   where f.task_id = p_task.task_id;
+  perform teguh._tidy_template(p_task.task_id);
 
   update teguh.t_template as t
   set
@@ -13814,10 +13932,10 @@ $$;
 
 comment on function teguh.repeat_run(text, uuid, double precision) is
   'Ends a run with success, and begins the same task anew in p_after_seconds: another run, without '
-  'the checkpoints and children of this one, with all its attempts. Returns its id. A ttl goes on, '
-  'max_duration begins anew. Raises TG001 for an unknown '
-  'queue, TG002 for an unknown run, TG004 if nobody holds the run or after 1048575 runs, TG005 for '
-  'a bad period, AB001 if the task is cancelled, AB002 if the run has ended.';
+  'the checkpoints and children of this one, with all its attempts, and with the messages that it '
+  'has not received. Returns its id. A ttl goes on, max_duration begins anew. Raises TG001 for an '
+  'unknown queue, TG002 for an unknown run, TG004 if nobody holds the run or after 1048575 runs, '
+  'TG005 for a bad period, AB001 if the task is cancelled, AB002 if the run has ended.';
 
 -- sql/src/63_children.sql
 -- Children: tasks that a step spawns and may wait for.
@@ -14134,7 +14252,8 @@ begin
 end;
 $$;
 
--- Have the children of a task counted in a moment, with whatever else ends until then.
+-- Have it looked in a moment whether what a task waits for is there: its children, with whatever
+-- else ends until then, or a message.
 create or replace function teguh._tell_template(p_task_id uuid)
   returns void
   language plpgsql
@@ -14185,8 +14304,34 @@ begin
 end;
 $$;
 
--- Wake those of the tasks given whose children have done what they wait for.  Returns how many.
--- One that somebody holds locked is looked at again in a second: whoever it is may roll back.
+-- Whether the children or the message that a task waits for are there.
+create or replace function teguh._ripe_template(p_wait teguh.w_template)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_wait.event_name = '$children' then
+    return (
+      select teguh._judge_template(j.task_id, j.step_name, j.wanted, j.fail_fast)
+      from teguh.j_template as j
+      where (j.task_id, j.step_name) = (p_wait.task_id, p_wait.step_name)
+    );
+  end if;
+
+  return starts_with(p_wait.event_name, '$message:') and exists (
+    select from teguh.m_template as m
+    where m.task_id = p_wait.task_id
+      and m.received_by = ''
+      and m.topic = substr(p_wait.event_name, length('$message:') + 1)
+  );
+end;
+$$;
+
+-- Wake those of the tasks given whose children have done what they wait for, or who have got the
+-- message.  Returns how many.  One that somebody holds locked is looked at again in a second:
+-- whoever it is may roll back.  Messages to a task that was removed meanwhile go, too.
 create or replace function teguh._gather_template(p_task_ids uuid[], p_now timestamptz)
   returns integer
   language plpgsql
@@ -14202,13 +14347,20 @@ begin
     return 0;
   end if;
 
+  delete from teguh.m_template as m
+  where m.task_id = any (array(
+    select u.task_id
+    from unnest(p_task_ids) as u(task_id)
+    where not exists (
+      select from teguh.t_template as t where t.task_id = u.task_id offset 0
+    )
+  ));
+
   for v_wait in
-    select w.task_id, w.turn, w.step_name
+    select w.task_id, w.turn
     from unnest(p_task_ids) as u(task_id)
     join teguh.w_template as w on w.task_id = u.task_id
-    join teguh.j_template as j on (j.task_id, j.step_name) = (w.task_id, w.step_name)
-    where w.event_name = '$children'
-      and teguh._judge_template(j.task_id, j.step_name, j.wanted, j.fail_fast)
+    where teguh._ripe_template(w)
     order by w.task_id
   loop
     select t.* into v_task
@@ -14541,6 +14693,347 @@ comment on function teguh.await_children(
   'of another task, TG004 if nobody holds the run or the step has no children, TG005 for a bad '
   'mode or option, AB001 if the task is cancelled, AB002 if the run has ended, 25001 unless the '
   'transaction is READ COMMITTED.';
+
+-- sql/src/66_messages.sql
+-- Messages: a mailbox per task.
+--
+-- A sender locks nothing of the task: it leaves a row, and a timer that makes somebody look into
+-- the mailbox a moment later, when both that row and the wait for it can be seen.
+
+-- Raise why a task takes no message, if it does not.
+create or replace function teguh._shut_template(p_task_id uuid)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task teguh.t_template := teguh._fetch_template(p_task_id);
+  v_most integer;
+begin
+  if v_task.state not in ('pending', 'running', 'sleeping') then
+    raise exception 'task "%" is %', p_task_id, v_task.state
+      using
+        errcode = 'TG004',
+        detail = 'Nobody would receive the message.',
+        hint = 'If it is to be run again, retry it first.';
+  end if;
+
+  select (q.policy ->> 'max_messages')::integer into v_most
+  from teguh.queues as q
+  where q.queue_name = substr('_template', 2)
+    and q.policy ? 'max_messages';
+  if not found then
+    return;
+  end if;
+
+  perform from teguh.m_template as m
+  where m.task_id = p_task_id
+    and m.received_by = ''
+  limit 1 offset v_most - 1;
+  if found then
+    raise exception 'the mailbox of task "%" is full', p_task_id
+      using
+        errcode = 'TG007',
+        detail = format('It has the %s messages that the queue''s policy allows.', v_most),
+        hint = 'Send again later, or set "max_messages" higher.';
+  end if;
+end;
+$$;
+
+-- Put a message into a mailbox, unless it was sent before.  A key is remembered after the message
+-- was received, too, and asked for first: a sender that did not hear the answer may learn it even
+-- when the task is over by now.
+create or replace function teguh._post_template(
+  p_task_id uuid,
+  p_topic   text,
+  p_payload jsonb,
+  p_key     text
+)
+  returns table(message_id bigint, created boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_known teguh.m_template;
+begin
+  loop
+    select m.* into v_known
+    from teguh.m_template as m
+    where m.task_id = p_task_id
+      and m.idempotency_key = p_key;
+    exit when found;
+
+    perform teguh._shut_template(p_task_id);
+    insert into teguh.m_template as m (task_id, n, sent_at, topic, payload, idempotency_key)
+    values (
+      p_task_id, nextval('teguh.seq_template'::regclass), teguh.current_time(), p_topic, p_payload,
+      p_key
+    )
+    on conflict (task_id, idempotency_key) where idempotency_key is not null do nothing
+    returning m.n, true into message_id, created;
+    if found then
+      perform teguh._tell_template(p_task_id);
+      return next;
+      return;
+    end if;
+  end loop;
+
+  if (v_known.topic, v_known.payload) is distinct from (p_topic, p_payload) then
+    raise exception 'idempotency key "%" belongs to another message', p_key
+      using
+        errcode = 'TG006',
+        detail = format('Topic and payload of message %s differ from these.', v_known.n),
+        hint = 'Use a key that names one message.';
+  end if;
+
+  return query select v_known.n, false;
+end;
+$$;
+
+-- Send a message.
+create or replace function teguh.send_message(
+  p_queue_name text,
+  p_task_id    uuid,
+  p_topic      text,
+  p_payload    jsonb default null,
+  p_options    jsonb default '{}'
+)
+  returns table(message_id bigint, created boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_options jsonb := coalesce(p_options, '{}');
+begin
+  perform teguh._check_name('topic', p_topic);
+  perform teguh._check_keys('options of a message', v_options, array['idempotency_key']);
+
+  return query execute teguh._call('post', p_queue_name, 4)
+  using
+    p_task_id, p_topic, coalesce(p_payload, 'null'),
+    teguh._name_option(v_options, 'idempotency_key');
+end;
+$$;
+
+comment on function teguh.send_message(text, uuid, text, jsonb, jsonb) is
+  'Sends a message to a task that is not over, in the caller''s transaction: it waits in the '
+  'task''s mailbox until receive_message() takes it, once. Messages of a topic that were sent one '
+  'after the other are received in that order. A null payload is JSON null. Option: '
+  'idempotency_key (a second message of that key to the task is not sent, also when the first has '
+  'been received: created is false, message_id the first one''s; remembered as long as the task, '
+  'and if it repeats, as long as the queue''s cleanup_ttl says). Raises TG001 for an unknown '
+  'queue, TG003 for an unknown task, TG004 for one that is over, TG005 for a bad topic or option, '
+  'TG006 if the key belongs to a message of another topic or payload, TG007 if max_messages of '
+  'the queue''s policy are waiting (as far as that can be seen while others are sending).';
+
+-- Take the first message of a topic out of a mailbox, or wait for one.
+--
+-- The mailbox is looked at again after the wait is written down, by a timer of its own: of a
+-- message that is sent at the same moment either this sees the row, or that look does.  The
+-- message becomes the checkpoint of the step as it is taken.
+create or replace function teguh._hear_template(
+  p_task_id   uuid,
+  p_run_id    uuid,
+  p_step_name text,
+  p_topic     text,
+  p_timeout   double precision
+)
+  returns table(should_suspend boolean, payload jsonb, timed_out boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now     timestamptz := teguh.current_time();
+  v_task    teguh.t_template := teguh._own_template(p_task_id, p_run_id);
+  v_event   text := '$message:' || p_topic;
+  v_timeout timestamptz;
+  v_message teguh.m_template;
+begin
+  select false, c.state, c.status = 'timed_out' into should_suspend, payload, timed_out
+  from teguh.c_template as c
+  where c.task_id = p_task_id
+    and c.checkpoint_name = p_step_name;
+  if found then
+    payload := case when not timed_out then payload end;
+    return next;
+    return;
+  end if;
+
+  select w.timeout_at into v_timeout
+  from teguh.w_template as w
+  where w.task_id = p_task_id
+    and w.step_name = p_step_name
+    and w.event_name = v_event;
+  v_timeout := coalesce(v_timeout, teguh._after(v_now, p_timeout));
+  select m.* into v_message
+  from teguh.m_template as m
+  where m.task_id = p_task_id
+    and m.received_by = ''
+    and m.topic = p_topic
+  order by m.n
+  limit 1;
+  timed_out := not found;
+  if timed_out and (v_timeout is null or v_timeout > v_now) then
+    perform teguh._park_template(v_task, p_step_name, v_event, v_timeout);
+    perform teguh._tell_template(p_task_id);
+    return query select true, null::jsonb, false;
+    return;
+  end if;
+
+  update teguh.m_template as m
+  set received_by = p_step_name
+  where m.task_id = p_task_id
+    and m.received_by = ''
+    and m.topic = p_topic
+    and m.n = v_message.n;
+  perform teguh._note_template(
+    p_task_id, p_step_name, v_message.payload,
+    case when timed_out then 'timed_out' else 'committed' end, p_run_id
+  );
+  delete from teguh.w_template as w
+  where w.task_id = p_task_id;
+  return query select false, v_message.payload, timed_out;
+end;
+$$;
+
+-- Receive a message.
+create or replace function teguh.receive_message(
+  p_queue_name text,
+  p_task_id    uuid,
+  p_run_id     uuid,
+  p_step_name  text,
+  p_topic      text,
+  p_timeout    double precision default null
+)
+  returns table(should_suspend boolean, payload jsonb, timed_out boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_isolation('receive_message');
+  perform teguh._check_name('step name', p_step_name);
+  perform teguh._check_name('topic', p_topic);
+  if p_timeout is not null then
+    perform teguh._check_seconds('timeout', p_timeout, true);
+  end if;
+
+  return query execute teguh._call('hear', p_queue_name, 5)
+  using p_task_id, p_run_id, p_step_name, p_topic, p_timeout;
+end;
+$$;
+
+comment on function teguh.receive_message(text, uuid, uuid, text, text, double precision) is
+  'Takes the oldest message of a topic out of the mailbox of a run''s task, in the caller''s '
+  'transaction, and stores it as the checkpoint of the step: another step gets the next message, '
+  'the same step the same one again. should_suspend: there was none, and the run now sleeps until '
+  'one is sent or p_timeout seconds (null: for ever) have passed; the worker lets go of it and '
+  'calls again when it is claimed next. Otherwise the wait is over, with the payload or '
+  'timed_out, and stays so for this step. A message that is there when the time is over was in '
+  'time. Raises TG001 for an unknown queue, TG002 for an unknown run or one of another task, TG004 '
+  'if nobody holds the run, TG005 for a bad name or timeout, AB001 if the task is cancelled, AB002 '
+  'if the run has ended, 25001 unless the transaction is READ COMMITTED.';
+
+-- Put the messages back that were received by steps of a locked task from some time on.
+create or replace function teguh._unhear_template(p_task_id uuid, p_since timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  update teguh.m_template as m
+  set received_by = ''
+  where m.task_id = p_task_id
+    and m.received_by in (
+      select c.checkpoint_name
+      from teguh.c_template as c
+      where c.task_id = p_task_id
+        and c.updated_at >= p_since
+    );
+end;
+$$;
+
+-- Forget the messages that a locked task has received, now that it repeats.  Their keys are
+-- remembered for some time: a sender may not have heard yet that it was sent.
+create or replace function teguh._tidy_template(p_task_id uuid)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  delete from teguh.m_template as m
+  using teguh.queues as q
+  where q.queue_name = substr('_template', 2)
+    and m.task_id = p_task_id
+    and m.received_by <> ''
+    and (
+      m.idempotency_key is null
+      or m.sent_at <= teguh._after(
+        teguh.current_time(),
+        -coalesce((q.policy ->> 'cleanup_ttl')::double precision, 2592000)
+      )
+    );
+  update teguh.m_template as m
+  set received_by = ' '
+  where m.task_id = p_task_id
+    and m.received_by not in ('', ' ');
+end;
+$$;
+
+-- The messages that wait in a task's mailbox.
+create or replace function teguh._inbox_template(p_task_id uuid)
+  returns table(
+    message_id      bigint,
+    topic           text,
+    payload         jsonb,
+    sent_at         timestamptz,
+    idempotency_key text
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+  select m.n, m.topic, m.payload, m.sent_at, m.idempotency_key
+  from teguh.m_template as m
+  where m.task_id = p_task_id
+    and m.received_by = ''
+  order by m.n;
+  if not found then
+    perform teguh._fetch_template(p_task_id);
+  end if;
+end;
+$$;
+
+-- List the messages of a task that have not been received.
+create or replace function teguh.list_messages(p_queue_name text, p_task_id uuid)
+  returns table(
+    message_id      bigint,
+    topic           text,
+    payload         jsonb,
+    sent_at         timestamptz,
+    idempotency_key text
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query execute teguh._call('inbox', p_queue_name, 1) using p_task_id;
+end;
+$$;
+
+comment on function teguh.list_messages(text, uuid) is
+  'The messages in a task''s mailbox that it has not received, in the order in which they were '
+  'sent. Those that it has are among its checkpoints. Raises TG001 for an unknown queue, TG003 '
+  'for an unknown task.';
 
 -- sql/src/90_finish.sql
 -- The second segment's functions are those of the first with 0 and 1 exchanged.

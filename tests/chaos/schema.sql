@@ -17,5 +17,12 @@ create table chaos.steps (run_id uuid not null, task_id uuid not null, step text
 -- what a wait for an event ended with; told again by each replay
 create table chaos.outcomes (task_id uuid not null, step text not null, outcome text not null);
 
+-- a message was sent; n counts those that its sender has tried to send
+create table chaos.sent (
+  sender text not null, n bigint not null, task_id uuid not null, topic text not null,
+  payload text not null
+);
+create sequence chaos.n;
+
 -- a run was completed
 create table chaos.completed (run_id uuid not null, task_id uuid not null);

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from uuid import UUID
 import psycopg
 from psycopg import IsolationLevel
 
-from tests.chaos.actors import QUEUE, TARGET, Conn, act
+from tests.chaos.actors import QUEUE, TARGET, Conn, act, send
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -126,6 +127,7 @@ class Storm:
             *((f"spawner {n}", self._spawn) for n in range(SPAWNERS)),
             *((f"straggler {n}", self._straggle) for n in range(STRAGGLERS)),
             ("emitter", self._emit),
+            *((f"sender {n}", partial(self._send, f"sender {n}")) for n in range(2)),
             ("canceller", self._cancel),
             ("retrier", self._retry),
             *((f"builder {n}", self._build) for n in range(2)),
@@ -258,6 +260,19 @@ class Storm:
             time.sleep(rng.choice([0, 0, 0, 0.1]))
         self._count("events emitted")
         time.sleep(rng.random() * 0.05)
+
+    def _send(self, sender: str, connection: Conn, rng: Random) -> None:
+        """Send some task messages, before or after it waits for them."""
+        with connection.transaction(force_rollback=rng.random() < 0.1):
+            rows = connection.execute(
+                f"select task_id, params ->> 'topic' from teguh.t_{QUEUE}"
+                f" where {UNFINISHED} and params ->> 'plan' ~ 'hear' order by random() limit 1"
+            ).fetchall()
+            for task_id, topic in rows * rng.choice([1, 1, 3]):
+                if send(connection, sender, task_id, topic if rng.random() < 0.9 else "other"):
+                    self._count("messages sent")
+            time.sleep(rng.choice([0, 0, 0, 0.02, 0.1]))
+        time.sleep(rng.random() * 0.02)
 
     def _cancel(self, connection: Conn, rng: Random) -> None:
         """Cancel some task."""
@@ -403,7 +418,7 @@ class Storm:
         self._workers.clear()
 
     def _wait(self, patience: float) -> None:
-        """Emit what is still awaited until all tasks are over or none gets on any more."""
+        """Emit and send what is awaited until all tasks are over or none gets on any more."""
         before, since = "", time.monotonic()
         with psycopg.connect(self.dsn, autocommit=True) as connection:
             while time.monotonic() - since < patience:
@@ -411,6 +426,13 @@ class Storm:
                     f"select event_name from teguh.e_{QUEUE} where emitted_at is null"
                 ).fetchall():
                     _emit(connection, str(name))
+                for task_id, topic in connection.execute(
+                    "select w.task_id, split_part(w.event_name, ':', 2)"
+                    f" from teguh.w_{QUEUE} as w where w.event_name ~ '^.message:' and not exists ("
+                    f"  select from teguh.m_{QUEUE} as m where m.task_id = w.task_id"
+                    "   and '$message:' || m.topic = w.event_name and m.received_by = '')"
+                ).fetchall():
+                    send(connection, "calm", task_id, topic)
                 rows = connection.execute(
                     "select count(*), sum(turn), sum(attempt)"
                     f" from teguh.t_{QUEUE} where {UNFINISHED}"
@@ -456,14 +478,17 @@ def _emit(connection: Conn, name: str) -> None:
 
 
 def _params(rng: Random) -> dict[str, Any]:
-    """What a task has to do: writes, a child, sleeps, a wait, children to wait for."""
+    """What a task has to do: writes, a child, sleeps, waits, children, messages."""
     kinds = rng.choices(
-        ["write", "spawn", "sleep", "wait", "brood"], [8, 1, 3, 3, 2], k=rng.choice([0, 1, 2, 4])
+        ["write", "spawn", "sleep", "wait", "brood", "hear", "say"],
+        [8, 1, 3, 3, 2, 3, 1],
+        k=rng.choice([0, 1, 2, 4]),
     )
     return {
         "plan": [f"{kind}-{place}" for place, kind in enumerate(kinds)],
         "event": f"event {rng.randrange(300)}",
         "timeout": rng.choice([None, None, 0, 0.05, 0.5]),
+        "topic": rng.choice(["one", "two"]),
         "mode": rng.choice(["all", "all", "any", "2"]),
         "brood": {"on_parent_end": rng.choice(["leave", "cancel"])},
         "options": {

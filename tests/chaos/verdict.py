@@ -63,6 +63,42 @@ CHECKS = {
             where c.parent_task_id = t.task_id
           )
     """,
+    "a message that was sent is received by its task, or waits for it": """
+        select s.task_id, s.payload, m.received_by from chaos.sent as s
+        left join teguh.m_{q} as m on (m.task_id, m.payload) = (s.task_id, to_jsonb(s.payload))
+        left join teguh.c_{q} as c
+          on (c.task_id, c.checkpoint_name) = (m.task_id, m.received_by) and c.state = m.payload
+        where m.received_by is null or (m.received_by = '') is distinct from (c.task_id is null)
+    """,
+    "a message is there if and only if its sender committed": """
+        select m.task_id, m.payload from teguh.m_{q} as m
+        left join chaos.sent as s on (s.task_id, to_jsonb(s.payload)) = (m.task_id, m.payload)
+        group by m.task_id, m.payload having count(s.task_id) <> 1
+    """,
+    "a message is received once": """
+        select o.outcome, array_agg(distinct o.step) from chaos.outcomes as o
+        where o.step ~ '^hear' and o.outcome <> 'timeout'
+        group by o.outcome having count(distinct (o.task_id, o.step)) > 1
+    """,
+    "what is received was sent": """
+        select o.task_id, o.step, o.outcome from chaos.outcomes as o
+        where o.step ~ '^hear'
+          and o.outcome <> 'timeout'
+          and not exists (
+            select from chaos.sent as s where (s.task_id, s.payload) = (o.task_id, o.outcome)
+          )
+    """,
+    "messages of one sender are received in order": """
+        select a.task_id, a.payload, b.payload from chaos.sent as a
+        join chaos.sent as b
+          on (b.task_id, b.topic, b.sender) = (a.task_id, a.topic, a.sender) and b.n > a.n
+        join teguh.m_{q} as first
+          on (first.task_id, first.payload) = (a.task_id, to_jsonb(a.payload))
+        join teguh.m_{q} as second
+          on (second.task_id, second.payload) = (b.task_id, to_jsonb(b.payload))
+        where second.received_by <> ''
+          and (first.received_by = '' or first.received_by > second.received_by)
+    """,
     "every task is over": """
         select t.task_id, t.state, t.turn, t.available_at, t.lease_expires_at from teguh.t_{q} as t
         where t.state not in ('completed', 'failed', 'cancelled')
@@ -100,7 +136,7 @@ CHECKS = {
     "a step is run if and only if it has a checkpoint": """
         select s.task_id, s.step, c.checkpoint_name from chaos.steps as s
         full join (
-          select * from teguh.c_{q} as c where c.checkpoint_name !~ '^(wait|brood)'
+          select * from teguh.c_{q} as c where c.checkpoint_name !~ '^(wait|brood|hear)'
         ) as c on c.task_id = s.task_id and c.checkpoint_name = s.step
         where s.task_id is null or c.task_id is null
     """,

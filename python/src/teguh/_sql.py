@@ -123,6 +123,20 @@ ADD_COMPENSATION = """
 select teguh.add_compensation(%(queue)s, %(task)s, %(run)s, %(step)s, %(compensation)s::jsonb)
 """
 REPEAT_RUN = "select teguh.repeat_run(%(queue)s, %(run)s, %(after)s)"
+SEND_MESSAGE = """
+select message_id, created
+from teguh.send_message(
+  %(queue)s, %(task)s, %(topic)s, %(payload)s::jsonb,
+  jsonb_build_object('idempotency_key', %(key)s::text))
+"""
+RECEIVE_MESSAGE = """
+select should_suspend, payload, timed_out
+from teguh.receive_message(%(queue)s, %(task)s, %(run)s, %(step)s, %(topic)s, %(timeout)s)
+"""
+LIST_MESSAGES = """
+select message_id, topic, payload, sent_at, idempotency_key
+from teguh.list_messages(%(queue)s, %(task)s)
+"""
 EMIT_EVENT = "select teguh.emit_event(%(queue)s, %(event)s, %(payload)s::jsonb)"
 
 # Schedules
@@ -284,4 +298,12 @@ select s.task_id, s.run_id, s.attempt, s.created,
                             'attempt', s.attempt, 'created', s.created),
          %(run)s)
 from teguh.spawn_task(%(to_queue)s, %(task_name)s, %(params)s::jsonb, %(options)s::jsonb) as s
+"""
+
+# Send a message and remember that as a step's state, in one commit.
+SEND_STEP = """
+select s.message_id,
+       teguh.set_task_checkpoint_state(
+         %(queue)s, %(task)s, %(step)s, to_jsonb(s.message_id), %(run)s)
+from teguh.send_message(%(to_queue)s, %(to_task)s, %(topic)s, %(payload)s::jsonb) as s
 """

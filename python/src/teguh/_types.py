@@ -119,6 +119,7 @@ class QueuePolicy(TypedDict, total=False):
     default_ttl: float | None
     duration_buckets: Sequence[float] | None
     max_pending: int | None
+    max_messages: int | None
     on_full: Literal["reject", "drop_oldest"] | None
     namespace: str | None
 
@@ -220,11 +221,33 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Awaited:
-    """The answer of ``await_event``: suspend, or go on with the payload or the timeout."""
+    """The answer of ``await_event`` or ``receive_message``.
+
+    Suspend, or go on with the payload or the timeout.
+    """
 
     should_suspend: bool
     payload: Any
     timed_out: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SentMessage:
+    """A message to a task. ``created`` is false if one of the same key had been sent before."""
+
+    message_id: int
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message that waits in a task's mailbox."""
+
+    message_id: int
+    topic: str
+    payload: Any
+    sent_at: datetime
+    idempotency_key: str | None
 
 
 @dataclass(frozen=True, slots=True)

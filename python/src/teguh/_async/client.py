@@ -24,6 +24,7 @@ from teguh._types import (
     Limit,
     LimitUsage,
     ListedTask,
+    Message,
     Metric,
     NewTask,
     Only,
@@ -36,6 +37,7 @@ from teguh._types import (
     ScheduleChanges,
     ScheduleOptions,
     Scope,
+    SentMessage,
     Spawned,
     SpawnedChild,
     SpawnOptions,
@@ -577,6 +579,64 @@ class AsyncClient:
         return cast(
             "UUID", await self._one(_sql.REPEAT_RUN, queue=queue, run=run_id, after=after_seconds)
         )
+
+    async def send_message(
+        self,
+        queue: str,
+        task_id: Id,
+        topic: str,
+        payload: object = None,
+        *,
+        idempotency_key: str | None = None,
+    ) -> SentMessage:
+        """Send a message to a task that is not over; of one key it is sent once.
+
+        SQL: ``send_message``. Raise :class:`teguh.TaskNotFound`, :class:`teguh.WrongState` if the
+        task is over, :class:`teguh.Conflict` if the key belongs to another message,
+        :class:`teguh.QueueFull` if the mailbox is full.
+        """
+        rows = await self._all(
+            _sql.SEND_MESSAGE,
+            queue=queue,
+            task=task_id,
+            topic=topic,
+            payload=dumps(payload, f"the payload of a message on {topic!r}"),
+            key=idempotency_key,
+        )
+        return SentMessage(*rows[0])
+
+    async def receive_message(
+        self,
+        queue: str,
+        task_id: Id,
+        run_id: Id,
+        step_name: str,
+        topic: str,
+        timeout: float | None = None,  # noqa: ASYNC109 - the database waits, not this call
+    ) -> Awaited:
+        """Take the oldest message of a topic for a step, or put the run to sleep until one comes.
+
+        When `should_suspend` is true the run is no longer the caller's. A timeout of None
+        waits for ever. SQL: ``receive_message``. Raise what :meth:`complete_run` raises.
+        """
+        rows = await self._all(
+            _sql.RECEIVE_MESSAGE,
+            queue=queue,
+            task=task_id,
+            run=run_id,
+            step=step_name,
+            topic=topic,
+            timeout=timeout,
+        )
+        return Awaited(*rows[0])
+
+    async def list_messages(self, queue: str, task_id: Id) -> list[Message]:
+        """Return the messages in a task's mailbox, in the order in which they were sent.
+
+        SQL: ``list_messages``. Raise :class:`teguh.TaskNotFound`.
+        """
+        rows = await self._all(_sql.LIST_MESSAGES, queue=queue, task=task_id)
+        return [Message(*row) for row in rows]
 
     async def emit_event(self, queue: str, event_name: str, payload: object = None) -> None:
         """Emit an event; the first payload of a name wins. SQL: ``emit_event``."""
