@@ -8,485 +8,520 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  491  00_install.sql
---  539  01_version.sql: What the schema is, and its version
---  546    version
---  558  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  560    current_time
---  579    _after
---  594    _micros
---  605  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  621    _random_bytes
---  640    _make_uuidv7
---  663    portable_uuidv7
---  693    uuidv7_timestamp
---  719    _task_id
---  744    _run_id
---  759    _run_task
---  770    _run_number
---  784  12_types.sql: The composite types that functions pass to each other
---  789    _gap (type)
---  797    _late (type)
---  804    _timer (type)
---  811    _tally (type)
---  822    _picked (type)
---  834    _spawn (type)
---  859    _cron (type)
---  873    _filter (type)
---  912  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  914    _check_keys
---  947    _number_option
---  982    _integer_option
---  998    _whole_option
--- 1025    _text_option
--- 1051    _flag_option
--- 1073    _present
--- 1084    _name_option
--- 1101    _uuid_option
--- 1128    _tags_option
--- 1157    _check_name
--- 1184    _check_seconds
--- 1212    _check_isolation
--- 1231    _buckets_option
--- 1269    _check_policy
--- 1318    _check_spawn
--- 1365    _read_spawn_options
--- 1442    _time_option
--- 1463    _moment_option
--- 1495    _read_time_options
--- 1534    _unique_option
--- 1588    _inherit
--- 1618    _check_cancellation
--- 1635  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1638    _check_retry_strategy
--- 1676    _backoff
--- 1729    _fraction
--- 1740  20_tables.sql: Queues and the policy of each
--- 1742    queues (table)
--- 1775    grants (table)
--- 1789    limits (table)
--- 1810    pauses (table)
--- 1822    starts (table)
--- 1837    wanted (table)
--- 1849    schedules (table)
--- 1893    versions (table)
--- 1908    t_template (table)
--- 2022    g_template (table)
--- 2034    d_template (table)
--- 2048    p0_template (table)
--- 2061    p1_template (table)
--- 2105    l_template (table)
--- 2132    h_template (table)
--- 2152    k0_template (table)
--- 2165    k1_template (table)
--- 2194    n0_template (table)
--- 2205    n1_template (table)
--- 2221    n_template (table)
--- 2245    seq_template (sequence)
--- 2246    ring_template (sequence)
--- 2247    parked_template (sequence)
--- 2248    woken_template (sequence)
--- 2249    plan_template (sequence)
--- 2250    fired_template (sequence)
--- 2251    clock_template (sequence)
--- 2252    carry_template (sequence)
--- 2253    round_template (sequence)
--- 2254    agenda_template (sequence)
--- 2279    r_template (table)
--- 2296    a_template (table)
--- 2322    c_template (table)
--- 2338    e_template (table)
--- 2355    u_template (table)
--- 2368    j_template (table)
--- 2391    f_template (table)
--- 2404    w_template (table)
--- 2419  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2422    validate_queue_name
--- 2464    _policy
--- 2508    _call
--- 2522    _template_ddl (view)
--- 2607    _stamp
--- 2619    _stamp_queues
--- 2647    _stamp_relation
--- 2687    _stamp_function
--- 2720    _function
--- 2732    _signature
--- 2743    _leave_extension
--- 2769    _lock_number
--- 2779    _share_queue
--- 2792    _may
--- 2808    _each_queue
--- 2830    _init_template
--- 2861    _hush_template
--- 2882    _beyond
--- 2891    create_queue
--- 2956    _refuse_busy
--- 2973    _reach_queue
--- 2989    drop_queue
--- 3019    _drop_all
--- 3073    list_queues
--- 3097  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 3106    _push_template
--- 3147    _fill
--- 3167    _add0_template
--- 3234    _back0_template
--- 3252  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3257    _claim0_template
--- 3329    _pick0_template
--- 3412    _limits_template
--- 3453    _move0_template
--- 3515    _open_xids
--- 3535    _next0_template
--- 3564    _many0_template
--- 3593    _stuck0_template
--- 3631    _trim0_template
--- 3672    _bring_template
--- 3704    _take_template
--- 3785    _known_template
--- 3805    _paused_until
--- 3818    claim_task
--- 3879    _next_template
--- 3921    _soon0_template
--- 3979    next_due
--- 4004  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 4017    _due0_template
--- 4095    _last0_template
--- 4120    _any0_template
--- 4147    _miss0_template
--- 4183    _pass0_template
--- 4229    _fire_template
--- 4290    _expire_template
--- 4361    _timeout_reason
--- 4380    _over_template
--- 4402    _close_template
--- 4432    _follow_template
--- 4462  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4464    _segment_bytes
--- 4485    _turn_template
--- 4517    _turn0_template
--- 4555    _spent0_template
--- 4569    _dry0_template
--- 4596    _left0_template
--- 4627    _carry0_template
--- 4671  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4677    _remake_template
--- 4734    _alive_template
--- 4788    _home
--- 4801    _settle_template
--- 4823    rebuild_dispatch
--- 4860    _recap_template
--- 4891  35_tally.sql: The letter by which tallies know where a task stands
--- 4893    _letter
--- 4912    _letters
--- 4924    _bound
--- 4944    _tally_template
--- 4969    _reckon_template
--- 4996    _finish_template
--- 5024    _moved_template
--- 5055    _sum0_template
--- 5091    _noted0_template
--- 5126    _bank0_template
--- 5146    _census_template
--- 5168    _count_template
--- 5190  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5200    _gate_number
--- 5211    _enter_gate
--- 5233    _limit_of
--- 5251    _rule_template
--- 5277    _reign_template
--- 5291    _enrol_template
--- 5318    _going_template
--- 5334    _busy_template
--- 5350    _everywhere_busy
--- 5376    _closed_until
--- 5396    _is_fresh
--- 5411    _is_limited
--- 5422    _started
--- 5439    _left_over
--- 5460    _slots_template
--- 5510    _vacate_template
--- 5573    _unbar_template
--- 5602    _intake_template
--- 5623    _sift0_template
--- 5710    _line_template
--- 5770    _keys_template
--- 5824    _admit_template
--- 5887    _spare_template
--- 5909    _choose_template
--- 5955    _named_template
--- 5982    _weed_template
--- 6018    _cull_template
--- 6049    _seize_template
--- 6124    _quit_template
--- 6152    _occupy_template
--- 6192    _chance_template
--- 6222    _align_template
--- 6267  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 6270    _want_template
--- 6304    _names_option
--- 6339    _order_queues
--- 6375    _remember_names
--- 6395    claim_any
--- 6472    _check_order
--- 6489  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6494    _put_template
--- 6562    _enlist_template
--- 6605    _new_template
--- 6662    _tag_template
--- 6680    _room_template
--- 6707    _shed_template
--- 6749    _first0_template
--- 6790    _once_template
--- 6838    _blocks
--- 6865    _meet_template
--- 6899    _swap_template
--- 6960    _series_template
--- 6997    _found_template
--- 7054    _abide
--- 7076    _check_spawner
--- 7096    spawn_task
--- 7161    spawn_tasks
--- 7208    _read_task
--- 7226  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7231    _hold_template
--- 7282    _own_template
--- 7302    _done_template
--- 7350    complete_run
--- 7373    _flush_template
--- 7455    _why_template
--- 7471    _read_runs
--- 7517    _explain_bad_run
--- 7542    complete_runs
--- 7567    _end_template
--- 7616    _lost_template
--- 7636    _file_template
--- 7662    _again_template
--- 7702    _queue_template
--- 7723    _fail_template
--- 7741    fail_run
--- 7765    _nap_template
--- 7794    schedule_run
--- 7824    _free_template
--- 7872    release_run
--- 7897    _keep_template
--- 7923    extend_claim
--- 7946  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7951    _mark_template
--- 7973    _note_template
--- 8003    set_task_checkpoint_state
--- 8038    _recall_template
--- 8060    get_task_checkpoint_state
--- 8084    _list_template
--- 8113    get_task_checkpoint_states
--- 8139  43_events.sql: Wait for an event, or learn how the wait ended
--- 8146    _wait_template
--- 8218    _park_template
--- 8260    _check_event
--- 8279    await_event
--- 8316    _emit_template
--- 8379    emit_event
--- 8404  44_control.sql: Read a task, or raise TG003
--- 8406    _fetch_template
--- 8433    _stop_template
--- 8465    _act_template
--- 8487    _halt_template
--- 8503    cancel_task
--- 8525    _rerun_template
--- 8600    _forget_template
--- 8636    _redo_template
--- 8672    _renew_template
--- 8708    retry_task
--- 8758    _show_template
--- 8806    get_task_result
--- 8841  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8848    _purge_template
--- 8878    _erase_template
--- 8927    _first_uuid
--- 8946    _sweep_template
--- 8986    _clean
--- 9020    cleanup_tasks
--- 9041    cleanup_events
--- 9062    cleanup_all_queues
--- 9092  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 9094    _cap_template
--- 9123    _write_limit
--- 9146    _read_limit
--- 9195    _check_limit_keys
--- 9217    set_limit
--- 9272    _usage_template
--- 9350    _overall_usage
--- 9394    limit_usage
--- 9427  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 9429    _pause_template
--- 9450    _halve_template
--- 9480    _check_only
--- 9503    pause_queue
--- 9539    resume_queue
--- 9565    get_queue_policy
--- 9588    set_queue_policy
--- 9606    list_namespaces
--- 9623  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9626    _read_filter
--- 9660    _states_option
--- 9691    _read_cursor
--- 9710    _check_limit
--- 9734    _find_template
--- 9786    _seek_template
--- 9835    _page_template
--- 9904    _ended_template
--- 9941    _fit_template
--- 9978    _live_template
--- 10015    _hints_template
--- 10038    _hints0_template
--- 10080    _rows_template
--- 10129    list_tasks
--- 10175    _peek_template
--- 10231    get_task
--- 10285    _runs_template
--- 10338    list_runs
--- 10369    _past_template
--- 10445    _since_template
--- 10463    get_task_history
--- 10483    _held_template
--- 10515    list_workers
--- 10554    _read_place
--- 10573    _acts_template
--- 10599    list_actions
--- 10631  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10633    _abort_template
--- 10670    cancel_tasks
--- 10707    _check_meant
--- 10727    _limit_option
--- 10740    _retake_template
--- 10778    requeue_task
--- 10803    _regain_template
--- 10838    requeue_tasks
--- 10877    list_dead_letters
--- 10920    _replay_template
--- 10961    replay_dead_letters
--- 11001    _bury_template
--- 11043    purge_dead_letters
--- 11073  49_stats.sql: When the first task that is ready became so; null if none is
--- 11075    _oldest_template
--- 11119    _elder0_template
--- 11155    _tenure_template
--- 11180    _is_wanted
--- 11197    _stat_template
--- 11243    queue_stats
--- 11298    _from
--- 11311    _counters (view)
--- 11335    _gauge_template
--- 11381    _spans_template
--- 11434    metrics
--- 11470    _xmin_age
--- 11489    prometheus
--- 11548    _label_text
--- 11571    health
--- 11625  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 11630    _tick_template
--- 11655    _ticked (sequence)
--- 11661    _set_ticked
--- 11674    ticker
--- 11721    ticker_loop (procedure)
--- 11747  51_cron.sql: Whether pg_cron is installed in this database
--- 11749    _has_cron
--- 11759    _cron_has_seconds
--- 11780    _explain_no_cron
--- 11812    start
--- 11855    stop
--- 11880    _maintain
--- 11902    status
--- 11938  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11942    _rights (view)
--- 12035    _allowed
--- 12075    _grant
--- 12094    _grant_again
--- 12110    _grant_queue
--- 12125    _check_grant
--- 12158    grant_access
--- 12194    revoke_access
--- 12241  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 12243    _refuse_schedule
--- 12260    _cron_value
--- 12274    _cron_field
--- 12335    _read_every
--- 12357    _read_schedule
--- 12432    _cron_time
--- 12470    _cron_reading
--- 12509    _clock
--- 12518    _clock_reads
--- 12554    _clock_set
--- 12582    _cron_passing
--- 12620    _cron_next
--- 12660    _check_timezone
--- 12689    next_fire_time
--- 12725  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 12738    _planning_number
--- 12748    _replan_template
--- 12762    _agenda_template
--- 12779    _future_template
--- 12807    _strike_template
--- 12863    _chime_template
--- 12919    _undone_template
--- 12938    _planned_after
--- 12957    _due_times
--- 13007    _spawn_scheduled
--- 13052    _check_task_options
--- 13082    _word_option
--- 13104    _draw_schedule
--- 13143    _schedule_options
--- 13158    _miss_schedule
--- 13174    _scheduled_in
--- 13195    _grasp_template
--- 13222    _enroll_template
--- 13253    _redraw_template
--- 13303    create_schedule
--- 13347    _reform_template
--- 13373    update_schedule
--- 13396    _steer_template
--- 13439    pause_schedule
--- 13460    resume_schedule
--- 13480    drop_schedule
--- 13500    _launch_template
--- 13532    trigger_schedule
--- 13554    _diary_template
--- 13590    get_schedule
--- 13625    list_schedules
--- 13667  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 13672    _links_option
--- 13715    _read_link
--- 13757    _trail_template
--- 13803    _linked_template
--- 13835    _ensue_template
--- 13878    _undoings
--- 13905    _undo_template
--- 13939    _repent_template
--- 13975    add_compensation
--- 14015    _repeat_template
--- 14045    _blank_template
--- 14082    repeat_run
--- 14108  63_children.sql: Children: tasks that a step spawns and may wait for
--- 14117    _brood_template
--- 14147    _bind_template
--- 14177    _read_child
--- 14219    _child_queues
--- 14245    _birth
--- 14269    spawn_children
--- 14348    _cancel_option
--- 14371    _answer
--- 14389    _report_template
--- 14424    _tell_template
--- 14439    _judge_template
--- 14476    _gather_template
--- 14534    _rally_template
--- 14611    _crop_template
--- 14657    _yield_template
--- 14678    _dismiss
--- 14699    _ditch_template
--- 14743    _perish_template
--- 14759    _orphan_template
--- 14774    await_children
--- 14831  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  526  00_install.sql
+--  574  01_version.sql: What the schema is, and its version
+--  581    version
+--  593  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  595    current_time
+--  614    _after
+--  629    _micros
+--  640  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  656    _random_bytes
+--  675    _make_uuidv7
+--  698    portable_uuidv7
+--  728    uuidv7_timestamp
+--  754    _task_id
+--  779    _run_id
+--  794    _run_task
+--  805    _run_number
+--  819  12_types.sql: The composite types that functions pass to each other
+--  824    _gap (type)
+--  832    _late (type)
+--  839    _timer (type)
+--  846    _tally (type)
+--  857    _picked (type)
+--  869    _spawn (type)
+--  894    _cron (type)
+--  908    _filter (type)
+--  948  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  950    _check_keys
+--  983    _number_option
+-- 1018    _integer_option
+-- 1034    _whole_option
+-- 1061    _text_option
+-- 1087    _flag_option
+-- 1109    _present
+-- 1120    _name_option
+-- 1137    _uuid_option
+-- 1164    _tags_option
+-- 1193    _check_name
+-- 1220    _check_seconds
+-- 1248    _check_isolation
+-- 1267    _buckets_option
+-- 1305    _check_policy
+-- 1354    _check_spawn
+-- 1401    _read_spawn_options
+-- 1478    _time_option
+-- 1499    _moment_option
+-- 1531    _read_time_options
+-- 1570    _unique_option
+-- 1624    _inherit
+-- 1654    _check_cancellation
+-- 1671  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1674    _check_retry_strategy
+-- 1712    _backoff
+-- 1765    _fraction
+-- 1776  20_tables.sql: Queues and the policy of each
+-- 1778    queues (table)
+-- 1811    grants (table)
+-- 1825    limits (table)
+-- 1846    pauses (table)
+-- 1858    starts (table)
+-- 1873    wanted (table)
+-- 1885    schedules (table)
+-- 1929    workflow_runs (table)
+-- 1956    workflow_tallies (table)
+-- 1976    versions (table)
+-- 1991    t_template (table)
+-- 2105    g_template (table)
+-- 2117    v_template (table)
+-- 2133    d_template (table)
+-- 2147    p0_template (table)
+-- 2160    p1_template (table)
+-- 2204    l_template (table)
+-- 2231    h_template (table)
+-- 2251    k0_template (table)
+-- 2264    k1_template (table)
+-- 2293    n0_template (table)
+-- 2304    n1_template (table)
+-- 2320    n_template (table)
+-- 2344    seq_template (sequence)
+-- 2345    ring_template (sequence)
+-- 2346    parked_template (sequence)
+-- 2347    woken_template (sequence)
+-- 2348    plan_template (sequence)
+-- 2349    fired_template (sequence)
+-- 2350    clock_template (sequence)
+-- 2351    carry_template (sequence)
+-- 2352    round_template (sequence)
+-- 2353    agenda_template (sequence)
+-- 2378    r_template (table)
+-- 2395    a_template (table)
+-- 2421    c_template (table)
+-- 2437    e_template (table)
+-- 2454    u_template (table)
+-- 2467    j_template (table)
+-- 2490    f_template (table)
+-- 2503    w_template (table)
+-- 2518  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2521    validate_queue_name
+-- 2563    _policy
+-- 2607    _call
+-- 2621    _template_ddl (view)
+-- 2706    _stamp
+-- 2718    _stamp_queues
+-- 2746    _stamp_relation
+-- 2786    _stamp_function
+-- 2819    _function
+-- 2831    _signature
+-- 2842    _leave_extension
+-- 2868    _lock_number
+-- 2878    _share_queue
+-- 2891    _may
+-- 2907    _each_queue
+-- 2929    _init_template
+-- 2960    _hush_template
+-- 2981    _beyond
+-- 2990    create_queue
+-- 3055    _refuse_busy
+-- 3072    _reach_queue
+-- 3088    drop_queue
+-- 3118    _drop_all
+-- 3172    list_queues
+-- 3196  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 3205    _push_template
+-- 3246    _fill
+-- 3266    _add0_template
+-- 3333    _back0_template
+-- 3351  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3356    _claim0_template
+-- 3428    _pick0_template
+-- 3511    _limits_template
+-- 3552    _move0_template
+-- 3614    _open_xids
+-- 3634    _next0_template
+-- 3663    _many0_template
+-- 3692    _stuck0_template
+-- 3730    _trim0_template
+-- 3771    _bring_template
+-- 3803    _take_template
+-- 3884    _known_template
+-- 3904    _paused_until
+-- 3917    claim_task
+-- 3978    _next_template
+-- 4020    _soon0_template
+-- 4078    next_due
+-- 4103  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 4116    _due0_template
+-- 4194    _last0_template
+-- 4219    _any0_template
+-- 4246    _miss0_template
+-- 4282    _pass0_template
+-- 4328    _fire_template
+-- 4389    _expire_template
+-- 4460    _timeout_reason
+-- 4479    _over_template
+-- 4501    _close_template
+-- 4531    _follow_template
+-- 4561  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4563    _segment_bytes
+-- 4584    _turn_template
+-- 4616    _turn0_template
+-- 4654    _spent0_template
+-- 4668    _dry0_template
+-- 4695    _left0_template
+-- 4726    _carry0_template
+-- 4770  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4776    _remake_template
+-- 4833    _alive_template
+-- 4887    _home
+-- 4900    _settle_template
+-- 4922    rebuild_dispatch
+-- 4959    _recap_template
+-- 4990  35_tally.sql: The letter by which tallies know where a task stands
+-- 4992    _letter
+-- 5011    _letters
+-- 5023    _bound
+-- 5043    _tally_template
+-- 5068    _reckon_template
+-- 5095    _finish_template
+-- 5123    _moved_template
+-- 5154    _sum0_template
+-- 5190    _noted0_template
+-- 5225    _bank0_template
+-- 5245    _census_template
+-- 5267    _count_template
+-- 5289  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5299    _gate_number
+-- 5310    _enter_gate
+-- 5332    _limit_of
+-- 5350    _rule_template
+-- 5376    _reign_template
+-- 5390    _enrol_template
+-- 5417    _going_template
+-- 5433    _busy_template
+-- 5449    _everywhere_busy
+-- 5475    _closed_until
+-- 5495    _is_fresh
+-- 5510    _is_limited
+-- 5521    _started
+-- 5538    _left_over
+-- 5559    _slots_template
+-- 5609    _vacate_template
+-- 5672    _unbar_template
+-- 5701    _intake_template
+-- 5722    _sift0_template
+-- 5809    _line_template
+-- 5869    _keys_template
+-- 5923    _admit_template
+-- 5986    _spare_template
+-- 6008    _choose_template
+-- 6054    _named_template
+-- 6081    _weed_template
+-- 6117    _cull_template
+-- 6148    _seize_template
+-- 6223    _quit_template
+-- 6251    _occupy_template
+-- 6291    _chance_template
+-- 6321    _align_template
+-- 6366  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6369    _want_template
+-- 6403    _names_option
+-- 6438    _order_queues
+-- 6474    _remember_names
+-- 6494    claim_any
+-- 6571    _check_order
+-- 6588  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6593    _put_template
+-- 6661    _enlist_template
+-- 6704    _new_template
+-- 6761    _tag_template
+-- 6779    _room_template
+-- 6806    _shed_template
+-- 6848    _first0_template
+-- 6889    _once_template
+-- 6937    _blocks
+-- 6964    _meet_template
+-- 6998    _swap_template
+-- 7059    _series_template
+-- 7096    _found_template
+-- 7153    _abide
+-- 7175    _check_spawner
+-- 7195    spawn_task
+-- 7260    spawn_tasks
+-- 7307    _read_task
+-- 7325  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7330    _hold_template
+-- 7381    _own_template
+-- 7401    _done_template
+-- 7449    complete_run
+-- 7472    _flush_template
+-- 7554    _why_template
+-- 7570    _read_runs
+-- 7616    _explain_bad_run
+-- 7641    complete_runs
+-- 7666    _end_template
+-- 7715    _lost_template
+-- 7735    _file_template
+-- 7761    _again_template
+-- 7801    _queue_template
+-- 7822    _fail_template
+-- 7840    fail_run
+-- 7864    _nap_template
+-- 7893    schedule_run
+-- 7923    _free_template
+-- 7971    release_run
+-- 7996    _keep_template
+-- 8022    extend_claim
+-- 8045  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 8050    _mark_template
+-- 8072    _note_template
+-- 8102    set_task_checkpoint_state
+-- 8137    _recall_template
+-- 8159    get_task_checkpoint_state
+-- 8183    _list_template
+-- 8212    get_task_checkpoint_states
+-- 8238  43_events.sql: Wait for an event, or learn how the wait ended
+-- 8245    _wait_template
+-- 8317    _park_template
+-- 8359    _check_event
+-- 8378    await_event
+-- 8415    _emit_template
+-- 8478    emit_event
+-- 8503  44_control.sql: Read a task, or raise TG003
+-- 8505    _fetch_template
+-- 8532    _stop_template
+-- 8564    _act_template
+-- 8586    _halt_template
+-- 8602    cancel_task
+-- 8624    _rerun_template
+-- 8699    _forget_template
+-- 8735    _redo_template
+-- 8771    _renew_template
+-- 8807    retry_task
+-- 8857    _show_template
+-- 8905    get_task_result
+-- 8940  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8947    _purge_template
+-- 8977    _erase_template
+-- 9029    _first_uuid
+-- 9048    _sweep_template
+-- 9088    _clean
+-- 9122    cleanup_tasks
+-- 9143    cleanup_events
+-- 9164    cleanup_all_queues
+-- 9199  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 9201    _cap_template
+-- 9230    _write_limit
+-- 9253    _read_limit
+-- 9302    _check_limit_keys
+-- 9324    set_limit
+-- 9379    _usage_template
+-- 9457    _overall_usage
+-- 9501    limit_usage
+-- 9534  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 9536    _pause_template
+-- 9557    _halve_template
+-- 9587    _check_only
+-- 9610    pause_queue
+-- 9646    resume_queue
+-- 9672    get_queue_policy
+-- 9695    set_queue_policy
+-- 9713    list_namespaces
+-- 9730  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9733    _read_filter
+-- 9769    _states_option
+-- 9800    _read_cursor
+-- 9819    _check_limit
+-- 9843    _find_template
+-- 9895    _seek_template
+-- 9947    _page_template
+-- 10025    _ended_template
+-- 10062    _fit_template
+-- 10103    _live_template
+-- 10140    _hints_template
+-- 10163    _hints0_template
+-- 10205    _rows_template
+-- 10256    list_tasks
+-- 10303    _peek_template
+-- 10361    get_task
+-- 10416    _runs_template
+-- 10469    list_runs
+-- 10500    _past_template
+-- 10576    _since_template
+-- 10594    get_task_history
+-- 10614    _held_template
+-- 10646    list_workers
+-- 10685    _read_place
+-- 10704    _acts_template
+-- 10730    list_actions
+-- 10762  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10764    _abort_template
+-- 10801    cancel_tasks
+-- 10838    _check_meant
+-- 10860    _limit_option
+-- 10873    _retake_template
+-- 10911    requeue_task
+-- 10936    _regain_template
+-- 10971    requeue_tasks
+-- 11010    list_dead_letters
+-- 11054    _replay_template
+-- 11095    replay_dead_letters
+-- 11135    _bury_template
+-- 11177    purge_dead_letters
+-- 11207  49_stats.sql: When the first task that is ready became so; null if none is
+-- 11209    _oldest_template
+-- 11253    _elder0_template
+-- 11289    _tenure_template
+-- 11314    _is_wanted
+-- 11331    _stat_template
+-- 11377    queue_stats
+-- 11432    _from
+-- 11445    _counters (view)
+-- 11469    _gauge_template
+-- 11515    _spans_template
+-- 11568    metrics
+-- 11604    _xmin_age
+-- 11623    prometheus
+-- 11682    _label_text
+-- 11705    health
+-- 11759  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11764    _tick_template
+-- 11789    _ticked (sequence)
+-- 11795    _set_ticked
+-- 11808    ticker
+-- 11855    ticker_loop (procedure)
+-- 11881  51_cron.sql: Whether pg_cron is installed in this database
+-- 11883    _has_cron
+-- 11893    _cron_has_seconds
+-- 11914    _explain_no_cron
+-- 11946    start
+-- 11989    stop
+-- 12014    _maintain
+-- 12036    status
+-- 12072  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 12076    _rights (view)
+-- 12177    _allowed
+-- 12218    _grant
+-- 12237    _grant_again
+-- 12253    _grant_queue
+-- 12268    _check_grant
+-- 12301    grant_access
+-- 12337    revoke_access
+-- 12384  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 12386    _refuse_schedule
+-- 12403    _cron_value
+-- 12417    _cron_field
+-- 12478    _read_every
+-- 12500    _read_schedule
+-- 12575    _cron_time
+-- 12613    _cron_reading
+-- 12652    _clock
+-- 12661    _clock_reads
+-- 12697    _clock_set
+-- 12725    _cron_passing
+-- 12763    _cron_next
+-- 12803    _check_timezone
+-- 12832    next_fire_time
+-- 12868  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 12881    _planning_number
+-- 12891    _replan_template
+-- 12905    _agenda_template
+-- 12922    _future_template
+-- 12950    _strike_template
+-- 13006    _chime_template
+-- 13062    _undone_template
+-- 13081    _planned_after
+-- 13100    _due_times
+-- 13150    _spawn_scheduled
+-- 13195    _check_task_options
+-- 13225    _word_option
+-- 13247    _draw_schedule
+-- 13286    _schedule_options
+-- 13301    _miss_schedule
+-- 13317    _scheduled_in
+-- 13338    _grasp_template
+-- 13365    _enroll_template
+-- 13396    _redraw_template
+-- 13446    create_schedule
+-- 13490    _reform_template
+-- 13516    update_schedule
+-- 13539    _steer_template
+-- 13582    pause_schedule
+-- 13603    resume_schedule
+-- 13623    drop_schedule
+-- 13643    _launch_template
+-- 13675    trigger_schedule
+-- 13697    _diary_template
+-- 13733    get_schedule
+-- 13768    list_schedules
+-- 13810  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 13815    _links_option
+-- 13858    _read_link
+-- 13900    _trail_template
+-- 13946    _linked_template
+-- 13978    _ensue_template
+-- 14021    _undoings
+-- 14048    _undo_template
+-- 14082    _repent_template
+-- 14118    add_compensation
+-- 14158    _repeat_template
+-- 14188    _blank_template
+-- 14225    repeat_run
+-- 14251  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 14260    _brood_template
+-- 14290    _bind_template
+-- 14320    _read_child
+-- 14369    _child_queues
+-- 14395    _birth
+-- 14419    spawn_children
+-- 14498    _cancel_option
+-- 14521    _answer
+-- 14539    _report_template
+-- 14574    _tell_template
+-- 14589    _judge_template
+-- 14626    _gather_template
+-- 14684    _rally_template
+-- 14761    _crop_template
+-- 14807    _yield_template
+-- 14828    _dismiss
+-- 14849    _ditch_template
+-- 14894    _perish_template
+-- 14913    _orphan_template
+-- 14928    await_children
+-- 14985  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
+-- 14992    _refuse_run
+-- 15008    _read_run
+-- 15028    create_workflow_run
+-- 15086    update_workflow_run
+-- 15117    _is_own
+-- 15128    _flow_template
+-- 15161    _settle_template
+-- 15198    _recorded_run
+-- 15209    _recorded_tallies
+-- 15221    _flows
+-- 15255    _survey
+-- 15311    get_workflow_run
+-- 15361    _is_alike
+-- 15373    _recorded_runs
+-- 15408    _status_option
+-- 15439    list_workflow_runs
+-- 15523    _member_template
+-- 15556    _members
+-- 15591    get_workflow_tree
+-- 15665    _used_template
+-- 15682    _used_runs
+-- 15711    cleanup_workflow_runs
+-- 15783  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
+-- 15787    _word
+-- 15801    _check_attributes
+-- 15838    _attributes_option
+-- 15855    _pinned_template
+-- 15874    _pin_template
+-- 15905    set_attributes
+-- 15934    _label_template
+-- 15947    get_attributes
+-- 15965  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -879,7 +914,8 @@ begin
       workflow_run_id uuid,
       created_after   timestamptz,
       created_before  timestamptz,
-      claimed_by      text
+      claimed_by      text,
+      attributes      jsonb
     );
   end if;
 end;
@@ -1889,6 +1925,53 @@ comment on column teguh.schedules.last_error is
 comment on column teguh.schedules.open_task_ids is
   'With overlap skip: tasks it spawned before the last that may not be over yet.';
 
+-- Workflow runs.
+create table if not exists teguh.workflow_runs (
+  workflow_run_id uuid        not null,
+  name            text        not null,
+  version         text,
+  inputs          jsonb,
+  tags            text[],
+  created_by      text,
+  idempotency_key text,
+  created_at      timestamptz not null,
+  kept_at         timestamptz not null,
+  constraint workflow_runs_pkey primary key (workflow_run_id)
+);
+
+create unique index if not exists workflow_runs_once
+  on teguh.workflow_runs (idempotency_key)
+  where idempotency_key is not null;
+create index if not exists workflow_runs_name
+  on teguh.workflow_runs (name collate "C", workflow_run_id);
+create index if not exists workflow_runs_kept
+  on teguh.workflow_runs (kept_at);
+
+comment on table teguh.workflow_runs is
+  'Workflow runs made by create_workflow_run(). How they stand, their tasks say.';
+comment on column teguh.workflow_runs.kept_at is
+  'When cleanup last saw that it is in use; when it was created if it has not looked yet.';
+
+-- What the tasks of workflow runs came to that are gone.
+create table if not exists teguh.workflow_tallies (
+  workflow_run_id uuid        not null,
+  queue_name      text        not null,
+  state           text        not null,
+  own             boolean     not null,
+  qty             bigint      not null,
+  started_at      timestamptz,
+  finished_at     timestamptz not null
+);
+
+create index if not exists workflow_tallies_lookup
+  on teguh.workflow_tallies (workflow_run_id);
+
+comment on table teguh.workflow_tallies is
+  'How tasks of workflow runs ended that were cleaned up, or went down with their queue. Only '
+  'inserted; deleted with the workflow run.';
+comment on column teguh.workflow_tallies.own is
+  'Whether the run depends on how they ended: see _is_own().';
+
 -- Which versions this schema has had.
 create table if not exists teguh.versions (
   version      text        not null,
@@ -2029,6 +2112,22 @@ create unique index if not exists gkey_template
 
 comment on table teguh.g_template is
   'The tags of each task, once more: here a tag leads to its tasks in the order of their ids.';
+
+-- The attributes of tasks, to find tasks by: written by their runs, deleted with the task.
+create table if not exists teguh.v_template (
+  task_id uuid not null,
+  name    text not null,
+  word    text not null,
+  constraint vkey_template primary key (task_id, name)
+);
+
+create unique index if not exists vfind_template
+  on teguh.v_template (name collate "C", word collate "C", task_id);
+
+comment on table teguh.v_template is
+  'What tasks say of themselves: attributes and their values.';
+comment on column teguh.v_template.word is
+  'The value as JSON text, the same for equal values: see _word().';
 
 -- Tasks that ended without success.
 create table if not exists teguh.d_template (
@@ -8885,6 +8984,7 @@ declare
   v_names text[];
   v_was   "char"[];
 begin
+  perform teguh._settle_template(p_task_ids);
   delete from teguh.g_template as g
   using teguh.t_template as t
   where t.task_id = any (p_task_ids)
@@ -8913,6 +9013,8 @@ begin
   where r.task_id = any (p_task_ids);
   delete from teguh.w_template as w
   where w.task_id = any (p_task_ids);
+  delete from teguh.v_template as v
+  where v.task_id = any (p_task_ids);
   delete from teguh.j_template as j
   where j.task_id = any (p_task_ids);
   delete from teguh.f_template as f
@@ -9058,7 +9160,7 @@ comment on function teguh.cleanup_events(text, double precision, integer) is
   'many. An event that a task waits for stays. Null: what the queue''s policy says, '
   'else 30 days and 1000. Raises TG001 for an unknown queue, TG005 for a bad argument.';
 
--- Remove old tasks and events of one queue or of all.
+-- Remove old tasks and events of one queue or of all, and then old workflow runs.
 create or replace function teguh.cleanup_all_queues(p_queue_name text default null)
   returns table(queue_name text, tasks_deleted integer, events_deleted integer)
   language plpgsql
@@ -9082,12 +9184,17 @@ begin
     events_deleted := teguh.cleanup_events(queue_name);
     return next;
   end loop;
+
+  if p_queue_name is null then
+    perform teguh.cleanup_workflow_runs();
+  end if;
 end;
 $$;
 
 comment on function teguh.cleanup_all_queues(text) is
   'Removes old tasks and events of a queue (null: of every queue) as its policy says, '
-  'one bounded batch each, and returns the counts. Raises TG001 for an unknown queue.';
+  'one bounded batch each, and returns the counts; for every queue also what '
+  'cleanup_workflow_runs() removes. Raises TG001 for an unknown queue.';
 
 -- sql/src/46_limits.sql
 -- Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait.
@@ -9635,7 +9742,8 @@ declare
 begin
   perform teguh._check_keys('filter', v_input, array_remove(array[
     case when p_states is null then 'state' end, 'task_name', 'tag', 'tags', 'correlation_id',
-    'parent_task_id', 'workflow_run_id', 'created_after', 'created_before', 'older_than_seconds'
+    'parent_task_id', 'workflow_run_id', 'attributes', 'created_after', 'created_before',
+    'older_than_seconds'
   ], null));
   v_filter.states := coalesce(p_states, teguh._states_option(v_input));
   v_filter.task_name := teguh._text_option(v_input, 'task_name');
@@ -9645,6 +9753,7 @@ begin
   v_filter.correlation_id := teguh._text_option(v_input, 'correlation_id');
   v_filter.parent_task_id := teguh._uuid_option(v_input, 'parent_task_id');
   v_filter.workflow_run_id := teguh._uuid_option(v_input, 'workflow_run_id');
+  v_filter.attributes := teguh._attributes_option(v_input);
   v_filter.created_after := teguh._time_option(v_input, 'created_after');
   v_filter.created_before := least(
     teguh._time_option(v_input, 'created_before'),
@@ -9813,6 +9922,9 @@ begin
     union all
     select 'tag', u.tag
     from unnest(p_filter.tags) as u(tag)
+    union all
+    select 'attribute', k.name
+    from jsonb_object_keys(p_filter.attributes) as k(name)
   loop
     v_page := teguh._page_template(v_way.kind, v_way.tag, p_filter, p_live, p_after, p_before);
     if v_best is null
@@ -9831,7 +9943,7 @@ end;
 $$;
 
 -- Up to 500 ids from p_after up to p_before, the greatest first, of one kind: tasks of a
--- matter, of a name, and so on.
+-- matter, of a name, and so on.  p_tag: of which tag, or by which of the attributes.
 create or replace function teguh._page_template(
   p_kind   text,
   p_tag    text,
@@ -9892,6 +10004,15 @@ begin
       where g.tag collate "C" = p_tag
         and g.task_id >= p_after and g.task_id < p_before
       order by g.tag collate "C" desc, g.task_id desc
+      limit 500
+    )
+    when 'attribute' then array(
+      select v.task_id
+      from teguh.v_template as v
+      where v.name collate "C" = p_tag
+        and v.word collate "C" = teguh._word(p_filter.attributes -> p_tag)
+        and v.task_id >= p_after and v.task_id < p_before
+      order by v.name collate "C" desc, v.word collate "C" desc, v.task_id desc
       limit 500
     )
     else teguh._ended_template(p_filter.states, p_live, p_after, p_before)
@@ -9967,6 +10088,10 @@ begin
       and (p_filter.created_after is null or t.created_at >= p_filter.created_after)
       and (p_filter.created_before is null or t.created_at < p_filter.created_before)
       and (p_filter.claimed_by is null or t.claimed_by = p_filter.claimed_by)
+      and (
+        p_filter.attributes is null
+        or teguh._pinned_template(t.task_id) @> p_filter.attributes
+      )
     order by u.place
     limit p_limit
   );
@@ -10099,7 +10224,8 @@ create or replace function teguh._rows_template(
     correlation_id   text,
     parent_task_id   uuid,
     workflow_run_id  uuid,
-    cursor           text
+    cursor           text,
+    attributes       jsonb
   )
   language plpgsql
   volatile
@@ -10113,7 +10239,8 @@ begin
   select
     t.task_id, t.task_name, t.state, t.attempt, t.failures, t.created_at, t.available_at,
     t.started_at, t.finished_at, t.claimed_by, t.lease_expires_at, t.failure_reason, t.tags,
-    t.correlation_id, t.parent_task_id, t.workflow_run_id, t.task_id::text
+    t.correlation_id, t.parent_task_id, t.workflow_run_id, t.task_id::text,
+    teguh._pinned_template(t.task_id)
   from unnest(v_task_ids) with ordinality as u(task_id, place)
   cross join lateral (
     select t.*
@@ -10149,7 +10276,8 @@ create or replace function teguh.list_tasks(
     correlation_id   text,
     parent_task_id   uuid,
     workflow_run_id  uuid,
-    cursor           text
+    cursor           text,
+    attributes       jsonb
   )
   language plpgsql
   volatile
@@ -10165,10 +10293,10 @@ $$;
 comment on function teguh.list_tasks(text, jsonb, text, integer) is
   'Tasks of a queue, the newest first, a page at a time: pass the cursor of a page''s last row for '
   'the next one. The filter may have state (one, or an array), task_name, tag, tags (an '
-  'array: all of them), correlation_id, parent_task_id, workflow_run_id, created_after (at or '
-  'after), created_before, older_than_seconds; all that is given must hold. started_at is '
-  'when it was last handed to a worker. Raises TG001 for an '
-  'unknown queue, TG005 for an unknown key, a bad value, a bad cursor, or a limit that is '
+  'array: all of them), correlation_id, parent_task_id, workflow_run_id, attributes (an '
+  'object: all of them, with these values), created_after (at or after), created_before, '
+  'older_than_seconds; all that is given must hold. started_at is when it was last handed to a '
+  'worker; attributes are what set_attributes() has published. Raises TG001 for an unknown queue, TG005 for an unknown key, a bad value, a bad cursor, or a limit that is '
   'not from 1 to 10000.';
 
 -- All about a task.
@@ -10207,7 +10335,8 @@ create or replace function teguh._peek_template(p_task_id uuid)
     on_expired        jsonb,
     idempotency_key   text,
     priority          smallint,
-    flow_key          text
+    flow_key          text,
+    attributes        jsonb
   )
   language plpgsql
   volatile
@@ -10222,7 +10351,8 @@ begin
     v_task.lease_expires_at, v_task.wake_event, v_task.event_payload, v_task.max_attempts,
     v_task.retry_strategy, v_task.timeout_seconds, v_task.cancellation, v_task.deadline_at,
     v_task.expires_at, v_task.on_expired, v_task.idempotency_key,
-    coalesce(v_task.priority, 0::smallint), v_task.flow_key
+    coalesce(v_task.priority, 0::smallint), v_task.flow_key,
+    teguh._pinned_template(p_task_id)
   from teguh._show_template(p_task_id) as r;
 end;
 $$;
@@ -10263,7 +10393,8 @@ create or replace function teguh.get_task(p_queue_name text, p_task_id uuid)
     on_expired        jsonb,
     idempotency_key   text,
     priority          smallint,
-    flow_key          text
+    flow_key          text,
+    attributes        jsonb
   )
   language plpgsql
   volatile
@@ -10278,8 +10409,8 @@ comment on function teguh.get_task(text, uuid) is
   'All about a task: what get_task_result() tells, and what it was asked for. run_id is the '
   'current run; started_at is when the task was last handed to a worker, claimed_by to whom; '
   'wake_event is the event that is awaited, or that woke it; deadline_at is when it ends of '
-  'itself, by its own policy or because it expires; flow_key is the option "key". Raises TG001 '
-  'for an unknown queue, TG003 for an unknown task.';
+  'itself, by its own policy or because it expires; flow_key is the option "key"; attributes are '
+  'what set_attributes() has published. Raises TG001 for an unknown queue, TG003 for an unknown task.';
 
 -- The runs of a task: those that were followed by another, and the current one.
 create or replace function teguh._runs_template(p_task_id uuid)
@@ -10711,7 +10842,9 @@ create or replace function teguh._check_meant(p_filter jsonb, p_options jsonb)
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if num_nonnulls(variadic array(select e.value from jsonb_each_text(p_filter) as e)) = 0
+  if not exists (
+    select from jsonb_each(p_filter) as e where e.value not in ('null', '[]', '{}')
+  )
     and not teguh._flag_option(p_options, 'all')
   then
     raise exception 'the filter is empty'
@@ -10897,7 +11030,8 @@ create or replace function teguh.list_dead_letters(
     correlation_id   text,
     parent_task_id   uuid,
     workflow_run_id  uuid,
-    cursor           text
+    cursor           text,
+    attributes       jsonb
   )
   language plpgsql
   volatile
@@ -11975,6 +12109,12 @@ from (
     ('next_fire_time',             '',            'client worker observer admin', false),
     ('get_schedule',               'diary',       'client worker observer admin', false),
     ('list_schedules',             'diary',       'client worker observer admin', false),
+    ('get_attributes',             'label',       'client worker observer admin', false),
+    ('get_workflow_run',           'flow',        'client worker observer admin', false),
+    ('list_workflow_runs',         'flow',        'client worker observer admin', false),
+    ('get_workflow_tree',          'member',      'client worker observer admin', false),
+    ('create_workflow_run',        '',            'client worker admin',          false),
+    ('update_workflow_run',        '',            'client worker admin',          false),
     ('spawn_task',                 'new put once room rule', 'client worker admin',    false),
     ('spawn_tasks',                'put series room rule', 'client worker admin',     false),
     ('emit_event',                 'emit',        'client worker admin',          false),
@@ -11992,6 +12132,7 @@ from (
     ('extend_claim',               'keep',        'worker admin',                 false),
     ('set_task_checkpoint_state',  'mark',        'worker admin',                 false),
     ('await_event',                'wait',        'worker admin',                 false),
+    ('set_attributes',             'pin',         'worker admin',                 false),
     ('spawn_children',             'brood bind put room rule', 'worker admin',    false),
     ('await_children',             'rally',       'worker admin',                 false),
     ('add_compensation',           'repent',      'worker admin',                 false),
@@ -12013,6 +12154,7 @@ from (
     ('drop_schedule',              'steer',       'admin',                        false),
     ('trigger_schedule',           'launch',      'admin',                        false),
     ('ticker_loop',                '',            'admin',                        true),
+    ('cleanup_workflow_runs',      'used',        'admin',                        true),
     ('cleanup_all_queues',         '',            'admin',                        true),
     ('create_queue',               '',            'admin',                        true),
     ('drop_queue',                 '',            'admin',                        true),
@@ -12043,7 +12185,8 @@ as $$
   where p.pronamespace = 'teguh'::regnamespace
     and (
       p.proname in (
-        '_policy', '_set_ticked', '_xmin_age', '_overall_usage', '_scheduled_in'
+        '_policy', '_set_ticked', '_xmin_age', '_overall_usage', '_scheduled_in', '_recorded_run',
+        '_recorded_runs', '_recorded_tallies'
       )
       or (
         p.proname ~ '^_'
@@ -14210,7 +14353,14 @@ begin
   if not coalesce(p_task -> 'options' ? 'tags', false) then
     v_spawn.tags := p_like.tags;
   end if;
-  v_spawn.links := coalesce(v_spawn.links, '{}') || jsonb_build_object('join', p_join);
+  v_spawn.links := coalesce(v_spawn.links, '{}') || jsonb_build_object(
+    'join',
+    p_join || case
+      when v_spawn.workflow_run_id is distinct from p_like.workflow_run_id
+        then '{"apart": true}'
+      else '{}'
+    end::jsonb
+  );
   return v_spawn;
 end;
 $$;
@@ -14739,7 +14889,8 @@ begin
 end;
 $$;
 
--- Tell the parents of tasks that go down with their queue: to them they are cancelled.
+-- Tell the parents and the workflow runs of tasks that go down with their queue: to them they
+-- are cancelled.
 create or replace function teguh._perish_template()
   returns void
   language plpgsql
@@ -14751,6 +14902,9 @@ begin
   from teguh.t_template as t
   where t.links -> 'join' ->> 'queue_name' <> substr('_template', 2)
     and t.state in ('pending', 'running', 'sleeping');
+  perform teguh._settle_template(array(
+    select t.task_id from teguh.t_template as t where t.workflow_run_id is not null
+  ));
 end;
 $$;
 
@@ -14827,6 +14981,986 @@ comment on function teguh.await_children(
   'of another task, TG004 if nobody holds the run or the step has no children, TG005 for a bad '
   'mode or option, AB001 if the task is cancelled, AB002 if the run has ended, 25001 unless the '
   'transaction is READ COMMITTED.';
+
+-- sql/src/64_workflow_runs.sql
+-- Workflow runs: what tasks of any queues belong to together.
+--
+-- A task names its workflow run by id, and whether there is one of that id does not matter to it.
+-- How a run stands is worked out from its tasks, and from what those came to that are gone.
+
+-- Refuse a workflow run that nobody knows.
+create or replace function teguh._refuse_run(p_workflow_run_id uuid)
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  raise exception 'workflow run "%" does not exist', p_workflow_run_id
+    using
+      errcode = 'TG009',
+      detail = 'None of that id was created, or it was cleaned up.',
+      hint = 'list_workflow_runs() shows those there are.';
+end;
+$$;
+
+-- Read what is to be known of a workflow run.
+create or replace function teguh._read_run(p_options jsonb, p_known text[])
+  returns teguh.workflow_runs
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_run teguh.workflow_runs;
+begin
+  perform teguh._check_keys('workflow run options', p_options, p_known);
+  v_run.version := teguh._name_option(p_options, 'version');
+  v_run.inputs := nullif(p_options -> 'inputs', 'null');
+  v_run.tags := teguh._tags_option(p_options);
+  v_run.created_by := teguh._name_option(p_options, 'created_by');
+  v_run.idempotency_key := teguh._name_option(p_options, 'idempotency_key');
+  return v_run;
+end;
+$$;
+
+-- Create a workflow run.
+create or replace function teguh.create_workflow_run(p_name text, p_options jsonb default '{}')
+  returns table(workflow_run_id uuid, created boolean)
+  language plpgsql
+  volatile
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_run  teguh.workflow_runs := teguh._read_run(
+    coalesce(p_options, '{}'),
+    array['version', 'inputs', 'tags', 'created_by', 'idempotency_key']
+  );
+  v_name text;
+begin
+  perform teguh._check_name('name of a workflow run', p_name);
+  v_run.name := p_name;
+  v_run.created_at := teguh.current_time();
+  v_run.kept_at := v_run.created_at;
+  v_run.workflow_run_id := teguh._make_uuidv7(v_run.created_at);
+  insert into teguh.workflow_runs as w
+  select v_run.*
+  on conflict (idempotency_key) where idempotency_key is not null do nothing;
+  if found then
+    return query select v_run.workflow_run_id, true;
+    return;
+  end if;
+
+  select w.workflow_run_id, w.name into workflow_run_id, v_name
+  from teguh.workflow_runs as w
+  where w.idempotency_key = v_run.idempotency_key;
+  if not found then
+    raise exception 'the workflow run with idempotency key "%" was just removed',
+      v_run.idempotency_key
+      using
+        errcode = '40001',
+        detail = 'It was there when this call began, and is gone now.',
+        hint = 'Create it again.';
+  elsif v_name <> p_name then
+    raise exception 'idempotency key "%" belongs to another workflow run', v_run.idempotency_key
+      using
+        errcode = 'TG006',
+        detail = format('Workflow run %s has the name "%s".', workflow_run_id, left(v_name, 200)),
+        hint = 'Use another key.';
+  end if;
+  created := false;
+  return next;
+end;
+$$;
+
+comment on function teguh.create_workflow_run(text, jsonb) is
+  'Creates a workflow run, for tasks that are spawned with its id as workflow_run_id and for all '
+  'that follow from them, in any queues. Options: version, inputs (any JSON), tags (array of '
+  'strings), created_by, idempotency_key (if it is in use, created is false and nothing changes). '
+  'Raises TG005 for a bad name or option, TG006 for a key that belongs to a run of another name, '
+  '40001 if the run of that key is removed at that moment.';
+
+-- Change a workflow run.
+create or replace function teguh.update_workflow_run(p_workflow_run_id uuid, p_options jsonb)
+  returns void
+  language plpgsql
+  volatile
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_run teguh.workflow_runs := teguh._read_run(
+    p_options, array['version', 'inputs', 'tags', 'created_by']
+  );
+begin
+  update teguh.workflow_runs as w
+  set
+    version = case when p_options ? 'version' then v_run.version else w.version end,
+    inputs = case when p_options ? 'inputs' then v_run.inputs else w.inputs end,
+    tags = case when p_options ? 'tags' then v_run.tags else w.tags end,
+    created_by = case when p_options ? 'created_by' then v_run.created_by else w.created_by end
+  where w.workflow_run_id = p_workflow_run_id;
+  if not found then
+    perform teguh._refuse_run(p_workflow_run_id);
+  end if;
+end;
+$$;
+
+comment on function teguh.update_workflow_run(uuid, jsonb) is
+  'Sets what is given of a workflow run: version, inputs, tags, created_by; null takes it away. '
+  'The rest stays as it is. Raises TG009 for an unknown workflow run, TG005 for a bad option.';
+
+-- Whether a workflow run depends on how a task ended.  It does not on a child's end: that is for
+-- the child's parent to judge, provided that it belongs to the same run.
+create or replace function teguh._is_own(p_links jsonb)
+  returns boolean
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select not coalesce(p_links ? 'join' and not p_links -> 'join' ? 'apart', false);
+$$;
+
+-- How many tasks of workflow runs stand where in this queue.  begun: whether they were ever
+-- handed to a worker, or are over.
+create or replace function teguh._flow_template(p_run_ids uuid[])
+  returns table(
+    workflow_run_id uuid,
+    state           text,
+    own             boolean,
+    begun           boolean,
+    qty             bigint,
+    started_at      timestamptz,
+    finished_at     timestamptz
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+  select
+    u.run_id, t.state, teguh._is_own(t.links) as is_own,
+    t.attempt > 0 or t.state in ('completed', 'failed', 'cancelled', 'expired') as has_begun,
+    count(*), min(t.first_started_at), max(t.finished_at)
+  from unnest(p_run_ids) as u(run_id)
+  cross join lateral (
+    select t.*
+    from teguh.t_template as t
+    where t.workflow_run_id = u.run_id
+    offset 0
+  ) as t
+  group by u.run_id, t.state, is_own, has_begun;
+end;
+$$;
+
+-- Write down what tasks come to that are about to be deleted, for their workflow runs.  Those that
+-- are not over are cancelled, as far as the run is concerned.
+create or replace function teguh._settle_template(p_task_ids uuid[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now timestamptz := teguh.current_time();
+begin
+  insert into teguh.workflow_tallies as w (
+    workflow_run_id, queue_name, state, own, qty, started_at, finished_at
+  )
+  select
+    t.workflow_run_id, substr('_template', 2), t.state, t.own, count(*), min(t.first_started_at),
+    max(t.finished_at)
+  from (
+    select
+      t.workflow_run_id, t.first_started_at, teguh._is_own(t.links) as own,
+      coalesce(t.finished_at, v_now) as finished_at,
+      case
+        when t.state in ('pending', 'running', 'sleeping') then 'cancelled'
+        else t.state
+      end as state
+    from unnest(p_task_ids) as u(task_id)
+    cross join lateral (
+      select t.* from teguh.t_template as t where t.task_id = u.task_id offset 0
+    ) as t
+    where t.workflow_run_id is not null
+  ) as t
+  where exists (
+    select from teguh.workflow_runs as w where w.workflow_run_id = t.workflow_run_id offset 0
+  )
+  group by t.workflow_run_id, t.state, t.own;
+end;
+$$;
+
+-- A workflow run as it was created.
+create or replace function teguh._recorded_run(p_run_id uuid)
+  returns setof teguh.workflow_runs
+  language sql
+  stable
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+  select w.* from teguh.workflow_runs as w where w.workflow_run_id = p_run_id;
+$$;
+
+-- What the tasks of workflow runs came to that are gone.
+create or replace function teguh._recorded_tallies(p_run_ids uuid[])
+  returns setof teguh.workflow_tallies
+  language sql
+  stable
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+  select t.* from teguh.workflow_tallies as t where t.workflow_run_id = any (p_run_ids);
+$$;
+
+-- How many tasks of workflow runs stand where, in all queues that the caller may look at; those
+-- included that are gone, also with their queue.
+create or replace function teguh._flows(p_run_ids uuid[])
+  returns table(
+    workflow_run_id uuid,
+    state           text,
+    own             boolean,
+    begun           boolean,
+    qty             bigint,
+    started_at      timestamptz,
+    finished_at     timestamptz
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue text;
+begin
+  for v_queue in
+    select q.queue_name
+    from teguh.list_queues() as q
+    where teguh._may('flow', q.queue_name)
+  loop
+    return query execute teguh._call('flow', v_queue, 1) using p_run_ids;
+  end loop;
+
+  return query
+  select t.workflow_run_id, t.state, t.own, true, t.qty, t.started_at, t.finished_at
+  from teguh._recorded_tallies(p_run_ids) as t
+  where teguh._may('flow', t.queue_name)
+    or to_regclass('teguh.t_' || t.queue_name) is null;
+end;
+$$;
+
+-- How workflow runs stand, by their tasks.
+create or replace function teguh._survey(p_run_ids uuid[])
+  returns table(
+    workflow_run_id uuid,
+    status          text,
+    started_at      timestamptz,
+    finished_at     timestamptz,
+    pending         bigint,
+    running         bigint,
+    sleeping        bigint,
+    completed       bigint,
+    failed          bigint,
+    cancelled       bigint,
+    expired         bigint
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+  select
+    s.run_id,
+    case
+      when s.running > 0 or s.pending > 0 and s.begun then 'running'
+      when s.pending > 0 or not s.begun then 'pending'
+      when s.sleeping > 0 then 'sleeping'
+      when s.lost then 'failed'
+      when s.stopped then 'cancelled'
+      else 'completed'
+    end,
+    s.started_at,
+    case when s.pending + s.running + s.sleeping = 0 then s.finished_at end,
+    s.pending, s.running, s.sleeping, s.completed, s.failed, s.cancelled, s.expired
+  from (
+    select
+      u.run_id,
+      coalesce(bool_or(f.begun), false) as begun,
+      coalesce(bool_or(f.own and f.state in ('failed', 'expired')), false) as lost,
+      coalesce(bool_or(f.own and f.state = 'cancelled'), false) as stopped,
+      min(f.started_at) as started_at,
+      max(f.finished_at) as finished_at,
+      coalesce(sum(f.qty) filter (where f.state = 'pending'), 0)::bigint as pending,
+      coalesce(sum(f.qty) filter (where f.state = 'running'), 0)::bigint as running,
+      coalesce(sum(f.qty) filter (where f.state = 'sleeping'), 0)::bigint as sleeping,
+      coalesce(sum(f.qty) filter (where f.state = 'completed'), 0)::bigint as completed,
+      coalesce(sum(f.qty) filter (where f.state = 'failed'), 0)::bigint as failed,
+      coalesce(sum(f.qty) filter (where f.state = 'cancelled'), 0)::bigint as cancelled,
+      coalesce(sum(f.qty) filter (where f.state = 'expired'), 0)::bigint as expired
+    from unnest(p_run_ids) as u(run_id)
+    left join teguh._flows(p_run_ids) as f on f.workflow_run_id = u.run_id
+    group by u.run_id
+  ) as s;
+end;
+$$;
+
+-- Look at a workflow run.
+create or replace function teguh.get_workflow_run(p_workflow_run_id uuid)
+  returns table(
+    workflow_run_id uuid,
+    name            text,
+    version         text,
+    status          text,
+    tags            text[],
+    created_by      text,
+    created_at      timestamptz,
+    started_at      timestamptz,
+    finished_at     timestamptz,
+    pending         bigint,
+    running         bigint,
+    sleeping        bigint,
+    completed       bigint,
+    failed          bigint,
+    cancelled       bigint,
+    expired         bigint,
+    inputs          jsonb
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+  select
+    s.workflow_run_id, w.name, w.version, s.status, w.tags, w.created_by, w.created_at,
+    s.started_at, s.finished_at, s.pending, s.running, s.sleeping, s.completed, s.failed,
+    s.cancelled, s.expired, w.inputs
+  from teguh._survey(array[p_workflow_run_id]) as s
+  left join teguh._recorded_run(p_workflow_run_id) as w on true
+  where w.workflow_run_id is not null
+    or s.pending + s.running + s.sleeping + s.completed + s.failed + s.cancelled + s.expired > 0;
+  if not found then
+    perform teguh._refuse_run(p_workflow_run_id);
+  end if;
+end;
+$$;
+
+comment on function teguh.get_workflow_run(uuid) is
+  'A workflow run, and how many of its tasks, in the queues that the caller may look at, stand '
+  'where, those included that were cleaned up. status is worked out from that. pending: none was '
+  'ever handed to a worker; running: one runs, or may be claimed; sleeping: all that are not over '
+  'sleep; if all are over, failed if one failed or expired, else cancelled if one was, else '
+  'completed. How a child ended is for its parent to judge and does not matter here. It costs as '
+  'much as the run has tasks. For an id that was only given to tasks, name and created_at are '
+  'null. Raises TG009 for an id that is neither a workflow run''s nor any task''s.';
+
+-- Whether a workflow run is like another in what that one names.
+create or replace function teguh._is_alike(p_run teguh.workflow_runs, p_like teguh.workflow_runs)
+  returns boolean
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select (p_like.version is null or p_run.version = p_like.version)
+         and (p_like.created_by is null or p_run.created_by = p_like.created_by)
+         and (p_like.tags is null or p_run.tags @> p_like.tags);
+$$;
+
+-- Up to p_limit workflow runs like one, from p_after up to p_before, the newest first.
+create or replace function teguh._recorded_runs(
+  p_like   teguh.workflow_runs,
+  p_after  uuid,
+  p_before uuid,
+  p_limit  integer
+)
+  returns setof teguh.workflow_runs
+  language plpgsql
+  stable
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_like.name is not null then
+    return query
+    select w.*
+    from teguh.workflow_runs as w
+    where w.name collate "C" = p_like.name
+      and w.workflow_run_id >= p_after and w.workflow_run_id < p_before
+      and teguh._is_alike(w, p_like)
+    order by w.name collate "C" desc, w.workflow_run_id desc
+    limit p_limit;
+  else
+    return query
+    select w.*
+    from teguh.workflow_runs as w
+    where w.workflow_run_id >= p_after and w.workflow_run_id < p_before
+      and teguh._is_alike(w, p_like)
+    order by w.workflow_run_id desc
+    limit p_limit;
+  end if;
+end;
+$$;
+
+-- Read which statuses a filter names: one, or an array; null if none.
+create or replace function teguh._status_option(p_filter jsonb)
+  returns text[]
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_value    jsonb := nullif(p_filter -> 'status', 'null');
+  v_known    text[] := '{pending,running,sleeping,completed,failed,cancelled}';
+  v_statuses jsonb := case
+    when jsonb_typeof(v_value) = 'array' then v_value
+    else jsonb_build_array(v_value)
+  end;
+begin
+  if v_value is null then
+    return null;
+  end if;
+
+  if v_statuses = '[]' or not v_statuses <@ to_jsonb(v_known) then
+    raise exception '"status" must be a status or an array of them'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(v_value::text, 200)),
+        hint = format('Known: %s.', array_to_string(v_known, ', '));
+  end if;
+
+  return array(select s.status from jsonb_array_elements_text(v_statuses) as s(status));
+end;
+$$;
+
+-- List workflow runs.
+create or replace function teguh.list_workflow_runs(
+  p_filter jsonb default '{}',
+  p_cursor text default null,
+  p_limit  integer default 50
+)
+  returns table(
+    workflow_run_id uuid,
+    name            text,
+    version         text,
+    status          text,
+    tags            text[],
+    created_by      text,
+    created_at      timestamptz,
+    started_at      timestamptz,
+    finished_at     timestamptz,
+    pending         bigint,
+    running         bigint,
+    sleeping        bigint,
+    completed       bigint,
+    failed          bigint,
+    cancelled       bigint,
+    expired         bigint,
+    cursor          text
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_filter   jsonb := coalesce(p_filter, '{}');
+  v_like     teguh.workflow_runs := teguh._read_run(v_filter, array[
+    'name', 'version', 'tags', 'created_by', 'created_after', 'created_before', 'status'
+  ]);
+  v_since    timestamptz := teguh._time_option(v_filter, 'created_after');
+  v_until    timestamptz := teguh._time_option(v_filter, 'created_before');
+  v_statuses text[] := teguh._status_option(v_filter);
+  v_after    uuid := coalesce(
+    teguh._first_uuid(v_since), '00000000-0000-0000-0000-000000000000'
+  );
+  v_before   uuid := least(
+    teguh._read_cursor(p_cursor), teguh._first_uuid(v_until + interval '1 millisecond')
+  );
+  v_left     integer := teguh._check_limit(p_limit);
+  v_stretch  integer;
+  v_page     teguh.workflow_runs[];
+  v_count    integer;
+begin
+  v_like.name := teguh._name_option(v_filter, 'name');
+  loop
+    v_stretch := case when v_statuses is null then least(v_left, 200) else 200 end;
+    v_page := array(
+      select w from teguh._recorded_runs(v_like, v_after, v_before, v_stretch) as w
+    );
+    return query
+    select
+      w.workflow_run_id, w.name, w.version, s.status, w.tags, w.created_by, w.created_at,
+      s.started_at, s.finished_at, s.pending, s.running, s.sleeping, s.completed, s.failed,
+      s.cancelled, s.expired, w.workflow_run_id::text
+    from unnest(v_page) as w
+    join teguh._survey(array(select w.workflow_run_id from unnest(v_page) as w)) as s
+      on s.workflow_run_id = w.workflow_run_id
+    where (v_statuses is null or s.status = any (v_statuses))
+      and (v_since is null or w.created_at >= v_since)
+      and (v_until is null or w.created_at < v_until)
+    order by w.workflow_run_id desc
+    limit v_left;
+    get diagnostics v_count = row_count;
+    v_left := v_left - v_count;
+    exit when v_left = 0 or cardinality(v_page) < v_stretch;
+    v_before := (v_page[v_stretch]).workflow_run_id;
+  end loop;
+end;
+$$;
+
+comment on function teguh.list_workflow_runs(jsonb, text, integer) is
+  'Workflow runs, the newest first, a page at a time: pass the cursor of a page''s last row for '
+  'the next one. The filter may have name, version, tags (an array: all of them), created_by, '
+  'created_after (at or after), created_before, status (one, or an array). status and counts are '
+  'those of get_workflow_run(): a page costs as much as its runs have tasks, and with status in '
+  'the filter also what the runs in between have. name has an index. Raises TG005 for an unknown '
+  'key, a bad value, a bad cursor, or a limit that is not from 1 to 10000.';
+
+-- The first tasks of a workflow run in this queue.
+create or replace function teguh._member_template(p_run_id uuid, p_limit integer)
+  returns table(
+    queue_name     text,
+    task_id        uuid,
+    parent_task_id uuid,
+    task_name      text,
+    state          text,
+    attempts       integer,
+    failures       integer,
+    created_at     timestamptz,
+    started_at     timestamptz,
+    finished_at    timestamptz,
+    failure_reason jsonb,
+    attributes     jsonb
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+  select
+    substr('_template', 2), t.task_id, t.parent_task_id, t.task_name, t.state, t.attempt,
+    t.failures, t.created_at, t.first_started_at, t.finished_at, t.failure_reason,
+    teguh._pinned_template(t.task_id)
+  from teguh.t_template as t
+  where t.workflow_run_id = p_run_id
+  order by t.workflow_run_id, t.task_id
+  limit p_limit;
+end;
+$$;
+
+-- The first tasks of a workflow run in each queue that the caller may look at.
+create or replace function teguh._members(p_run_id uuid, p_limit integer)
+  returns table(
+    queue_name     text,
+    task_id        uuid,
+    parent_task_id uuid,
+    task_name      text,
+    state          text,
+    attempts       integer,
+    failures       integer,
+    created_at     timestamptz,
+    started_at     timestamptz,
+    finished_at    timestamptz,
+    failure_reason jsonb,
+    attributes     jsonb
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue text;
+begin
+  for v_queue in
+    select q.queue_name
+    from teguh.list_queues() as q
+    where teguh._may('member', q.queue_name)
+  loop
+    return query execute teguh._call('member', v_queue, 2) using p_run_id, p_limit;
+  end loop;
+end;
+$$;
+
+-- Show the tasks of a workflow run as a tree, each right below its parent.
+--
+-- A task is younger than its parent, so that nothing can be above itself.
+create or replace function teguh.get_workflow_tree(
+  p_workflow_run_id uuid,
+  p_limit           integer default 1000
+)
+  returns table(
+    depth          integer,
+    queue_name     text,
+    task_id        uuid,
+    parent_task_id uuid,
+    task_name      text,
+    state          text,
+    attempts       integer,
+    failures       integer,
+    created_at     timestamptz,
+    started_at     timestamptz,
+    finished_at    timestamptz,
+    failure_reason jsonb,
+    attributes     jsonb,
+    cut            boolean
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+  with recursive members as materialized (
+    select m.*, row_number() over (order by m.task_id) as place
+    from teguh._members(p_workflow_run_id, teguh._check_limit(p_limit) + 1) as m
+  ),
+
+  shown as materialized (
+    select m.*
+    from members as m
+    where m.place <= p_limit
+  ),
+
+  tree as (
+    select s.task_id, 0 as level, array[s.place] as path
+    from shown as s
+    where not exists (
+      select from shown as p where p.task_id = s.parent_task_id and p.task_id < s.task_id
+    )
+    union all
+    select s.task_id, p.level + 1, p.path || s.place
+    from tree as p
+    join shown as s on s.parent_task_id = p.task_id and s.task_id > p.task_id
+  )
+
+  select
+    t.level, s.queue_name, s.task_id, s.parent_task_id, s.task_name, s.state, s.attempts,
+    s.failures, s.created_at, s.started_at, s.finished_at, s.failure_reason, s.attributes,
+    (select count(*) from members) > p_limit
+  from tree as t
+  join shown as s on s.task_id = t.task_id
+  order by t.path;
+  if not found then
+    perform from teguh._recorded_run(p_workflow_run_id);
+    if not found then
+      perform teguh._refuse_run(p_workflow_run_id);
+    end if;
+  end if;
+end;
+$$;
+
+comment on function teguh.get_workflow_tree(uuid, integer) is
+  'The tasks of a workflow run in the queues that the caller may look at, as a tree: a task is '
+  'followed by those that have it as parent, one level deeper, in the order in which they were '
+  'spawned. One whose parent is not in the run, or gone, is at level 0. No more than p_limit, the '
+  'first that were spawned; cut tells, in every row, that there are more. started_at is when it '
+  'was first handed to a worker. Raises TG005 for a limit that is not from 1 to 10000, TG009 for '
+  'an id that is neither a workflow run''s nor any task''s.';
+
+-- Those of some workflow runs that have a task in this queue.
+create or replace function teguh._used_template(p_run_ids uuid[])
+  returns setof uuid
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+  select u.run_id
+  from unnest(p_run_ids) as u(run_id)
+  where exists (
+    select from teguh.t_template as t where t.workflow_run_id = u.run_id offset 0
+  );
+end;
+$$;
+
+-- Those of some workflow runs that have a task; null when a queue cannot be looked at.
+create or replace function teguh._used_runs(p_run_ids uuid[])
+  returns uuid[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue text;
+  v_some  uuid[];
+  v_used  uuid[] := '{}';
+begin
+  for v_queue in
+    select q.queue_name
+    from teguh.list_queues() as q
+  loop
+    if not teguh._share_queue(v_queue) then
+      return null;
+    end if;
+    execute format('select array(%s)', teguh._call('used', v_queue, 1))
+    into v_some
+    using array(select unnest(p_run_ids) except select unnest(v_used));
+    v_used := v_used || v_some;
+  end loop;
+
+  return v_used;
+end;
+$$;
+
+-- Remove old workflow runs.  What is in use is looked at again after another p_ttl_seconds.
+create or replace function teguh.cleanup_workflow_runs(
+  p_ttl_seconds double precision default null,
+  p_limit       integer default null
+)
+  returns integer
+  language plpgsql
+  volatile
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now     timestamptz := teguh.current_time();
+  v_ttl     double precision := coalesce(p_ttl_seconds, (
+    select greatest(2592000, max((q.policy ->> 'cleanup_ttl')::double precision))
+    from teguh.queues as q
+  ));
+  v_limit   integer := teguh._check_limit(coalesce(p_limit, 1000));
+  v_before  timestamptz;
+  v_run_ids uuid[];
+  v_used    uuid[];
+begin
+  perform teguh._check_seconds('ttl', v_ttl, true);
+  v_before := teguh._after(v_now, -v_ttl);
+  v_run_ids := array(
+    select w.workflow_run_id
+    from teguh.workflow_runs as w
+    where w.kept_at <= v_before
+    order by w.kept_at
+    limit v_limit
+    for update skip locked
+  );
+  v_used := teguh._used_runs(v_run_ids);
+  if v_used is null then
+    return 0;
+  end if;
+
+  update teguh.workflow_runs as w
+  set kept_at = v_now
+  where w.workflow_run_id = any (v_used);
+  v_run_ids := array(select unnest(v_run_ids) except select unnest(v_used));
+  update teguh.workflow_runs as w
+  set kept_at = t.ended_at
+  from (
+    select t.workflow_run_id, max(t.finished_at) as ended_at
+    from teguh.workflow_tallies as t
+    where t.workflow_run_id = any (v_run_ids)
+    group by t.workflow_run_id
+  ) as t
+  where w.workflow_run_id = t.workflow_run_id
+    and t.ended_at > v_before;
+  v_run_ids := array(
+    select w.workflow_run_id
+    from teguh.workflow_runs as w
+    where w.workflow_run_id = any (v_run_ids)
+      and w.kept_at <= v_before
+  );
+
+  delete from teguh.workflow_tallies as t
+  where t.workflow_run_id = any (v_run_ids);
+  delete from teguh.workflow_runs as w
+  where w.workflow_run_id = any (v_run_ids);
+  return cardinality(v_run_ids);
+end;
+$$;
+
+comment on function teguh.cleanup_workflow_runs(double precision, integer) is
+  'Removes workflow runs that have no task in any queue and were created, and had their last task '
+  'end, more than p_ttl_seconds ago; looks at up to p_limit, and returns how many it removed. One '
+  'that still has tasks is looked at again after another p_ttl_seconds. Null: 30 days, or the '
+  'longest cleanup_ttl of any queue if that is longer, and 1000. cleanup_all_queues() calls it. '
+  'Raises TG005 for a bad argument.';
+
+-- sql/src/65_attributes.sql
+-- Attributes: what a task says of itself while it runs, so that it can be found by it.
+
+-- A value as text, the same for equal values: 1.0 is 1.
+create or replace function teguh._word(p_value jsonb)
+  returns text
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select case jsonb_typeof(p_value)
+    when 'number' then trim_scale(p_value::numeric)::text
+    else p_value::text
+  end;
+$$;
+
+-- Refuse attributes that cannot be.  Both name and value are in the key of an index, hence the
+-- limits.
+create or replace function teguh._check_attributes(p_attributes jsonb)
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_bad record;
+begin
+  if jsonb_typeof(p_attributes) is distinct from 'object' then
+    raise exception 'attributes must be a JSON object'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(coalesce(p_attributes::text, 'null'), 200)),
+        hint = 'For instance {"customer": "c-17", "amount": 250}.';
+  end if;
+
+  perform teguh._check_name('name of an attribute', a.key)
+  from jsonb_each(p_attributes) as a;
+
+  select a.key, a.value into v_bad
+  from jsonb_each(p_attributes) as a
+  where jsonb_typeof(a.value) not in ('string', 'number', 'boolean')
+    or octet_length(teguh._word(a.value)) > 1024
+  limit 1;
+  if found then
+    raise exception 'attribute "%" must be a string, a number, true or false',
+      left(v_bad.key, 200)
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(v_bad.value::text, 200)),
+        hint = 'As JSON text it may have 1024 bytes.';
+  end if;
+end;
+$$;
+
+-- Read the attributes of a filter; null when absent, null or empty.
+create or replace function teguh._attributes_option(p_filter jsonb)
+  returns jsonb
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_attributes jsonb := nullif(p_filter -> 'attributes', 'null');
+begin
+  if v_attributes is not null then
+    perform teguh._check_attributes(v_attributes);
+  end if;
+  return nullif(v_attributes, '{}');
+end;
+$$;
+
+-- The attributes of a task, as an object.
+create or replace function teguh._pinned_template(p_task_id uuid)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return coalesce(
+    (
+      select jsonb_object_agg(v.name, v.word::jsonb)
+      from teguh.v_template as v
+      where v.task_id = p_task_id
+    ),
+    '{}'
+  );
+end;
+$$;
+
+-- Set attributes of the task of a run that is held.
+create or replace function teguh._pin_template(p_run_id uuid, p_attributes jsonb)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task teguh.t_template := teguh._hold_template(p_run_id);
+begin
+  delete from teguh.v_template as v
+  where v.task_id = v_task.task_id
+    and p_attributes -> v.name = 'null';
+  insert into teguh.v_template as v (task_id, name, word)
+  select v_task.task_id, a.key, teguh._word(a.value)
+  from jsonb_each(p_attributes) as a
+  where a.value <> 'null'
+  on conflict (task_id, name) do update
+  set word = excluded.word
+  where v.word <> excluded.word;
+
+  if (select count(*) from teguh.v_template as v where v.task_id = v_task.task_id) > 64 then
+    raise exception 'task "%" would have more than 64 attributes', v_task.task_id
+      using
+        errcode = 'TG005',
+        detail = 'Each is a row of an index, to find the task by.',
+        hint = 'Take away what nobody looks for: {"name": null}.';
+  end if;
+end;
+$$;
+
+-- Set attributes of a run's task.
+create or replace function teguh.set_attributes(
+  p_queue_name text,
+  p_run_id     uuid,
+  p_attributes jsonb
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_attributes(case
+    when jsonb_typeof(p_attributes) = 'object' then coalesce(teguh._present(p_attributes), '{}')
+    else p_attributes
+  end);
+  execute teguh._call('pin', p_queue_name, 2) using p_run_id, p_attributes;
+end;
+$$;
+
+comment on function teguh.set_attributes(text, uuid, jsonb) is
+  'Publishes attributes of a run''s task, in the caller''s transaction: names with strings, '
+  'numbers, true or false, by which list_tasks() and all that takes its filter find the task. Those '
+  'not named stay as they are; null takes one away. They stay with the task until it is cleaned '
+  'up, also when it is retried or repeated. Names and values have up to 1024 bytes, a task up to '
+  '64 attributes. Raises TG001 for an unknown queue, TG002 for an unknown run, TG004 if nobody '
+  'holds the run, TG005 for a bad attribute or too many, AB001 if the task is cancelled, AB002 if '
+  'the run has ended.';
+
+-- The attributes of a task that exists.
+create or replace function teguh._label_template(p_task_id uuid)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._fetch_template(p_task_id);
+  return teguh._pinned_template(p_task_id);
+end;
+$$;
+
+-- Read the attributes of a task.
+create or replace function teguh.get_attributes(p_queue_name text, p_task_id uuid)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_attributes jsonb;
+begin
+  execute teguh._call('label', p_queue_name, 1) into v_attributes using p_task_id;
+  return v_attributes;
+end;
+$$;
+
+comment on function teguh.get_attributes(text, uuid) is
+  'What a task has published by set_attributes(), as an object; {} if nothing. Raises TG001 for '
+  'an unknown queue, TG003 for an unknown task.';
 
 -- sql/src/90_finish.sql
 -- The second segment's functions are those of the first with 0 and 1 exchanged.
