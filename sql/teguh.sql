@@ -345,183 +345,183 @@
 -- 10256    list_tasks
 -- 10303    _peek_template
 -- 10361    get_task
--- 10416    _runs_template
--- 10469    list_runs
--- 10500    _past_template
--- 10576    _since_template
--- 10594    get_task_history
--- 10614    _held_template
--- 10646    list_workers
--- 10685    _read_place
--- 10704    _acts_template
--- 10730    list_actions
--- 10762  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10764    _abort_template
--- 10801    cancel_tasks
--- 10838    _check_meant
--- 10860    _limit_option
--- 10873    _retake_template
--- 10911    requeue_task
--- 10936    _regain_template
--- 10971    requeue_tasks
--- 11010    list_dead_letters
--- 11054    _replay_template
--- 11095    replay_dead_letters
--- 11135    _bury_template
--- 11177    purge_dead_letters
--- 11207  49_stats.sql: When the first task that is ready became so; null if none is
--- 11209    _oldest_template
--- 11253    _elder0_template
--- 11289    _tenure_template
--- 11314    _is_wanted
--- 11331    _stat_template
--- 11377    queue_stats
--- 11432    _from
--- 11445    _counters (view)
--- 11469    _gauge_template
--- 11515    _spans_template
--- 11568    metrics
--- 11604    _xmin_age
--- 11623    prometheus
--- 11682    _label_text
--- 11705    health
--- 11759  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 11764    _tick_template
--- 11789    _ticked (sequence)
--- 11795    _set_ticked
--- 11808    ticker
--- 11855    ticker_loop (procedure)
--- 11881  51_cron.sql: Whether pg_cron is installed in this database
--- 11883    _has_cron
--- 11893    _cron_has_seconds
--- 11914    _explain_no_cron
--- 11946    start
--- 11989    stop
--- 12014    _maintain
--- 12036    status
--- 12072  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 12076    _rights (view)
--- 12177    _allowed
--- 12218    _grant
--- 12237    _grant_again
--- 12253    _grant_queue
--- 12268    _check_grant
--- 12301    grant_access
--- 12337    revoke_access
--- 12384  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 12386    _refuse_schedule
--- 12403    _cron_value
--- 12417    _cron_field
--- 12478    _read_every
--- 12500    _read_schedule
--- 12575    _cron_time
--- 12613    _cron_reading
--- 12652    _clock
--- 12661    _clock_reads
--- 12697    _clock_set
--- 12725    _cron_passing
--- 12763    _cron_next
--- 12803    _check_timezone
--- 12832    next_fire_time
--- 12868  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 12881    _planning_number
--- 12891    _replan_template
--- 12905    _agenda_template
--- 12922    _future_template
--- 12950    _strike_template
--- 13006    _chime_template
--- 13062    _undone_template
--- 13081    _planned_after
--- 13100    _due_times
--- 13150    _spawn_scheduled
--- 13195    _check_task_options
--- 13225    _word_option
--- 13247    _draw_schedule
--- 13286    _schedule_options
--- 13301    _miss_schedule
--- 13317    _scheduled_in
--- 13338    _grasp_template
--- 13365    _enroll_template
--- 13396    _redraw_template
--- 13446    create_schedule
--- 13490    _reform_template
--- 13516    update_schedule
--- 13539    _steer_template
--- 13582    pause_schedule
--- 13603    resume_schedule
--- 13623    drop_schedule
--- 13643    _launch_template
--- 13675    trigger_schedule
--- 13697    _diary_template
--- 13733    get_schedule
--- 13768    list_schedules
--- 13810  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 13815    _links_option
--- 13858    _read_link
--- 13900    _trail_template
--- 13946    _linked_template
--- 13978    _ensue_template
--- 14021    _undoings
--- 14048    _undo_template
--- 14082    _repent_template
--- 14118    add_compensation
--- 14158    _repeat_template
--- 14188    _blank_template
--- 14225    repeat_run
--- 14251  63_children.sql: Children: tasks that a step spawns and may wait for
--- 14260    _brood_template
--- 14290    _bind_template
--- 14320    _read_child
--- 14369    _child_queues
--- 14395    _birth
--- 14419    spawn_children
--- 14498    _cancel_option
--- 14521    _answer
--- 14539    _report_template
--- 14574    _tell_template
--- 14589    _judge_template
--- 14626    _gather_template
--- 14684    _rally_template
--- 14761    _crop_template
--- 14807    _yield_template
--- 14828    _dismiss
--- 14849    _ditch_template
--- 14894    _perish_template
--- 14913    _orphan_template
--- 14928    await_children
--- 14985  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
--- 14992    _refuse_run
--- 15008    _read_run
--- 15028    create_workflow_run
--- 15086    update_workflow_run
--- 15117    _is_own
--- 15128    _flow_template
--- 15161    _settle_template
--- 15198    _recorded_run
--- 15209    _recorded_tallies
--- 15221    _flows
--- 15255    _survey
--- 15311    get_workflow_run
--- 15361    _is_alike
--- 15373    _recorded_runs
--- 15408    _status_option
--- 15439    list_workflow_runs
--- 15523    _member_template
--- 15556    _members
--- 15591    get_workflow_tree
--- 15665    _used_template
--- 15682    _used_runs
--- 15711    cleanup_workflow_runs
--- 15783  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
--- 15787    _word
--- 15801    _check_attributes
--- 15838    _attributes_option
--- 15855    _pinned_template
--- 15874    _pin_template
--- 15905    set_attributes
--- 15934    _label_template
--- 15947    get_attributes
--- 15965  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 10417    _runs_template
+-- 10470    list_runs
+-- 10501    _past_template
+-- 10577    _since_template
+-- 10595    get_task_history
+-- 10615    _held_template
+-- 10647    list_workers
+-- 10686    _read_place
+-- 10705    _acts_template
+-- 10731    list_actions
+-- 10763  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10765    _abort_template
+-- 10802    cancel_tasks
+-- 10839    _check_meant
+-- 10861    _limit_option
+-- 10874    _retake_template
+-- 10912    requeue_task
+-- 10937    _regain_template
+-- 10972    requeue_tasks
+-- 11011    list_dead_letters
+-- 11055    _replay_template
+-- 11096    replay_dead_letters
+-- 11136    _bury_template
+-- 11178    purge_dead_letters
+-- 11208  49_stats.sql: When the first task that is ready became so; null if none is
+-- 11210    _oldest_template
+-- 11254    _elder0_template
+-- 11290    _tenure_template
+-- 11315    _is_wanted
+-- 11332    _stat_template
+-- 11378    queue_stats
+-- 11433    _from
+-- 11446    _counters (view)
+-- 11470    _gauge_template
+-- 11516    _spans_template
+-- 11569    metrics
+-- 11605    _xmin_age
+-- 11624    prometheus
+-- 11683    _label_text
+-- 11706    health
+-- 11760  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11765    _tick_template
+-- 11790    _ticked (sequence)
+-- 11796    _set_ticked
+-- 11809    ticker
+-- 11856    ticker_loop (procedure)
+-- 11882  51_cron.sql: Whether pg_cron is installed in this database
+-- 11884    _has_cron
+-- 11894    _cron_has_seconds
+-- 11915    _explain_no_cron
+-- 11947    start
+-- 11990    stop
+-- 12015    _maintain
+-- 12037    status
+-- 12073  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 12077    _rights (view)
+-- 12178    _allowed
+-- 12219    _grant
+-- 12238    _grant_again
+-- 12254    _grant_queue
+-- 12269    _check_grant
+-- 12302    grant_access
+-- 12338    revoke_access
+-- 12385  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 12387    _refuse_schedule
+-- 12404    _cron_value
+-- 12418    _cron_field
+-- 12479    _read_every
+-- 12501    _read_schedule
+-- 12576    _cron_time
+-- 12614    _cron_reading
+-- 12653    _clock
+-- 12662    _clock_reads
+-- 12698    _clock_set
+-- 12726    _cron_passing
+-- 12764    _cron_next
+-- 12804    _check_timezone
+-- 12833    next_fire_time
+-- 12869  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 12882    _planning_number
+-- 12892    _replan_template
+-- 12906    _agenda_template
+-- 12923    _future_template
+-- 12951    _strike_template
+-- 13007    _chime_template
+-- 13063    _undone_template
+-- 13082    _planned_after
+-- 13101    _due_times
+-- 13151    _spawn_scheduled
+-- 13196    _check_task_options
+-- 13226    _word_option
+-- 13248    _draw_schedule
+-- 13287    _schedule_options
+-- 13302    _miss_schedule
+-- 13318    _scheduled_in
+-- 13339    _grasp_template
+-- 13366    _enroll_template
+-- 13397    _redraw_template
+-- 13447    create_schedule
+-- 13491    _reform_template
+-- 13517    update_schedule
+-- 13540    _steer_template
+-- 13583    pause_schedule
+-- 13604    resume_schedule
+-- 13624    drop_schedule
+-- 13644    _launch_template
+-- 13676    trigger_schedule
+-- 13698    _diary_template
+-- 13734    get_schedule
+-- 13769    list_schedules
+-- 13811  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 13816    _links_option
+-- 13859    _read_link
+-- 13901    _trail_template
+-- 13947    _linked_template
+-- 13979    _ensue_template
+-- 14022    _undoings
+-- 14049    _undo_template
+-- 14083    _repent_template
+-- 14119    add_compensation
+-- 14159    _repeat_template
+-- 14189    _blank_template
+-- 14226    repeat_run
+-- 14252  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 14261    _brood_template
+-- 14291    _bind_template
+-- 14321    _read_child
+-- 14370    _child_queues
+-- 14396    _birth
+-- 14420    spawn_children
+-- 14499    _cancel_option
+-- 14522    _answer
+-- 14540    _report_template
+-- 14575    _tell_template
+-- 14590    _judge_template
+-- 14627    _gather_template
+-- 14685    _rally_template
+-- 14762    _crop_template
+-- 14808    _yield_template
+-- 14829    _dismiss
+-- 14850    _ditch_template
+-- 14895    _perish_template
+-- 14914    _orphan_template
+-- 14929    await_children
+-- 14986  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
+-- 14993    _refuse_run
+-- 15009    _read_run
+-- 15029    create_workflow_run
+-- 15087    update_workflow_run
+-- 15118    _is_own
+-- 15129    _flow_template
+-- 15162    _settle_template
+-- 15199    _recorded_run
+-- 15210    _recorded_tallies
+-- 15222    _flows
+-- 15256    _survey
+-- 15312    get_workflow_run
+-- 15362    _is_alike
+-- 15374    _recorded_runs
+-- 15409    _status_option
+-- 15440    list_workflow_runs
+-- 15524    _member_template
+-- 15557    _members
+-- 15592    get_workflow_tree
+-- 15666    _used_template
+-- 15683    _used_runs
+-- 15714    cleanup_workflow_runs
+-- 15788  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
+-- 15792    _word
+-- 15806    _check_attributes
+-- 15843    _attributes_option
+-- 15860    _pinned_template
+-- 15879    _pin_template
+-- 15910    set_attributes
+-- 15939    _label_template
+-- 15952    get_attributes
+-- 15970  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -10296,8 +10296,8 @@ comment on function teguh.list_tasks(text, jsonb, text, integer) is
   'array: all of them), correlation_id, parent_task_id, workflow_run_id, attributes (an '
   'object: all of them, with these values), created_after (at or after), created_before, '
   'older_than_seconds; all that is given must hold. started_at is when it was last handed to a '
-  'worker; attributes are what set_attributes() has published. Raises TG001 for an unknown queue, TG005 for an unknown key, a bad value, a bad cursor, or a limit that is '
-  'not from 1 to 10000.';
+  'worker; attributes are what set_attributes() has published. Raises TG001 for an unknown queue, '
+  'TG005 for an unknown key, a bad value, a bad cursor, or a limit that is not from 1 to 10000.';
 
 -- All about a task.
 create or replace function teguh._peek_template(p_task_id uuid)
@@ -10410,7 +10410,8 @@ comment on function teguh.get_task(text, uuid) is
   'current run; started_at is when the task was last handed to a worker, claimed_by to whom; '
   'wake_event is the event that is awaited, or that woke it; deadline_at is when it ends of '
   'itself, by its own policy or because it expires; flow_key is the option "key"; attributes are '
-  'what set_attributes() has published. Raises TG001 for an unknown queue, TG003 for an unknown task.';
+  'what set_attributes() has published. Raises TG001 for an unknown queue, TG003 for '
+  'an unknown task.';
 
 -- The runs of a task: those that were followed by another, and the current one.
 create or replace function teguh._runs_template(p_task_id uuid)
@@ -15626,24 +15627,24 @@ begin
   ),
 
   tree as (
-    select s.task_id, 0 as level, array[s.place] as path
+    select s.task_id, 0 as depth, array[s.place] as places
     from shown as s
     where not exists (
       select from shown as p where p.task_id = s.parent_task_id and p.task_id < s.task_id
     )
     union all
-    select s.task_id, p.level + 1, p.path || s.place
+    select s.task_id, p.depth + 1, p.places || s.place
     from tree as p
     join shown as s on s.parent_task_id = p.task_id and s.task_id > p.task_id
   )
 
   select
-    t.level, s.queue_name, s.task_id, s.parent_task_id, s.task_name, s.state, s.attempts,
+    t.depth, s.queue_name, s.task_id, s.parent_task_id, s.task_name, s.state, s.attempts,
     s.failures, s.created_at, s.started_at, s.finished_at, s.failure_reason, s.attributes,
     (select count(*) from members) > p_limit
   from tree as t
   join shown as s on s.task_id = t.task_id
-  order by t.path;
+  order by t.places;
   if not found then
     perform from teguh._recorded_run(p_workflow_run_id);
     if not found then
@@ -15699,7 +15700,9 @@ begin
     end if;
     execute format('select array(%s)', teguh._call('used', v_queue, 1))
     into v_some
-    using array(select unnest(p_run_ids) except select unnest(v_used));
+    using array(
+      select u.run_id from unnest(p_run_ids) as u(run_id) where u.run_id <> all (v_used)
+    );
     v_used := v_used || v_some;
   end loop;
 
@@ -15747,7 +15750,9 @@ begin
   update teguh.workflow_runs as w
   set kept_at = v_now
   where w.workflow_run_id = any (v_used);
-  v_run_ids := array(select unnest(v_run_ids) except select unnest(v_used));
+  v_run_ids := array(
+    select u.run_id from unnest(v_run_ids) as u(run_id) where u.run_id <> all (v_used)
+  );
   update teguh.workflow_runs as w
   set kept_at = t.ended_at
   from (
@@ -15923,12 +15928,12 @@ $$;
 
 comment on function teguh.set_attributes(text, uuid, jsonb) is
   'Publishes attributes of a run''s task, in the caller''s transaction: names with strings, '
-  'numbers, true or false, by which list_tasks() and all that takes its filter find the task. Those '
-  'not named stay as they are; null takes one away. They stay with the task until it is cleaned '
-  'up, also when it is retried or repeated. Names and values have up to 1024 bytes, a task up to '
-  '64 attributes. Raises TG001 for an unknown queue, TG002 for an unknown run, TG004 if nobody '
-  'holds the run, TG005 for a bad attribute or too many, AB001 if the task is cancelled, AB002 if '
-  'the run has ended.';
+  'numbers, true or false, by which list_tasks() and all that takes its filter find the task. '
+  'Those not named stay as they are; null takes one away. They stay with the task until it is '
+  'cleaned up, also when it is retried or repeated. Names and values have up to 1024 bytes, a '
+  'task up to 64 attributes. Raises TG001 for an unknown queue, TG002 for an unknown run, TG004 '
+  'if nobody holds the run, TG005 for a bad attribute or too many, AB001 if the task is '
+  'cancelled, AB002 if the run has ended.';
 
 -- The attributes of a task that exists.
 create or replace function teguh._label_template(p_task_id uuid)

@@ -566,8 +566,8 @@ comment on function teguh.list_tasks(text, jsonb, text, integer) is
   'array: all of them), correlation_id, parent_task_id, workflow_run_id, attributes (an '
   'object: all of them, with these values), created_after (at or after), created_before, '
   'older_than_seconds; all that is given must hold. started_at is when it was last handed to a '
-  'worker; attributes are what set_attributes() has published. Raises TG001 for an unknown queue, TG005 for an unknown key, a bad value, a bad cursor, or a limit that is '
-  'not from 1 to 10000.';
+  'worker; attributes are what set_attributes() has published. Raises TG001 for an unknown queue, '
+  'TG005 for an unknown key, a bad value, a bad cursor, or a limit that is not from 1 to 10000.';
 
 -- All about a task.
 create or replace function teguh._peek_template(p_task_id uuid)
@@ -680,7 +680,8 @@ comment on function teguh.get_task(text, uuid) is
   'current run; started_at is when the task was last handed to a worker, claimed_by to whom; '
   'wake_event is the event that is awaited, or that woke it; deadline_at is when it ends of '
   'itself, by its own policy or because it expires; flow_key is the option "key"; attributes are '
-  'what set_attributes() has published. Raises TG001 for an unknown queue, TG003 for an unknown task.';
+  'what set_attributes() has published. Raises TG001 for an unknown queue, TG003 for '
+  'an unknown task.';
 
 -- The runs of a task: those that were followed by another, and the current one.
 create or replace function teguh._runs_template(p_task_id uuid)

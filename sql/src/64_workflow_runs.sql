@@ -641,24 +641,24 @@ begin
   ),
 
   tree as (
-    select s.task_id, 0 as level, array[s.place] as path
+    select s.task_id, 0 as depth, array[s.place] as places
     from shown as s
     where not exists (
       select from shown as p where p.task_id = s.parent_task_id and p.task_id < s.task_id
     )
     union all
-    select s.task_id, p.level + 1, p.path || s.place
+    select s.task_id, p.depth + 1, p.places || s.place
     from tree as p
     join shown as s on s.parent_task_id = p.task_id and s.task_id > p.task_id
   )
 
   select
-    t.level, s.queue_name, s.task_id, s.parent_task_id, s.task_name, s.state, s.attempts,
+    t.depth, s.queue_name, s.task_id, s.parent_task_id, s.task_name, s.state, s.attempts,
     s.failures, s.created_at, s.started_at, s.finished_at, s.failure_reason, s.attributes,
     (select count(*) from members) > p_limit
   from tree as t
   join shown as s on s.task_id = t.task_id
-  order by t.path;
+  order by t.places;
   if not found then
     perform from teguh._recorded_run(p_workflow_run_id);
     if not found then
@@ -714,7 +714,9 @@ begin
     end if;
     execute format('select array(%s)', teguh._call('used', v_queue, 1))
     into v_some
-    using array(select unnest(p_run_ids) except select unnest(v_used));
+    using array(
+      select u.run_id from unnest(p_run_ids) as u(run_id) where u.run_id <> all (v_used)
+    );
     v_used := v_used || v_some;
   end loop;
 
@@ -762,7 +764,9 @@ begin
   update teguh.workflow_runs as w
   set kept_at = v_now
   where w.workflow_run_id = any (v_used);
-  v_run_ids := array(select unnest(v_run_ids) except select unnest(v_used));
+  v_run_ids := array(
+    select u.run_id from unnest(v_run_ids) as u(run_id) where u.run_id <> all (v_used)
+  );
   update teguh.workflow_runs as w
   set kept_at = t.ended_at
   from (

@@ -140,12 +140,12 @@ $$;
 
 comment on function teguh.set_attributes(text, uuid, jsonb) is
   'Publishes attributes of a run''s task, in the caller''s transaction: names with strings, '
-  'numbers, true or false, by which list_tasks() and all that takes its filter find the task. Those '
-  'not named stay as they are; null takes one away. They stay with the task until it is cleaned '
-  'up, also when it is retried or repeated. Names and values have up to 1024 bytes, a task up to '
-  '64 attributes. Raises TG001 for an unknown queue, TG002 for an unknown run, TG004 if nobody '
-  'holds the run, TG005 for a bad attribute or too many, AB001 if the task is cancelled, AB002 if '
-  'the run has ended.';
+  'numbers, true or false, by which list_tasks() and all that takes its filter find the task. '
+  'Those not named stay as they are; null takes one away. They stay with the task until it is '
+  'cleaned up, also when it is retried or repeated. Names and values have up to 1024 bytes, a '
+  'task up to 64 attributes. Raises TG001 for an unknown queue, TG002 for an unknown run, TG004 '
+  'if nobody holds the run, TG005 for a bad attribute or too many, AB001 if the task is '
+  'cancelled, AB002 if the run has ended.';
 
 -- The attributes of a task that exists.
 create or replace function teguh._label_template(p_task_id uuid)

@@ -9975,8 +9975,8 @@ comment on function teguh.list_tasks(text, jsonb, text, integer) is
   'array: all of them), correlation_id, parent_task_id, workflow_run_id, attributes (an '
   'object: all of them, with these values), created_after (at or after), created_before, '
   'older_than_seconds; all that is given must hold. started_at is when it was last handed to a '
-  'worker; attributes are what set_attributes() has published. Raises TG001 for an unknown queue, TG005 for an unknown key, a bad value, a bad cursor, or a limit that is '
-  'not from 1 to 10000.';
+  'worker; attributes are what set_attributes() has published. Raises TG001 for an unknown queue, '
+  'TG005 for an unknown key, a bad value, a bad cursor, or a limit that is not from 1 to 10000.';
 
 -- All about a task.
 create or replace function teguh._peek_template(p_task_id uuid)
@@ -10089,7 +10089,8 @@ comment on function teguh.get_task(text, uuid) is
   'current run; started_at is when the task was last handed to a worker, claimed_by to whom; '
   'wake_event is the event that is awaited, or that woke it; deadline_at is when it ends of '
   'itself, by its own policy or because it expires; flow_key is the option "key"; attributes are '
-  'what set_attributes() has published. Raises TG001 for an unknown queue, TG003 for an unknown task.';
+  'what set_attributes() has published. Raises TG001 for an unknown queue, TG003 for '
+  'an unknown task.';
 
 -- The runs of a task: those that were followed by another, and the current one.
 create or replace function teguh._runs_template(p_task_id uuid)
@@ -15305,24 +15306,24 @@ begin
   ),
 
   tree as (
-    select s.task_id, 0 as level, array[s.place] as path
+    select s.task_id, 0 as depth, array[s.place] as places
     from shown as s
     where not exists (
       select from shown as p where p.task_id = s.parent_task_id and p.task_id < s.task_id
     )
     union all
-    select s.task_id, p.level + 1, p.path || s.place
+    select s.task_id, p.depth + 1, p.places || s.place
     from tree as p
     join shown as s on s.parent_task_id = p.task_id and s.task_id > p.task_id
   )
 
   select
-    t.level, s.queue_name, s.task_id, s.parent_task_id, s.task_name, s.state, s.attempts,
+    t.depth, s.queue_name, s.task_id, s.parent_task_id, s.task_name, s.state, s.attempts,
     s.failures, s.created_at, s.started_at, s.finished_at, s.failure_reason, s.attributes,
     (select count(*) from members) > p_limit
   from tree as t
   join shown as s on s.task_id = t.task_id
-  order by t.path;
+  order by t.places;
   if not found then
     perform from teguh._recorded_run(p_workflow_run_id);
     if not found then
@@ -15378,7 +15379,9 @@ begin
     end if;
     execute format('select array(%s)', teguh._call('used', v_queue, 1))
     into v_some
-    using array(select unnest(p_run_ids) except select unnest(v_used));
+    using array(
+      select u.run_id from unnest(p_run_ids) as u(run_id) where u.run_id <> all (v_used)
+    );
     v_used := v_used || v_some;
   end loop;
 
@@ -15426,7 +15429,9 @@ begin
   update teguh.workflow_runs as w
   set kept_at = v_now
   where w.workflow_run_id = any (v_used);
-  v_run_ids := array(select unnest(v_run_ids) except select unnest(v_used));
+  v_run_ids := array(
+    select u.run_id from unnest(v_run_ids) as u(run_id) where u.run_id <> all (v_used)
+  );
   update teguh.workflow_runs as w
   set kept_at = t.ended_at
   from (
@@ -15602,12 +15607,12 @@ $$;
 
 comment on function teguh.set_attributes(text, uuid, jsonb) is
   'Publishes attributes of a run''s task, in the caller''s transaction: names with strings, '
-  'numbers, true or false, by which list_tasks() and all that takes its filter find the task. Those '
-  'not named stay as they are; null takes one away. They stay with the task until it is cleaned '
-  'up, also when it is retried or repeated. Names and values have up to 1024 bytes, a task up to '
-  '64 attributes. Raises TG001 for an unknown queue, TG002 for an unknown run, TG004 if nobody '
-  'holds the run, TG005 for a bad attribute or too many, AB001 if the task is cancelled, AB002 if '
-  'the run has ended.';
+  'numbers, true or false, by which list_tasks() and all that takes its filter find the task. '
+  'Those not named stay as they are; null takes one away. They stay with the task until it is '
+  'cleaned up, also when it is retried or repeated. Names and values have up to 1024 bytes, a '
+  'task up to 64 attributes. Raises TG001 for an unknown queue, TG002 for an unknown run, TG004 '
+  'if nobody holds the run, TG005 for a bad attribute or too many, AB001 if the task is '
+  'cancelled, AB002 if the run has ended.';
 
 -- The attributes of a task that exists.
 create or replace function teguh._label_template(p_task_id uuid)
