@@ -15627,19 +15627,19 @@ begin
   ),
 
   tree as (
-    select s.task_id, 0 as depth, array[s.place] as places
+    select s.task_id, 0 as steps, array[s.place] as places
     from shown as s
     where not exists (
       select from shown as p where p.task_id = s.parent_task_id and p.task_id < s.task_id
     )
     union all
-    select s.task_id, p.depth + 1, p.places || s.place
+    select s.task_id, p.steps + 1, p.places || s.place
     from tree as p
     join shown as s on s.parent_task_id = p.task_id and s.task_id > p.task_id
   )
 
   select
-    t.depth, s.queue_name, s.task_id, s.parent_task_id, s.task_name, s.state, s.attempts,
+    t.steps, s.queue_name, s.task_id, s.parent_task_id, s.task_name, s.state, s.attempts,
     s.failures, s.created_at, s.started_at, s.finished_at, s.failure_reason, s.attributes,
     (select count(*) from members) > p_limit
   from tree as t
