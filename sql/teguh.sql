@@ -163,365 +163,365 @@
 -- 4479    _over_template
 -- 4501    _close_template
 -- 4531    _follow_template
--- 4561  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4563    _segment_bytes
--- 4584    _turn_template
--- 4616    _turn0_template
--- 4654    _spent0_template
--- 4668    _dry0_template
--- 4695    _left0_template
--- 4726    _carry0_template
--- 4770  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4776    _remake_template
--- 4833    _alive_template
--- 4887    _home
--- 4900    _settle_template
--- 4922    rebuild_dispatch
--- 4959    _recap_template
--- 4990  35_tally.sql: The letter by which tallies know where a task stands
--- 4992    _letter
--- 5011    _letters
--- 5023    _bound
--- 5043    _tally_template
--- 5068    _reckon_template
--- 5095    _finish_template
--- 5123    _moved_template
--- 5154    _sum0_template
--- 5190    _noted0_template
--- 5225    _bank0_template
--- 5245    _census_template
--- 5267    _count_template
--- 5289  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5299    _gate_number
--- 5310    _enter_gate
--- 5332    _limit_of
--- 5350    _rule_template
--- 5376    _reign_template
--- 5390    _enrol_template
--- 5417    _going_template
--- 5433    _busy_template
--- 5449    _everywhere_busy
--- 5475    _closed_until
--- 5495    _is_fresh
--- 5510    _is_limited
--- 5521    _started
--- 5538    _left_over
--- 5559    _slots_template
--- 5609    _vacate_template
--- 5672    _unbar_template
--- 5701    _intake_template
--- 5722    _sift0_template
--- 5809    _line_template
--- 5869    _keys_template
--- 5923    _admit_template
--- 5986    _spare_template
--- 6008    _choose_template
--- 6054    _named_template
--- 6081    _weed_template
--- 6117    _cull_template
--- 6148    _seize_template
--- 6223    _quit_template
--- 6251    _occupy_template
--- 6291    _chance_template
--- 6321    _align_template
--- 6366  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 6369    _want_template
--- 6403    _names_option
--- 6438    _order_queues
--- 6474    _remember_names
--- 6494    claim_any
--- 6571    _check_order
--- 6588  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6593    _put_template
--- 6661    _enlist_template
--- 6704    _new_template
--- 6761    _tag_template
--- 6779    _room_template
--- 6806    _shed_template
--- 6848    _first0_template
--- 6889    _once_template
--- 6937    _blocks
--- 6964    _meet_template
--- 6998    _swap_template
--- 7059    _series_template
--- 7096    _found_template
--- 7153    _abide
--- 7175    _check_spawner
--- 7195    spawn_task
--- 7260    spawn_tasks
--- 7307    _read_task
--- 7325  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7330    _hold_template
--- 7381    _own_template
--- 7401    _done_template
--- 7449    complete_run
--- 7472    _flush_template
--- 7554    _why_template
--- 7570    _read_runs
--- 7616    _explain_bad_run
--- 7641    complete_runs
--- 7666    _end_template
--- 7715    _lost_template
--- 7735    _file_template
--- 7761    _again_template
--- 7801    _queue_template
--- 7822    _fail_template
--- 7840    fail_run
--- 7864    _nap_template
--- 7893    schedule_run
--- 7923    _free_template
--- 7971    release_run
--- 7996    _keep_template
--- 8022    extend_claim
--- 8045  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 8050    _mark_template
--- 8072    _note_template
--- 8102    set_task_checkpoint_state
--- 8137    _recall_template
--- 8159    get_task_checkpoint_state
--- 8183    _list_template
--- 8212    get_task_checkpoint_states
--- 8238  43_events.sql: Wait for an event, or learn how the wait ended
--- 8245    _wait_template
--- 8317    _park_template
--- 8359    _check_event
--- 8378    await_event
--- 8415    _emit_template
--- 8478    emit_event
--- 8503  44_control.sql: Read a task, or raise TG003
--- 8505    _fetch_template
--- 8532    _stop_template
--- 8564    _act_template
--- 8586    _halt_template
--- 8602    cancel_task
--- 8624    _rerun_template
--- 8699    _forget_template
--- 8735    _redo_template
--- 8771    _renew_template
--- 8807    retry_task
--- 8857    _show_template
--- 8905    get_task_result
--- 8940  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8947    _purge_template
--- 8977    _erase_template
--- 9029    _first_uuid
--- 9048    _sweep_template
--- 9088    _clean
--- 9122    cleanup_tasks
--- 9143    cleanup_events
--- 9164    cleanup_all_queues
--- 9199  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 9201    _cap_template
--- 9230    _write_limit
--- 9253    _read_limit
--- 9302    _check_limit_keys
--- 9324    set_limit
--- 9379    _usage_template
--- 9457    _overall_usage
--- 9501    limit_usage
--- 9534  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 9536    _pause_template
--- 9557    _halve_template
--- 9587    _check_only
--- 9610    pause_queue
--- 9646    resume_queue
--- 9672    get_queue_policy
--- 9695    set_queue_policy
--- 9713    list_namespaces
--- 9730  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9733    _read_filter
--- 9769    _states_option
--- 9800    _read_cursor
--- 9819    _check_limit
--- 9843    _find_template
--- 9895    _seek_template
--- 9947    _page_template
--- 10025    _ended_template
--- 10062    _fit_template
--- 10103    _live_template
--- 10140    _hints_template
--- 10163    _hints0_template
--- 10205    _rows_template
--- 10256    list_tasks
--- 10303    _peek_template
--- 10361    get_task
--- 10417    _runs_template
--- 10470    list_runs
--- 10501    _past_template
--- 10577    _since_template
--- 10595    get_task_history
--- 10615    _held_template
--- 10647    list_workers
--- 10686    _read_place
--- 10705    _acts_template
--- 10731    list_actions
--- 10763  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10765    _abort_template
--- 10802    cancel_tasks
--- 10839    _check_meant
--- 10861    _limit_option
--- 10874    _retake_template
--- 10912    requeue_task
--- 10937    _regain_template
--- 10972    requeue_tasks
--- 11011    list_dead_letters
--- 11055    _replay_template
--- 11096    replay_dead_letters
--- 11136    _bury_template
--- 11178    purge_dead_letters
--- 11208  49_stats.sql: When the first task that is ready became so; null if none is
--- 11210    _oldest_template
--- 11254    _elder0_template
--- 11290    _tenure_template
--- 11315    _is_wanted
--- 11332    _stat_template
--- 11378    queue_stats
--- 11433    _from
--- 11446    _counters (view)
--- 11470    _gauge_template
--- 11516    _spans_template
--- 11569    metrics
--- 11605    _xmin_age
--- 11624    prometheus
--- 11683    _label_text
--- 11706    health
--- 11760  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 11765    _tick_template
--- 11790    _ticked (sequence)
--- 11796    _set_ticked
--- 11809    ticker
--- 11856    ticker_loop (procedure)
--- 11882  51_cron.sql: Whether pg_cron is installed in this database
--- 11884    _has_cron
--- 11894    _cron_has_seconds
--- 11915    _explain_no_cron
--- 11947    start
--- 11990    stop
--- 12015    _maintain
--- 12037    status
--- 12073  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 12077    _rights (view)
--- 12178    _allowed
--- 12219    _grant
--- 12238    _grant_again
--- 12254    _grant_queue
--- 12269    _check_grant
--- 12302    grant_access
--- 12338    revoke_access
--- 12385  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 12387    _refuse_schedule
--- 12404    _cron_value
--- 12418    _cron_field
--- 12479    _read_every
--- 12501    _read_schedule
--- 12576    _cron_time
--- 12614    _cron_reading
--- 12653    _clock
--- 12662    _clock_reads
--- 12698    _clock_set
--- 12726    _cron_passing
--- 12764    _cron_next
--- 12804    _check_timezone
--- 12833    next_fire_time
--- 12869  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 12882    _planning_number
--- 12892    _replan_template
--- 12906    _agenda_template
--- 12923    _future_template
--- 12951    _strike_template
--- 13007    _chime_template
--- 13063    _undone_template
--- 13082    _planned_after
--- 13101    _due_times
--- 13151    _spawn_scheduled
--- 13196    _check_task_options
--- 13226    _word_option
--- 13248    _draw_schedule
--- 13287    _schedule_options
--- 13302    _miss_schedule
--- 13318    _scheduled_in
--- 13339    _grasp_template
--- 13366    _enroll_template
--- 13397    _redraw_template
--- 13447    create_schedule
--- 13491    _reform_template
--- 13517    update_schedule
--- 13540    _steer_template
--- 13583    pause_schedule
--- 13604    resume_schedule
--- 13624    drop_schedule
--- 13644    _launch_template
--- 13676    trigger_schedule
--- 13698    _diary_template
--- 13734    get_schedule
--- 13769    list_schedules
--- 13811  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 13816    _links_option
--- 13859    _read_link
--- 13901    _trail_template
--- 13947    _linked_template
--- 13979    _ensue_template
--- 14022    _undoings
--- 14049    _undo_template
--- 14083    _repent_template
--- 14119    add_compensation
--- 14159    _repeat_template
--- 14189    _blank_template
--- 14226    repeat_run
--- 14252  63_children.sql: Children: tasks that a step spawns and may wait for
--- 14261    _brood_template
--- 14291    _bind_template
--- 14321    _read_child
--- 14370    _child_queues
--- 14396    _birth
--- 14420    spawn_children
--- 14499    _cancel_option
--- 14522    _answer
--- 14540    _report_template
--- 14575    _tell_template
--- 14590    _judge_template
--- 14627    _gather_template
--- 14685    _rally_template
--- 14762    _crop_template
--- 14808    _yield_template
--- 14829    _dismiss
--- 14850    _ditch_template
--- 14895    _perish_template
--- 14914    _orphan_template
--- 14929    await_children
--- 14986  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
--- 14993    _refuse_run
--- 15009    _read_run
--- 15029    create_workflow_run
--- 15087    update_workflow_run
--- 15118    _is_own
--- 15129    _flow_template
--- 15162    _settle_template
--- 15199    _recorded_run
--- 15210    _recorded_tallies
--- 15222    _flows
--- 15256    _survey
--- 15312    get_workflow_run
--- 15362    _is_alike
--- 15374    _recorded_runs
--- 15409    _status_option
--- 15440    list_workflow_runs
--- 15524    _member_template
--- 15557    _members
--- 15592    get_workflow_tree
--- 15666    _used_template
--- 15683    _used_runs
--- 15714    cleanup_workflow_runs
--- 15788  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
--- 15792    _word
--- 15806    _check_attributes
--- 15843    _attributes_option
--- 15860    _pinned_template
--- 15879    _pin_template
--- 15910    set_attributes
--- 15939    _label_template
--- 15952    get_attributes
--- 15970  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 4564  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4566    _segment_bytes
+-- 4587    _turn_template
+-- 4619    _turn0_template
+-- 4657    _spent0_template
+-- 4671    _dry0_template
+-- 4698    _left0_template
+-- 4729    _carry0_template
+-- 4773  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4779    _remake_template
+-- 4836    _alive_template
+-- 4890    _home
+-- 4903    _settle_template
+-- 4925    rebuild_dispatch
+-- 4962    _recap_template
+-- 4993  35_tally.sql: The letter by which tallies know where a task stands
+-- 4995    _letter
+-- 5014    _letters
+-- 5026    _bound
+-- 5046    _tally_template
+-- 5071    _reckon_template
+-- 5098    _finish_template
+-- 5126    _moved_template
+-- 5157    _sum0_template
+-- 5193    _noted0_template
+-- 5228    _bank0_template
+-- 5248    _census_template
+-- 5270    _count_template
+-- 5292  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5302    _gate_number
+-- 5313    _enter_gate
+-- 5335    _limit_of
+-- 5353    _rule_template
+-- 5379    _reign_template
+-- 5393    _enrol_template
+-- 5420    _going_template
+-- 5436    _busy_template
+-- 5452    _everywhere_busy
+-- 5478    _closed_until
+-- 5498    _is_fresh
+-- 5513    _is_limited
+-- 5524    _started
+-- 5541    _left_over
+-- 5562    _slots_template
+-- 5612    _vacate_template
+-- 5675    _unbar_template
+-- 5704    _intake_template
+-- 5725    _sift0_template
+-- 5812    _line_template
+-- 5872    _keys_template
+-- 5926    _admit_template
+-- 5989    _spare_template
+-- 6011    _choose_template
+-- 6057    _named_template
+-- 6084    _weed_template
+-- 6120    _cull_template
+-- 6151    _seize_template
+-- 6226    _quit_template
+-- 6254    _occupy_template
+-- 6294    _chance_template
+-- 6324    _align_template
+-- 6369  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6372    _want_template
+-- 6406    _names_option
+-- 6441    _order_queues
+-- 6477    _remember_names
+-- 6497    claim_any
+-- 6574    _check_order
+-- 6591  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6596    _put_template
+-- 6664    _enlist_template
+-- 6707    _new_template
+-- 6764    _tag_template
+-- 6782    _room_template
+-- 6809    _shed_template
+-- 6851    _first0_template
+-- 6892    _once_template
+-- 6940    _blocks
+-- 6967    _meet_template
+-- 7001    _swap_template
+-- 7062    _series_template
+-- 7099    _found_template
+-- 7156    _abide
+-- 7178    _check_spawner
+-- 7198    spawn_task
+-- 7263    spawn_tasks
+-- 7310    _read_task
+-- 7328  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7333    _hold_template
+-- 7384    _own_template
+-- 7404    _done_template
+-- 7452    complete_run
+-- 7475    _flush_template
+-- 7557    _why_template
+-- 7573    _read_runs
+-- 7619    _explain_bad_run
+-- 7644    complete_runs
+-- 7669    _end_template
+-- 7718    _lost_template
+-- 7738    _file_template
+-- 7764    _again_template
+-- 7804    _queue_template
+-- 7825    _fail_template
+-- 7843    fail_run
+-- 7867    _nap_template
+-- 7896    schedule_run
+-- 7926    _free_template
+-- 7974    release_run
+-- 7999    _keep_template
+-- 8025    extend_claim
+-- 8048  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 8053    _mark_template
+-- 8075    _note_template
+-- 8105    set_task_checkpoint_state
+-- 8140    _recall_template
+-- 8162    get_task_checkpoint_state
+-- 8186    _list_template
+-- 8215    get_task_checkpoint_states
+-- 8241  43_events.sql: Wait for an event, or learn how the wait ended
+-- 8248    _wait_template
+-- 8320    _park_template
+-- 8362    _check_event
+-- 8381    await_event
+-- 8418    _emit_template
+-- 8481    emit_event
+-- 8506  44_control.sql: Read a task, or raise TG003
+-- 8508    _fetch_template
+-- 8535    _stop_template
+-- 8567    _act_template
+-- 8589    _halt_template
+-- 8605    cancel_task
+-- 8627    _rerun_template
+-- 8702    _forget_template
+-- 8738    _redo_template
+-- 8774    _renew_template
+-- 8810    retry_task
+-- 8860    _show_template
+-- 8908    get_task_result
+-- 8943  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8950    _purge_template
+-- 8980    _erase_template
+-- 9032    _first_uuid
+-- 9051    _sweep_template
+-- 9091    _clean
+-- 9125    cleanup_tasks
+-- 9146    cleanup_events
+-- 9167    cleanup_all_queues
+-- 9202  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 9204    _cap_template
+-- 9233    _write_limit
+-- 9256    _read_limit
+-- 9305    _check_limit_keys
+-- 9327    set_limit
+-- 9382    _usage_template
+-- 9460    _overall_usage
+-- 9504    limit_usage
+-- 9537  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 9539    _pause_template
+-- 9560    _halve_template
+-- 9590    _check_only
+-- 9613    pause_queue
+-- 9649    resume_queue
+-- 9675    get_queue_policy
+-- 9698    set_queue_policy
+-- 9716    list_namespaces
+-- 9733  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9736    _read_filter
+-- 9772    _states_option
+-- 9803    _read_cursor
+-- 9822    _check_limit
+-- 9846    _find_template
+-- 9898    _seek_template
+-- 9950    _page_template
+-- 10028    _ended_template
+-- 10065    _fit_template
+-- 10106    _live_template
+-- 10143    _hints_template
+-- 10166    _hints0_template
+-- 10208    _rows_template
+-- 10259    list_tasks
+-- 10306    _peek_template
+-- 10364    get_task
+-- 10420    _runs_template
+-- 10473    list_runs
+-- 10504    _past_template
+-- 10580    _since_template
+-- 10598    get_task_history
+-- 10618    _held_template
+-- 10650    list_workers
+-- 10689    _read_place
+-- 10708    _acts_template
+-- 10734    list_actions
+-- 10766  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10768    _abort_template
+-- 10805    cancel_tasks
+-- 10842    _check_meant
+-- 10864    _limit_option
+-- 10877    _retake_template
+-- 10915    requeue_task
+-- 10940    _regain_template
+-- 10975    requeue_tasks
+-- 11014    list_dead_letters
+-- 11058    _replay_template
+-- 11099    replay_dead_letters
+-- 11139    _bury_template
+-- 11181    purge_dead_letters
+-- 11211  49_stats.sql: When the first task that is ready became so; null if none is
+-- 11213    _oldest_template
+-- 11257    _elder0_template
+-- 11293    _tenure_template
+-- 11318    _is_wanted
+-- 11335    _stat_template
+-- 11381    queue_stats
+-- 11436    _from
+-- 11449    _counters (view)
+-- 11473    _gauge_template
+-- 11519    _spans_template
+-- 11572    metrics
+-- 11608    _xmin_age
+-- 11627    prometheus
+-- 11686    _label_text
+-- 11709    health
+-- 11763  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11768    _tick_template
+-- 11793    _ticked (sequence)
+-- 11799    _set_ticked
+-- 11812    ticker
+-- 11859    ticker_loop (procedure)
+-- 11885  51_cron.sql: Whether pg_cron is installed in this database
+-- 11887    _has_cron
+-- 11897    _cron_has_seconds
+-- 11918    _explain_no_cron
+-- 11950    start
+-- 11993    stop
+-- 12018    _maintain
+-- 12040    status
+-- 12076  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 12080    _rights (view)
+-- 12181    _allowed
+-- 12222    _grant
+-- 12241    _grant_again
+-- 12257    _grant_queue
+-- 12272    _check_grant
+-- 12305    grant_access
+-- 12341    revoke_access
+-- 12388  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 12390    _refuse_schedule
+-- 12407    _cron_value
+-- 12421    _cron_field
+-- 12482    _read_every
+-- 12504    _read_schedule
+-- 12579    _cron_time
+-- 12617    _cron_reading
+-- 12656    _clock
+-- 12665    _clock_reads
+-- 12701    _clock_set
+-- 12729    _cron_passing
+-- 12767    _cron_next
+-- 12807    _check_timezone
+-- 12836    next_fire_time
+-- 12872  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 12885    _planning_number
+-- 12895    _replan_template
+-- 12909    _agenda_template
+-- 12926    _future_template
+-- 12954    _strike_template
+-- 13010    _chime_template
+-- 13066    _undone_template
+-- 13085    _planned_after
+-- 13104    _due_times
+-- 13154    _spawn_scheduled
+-- 13199    _check_task_options
+-- 13229    _word_option
+-- 13251    _draw_schedule
+-- 13290    _schedule_options
+-- 13305    _miss_schedule
+-- 13321    _scheduled_in
+-- 13342    _grasp_template
+-- 13369    _enroll_template
+-- 13400    _redraw_template
+-- 13450    create_schedule
+-- 13494    _reform_template
+-- 13520    update_schedule
+-- 13543    _steer_template
+-- 13586    pause_schedule
+-- 13607    resume_schedule
+-- 13627    drop_schedule
+-- 13647    _launch_template
+-- 13679    trigger_schedule
+-- 13701    _diary_template
+-- 13737    get_schedule
+-- 13772    list_schedules
+-- 13814  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 13819    _links_option
+-- 13862    _read_link
+-- 13904    _trail_template
+-- 13950    _linked_template
+-- 13982    _ensue_template
+-- 14025    _undoings
+-- 14052    _undo_template
+-- 14086    _repent_template
+-- 14122    add_compensation
+-- 14162    _repeat_template
+-- 14192    _blank_template
+-- 14229    repeat_run
+-- 14255  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 14264    _brood_template
+-- 14294    _bind_template
+-- 14324    _read_child
+-- 14373    _child_queues
+-- 14399    _birth
+-- 14423    spawn_children
+-- 14502    _cancel_option
+-- 14525    _answer
+-- 14543    _report_template
+-- 14578    _tell_template
+-- 14593    _judge_template
+-- 14630    _gather_template
+-- 14688    _rally_template
+-- 14765    _crop_template
+-- 14811    _yield_template
+-- 14832    _dismiss
+-- 14853    _ditch_template
+-- 14898    _perish_template
+-- 14917    _orphan_template
+-- 14932    await_children
+-- 14989  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
+-- 14996    _refuse_run
+-- 15012    _read_run
+-- 15032    create_workflow_run
+-- 15090    update_workflow_run
+-- 15121    _is_own
+-- 15132    _flow_template
+-- 15165    _settle_template
+-- 15202    _recorded_run
+-- 15213    _recorded_tallies
+-- 15225    _flows
+-- 15259    _survey
+-- 15315    get_workflow_run
+-- 15365    _is_alike
+-- 15377    _recorded_runs
+-- 15412    _status_option
+-- 15443    list_workflow_runs
+-- 15527    _member_template
+-- 15560    _members
+-- 15595    get_workflow_tree
+-- 15671    _used_template
+-- 15688    _used_runs
+-- 15719    cleanup_workflow_runs
+-- 15793  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
+-- 15797    _word
+-- 15811    _check_attributes
+-- 15848    _attributes_option
+-- 15865    _pinned_template
+-- 15884    _pin_template
+-- 15915    set_attributes
+-- 15944    _label_template
+-- 15957    get_attributes
+-- 15975  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -4546,7 +4546,10 @@ begin
         '$task_id', p_task.task_id, '$task_name', p_task.task_name, '$params', p_task.params
       )
     ),
-    jsonb_build_object('parent_task_id', p_task.task_id)
+    teguh._present(jsonb_build_object(
+      'parent_task_id', p_task.task_id, 'workflow_run_id', p_task.workflow_run_id,
+      'correlation_id', p_task.correlation_id, 'tags', p_task.tags
+    ))
     || coalesce(p_task.on_expired -> 'options', '{}')
   );
 exception
@@ -15588,7 +15591,7 @@ $$;
 
 -- Show the tasks of a workflow run as a tree, each right below its parent.
 --
--- A task is younger than its parent, so that nothing can be above itself.
+-- A parent is older than its task, so that nothing is above itself.
 create or replace function teguh.get_workflow_tree(
   p_workflow_run_id uuid,
   p_limit           integer default 1000
@@ -15616,7 +15619,7 @@ as $$
 begin
   return query
   with recursive members as materialized (
-    select m.*, row_number() over (order by m.task_id) as place
+    select m.*, row_number() over (order by m.created_at, m.task_id) as place
     from teguh._members(p_workflow_run_id, teguh._check_limit(p_limit) + 1) as m
   ),
 
@@ -15627,15 +15630,17 @@ begin
   ),
 
   tree as (
-    select s.task_id, 0 as steps, array[s.place] as places
+    select s.task_id, s.created_at, 0 as steps, array[s.place] as places
     from shown as s
     where not exists (
-      select from shown as p where p.task_id = s.parent_task_id and p.task_id < s.task_id
+      select
+      from shown as p
+      where p.task_id = s.parent_task_id and p.created_at <= s.created_at
     )
     union all
-    select s.task_id, p.steps + 1, p.places || s.place
+    select s.task_id, s.created_at, p.steps + 1, p.places || s.place
     from tree as p
-    join shown as s on s.parent_task_id = p.task_id and s.task_id > p.task_id
+    join shown as s on s.parent_task_id = p.task_id and s.created_at >= p.created_at
   )
 
   select
@@ -15656,11 +15661,11 @@ $$;
 
 comment on function teguh.get_workflow_tree(uuid, integer) is
   'The tasks of a workflow run in the queues that the caller may look at, as a tree: a task is '
-  'followed by those that have it as parent, one level deeper, in the order in which they were '
-  'spawned. One whose parent is not in the run, or gone, is at level 0. No more than p_limit, the '
-  'first that were spawned; cut tells, in every row, that there are more. started_at is when it '
-  'was first handed to a worker. Raises TG005 for a limit that is not from 1 to 10000, TG009 for '
-  'an id that is neither a workflow run''s nor any task''s.';
+  'followed by those that have it as parent, one level deeper, the oldest first. One whose parent '
+  'is not in the run, or gone, is at level 0. No more than the p_limit oldest; cut tells, in every '
+  'row, that there are more. started_at is when it was first handed to a worker. Raises TG005 for '
+  'a limit that is not from 1 to 10000, TG009 for an id that is neither a workflow run''s nor any '
+  'task''s.';
 
 -- Those of some workflow runs that have a task in this queue.
 create or replace function teguh._used_template(p_run_ids uuid[])

@@ -4225,7 +4225,10 @@ begin
         '$task_id', p_task.task_id, '$task_name', p_task.task_name, '$params', p_task.params
       )
     ),
-    jsonb_build_object('parent_task_id', p_task.task_id)
+    teguh._present(jsonb_build_object(
+      'parent_task_id', p_task.task_id, 'workflow_run_id', p_task.workflow_run_id,
+      'correlation_id', p_task.correlation_id, 'tags', p_task.tags
+    ))
     || coalesce(p_task.on_expired -> 'options', '{}')
   );
 exception
@@ -15267,7 +15270,7 @@ $$;
 
 -- Show the tasks of a workflow run as a tree, each right below its parent.
 --
--- A task is younger than its parent, so that nothing can be above itself.
+-- A parent is older than its task, so that nothing is above itself.
 create or replace function teguh.get_workflow_tree(
   p_workflow_run_id uuid,
   p_limit           integer default 1000
@@ -15295,7 +15298,7 @@ as $$
 begin
   return query
   with recursive members as materialized (
-    select m.*, row_number() over (order by m.task_id) as place
+    select m.*, row_number() over (order by m.created_at, m.task_id) as place
     from teguh._members(p_workflow_run_id, teguh._check_limit(p_limit) + 1) as m
   ),
 
@@ -15306,15 +15309,17 @@ begin
   ),
 
   tree as (
-    select s.task_id, 0 as steps, array[s.place] as places
+    select s.task_id, s.created_at, 0 as steps, array[s.place] as places
     from shown as s
     where not exists (
-      select from shown as p where p.task_id = s.parent_task_id and p.task_id < s.task_id
+      select
+      from shown as p
+      where p.task_id = s.parent_task_id and p.created_at <= s.created_at
     )
     union all
-    select s.task_id, p.steps + 1, p.places || s.place
+    select s.task_id, s.created_at, p.steps + 1, p.places || s.place
     from tree as p
-    join shown as s on s.parent_task_id = p.task_id and s.task_id > p.task_id
+    join shown as s on s.parent_task_id = p.task_id and s.created_at >= p.created_at
   )
 
   select
@@ -15335,11 +15340,11 @@ $$;
 
 comment on function teguh.get_workflow_tree(uuid, integer) is
   'The tasks of a workflow run in the queues that the caller may look at, as a tree: a task is '
-  'followed by those that have it as parent, one level deeper, in the order in which they were '
-  'spawned. One whose parent is not in the run, or gone, is at level 0. No more than p_limit, the '
-  'first that were spawned; cut tells, in every row, that there are more. started_at is when it '
-  'was first handed to a worker. Raises TG005 for a limit that is not from 1 to 10000, TG009 for '
-  'an id that is neither a workflow run''s nor any task''s.';
+  'followed by those that have it as parent, one level deeper, the oldest first. One whose parent '
+  'is not in the run, or gone, is at level 0. No more than the p_limit oldest; cut tells, in every '
+  'row, that there are more. started_at is when it was first handed to a worker. Raises TG005 for '
+  'a limit that is not from 1 to 10000, TG009 for an id that is neither a workflow run''s nor any '
+  'task''s.';
 
 -- Those of some workflow runs that have a task in this queue.
 create or replace function teguh._used_template(p_run_ids uuid[])
