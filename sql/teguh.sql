@@ -496,7 +496,7 @@
 -- 15090    update_workflow_run
 -- 15121    _is_own
 -- 15132    _flow_template
--- 15165    _settle_template
+-- 15165    _score_template
 -- 15202    _recorded_run
 -- 15213    _recorded_tallies
 -- 15225    _flows
@@ -510,7 +510,7 @@
 -- 15560    _members
 -- 15595    get_workflow_tree
 -- 15671    _used_template
--- 15688    _used_runs
+-- 15688    _needed_runs
 -- 15719    cleanup_workflow_runs
 -- 15793  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
 -- 15797    _word
@@ -519,7 +519,7 @@
 -- 15865    _pinned_template
 -- 15884    _pin_template
 -- 15915    set_attributes
--- 15944    _label_template
+-- 15944    _told_template
 -- 15957    get_attributes
 -- 15975  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
@@ -8987,7 +8987,7 @@ declare
   v_names text[];
   v_was   "char"[];
 begin
-  perform teguh._settle_template(p_task_ids);
+  perform teguh._score_template(p_task_ids);
   delete from teguh.g_template as g
   using teguh.t_template as t
   where t.task_id = any (p_task_ids)
@@ -12113,7 +12113,7 @@ from (
     ('next_fire_time',             '',            'client worker observer admin', false),
     ('get_schedule',               'diary',       'client worker observer admin', false),
     ('list_schedules',             'diary',       'client worker observer admin', false),
-    ('get_attributes',             'label',       'client worker observer admin', false),
+    ('get_attributes',             'told',        'client worker observer admin', false),
     ('get_workflow_run',           'flow',        'client worker observer admin', false),
     ('list_workflow_runs',         'flow',        'client worker observer admin', false),
     ('get_workflow_tree',          'member',      'client worker observer admin', false),
@@ -14906,7 +14906,7 @@ begin
   from teguh.t_template as t
   where t.links -> 'join' ->> 'queue_name' <> substr('_template', 2)
     and t.state in ('pending', 'running', 'sleeping');
-  perform teguh._settle_template(array(
+  perform teguh._score_template(array(
     select t.task_id from teguh.t_template as t where t.workflow_run_id is not null
   ));
 end;
@@ -15162,7 +15162,7 @@ $$;
 
 -- Write down what tasks come to that are about to be deleted, for their workflow runs.  Those that
 -- are not over are cancelled, as far as the run is concerned.
-create or replace function teguh._settle_template(p_task_ids uuid[])
+create or replace function teguh._score_template(p_task_ids uuid[])
   returns void
   language plpgsql
   volatile
@@ -15685,7 +15685,7 @@ end;
 $$;
 
 -- Those of some workflow runs that have a task; null when a queue cannot be looked at.
-create or replace function teguh._used_runs(p_run_ids uuid[])
+create or replace function teguh._needed_runs(p_run_ids uuid[])
   returns uuid[]
   language plpgsql
   volatile
@@ -15747,7 +15747,7 @@ begin
     limit v_limit
     for update skip locked
   );
-  v_used := teguh._used_runs(v_run_ids);
+  v_used := teguh._needed_runs(v_run_ids);
   if v_used is null then
     return 0;
   end if;
@@ -15941,7 +15941,7 @@ comment on function teguh.set_attributes(text, uuid, jsonb) is
   'cancelled, AB002 if the run has ended.';
 
 -- The attributes of a task that exists.
-create or replace function teguh._label_template(p_task_id uuid)
+create or replace function teguh._told_template(p_task_id uuid)
   returns jsonb
   language plpgsql
   volatile
@@ -15963,7 +15963,7 @@ as $$
 declare
   v_attributes jsonb;
 begin
-  execute teguh._call('label', p_queue_name, 1) into v_attributes using p_task_id;
+  execute teguh._call('told', p_queue_name, 1) into v_attributes using p_task_id;
   return v_attributes;
 end;
 $$;

@@ -44,7 +44,7 @@ declare
   v_names text[];
   v_was   "char"[];
 begin
-  perform teguh._settle_template(p_task_ids);
+  perform teguh._score_template(p_task_ids);
   delete from teguh.g_template as g
   using teguh.t_template as t
   where t.task_id = any (p_task_ids)

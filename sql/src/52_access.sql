@@ -37,7 +37,7 @@ from (
     ('next_fire_time',             '',            'client worker observer admin', false),
     ('get_schedule',               'diary',       'client worker observer admin', false),
     ('list_schedules',             'diary',       'client worker observer admin', false),
-    ('get_attributes',             'label',       'client worker observer admin', false),
+    ('get_attributes',             'told',        'client worker observer admin', false),
     ('get_workflow_run',           'flow',        'client worker observer admin', false),
     ('list_workflow_runs',         'flow',        'client worker observer admin', false),
     ('get_workflow_tree',          'member',      'client worker observer admin', false),

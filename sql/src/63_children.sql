@@ -651,7 +651,7 @@ begin
   from teguh.t_template as t
   where t.links -> 'join' ->> 'queue_name' <> substr('_template', 2)
     and t.state in ('pending', 'running', 'sleeping');
-  perform teguh._settle_template(array(
+  perform teguh._score_template(array(
     select t.task_id from teguh.t_template as t where t.workflow_run_id is not null
   ));
 end;

@@ -173,7 +173,7 @@ $$;
 
 -- Write down what tasks come to that are about to be deleted, for their workflow runs.  Those that
 -- are not over are cancelled, as far as the run is concerned.
-create or replace function teguh._settle_template(p_task_ids uuid[])
+create or replace function teguh._score_template(p_task_ids uuid[])
   returns void
   language plpgsql
   volatile
@@ -696,7 +696,7 @@ end;
 $$;
 
 -- Those of some workflow runs that have a task; null when a queue cannot be looked at.
-create or replace function teguh._used_runs(p_run_ids uuid[])
+create or replace function teguh._needed_runs(p_run_ids uuid[])
   returns uuid[]
   language plpgsql
   volatile
@@ -758,7 +758,7 @@ begin
     limit v_limit
     for update skip locked
   );
-  v_used := teguh._used_runs(v_run_ids);
+  v_used := teguh._needed_runs(v_run_ids);
   if v_used is null then
     return 0;
   end if;

@@ -148,7 +148,7 @@ comment on function teguh.set_attributes(text, uuid, jsonb) is
   'cancelled, AB002 if the run has ended.';
 
 -- The attributes of a task that exists.
-create or replace function teguh._label_template(p_task_id uuid)
+create or replace function teguh._told_template(p_task_id uuid)
   returns jsonb
   language plpgsql
   volatile
@@ -170,7 +170,7 @@ as $$
 declare
   v_attributes jsonb;
 begin
-  execute teguh._call('label', p_queue_name, 1) into v_attributes using p_task_id;
+  execute teguh._call('told', p_queue_name, 1) into v_attributes using p_task_id;
   return v_attributes;
 end;
 $$;
