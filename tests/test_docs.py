@@ -180,6 +180,7 @@ def test_the_page_on_schedules_shows_what_its_examples_answer(dsn: str) -> None:
 
 CHILDREN = ROOT / "docs" / "patterns" / "children.md"
 SAGAS = ROOT / "docs" / "patterns" / "sagas.md"
+WORKFLOW_RUNS = ROOT / "docs" / "patterns" / "workflow-runs.md"
 
 
 def execute(dsn: str, sources: list[str], task_name: str, state: str) -> Any:
@@ -206,7 +207,9 @@ def execute(dsn: str, sources: list[str], task_name: str, state: str) -> Any:
         return space.get("log", result.completed_payload)
 
 
-@pytest.mark.parametrize(("page", "queue"), [(CHILDREN, "photos"), (SAGAS, "trips")])
+@pytest.mark.parametrize(
+    ("page", "queue"), [(CHILDREN, "photos"), (SAGAS, "trips"), (WORKFLOW_RUNS, "orders")]
+)
 def test_the_patterns_show_what_their_examples_answer(dsn: str, page: Path, queue: str) -> None:
     text = page.read_text()
     with psycopg.connect(dsn, autocommit=True) as db:
@@ -235,10 +238,18 @@ def test_the_python_of_the_repetition_looks_three_times(dsn: str) -> None:
     )
 
 
+def test_the_python_of_the_attributes_publishes_them(dsn: str) -> None:
+    (invoice,) = snippets("python", WORKFLOW_RUNS.read_text())
+    assert execute(dsn, [invoice], "invoice", "completed") == 90
+    with teguh.Client.connect(dsn) as client:
+        (task,) = client.list_tasks("python", attributes={"customer": "c-17"})
+    assert task.attributes == {"customer": "c-17", "amount": 90}
+
+
 DOCUMENTS = [
     "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/managed.md", "docs/upgrading.md",
     "docs/operating.md", "docs/patterns/children.md", "docs/patterns/sagas.md",
-    "docs/patterns/schedules.md",
+    "docs/patterns/schedules.md", "docs/patterns/workflow-runs.md",
 ]  # fmt: skip
 
 
