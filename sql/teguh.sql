@@ -8,499 +8,534 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  505  00_install.sql
---  553  01_version.sql: What the schema is, and its version
---  560    version
---  572  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  574    current_time
---  593    _after
---  608    _micros
---  619  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  635    _random_bytes
---  654    _make_uuidv7
---  677    portable_uuidv7
---  707    uuidv7_timestamp
---  733    _task_id
---  758    _run_id
---  773    _run_task
---  784    _run_number
---  798  12_types.sql: The composite types that functions pass to each other
---  803    _gap (type)
---  811    _late (type)
---  818    _timer (type)
---  825    _tally (type)
---  836    _picked (type)
---  848    _spawn (type)
---  873    _cron (type)
---  887    _filter (type)
---  926  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  928    _check_keys
---  961    _number_option
---  996    _integer_option
--- 1012    _whole_option
--- 1039    _text_option
--- 1065    _flag_option
--- 1087    _present
--- 1098    _name_option
--- 1115    _uuid_option
--- 1142    _tags_option
--- 1171    _check_name
--- 1198    _check_seconds
--- 1226    _check_isolation
--- 1245    _buckets_option
--- 1283    _check_policy
--- 1333    _check_spawn
--- 1380    _read_spawn_options
--- 1457    _time_option
--- 1478    _moment_option
--- 1510    _read_time_options
--- 1549    _unique_option
--- 1603    _inherit
--- 1633    _check_cancellation
--- 1650  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1653    _check_retry_strategy
--- 1691    _backoff
--- 1744    _fraction
--- 1755  20_tables.sql: Queues and the policy of each
--- 1757    queues (table)
--- 1790    grants (table)
--- 1804    limits (table)
--- 1825    pauses (table)
--- 1837    starts (table)
--- 1852    wanted (table)
--- 1864    schedules (table)
--- 1908    versions (table)
--- 1923    t_template (table)
--- 2037    g_template (table)
--- 2049    d_template (table)
--- 2063    p0_template (table)
--- 2076    p1_template (table)
--- 2121    l_template (table)
--- 2148    h_template (table)
--- 2168    k0_template (table)
--- 2181    k1_template (table)
--- 2210    n0_template (table)
--- 2221    n1_template (table)
--- 2237    n_template (table)
--- 2261    seq_template (sequence)
--- 2262    ring_template (sequence)
--- 2263    parked_template (sequence)
--- 2264    woken_template (sequence)
--- 2265    plan_template (sequence)
--- 2266    fired_template (sequence)
--- 2267    clock_template (sequence)
--- 2268    carry_template (sequence)
--- 2269    round_template (sequence)
--- 2270    agenda_template (sequence)
--- 2295    r_template (table)
--- 2312    a_template (table)
--- 2338    c_template (table)
--- 2354    e_template (table)
--- 2371    u_template (table)
--- 2384    j_template (table)
--- 2407    f_template (table)
--- 2420    m_template (table)
--- 2445    w_template (table)
--- 2460  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2463    validate_queue_name
--- 2505    _policy
--- 2549    _call
--- 2563    _template_ddl (view)
--- 2648    _stamp
--- 2660    _stamp_queues
--- 2688    _stamp_relation
--- 2728    _stamp_function
--- 2761    _function
--- 2773    _signature
--- 2784    _leave_extension
--- 2810    _lock_number
--- 2820    _share_queue
--- 2833    _may
--- 2849    _each_queue
--- 2871    _init_template
--- 2902    _hush_template
--- 2923    _beyond
--- 2932    create_queue
--- 2998    _refuse_busy
--- 3015    _reach_queue
--- 3031    drop_queue
--- 3061    _drop_all
--- 3115    list_queues
--- 3139  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 3148    _push_template
--- 3189    _fill
--- 3209    _add0_template
--- 3276    _back0_template
--- 3294  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3299    _claim0_template
--- 3371    _pick0_template
--- 3454    _limits_template
--- 3495    _move0_template
--- 3557    _open_xids
--- 3577    _next0_template
--- 3606    _many0_template
--- 3635    _stuck0_template
--- 3673    _trim0_template
--- 3714    _bring_template
--- 3746    _take_template
--- 3827    _known_template
--- 3847    _paused_until
--- 3860    claim_task
--- 3921    _next_template
--- 3963    _soon0_template
--- 4021    next_due
--- 4046  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 4059    _due0_template
--- 4137    _last0_template
--- 4162    _any0_template
--- 4189    _miss0_template
--- 4225    _pass0_template
--- 4271    _fire_template
--- 4332    _expire_template
--- 4403    _timeout_reason
--- 4422    _over_template
--- 4444    _close_template
--- 4474    _follow_template
--- 4504  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4506    _segment_bytes
--- 4527    _turn_template
--- 4559    _turn0_template
--- 4597    _spent0_template
--- 4611    _dry0_template
--- 4638    _left0_template
--- 4669    _carry0_template
--- 4713  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4719    _remake_template
--- 4777    _alive_template
--- 4831    _home
--- 4844    _settle_template
--- 4866    rebuild_dispatch
--- 4903    _recap_template
--- 4934  35_tally.sql: The letter by which tallies know where a task stands
--- 4936    _letter
--- 4955    _letters
--- 4967    _bound
--- 4987    _tally_template
--- 5012    _reckon_template
--- 5039    _finish_template
--- 5067    _moved_template
--- 5098    _sum0_template
--- 5134    _noted0_template
--- 5169    _bank0_template
--- 5189    _census_template
--- 5211    _count_template
--- 5233  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5243    _gate_number
--- 5254    _enter_gate
--- 5276    _limit_of
--- 5294    _rule_template
--- 5320    _reign_template
--- 5334    _enrol_template
--- 5361    _going_template
--- 5377    _busy_template
--- 5393    _everywhere_busy
--- 5419    _closed_until
--- 5439    _is_fresh
--- 5454    _is_limited
--- 5465    _started
--- 5482    _left_over
--- 5503    _slots_template
--- 5553    _vacate_template
--- 5616    _unbar_template
--- 5645    _intake_template
--- 5666    _sift0_template
--- 5753    _line_template
--- 5813    _keys_template
--- 5867    _admit_template
--- 5930    _spare_template
--- 5952    _choose_template
--- 5998    _named_template
--- 6025    _weed_template
--- 6061    _cull_template
--- 6092    _seize_template
--- 6167    _quit_template
--- 6195    _occupy_template
--- 6235    _chance_template
--- 6265    _align_template
--- 6310  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 6313    _want_template
--- 6347    _names_option
--- 6382    _order_queues
--- 6418    _remember_names
--- 6438    claim_any
--- 6515    _check_order
--- 6532  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6537    _put_template
--- 6605    _enlist_template
--- 6648    _new_template
--- 6705    _tag_template
--- 6723    _room_template
--- 6750    _shed_template
--- 6792    _first0_template
--- 6833    _once_template
--- 6881    _blocks
--- 6908    _meet_template
--- 6942    _swap_template
--- 7003    _series_template
--- 7040    _found_template
--- 7097    _abide
--- 7119    _check_spawner
--- 7139    spawn_task
--- 7204    spawn_tasks
--- 7251    _read_task
--- 7269  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7274    _hold_template
--- 7325    _own_template
--- 7345    _done_template
--- 7393    complete_run
--- 7416    _flush_template
--- 7498    _why_template
--- 7514    _read_runs
--- 7560    _explain_bad_run
--- 7585    complete_runs
--- 7610    _end_template
--- 7659    _lost_template
--- 7679    _file_template
--- 7705    _again_template
--- 7745    _queue_template
--- 7766    _fail_template
--- 7784    fail_run
--- 7808    _nap_template
--- 7837    schedule_run
--- 7867    _free_template
--- 7915    release_run
--- 7940    _keep_template
--- 7966    extend_claim
--- 7989  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7994    _mark_template
--- 8016    _note_template
--- 8046    set_task_checkpoint_state
--- 8081    _recall_template
--- 8103    get_task_checkpoint_state
--- 8127    _list_template
--- 8156    get_task_checkpoint_states
--- 8182  43_events.sql: Wait for an event, or learn how the wait ended
--- 8189    _wait_template
--- 8261    _park_template
--- 8303    _check_event
--- 8322    await_event
--- 8359    _emit_template
--- 8422    emit_event
--- 8447  44_control.sql: Read a task, or raise TG003
--- 8449    _fetch_template
--- 8476    _stop_template
--- 8508    _act_template
--- 8530    _halt_template
--- 8546    cancel_task
--- 8568    _rerun_template
--- 8643    _forget_template
--- 8680    _redo_template
--- 8716    _renew_template
--- 8752    retry_task
--- 8802    _show_template
--- 8850    get_task_result
--- 8885  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8892    _purge_template
--- 8922    _erase_template
--- 8973    _first_uuid
--- 8992    _sweep_template
--- 9032    _clean
--- 9066    cleanup_tasks
--- 9087    cleanup_events
--- 9108    cleanup_all_queues
--- 9138  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 9140    _cap_template
--- 9169    _write_limit
--- 9192    _read_limit
--- 9241    _check_limit_keys
--- 9263    set_limit
--- 9318    _usage_template
--- 9396    _overall_usage
--- 9440    limit_usage
--- 9473  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 9475    _pause_template
--- 9496    _halve_template
--- 9526    _check_only
--- 9549    pause_queue
--- 9585    resume_queue
--- 9611    get_queue_policy
--- 9635    set_queue_policy
--- 9653    list_namespaces
--- 9670  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9673    _read_filter
--- 9707    _states_option
--- 9738    _read_cursor
--- 9757    _check_limit
--- 9781    _find_template
--- 9833    _seek_template
--- 9882    _page_template
--- 9951    _ended_template
--- 9988    _fit_template
--- 10025    _live_template
--- 10062    _hints_template
--- 10085    _hints0_template
--- 10127    _rows_template
--- 10176    list_tasks
--- 10222    _peek_template
--- 10278    get_task
--- 10332    _runs_template
--- 10385    list_runs
--- 10416    _past_template
--- 10492    _since_template
--- 10510    get_task_history
--- 10530    _held_template
--- 10562    list_workers
--- 10601    _read_place
--- 10620    _acts_template
--- 10646    list_actions
--- 10678  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10680    _abort_template
--- 10717    cancel_tasks
--- 10754    _check_meant
--- 10774    _limit_option
--- 10787    _retake_template
--- 10825    requeue_task
--- 10850    _regain_template
--- 10885    requeue_tasks
--- 10924    list_dead_letters
--- 10967    _replay_template
--- 11008    replay_dead_letters
--- 11048    _bury_template
--- 11090    purge_dead_letters
--- 11120  49_stats.sql: When the first task that is ready became so; null if none is
--- 11122    _oldest_template
--- 11166    _elder0_template
--- 11202    _tenure_template
--- 11227    _is_wanted
--- 11244    _stat_template
--- 11290    queue_stats
--- 11345    _from
--- 11359    _tardy_template
--- 11390    _counters (view)
--- 11414    _gauge_template
--- 11468    _spans_template
--- 11521    metrics
--- 11559    _xmin_age
--- 11578    prometheus
--- 11637    _label_text
--- 11660    _schedule_problems
--- 11697    health
--- 11753  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 11758    _tick_template
--- 11783    _ticked (sequence)
--- 11789    _set_ticked
--- 11802    ticker
--- 11849    ticker_loop (procedure)
--- 11875  51_cron.sql: Whether pg_cron is installed in this database
--- 11877    _has_cron
--- 11887    _cron_has_seconds
--- 11908    _explain_no_cron
--- 11940    start
--- 11983    stop
--- 12008    _maintain
--- 12030    status
--- 12066  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 12070    _rights (view)
--- 12166    _allowed
--- 12206    _grant
--- 12225    _grant_again
--- 12241    _grant_queue
--- 12256    _check_grant
--- 12289    grant_access
--- 12325    revoke_access
--- 12372  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 12374    _refuse_schedule
--- 12391    _cron_value
--- 12405    _cron_field
--- 12466    _read_every
--- 12488    _read_schedule
--- 12563    _cron_time
--- 12601    _cron_reading
--- 12640    _clock
--- 12649    _clock_reads
--- 12685    _clock_set
--- 12713    _cron_passing
--- 12751    _cron_next
--- 12791    _check_timezone
--- 12820    next_fire_time
--- 12856  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 12869    _planning_number
--- 12879    _replan_template
--- 12893    _agenda_template
--- 12910    _future_template
--- 12938    _strike_template
--- 12994    _chime_template
--- 13050    _undone_template
--- 13069    _planned_after
--- 13088    _due_times
--- 13138    _spawn_scheduled
--- 13183    _check_task_options
--- 13213    _word_option
--- 13235    _draw_schedule
--- 13274    _schedule_options
--- 13289    _miss_schedule
--- 13305    _scheduled_in
--- 13326    _grasp_template
--- 13353    _enroll_template
--- 13384    _redraw_template
--- 13434    create_schedule
--- 13478    _reform_template
--- 13504    update_schedule
--- 13527    _steer_template
--- 13570    pause_schedule
--- 13591    resume_schedule
--- 13611    drop_schedule
--- 13631    _launch_template
--- 13663    trigger_schedule
--- 13685    _diary_template
--- 13721    get_schedule
--- 13756    list_schedules
--- 13798  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 13803    _links_option
--- 13846    _read_link
--- 13888    _trail_template
--- 13934    _linked_template
--- 13966    _ensue_template
--- 14009    _undoings
--- 14036    _undo_template
--- 14070    _repent_template
--- 14106    add_compensation
--- 14146    _repeat_template
--- 14176    _blank_template
--- 14214    repeat_run
--- 14240  63_children.sql: Children: tasks that a step spawns and may wait for
--- 14249    _brood_template
--- 14279    _bind_template
--- 14309    _read_child
--- 14351    _child_queues
--- 14377    _birth
--- 14401    spawn_children
--- 14480    _cancel_option
--- 14503    _answer
--- 14521    _report_template
--- 14557    _tell_template
--- 14572    _judge_template
--- 14608    _ripe_template
--- 14635    _gather_template
--- 14700    _rally_template
--- 14777    _crop_template
--- 14823    _yield_template
--- 14844    _dismiss
--- 14865    _ditch_template
--- 14909    _perish_template
--- 14925    _orphan_template
--- 14940    await_children
--- 14997  66_messages.sql: Messages: a mailbox per task
--- 15004    _shut_template
--- 15047    _post_template
--- 15096    send_message
--- 15137    _hear_template
--- 15204    receive_message
--- 15242    _unhear_template
--- 15263    _tidy_template
--- 15290    _inbox_template
--- 15316    list_messages
--- 15338  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  540  00_install.sql
+--  588  01_version.sql: What the schema is, and its version
+--  595    version
+--  607  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  609    current_time
+--  628    _after
+--  643    _micros
+--  654  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  670    _random_bytes
+--  689    _make_uuidv7
+--  712    portable_uuidv7
+--  742    uuidv7_timestamp
+--  768    _task_id
+--  793    _run_id
+--  808    _run_task
+--  819    _run_number
+--  833  12_types.sql: The composite types that functions pass to each other
+--  838    _gap (type)
+--  846    _late (type)
+--  853    _timer (type)
+--  860    _tally (type)
+--  871    _picked (type)
+--  883    _spawn (type)
+--  908    _cron (type)
+--  922    _filter (type)
+--  962  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  964    _check_keys
+--  997    _number_option
+-- 1032    _integer_option
+-- 1048    _whole_option
+-- 1075    _text_option
+-- 1101    _flag_option
+-- 1123    _present
+-- 1134    _name_option
+-- 1151    _uuid_option
+-- 1178    _tags_option
+-- 1207    _check_name
+-- 1234    _check_seconds
+-- 1262    _check_isolation
+-- 1281    _buckets_option
+-- 1319    _check_policy
+-- 1369    _check_spawn
+-- 1416    _read_spawn_options
+-- 1493    _time_option
+-- 1514    _moment_option
+-- 1546    _read_time_options
+-- 1585    _unique_option
+-- 1639    _inherit
+-- 1669    _check_cancellation
+-- 1686  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1689    _check_retry_strategy
+-- 1727    _backoff
+-- 1780    _fraction
+-- 1791  20_tables.sql: Queues and the policy of each
+-- 1793    queues (table)
+-- 1826    grants (table)
+-- 1840    limits (table)
+-- 1861    pauses (table)
+-- 1873    starts (table)
+-- 1888    wanted (table)
+-- 1900    schedules (table)
+-- 1944    workflow_runs (table)
+-- 1971    workflow_tallies (table)
+-- 1991    versions (table)
+-- 2006    t_template (table)
+-- 2120    g_template (table)
+-- 2132    v_template (table)
+-- 2148    d_template (table)
+-- 2162    p0_template (table)
+-- 2175    p1_template (table)
+-- 2220    l_template (table)
+-- 2247    h_template (table)
+-- 2267    k0_template (table)
+-- 2280    k1_template (table)
+-- 2309    n0_template (table)
+-- 2320    n1_template (table)
+-- 2336    n_template (table)
+-- 2360    seq_template (sequence)
+-- 2361    ring_template (sequence)
+-- 2362    parked_template (sequence)
+-- 2363    woken_template (sequence)
+-- 2364    plan_template (sequence)
+-- 2365    fired_template (sequence)
+-- 2366    clock_template (sequence)
+-- 2367    carry_template (sequence)
+-- 2368    round_template (sequence)
+-- 2369    agenda_template (sequence)
+-- 2394    r_template (table)
+-- 2411    a_template (table)
+-- 2437    c_template (table)
+-- 2453    e_template (table)
+-- 2470    u_template (table)
+-- 2483    j_template (table)
+-- 2506    f_template (table)
+-- 2519    m_template (table)
+-- 2544    w_template (table)
+-- 2559  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2562    validate_queue_name
+-- 2604    _policy
+-- 2648    _call
+-- 2662    _template_ddl (view)
+-- 2747    _stamp
+-- 2759    _stamp_queues
+-- 2787    _stamp_relation
+-- 2827    _stamp_function
+-- 2860    _function
+-- 2872    _signature
+-- 2883    _leave_extension
+-- 2909    _lock_number
+-- 2919    _share_queue
+-- 2932    _may
+-- 2948    _each_queue
+-- 2970    _init_template
+-- 3001    _hush_template
+-- 3022    _beyond
+-- 3031    create_queue
+-- 3097    _refuse_busy
+-- 3114    _reach_queue
+-- 3130    drop_queue
+-- 3160    _drop_all
+-- 3214    list_queues
+-- 3238  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 3247    _push_template
+-- 3288    _fill
+-- 3308    _add0_template
+-- 3375    _back0_template
+-- 3393  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3398    _claim0_template
+-- 3470    _pick0_template
+-- 3553    _limits_template
+-- 3594    _move0_template
+-- 3656    _open_xids
+-- 3676    _next0_template
+-- 3705    _many0_template
+-- 3734    _stuck0_template
+-- 3772    _trim0_template
+-- 3813    _bring_template
+-- 3845    _take_template
+-- 3926    _known_template
+-- 3946    _paused_until
+-- 3959    claim_task
+-- 4020    _next_template
+-- 4062    _soon0_template
+-- 4120    next_due
+-- 4145  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 4158    _due0_template
+-- 4236    _last0_template
+-- 4261    _any0_template
+-- 4288    _miss0_template
+-- 4324    _pass0_template
+-- 4370    _fire_template
+-- 4431    _expire_template
+-- 4502    _timeout_reason
+-- 4521    _over_template
+-- 4543    _close_template
+-- 4573    _follow_template
+-- 4606  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4608    _segment_bytes
+-- 4629    _turn_template
+-- 4661    _turn0_template
+-- 4699    _spent0_template
+-- 4713    _dry0_template
+-- 4740    _left0_template
+-- 4771    _carry0_template
+-- 4815  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4821    _remake_template
+-- 4879    _alive_template
+-- 4933    _home
+-- 4946    _settle_template
+-- 4968    rebuild_dispatch
+-- 5005    _recap_template
+-- 5036  35_tally.sql: The letter by which tallies know where a task stands
+-- 5038    _letter
+-- 5057    _letters
+-- 5069    _bound
+-- 5089    _tally_template
+-- 5114    _reckon_template
+-- 5141    _finish_template
+-- 5169    _moved_template
+-- 5200    _sum0_template
+-- 5236    _noted0_template
+-- 5271    _bank0_template
+-- 5291    _census_template
+-- 5313    _count_template
+-- 5335  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5345    _gate_number
+-- 5356    _enter_gate
+-- 5378    _limit_of
+-- 5396    _rule_template
+-- 5422    _reign_template
+-- 5436    _enrol_template
+-- 5463    _going_template
+-- 5479    _busy_template
+-- 5495    _everywhere_busy
+-- 5521    _closed_until
+-- 5541    _is_fresh
+-- 5556    _is_limited
+-- 5567    _started
+-- 5584    _left_over
+-- 5605    _slots_template
+-- 5655    _vacate_template
+-- 5718    _unbar_template
+-- 5747    _intake_template
+-- 5768    _sift0_template
+-- 5855    _line_template
+-- 5915    _keys_template
+-- 5969    _admit_template
+-- 6032    _spare_template
+-- 6054    _choose_template
+-- 6100    _named_template
+-- 6127    _weed_template
+-- 6163    _cull_template
+-- 6194    _seize_template
+-- 6269    _quit_template
+-- 6297    _occupy_template
+-- 6337    _chance_template
+-- 6367    _align_template
+-- 6412  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6415    _want_template
+-- 6449    _names_option
+-- 6484    _order_queues
+-- 6520    _remember_names
+-- 6540    claim_any
+-- 6617    _check_order
+-- 6634  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6639    _put_template
+-- 6707    _enlist_template
+-- 6750    _new_template
+-- 6807    _tag_template
+-- 6825    _room_template
+-- 6852    _shed_template
+-- 6894    _first0_template
+-- 6935    _once_template
+-- 6983    _blocks
+-- 7010    _meet_template
+-- 7044    _swap_template
+-- 7105    _series_template
+-- 7142    _found_template
+-- 7199    _abide
+-- 7221    _check_spawner
+-- 7241    spawn_task
+-- 7306    spawn_tasks
+-- 7353    _read_task
+-- 7371  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7376    _hold_template
+-- 7427    _own_template
+-- 7447    _done_template
+-- 7495    complete_run
+-- 7518    _flush_template
+-- 7600    _why_template
+-- 7616    _read_runs
+-- 7662    _explain_bad_run
+-- 7687    complete_runs
+-- 7712    _end_template
+-- 7761    _lost_template
+-- 7781    _file_template
+-- 7807    _again_template
+-- 7847    _queue_template
+-- 7868    _fail_template
+-- 7886    fail_run
+-- 7910    _nap_template
+-- 7939    schedule_run
+-- 7969    _free_template
+-- 8017    release_run
+-- 8042    _keep_template
+-- 8068    extend_claim
+-- 8091  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 8096    _mark_template
+-- 8118    _note_template
+-- 8148    set_task_checkpoint_state
+-- 8183    _recall_template
+-- 8205    get_task_checkpoint_state
+-- 8229    _list_template
+-- 8258    get_task_checkpoint_states
+-- 8284  43_events.sql: Wait for an event, or learn how the wait ended
+-- 8291    _wait_template
+-- 8363    _park_template
+-- 8405    _check_event
+-- 8424    await_event
+-- 8461    _emit_template
+-- 8524    emit_event
+-- 8549  44_control.sql: Read a task, or raise TG003
+-- 8551    _fetch_template
+-- 8578    _stop_template
+-- 8610    _act_template
+-- 8632    _halt_template
+-- 8648    cancel_task
+-- 8670    _rerun_template
+-- 8745    _forget_template
+-- 8782    _redo_template
+-- 8818    _renew_template
+-- 8854    retry_task
+-- 8904    _show_template
+-- 8952    get_task_result
+-- 8987  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8994    _purge_template
+-- 9024    _erase_template
+-- 9078    _first_uuid
+-- 9097    _sweep_template
+-- 9137    _clean
+-- 9171    cleanup_tasks
+-- 9192    cleanup_events
+-- 9213    cleanup_all_queues
+-- 9248  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 9250    _cap_template
+-- 9279    _write_limit
+-- 9302    _read_limit
+-- 9351    _check_limit_keys
+-- 9373    set_limit
+-- 9428    _usage_template
+-- 9506    _overall_usage
+-- 9550    limit_usage
+-- 9583  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 9585    _pause_template
+-- 9606    _halve_template
+-- 9636    _check_only
+-- 9659    pause_queue
+-- 9695    resume_queue
+-- 9721    get_queue_policy
+-- 9745    set_queue_policy
+-- 9763    list_namespaces
+-- 9780  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9783    _read_filter
+-- 9819    _states_option
+-- 9850    _read_cursor
+-- 9869    _check_limit
+-- 9893    _find_template
+-- 9945    _seek_template
+-- 9997    _page_template
+-- 10075    _ended_template
+-- 10112    _fit_template
+-- 10153    _live_template
+-- 10190    _hints_template
+-- 10213    _hints0_template
+-- 10255    _rows_template
+-- 10306    list_tasks
+-- 10353    _peek_template
+-- 10411    get_task
+-- 10467    _runs_template
+-- 10520    list_runs
+-- 10551    _past_template
+-- 10627    _since_template
+-- 10645    get_task_history
+-- 10665    _held_template
+-- 10697    list_workers
+-- 10736    _read_place
+-- 10755    _acts_template
+-- 10781    list_actions
+-- 10813  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10815    _abort_template
+-- 10852    cancel_tasks
+-- 10889    _check_meant
+-- 10911    _limit_option
+-- 10924    _retake_template
+-- 10962    requeue_task
+-- 10987    _regain_template
+-- 11022    requeue_tasks
+-- 11061    list_dead_letters
+-- 11105    _replay_template
+-- 11146    replay_dead_letters
+-- 11186    _bury_template
+-- 11228    purge_dead_letters
+-- 11258  49_stats.sql: When the first task that is ready became so; null if none is
+-- 11260    _oldest_template
+-- 11304    _elder0_template
+-- 11340    _tenure_template
+-- 11365    _is_wanted
+-- 11382    _stat_template
+-- 11428    queue_stats
+-- 11483    _from
+-- 11497    _tardy_template
+-- 11528    _counters (view)
+-- 11552    _gauge_template
+-- 11606    _spans_template
+-- 11659    metrics
+-- 11697    _xmin_age
+-- 11716    prometheus
+-- 11775    _label_text
+-- 11798    _schedule_problems
+-- 11835    health
+-- 11891  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11896    _tick_template
+-- 11921    _ticked (sequence)
+-- 11927    _set_ticked
+-- 11940    ticker
+-- 11987    ticker_loop (procedure)
+-- 12013  51_cron.sql: Whether pg_cron is installed in this database
+-- 12015    _has_cron
+-- 12025    _cron_has_seconds
+-- 12046    _explain_no_cron
+-- 12078    start
+-- 12121    stop
+-- 12146    _maintain
+-- 12168    status
+-- 12204  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 12208    _rights (view)
+-- 12312    _allowed
+-- 12353    _grant
+-- 12372    _grant_again
+-- 12388    _grant_queue
+-- 12403    _check_grant
+-- 12436    grant_access
+-- 12472    revoke_access
+-- 12519  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 12521    _refuse_schedule
+-- 12538    _cron_value
+-- 12552    _cron_field
+-- 12613    _read_every
+-- 12635    _read_schedule
+-- 12710    _cron_time
+-- 12748    _cron_reading
+-- 12787    _clock
+-- 12796    _clock_reads
+-- 12832    _clock_set
+-- 12860    _cron_passing
+-- 12898    _cron_next
+-- 12938    _check_timezone
+-- 12967    next_fire_time
+-- 13003  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 13016    _planning_number
+-- 13026    _replan_template
+-- 13040    _agenda_template
+-- 13057    _future_template
+-- 13085    _strike_template
+-- 13141    _chime_template
+-- 13197    _undone_template
+-- 13216    _planned_after
+-- 13235    _due_times
+-- 13285    _spawn_scheduled
+-- 13330    _check_task_options
+-- 13360    _word_option
+-- 13382    _draw_schedule
+-- 13421    _schedule_options
+-- 13436    _miss_schedule
+-- 13452    _scheduled_in
+-- 13473    _grasp_template
+-- 13500    _enroll_template
+-- 13531    _redraw_template
+-- 13581    create_schedule
+-- 13625    _reform_template
+-- 13651    update_schedule
+-- 13674    _steer_template
+-- 13717    pause_schedule
+-- 13738    resume_schedule
+-- 13758    drop_schedule
+-- 13778    _launch_template
+-- 13810    trigger_schedule
+-- 13832    _diary_template
+-- 13868    get_schedule
+-- 13903    list_schedules
+-- 13945  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 13950    _links_option
+-- 13993    _read_link
+-- 14035    _trail_template
+-- 14081    _linked_template
+-- 14113    _ensue_template
+-- 14156    _undoings
+-- 14183    _undo_template
+-- 14217    _repent_template
+-- 14253    add_compensation
+-- 14293    _repeat_template
+-- 14323    _blank_template
+-- 14361    repeat_run
+-- 14387  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 14396    _brood_template
+-- 14426    _bind_template
+-- 14456    _read_child
+-- 14505    _child_queues
+-- 14531    _birth
+-- 14555    spawn_children
+-- 14634    _cancel_option
+-- 14657    _answer
+-- 14675    _report_template
+-- 14711    _tell_template
+-- 14726    _judge_template
+-- 14762    _ripe_template
+-- 14789    _gather_template
+-- 14854    _rally_template
+-- 14931    _crop_template
+-- 14977    _yield_template
+-- 14998    _dismiss
+-- 15019    _ditch_template
+-- 15064    _perish_template
+-- 15083    _orphan_template
+-- 15098    await_children
+-- 15155  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
+-- 15162    _refuse_run
+-- 15178    _read_run
+-- 15198    create_workflow_run
+-- 15256    update_workflow_run
+-- 15287    _is_own
+-- 15298    _flow_template
+-- 15331    _score_template
+-- 15368    _recorded_run
+-- 15379    _recorded_tallies
+-- 15391    _flows
+-- 15425    _survey
+-- 15481    get_workflow_run
+-- 15531    _is_alike
+-- 15543    _recorded_runs
+-- 15578    _status_option
+-- 15609    list_workflow_runs
+-- 15693    _member_template
+-- 15726    _members
+-- 15761    get_workflow_tree
+-- 15837    _used_template
+-- 15854    _needed_runs
+-- 15885    cleanup_workflow_runs
+-- 15959  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
+-- 15963    _word
+-- 15977    _check_attributes
+-- 16014    _attributes_option
+-- 16031    _pinned_template
+-- 16050    _pin_template
+-- 16081    set_attributes
+-- 16110    _told_template
+-- 16123    get_attributes
+-- 16141  66_messages.sql: Messages: a mailbox per task
+-- 16148    _shut_template
+-- 16191    _post_template
+-- 16240    send_message
+-- 16281    _hear_template
+-- 16348    receive_message
+-- 16386    _unhear_template
+-- 16407    _tidy_template
+-- 16434    _inbox_template
+-- 16460    list_messages
+-- 16482  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -893,7 +928,8 @@ begin
       workflow_run_id uuid,
       created_after   timestamptz,
       created_before  timestamptz,
-      claimed_by      text
+      claimed_by      text,
+      attributes      jsonb
     );
   end if;
 end;
@@ -1904,6 +1940,53 @@ comment on column teguh.schedules.last_error is
 comment on column teguh.schedules.open_task_ids is
   'With overlap skip: tasks it spawned before the last that may not be over yet.';
 
+-- Workflow runs.
+create table if not exists teguh.workflow_runs (
+  workflow_run_id uuid        not null,
+  name            text        not null,
+  version         text,
+  inputs          jsonb,
+  tags            text[],
+  created_by      text,
+  idempotency_key text,
+  created_at      timestamptz not null,
+  kept_at         timestamptz not null,
+  constraint workflow_runs_pkey primary key (workflow_run_id)
+);
+
+create unique index if not exists workflow_runs_once
+  on teguh.workflow_runs (idempotency_key)
+  where idempotency_key is not null;
+create index if not exists workflow_runs_name
+  on teguh.workflow_runs (name collate "C", workflow_run_id);
+create index if not exists workflow_runs_kept
+  on teguh.workflow_runs (kept_at);
+
+comment on table teguh.workflow_runs is
+  'Workflow runs made by create_workflow_run(). How they stand, their tasks say.';
+comment on column teguh.workflow_runs.kept_at is
+  'When cleanup last saw that it is in use; when it was created if it has not looked yet.';
+
+-- What the tasks of workflow runs came to that are gone.
+create table if not exists teguh.workflow_tallies (
+  workflow_run_id uuid        not null,
+  queue_name      text        not null,
+  state           text        not null,
+  own             boolean     not null,
+  qty             bigint      not null,
+  started_at      timestamptz,
+  finished_at     timestamptz not null
+);
+
+create index if not exists workflow_tallies_lookup
+  on teguh.workflow_tallies (workflow_run_id);
+
+comment on table teguh.workflow_tallies is
+  'How tasks of workflow runs ended that were cleaned up, or went down with their queue. Only '
+  'inserted; deleted with the workflow run.';
+comment on column teguh.workflow_tallies.own is
+  'Whether the run depends on how they ended: see _is_own().';
+
 -- Which versions this schema has had.
 create table if not exists teguh.versions (
   version      text        not null,
@@ -2044,6 +2127,22 @@ create unique index if not exists gkey_template
 
 comment on table teguh.g_template is
   'The tags of each task, once more: here a tag leads to its tasks in the order of their ids.';
+
+-- The attributes of tasks, to find tasks by: written by their runs, deleted with the task.
+create table if not exists teguh.v_template (
+  task_id uuid not null,
+  name    text not null,
+  word    text not null,
+  constraint vkey_template primary key (task_id, name)
+);
+
+create unique index if not exists vfind_template
+  on teguh.v_template (name collate "C", word collate "C", task_id);
+
+comment on table teguh.v_template is
+  'What tasks say of themselves: attributes and their values.';
+comment on column teguh.v_template.word is
+  'The value as JSON text, the same for equal values: see _word().';
 
 -- Tasks that ended without success.
 create table if not exists teguh.d_template (
@@ -4489,7 +4588,10 @@ begin
         '$task_id', p_task.task_id, '$task_name', p_task.task_name, '$params', p_task.params
       )
     ),
-    jsonb_build_object('parent_task_id', p_task.task_id)
+    teguh._present(jsonb_build_object(
+      'parent_task_id', p_task.task_id, 'workflow_run_id', p_task.workflow_run_id,
+      'correlation_id', p_task.correlation_id, 'tags', p_task.tags
+    ))
     || coalesce(p_task.on_expired -> 'options', '{}')
   );
 exception
@@ -8929,6 +9031,7 @@ declare
   v_names text[];
   v_was   "char"[];
 begin
+  perform teguh._score_template(p_task_ids);
   delete from teguh.g_template as g
   using teguh.t_template as t
   where t.task_id = any (p_task_ids)
@@ -8957,6 +9060,8 @@ begin
   where r.task_id = any (p_task_ids);
   delete from teguh.w_template as w
   where w.task_id = any (p_task_ids);
+  delete from teguh.v_template as v
+  where v.task_id = any (p_task_ids);
   delete from teguh.j_template as j
   where j.task_id = any (p_task_ids);
   delete from teguh.f_template as f
@@ -9104,7 +9209,7 @@ comment on function teguh.cleanup_events(text, double precision, integer) is
   'many. An event that a task waits for stays. Null: what the queue''s policy says, '
   'else 30 days and 1000. Raises TG001 for an unknown queue, TG005 for a bad argument.';
 
--- Remove old tasks and events of one queue or of all.
+-- Remove old tasks and events of one queue or of all, and then old workflow runs.
 create or replace function teguh.cleanup_all_queues(p_queue_name text default null)
   returns table(queue_name text, tasks_deleted integer, events_deleted integer)
   language plpgsql
@@ -9128,12 +9233,17 @@ begin
     events_deleted := teguh.cleanup_events(queue_name);
     return next;
   end loop;
+
+  if p_queue_name is null then
+    perform teguh.cleanup_workflow_runs();
+  end if;
 end;
 $$;
 
 comment on function teguh.cleanup_all_queues(text) is
   'Removes old tasks and events of a queue (null: of every queue) as its policy says, '
-  'one bounded batch each, and returns the counts. Raises TG001 for an unknown queue.';
+  'one bounded batch each, and returns the counts; for every queue also what '
+  'cleanup_workflow_runs() removes. Raises TG001 for an unknown queue.';
 
 -- sql/src/46_limits.sql
 -- Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait.
@@ -9682,7 +9792,8 @@ declare
 begin
   perform teguh._check_keys('filter', v_input, array_remove(array[
     case when p_states is null then 'state' end, 'task_name', 'tag', 'tags', 'correlation_id',
-    'parent_task_id', 'workflow_run_id', 'created_after', 'created_before', 'older_than_seconds'
+    'parent_task_id', 'workflow_run_id', 'attributes', 'created_after', 'created_before',
+    'older_than_seconds'
   ], null));
   v_filter.states := coalesce(p_states, teguh._states_option(v_input));
   v_filter.task_name := teguh._text_option(v_input, 'task_name');
@@ -9692,6 +9803,7 @@ begin
   v_filter.correlation_id := teguh._text_option(v_input, 'correlation_id');
   v_filter.parent_task_id := teguh._uuid_option(v_input, 'parent_task_id');
   v_filter.workflow_run_id := teguh._uuid_option(v_input, 'workflow_run_id');
+  v_filter.attributes := teguh._attributes_option(v_input);
   v_filter.created_after := teguh._time_option(v_input, 'created_after');
   v_filter.created_before := least(
     teguh._time_option(v_input, 'created_before'),
@@ -9860,6 +9972,9 @@ begin
     union all
     select 'tag', u.tag
     from unnest(p_filter.tags) as u(tag)
+    union all
+    select 'attribute', k.name
+    from jsonb_object_keys(p_filter.attributes) as k(name)
   loop
     v_page := teguh._page_template(v_way.kind, v_way.tag, p_filter, p_live, p_after, p_before);
     if v_best is null
@@ -9878,7 +9993,7 @@ end;
 $$;
 
 -- Up to 500 ids from p_after up to p_before, the greatest first, of one kind: tasks of a
--- matter, of a name, and so on.
+-- matter, of a name, and so on.  p_tag: of which tag, or by which of the attributes.
 create or replace function teguh._page_template(
   p_kind   text,
   p_tag    text,
@@ -9939,6 +10054,15 @@ begin
       where g.tag collate "C" = p_tag
         and g.task_id >= p_after and g.task_id < p_before
       order by g.tag collate "C" desc, g.task_id desc
+      limit 500
+    )
+    when 'attribute' then array(
+      select v.task_id
+      from teguh.v_template as v
+      where v.name collate "C" = p_tag
+        and v.word collate "C" = teguh._word(p_filter.attributes -> p_tag)
+        and v.task_id >= p_after and v.task_id < p_before
+      order by v.name collate "C" desc, v.word collate "C" desc, v.task_id desc
       limit 500
     )
     else teguh._ended_template(p_filter.states, p_live, p_after, p_before)
@@ -10014,6 +10138,10 @@ begin
       and (p_filter.created_after is null or t.created_at >= p_filter.created_after)
       and (p_filter.created_before is null or t.created_at < p_filter.created_before)
       and (p_filter.claimed_by is null or t.claimed_by = p_filter.claimed_by)
+      and (
+        p_filter.attributes is null
+        or teguh._pinned_template(t.task_id) @> p_filter.attributes
+      )
     order by u.place
     limit p_limit
   );
@@ -10146,7 +10274,8 @@ create or replace function teguh._rows_template(
     correlation_id   text,
     parent_task_id   uuid,
     workflow_run_id  uuid,
-    cursor           text
+    cursor           text,
+    attributes       jsonb
   )
   language plpgsql
   volatile
@@ -10160,7 +10289,8 @@ begin
   select
     t.task_id, t.task_name, t.state, t.attempt, t.failures, t.created_at, t.available_at,
     t.started_at, t.finished_at, t.claimed_by, t.lease_expires_at, t.failure_reason, t.tags,
-    t.correlation_id, t.parent_task_id, t.workflow_run_id, t.task_id::text
+    t.correlation_id, t.parent_task_id, t.workflow_run_id, t.task_id::text,
+    teguh._pinned_template(t.task_id)
   from unnest(v_task_ids) with ordinality as u(task_id, place)
   cross join lateral (
     select t.*
@@ -10196,7 +10326,8 @@ create or replace function teguh.list_tasks(
     correlation_id   text,
     parent_task_id   uuid,
     workflow_run_id  uuid,
-    cursor           text
+    cursor           text,
+    attributes       jsonb
   )
   language plpgsql
   volatile
@@ -10212,11 +10343,11 @@ $$;
 comment on function teguh.list_tasks(text, jsonb, text, integer) is
   'Tasks of a queue, the newest first, a page at a time: pass the cursor of a page''s last row for '
   'the next one. The filter may have state (one, or an array), task_name, tag, tags (an '
-  'array: all of them), correlation_id, parent_task_id, workflow_run_id, created_after (at or '
-  'after), created_before, older_than_seconds; all that is given must hold. started_at is '
-  'when it was last handed to a worker. Raises TG001 for an '
-  'unknown queue, TG005 for an unknown key, a bad value, a bad cursor, or a limit that is '
-  'not from 1 to 10000.';
+  'array: all of them), correlation_id, parent_task_id, workflow_run_id, attributes (an '
+  'object: all of them, with these values), created_after (at or after), created_before, '
+  'older_than_seconds; all that is given must hold. started_at is when it was last handed to a '
+  'worker; attributes are what set_attributes() has published. Raises TG001 for an unknown queue, '
+  'TG005 for an unknown key, a bad value, a bad cursor, or a limit that is not from 1 to 10000.';
 
 -- All about a task.
 create or replace function teguh._peek_template(p_task_id uuid)
@@ -10254,7 +10385,8 @@ create or replace function teguh._peek_template(p_task_id uuid)
     on_expired        jsonb,
     idempotency_key   text,
     priority          smallint,
-    flow_key          text
+    flow_key          text,
+    attributes        jsonb
   )
   language plpgsql
   volatile
@@ -10269,7 +10401,8 @@ begin
     v_task.lease_expires_at, v_task.wake_event, v_task.event_payload, v_task.max_attempts,
     v_task.retry_strategy, v_task.timeout_seconds, v_task.cancellation, v_task.deadline_at,
     v_task.expires_at, v_task.on_expired, v_task.idempotency_key,
-    coalesce(v_task.priority, 0::smallint), v_task.flow_key
+    coalesce(v_task.priority, 0::smallint), v_task.flow_key,
+    teguh._pinned_template(p_task_id)
   from teguh._show_template(p_task_id) as r;
 end;
 $$;
@@ -10310,7 +10443,8 @@ create or replace function teguh.get_task(p_queue_name text, p_task_id uuid)
     on_expired        jsonb,
     idempotency_key   text,
     priority          smallint,
-    flow_key          text
+    flow_key          text,
+    attributes        jsonb
   )
   language plpgsql
   volatile
@@ -10325,8 +10459,9 @@ comment on function teguh.get_task(text, uuid) is
   'All about a task: what get_task_result() tells, and what it was asked for. run_id is the '
   'current run; started_at is when the task was last handed to a worker, claimed_by to whom; '
   'wake_event is the event that is awaited, or that woke it; deadline_at is when it ends of '
-  'itself, by its own policy or because it expires; flow_key is the option "key". Raises TG001 '
-  'for an unknown queue, TG003 for an unknown task.';
+  'itself, by its own policy or because it expires; flow_key is the option "key"; attributes are '
+  'what set_attributes() has published. Raises TG001 for an unknown queue, TG003 for '
+  'an unknown task.';
 
 -- The runs of a task: those that were followed by another, and the current one.
 create or replace function teguh._runs_template(p_task_id uuid)
@@ -10758,7 +10893,9 @@ create or replace function teguh._check_meant(p_filter jsonb, p_options jsonb)
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if num_nonnulls(variadic array(select e.value from jsonb_each_text(p_filter) as e)) = 0
+  if not exists (
+    select from jsonb_each(p_filter) as e where e.value not in ('null', '[]', '{}')
+  )
     and not teguh._flag_option(p_options, 'all')
   then
     raise exception 'the filter is empty'
@@ -10944,7 +11081,8 @@ create or replace function teguh.list_dead_letters(
     correlation_id   text,
     parent_task_id   uuid,
     workflow_run_id  uuid,
-    cursor           text
+    cursor           text,
+    attributes       jsonb
   )
   language plpgsql
   volatile
@@ -12104,6 +12242,12 @@ from (
     ('get_schedule',               'diary',       'client worker observer admin', false),
     ('list_schedules',             'diary',       'client worker observer admin', false),
     ('list_messages',              'inbox',       'client worker observer admin', false),
+    ('get_attributes',             'told',        'client worker observer admin', false),
+    ('get_workflow_run',           'flow',        'client worker observer admin', false),
+    ('list_workflow_runs',         'flow',        'client worker observer admin', false),
+    ('get_workflow_tree',          'member',      'client worker observer admin', false),
+    ('create_workflow_run',        '',            'client worker admin',          false),
+    ('update_workflow_run',        '',            'client worker admin',          false),
     ('spawn_task',                 'new put once room rule', 'client worker admin',    false),
     ('spawn_tasks',                'put series room rule', 'client worker admin',     false),
     ('emit_event',                 'emit',        'client worker admin',          false),
@@ -12123,6 +12267,7 @@ from (
     ('set_task_checkpoint_state',  'mark',        'worker admin',                 false),
     ('await_event',                'wait',        'worker admin',                 false),
     ('receive_message',            'hear',        'worker admin',                 false),
+    ('set_attributes',             'pin',         'worker admin',                 false),
     ('spawn_children',             'brood bind put room rule', 'worker admin',    false),
     ('await_children',             'rally',       'worker admin',                 false),
     ('add_compensation',           'repent',      'worker admin',                 false),
@@ -12144,6 +12289,7 @@ from (
     ('drop_schedule',              'steer',       'admin',                        false),
     ('trigger_schedule',           'launch',      'admin',                        false),
     ('ticker_loop',                '',            'admin',                        true),
+    ('cleanup_workflow_runs',      'used',        'admin',                        true),
     ('cleanup_all_queues',         '',            'admin',                        true),
     ('create_queue',               '',            'admin',                        true),
     ('drop_queue',                 '',            'admin',                        true),
@@ -12174,7 +12320,8 @@ as $$
   where p.pronamespace = 'teguh'::regnamespace
     and (
       p.proname in (
-        '_policy', '_set_ticked', '_xmin_age', '_overall_usage', '_scheduled_in'
+        '_policy', '_set_ticked', '_xmin_age', '_overall_usage', '_scheduled_in', '_recorded_run',
+        '_recorded_runs', '_recorded_tallies'
       )
       or (
         p.proname ~ '^_'
@@ -14342,7 +14489,14 @@ begin
   if not coalesce(p_task -> 'options' ? 'tags', false) then
     v_spawn.tags := p_like.tags;
   end if;
-  v_spawn.links := coalesce(v_spawn.links, '{}') || jsonb_build_object('join', p_join);
+  v_spawn.links := coalesce(v_spawn.links, '{}') || jsonb_build_object(
+    'join',
+    p_join || case
+      when v_spawn.workflow_run_id is distinct from p_like.workflow_run_id
+        then '{"apart": true}'
+      else '{}'
+    end::jsonb
+  );
   return v_spawn;
 end;
 $$;
@@ -14905,7 +15059,8 @@ begin
 end;
 $$;
 
--- Tell the parents of tasks that go down with their queue: to them they are cancelled.
+-- Tell the parents and the workflow runs of tasks that go down with their queue: to them they
+-- are cancelled.
 create or replace function teguh._perish_template()
   returns void
   language plpgsql
@@ -14917,6 +15072,9 @@ begin
   from teguh.t_template as t
   where t.links -> 'join' ->> 'queue_name' <> substr('_template', 2)
     and t.state in ('pending', 'running', 'sleeping');
+  perform teguh._score_template(array(
+    select t.task_id from teguh.t_template as t where t.workflow_run_id is not null
+  ));
 end;
 $$;
 
@@ -14993,6 +15151,992 @@ comment on function teguh.await_children(
   'of another task, TG004 if nobody holds the run or the step has no children, TG005 for a bad '
   'mode or option, AB001 if the task is cancelled, AB002 if the run has ended, 25001 unless the '
   'transaction is READ COMMITTED.';
+
+-- sql/src/64_workflow_runs.sql
+-- Workflow runs: what tasks of any queues belong to together.
+--
+-- A task names its workflow run by id, and whether there is one of that id does not matter to it.
+-- How a run stands is worked out from its tasks, and from what those came to that are gone.
+
+-- Refuse a workflow run that nobody knows.
+create or replace function teguh._refuse_run(p_workflow_run_id uuid)
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  raise exception 'workflow run "%" does not exist', p_workflow_run_id
+    using
+      errcode = 'TG009',
+      detail = 'None of that id was created, or it was cleaned up.',
+      hint = 'list_workflow_runs() shows those there are.';
+end;
+$$;
+
+-- Read what is to be known of a workflow run.
+create or replace function teguh._read_run(p_options jsonb, p_known text[])
+  returns teguh.workflow_runs
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_run teguh.workflow_runs;
+begin
+  perform teguh._check_keys('workflow run options', p_options, p_known);
+  v_run.version := teguh._name_option(p_options, 'version');
+  v_run.inputs := nullif(p_options -> 'inputs', 'null');
+  v_run.tags := teguh._tags_option(p_options);
+  v_run.created_by := teguh._name_option(p_options, 'created_by');
+  v_run.idempotency_key := teguh._name_option(p_options, 'idempotency_key');
+  return v_run;
+end;
+$$;
+
+-- Create a workflow run.
+create or replace function teguh.create_workflow_run(p_name text, p_options jsonb default '{}')
+  returns table(workflow_run_id uuid, created boolean)
+  language plpgsql
+  volatile
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_run  teguh.workflow_runs := teguh._read_run(
+    coalesce(p_options, '{}'),
+    array['version', 'inputs', 'tags', 'created_by', 'idempotency_key']
+  );
+  v_name text;
+begin
+  perform teguh._check_name('name of a workflow run', p_name);
+  v_run.name := p_name;
+  v_run.created_at := teguh.current_time();
+  v_run.kept_at := v_run.created_at;
+  v_run.workflow_run_id := teguh._make_uuidv7(v_run.created_at);
+  insert into teguh.workflow_runs as w
+  select v_run.*
+  on conflict (idempotency_key) where idempotency_key is not null do nothing;
+  if found then
+    return query select v_run.workflow_run_id, true;
+    return;
+  end if;
+
+  select w.workflow_run_id, w.name into workflow_run_id, v_name
+  from teguh.workflow_runs as w
+  where w.idempotency_key = v_run.idempotency_key;
+  if not found then
+    raise exception 'the workflow run with idempotency key "%" was just removed',
+      v_run.idempotency_key
+      using
+        errcode = '40001',
+        detail = 'It was there when this call began, and is gone now.',
+        hint = 'Create it again.';
+  elsif v_name <> p_name then
+    raise exception 'idempotency key "%" belongs to another workflow run', v_run.idempotency_key
+      using
+        errcode = 'TG006',
+        detail = format('Workflow run %s has the name "%s".', workflow_run_id, left(v_name, 200)),
+        hint = 'Use another key.';
+  end if;
+  created := false;
+  return next;
+end;
+$$;
+
+comment on function teguh.create_workflow_run(text, jsonb) is
+  'Creates a workflow run, for tasks that are spawned with its id as workflow_run_id and for all '
+  'that follow from them, in any queues. Options: version, inputs (any JSON), tags (array of '
+  'strings), created_by, idempotency_key (if it is in use, created is false and nothing changes). '
+  'Raises TG005 for a bad name or option, TG006 for a key that belongs to a run of another name, '
+  '40001 if the run of that key is removed at that moment.';
+
+-- Change a workflow run.
+create or replace function teguh.update_workflow_run(p_workflow_run_id uuid, p_options jsonb)
+  returns void
+  language plpgsql
+  volatile
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_run teguh.workflow_runs := teguh._read_run(
+    p_options, array['version', 'inputs', 'tags', 'created_by']
+  );
+begin
+  update teguh.workflow_runs as w
+  set
+    version = case when p_options ? 'version' then v_run.version else w.version end,
+    inputs = case when p_options ? 'inputs' then v_run.inputs else w.inputs end,
+    tags = case when p_options ? 'tags' then v_run.tags else w.tags end,
+    created_by = case when p_options ? 'created_by' then v_run.created_by else w.created_by end
+  where w.workflow_run_id = p_workflow_run_id;
+  if not found then
+    perform teguh._refuse_run(p_workflow_run_id);
+  end if;
+end;
+$$;
+
+comment on function teguh.update_workflow_run(uuid, jsonb) is
+  'Sets what is given of a workflow run: version, inputs, tags, created_by; null takes it away. '
+  'The rest stays as it is. Raises TG009 for an unknown workflow run, TG005 for a bad option.';
+
+-- Whether a workflow run depends on how a task ended.  It does not on a child's end: that is for
+-- the child's parent to judge, provided that it belongs to the same run.
+create or replace function teguh._is_own(p_links jsonb)
+  returns boolean
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select not coalesce(p_links ? 'join' and not p_links -> 'join' ? 'apart', false);
+$$;
+
+-- How many tasks of workflow runs stand where in this queue.  begun: whether they were ever
+-- handed to a worker, or are over.
+create or replace function teguh._flow_template(p_run_ids uuid[])
+  returns table(
+    workflow_run_id uuid,
+    state           text,
+    own             boolean,
+    begun           boolean,
+    qty             bigint,
+    started_at      timestamptz,
+    finished_at     timestamptz
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+  select
+    u.run_id, t.state, teguh._is_own(t.links) as is_own,
+    t.attempt > 0 or t.state in ('completed', 'failed', 'cancelled', 'expired') as has_begun,
+    count(*), min(t.first_started_at), max(t.finished_at)
+  from unnest(p_run_ids) as u(run_id)
+  cross join lateral (
+    select t.*
+    from teguh.t_template as t
+    where t.workflow_run_id = u.run_id
+    offset 0
+  ) as t
+  group by u.run_id, t.state, is_own, has_begun;
+end;
+$$;
+
+-- Write down what tasks come to that are about to be deleted, for their workflow runs.  Those that
+-- are not over are cancelled, as far as the run is concerned.
+create or replace function teguh._score_template(p_task_ids uuid[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now timestamptz := teguh.current_time();
+begin
+  insert into teguh.workflow_tallies as w (
+    workflow_run_id, queue_name, state, own, qty, started_at, finished_at
+  )
+  select
+    t.workflow_run_id, substr('_template', 2), t.state, t.own, count(*), min(t.first_started_at),
+    max(t.finished_at)
+  from (
+    select
+      t.workflow_run_id, t.first_started_at, teguh._is_own(t.links) as own,
+      coalesce(t.finished_at, v_now) as finished_at,
+      case
+        when t.state in ('pending', 'running', 'sleeping') then 'cancelled'
+        else t.state
+      end as state
+    from unnest(p_task_ids) as u(task_id)
+    cross join lateral (
+      select t.* from teguh.t_template as t where t.task_id = u.task_id offset 0
+    ) as t
+    where t.workflow_run_id is not null
+  ) as t
+  where exists (
+    select from teguh.workflow_runs as w where w.workflow_run_id = t.workflow_run_id offset 0
+  )
+  group by t.workflow_run_id, t.state, t.own;
+end;
+$$;
+
+-- A workflow run as it was created.
+create or replace function teguh._recorded_run(p_run_id uuid)
+  returns setof teguh.workflow_runs
+  language sql
+  stable
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+  select w.* from teguh.workflow_runs as w where w.workflow_run_id = p_run_id;
+$$;
+
+-- What the tasks of workflow runs came to that are gone.
+create or replace function teguh._recorded_tallies(p_run_ids uuid[])
+  returns setof teguh.workflow_tallies
+  language sql
+  stable
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+  select t.* from teguh.workflow_tallies as t where t.workflow_run_id = any (p_run_ids);
+$$;
+
+-- How many tasks of workflow runs stand where, in all queues that the caller may look at; those
+-- included that are gone, also with their queue.
+create or replace function teguh._flows(p_run_ids uuid[])
+  returns table(
+    workflow_run_id uuid,
+    state           text,
+    own             boolean,
+    begun           boolean,
+    qty             bigint,
+    started_at      timestamptz,
+    finished_at     timestamptz
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue text;
+begin
+  for v_queue in
+    select q.queue_name
+    from teguh.list_queues() as q
+    where teguh._may('flow', q.queue_name)
+  loop
+    return query execute teguh._call('flow', v_queue, 1) using p_run_ids;
+  end loop;
+
+  return query
+  select t.workflow_run_id, t.state, t.own, true, t.qty, t.started_at, t.finished_at
+  from teguh._recorded_tallies(p_run_ids) as t
+  where teguh._may('flow', t.queue_name)
+    or to_regclass('teguh.t_' || t.queue_name) is null;
+end;
+$$;
+
+-- How workflow runs stand, by their tasks.
+create or replace function teguh._survey(p_run_ids uuid[])
+  returns table(
+    workflow_run_id uuid,
+    status          text,
+    started_at      timestamptz,
+    finished_at     timestamptz,
+    pending         bigint,
+    running         bigint,
+    sleeping        bigint,
+    completed       bigint,
+    failed          bigint,
+    cancelled       bigint,
+    expired         bigint
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+  select
+    s.run_id,
+    case
+      when s.running > 0 or s.pending > 0 and s.begun then 'running'
+      when s.pending > 0 or not s.begun then 'pending'
+      when s.sleeping > 0 then 'sleeping'
+      when s.lost then 'failed'
+      when s.stopped then 'cancelled'
+      else 'completed'
+    end,
+    s.started_at,
+    case when s.pending + s.running + s.sleeping = 0 then s.finished_at end,
+    s.pending, s.running, s.sleeping, s.completed, s.failed, s.cancelled, s.expired
+  from (
+    select
+      u.run_id,
+      coalesce(bool_or(f.begun), false) as begun,
+      coalesce(bool_or(f.own and f.state in ('failed', 'expired')), false) as lost,
+      coalesce(bool_or(f.own and f.state = 'cancelled'), false) as stopped,
+      min(f.started_at) as started_at,
+      max(f.finished_at) as finished_at,
+      coalesce(sum(f.qty) filter (where f.state = 'pending'), 0)::bigint as pending,
+      coalesce(sum(f.qty) filter (where f.state = 'running'), 0)::bigint as running,
+      coalesce(sum(f.qty) filter (where f.state = 'sleeping'), 0)::bigint as sleeping,
+      coalesce(sum(f.qty) filter (where f.state = 'completed'), 0)::bigint as completed,
+      coalesce(sum(f.qty) filter (where f.state = 'failed'), 0)::bigint as failed,
+      coalesce(sum(f.qty) filter (where f.state = 'cancelled'), 0)::bigint as cancelled,
+      coalesce(sum(f.qty) filter (where f.state = 'expired'), 0)::bigint as expired
+    from unnest(p_run_ids) as u(run_id)
+    left join teguh._flows(p_run_ids) as f on f.workflow_run_id = u.run_id
+    group by u.run_id
+  ) as s;
+end;
+$$;
+
+-- Look at a workflow run.
+create or replace function teguh.get_workflow_run(p_workflow_run_id uuid)
+  returns table(
+    workflow_run_id uuid,
+    name            text,
+    version         text,
+    status          text,
+    tags            text[],
+    created_by      text,
+    created_at      timestamptz,
+    started_at      timestamptz,
+    finished_at     timestamptz,
+    pending         bigint,
+    running         bigint,
+    sleeping        bigint,
+    completed       bigint,
+    failed          bigint,
+    cancelled       bigint,
+    expired         bigint,
+    inputs          jsonb
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+  select
+    s.workflow_run_id, w.name, w.version, s.status, w.tags, w.created_by, w.created_at,
+    s.started_at, s.finished_at, s.pending, s.running, s.sleeping, s.completed, s.failed,
+    s.cancelled, s.expired, w.inputs
+  from teguh._survey(array[p_workflow_run_id]) as s
+  left join teguh._recorded_run(p_workflow_run_id) as w on true
+  where w.workflow_run_id is not null
+    or s.pending + s.running + s.sleeping + s.completed + s.failed + s.cancelled + s.expired > 0;
+  if not found then
+    perform teguh._refuse_run(p_workflow_run_id);
+  end if;
+end;
+$$;
+
+comment on function teguh.get_workflow_run(uuid) is
+  'A workflow run, and how many of its tasks, in the queues that the caller may look at, stand '
+  'where, those included that were cleaned up. status is worked out from that. pending: none was '
+  'ever handed to a worker; running: one runs, or may be claimed; sleeping: all that are not over '
+  'sleep; if all are over, failed if one failed or expired, else cancelled if one was, else '
+  'completed. How a child ended is for its parent to judge and does not matter here. It costs as '
+  'much as the run has tasks. For an id that was only given to tasks, name and created_at are '
+  'null. Raises TG009 for an id that is neither a workflow run''s nor any task''s.';
+
+-- Whether a workflow run is like another in what that one names.
+create or replace function teguh._is_alike(p_run teguh.workflow_runs, p_like teguh.workflow_runs)
+  returns boolean
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select (p_like.version is null or p_run.version = p_like.version)
+         and (p_like.created_by is null or p_run.created_by = p_like.created_by)
+         and (p_like.tags is null or p_run.tags @> p_like.tags);
+$$;
+
+-- Up to p_limit workflow runs like one, from p_after up to p_before, the newest first.
+create or replace function teguh._recorded_runs(
+  p_like   teguh.workflow_runs,
+  p_after  uuid,
+  p_before uuid,
+  p_limit  integer
+)
+  returns setof teguh.workflow_runs
+  language plpgsql
+  stable
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_like.name is not null then
+    return query
+    select w.*
+    from teguh.workflow_runs as w
+    where w.name collate "C" = p_like.name
+      and w.workflow_run_id >= p_after and w.workflow_run_id < p_before
+      and teguh._is_alike(w, p_like)
+    order by w.name collate "C" desc, w.workflow_run_id desc
+    limit p_limit;
+  else
+    return query
+    select w.*
+    from teguh.workflow_runs as w
+    where w.workflow_run_id >= p_after and w.workflow_run_id < p_before
+      and teguh._is_alike(w, p_like)
+    order by w.workflow_run_id desc
+    limit p_limit;
+  end if;
+end;
+$$;
+
+-- Read which statuses a filter names: one, or an array; null if none.
+create or replace function teguh._status_option(p_filter jsonb)
+  returns text[]
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_value    jsonb := nullif(p_filter -> 'status', 'null');
+  v_known    text[] := '{pending,running,sleeping,completed,failed,cancelled}';
+  v_statuses jsonb := case
+    when jsonb_typeof(v_value) = 'array' then v_value
+    else jsonb_build_array(v_value)
+  end;
+begin
+  if v_value is null then
+    return null;
+  end if;
+
+  if v_statuses = '[]' or not v_statuses <@ to_jsonb(v_known) then
+    raise exception '"status" must be a status or an array of them'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(v_value::text, 200)),
+        hint = format('Known: %s.', array_to_string(v_known, ', '));
+  end if;
+
+  return array(select s.status from jsonb_array_elements_text(v_statuses) as s(status));
+end;
+$$;
+
+-- List workflow runs.
+create or replace function teguh.list_workflow_runs(
+  p_filter jsonb default '{}',
+  p_cursor text default null,
+  p_limit  integer default 50
+)
+  returns table(
+    workflow_run_id uuid,
+    name            text,
+    version         text,
+    status          text,
+    tags            text[],
+    created_by      text,
+    created_at      timestamptz,
+    started_at      timestamptz,
+    finished_at     timestamptz,
+    pending         bigint,
+    running         bigint,
+    sleeping        bigint,
+    completed       bigint,
+    failed          bigint,
+    cancelled       bigint,
+    expired         bigint,
+    cursor          text
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_filter   jsonb := coalesce(p_filter, '{}');
+  v_like     teguh.workflow_runs := teguh._read_run(v_filter, array[
+    'name', 'version', 'tags', 'created_by', 'created_after', 'created_before', 'status'
+  ]);
+  v_since    timestamptz := teguh._time_option(v_filter, 'created_after');
+  v_until    timestamptz := teguh._time_option(v_filter, 'created_before');
+  v_statuses text[] := teguh._status_option(v_filter);
+  v_after    uuid := coalesce(
+    teguh._first_uuid(v_since), '00000000-0000-0000-0000-000000000000'
+  );
+  v_before   uuid := least(
+    teguh._read_cursor(p_cursor), teguh._first_uuid(v_until + interval '1 millisecond')
+  );
+  v_left     integer := teguh._check_limit(p_limit);
+  v_stretch  integer;
+  v_page     teguh.workflow_runs[];
+  v_count    integer;
+begin
+  v_like.name := teguh._name_option(v_filter, 'name');
+  loop
+    v_stretch := case when v_statuses is null then least(v_left, 200) else 200 end;
+    v_page := array(
+      select w from teguh._recorded_runs(v_like, v_after, v_before, v_stretch) as w
+    );
+    return query
+    select
+      w.workflow_run_id, w.name, w.version, s.status, w.tags, w.created_by, w.created_at,
+      s.started_at, s.finished_at, s.pending, s.running, s.sleeping, s.completed, s.failed,
+      s.cancelled, s.expired, w.workflow_run_id::text
+    from unnest(v_page) as w
+    join teguh._survey(array(select w.workflow_run_id from unnest(v_page) as w)) as s
+      on s.workflow_run_id = w.workflow_run_id
+    where (v_statuses is null or s.status = any (v_statuses))
+      and (v_since is null or w.created_at >= v_since)
+      and (v_until is null or w.created_at < v_until)
+    order by w.workflow_run_id desc
+    limit v_left;
+    get diagnostics v_count = row_count;
+    v_left := v_left - v_count;
+    exit when v_left = 0 or cardinality(v_page) < v_stretch;
+    v_before := (v_page[v_stretch]).workflow_run_id;
+  end loop;
+end;
+$$;
+
+comment on function teguh.list_workflow_runs(jsonb, text, integer) is
+  'Workflow runs, the newest first, a page at a time: pass the cursor of a page''s last row for '
+  'the next one. The filter may have name, version, tags (an array: all of them), created_by, '
+  'created_after (at or after), created_before, status (one, or an array). status and counts are '
+  'those of get_workflow_run(): a page costs as much as its runs have tasks, and with status in '
+  'the filter also what the runs in between have. name has an index. Raises TG005 for an unknown '
+  'key, a bad value, a bad cursor, or a limit that is not from 1 to 10000.';
+
+-- The first tasks of a workflow run in this queue.
+create or replace function teguh._member_template(p_run_id uuid, p_limit integer)
+  returns table(
+    queue_name     text,
+    task_id        uuid,
+    parent_task_id uuid,
+    task_name      text,
+    state          text,
+    attempts       integer,
+    failures       integer,
+    created_at     timestamptz,
+    started_at     timestamptz,
+    finished_at    timestamptz,
+    failure_reason jsonb,
+    attributes     jsonb
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+  select
+    substr('_template', 2), t.task_id, t.parent_task_id, t.task_name, t.state, t.attempt,
+    t.failures, t.created_at, t.first_started_at, t.finished_at, t.failure_reason,
+    teguh._pinned_template(t.task_id)
+  from teguh.t_template as t
+  where t.workflow_run_id = p_run_id
+  order by t.workflow_run_id, t.task_id
+  limit p_limit;
+end;
+$$;
+
+-- The first tasks of a workflow run in each queue that the caller may look at.
+create or replace function teguh._members(p_run_id uuid, p_limit integer)
+  returns table(
+    queue_name     text,
+    task_id        uuid,
+    parent_task_id uuid,
+    task_name      text,
+    state          text,
+    attempts       integer,
+    failures       integer,
+    created_at     timestamptz,
+    started_at     timestamptz,
+    finished_at    timestamptz,
+    failure_reason jsonb,
+    attributes     jsonb
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue text;
+begin
+  for v_queue in
+    select q.queue_name
+    from teguh.list_queues() as q
+    where teguh._may('member', q.queue_name)
+  loop
+    return query execute teguh._call('member', v_queue, 2) using p_run_id, p_limit;
+  end loop;
+end;
+$$;
+
+-- Show the tasks of a workflow run as a tree, each right below its parent.
+--
+-- A parent is older than its task, so that nothing is above itself.
+create or replace function teguh.get_workflow_tree(
+  p_workflow_run_id uuid,
+  p_limit           integer default 1000
+)
+  returns table(
+    depth          integer,
+    queue_name     text,
+    task_id        uuid,
+    parent_task_id uuid,
+    task_name      text,
+    state          text,
+    attempts       integer,
+    failures       integer,
+    created_at     timestamptz,
+    started_at     timestamptz,
+    finished_at    timestamptz,
+    failure_reason jsonb,
+    attributes     jsonb,
+    cut            boolean
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+  with recursive members as materialized (
+    select m.*, row_number() over (order by m.created_at, m.task_id) as place
+    from teguh._members(p_workflow_run_id, teguh._check_limit(p_limit) + 1) as m
+  ),
+
+  shown as materialized (
+    select m.*
+    from members as m
+    where m.place <= p_limit
+  ),
+
+  tree as (
+    select s.task_id, s.created_at, 0 as steps, array[s.place] as places
+    from shown as s
+    where not exists (
+      select
+      from shown as p
+      where p.task_id = s.parent_task_id and p.created_at <= s.created_at
+    )
+    union all
+    select s.task_id, s.created_at, p.steps + 1, p.places || s.place
+    from tree as p
+    join shown as s on s.parent_task_id = p.task_id and s.created_at >= p.created_at
+  )
+
+  select
+    t.steps, s.queue_name, s.task_id, s.parent_task_id, s.task_name, s.state, s.attempts,
+    s.failures, s.created_at, s.started_at, s.finished_at, s.failure_reason, s.attributes,
+    (select count(*) from members) > p_limit
+  from tree as t
+  join shown as s on s.task_id = t.task_id
+  order by t.places;
+  if not found then
+    perform from teguh._recorded_run(p_workflow_run_id);
+    if not found then
+      perform teguh._refuse_run(p_workflow_run_id);
+    end if;
+  end if;
+end;
+$$;
+
+comment on function teguh.get_workflow_tree(uuid, integer) is
+  'The tasks of a workflow run in the queues that the caller may look at, as a tree: a task is '
+  'followed by those that have it as parent, one level deeper, the oldest first. One whose parent '
+  'is not in the run, or gone, is at level 0. No more than the p_limit oldest; cut tells, in every '
+  'row, that there are more. started_at is when it was first handed to a worker. Raises TG005 for '
+  'a limit that is not from 1 to 10000, TG009 for an id that is neither a workflow run''s nor any '
+  'task''s.';
+
+-- Those of some workflow runs that have a task in this queue.
+create or replace function teguh._used_template(p_run_ids uuid[])
+  returns setof uuid
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+  select u.run_id
+  from unnest(p_run_ids) as u(run_id)
+  where exists (
+    select from teguh.t_template as t where t.workflow_run_id = u.run_id offset 0
+  );
+end;
+$$;
+
+-- Those of some workflow runs that have a task; null when a queue cannot be looked at.
+create or replace function teguh._needed_runs(p_run_ids uuid[])
+  returns uuid[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue text;
+  v_some  uuid[];
+  v_used  uuid[] := '{}';
+begin
+  for v_queue in
+    select q.queue_name
+    from teguh.list_queues() as q
+  loop
+    if not teguh._share_queue(v_queue) then
+      return null;
+    end if;
+    execute format('select array(%s)', teguh._call('used', v_queue, 1))
+    into v_some
+    using array(
+      select u.run_id from unnest(p_run_ids) as u(run_id) where u.run_id <> all (v_used)
+    );
+    v_used := v_used || v_some;
+  end loop;
+
+  return v_used;
+end;
+$$;
+
+-- Remove old workflow runs.  What is in use is looked at again after another p_ttl_seconds.
+create or replace function teguh.cleanup_workflow_runs(
+  p_ttl_seconds double precision default null,
+  p_limit       integer default null
+)
+  returns integer
+  language plpgsql
+  volatile
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now     timestamptz := teguh.current_time();
+  v_ttl     double precision := coalesce(p_ttl_seconds, (
+    select greatest(2592000, max((q.policy ->> 'cleanup_ttl')::double precision))
+    from teguh.queues as q
+  ));
+  v_limit   integer := teguh._check_limit(coalesce(p_limit, 1000));
+  v_before  timestamptz;
+  v_run_ids uuid[];
+  v_used    uuid[];
+begin
+  perform teguh._check_seconds('ttl', v_ttl, true);
+  v_before := teguh._after(v_now, -v_ttl);
+  v_run_ids := array(
+    select w.workflow_run_id
+    from teguh.workflow_runs as w
+    where w.kept_at <= v_before
+    order by w.kept_at
+    limit v_limit
+    for update skip locked
+  );
+  v_used := teguh._needed_runs(v_run_ids);
+  if v_used is null then
+    return 0;
+  end if;
+
+  update teguh.workflow_runs as w
+  set kept_at = v_now
+  where w.workflow_run_id = any (v_used);
+  v_run_ids := array(
+    select u.run_id from unnest(v_run_ids) as u(run_id) where u.run_id <> all (v_used)
+  );
+  update teguh.workflow_runs as w
+  set kept_at = t.ended_at
+  from (
+    select t.workflow_run_id, max(t.finished_at) as ended_at
+    from teguh.workflow_tallies as t
+    where t.workflow_run_id = any (v_run_ids)
+    group by t.workflow_run_id
+  ) as t
+  where w.workflow_run_id = t.workflow_run_id
+    and t.ended_at > v_before;
+  v_run_ids := array(
+    select w.workflow_run_id
+    from teguh.workflow_runs as w
+    where w.workflow_run_id = any (v_run_ids)
+      and w.kept_at <= v_before
+  );
+
+  delete from teguh.workflow_tallies as t
+  where t.workflow_run_id = any (v_run_ids);
+  delete from teguh.workflow_runs as w
+  where w.workflow_run_id = any (v_run_ids);
+  return cardinality(v_run_ids);
+end;
+$$;
+
+comment on function teguh.cleanup_workflow_runs(double precision, integer) is
+  'Removes workflow runs that have no task in any queue and were created, and had their last task '
+  'end, more than p_ttl_seconds ago; looks at up to p_limit, and returns how many it removed. One '
+  'that still has tasks is looked at again after another p_ttl_seconds. Null: 30 days, or the '
+  'longest cleanup_ttl of any queue if that is longer, and 1000. cleanup_all_queues() calls it. '
+  'Raises TG005 for a bad argument.';
+
+-- sql/src/65_attributes.sql
+-- Attributes: what a task says of itself while it runs, so that it can be found by it.
+
+-- A value as text, the same for equal values: 1.0 is 1.
+create or replace function teguh._word(p_value jsonb)
+  returns text
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select case jsonb_typeof(p_value)
+    when 'number' then trim_scale(p_value::numeric)::text
+    else p_value::text
+  end;
+$$;
+
+-- Refuse attributes that cannot be.  Both name and value are in the key of an index, hence the
+-- limits.
+create or replace function teguh._check_attributes(p_attributes jsonb)
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_bad record;
+begin
+  if jsonb_typeof(p_attributes) is distinct from 'object' then
+    raise exception 'attributes must be a JSON object'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(coalesce(p_attributes::text, 'null'), 200)),
+        hint = 'For instance {"customer": "c-17", "amount": 250}.';
+  end if;
+
+  perform teguh._check_name('name of an attribute', a.key)
+  from jsonb_each(p_attributes) as a;
+
+  select a.key, a.value into v_bad
+  from jsonb_each(p_attributes) as a
+  where jsonb_typeof(a.value) not in ('string', 'number', 'boolean')
+    or octet_length(teguh._word(a.value)) > 1024
+  limit 1;
+  if found then
+    raise exception 'attribute "%" must be a string, a number, true or false',
+      left(v_bad.key, 200)
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(v_bad.value::text, 200)),
+        hint = 'As JSON text it may have 1024 bytes.';
+  end if;
+end;
+$$;
+
+-- Read the attributes of a filter; null when absent, null or empty.
+create or replace function teguh._attributes_option(p_filter jsonb)
+  returns jsonb
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_attributes jsonb := nullif(p_filter -> 'attributes', 'null');
+begin
+  if v_attributes is not null then
+    perform teguh._check_attributes(v_attributes);
+  end if;
+  return nullif(v_attributes, '{}');
+end;
+$$;
+
+-- The attributes of a task, as an object.
+create or replace function teguh._pinned_template(p_task_id uuid)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return coalesce(
+    (
+      select jsonb_object_agg(v.name, v.word::jsonb)
+      from teguh.v_template as v
+      where v.task_id = p_task_id
+    ),
+    '{}'
+  );
+end;
+$$;
+
+-- Set attributes of the task of a run that is held.
+create or replace function teguh._pin_template(p_run_id uuid, p_attributes jsonb)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task teguh.t_template := teguh._hold_template(p_run_id);
+begin
+  delete from teguh.v_template as v
+  where v.task_id = v_task.task_id
+    and p_attributes -> v.name = 'null';
+  insert into teguh.v_template as v (task_id, name, word)
+  select v_task.task_id, a.key, teguh._word(a.value)
+  from jsonb_each(p_attributes) as a
+  where a.value <> 'null'
+  on conflict (task_id, name) do update
+  set word = excluded.word
+  where v.word <> excluded.word;
+
+  if (select count(*) from teguh.v_template as v where v.task_id = v_task.task_id) > 64 then
+    raise exception 'task "%" would have more than 64 attributes', v_task.task_id
+      using
+        errcode = 'TG005',
+        detail = 'Each is a row of an index, to find the task by.',
+        hint = 'Take away what nobody looks for: {"name": null}.';
+  end if;
+end;
+$$;
+
+-- Set attributes of a run's task.
+create or replace function teguh.set_attributes(
+  p_queue_name text,
+  p_run_id     uuid,
+  p_attributes jsonb
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_attributes(case
+    when jsonb_typeof(p_attributes) = 'object' then coalesce(teguh._present(p_attributes), '{}')
+    else p_attributes
+  end);
+  execute teguh._call('pin', p_queue_name, 2) using p_run_id, p_attributes;
+end;
+$$;
+
+comment on function teguh.set_attributes(text, uuid, jsonb) is
+  'Publishes attributes of a run''s task, in the caller''s transaction: names with strings, '
+  'numbers, true or false, by which list_tasks() and all that takes its filter find the task. '
+  'Those not named stay as they are; null takes one away. They stay with the task until it is '
+  'cleaned up, also when it is retried or repeated. Names and values have up to 1024 bytes, a '
+  'task up to 64 attributes. Raises TG001 for an unknown queue, TG002 for an unknown run, TG004 '
+  'if nobody holds the run, TG005 for a bad attribute or too many, AB001 if the task is '
+  'cancelled, AB002 if the run has ended.';
+
+-- The attributes of a task that exists.
+create or replace function teguh._told_template(p_task_id uuid)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._fetch_template(p_task_id);
+  return teguh._pinned_template(p_task_id);
+end;
+$$;
+
+-- Read the attributes of a task.
+create or replace function teguh.get_attributes(p_queue_name text, p_task_id uuid)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_attributes jsonb;
+begin
+  execute teguh._call('told', p_queue_name, 1) into v_attributes using p_task_id;
+  return v_attributes;
+end;
+$$;
+
+comment on function teguh.get_attributes(text, uuid) is
+  'What a task has published by set_attributes(), as an object; {} if nothing. Raises TG001 for '
+  'an unknown queue, TG003 for an unknown task.';
 
 -- sql/src/66_messages.sql
 -- Messages: a mailbox per task.

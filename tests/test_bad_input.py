@@ -106,6 +106,8 @@ QUEUE_CALLS = [
     "select teguh.cancel_task({q}, {task})",
     "select * from teguh.retry_task({q}, {task})",
     "select * from teguh.get_task_result({q}, {task})",
+    "select teguh.set_attributes({q}, {run}, '{{}}')",
+    "select teguh.get_attributes({q}, {task})",
     "select teguh.cleanup_tasks({q})",
     "select teguh.cleanup_events({q})",
     "select * from teguh.cleanup_all_queues({q})",

@@ -119,6 +119,27 @@ list_messages(p_queue_name text, p_task_id uuid)
 add_compensation(p_queue_name text, p_task_id uuid, p_run_id uuid, p_step_name text, p_task jsonb)
   -> void
 repeat_run(p_queue_name text, p_run_id uuid, p_after_seconds double precision) -> uuid
+create_workflow_run(p_name text, p_options jsonb)
+  -> TABLE(workflow_run_id uuid, created boolean)
+update_workflow_run(p_workflow_run_id uuid, p_options jsonb) -> void
+get_workflow_run(p_workflow_run_id uuid)
+  -> TABLE(workflow_run_id uuid, name text, version text, status text, tags text[],
+  created_by text, created_at timestamp with time zone, started_at timestamp with time zone,
+  finished_at timestamp with time zone, pending bigint, running bigint, sleeping bigint,
+  completed bigint, failed bigint, cancelled bigint, expired bigint, inputs jsonb)
+list_workflow_runs(p_filter jsonb, p_cursor text, p_limit integer)
+  -> TABLE(workflow_run_id uuid, name text, version text, status text, tags text[],
+  created_by text, created_at timestamp with time zone, started_at timestamp with time zone,
+  finished_at timestamp with time zone, pending bigint, running bigint, sleeping bigint,
+  completed bigint, failed bigint, cancelled bigint, expired bigint, cursor text)
+get_workflow_tree(p_workflow_run_id uuid, p_limit integer)
+  -> TABLE(depth integer, queue_name text, task_id uuid, parent_task_id uuid, task_name text,
+  state text, attempts integer, failures integer, created_at timestamp with time zone,
+  started_at timestamp with time zone, finished_at timestamp with time zone,
+  failure_reason jsonb, attributes jsonb, cut boolean)
+cleanup_workflow_runs(p_ttl_seconds double precision, p_limit integer) -> integer
+set_attributes(p_queue_name text, p_run_id uuid, p_attributes jsonb) -> void
+get_attributes(p_queue_name text, p_task_id uuid) -> jsonb
 cancel_task(p_queue_name text, p_task_id uuid, p_reason text) -> void
 cancel_tasks(p_queue_name text, p_filter jsonb, p_options jsonb) -> integer
 requeue_task(p_queue_name text, p_task_id uuid, p_reason text) -> uuid
@@ -142,13 +163,13 @@ get_task(p_queue_name text, p_task_id uuid)
   max_attempts integer, retry_strategy jsonb, timeout_seconds double precision,
   cancellation jsonb, deadline_at timestamp with time zone,
   expires_at timestamp with time zone, on_expired jsonb, idempotency_key text,
-  priority smallint, flow_key text)
+  priority smallint, flow_key text, attributes jsonb)
 list_tasks(p_queue_name text, p_filter jsonb, p_cursor text, p_limit integer)
   -> TABLE(task_id uuid, task_name text, state text, attempts integer, failures integer,
   created_at timestamp with time zone, available_at timestamp with time zone,
   started_at timestamp with time zone, finished_at timestamp with time zone, claimed_by text,
   lease_expires_at timestamp with time zone, failure_reason jsonb, tags text[], correlation_id text,
-  parent_task_id uuid, workflow_run_id uuid, cursor text)
+  parent_task_id uuid, workflow_run_id uuid, cursor text, attributes jsonb)
 list_runs(p_queue_name text, p_task_id uuid)
   -> TABLE(run_id uuid, number integer, state text, attempt integer, claimed_by text,
   started_at timestamp with time zone, lease_expires_at timestamp with time zone,
@@ -166,7 +187,7 @@ list_dead_letters(p_queue_name text, p_filter jsonb, p_cursor text, p_limit inte
   created_at timestamp with time zone, available_at timestamp with time zone,
   started_at timestamp with time zone, finished_at timestamp with time zone, claimed_by text,
   lease_expires_at timestamp with time zone, failure_reason jsonb, tags text[], correlation_id text,
-  parent_task_id uuid, workflow_run_id uuid, cursor text)
+  parent_task_id uuid, workflow_run_id uuid, cursor text, attributes jsonb)
 replay_dead_letters(p_queue_name text, p_filter jsonb, p_options jsonb) -> integer
 purge_dead_letters(p_queue_name text, p_ttl_seconds double precision, p_limit integer,
   p_reason text) -> integer
@@ -199,6 +220,7 @@ SQLSTATES = {
     "TG006": "the idempotency key belongs to another task, the unique key is in use",
     "TG007": "the queue is full",
     "TG008": "the schedule does not exist",
+    "TG009": "the workflow run does not exist",
     "TG010": "another version is installed",
     "22004": "null where a value is needed",
     "25001": "claim_task outside READ COMMITTED",

@@ -181,6 +181,7 @@ def test_the_page_on_schedules_shows_what_its_examples_answer(dsn: str) -> None:
 CHILDREN = ROOT / "docs" / "patterns" / "children.md"
 SAGAS = ROOT / "docs" / "patterns" / "sagas.md"
 MESSAGES = ROOT / "docs" / "patterns" / "messages.md"
+WORKFLOW_RUNS = ROOT / "docs" / "patterns" / "workflow-runs.md"
 
 
 def execute(dsn: str, sources: list[str], task_name: str, state: str) -> Any:
@@ -208,7 +209,8 @@ def execute(dsn: str, sources: list[str], task_name: str, state: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("page", "queue"), [(CHILDREN, "photos"), (SAGAS, "trips"), (MESSAGES, "refunds")]
+    ("page", "queue"),
+    [(CHILDREN, "photos"), (SAGAS, "trips"), (MESSAGES, "refunds"), (WORKFLOW_RUNS, "orders")],
 )
 def test_the_patterns_show_what_their_examples_answer(dsn: str, page: Path, queue: str) -> None:
     text = page.read_text()
@@ -266,12 +268,18 @@ def test_the_python_of_the_page_on_messages_lets_a_person_decide(dsn: str) -> No
 def test_the_python_of_the_page_on_messages_strikes_a_bargain(dsn: str) -> None:
     refund, _, bargain = snippets("python", MESSAGES.read_text())
     assert execute(dsn, [refund, bargain], "buyer", "completed") == 90
+def test_the_python_of_the_attributes_publishes_them(dsn: str) -> None:
+    (invoice,) = snippets("python", WORKFLOW_RUNS.read_text())
+    assert execute(dsn, [invoice], "invoice", "completed") == 90
+    with teguh.Client.connect(dsn) as client:
+        (task,) = client.list_tasks("python", attributes={"customer": "c-17"})
+    assert task.attributes == {"customer": "c-17", "amount": 90}
 
 
 DOCUMENTS = [
     "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/managed.md", "docs/upgrading.md",
     "docs/operating.md", "docs/patterns/children.md", "docs/patterns/sagas.md",
-    "docs/patterns/schedules.md", "docs/patterns/messages.md",
+    "docs/patterns/schedules.md", "docs/patterns/messages.md", "docs/patterns/workflow-runs.md",
 ]  # fmt: skip
 
 

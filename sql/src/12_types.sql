@@ -95,7 +95,8 @@ begin
       workflow_run_id uuid,
       created_after   timestamptz,
       created_before  timestamptz,
-      claimed_by      text
+      claimed_by      text,
+      attributes      jsonb
     );
   end if;
 end;

@@ -149,6 +149,53 @@ comment on column teguh.schedules.last_error is
 comment on column teguh.schedules.open_task_ids is
   'With overlap skip: tasks it spawned before the last that may not be over yet.';
 
+-- Workflow runs.
+create table if not exists teguh.workflow_runs (
+  workflow_run_id uuid        not null,
+  name            text        not null,
+  version         text,
+  inputs          jsonb,
+  tags            text[],
+  created_by      text,
+  idempotency_key text,
+  created_at      timestamptz not null,
+  kept_at         timestamptz not null,
+  constraint workflow_runs_pkey primary key (workflow_run_id)
+);
+
+create unique index if not exists workflow_runs_once
+  on teguh.workflow_runs (idempotency_key)
+  where idempotency_key is not null;
+create index if not exists workflow_runs_name
+  on teguh.workflow_runs (name collate "C", workflow_run_id);
+create index if not exists workflow_runs_kept
+  on teguh.workflow_runs (kept_at);
+
+comment on table teguh.workflow_runs is
+  'Workflow runs made by create_workflow_run(). How they stand, their tasks say.';
+comment on column teguh.workflow_runs.kept_at is
+  'When cleanup last saw that it is in use; when it was created if it has not looked yet.';
+
+-- What the tasks of workflow runs came to that are gone.
+create table if not exists teguh.workflow_tallies (
+  workflow_run_id uuid        not null,
+  queue_name      text        not null,
+  state           text        not null,
+  own             boolean     not null,
+  qty             bigint      not null,
+  started_at      timestamptz,
+  finished_at     timestamptz not null
+);
+
+create index if not exists workflow_tallies_lookup
+  on teguh.workflow_tallies (workflow_run_id);
+
+comment on table teguh.workflow_tallies is
+  'How tasks of workflow runs ended that were cleaned up, or went down with their queue. Only '
+  'inserted; deleted with the workflow run.';
+comment on column teguh.workflow_tallies.own is
+  'Whether the run depends on how they ended: see _is_own().';
+
 -- Which versions this schema has had.
 create table if not exists teguh.versions (
   version      text        not null,
@@ -289,6 +336,22 @@ create unique index if not exists gkey_template
 
 comment on table teguh.g_template is
   'The tags of each task, once more: here a tag leads to its tasks in the order of their ids.';
+
+-- The attributes of tasks, to find tasks by: written by their runs, deleted with the task.
+create table if not exists teguh.v_template (
+  task_id uuid not null,
+  name    text not null,
+  word    text not null,
+  constraint vkey_template primary key (task_id, name)
+);
+
+create unique index if not exists vfind_template
+  on teguh.v_template (name collate "C", word collate "C", task_id);
+
+comment on table teguh.v_template is
+  'What tasks say of themselves: attributes and their values.';
+comment on column teguh.v_template.word is
+  'The value as JSON text, the same for equal values: see _word().';
 
 -- Tasks that ended without success.
 create table if not exists teguh.d_template (

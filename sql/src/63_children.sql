@@ -102,7 +102,14 @@ begin
   if not coalesce(p_task -> 'options' ? 'tags', false) then
     v_spawn.tags := p_like.tags;
   end if;
-  v_spawn.links := coalesce(v_spawn.links, '{}') || jsonb_build_object('join', p_join);
+  v_spawn.links := coalesce(v_spawn.links, '{}') || jsonb_build_object(
+    'join',
+    p_join || case
+      when v_spawn.workflow_run_id is distinct from p_like.workflow_run_id
+        then '{"apart": true}'
+      else '{}'
+    end::jsonb
+  );
   return v_spawn;
 end;
 $$;
@@ -665,7 +672,8 @@ begin
 end;
 $$;
 
--- Tell the parents of tasks that go down with their queue: to them they are cancelled.
+-- Tell the parents and the workflow runs of tasks that go down with their queue: to them they
+-- are cancelled.
 create or replace function teguh._perish_template()
   returns void
   language plpgsql
@@ -677,6 +685,9 @@ begin
   from teguh.t_template as t
   where t.links -> 'join' ->> 'queue_name' <> substr('_template', 2)
     and t.state in ('pending', 'running', 'sleeping');
+  perform teguh._score_template(array(
+    select t.task_id from teguh.t_template as t where t.workflow_run_id is not null
+  ));
 end;
 $$;
 

@@ -593,7 +593,8 @@ begin
       workflow_run_id uuid,
       created_after   timestamptz,
       created_before  timestamptz,
-      claimed_by      text
+      claimed_by      text,
+      attributes      jsonb
     );
   end if;
 end;
@@ -1604,6 +1605,53 @@ comment on column teguh.schedules.last_error is
 comment on column teguh.schedules.open_task_ids is
   'With overlap skip: tasks it spawned before the last that may not be over yet.';
 
+-- Workflow runs.
+create table if not exists teguh.workflow_runs (
+  workflow_run_id uuid        not null,
+  name            text        not null,
+  version         text,
+  inputs          jsonb,
+  tags            text[],
+  created_by      text,
+  idempotency_key text,
+  created_at      timestamptz not null,
+  kept_at         timestamptz not null,
+  constraint workflow_runs_pkey primary key (workflow_run_id)
+);
+
+create unique index if not exists workflow_runs_once
+  on teguh.workflow_runs (idempotency_key)
+  where idempotency_key is not null;
+create index if not exists workflow_runs_name
+  on teguh.workflow_runs (name collate "C", workflow_run_id);
+create index if not exists workflow_runs_kept
+  on teguh.workflow_runs (kept_at);
+
+comment on table teguh.workflow_runs is
+  'Workflow runs made by create_workflow_run(). How they stand, their tasks say.';
+comment on column teguh.workflow_runs.kept_at is
+  'When cleanup last saw that it is in use; when it was created if it has not looked yet.';
+
+-- What the tasks of workflow runs came to that are gone.
+create table if not exists teguh.workflow_tallies (
+  workflow_run_id uuid        not null,
+  queue_name      text        not null,
+  state           text        not null,
+  own             boolean     not null,
+  qty             bigint      not null,
+  started_at      timestamptz,
+  finished_at     timestamptz not null
+);
+
+create index if not exists workflow_tallies_lookup
+  on teguh.workflow_tallies (workflow_run_id);
+
+comment on table teguh.workflow_tallies is
+  'How tasks of workflow runs ended that were cleaned up, or went down with their queue. Only '
+  'inserted; deleted with the workflow run.';
+comment on column teguh.workflow_tallies.own is
+  'Whether the run depends on how they ended: see _is_own().';
+
 -- Which versions this schema has had.
 create table if not exists teguh.versions (
   version      text        not null,
@@ -1744,6 +1792,22 @@ create unique index if not exists gkey_template
 
 comment on table teguh.g_template is
   'The tags of each task, once more: here a tag leads to its tasks in the order of their ids.';
+
+-- The attributes of tasks, to find tasks by: written by their runs, deleted with the task.
+create table if not exists teguh.v_template (
+  task_id uuid not null,
+  name    text not null,
+  word    text not null,
+  constraint vkey_template primary key (task_id, name)
+);
+
+create unique index if not exists vfind_template
+  on teguh.v_template (name collate "C", word collate "C", task_id);
+
+comment on table teguh.v_template is
+  'What tasks say of themselves: attributes and their values.';
+comment on column teguh.v_template.word is
+  'The value as JSON text, the same for equal values: see _word().';
 
 -- Tasks that ended without success.
 create table if not exists teguh.d_template (
@@ -4189,7 +4253,10 @@ begin
         '$task_id', p_task.task_id, '$task_name', p_task.task_name, '$params', p_task.params
       )
     ),
-    jsonb_build_object('parent_task_id', p_task.task_id)
+    teguh._present(jsonb_build_object(
+      'parent_task_id', p_task.task_id, 'workflow_run_id', p_task.workflow_run_id,
+      'correlation_id', p_task.correlation_id, 'tags', p_task.tags
+    ))
     || coalesce(p_task.on_expired -> 'options', '{}')
   );
 exception
@@ -8629,6 +8696,7 @@ declare
   v_names text[];
   v_was   "char"[];
 begin
+  perform teguh._score_template(p_task_ids);
   delete from teguh.g_template as g
   using teguh.t_template as t
   where t.task_id = any (p_task_ids)
@@ -8657,6 +8725,8 @@ begin
   where r.task_id = any (p_task_ids);
   delete from teguh.w_template as w
   where w.task_id = any (p_task_ids);
+  delete from teguh.v_template as v
+  where v.task_id = any (p_task_ids);
   delete from teguh.j_template as j
   where j.task_id = any (p_task_ids);
   delete from teguh.f_template as f
@@ -8804,7 +8874,7 @@ comment on function teguh.cleanup_events(text, double precision, integer) is
   'many. An event that a task waits for stays. Null: what the queue''s policy says, '
   'else 30 days and 1000. Raises TG001 for an unknown queue, TG005 for a bad argument.';
 
--- Remove old tasks and events of one queue or of all.
+-- Remove old tasks and events of one queue or of all, and then old workflow runs.
 create or replace function teguh.cleanup_all_queues(p_queue_name text default null)
   returns table(queue_name text, tasks_deleted integer, events_deleted integer)
   language plpgsql
@@ -8828,12 +8898,17 @@ begin
     events_deleted := teguh.cleanup_events(queue_name);
     return next;
   end loop;
+
+  if p_queue_name is null then
+    perform teguh.cleanup_workflow_runs();
+  end if;
 end;
 $$;
 
 comment on function teguh.cleanup_all_queues(text) is
   'Removes old tasks and events of a queue (null: of every queue) as its policy says, '
-  'one bounded batch each, and returns the counts. Raises TG001 for an unknown queue.';
+  'one bounded batch each, and returns the counts; for every queue also what '
+  'cleanup_workflow_runs() removes. Raises TG001 for an unknown queue.';
 
 -- sql/src/46_limits.sql
 -- Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait.
@@ -9382,7 +9457,8 @@ declare
 begin
   perform teguh._check_keys('filter', v_input, array_remove(array[
     case when p_states is null then 'state' end, 'task_name', 'tag', 'tags', 'correlation_id',
-    'parent_task_id', 'workflow_run_id', 'created_after', 'created_before', 'older_than_seconds'
+    'parent_task_id', 'workflow_run_id', 'attributes', 'created_after', 'created_before',
+    'older_than_seconds'
   ], null));
   v_filter.states := coalesce(p_states, teguh._states_option(v_input));
   v_filter.task_name := teguh._text_option(v_input, 'task_name');
@@ -9392,6 +9468,7 @@ begin
   v_filter.correlation_id := teguh._text_option(v_input, 'correlation_id');
   v_filter.parent_task_id := teguh._uuid_option(v_input, 'parent_task_id');
   v_filter.workflow_run_id := teguh._uuid_option(v_input, 'workflow_run_id');
+  v_filter.attributes := teguh._attributes_option(v_input);
   v_filter.created_after := teguh._time_option(v_input, 'created_after');
   v_filter.created_before := least(
     teguh._time_option(v_input, 'created_before'),
@@ -9560,6 +9637,9 @@ begin
     union all
     select 'tag', u.tag
     from unnest(p_filter.tags) as u(tag)
+    union all
+    select 'attribute', k.name
+    from jsonb_object_keys(p_filter.attributes) as k(name)
   loop
     v_page := teguh._page_template(v_way.kind, v_way.tag, p_filter, p_live, p_after, p_before);
     if v_best is null
@@ -9578,7 +9658,7 @@ end;
 $$;
 
 -- Up to 500 ids from p_after up to p_before, the greatest first, of one kind: tasks of a
--- matter, of a name, and so on.
+-- matter, of a name, and so on.  p_tag: of which tag, or by which of the attributes.
 create or replace function teguh._page_template(
   p_kind   text,
   p_tag    text,
@@ -9639,6 +9719,15 @@ begin
       where g.tag collate "C" = p_tag
         and g.task_id >= p_after and g.task_id < p_before
       order by g.tag collate "C" desc, g.task_id desc
+      limit 500
+    )
+    when 'attribute' then array(
+      select v.task_id
+      from teguh.v_template as v
+      where v.name collate "C" = p_tag
+        and v.word collate "C" = teguh._word(p_filter.attributes -> p_tag)
+        and v.task_id >= p_after and v.task_id < p_before
+      order by v.name collate "C" desc, v.word collate "C" desc, v.task_id desc
       limit 500
     )
     else teguh._ended_template(p_filter.states, p_live, p_after, p_before)
@@ -9714,6 +9803,10 @@ begin
       and (p_filter.created_after is null or t.created_at >= p_filter.created_after)
       and (p_filter.created_before is null or t.created_at < p_filter.created_before)
       and (p_filter.claimed_by is null or t.claimed_by = p_filter.claimed_by)
+      and (
+        p_filter.attributes is null
+        or teguh._pinned_template(t.task_id) @> p_filter.attributes
+      )
     order by u.place
     limit p_limit
   );
@@ -9846,7 +9939,8 @@ create or replace function teguh._rows_template(
     correlation_id   text,
     parent_task_id   uuid,
     workflow_run_id  uuid,
-    cursor           text
+    cursor           text,
+    attributes       jsonb
   )
   language plpgsql
   volatile
@@ -9860,7 +9954,8 @@ begin
   select
     t.task_id, t.task_name, t.state, t.attempt, t.failures, t.created_at, t.available_at,
     t.started_at, t.finished_at, t.claimed_by, t.lease_expires_at, t.failure_reason, t.tags,
-    t.correlation_id, t.parent_task_id, t.workflow_run_id, t.task_id::text
+    t.correlation_id, t.parent_task_id, t.workflow_run_id, t.task_id::text,
+    teguh._pinned_template(t.task_id)
   from unnest(v_task_ids) with ordinality as u(task_id, place)
   cross join lateral (
     select t.*
@@ -9896,7 +9991,8 @@ create or replace function teguh.list_tasks(
     correlation_id   text,
     parent_task_id   uuid,
     workflow_run_id  uuid,
-    cursor           text
+    cursor           text,
+    attributes       jsonb
   )
   language plpgsql
   volatile
@@ -9912,11 +10008,11 @@ $$;
 comment on function teguh.list_tasks(text, jsonb, text, integer) is
   'Tasks of a queue, the newest first, a page at a time: pass the cursor of a page''s last row for '
   'the next one. The filter may have state (one, or an array), task_name, tag, tags (an '
-  'array: all of them), correlation_id, parent_task_id, workflow_run_id, created_after (at or '
-  'after), created_before, older_than_seconds; all that is given must hold. started_at is '
-  'when it was last handed to a worker. Raises TG001 for an '
-  'unknown queue, TG005 for an unknown key, a bad value, a bad cursor, or a limit that is '
-  'not from 1 to 10000.';
+  'array: all of them), correlation_id, parent_task_id, workflow_run_id, attributes (an '
+  'object: all of them, with these values), created_after (at or after), created_before, '
+  'older_than_seconds; all that is given must hold. started_at is when it was last handed to a '
+  'worker; attributes are what set_attributes() has published. Raises TG001 for an unknown queue, '
+  'TG005 for an unknown key, a bad value, a bad cursor, or a limit that is not from 1 to 10000.';
 
 -- All about a task.
 create or replace function teguh._peek_template(p_task_id uuid)
@@ -9954,7 +10050,8 @@ create or replace function teguh._peek_template(p_task_id uuid)
     on_expired        jsonb,
     idempotency_key   text,
     priority          smallint,
-    flow_key          text
+    flow_key          text,
+    attributes        jsonb
   )
   language plpgsql
   volatile
@@ -9969,7 +10066,8 @@ begin
     v_task.lease_expires_at, v_task.wake_event, v_task.event_payload, v_task.max_attempts,
     v_task.retry_strategy, v_task.timeout_seconds, v_task.cancellation, v_task.deadline_at,
     v_task.expires_at, v_task.on_expired, v_task.idempotency_key,
-    coalesce(v_task.priority, 0::smallint), v_task.flow_key
+    coalesce(v_task.priority, 0::smallint), v_task.flow_key,
+    teguh._pinned_template(p_task_id)
   from teguh._show_template(p_task_id) as r;
 end;
 $$;
@@ -10010,7 +10108,8 @@ create or replace function teguh.get_task(p_queue_name text, p_task_id uuid)
     on_expired        jsonb,
     idempotency_key   text,
     priority          smallint,
-    flow_key          text
+    flow_key          text,
+    attributes        jsonb
   )
   language plpgsql
   volatile
@@ -10025,8 +10124,9 @@ comment on function teguh.get_task(text, uuid) is
   'All about a task: what get_task_result() tells, and what it was asked for. run_id is the '
   'current run; started_at is when the task was last handed to a worker, claimed_by to whom; '
   'wake_event is the event that is awaited, or that woke it; deadline_at is when it ends of '
-  'itself, by its own policy or because it expires; flow_key is the option "key". Raises TG001 '
-  'for an unknown queue, TG003 for an unknown task.';
+  'itself, by its own policy or because it expires; flow_key is the option "key"; attributes are '
+  'what set_attributes() has published. Raises TG001 for an unknown queue, TG003 for '
+  'an unknown task.';
 
 -- The runs of a task: those that were followed by another, and the current one.
 create or replace function teguh._runs_template(p_task_id uuid)
@@ -10458,7 +10558,9 @@ create or replace function teguh._check_meant(p_filter jsonb, p_options jsonb)
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if num_nonnulls(variadic array(select e.value from jsonb_each_text(p_filter) as e)) = 0
+  if not exists (
+    select from jsonb_each(p_filter) as e where e.value not in ('null', '[]', '{}')
+  )
     and not teguh._flag_option(p_options, 'all')
   then
     raise exception 'the filter is empty'
@@ -10644,7 +10746,8 @@ create or replace function teguh.list_dead_letters(
     correlation_id   text,
     parent_task_id   uuid,
     workflow_run_id  uuid,
-    cursor           text
+    cursor           text,
+    attributes       jsonb
   )
   language plpgsql
   volatile
@@ -11804,6 +11907,12 @@ from (
     ('get_schedule',               'diary',       'client worker observer admin', false),
     ('list_schedules',             'diary',       'client worker observer admin', false),
     ('list_messages',              'inbox',       'client worker observer admin', false),
+    ('get_attributes',             'told',        'client worker observer admin', false),
+    ('get_workflow_run',           'flow',        'client worker observer admin', false),
+    ('list_workflow_runs',         'flow',        'client worker observer admin', false),
+    ('get_workflow_tree',          'member',      'client worker observer admin', false),
+    ('create_workflow_run',        '',            'client worker admin',          false),
+    ('update_workflow_run',        '',            'client worker admin',          false),
     ('spawn_task',                 'new put once room rule', 'client worker admin',    false),
     ('spawn_tasks',                'put series room rule', 'client worker admin',     false),
     ('emit_event',                 'emit',        'client worker admin',          false),
@@ -11823,6 +11932,7 @@ from (
     ('set_task_checkpoint_state',  'mark',        'worker admin',                 false),
     ('await_event',                'wait',        'worker admin',                 false),
     ('receive_message',            'hear',        'worker admin',                 false),
+    ('set_attributes',             'pin',         'worker admin',                 false),
     ('spawn_children',             'brood bind put room rule', 'worker admin',    false),
     ('await_children',             'rally',       'worker admin',                 false),
     ('add_compensation',           'repent',      'worker admin',                 false),
@@ -11844,6 +11954,7 @@ from (
     ('drop_schedule',              'steer',       'admin',                        false),
     ('trigger_schedule',           'launch',      'admin',                        false),
     ('ticker_loop',                '',            'admin',                        true),
+    ('cleanup_workflow_runs',      'used',        'admin',                        true),
     ('cleanup_all_queues',         '',            'admin',                        true),
     ('create_queue',               '',            'admin',                        true),
     ('drop_queue',                 '',            'admin',                        true),
@@ -11874,7 +11985,8 @@ as $$
   where p.pronamespace = 'teguh'::regnamespace
     and (
       p.proname in (
-        '_policy', '_set_ticked', '_xmin_age', '_overall_usage', '_scheduled_in'
+        '_policy', '_set_ticked', '_xmin_age', '_overall_usage', '_scheduled_in', '_recorded_run',
+        '_recorded_runs', '_recorded_tallies'
       )
       or (
         p.proname ~ '^_'
@@ -14042,7 +14154,14 @@ begin
   if not coalesce(p_task -> 'options' ? 'tags', false) then
     v_spawn.tags := p_like.tags;
   end if;
-  v_spawn.links := coalesce(v_spawn.links, '{}') || jsonb_build_object('join', p_join);
+  v_spawn.links := coalesce(v_spawn.links, '{}') || jsonb_build_object(
+    'join',
+    p_join || case
+      when v_spawn.workflow_run_id is distinct from p_like.workflow_run_id
+        then '{"apart": true}'
+      else '{}'
+    end::jsonb
+  );
   return v_spawn;
 end;
 $$;
@@ -14605,7 +14724,8 @@ begin
 end;
 $$;
 
--- Tell the parents of tasks that go down with their queue: to them they are cancelled.
+-- Tell the parents and the workflow runs of tasks that go down with their queue: to them they
+-- are cancelled.
 create or replace function teguh._perish_template()
   returns void
   language plpgsql
@@ -14617,6 +14737,9 @@ begin
   from teguh.t_template as t
   where t.links -> 'join' ->> 'queue_name' <> substr('_template', 2)
     and t.state in ('pending', 'running', 'sleeping');
+  perform teguh._score_template(array(
+    select t.task_id from teguh.t_template as t where t.workflow_run_id is not null
+  ));
 end;
 $$;
 
@@ -14693,6 +14816,992 @@ comment on function teguh.await_children(
   'of another task, TG004 if nobody holds the run or the step has no children, TG005 for a bad '
   'mode or option, AB001 if the task is cancelled, AB002 if the run has ended, 25001 unless the '
   'transaction is READ COMMITTED.';
+
+-- sql/src/64_workflow_runs.sql
+-- Workflow runs: what tasks of any queues belong to together.
+--
+-- A task names its workflow run by id, and whether there is one of that id does not matter to it.
+-- How a run stands is worked out from its tasks, and from what those came to that are gone.
+
+-- Refuse a workflow run that nobody knows.
+create or replace function teguh._refuse_run(p_workflow_run_id uuid)
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  raise exception 'workflow run "%" does not exist', p_workflow_run_id
+    using
+      errcode = 'TG009',
+      detail = 'None of that id was created, or it was cleaned up.',
+      hint = 'list_workflow_runs() shows those there are.';
+end;
+$$;
+
+-- Read what is to be known of a workflow run.
+create or replace function teguh._read_run(p_options jsonb, p_known text[])
+  returns teguh.workflow_runs
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_run teguh.workflow_runs;
+begin
+  perform teguh._check_keys('workflow run options', p_options, p_known);
+  v_run.version := teguh._name_option(p_options, 'version');
+  v_run.inputs := nullif(p_options -> 'inputs', 'null');
+  v_run.tags := teguh._tags_option(p_options);
+  v_run.created_by := teguh._name_option(p_options, 'created_by');
+  v_run.idempotency_key := teguh._name_option(p_options, 'idempotency_key');
+  return v_run;
+end;
+$$;
+
+-- Create a workflow run.
+create or replace function teguh.create_workflow_run(p_name text, p_options jsonb default '{}')
+  returns table(workflow_run_id uuid, created boolean)
+  language plpgsql
+  volatile
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_run  teguh.workflow_runs := teguh._read_run(
+    coalesce(p_options, '{}'),
+    array['version', 'inputs', 'tags', 'created_by', 'idempotency_key']
+  );
+  v_name text;
+begin
+  perform teguh._check_name('name of a workflow run', p_name);
+  v_run.name := p_name;
+  v_run.created_at := teguh.current_time();
+  v_run.kept_at := v_run.created_at;
+  v_run.workflow_run_id := teguh._make_uuidv7(v_run.created_at);
+  insert into teguh.workflow_runs as w
+  select v_run.*
+  on conflict (idempotency_key) where idempotency_key is not null do nothing;
+  if found then
+    return query select v_run.workflow_run_id, true;
+    return;
+  end if;
+
+  select w.workflow_run_id, w.name into workflow_run_id, v_name
+  from teguh.workflow_runs as w
+  where w.idempotency_key = v_run.idempotency_key;
+  if not found then
+    raise exception 'the workflow run with idempotency key "%" was just removed',
+      v_run.idempotency_key
+      using
+        errcode = '40001',
+        detail = 'It was there when this call began, and is gone now.',
+        hint = 'Create it again.';
+  elsif v_name <> p_name then
+    raise exception 'idempotency key "%" belongs to another workflow run', v_run.idempotency_key
+      using
+        errcode = 'TG006',
+        detail = format('Workflow run %s has the name "%s".', workflow_run_id, left(v_name, 200)),
+        hint = 'Use another key.';
+  end if;
+  created := false;
+  return next;
+end;
+$$;
+
+comment on function teguh.create_workflow_run(text, jsonb) is
+  'Creates a workflow run, for tasks that are spawned with its id as workflow_run_id and for all '
+  'that follow from them, in any queues. Options: version, inputs (any JSON), tags (array of '
+  'strings), created_by, idempotency_key (if it is in use, created is false and nothing changes). '
+  'Raises TG005 for a bad name or option, TG006 for a key that belongs to a run of another name, '
+  '40001 if the run of that key is removed at that moment.';
+
+-- Change a workflow run.
+create or replace function teguh.update_workflow_run(p_workflow_run_id uuid, p_options jsonb)
+  returns void
+  language plpgsql
+  volatile
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_run teguh.workflow_runs := teguh._read_run(
+    p_options, array['version', 'inputs', 'tags', 'created_by']
+  );
+begin
+  update teguh.workflow_runs as w
+  set
+    version = case when p_options ? 'version' then v_run.version else w.version end,
+    inputs = case when p_options ? 'inputs' then v_run.inputs else w.inputs end,
+    tags = case when p_options ? 'tags' then v_run.tags else w.tags end,
+    created_by = case when p_options ? 'created_by' then v_run.created_by else w.created_by end
+  where w.workflow_run_id = p_workflow_run_id;
+  if not found then
+    perform teguh._refuse_run(p_workflow_run_id);
+  end if;
+end;
+$$;
+
+comment on function teguh.update_workflow_run(uuid, jsonb) is
+  'Sets what is given of a workflow run: version, inputs, tags, created_by; null takes it away. '
+  'The rest stays as it is. Raises TG009 for an unknown workflow run, TG005 for a bad option.';
+
+-- Whether a workflow run depends on how a task ended.  It does not on a child's end: that is for
+-- the child's parent to judge, provided that it belongs to the same run.
+create or replace function teguh._is_own(p_links jsonb)
+  returns boolean
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select not coalesce(p_links ? 'join' and not p_links -> 'join' ? 'apart', false);
+$$;
+
+-- How many tasks of workflow runs stand where in this queue.  begun: whether they were ever
+-- handed to a worker, or are over.
+create or replace function teguh._flow_template(p_run_ids uuid[])
+  returns table(
+    workflow_run_id uuid,
+    state           text,
+    own             boolean,
+    begun           boolean,
+    qty             bigint,
+    started_at      timestamptz,
+    finished_at     timestamptz
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+  select
+    u.run_id, t.state, teguh._is_own(t.links) as is_own,
+    t.attempt > 0 or t.state in ('completed', 'failed', 'cancelled', 'expired') as has_begun,
+    count(*), min(t.first_started_at), max(t.finished_at)
+  from unnest(p_run_ids) as u(run_id)
+  cross join lateral (
+    select t.*
+    from teguh.t_template as t
+    where t.workflow_run_id = u.run_id
+    offset 0
+  ) as t
+  group by u.run_id, t.state, is_own, has_begun;
+end;
+$$;
+
+-- Write down what tasks come to that are about to be deleted, for their workflow runs.  Those that
+-- are not over are cancelled, as far as the run is concerned.
+create or replace function teguh._score_template(p_task_ids uuid[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now timestamptz := teguh.current_time();
+begin
+  insert into teguh.workflow_tallies as w (
+    workflow_run_id, queue_name, state, own, qty, started_at, finished_at
+  )
+  select
+    t.workflow_run_id, substr('_template', 2), t.state, t.own, count(*), min(t.first_started_at),
+    max(t.finished_at)
+  from (
+    select
+      t.workflow_run_id, t.first_started_at, teguh._is_own(t.links) as own,
+      coalesce(t.finished_at, v_now) as finished_at,
+      case
+        when t.state in ('pending', 'running', 'sleeping') then 'cancelled'
+        else t.state
+      end as state
+    from unnest(p_task_ids) as u(task_id)
+    cross join lateral (
+      select t.* from teguh.t_template as t where t.task_id = u.task_id offset 0
+    ) as t
+    where t.workflow_run_id is not null
+  ) as t
+  where exists (
+    select from teguh.workflow_runs as w where w.workflow_run_id = t.workflow_run_id offset 0
+  )
+  group by t.workflow_run_id, t.state, t.own;
+end;
+$$;
+
+-- A workflow run as it was created.
+create or replace function teguh._recorded_run(p_run_id uuid)
+  returns setof teguh.workflow_runs
+  language sql
+  stable
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+  select w.* from teguh.workflow_runs as w where w.workflow_run_id = p_run_id;
+$$;
+
+-- What the tasks of workflow runs came to that are gone.
+create or replace function teguh._recorded_tallies(p_run_ids uuid[])
+  returns setof teguh.workflow_tallies
+  language sql
+  stable
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+  select t.* from teguh.workflow_tallies as t where t.workflow_run_id = any (p_run_ids);
+$$;
+
+-- How many tasks of workflow runs stand where, in all queues that the caller may look at; those
+-- included that are gone, also with their queue.
+create or replace function teguh._flows(p_run_ids uuid[])
+  returns table(
+    workflow_run_id uuid,
+    state           text,
+    own             boolean,
+    begun           boolean,
+    qty             bigint,
+    started_at      timestamptz,
+    finished_at     timestamptz
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue text;
+begin
+  for v_queue in
+    select q.queue_name
+    from teguh.list_queues() as q
+    where teguh._may('flow', q.queue_name)
+  loop
+    return query execute teguh._call('flow', v_queue, 1) using p_run_ids;
+  end loop;
+
+  return query
+  select t.workflow_run_id, t.state, t.own, true, t.qty, t.started_at, t.finished_at
+  from teguh._recorded_tallies(p_run_ids) as t
+  where teguh._may('flow', t.queue_name)
+    or to_regclass('teguh.t_' || t.queue_name) is null;
+end;
+$$;
+
+-- How workflow runs stand, by their tasks.
+create or replace function teguh._survey(p_run_ids uuid[])
+  returns table(
+    workflow_run_id uuid,
+    status          text,
+    started_at      timestamptz,
+    finished_at     timestamptz,
+    pending         bigint,
+    running         bigint,
+    sleeping        bigint,
+    completed       bigint,
+    failed          bigint,
+    cancelled       bigint,
+    expired         bigint
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+  select
+    s.run_id,
+    case
+      when s.running > 0 or s.pending > 0 and s.begun then 'running'
+      when s.pending > 0 or not s.begun then 'pending'
+      when s.sleeping > 0 then 'sleeping'
+      when s.lost then 'failed'
+      when s.stopped then 'cancelled'
+      else 'completed'
+    end,
+    s.started_at,
+    case when s.pending + s.running + s.sleeping = 0 then s.finished_at end,
+    s.pending, s.running, s.sleeping, s.completed, s.failed, s.cancelled, s.expired
+  from (
+    select
+      u.run_id,
+      coalesce(bool_or(f.begun), false) as begun,
+      coalesce(bool_or(f.own and f.state in ('failed', 'expired')), false) as lost,
+      coalesce(bool_or(f.own and f.state = 'cancelled'), false) as stopped,
+      min(f.started_at) as started_at,
+      max(f.finished_at) as finished_at,
+      coalesce(sum(f.qty) filter (where f.state = 'pending'), 0)::bigint as pending,
+      coalesce(sum(f.qty) filter (where f.state = 'running'), 0)::bigint as running,
+      coalesce(sum(f.qty) filter (where f.state = 'sleeping'), 0)::bigint as sleeping,
+      coalesce(sum(f.qty) filter (where f.state = 'completed'), 0)::bigint as completed,
+      coalesce(sum(f.qty) filter (where f.state = 'failed'), 0)::bigint as failed,
+      coalesce(sum(f.qty) filter (where f.state = 'cancelled'), 0)::bigint as cancelled,
+      coalesce(sum(f.qty) filter (where f.state = 'expired'), 0)::bigint as expired
+    from unnest(p_run_ids) as u(run_id)
+    left join teguh._flows(p_run_ids) as f on f.workflow_run_id = u.run_id
+    group by u.run_id
+  ) as s;
+end;
+$$;
+
+-- Look at a workflow run.
+create or replace function teguh.get_workflow_run(p_workflow_run_id uuid)
+  returns table(
+    workflow_run_id uuid,
+    name            text,
+    version         text,
+    status          text,
+    tags            text[],
+    created_by      text,
+    created_at      timestamptz,
+    started_at      timestamptz,
+    finished_at     timestamptz,
+    pending         bigint,
+    running         bigint,
+    sleeping        bigint,
+    completed       bigint,
+    failed          bigint,
+    cancelled       bigint,
+    expired         bigint,
+    inputs          jsonb
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+  select
+    s.workflow_run_id, w.name, w.version, s.status, w.tags, w.created_by, w.created_at,
+    s.started_at, s.finished_at, s.pending, s.running, s.sleeping, s.completed, s.failed,
+    s.cancelled, s.expired, w.inputs
+  from teguh._survey(array[p_workflow_run_id]) as s
+  left join teguh._recorded_run(p_workflow_run_id) as w on true
+  where w.workflow_run_id is not null
+    or s.pending + s.running + s.sleeping + s.completed + s.failed + s.cancelled + s.expired > 0;
+  if not found then
+    perform teguh._refuse_run(p_workflow_run_id);
+  end if;
+end;
+$$;
+
+comment on function teguh.get_workflow_run(uuid) is
+  'A workflow run, and how many of its tasks, in the queues that the caller may look at, stand '
+  'where, those included that were cleaned up. status is worked out from that. pending: none was '
+  'ever handed to a worker; running: one runs, or may be claimed; sleeping: all that are not over '
+  'sleep; if all are over, failed if one failed or expired, else cancelled if one was, else '
+  'completed. How a child ended is for its parent to judge and does not matter here. It costs as '
+  'much as the run has tasks. For an id that was only given to tasks, name and created_at are '
+  'null. Raises TG009 for an id that is neither a workflow run''s nor any task''s.';
+
+-- Whether a workflow run is like another in what that one names.
+create or replace function teguh._is_alike(p_run teguh.workflow_runs, p_like teguh.workflow_runs)
+  returns boolean
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select (p_like.version is null or p_run.version = p_like.version)
+         and (p_like.created_by is null or p_run.created_by = p_like.created_by)
+         and (p_like.tags is null or p_run.tags @> p_like.tags);
+$$;
+
+-- Up to p_limit workflow runs like one, from p_after up to p_before, the newest first.
+create or replace function teguh._recorded_runs(
+  p_like   teguh.workflow_runs,
+  p_after  uuid,
+  p_before uuid,
+  p_limit  integer
+)
+  returns setof teguh.workflow_runs
+  language plpgsql
+  stable
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_like.name is not null then
+    return query
+    select w.*
+    from teguh.workflow_runs as w
+    where w.name collate "C" = p_like.name
+      and w.workflow_run_id >= p_after and w.workflow_run_id < p_before
+      and teguh._is_alike(w, p_like)
+    order by w.name collate "C" desc, w.workflow_run_id desc
+    limit p_limit;
+  else
+    return query
+    select w.*
+    from teguh.workflow_runs as w
+    where w.workflow_run_id >= p_after and w.workflow_run_id < p_before
+      and teguh._is_alike(w, p_like)
+    order by w.workflow_run_id desc
+    limit p_limit;
+  end if;
+end;
+$$;
+
+-- Read which statuses a filter names: one, or an array; null if none.
+create or replace function teguh._status_option(p_filter jsonb)
+  returns text[]
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_value    jsonb := nullif(p_filter -> 'status', 'null');
+  v_known    text[] := '{pending,running,sleeping,completed,failed,cancelled}';
+  v_statuses jsonb := case
+    when jsonb_typeof(v_value) = 'array' then v_value
+    else jsonb_build_array(v_value)
+  end;
+begin
+  if v_value is null then
+    return null;
+  end if;
+
+  if v_statuses = '[]' or not v_statuses <@ to_jsonb(v_known) then
+    raise exception '"status" must be a status or an array of them'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(v_value::text, 200)),
+        hint = format('Known: %s.', array_to_string(v_known, ', '));
+  end if;
+
+  return array(select s.status from jsonb_array_elements_text(v_statuses) as s(status));
+end;
+$$;
+
+-- List workflow runs.
+create or replace function teguh.list_workflow_runs(
+  p_filter jsonb default '{}',
+  p_cursor text default null,
+  p_limit  integer default 50
+)
+  returns table(
+    workflow_run_id uuid,
+    name            text,
+    version         text,
+    status          text,
+    tags            text[],
+    created_by      text,
+    created_at      timestamptz,
+    started_at      timestamptz,
+    finished_at     timestamptz,
+    pending         bigint,
+    running         bigint,
+    sleeping        bigint,
+    completed       bigint,
+    failed          bigint,
+    cancelled       bigint,
+    expired         bigint,
+    cursor          text
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_filter   jsonb := coalesce(p_filter, '{}');
+  v_like     teguh.workflow_runs := teguh._read_run(v_filter, array[
+    'name', 'version', 'tags', 'created_by', 'created_after', 'created_before', 'status'
+  ]);
+  v_since    timestamptz := teguh._time_option(v_filter, 'created_after');
+  v_until    timestamptz := teguh._time_option(v_filter, 'created_before');
+  v_statuses text[] := teguh._status_option(v_filter);
+  v_after    uuid := coalesce(
+    teguh._first_uuid(v_since), '00000000-0000-0000-0000-000000000000'
+  );
+  v_before   uuid := least(
+    teguh._read_cursor(p_cursor), teguh._first_uuid(v_until + interval '1 millisecond')
+  );
+  v_left     integer := teguh._check_limit(p_limit);
+  v_stretch  integer;
+  v_page     teguh.workflow_runs[];
+  v_count    integer;
+begin
+  v_like.name := teguh._name_option(v_filter, 'name');
+  loop
+    v_stretch := case when v_statuses is null then least(v_left, 200) else 200 end;
+    v_page := array(
+      select w from teguh._recorded_runs(v_like, v_after, v_before, v_stretch) as w
+    );
+    return query
+    select
+      w.workflow_run_id, w.name, w.version, s.status, w.tags, w.created_by, w.created_at,
+      s.started_at, s.finished_at, s.pending, s.running, s.sleeping, s.completed, s.failed,
+      s.cancelled, s.expired, w.workflow_run_id::text
+    from unnest(v_page) as w
+    join teguh._survey(array(select w.workflow_run_id from unnest(v_page) as w)) as s
+      on s.workflow_run_id = w.workflow_run_id
+    where (v_statuses is null or s.status = any (v_statuses))
+      and (v_since is null or w.created_at >= v_since)
+      and (v_until is null or w.created_at < v_until)
+    order by w.workflow_run_id desc
+    limit v_left;
+    get diagnostics v_count = row_count;
+    v_left := v_left - v_count;
+    exit when v_left = 0 or cardinality(v_page) < v_stretch;
+    v_before := (v_page[v_stretch]).workflow_run_id;
+  end loop;
+end;
+$$;
+
+comment on function teguh.list_workflow_runs(jsonb, text, integer) is
+  'Workflow runs, the newest first, a page at a time: pass the cursor of a page''s last row for '
+  'the next one. The filter may have name, version, tags (an array: all of them), created_by, '
+  'created_after (at or after), created_before, status (one, or an array). status and counts are '
+  'those of get_workflow_run(): a page costs as much as its runs have tasks, and with status in '
+  'the filter also what the runs in between have. name has an index. Raises TG005 for an unknown '
+  'key, a bad value, a bad cursor, or a limit that is not from 1 to 10000.';
+
+-- The first tasks of a workflow run in this queue.
+create or replace function teguh._member_template(p_run_id uuid, p_limit integer)
+  returns table(
+    queue_name     text,
+    task_id        uuid,
+    parent_task_id uuid,
+    task_name      text,
+    state          text,
+    attempts       integer,
+    failures       integer,
+    created_at     timestamptz,
+    started_at     timestamptz,
+    finished_at    timestamptz,
+    failure_reason jsonb,
+    attributes     jsonb
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+  select
+    substr('_template', 2), t.task_id, t.parent_task_id, t.task_name, t.state, t.attempt,
+    t.failures, t.created_at, t.first_started_at, t.finished_at, t.failure_reason,
+    teguh._pinned_template(t.task_id)
+  from teguh.t_template as t
+  where t.workflow_run_id = p_run_id
+  order by t.workflow_run_id, t.task_id
+  limit p_limit;
+end;
+$$;
+
+-- The first tasks of a workflow run in each queue that the caller may look at.
+create or replace function teguh._members(p_run_id uuid, p_limit integer)
+  returns table(
+    queue_name     text,
+    task_id        uuid,
+    parent_task_id uuid,
+    task_name      text,
+    state          text,
+    attempts       integer,
+    failures       integer,
+    created_at     timestamptz,
+    started_at     timestamptz,
+    finished_at    timestamptz,
+    failure_reason jsonb,
+    attributes     jsonb
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue text;
+begin
+  for v_queue in
+    select q.queue_name
+    from teguh.list_queues() as q
+    where teguh._may('member', q.queue_name)
+  loop
+    return query execute teguh._call('member', v_queue, 2) using p_run_id, p_limit;
+  end loop;
+end;
+$$;
+
+-- Show the tasks of a workflow run as a tree, each right below its parent.
+--
+-- A parent is older than its task, so that nothing is above itself.
+create or replace function teguh.get_workflow_tree(
+  p_workflow_run_id uuid,
+  p_limit           integer default 1000
+)
+  returns table(
+    depth          integer,
+    queue_name     text,
+    task_id        uuid,
+    parent_task_id uuid,
+    task_name      text,
+    state          text,
+    attempts       integer,
+    failures       integer,
+    created_at     timestamptz,
+    started_at     timestamptz,
+    finished_at    timestamptz,
+    failure_reason jsonb,
+    attributes     jsonb,
+    cut            boolean
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+  with recursive members as materialized (
+    select m.*, row_number() over (order by m.created_at, m.task_id) as place
+    from teguh._members(p_workflow_run_id, teguh._check_limit(p_limit) + 1) as m
+  ),
+
+  shown as materialized (
+    select m.*
+    from members as m
+    where m.place <= p_limit
+  ),
+
+  tree as (
+    select s.task_id, s.created_at, 0 as steps, array[s.place] as places
+    from shown as s
+    where not exists (
+      select
+      from shown as p
+      where p.task_id = s.parent_task_id and p.created_at <= s.created_at
+    )
+    union all
+    select s.task_id, s.created_at, p.steps + 1, p.places || s.place
+    from tree as p
+    join shown as s on s.parent_task_id = p.task_id and s.created_at >= p.created_at
+  )
+
+  select
+    t.steps, s.queue_name, s.task_id, s.parent_task_id, s.task_name, s.state, s.attempts,
+    s.failures, s.created_at, s.started_at, s.finished_at, s.failure_reason, s.attributes,
+    (select count(*) from members) > p_limit
+  from tree as t
+  join shown as s on s.task_id = t.task_id
+  order by t.places;
+  if not found then
+    perform from teguh._recorded_run(p_workflow_run_id);
+    if not found then
+      perform teguh._refuse_run(p_workflow_run_id);
+    end if;
+  end if;
+end;
+$$;
+
+comment on function teguh.get_workflow_tree(uuid, integer) is
+  'The tasks of a workflow run in the queues that the caller may look at, as a tree: a task is '
+  'followed by those that have it as parent, one level deeper, the oldest first. One whose parent '
+  'is not in the run, or gone, is at level 0. No more than the p_limit oldest; cut tells, in every '
+  'row, that there are more. started_at is when it was first handed to a worker. Raises TG005 for '
+  'a limit that is not from 1 to 10000, TG009 for an id that is neither a workflow run''s nor any '
+  'task''s.';
+
+-- Those of some workflow runs that have a task in this queue.
+create or replace function teguh._used_template(p_run_ids uuid[])
+  returns setof uuid
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+  select u.run_id
+  from unnest(p_run_ids) as u(run_id)
+  where exists (
+    select from teguh.t_template as t where t.workflow_run_id = u.run_id offset 0
+  );
+end;
+$$;
+
+-- Those of some workflow runs that have a task; null when a queue cannot be looked at.
+create or replace function teguh._needed_runs(p_run_ids uuid[])
+  returns uuid[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue text;
+  v_some  uuid[];
+  v_used  uuid[] := '{}';
+begin
+  for v_queue in
+    select q.queue_name
+    from teguh.list_queues() as q
+  loop
+    if not teguh._share_queue(v_queue) then
+      return null;
+    end if;
+    execute format('select array(%s)', teguh._call('used', v_queue, 1))
+    into v_some
+    using array(
+      select u.run_id from unnest(p_run_ids) as u(run_id) where u.run_id <> all (v_used)
+    );
+    v_used := v_used || v_some;
+  end loop;
+
+  return v_used;
+end;
+$$;
+
+-- Remove old workflow runs.  What is in use is looked at again after another p_ttl_seconds.
+create or replace function teguh.cleanup_workflow_runs(
+  p_ttl_seconds double precision default null,
+  p_limit       integer default null
+)
+  returns integer
+  language plpgsql
+  volatile
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now     timestamptz := teguh.current_time();
+  v_ttl     double precision := coalesce(p_ttl_seconds, (
+    select greatest(2592000, max((q.policy ->> 'cleanup_ttl')::double precision))
+    from teguh.queues as q
+  ));
+  v_limit   integer := teguh._check_limit(coalesce(p_limit, 1000));
+  v_before  timestamptz;
+  v_run_ids uuid[];
+  v_used    uuid[];
+begin
+  perform teguh._check_seconds('ttl', v_ttl, true);
+  v_before := teguh._after(v_now, -v_ttl);
+  v_run_ids := array(
+    select w.workflow_run_id
+    from teguh.workflow_runs as w
+    where w.kept_at <= v_before
+    order by w.kept_at
+    limit v_limit
+    for update skip locked
+  );
+  v_used := teguh._needed_runs(v_run_ids);
+  if v_used is null then
+    return 0;
+  end if;
+
+  update teguh.workflow_runs as w
+  set kept_at = v_now
+  where w.workflow_run_id = any (v_used);
+  v_run_ids := array(
+    select u.run_id from unnest(v_run_ids) as u(run_id) where u.run_id <> all (v_used)
+  );
+  update teguh.workflow_runs as w
+  set kept_at = t.ended_at
+  from (
+    select t.workflow_run_id, max(t.finished_at) as ended_at
+    from teguh.workflow_tallies as t
+    where t.workflow_run_id = any (v_run_ids)
+    group by t.workflow_run_id
+  ) as t
+  where w.workflow_run_id = t.workflow_run_id
+    and t.ended_at > v_before;
+  v_run_ids := array(
+    select w.workflow_run_id
+    from teguh.workflow_runs as w
+    where w.workflow_run_id = any (v_run_ids)
+      and w.kept_at <= v_before
+  );
+
+  delete from teguh.workflow_tallies as t
+  where t.workflow_run_id = any (v_run_ids);
+  delete from teguh.workflow_runs as w
+  where w.workflow_run_id = any (v_run_ids);
+  return cardinality(v_run_ids);
+end;
+$$;
+
+comment on function teguh.cleanup_workflow_runs(double precision, integer) is
+  'Removes workflow runs that have no task in any queue and were created, and had their last task '
+  'end, more than p_ttl_seconds ago; looks at up to p_limit, and returns how many it removed. One '
+  'that still has tasks is looked at again after another p_ttl_seconds. Null: 30 days, or the '
+  'longest cleanup_ttl of any queue if that is longer, and 1000. cleanup_all_queues() calls it. '
+  'Raises TG005 for a bad argument.';
+
+-- sql/src/65_attributes.sql
+-- Attributes: what a task says of itself while it runs, so that it can be found by it.
+
+-- A value as text, the same for equal values: 1.0 is 1.
+create or replace function teguh._word(p_value jsonb)
+  returns text
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select case jsonb_typeof(p_value)
+    when 'number' then trim_scale(p_value::numeric)::text
+    else p_value::text
+  end;
+$$;
+
+-- Refuse attributes that cannot be.  Both name and value are in the key of an index, hence the
+-- limits.
+create or replace function teguh._check_attributes(p_attributes jsonb)
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_bad record;
+begin
+  if jsonb_typeof(p_attributes) is distinct from 'object' then
+    raise exception 'attributes must be a JSON object'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(coalesce(p_attributes::text, 'null'), 200)),
+        hint = 'For instance {"customer": "c-17", "amount": 250}.';
+  end if;
+
+  perform teguh._check_name('name of an attribute', a.key)
+  from jsonb_each(p_attributes) as a;
+
+  select a.key, a.value into v_bad
+  from jsonb_each(p_attributes) as a
+  where jsonb_typeof(a.value) not in ('string', 'number', 'boolean')
+    or octet_length(teguh._word(a.value)) > 1024
+  limit 1;
+  if found then
+    raise exception 'attribute "%" must be a string, a number, true or false',
+      left(v_bad.key, 200)
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(v_bad.value::text, 200)),
+        hint = 'As JSON text it may have 1024 bytes.';
+  end if;
+end;
+$$;
+
+-- Read the attributes of a filter; null when absent, null or empty.
+create or replace function teguh._attributes_option(p_filter jsonb)
+  returns jsonb
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_attributes jsonb := nullif(p_filter -> 'attributes', 'null');
+begin
+  if v_attributes is not null then
+    perform teguh._check_attributes(v_attributes);
+  end if;
+  return nullif(v_attributes, '{}');
+end;
+$$;
+
+-- The attributes of a task, as an object.
+create or replace function teguh._pinned_template(p_task_id uuid)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return coalesce(
+    (
+      select jsonb_object_agg(v.name, v.word::jsonb)
+      from teguh.v_template as v
+      where v.task_id = p_task_id
+    ),
+    '{}'
+  );
+end;
+$$;
+
+-- Set attributes of the task of a run that is held.
+create or replace function teguh._pin_template(p_run_id uuid, p_attributes jsonb)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task teguh.t_template := teguh._hold_template(p_run_id);
+begin
+  delete from teguh.v_template as v
+  where v.task_id = v_task.task_id
+    and p_attributes -> v.name = 'null';
+  insert into teguh.v_template as v (task_id, name, word)
+  select v_task.task_id, a.key, teguh._word(a.value)
+  from jsonb_each(p_attributes) as a
+  where a.value <> 'null'
+  on conflict (task_id, name) do update
+  set word = excluded.word
+  where v.word <> excluded.word;
+
+  if (select count(*) from teguh.v_template as v where v.task_id = v_task.task_id) > 64 then
+    raise exception 'task "%" would have more than 64 attributes', v_task.task_id
+      using
+        errcode = 'TG005',
+        detail = 'Each is a row of an index, to find the task by.',
+        hint = 'Take away what nobody looks for: {"name": null}.';
+  end if;
+end;
+$$;
+
+-- Set attributes of a run's task.
+create or replace function teguh.set_attributes(
+  p_queue_name text,
+  p_run_id     uuid,
+  p_attributes jsonb
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_attributes(case
+    when jsonb_typeof(p_attributes) = 'object' then coalesce(teguh._present(p_attributes), '{}')
+    else p_attributes
+  end);
+  execute teguh._call('pin', p_queue_name, 2) using p_run_id, p_attributes;
+end;
+$$;
+
+comment on function teguh.set_attributes(text, uuid, jsonb) is
+  'Publishes attributes of a run''s task, in the caller''s transaction: names with strings, '
+  'numbers, true or false, by which list_tasks() and all that takes its filter find the task. '
+  'Those not named stay as they are; null takes one away. They stay with the task until it is '
+  'cleaned up, also when it is retried or repeated. Names and values have up to 1024 bytes, a '
+  'task up to 64 attributes. Raises TG001 for an unknown queue, TG002 for an unknown run, TG004 '
+  'if nobody holds the run, TG005 for a bad attribute or too many, AB001 if the task is '
+  'cancelled, AB002 if the run has ended.';
+
+-- The attributes of a task that exists.
+create or replace function teguh._told_template(p_task_id uuid)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._fetch_template(p_task_id);
+  return teguh._pinned_template(p_task_id);
+end;
+$$;
+
+-- Read the attributes of a task.
+create or replace function teguh.get_attributes(p_queue_name text, p_task_id uuid)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_attributes jsonb;
+begin
+  execute teguh._call('told', p_queue_name, 1) into v_attributes using p_task_id;
+  return v_attributes;
+end;
+$$;
+
+comment on function teguh.get_attributes(text, uuid) is
+  'What a task has published by set_attributes(), as an object; {} if nothing. Raises TG001 for '
+  'an unknown queue, TG003 for an unknown task.';
 
 -- sql/src/66_messages.sql
 -- Messages: a mailbox per task.

@@ -137,6 +137,8 @@ LIST_MESSAGES = """
 select message_id, topic, payload, sent_at, idempotency_key
 from teguh.list_messages(%(queue)s, %(task)s)
 """
+SET_ATTRIBUTES = "select teguh.set_attributes(%(queue)s, %(run)s, %(attributes)s::jsonb)"
+GET_ATTRIBUTES = "select teguh.get_attributes(%(queue)s, %(task)s)"
 EMIT_EVENT = "select teguh.emit_event(%(queue)s, %(event)s, %(payload)s::jsonb)"
 
 # Schedules
@@ -163,6 +165,30 @@ select schedule_name, queue_name, task_name, schedule, options, created_at, paus
 from teguh.list_schedules(%(queue)s)
 """
 NEXT_FIRE_TIME = "select teguh.next_fire_time(%(schedule)s, %(after)s, %(timezone)s)"
+
+# Workflow runs
+
+CREATE_WORKFLOW_RUN = """
+select workflow_run_id, created
+from teguh.create_workflow_run(%(name)s, %(options)s::jsonb)
+"""
+UPDATE_WORKFLOW_RUN = "select teguh.update_workflow_run(%(id)s, %(options)s::jsonb)"
+GET_WORKFLOW_RUN = """
+select workflow_run_id, name, version, status, tags, created_by, created_at, started_at,
+       finished_at, pending, running, sleeping, completed, failed, cancelled, expired, inputs
+from teguh.get_workflow_run(%(id)s)
+"""
+LIST_WORKFLOW_RUNS = """
+select workflow_run_id, name, version, status, tags, created_by, created_at, started_at,
+       finished_at, pending, running, sleeping, completed, failed, cancelled, expired, cursor
+from teguh.list_workflow_runs(%(filter)s::jsonb, %(cursor)s, %(limit)s)
+"""
+GET_WORKFLOW_TREE = """
+select depth, queue_name, task_id, parent_task_id, task_name, state, attempts, failures,
+       created_at, started_at, finished_at, failure_reason, attributes, cut
+from teguh.get_workflow_tree(%(id)s, %(limit)s)
+"""
+CLEANUP_WORKFLOW_RUNS = "select teguh.cleanup_workflow_runs(%(ttl)s, %(limit)s)"
 
 # Rights and repair
 
@@ -192,13 +218,13 @@ select task_id, state, attempts, completed_payload, cancelled_at, failure_reason
        tags, correlation_id, parent_task_id, workflow_run_id,
        run_id, params, headers, started_at, claimed_by, lease_expires_at, wake_event,
        event_payload, max_attempts, retry_strategy, timeout_seconds, cancellation, deadline_at,
-       expires_at, on_expired, idempotency_key
+       expires_at, on_expired, idempotency_key, attributes
 from teguh.get_task(%(queue)s, %(task)s)
 """
 LIST_TASKS = """
 select task_id, task_name, state, attempts, failures, created_at, available_at, started_at,
        finished_at, claimed_by, lease_expires_at, failure_reason, tags, correlation_id,
-       parent_task_id, workflow_run_id, cursor
+       parent_task_id, workflow_run_id, cursor, attributes
 from teguh.list_tasks(%(queue)s, %(filter)s::jsonb, %(cursor)s, %(limit)s)
 """
 LIST_RUNS = """
@@ -221,7 +247,7 @@ from teguh.list_actions(%(queue)s, %(cursor)s, %(limit)s)
 LIST_DEAD_LETTERS = """
 select task_id, task_name, state, attempts, failures, created_at, available_at, started_at,
        finished_at, claimed_by, lease_expires_at, failure_reason, tags, correlation_id,
-       parent_task_id, workflow_run_id, cursor
+       parent_task_id, workflow_run_id, cursor, attributes
 from teguh.list_dead_letters(%(queue)s, %(filter)s::jsonb, %(cursor)s, %(limit)s)
 """
 REPLAY_DEAD_LETTERS = """

@@ -14,6 +14,7 @@ Access = Literal["client", "worker", "observer", "admin"]
 Order = Literal["round_robin", "strict", "oldest"]
 Scope = Literal["all", "queue", "task", "key"]
 State = Literal["pending", "running", "sleeping", "completed", "failed", "cancelled", "expired"]
+WorkflowStatus = Literal["pending", "running", "sleeping", "completed", "failed", "cancelled"]
 
 
 class RetryStrategy(TypedDict, total=False):
@@ -154,9 +155,31 @@ class Filter(TypedDict, total=False):
     correlation_id: str
     parent_task_id: UUID | str
     workflow_run_id: UUID | str
+    attributes: dict[str, str | float | bool]
     created_after: datetime
     created_before: datetime
     older_than_seconds: float
+
+
+class WorkflowRunOptions(TypedDict, total=False):
+    """What is known of a workflow run beside its name; None is nothing."""
+
+    version: str | None
+    inputs: Any
+    tags: Sequence[str] | None
+    created_by: str | None
+
+
+class WorkflowRunFilter(TypedDict, total=False):
+    """Which workflow runs are meant: those for which all that is given holds."""
+
+    name: str
+    version: str
+    tags: Sequence[str]
+    created_by: str
+    created_after: datetime
+    created_before: datetime
+    status: WorkflowStatus | Sequence[WorkflowStatus]
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,6 +345,7 @@ class Task(TaskResult):
     expires_at: datetime | None = None
     on_expired: dict[str, Any] | None = None
     idempotency_key: str | None = None
+    attributes: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,6 +369,87 @@ class ListedTask:
     parent_task_id: UUID | None
     workflow_run_id: UUID | None
     cursor: str
+    attributes: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class CreatedWorkflowRun:
+    """A workflow run. ``created`` is false if the idempotency key found an existing one."""
+
+    workflow_run_id: UUID
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowRun:
+    """A workflow run, and how many of its tasks stand where.
+
+    ``name`` and ``created_at`` are None for an id that was only given to tasks.
+    """
+
+    workflow_run_id: UUID
+    name: str | None
+    version: str | None
+    status: WorkflowStatus
+    tags: list[str] | None
+    created_by: str | None
+    created_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    pending: int
+    running: int
+    sleeping: int
+    completed: int
+    failed: int
+    cancelled: int
+    expired: int
+    inputs: Any
+
+
+@dataclass(frozen=True, slots=True)
+class ListedWorkflowRun:
+    """A workflow run in a list. Pass the ``cursor`` of the last one for the next page."""
+
+    workflow_run_id: UUID
+    name: str
+    version: str | None
+    status: WorkflowStatus
+    tags: list[str] | None
+    created_by: str | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    pending: int
+    running: int
+    sleeping: int
+    completed: int
+    failed: int
+    cancelled: int
+    expired: int
+    cursor: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowTask:
+    """A task of a workflow run, ``depth`` levels below the first.
+
+    ``cut`` is true in all of them if the run has more tasks than are shown.
+    """
+
+    depth: int
+    queue_name: str
+    task_id: UUID
+    parent_task_id: UUID | None
+    task_name: str
+    state: State
+    attempts: int
+    failures: int
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    failure_reason: Any
+    attributes: dict[str, Any]
+    cut: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -513,7 +618,7 @@ def _option_json(name: str, value: Any) -> Any:
         return iso(value, name)
     if isinstance(value, UUID):
         return str(value)
-    if name == "tags":
+    if name == "tags" and value is not None:
         return list(value)
     if name == "task_options" and value is not None:
         return options_json(value)
@@ -544,8 +649,10 @@ def filter_json(which: Mapping[str, Any]) -> dict[str, Any]:
             values[key] = iso(value, key)
         elif isinstance(value, UUID):
             values[key] = str(value)
+        elif isinstance(value, str | int | float | dict):
+            values[key] = value
         else:
-            values[key] = value if isinstance(value, str | int | float) else list(value)
+            values[key] = list(value)
     return values
 
 

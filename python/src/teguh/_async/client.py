@@ -17,6 +17,7 @@ from teguh._types import (
     ClaimedRun,
     Cleaned,
     CompletedRun,
+    CreatedWorkflowRun,
     Filter,
     FollowUp,
     Happening,
@@ -25,6 +26,7 @@ from teguh._types import (
     LimitUsage,
     ListedTask,
     Message,
+    ListedWorkflowRun,
     Metric,
     NewTask,
     Only,
@@ -44,6 +46,10 @@ from teguh._types import (
     Status,
     Task,
     TaskResult,
+    WorkflowRun,
+    WorkflowRunFilter,
+    WorkflowRunOptions,
+    WorkflowTask,
     awaited_children,
     filter_json,
     follow_up_json,
@@ -637,6 +643,29 @@ class AsyncClient:
         """
         rows = await self._all(_sql.LIST_MESSAGES, queue=queue, task=task_id)
         return [Message(*row) for row in rows]
+    async def set_attributes(
+        self, queue: str, run_id: Id, attributes: Mapping[str, str | float | bool | None]
+    ) -> None:
+        """Publish attributes by which the run's task is found; None takes one away.
+
+        SQL: ``set_attributes``. Raise what :meth:`complete_run` raises, and
+        :class:`teguh.InvalidOption`.
+        """
+        await self._all(
+            _sql.SET_ATTRIBUTES,
+            queue=queue,
+            run=run_id,
+            attributes=dumps(attributes, "the attributes"),
+        )
+
+    async def get_attributes(self, queue: str, task_id: Id) -> dict[str, Any]:
+        """Return what a task has published. SQL: ``get_attributes``.
+
+        Raise :class:`teguh.TaskNotFound`.
+        """
+        return cast(
+            "dict[str, Any]", await self._one(_sql.GET_ATTRIBUTES, queue=queue, task=task_id)
+        )
 
     async def emit_event(self, queue: str, event_name: str, payload: object = None) -> None:
         """Emit an event; the first payload of a name wins. SQL: ``emit_event``."""
@@ -732,6 +761,77 @@ class AsyncClient:
             "datetime | None",
             await self._one(_sql.NEXT_FIRE_TIME, schedule=schedule, after=after, timezone=timezone),
         )
+
+    # Workflow runs
+
+    async def create_workflow_run(
+        self,
+        name: str,
+        *,
+        idempotency_key: str | None = None,
+        **options: Unpack[WorkflowRunOptions],
+    ) -> CreatedWorkflowRun:
+        """Create a workflow run: its id is for the option ``workflow_run_id`` of a spawn.
+
+        The same key again gives the same run, unchanged. SQL: ``create_workflow_run``. Raise
+        :class:`teguh.InvalidOption`, and :class:`teguh.Conflict` if the key is that of a run of
+        another name.
+        """
+        known = {**options_json(options), **given(idempotency_key=idempotency_key)}
+        rows = await self._all(
+            _sql.CREATE_WORKFLOW_RUN,
+            name=name,
+            options=dumps(known, f"options of workflow run {name!r}"),
+        )
+        return CreatedWorkflowRun(*rows[0])
+
+    async def update_workflow_run(
+        self, workflow_run_id: Id, **changes: Unpack[WorkflowRunOptions]
+    ) -> None:
+        """Set the parts given of a workflow run; None takes one away.
+
+        SQL: ``update_workflow_run``. Raise :class:`teguh.WorkflowRunNotFound` and
+        :class:`teguh.InvalidOption`.
+        """
+        await self._all(
+            _sql.UPDATE_WORKFLOW_RUN,
+            id=workflow_run_id,
+            options=dumps(options_json(changes), "changes of a workflow run"),
+        )
+
+    async def get_workflow_run(self, workflow_run_id: Id) -> WorkflowRun:
+        """Return a workflow run and how its tasks stand. SQL: ``get_workflow_run``.
+
+        Raise :class:`teguh.WorkflowRunNotFound`.
+        """
+        rows = await self._all(_sql.GET_WORKFLOW_RUN, id=workflow_run_id)
+        return WorkflowRun(*rows[0])
+
+    async def get_workflow_tree(
+        self, workflow_run_id: Id, *, limit: int = 1000
+    ) -> list[WorkflowTask]:
+        """Return the tasks of a workflow run, each right below its parent.
+
+        The `limit` oldest. SQL: ``get_workflow_tree``. Raise
+        :class:`teguh.WorkflowRunNotFound`.
+        """
+        rows = await self._all(_sql.GET_WORKFLOW_TREE, id=workflow_run_id, limit=limit)
+        return [WorkflowTask(*row) for row in rows]
+
+    async def list_workflow_runs(
+        self, *, cursor: str | None = None, limit: int = 50, **which: Unpack[WorkflowRunFilter]
+    ) -> list[ListedWorkflowRun]:
+        """Return a page of workflow runs, the newest first. SQL: ``list_workflow_runs``.
+
+        Raise :class:`teguh.InvalidOption`.
+        """
+        rows = await self._all(
+            _sql.LIST_WORKFLOW_RUNS,
+            filter=dumps(filter_json(which), "the filter"),
+            cursor=cursor,
+            limit=limit,
+        )
+        return [ListedWorkflowRun(*row) for row in rows]
 
     # Controlling and looking
 
@@ -963,6 +1063,18 @@ class AsyncClient:
         """
         return cast(
             "int", await self._one(_sql.CLEANUP_EVENTS, queue=queue, ttl=ttl_seconds, limit=limit)
+        )
+
+    async def cleanup_workflow_runs(
+        self, ttl_seconds: float | None = None, limit: int | None = None
+    ) -> int:
+        """Remove workflow runs that were over long ago and have no task; return how many.
+
+        None: 30 days or the longest ``cleanup_ttl`` of any queue, and at most 1000 of them.
+        SQL: ``cleanup_workflow_runs``.
+        """
+        return cast(
+            "int", await self._one(_sql.CLEANUP_WORKFLOW_RUNS, ttl=ttl_seconds, limit=limit)
         )
 
     async def cleanup_all_queues(self, queue: str | None = None) -> list[Cleaned]:

@@ -43,7 +43,7 @@ from teguh.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
     from types import TracebackType
@@ -125,6 +125,9 @@ class AsyncCalls(Protocol):
 
     async def compensate(self, run: ClaimedRun, step: str, task: FollowUp) -> None:
         """Have a task spawned for a step, should the task end without success."""
+
+    async def set_attributes(self, run: ClaimedRun, attributes: str) -> None:
+        """Publish attributes of the task, given as JSON text."""
 
     async def repeat(self, run: ClaimedRun, seconds: float) -> None:
         """End the run with success and begin the task anew."""
@@ -473,6 +476,16 @@ class AsyncTaskContext:
         }
         with self._guard():
             await self._calls.compensate(self._run, key, task)
+
+    async def set_attributes(self, attributes: Mapping[str, str | float | bool | None]) -> None:
+        """Publish attributes by which the task is found: see the filter of ``list_tasks``.
+
+        Those not named stay as they are; None takes one away. It needs no step: setting them
+        again changes nothing.
+        """
+        text = dumps(attributes, "the attributes")
+        with self._guard():
+            await self._calls.set_attributes(self._run, text)
 
     async def repeat(self, seconds: float = 0) -> None:
         """End this run with success and begin the task anew after some seconds.

@@ -222,6 +222,11 @@ class WorkerAsyncCalls:
             _sql.ADD_COMPENSATION, {**self._step(run, step), "compensation": text}
         )
 
+    async def set_attributes(self, run: ClaimedRun, attributes: str) -> None:
+        """Publish attributes of the task, given as JSON text."""
+        params = {"queue": self.queue, "run": run.run_id, "attributes": attributes}
+        await self._store.fetch(_sql.SET_ATTRIBUTES, params)
+
     async def repeat(self, run: ClaimedRun, seconds: float) -> None:
         """End the run with success and begin the task anew."""
         params = {"queue": self.queue, "run": run.run_id, "after": seconds}
@@ -390,6 +395,10 @@ class WorkerCalls:
     def compensate(self, run: ClaimedRun, step: str, task: FollowUp) -> None:
         """Have a task spawned for a step, should the task end without success."""
         self._wait(self._calls.compensate(run, step, task))
+
+    def set_attributes(self, run: ClaimedRun, attributes: str) -> None:
+        """Publish attributes of the task, given as JSON text."""
+        self._wait(self._calls.set_attributes(run, attributes))
 
     def repeat(self, run: ClaimedRun, seconds: float) -> None:
         """End the run with success and begin the task anew."""
