@@ -8,485 +8,525 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  491  00_install.sql
---  539  01_version.sql: What the schema is, and its version
---  546    version
---  558  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  560    current_time
---  579    _after
---  594    _micros
---  605  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  621    _random_bytes
---  640    _make_uuidv7
---  663    portable_uuidv7
---  693    uuidv7_timestamp
---  719    _task_id
---  744    _run_id
---  759    _run_task
---  770    _run_number
---  784  12_types.sql: The composite types that functions pass to each other
---  789    _gap (type)
---  797    _late (type)
---  804    _timer (type)
---  811    _tally (type)
---  822    _picked (type)
---  834    _spawn (type)
---  859    _cron (type)
---  873    _filter (type)
---  912  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  914    _check_keys
---  947    _number_option
---  982    _integer_option
---  998    _whole_option
--- 1025    _text_option
--- 1051    _flag_option
--- 1073    _present
--- 1084    _name_option
--- 1101    _uuid_option
--- 1128    _tags_option
--- 1157    _check_name
--- 1184    _check_seconds
--- 1212    _check_isolation
--- 1231    _buckets_option
--- 1269    _check_policy
--- 1318    _check_spawn
--- 1365    _read_spawn_options
--- 1442    _time_option
--- 1463    _moment_option
--- 1495    _read_time_options
--- 1534    _unique_option
--- 1588    _inherit
--- 1618    _check_cancellation
--- 1635  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1638    _check_retry_strategy
--- 1676    _backoff
--- 1729    _fraction
--- 1740  20_tables.sql: Queues and the policy of each
--- 1742    queues (table)
--- 1775    grants (table)
--- 1789    limits (table)
--- 1810    pauses (table)
--- 1822    starts (table)
--- 1837    wanted (table)
--- 1849    schedules (table)
--- 1893    versions (table)
--- 1908    t_template (table)
--- 2022    g_template (table)
--- 2034    d_template (table)
--- 2048    p0_template (table)
--- 2061    p1_template (table)
--- 2105    l_template (table)
--- 2132    h_template (table)
--- 2152    k0_template (table)
--- 2165    k1_template (table)
--- 2194    n0_template (table)
--- 2205    n1_template (table)
--- 2221    n_template (table)
--- 2245    seq_template (sequence)
--- 2246    ring_template (sequence)
--- 2247    parked_template (sequence)
--- 2248    woken_template (sequence)
--- 2249    plan_template (sequence)
--- 2250    fired_template (sequence)
--- 2251    clock_template (sequence)
--- 2252    carry_template (sequence)
--- 2253    round_template (sequence)
--- 2254    agenda_template (sequence)
--- 2279    r_template (table)
--- 2296    a_template (table)
--- 2322    c_template (table)
--- 2338    e_template (table)
--- 2355    u_template (table)
--- 2368    j_template (table)
--- 2391    f_template (table)
--- 2404    w_template (table)
--- 2419  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2422    validate_queue_name
--- 2464    _policy
--- 2508    _call
--- 2522    _template_ddl (view)
--- 2607    _stamp
--- 2619    _stamp_queues
--- 2647    _stamp_relation
--- 2687    _stamp_function
--- 2720    _function
--- 2732    _signature
--- 2743    _leave_extension
--- 2769    _lock_number
--- 2779    _share_queue
--- 2792    _may
--- 2808    _each_queue
--- 2830    _init_template
--- 2861    _hush_template
--- 2882    _beyond
--- 2891    create_queue
--- 2956    _refuse_busy
--- 2973    _reach_queue
--- 2989    drop_queue
--- 3019    _drop_all
--- 3073    list_queues
--- 3097  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 3106    _push_template
--- 3147    _fill
--- 3167    _add0_template
--- 3234    _back0_template
--- 3252  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3257    _claim0_template
--- 3329    _pick0_template
--- 3412    _limits_template
--- 3453    _move0_template
--- 3515    _open_xids
--- 3535    _next0_template
--- 3564    _many0_template
--- 3593    _stuck0_template
--- 3631    _trim0_template
--- 3672    _bring_template
--- 3704    _take_template
--- 3785    _known_template
--- 3805    _paused_until
--- 3818    claim_task
--- 3879    _next_template
--- 3921    _soon0_template
--- 3979    next_due
--- 4004  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 4017    _due0_template
--- 4095    _last0_template
--- 4120    _any0_template
--- 4147    _miss0_template
--- 4183    _pass0_template
--- 4229    _fire_template
--- 4290    _expire_template
--- 4361    _timeout_reason
--- 4380    _over_template
--- 4402    _close_template
--- 4432    _follow_template
--- 4462  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4464    _segment_bytes
--- 4485    _turn_template
--- 4517    _turn0_template
--- 4555    _spent0_template
--- 4569    _dry0_template
--- 4596    _left0_template
--- 4627    _carry0_template
--- 4671  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4677    _remake_template
--- 4734    _alive_template
--- 4788    _home
--- 4801    _settle_template
--- 4823    rebuild_dispatch
--- 4860    _recap_template
--- 4891  35_tally.sql: The letter by which tallies know where a task stands
--- 4893    _letter
--- 4912    _letters
--- 4924    _bound
--- 4944    _tally_template
--- 4969    _reckon_template
--- 4996    _finish_template
--- 5024    _moved_template
--- 5055    _sum0_template
--- 5091    _noted0_template
--- 5126    _bank0_template
--- 5146    _census_template
--- 5168    _count_template
--- 5190  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5200    _gate_number
--- 5211    _enter_gate
--- 5233    _limit_of
--- 5251    _rule_template
--- 5277    _reign_template
--- 5291    _enrol_template
--- 5318    _going_template
--- 5334    _busy_template
--- 5350    _everywhere_busy
--- 5376    _closed_until
--- 5396    _is_fresh
--- 5411    _is_limited
--- 5422    _started
--- 5439    _left_over
--- 5460    _slots_template
--- 5510    _vacate_template
--- 5573    _unbar_template
--- 5602    _intake_template
--- 5623    _sift0_template
--- 5710    _line_template
--- 5770    _keys_template
--- 5824    _admit_template
--- 5887    _spare_template
--- 5909    _choose_template
--- 5955    _named_template
--- 5982    _weed_template
--- 6018    _cull_template
--- 6049    _seize_template
--- 6124    _quit_template
--- 6152    _occupy_template
--- 6192    _chance_template
--- 6222    _align_template
--- 6267  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 6270    _want_template
--- 6304    _names_option
--- 6339    _order_queues
--- 6375    _remember_names
--- 6395    claim_any
--- 6472    _check_order
--- 6489  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6494    _put_template
--- 6562    _enlist_template
--- 6605    _new_template
--- 6662    _tag_template
--- 6680    _room_template
--- 6707    _shed_template
--- 6749    _first0_template
--- 6790    _once_template
--- 6838    _blocks
--- 6865    _meet_template
--- 6899    _swap_template
--- 6960    _series_template
--- 6997    _found_template
--- 7054    _abide
--- 7076    _check_spawner
--- 7096    spawn_task
--- 7161    spawn_tasks
--- 7208    _read_task
--- 7226  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7231    _hold_template
--- 7282    _own_template
--- 7302    _done_template
--- 7350    complete_run
--- 7373    _flush_template
--- 7455    _why_template
--- 7471    _read_runs
--- 7517    _explain_bad_run
--- 7542    complete_runs
--- 7567    _end_template
--- 7616    _lost_template
--- 7636    _file_template
--- 7662    _again_template
--- 7702    _queue_template
--- 7723    _fail_template
--- 7741    fail_run
--- 7765    _nap_template
--- 7794    schedule_run
--- 7824    _free_template
--- 7872    release_run
--- 7897    _keep_template
--- 7923    extend_claim
--- 7946  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7951    _mark_template
--- 7973    _note_template
--- 8003    set_task_checkpoint_state
--- 8038    _recall_template
--- 8060    get_task_checkpoint_state
--- 8084    _list_template
--- 8113    get_task_checkpoint_states
--- 8139  43_events.sql: Wait for an event, or learn how the wait ended
--- 8146    _wait_template
--- 8218    _park_template
--- 8260    _check_event
--- 8279    await_event
--- 8316    _emit_template
--- 8379    emit_event
--- 8404  44_control.sql: Read a task, or raise TG003
--- 8406    _fetch_template
--- 8433    _stop_template
--- 8465    _act_template
--- 8487    _halt_template
--- 8503    cancel_task
--- 8525    _rerun_template
--- 8600    _forget_template
--- 8636    _redo_template
--- 8672    _renew_template
--- 8708    retry_task
--- 8758    _show_template
--- 8806    get_task_result
--- 8841  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8848    _purge_template
--- 8878    _erase_template
--- 8927    _first_uuid
--- 8946    _sweep_template
--- 8986    _clean
--- 9020    cleanup_tasks
--- 9041    cleanup_events
--- 9062    cleanup_all_queues
--- 9092  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 9094    _cap_template
--- 9123    _write_limit
--- 9146    _read_limit
--- 9195    _check_limit_keys
--- 9217    set_limit
--- 9272    _usage_template
--- 9350    _overall_usage
--- 9394    limit_usage
--- 9427  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 9429    _pause_template
--- 9450    _halve_template
--- 9480    _check_only
--- 9503    pause_queue
--- 9539    resume_queue
--- 9565    get_queue_policy
--- 9588    set_queue_policy
--- 9606    list_namespaces
--- 9623  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9626    _read_filter
--- 9660    _states_option
--- 9691    _read_cursor
--- 9710    _check_limit
--- 9734    _find_template
--- 9786    _seek_template
--- 9835    _page_template
--- 9904    _ended_template
--- 9941    _fit_template
--- 9978    _live_template
--- 10015    _hints_template
--- 10038    _hints0_template
--- 10080    _rows_template
--- 10129    list_tasks
--- 10175    _peek_template
--- 10231    get_task
--- 10285    _runs_template
--- 10338    list_runs
--- 10369    _past_template
--- 10445    _since_template
--- 10463    get_task_history
--- 10483    _held_template
--- 10515    list_workers
--- 10554    _read_place
--- 10573    _acts_template
--- 10599    list_actions
--- 10631  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10633    _abort_template
--- 10670    cancel_tasks
--- 10707    _check_meant
--- 10727    _limit_option
--- 10740    _retake_template
--- 10778    requeue_task
--- 10803    _regain_template
--- 10838    requeue_tasks
--- 10877    list_dead_letters
--- 10920    _replay_template
--- 10961    replay_dead_letters
--- 11001    _bury_template
--- 11043    purge_dead_letters
--- 11073  49_stats.sql: When the first task that is ready became so; null if none is
--- 11075    _oldest_template
--- 11119    _elder0_template
--- 11155    _tenure_template
--- 11180    _is_wanted
--- 11197    _stat_template
--- 11243    queue_stats
--- 11298    _from
--- 11311    _counters (view)
--- 11335    _gauge_template
--- 11381    _spans_template
--- 11434    metrics
--- 11470    _xmin_age
--- 11489    prometheus
--- 11548    _label_text
--- 11571    health
--- 11625  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 11630    _tick_template
--- 11655    _ticked (sequence)
--- 11661    _set_ticked
--- 11674    ticker
--- 11721    ticker_loop (procedure)
--- 11747  51_cron.sql: Whether pg_cron is installed in this database
--- 11749    _has_cron
--- 11759    _cron_has_seconds
--- 11780    _explain_no_cron
--- 11812    start
--- 11855    stop
--- 11880    _maintain
--- 11902    status
--- 11938  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11942    _rights (view)
--- 12035    _allowed
--- 12075    _grant
--- 12094    _grant_again
--- 12110    _grant_queue
--- 12125    _check_grant
--- 12158    grant_access
--- 12194    revoke_access
--- 12241  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 12243    _refuse_schedule
--- 12260    _cron_value
--- 12274    _cron_field
--- 12335    _read_every
--- 12357    _read_schedule
--- 12432    _cron_time
--- 12470    _cron_reading
--- 12509    _clock
--- 12518    _clock_reads
--- 12554    _clock_set
--- 12582    _cron_passing
--- 12620    _cron_next
--- 12660    _check_timezone
--- 12689    next_fire_time
--- 12725  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 12738    _planning_number
--- 12748    _replan_template
--- 12762    _agenda_template
--- 12779    _future_template
--- 12807    _strike_template
--- 12863    _chime_template
--- 12919    _undone_template
--- 12938    _planned_after
--- 12957    _due_times
--- 13007    _spawn_scheduled
--- 13052    _check_task_options
--- 13082    _word_option
--- 13104    _draw_schedule
--- 13143    _schedule_options
--- 13158    _miss_schedule
--- 13174    _scheduled_in
--- 13195    _grasp_template
--- 13222    _enroll_template
--- 13253    _redraw_template
--- 13303    create_schedule
--- 13347    _reform_template
--- 13373    update_schedule
--- 13396    _steer_template
--- 13439    pause_schedule
--- 13460    resume_schedule
--- 13480    drop_schedule
--- 13500    _launch_template
--- 13532    trigger_schedule
--- 13554    _diary_template
--- 13590    get_schedule
--- 13625    list_schedules
--- 13667  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 13672    _links_option
--- 13715    _read_link
--- 13757    _trail_template
--- 13803    _linked_template
--- 13835    _ensue_template
--- 13878    _undoings
--- 13905    _undo_template
--- 13939    _repent_template
--- 13975    add_compensation
--- 14015    _repeat_template
--- 14045    _blank_template
--- 14082    repeat_run
--- 14108  63_children.sql: Children: tasks that a step spawns and may wait for
--- 14117    _brood_template
--- 14147    _bind_template
--- 14177    _read_child
--- 14219    _child_queues
--- 14245    _birth
--- 14269    spawn_children
--- 14348    _cancel_option
--- 14371    _answer
--- 14389    _report_template
--- 14424    _tell_template
--- 14439    _judge_template
--- 14476    _gather_template
--- 14534    _rally_template
--- 14611    _crop_template
--- 14657    _yield_template
--- 14678    _dismiss
--- 14699    _ditch_template
--- 14743    _perish_template
--- 14759    _orphan_template
--- 14774    await_children
--- 14831  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  531  00_install.sql
+--  579  01_version.sql: What the schema is, and its version
+--  586    version
+--  598  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  600    current_time
+--  619    _after
+--  634    _micros
+--  645  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  661    _random_bytes
+--  680    _make_uuidv7
+--  703    portable_uuidv7
+--  733    uuidv7_timestamp
+--  759    _task_id
+--  784    _run_id
+--  799    _run_task
+--  810    _run_number
+--  824  12_types.sql: The composite types that functions pass to each other
+--  829    _gap (type)
+--  837    _late (type)
+--  844    _timer (type)
+--  851    _tally (type)
+--  862    _picked (type)
+--  874    _spawn (type)
+--  899    _cron (type)
+--  913    _filter (type)
+--  927    job (type)
+--  943    _shift (type)
+--  994  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  996    _check_keys
+-- 1029    _number_option
+-- 1064    _integer_option
+-- 1080    _whole_option
+-- 1107    _text_option
+-- 1133    _flag_option
+-- 1155    _present
+-- 1166    _name_option
+-- 1183    _uuid_option
+-- 1210    _tags_option
+-- 1239    _check_name
+-- 1266    _check_seconds
+-- 1294    _check_isolation
+-- 1313    _buckets_option
+-- 1351    _check_policy
+-- 1400    _check_spawn
+-- 1447    _read_spawn_options
+-- 1524    _time_option
+-- 1545    _moment_option
+-- 1577    _read_time_options
+-- 1616    _unique_option
+-- 1670    _inherit
+-- 1700    _check_cancellation
+-- 1717  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1720    _check_retry_strategy
+-- 1758    _backoff
+-- 1811    _fraction
+-- 1822  20_tables.sql: Queues and the policy of each
+-- 1824    queues (table)
+-- 1857    grants (table)
+-- 1871    limits (table)
+-- 1892    pauses (table)
+-- 1904    starts (table)
+-- 1919    wanted (table)
+-- 1931    schedules (table)
+-- 1975    handlers (table)
+-- 1991    handlers (table)
+-- 2007    versions (table)
+-- 2022    t_template (table)
+-- 2136    g_template (table)
+-- 2148    d_template (table)
+-- 2162    p0_template (table)
+-- 2175    p1_template (table)
+-- 2219    l_template (table)
+-- 2246    h_template (table)
+-- 2266    k0_template (table)
+-- 2279    k1_template (table)
+-- 2308    n0_template (table)
+-- 2319    n1_template (table)
+-- 2335    n_template (table)
+-- 2359    seq_template (sequence)
+-- 2360    ring_template (sequence)
+-- 2361    parked_template (sequence)
+-- 2362    woken_template (sequence)
+-- 2363    plan_template (sequence)
+-- 2364    fired_template (sequence)
+-- 2365    clock_template (sequence)
+-- 2366    carry_template (sequence)
+-- 2367    round_template (sequence)
+-- 2368    agenda_template (sequence)
+-- 2393    r_template (table)
+-- 2410    a_template (table)
+-- 2436    c_template (table)
+-- 2452    e_template (table)
+-- 2469    u_template (table)
+-- 2482    j_template (table)
+-- 2505    f_template (table)
+-- 2518    w_template (table)
+-- 2533  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2536    validate_queue_name
+-- 2578    _policy
+-- 2622    _call
+-- 2636    _template_ddl (view)
+-- 2721    _stamp
+-- 2733    _stamp_queues
+-- 2761    _stamp_relation
+-- 2801    _stamp_function
+-- 2834    _function
+-- 2846    _signature
+-- 2857    _leave_extension
+-- 2883    _lock_number
+-- 2893    _share_queue
+-- 2906    _may
+-- 2922    _each_queue
+-- 2944    _init_template
+-- 2975    _hush_template
+-- 2996    _beyond
+-- 3005    create_queue
+-- 3070    _refuse_busy
+-- 3087    _reach_queue
+-- 3103    drop_queue
+-- 3133    _drop_all
+-- 3193    list_queues
+-- 3217  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 3226    _push_template
+-- 3267    _fill
+-- 3287    _add0_template
+-- 3354    _back0_template
+-- 3372  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3377    _claim0_template
+-- 3449    _pick0_template
+-- 3532    _limits_template
+-- 3573    _move0_template
+-- 3635    _open_xids
+-- 3655    _next0_template
+-- 3684    _many0_template
+-- 3713    _stuck0_template
+-- 3751    _trim0_template
+-- 3792    _bring_template
+-- 3824    _take_template
+-- 3905    _known_template
+-- 3925    _paused_until
+-- 3938    claim_task
+-- 3999    _next_template
+-- 4041    _soon0_template
+-- 4099    next_due
+-- 4124  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 4137    _due0_template
+-- 4215    _last0_template
+-- 4240    _any0_template
+-- 4267    _miss0_template
+-- 4303    _pass0_template
+-- 4349    _fire_template
+-- 4410    _expire_template
+-- 4481    _timeout_reason
+-- 4500    _over_template
+-- 4522    _close_template
+-- 4552    _follow_template
+-- 4582  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4584    _segment_bytes
+-- 4605    _turn_template
+-- 4637    _turn0_template
+-- 4675    _spent0_template
+-- 4689    _dry0_template
+-- 4716    _left0_template
+-- 4747    _carry0_template
+-- 4791  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4797    _remake_template
+-- 4854    _alive_template
+-- 4908    _home
+-- 4921    _settle_template
+-- 4943    rebuild_dispatch
+-- 4980    _recap_template
+-- 5011  35_tally.sql: The letter by which tallies know where a task stands
+-- 5013    _letter
+-- 5032    _letters
+-- 5044    _bound
+-- 5064    _tally_template
+-- 5089    _reckon_template
+-- 5116    _finish_template
+-- 5144    _moved_template
+-- 5175    _sum0_template
+-- 5211    _noted0_template
+-- 5246    _bank0_template
+-- 5266    _census_template
+-- 5288    _count_template
+-- 5310  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5320    _gate_number
+-- 5331    _enter_gate
+-- 5353    _limit_of
+-- 5371    _rule_template
+-- 5397    _reign_template
+-- 5411    _enrol_template
+-- 5438    _going_template
+-- 5454    _busy_template
+-- 5470    _everywhere_busy
+-- 5496    _closed_until
+-- 5516    _is_fresh
+-- 5531    _is_limited
+-- 5542    _started
+-- 5559    _left_over
+-- 5580    _slots_template
+-- 5630    _vacate_template
+-- 5693    _unbar_template
+-- 5722    _intake_template
+-- 5743    _sift0_template
+-- 5830    _line_template
+-- 5890    _keys_template
+-- 5944    _admit_template
+-- 6007    _spare_template
+-- 6029    _choose_template
+-- 6075    _named_template
+-- 6102    _weed_template
+-- 6138    _cull_template
+-- 6169    _seize_template
+-- 6244    _quit_template
+-- 6272    _occupy_template
+-- 6312    _chance_template
+-- 6342    _align_template
+-- 6387  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6390    _want_template
+-- 6424    _names_option
+-- 6459    _order_queues
+-- 6495    _remember_names
+-- 6515    claim_any
+-- 6592    _check_order
+-- 6609  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6614    _put_template
+-- 6682    _enlist_template
+-- 6725    _new_template
+-- 6782    _tag_template
+-- 6800    _room_template
+-- 6827    _shed_template
+-- 6869    _first0_template
+-- 6910    _once_template
+-- 6958    _blocks
+-- 6985    _meet_template
+-- 7019    _swap_template
+-- 7080    _series_template
+-- 7117    _found_template
+-- 7174    _abide
+-- 7196    _check_spawner
+-- 7216    spawn_task
+-- 7281    spawn_tasks
+-- 7328    _read_task
+-- 7346  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7351    _hold_template
+-- 7402    _own_template
+-- 7422    _done_template
+-- 7470    complete_run
+-- 7493    _flush_template
+-- 7575    _why_template
+-- 7591    _read_runs
+-- 7637    _explain_bad_run
+-- 7662    complete_runs
+-- 7687    _end_template
+-- 7736    _lost_template
+-- 7756    _file_template
+-- 7782    _again_template
+-- 7822    _queue_template
+-- 7843    _fail_template
+-- 7861    fail_run
+-- 7885    _nap_template
+-- 7914    schedule_run
+-- 7944    _free_template
+-- 7992    release_run
+-- 8017    _keep_template
+-- 8043    extend_claim
+-- 8066  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 8071    _mark_template
+-- 8093    _note_template
+-- 8123    set_task_checkpoint_state
+-- 8158    _recall_template
+-- 8180    get_task_checkpoint_state
+-- 8204    _list_template
+-- 8233    get_task_checkpoint_states
+-- 8259  43_events.sql: Wait for an event, or learn how the wait ended
+-- 8266    _wait_template
+-- 8338    _park_template
+-- 8380    _check_event
+-- 8399    await_event
+-- 8436    _emit_template
+-- 8499    emit_event
+-- 8524  44_control.sql: Read a task, or raise TG003
+-- 8526    _fetch_template
+-- 8553    _stop_template
+-- 8585    _act_template
+-- 8607    _halt_template
+-- 8623    cancel_task
+-- 8645    _rerun_template
+-- 8720    _forget_template
+-- 8756    _redo_template
+-- 8792    _renew_template
+-- 8828    retry_task
+-- 8878    _show_template
+-- 8926    get_task_result
+-- 8961  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8968    _purge_template
+-- 8998    _erase_template
+-- 9047    _first_uuid
+-- 9066    _sweep_template
+-- 9106    _clean
+-- 9140    cleanup_tasks
+-- 9161    cleanup_events
+-- 9182    cleanup_all_queues
+-- 9212  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 9214    _cap_template
+-- 9243    _write_limit
+-- 9266    _read_limit
+-- 9315    _check_limit_keys
+-- 9337    set_limit
+-- 9392    _usage_template
+-- 9470    _overall_usage
+-- 9514    limit_usage
+-- 9547  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 9549    _pause_template
+-- 9570    _halve_template
+-- 9600    _check_only
+-- 9623    pause_queue
+-- 9659    resume_queue
+-- 9685    get_queue_policy
+-- 9708    set_queue_policy
+-- 9726    list_namespaces
+-- 9743  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9746    _read_filter
+-- 9780    _states_option
+-- 9811    _read_cursor
+-- 9830    _check_limit
+-- 9854    _find_template
+-- 9906    _seek_template
+-- 9955    _page_template
+-- 10024    _ended_template
+-- 10061    _fit_template
+-- 10098    _live_template
+-- 10135    _hints_template
+-- 10158    _hints0_template
+-- 10200    _rows_template
+-- 10249    list_tasks
+-- 10295    _peek_template
+-- 10351    get_task
+-- 10405    _runs_template
+-- 10458    list_runs
+-- 10489    _past_template
+-- 10565    _since_template
+-- 10583    get_task_history
+-- 10603    _held_template
+-- 10635    list_workers
+-- 10674    _read_place
+-- 10693    _acts_template
+-- 10719    list_actions
+-- 10751  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10753    _abort_template
+-- 10790    cancel_tasks
+-- 10827    _check_meant
+-- 10847    _limit_option
+-- 10860    _retake_template
+-- 10898    requeue_task
+-- 10923    _regain_template
+-- 10958    requeue_tasks
+-- 10997    list_dead_letters
+-- 11040    _replay_template
+-- 11081    replay_dead_letters
+-- 11121    _bury_template
+-- 11163    purge_dead_letters
+-- 11193  49_stats.sql: When the first task that is ready became so; null if none is
+-- 11195    _oldest_template
+-- 11239    _elder0_template
+-- 11275    _tenure_template
+-- 11300    _is_wanted
+-- 11317    _stat_template
+-- 11363    queue_stats
+-- 11418    _from
+-- 11431    _counters (view)
+-- 11455    _gauge_template
+-- 11501    _spans_template
+-- 11554    metrics
+-- 11590    _xmin_age
+-- 11609    prometheus
+-- 11668    _label_text
+-- 11691    health
+-- 11745  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11750    _tick_template
+-- 11775    _ticked (sequence)
+-- 11781    _set_ticked
+-- 11794    ticker
+-- 11841    ticker_loop (procedure)
+-- 11867  51_cron.sql: Whether pg_cron is installed in this database
+-- 11869    _has_cron
+-- 11879    _cron_has_seconds
+-- 11898    _cron_jobs
+-- 11933    _work_option
+-- 11966    _explain_no_cron
+-- 11999    start
+-- 12036    _unschedule
+-- 12052    _is_ours
+-- 12062    _stop_work
+-- 12081    stop
+-- 12101    _maintain
+-- 12123    status
+-- 12162  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 12166    _rights (view)
+-- 12278    _allowed
+-- 12318    _grant
+-- 12337    _grant_again
+-- 12353    _grant_queue
+-- 12368    _check_grant
+-- 12401    grant_access
+-- 12437    revoke_access
+-- 12484  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 12486    _refuse_schedule
+-- 12503    _cron_value
+-- 12517    _cron_field
+-- 12578    _read_every
+-- 12600    _read_schedule
+-- 12675    _cron_time
+-- 12713    _cron_reading
+-- 12752    _clock
+-- 12761    _clock_reads
+-- 12797    _clock_set
+-- 12825    _cron_passing
+-- 12863    _cron_next
+-- 12903    _check_timezone
+-- 12932    next_fire_time
+-- 12968  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 12981    _planning_number
+-- 12991    _replan_template
+-- 13005    _agenda_template
+-- 13022    _future_template
+-- 13050    _strike_template
+-- 13106    _chime_template
+-- 13162    _undone_template
+-- 13181    _planned_after
+-- 13200    _due_times
+-- 13250    _spawn_scheduled
+-- 13295    _check_task_options
+-- 13325    _word_option
+-- 13347    _draw_schedule
+-- 13386    _schedule_options
+-- 13401    _miss_schedule
+-- 13417    _scheduled_in
+-- 13438    _grasp_template
+-- 13465    _enroll_template
+-- 13496    _redraw_template
+-- 13546    create_schedule
+-- 13590    _reform_template
+-- 13616    update_schedule
+-- 13639    _steer_template
+-- 13682    pause_schedule
+-- 13703    resume_schedule
+-- 13723    drop_schedule
+-- 13743    _launch_template
+-- 13775    trigger_schedule
+-- 13797    _diary_template
+-- 13833    get_schedule
+-- 13868    list_schedules
+-- 13910  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 13915    _links_option
+-- 13958    _read_link
+-- 14000    _trail_template
+-- 14046    _linked_template
+-- 14078    _ensue_template
+-- 14121    _undoings
+-- 14148    _undo_template
+-- 14182    _repent_template
+-- 14218    add_compensation
+-- 14258    _repeat_template
+-- 14288    _blank_template
+-- 14325    repeat_run
+-- 14351  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 14360    _brood_template
+-- 14390    _bind_template
+-- 14420    _read_child
+-- 14462    _child_queues
+-- 14488    _birth
+-- 14512    spawn_children
+-- 14591    _cancel_option
+-- 14614    _answer
+-- 14632    _report_template
+-- 14667    _tell_template
+-- 14682    _judge_template
+-- 14719    _gather_template
+-- 14777    _rally_template
+-- 14854    _crop_template
+-- 14900    _yield_template
+-- 14921    _dismiss
+-- 14942    _ditch_template
+-- 14986    _perish_template
+-- 15002    _orphan_template
+-- 15017    await_children
+-- 15074  70_work.sql: Handlers that are SQL functions, and the worker that runs them: the database itself
+-- 15088    _find_function
+-- 15147    _hire_template
+-- 15169    register_handler
+-- 15193    unregister_handler
+-- 15212    _staff_template
+-- 15228    list_handlers
+-- 15261    _handlers
+-- 15310    _number_step
+-- 15341    _order
+-- 15357    step
+-- 15390    _doze
+-- 15407    sleep_for
+-- 15428    sleep_until
+-- 15451    await
+-- 15485    children
+-- 15521    _past_steps
+-- 15542    _claim_jobs
+-- 15585    _grip_template
+-- 15601    _begin_pass
+-- 15627    _read_error
+-- 15656    _carry_out
+-- 15726    _run_pass (procedure)
+-- 15759    _step_call
+-- 15782    _obey (procedure)
+-- 15822    _begin_shift
+-- 15859    _begin_round
+-- 15879    _end_round
+-- 15914    _handler_of
+-- 15927    _advance (procedure)
+-- 15954    work (procedure)
+-- 16004  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -882,6 +922,37 @@ begin
       claimed_by      text
     );
   end if;
+
+  if to_regtype('teguh.job') is null then
+    create type teguh.job as (
+      queue_name    text,
+      task_id       uuid,
+      run_id        uuid,
+      task_name     text,
+      params        jsonb,
+      headers       jsonb,
+      attempt       integer,
+      failures      integer,
+      wake_event    text,
+      event_payload jsonb,
+      steps         jsonb
+    );
+  end if;
+
+  if to_regtype('teguh._shift') is null then
+    create type teguh._shift as (
+      worker_id     text,
+      batch         integer,
+      lease         double precision,
+      known_only    boolean,
+      unknown_delay double precision,
+      poll_seconds  double precision,
+      until         timestamptz,
+      ticks_at      timestamptz,
+      left_to_claim integer,
+      pause         double precision
+    );
+  end if;
 end;
 $$;
 
@@ -908,6 +979,17 @@ comment on type teguh._cron is
   'the time that passes, not by places on the clock.';
 comment on type teguh._filter is
   'Which tasks are meant; what is null does not matter.';
+comment on type teguh.job is
+  'What the handler of a task is given: the task and its run, as claim_task() returns them. steps '
+  'is for step() and its like to read: what each step has given, in an array that is empty if '
+  'its wait timed out.';
+comment on type teguh._shift is
+  'A call of work(): its options; when it ticks next; how many runs it may still claim; how many '
+  'seconds it is to pause, null when it is to end.';
+comment on type teguh.job is
+  'What the handler of a task is given: the task and its run, as claim_task() returns them. steps '
+  'is for step() and its like to read: what each step has given, in an array that is empty if '
+  'its wait timed out.';
 
 -- sql/src/13_options.sql
 -- Refuse keys that are not options.  An option misspelt must never be ignored.
@@ -1888,6 +1970,38 @@ comment on column teguh.schedules.last_error is
   'Why the last try to fire failed; null when it did not.';
 comment on column teguh.schedules.open_task_ids is
   'With overlap skip: tasks it spawned before the last that may not be over yet.';
+
+-- The handlers of tasks that are SQL functions.
+create table if not exists teguh.handlers (
+  queue_name    text        not null,
+  task_name     text        not null,
+  handler       text        not null,
+  registered_at timestamptz not null,
+  constraint handlers_pkey primary key (queue_name, task_name)
+);
+
+comment on table teguh.handlers is
+  'Functions set by register_handler(), which work() runs.';
+comment on column teguh.handlers.task_name is
+  'The tasks it is for; * for those that no other is for.';
+comment on column teguh.handlers.handler is
+  'The function''s schema and name, quoted where needed. It takes a teguh.job.';
+
+-- The handlers of tasks that are SQL functions.
+create table if not exists teguh.handlers (
+  queue_name    text        not null,
+  task_name     text        not null,
+  handler       text        not null,
+  registered_at timestamptz not null,
+  constraint handlers_pkey primary key (queue_name, task_name)
+);
+
+comment on table teguh.handlers is
+  'Functions set by register_handler(), which work() runs.';
+comment on column teguh.handlers.task_name is
+  'The tasks it is for; * for those that no other is for.';
+comment on column teguh.handlers.handler is
+  'The function''s schema and name, quoted where needed. It takes a teguh.job.';
 
 -- Which versions this schema has had.
 create table if not exists teguh.versions (
@@ -3044,6 +3158,12 @@ begin
   where w.queue_name = p_queue_name;
   delete from teguh.schedules as s
   where s.queue_name = p_queue_name;
+  delete from teguh.handlers as h
+  where h.queue_name = p_queue_name;
+  perform teguh._stop_work(p_queue_name);
+  delete from teguh.handlers as h
+  where h.queue_name = p_queue_name;
+  perform teguh._stop_work(p_queue_name);
 
   select string_agg('teguh.' || teguh._stamp(c.relname, p_queue_name), ', ' order by c.relname)
   into v_tables
@@ -11774,14 +11894,76 @@ as $$
   where a.name = 'pg_cron';
 $$;
 
+-- The jobs that start() schedules.
+create or replace function teguh._cron_jobs(p_options jsonb)
+  returns table(job_name text, schedule text, command text)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  job_name := 'teguh_ticker';
+  schedule := coalesce(
+    teguh._text_option(p_options, 'ticker_schedule'),
+    case when teguh._cron_has_seconds() then '1 seconds' else '* * * * *' end
+  );
+  command := case schedule
+    when '* * * * *' then 'call teguh.ticker_loop(''{"tick_seconds": 1}'')'
+    else 'select teguh.ticker()'
+  end;
+  return next;
+
+  job_name := 'teguh_maint';
+  schedule := coalesce(teguh._text_option(p_options, 'cleanup_schedule'), '*/5 * * * *');
+  command := 'select teguh._maintain()';
+  return next;
+
+  for job_name, schedule, command in
+    select
+      'teguh_work_' || u.queue_name, '* * * * *',
+      format('call teguh.work(%L, %L)', u.queue_name, '{"max_seconds": 59}')
+    from unnest(teguh._work_option(p_options)) as u(queue_name)
+  loop
+    return next;
+  end loop;
+end;
+$$;
+
+-- The queues whose handlers are to be run: those given, or all that have handlers.
+create or replace function teguh._work_option(p_options jsonb)
+  returns text[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_given jsonb := nullif(p_options -> 'work', 'null');
+  v_names text[];
+begin
+  if v_given is null then
+    v_names := array(select distinct h.queue_name from teguh.handlers as h order by 1);
+  elsif jsonb_typeof(v_given) <> 'array'
+    or jsonb_path_exists(v_given, 'strict $[*] ? (@.type() <> "string")')
+  then
+    raise exception '"work" must be an array of queues'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(v_given::text, 200)),
+        hint = 'For instance ["orders"]; leave it out for every queue that has handlers.';
+  else
+    v_names := array(select distinct q.name from jsonb_array_elements_text(v_given) as q(name));
+  end if;
+
+  perform teguh._handlers(u.queue_name)
+  from unnest(v_names) as u(queue_name);
+  return v_names;
+end;
+$$;
+
 -- Tell how to get a ticker without pg_cron at hand.  pg_cron lives in one database
 -- of a server and can run jobs in the others, but must be asked there.  Which one
 -- that is, an ordinary role cannot know.
-create or replace function teguh._explain_no_cron(
-  p_ticker  text,
-  p_command text,
-  p_cleanup text
-)
+create or replace function teguh._explain_no_cron(p_options jsonb)
   returns void
   language plpgsql
   volatile
@@ -11792,23 +11974,28 @@ begin
     raise notice 'pg_cron is not installed: nothing was scheduled'
       using
         detail = 'Workers see to due tasks themselves, and tick while they run.',
-        hint = 'Install pg_cron, or call teguh.ticker() and teguh.cleanup_all_queues() yourself.';
+        hint = 'Install pg_cron, or call teguh.ticker() and teguh.cleanup_all_queues() yourself, '
+               'and teguh.work() for queues whose handlers are SQL functions.';
     return;
   end if;
 
   raise notice 'pg_cron is not in this database: nothing was scheduled'
     using
       detail = 'It lives in one database of the server and can run jobs in the others.',
-      hint = format(
-        'In that database: select cron.schedule_in_database(%L, %L, %L, %L); '
-        'select cron.schedule_in_database(%L, %L, %L, %L);',
-        'teguh_ticker', p_ticker, p_command, current_database(),
-        'teguh_maint', p_cleanup, 'select teguh._maintain()', current_database()
+      hint = (
+        select 'In that database: ' || string_agg(
+          format(
+            'select cron.schedule_in_database(%L, %L, %L, %L);',
+            j.job_name, j.schedule, j.command, current_database()
+          ),
+          ' '
+        )
+        from teguh._cron_jobs(p_options) as j
       );
 end;
 $$;
 
--- Schedule ticker and cleanup.
+-- Schedule ticker, cleanup and the work on queues.
 create or replace function teguh.start(p_options jsonb default '{}')
   returns void
   language plpgsql
@@ -11818,40 +12005,79 @@ create or replace function teguh.start(p_options jsonb default '{}')
 as $$
 declare
   v_options jsonb := coalesce(p_options, '{}');
-  v_ticker  text;
-  v_command text := 'select teguh.ticker()';
-  v_cleanup text;
+  v_jobs    text[];
 begin
   perform teguh._check_keys(
-    'start options', v_options, array['ticker_schedule', 'cleanup_schedule']
+    'start options', v_options, array['ticker_schedule', 'cleanup_schedule', 'work']
   );
-  v_ticker := coalesce(
-    teguh._text_option(v_options, 'ticker_schedule'),
-    case when teguh._cron_has_seconds() then '1 seconds' else '* * * * *' end
-  );
-  if v_ticker = '* * * * *' then
-    v_command := 'call teguh.ticker_loop(''{"tick_seconds": 1}'')';
-  end if;
-  v_cleanup := coalesce(teguh._text_option(v_options, 'cleanup_schedule'), '*/5 * * * *');
-
+  v_jobs := array(select j.job_name from teguh._cron_jobs(v_options) as j);
   if not teguh._has_cron() then
-    perform teguh._explain_no_cron(v_ticker, v_command, v_cleanup);
+    perform teguh._explain_no_cron(v_options);
     return;
   end if;
 
-  perform cron.schedule('teguh_ticker', v_ticker, v_command);
-  perform cron.schedule('teguh_maint', v_cleanup, 'select teguh._maintain()');
+  perform teguh._unschedule(v_jobs);
+  perform cron.schedule(j.job_name, j.schedule, j.command)
+  from teguh._cron_jobs(v_options) as j;
 end;
 $$;
 
 comment on function teguh.start(jsonb) is
   'Schedules the jobs teguh_ticker and teguh_maint by pg_cron: ticker() every second '
   '(before pg_cron 1.5: a loop every minute that ticks every second), cleanup every '
-  'five minutes. Options: ticker_schedule, cleanup_schedule, in pg_cron''s syntax. Calling '
-  'it again changes the schedules. Without pg_cron in this database: a notice, with '
-  'the statements to run where it is. Raises TG005 for an unknown option.';
+  'five minutes; and for each queue that has handlers teguh_work_<queue>, a session that '
+  'calls work() minute after minute, as teguh''s owner. Options: ticker_schedule, '
+  'cleanup_schedule, in pg_cron''s syntax; work, an array of the queues to work on instead. '
+  'Calling it again changes the jobs. Without pg_cron in this database: a notice, with '
+  'the statements to run where it is. Raises TG005 for a bad option and, for a queue to work '
+  'on, what work() raises.';
 
--- Unschedule ticker and cleanup.
+-- Unschedule our jobs in this database but those named.
+create or replace function teguh._unschedule(p_but text[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform cron.unschedule(j.jobid)
+  from cron.job as j
+  where teguh._is_ours(j.jobname)
+    and j.database = current_database()
+    and j.jobname <> all (p_but);
+end;
+$$;
+
+-- Whether a job of pg_cron is one that start() schedules.
+create or replace function teguh._is_ours(p_job_name text)
+  returns boolean
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select p_job_name in ('teguh_ticker', 'teguh_maint') or starts_with(p_job_name, 'teguh_work_');
+$$;
+
+-- Unschedule the work on a queue, which is being dropped.
+create or replace function teguh._stop_work(p_queue_name text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if not teguh._has_cron() or not has_schema_privilege('cron', 'usage') then
+    return;
+  end if;
+
+  perform cron.unschedule(j.jobid)
+  from cron.job as j
+  where j.jobname = 'teguh_work_' || p_queue_name
+    and j.database = current_database();
+end;
+$$;
+
+-- Unschedule what start() has.
 create or replace function teguh.stop()
   returns void
   language plpgsql
@@ -11860,14 +12086,9 @@ create or replace function teguh.stop()
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if not teguh._has_cron() then
-    return;
+  if teguh._has_cron() then
+    perform teguh._unschedule('{}');
   end if;
-
-  perform cron.unschedule(j.jobid)
-  from cron.job as j
-  where j.jobname in ('teguh_ticker', 'teguh_maint')
-    and j.database = current_database();
 end;
 $$;
 
@@ -11891,7 +12112,7 @@ begin
     where d.jobid in (
         select j.jobid
         from cron.job as j
-        where j.jobname in ('teguh_ticker', 'teguh_maint')
+        where teguh._is_ours(j.jobname)
       )
       and d.end_time < clock_timestamp() - interval '1 hour';
   end if;
@@ -11905,7 +12126,8 @@ create or replace function teguh.status()
     ticker_job   text,
     cleanup_job  text,
     last_tick_at timestamptz,
-    lag_seconds  double precision
+    lag_seconds  double precision,
+    work_jobs    text[]
   )
   language plpgsql
   volatile
@@ -11917,8 +12139,10 @@ begin
     scheduler := 'pg_cron';
     select
       max(j.schedule) filter (where j.jobname = 'teguh_ticker'),
-      max(j.schedule) filter (where j.jobname = 'teguh_maint')
-    into ticker_job, cleanup_job
+      max(j.schedule) filter (where j.jobname = 'teguh_maint'),
+      array_agg(substr(j.jobname, 12) order by j.jobname)
+        filter (where starts_with(j.jobname, 'teguh_work_'))
+    into ticker_job, cleanup_job, work_jobs
     from cron.job as j
     where j.database = current_database();
   end if;
@@ -11933,7 +12157,7 @@ $$;
 comment on function teguh.status() is
   'One row: scheduler is pg_cron where that is installed, else null; the schedules of '
   'the two jobs, null where not scheduled; when ticker() last ran, by whomever, and '
-  'how many seconds ago, both null if never.';
+  'how many seconds ago, both null if never; the queues that jobs work on, null if none.';
 
 -- sql/src/52_access.sql
 -- Who may call what: each public function, the functions of a queue behind it, and the kinds
@@ -11996,6 +12220,25 @@ from (
     ('await_children',             'rally',       'worker admin',                 false),
     ('add_compensation',           'repent',      'worker admin',                 false),
     ('repeat_run',                 'repeat',      'worker admin',                 false),
+    ('work',                       'staff grip',  'worker admin',                 false),
+    ('step',                       '',            'client worker observer admin', false),
+    ('sleep_for',                  '',            'client worker observer admin', false),
+    ('sleep_until',                '',            'client worker observer admin', false),
+    ('await',                      '',            'client worker observer admin', false),
+    ('children',                   '',            'client worker observer admin', false),
+    ('list_handlers',              'staff',       'client worker observer admin', false),
+    ('register_handler',           'hire',        'admin',                        false),
+    ('unregister_handler',         'hire',        'admin',                        false),
+    ('work',                       'staff tick take want next grip keep list mark done fail nap',
+                                                  'worker admin',                 false),
+    ('step',                       '',            'client worker observer admin', false),
+    ('sleep_for',                  '',            'client worker observer admin', false),
+    ('sleep_until',                '',            'client worker observer admin', false),
+    ('await',                      '',            'client worker observer admin', false),
+    ('children',                   '',            'client worker observer admin', false),
+    ('list_handlers',              'staff',       'client worker observer admin', false),
+    ('register_handler',           'hire',        'admin',                        false),
+    ('unregister_handler',         'hire',        'admin',                        false),
     ('ticker',                     'tick',        'worker admin',                 false),
     ('cleanup_tasks',              'purge',       'admin',                        false),
     ('cleanup_events',             'sweep',       'admin',                        false),
@@ -14827,6 +15070,936 @@ comment on function teguh.await_children(
   'of another task, TG004 if nobody holds the run or the step has no children, TG005 for a bad '
   'mode or option, AB001 if the task is cancelled, AB002 if the run has ended, 25001 unless the '
   'transaction is READ COMMITTED.';
+
+-- sql/src/70_work.sql
+-- Handlers that are SQL functions, and the worker that runs them: the database itself.
+--
+-- A handler is run from its first line, in a pass.  Steps that have a checkpoint give it.  The
+-- first one that has none raises an order, which ends the pass and takes back what it has written;
+-- work() catches the order, carries it out, commits, and begins another pass.  So every step is a
+-- transaction of its own, though a function cannot commit.  The pass that comes to the handler's
+-- end commits together with the completion.
+--
+-- An order has the SQLSTATE P0004, which "when others" does not catch: a handler's own exception
+-- blocks let it through.
+
+-- Find a function by its name, which must be qualified, and one of these lists of arguments that
+-- it may have.  Gives its name as it is to be called.
+create or replace function teguh._find_function(p_function text, p_arguments text[])
+  returns text
+  language plpgsql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_parts text[];
+  v_found regprocedure;
+begin
+  begin
+    v_parts := parse_ident(p_function);
+  exception
+    when invalid_parameter_value then
+      null;
+  end;
+  if cardinality(v_parts) is distinct from 2 then
+    raise exception 'not the name of a function: "%"', left(coalesce(p_function, 'null'), 200)
+      using
+        errcode = 'TG005',
+        detail = 'A schema and a name are needed: nothing is looked up in a search_path.',
+        hint = 'For instance shop.charge, without arguments.';
+  end if;
+
+  select p.oid into v_found
+  from pg_proc as p
+  join pg_namespace as n on n.oid = p.pronamespace
+  where (n.nspname, p.proname) = (v_parts[1], v_parts[2])
+    and oidvectortypes(p.proargtypes) = any (p_arguments)
+    and p.prorettype = 'jsonb'::regtype
+    and p.prokind = 'f'
+    and not p.proretset
+  order by p.pronargs desc;
+  if not found then
+    raise exception 'function %(%) does not exist', left(p_function, 200), p_arguments[1]
+      using
+        errcode = '42883',
+        detail = coalesce(
+          (
+            select format(
+              'There is: %s.', string_agg(
+                p.oid::regprocedure || ' returning ' || pg_get_function_result(p.oid), '; '
+              )
+            )
+            from pg_proc as p
+            join pg_namespace as n on n.oid = p.pronamespace
+            where (n.nspname, p.proname) = (v_parts[1], v_parts[2])
+              and p.prokind = 'f'
+          ),
+          'There is none of that name.'
+        ),
+        hint = format('It takes %s and returns jsonb.', array_to_string(p_arguments, ' or '));
+  end if;
+
+  return format('%I.%I', v_parts[1], v_parts[2]);
+end;
+$$;
+
+-- Set the handler of a task; null: take it away.  Gives whether there was one.
+create or replace function teguh._hire_template(p_task_name text, p_handler text)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_known boolean;
+begin
+  delete from teguh.handlers as h
+  where h.queue_name = substr('_template', 2)
+    and h.task_name = p_task_name;
+  v_known := found;
+  if p_handler is not null then
+    insert into teguh.handlers as h (queue_name, task_name, handler, registered_at)
+    values (substr('_template', 2), p_task_name, p_handler, teguh.current_time());
+  end if;
+  return v_known;
+end;
+$$;
+
+-- Register a handler.
+create or replace function teguh.register_handler(
+  p_queue_name text,
+  p_task_name  text,
+  p_function   text
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_name('task name', p_task_name);
+  execute teguh._call('hire', p_queue_name, 2)
+  using p_task_name, teguh._find_function(p_function, array['teguh.job']);
+end;
+$$;
+
+comment on function teguh.register_handler(text, text, text) is
+  'Lets work() run a function for a queue''s tasks of a name, * for all those that have no handler '
+  'of their own. It is given by schema and name, takes one argument of the type teguh.job and '
+  'returns jsonb, the task''s result. What was registered before for that name is replaced. '
+  'Raises TG001 for an unknown queue, TG005 for a bad name, 42883 if there is no such function.';
+
+-- Take a handler away.
+create or replace function teguh.unregister_handler(p_queue_name text, p_task_name text)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_known boolean;
+begin
+  execute teguh._call('hire', p_queue_name, 2) into v_known using p_task_name, null::text;
+  return v_known;
+end;
+$$;
+
+comment on function teguh.unregister_handler(text, text) is
+  'Takes back what register_handler() did. Returns whether there was a handler. Raises TG001 for '
+  'an unknown queue.';
+
+-- The handlers of the queue.
+create or replace function teguh._staff_template()
+  returns table(queue_name text, task_name text, handler text, registered_at timestamptz)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+  select h.*
+  from teguh.handlers as h
+  where h.queue_name = substr('_template', 2)
+  order by h.task_name;
+end;
+$$;
+
+-- List handlers.
+create or replace function teguh.list_handlers(p_queue_name text default null)
+  returns table(queue_name text, task_name text, handler text, registered_at timestamptz)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text;
+begin
+  if p_queue_name is not null then
+    perform teguh._policy(p_queue_name);
+  end if;
+
+  for v_queue_name in
+    select q.queue_name
+    from teguh.list_queues() as q
+    where q.queue_name = p_queue_name
+      or (p_queue_name is null and teguh._may('staff', q.queue_name))
+  loop
+    return query execute teguh._call('staff', v_queue_name, 0);
+  end loop;
+end;
+$$;
+
+comment on function teguh.list_handlers(text) is
+  'The handlers of a queue (null: of each queue the caller may look at) by queue and task name: '
+  'handler is the function''s schema and name. Raises TG001 for an unknown queue.';
+
+-- The handlers of a queue by task name, for whoever is about to run them.
+--
+-- Refuses one whose owner could not act as the caller anyway: who may register handlers, or
+-- replace the function, must not gain the rights of whoever calls work(), which by pg_cron is
+-- teguh's owner.
+create or replace function teguh._handlers(p_queue_name text)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_handler record;
+  v_owner   regrole;
+  v_found   jsonb := '{}'::jsonb;
+begin
+  for v_handler in
+    select h.task_name, h.handler
+    from teguh.list_handlers(p_queue_name) as h
+  loop
+    v_found := v_found || jsonb_build_object(
+      v_handler.task_name, teguh._find_function(v_handler.handler, array['teguh.job'])
+    );
+    select p.proowner into v_owner
+    from pg_proc as p
+    where p.oid = (v_handler.handler || '(teguh.job)')::regprocedure;
+    if not pg_has_role(v_owner, current_user, 'member') then
+      raise exception 'function % is not for role "%" to run', v_handler.handler, current_user
+        using
+          errcode = '42501',
+          detail = format('It is %s''s, who is not a member of that role.', v_owner),
+          hint = format(
+            'Call work() as the owner of its handlers, or: grant %I to %s;', current_user, v_owner
+          );
+    end if;
+  end loop;
+
+  if v_found = '{}' then
+    raise exception 'queue "%" has no handlers', p_queue_name
+      using
+        errcode = 'TG004',
+        detail = 'Its tasks are for workers elsewhere, or for nobody.',
+        hint = format(
+          'Register functions: select teguh.register_handler(%L, task name, function);',
+          p_queue_name
+        );
+  end if;
+  return v_found;
+end;
+$$;
+
+-- What a step is called in this pass.  A name that comes again is numbered, as by the Python
+-- context.  The names so far are kept in a setting; where an exception block is undone, so are the
+-- names of the steps in it, and it finds the same steps when it is tried again.
+create or replace function teguh._number_step(p_name text)
+  returns text
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_names text[] := nullif(current_setting('teguh.steps', true), '');
+  v_count integer := cardinality(array_positions(v_names, p_name));
+begin
+  perform teguh._check_name('step name', p_name);
+  if p_name ~ '#[0-9]+$' then
+    raise exception 'a step cannot be named "%"', left(p_name, 200)
+      using
+        errcode = 'TG005',
+        detail = 'That is how steps are numbered whose name comes again.',
+        hint = 'Give it another name.';
+  elsif v_names is null then
+    raise exception 'step "%" is not in a handler', left(p_name, 200)
+      using
+        errcode = 'TG004',
+        detail = 'A handler''s steps are run by work(), and have no steps themselves.',
+        hint = 'Register the handler, spawn its task, and: call teguh.work(queue);';
+  end if;
+
+  perform set_config('teguh.steps', (v_names || p_name)::text, true);
+  return p_name || case when v_count > 0 then '#' || v_count + 1 else '' end;
+end;
+$$;
+
+-- End a pass: what is to be done now, work() has to do.
+create or replace function teguh._order(p_order jsonb)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  raise exception 'an order for teguh.work()'
+    using
+      errcode = 'P0004',
+      detail = p_order::text,
+      hint = 'Whoever catches this loses a step: let it pass.';
+end;
+$$;
+
+-- Run a step.
+create or replace function teguh.step(
+  p_job      teguh.job,
+  p_name     text,
+  p_function text,
+  p_argument jsonb default 'null'
+)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_step text := teguh._number_step(p_name);
+begin
+  if p_job.steps ? v_step then
+    return p_job.steps -> v_step -> 0;
+  end if;
+
+  return teguh._order(jsonb_build_object(
+    'do', 'step', 'step', v_step, 'function', p_function, 'argument', coalesce(p_argument, 'null')
+  ));
+end;
+$$;
+
+comment on function teguh.step(teguh.job, text, text, jsonb) is
+  'For handlers: what a function returns for an argument, or what it returned the first time. It '
+  'is given by schema and name, takes jsonb, or teguh.job and jsonb, and returns jsonb. What it '
+  'writes commits together with that it is done: exactly once. An error in it fails the run, and '
+  'is not for the handler to catch. A name used again in a handler is numbered (charge, charge#2): '
+  'the steps must come in the same order each time. Raises TG004 outside of a handler, TG005 for a '
+  'bad name.';
+
+-- Sleep until a moment, which the first pass that comes here says.
+create or replace function teguh._doze(p_job teguh.job, p_name text, p_until timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_step  text := teguh._number_step(p_name);
+  v_until timestamptz := coalesce((p_job.steps -> v_step ->> 0)::timestamptz, p_until);
+begin
+  if not p_job.steps ? v_step or v_until > teguh.current_time() then
+    perform teguh._order(jsonb_build_object('do', 'sleep', 'step', v_step, 'until', v_until));
+  end if;
+end;
+$$;
+
+-- Let a handler sleep.
+create or replace function teguh.sleep_for(
+  p_job     teguh.job,
+  p_name    text,
+  p_seconds double precision
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_seconds('sleep', p_seconds, true);
+  perform teguh._doze(p_job, p_name, teguh._after(teguh.current_time(), p_seconds));
+end;
+$$;
+
+comment on function teguh.sleep_for(teguh.job, text, double precision) is
+  'For handlers: lets the task sleep for some seconds, counted once. Meanwhile nobody holds it. '
+  'Raises TG004 outside of a handler, TG005 for a bad name or number of seconds.';
+
+-- Let a handler sleep until a moment.
+create or replace function teguh.sleep_until(p_job teguh.job, p_name text, p_wake_at timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_wake_at is null then
+    raise exception 'wake time must not be null'
+      using
+        errcode = '22004',
+        detail = 'A task that sleeps must have a time to wake at.',
+        hint = 'Pass a timestamp; one in the past does not let it sleep.';
+  end if;
+  perform teguh._doze(p_job, p_name, p_wake_at);
+end;
+$$;
+
+comment on function teguh.sleep_until(teguh.job, text, timestamptz) is
+  'For handlers: lets the task sleep until a moment; the one given first counts. Raises 22004 for '
+  'a null time, TG004 outside of a handler, TG005 for a bad name.';
+
+-- Wait for an event in a handler.
+create or replace function teguh.await(
+  p_job        teguh.job,
+  p_name       text,
+  p_event_name text,
+  p_timeout    double precision default null
+)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_step text := teguh._number_step(p_name);
+begin
+  if p_job.steps ? v_step then
+    return p_job.steps -> v_step -> 0;
+  end if;
+
+  perform teguh._check_event(p_event_name);
+  if p_timeout is not null then
+    perform teguh._check_seconds('timeout', p_timeout, true);
+  end if;
+  return teguh._order(jsonb_build_object(
+    'do', 'await', 'step', v_step, 'event', p_event_name, 'timeout', p_timeout
+  ));
+end;
+$$;
+
+comment on function teguh.await(teguh.job, text, text, double precision) is
+  'For handlers: the payload of an event of the task''s queue, JSON null if it has none; SQL null '
+  'if it has not come within p_timeout seconds (null: however long it takes). Meanwhile nobody '
+  'holds the task. Raises TG004 outside of a handler, TG005 for a bad name or timeout.';
+
+-- Spawn children in a handler and wait for them.
+create or replace function teguh.children(
+  p_job     teguh.job,
+  p_name    text,
+  p_tasks   jsonb,
+  p_mode    text default 'all',
+  p_timeout double precision default null,
+  p_options jsonb default '{}'
+)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_step text := teguh._number_step(p_name);
+begin
+  if p_job.steps ? v_step then
+    return p_job.steps -> v_step -> 0;
+  end if;
+
+  return teguh._order(jsonb_build_object(
+    'do', 'children', 'step', v_step, 'tasks', p_tasks, 'mode', p_mode, 'timeout', p_timeout,
+    'options', coalesce(p_options, '{}')
+  ));
+end;
+$$;
+
+comment on function teguh.children(
+  teguh.job, text, jsonb, text, double precision, jsonb
+) is
+  'For handlers: spawns tasks as spawn_children() does, and waits for them as await_children() '
+  'does, with the options of both. Returns what became of them, an array in the order in which they were '
+  'given; SQL null if that is not known within p_timeout seconds (null: however long it takes). '
+  'Raises TG004 outside of a handler, TG005 for a bad name; the run fails with what the two raise.';
+
+-- What the steps of a run have given, as teguh.job has it.
+create or replace function teguh._past_steps(p_queue_name text, p_task_id uuid, p_run_id uuid)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return (
+    select coalesce(
+      jsonb_object_agg(
+        s.checkpoint_name,
+        case s.status when 'timed_out' then '[]' else jsonb_build_array(s.state) end
+      ),
+      '{}'
+    )
+    from teguh.get_task_checkpoint_states(p_queue_name, p_task_id, p_run_id) as s
+  );
+end;
+$$;
+
+-- Claim runs: of any name or, if so wanted, of those that there are handlers for.
+create or replace function teguh._claim_jobs(
+  p_queue_name text,
+  p_handlers   jsonb,
+  p_shift      teguh._shift
+)
+  returns teguh.job[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_options jsonb := case
+    when p_shift.known_only
+      then jsonb_build_object('task_names', array(select jsonb_object_keys(p_handlers)))
+    else '{}'
+  end;
+begin
+  if p_shift.known_only and p_handlers ? '*' then
+    raise exception 'known_only does not go with a handler for *'
+      using
+        errcode = 'TG005',
+        detail = 'That handler knows every name.',
+        hint = 'Leave one of them out.';
+  end if;
+
+  return array(
+    select (
+      c.queue_name, c.task_id, c.run_id, c.task_name, c.params, c.headers, c.attempt, c.failures,
+      c.wake_event, c.event_payload,
+      case when c.checkpoints = '{}' then c.checkpoints
+        else teguh._past_steps(c.queue_name, c.task_id, c.run_id)
+      end
+    )::teguh.job
+    from teguh.claim_any(
+      array[p_queue_name], p_shift.worker_id, p_shift.lease,
+      least(p_shift.batch, p_shift.left_to_claim), v_options
+    ) as c
+  );
+end;
+$$;
+
+-- Lock the task of a run that was claimed until the transaction ends, so that nobody takes it for
+-- lost however long that is.  False if its time is over.
+create or replace function teguh._grip_template(p_run_id uuid)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task teguh.t_template := teguh._hold_template(p_run_id);
+begin
+  return coalesce(
+    teguh._after(v_task.started_at, v_task.timeout_seconds) > teguh.current_time(), true
+  );
+end;
+$$;
+
+-- Begin a pass, unless the run was lost, cancelled, or has no handler and is handed back.
+create or replace function teguh._begin_pass(
+  p_job     teguh.job,
+  p_handler text,
+  p_delay   double precision
+)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_held boolean;
+begin
+  execute teguh._call('grip', p_job.queue_name, 1) into v_held using p_job.run_id;
+  if p_handler is null then
+    perform teguh.release_run(p_job.queue_name, p_job.run_id, p_delay);
+    return false;
+  end if;
+  return v_held;
+exception
+  when sqlstate 'AB001' or sqlstate 'AB002' or sqlstate 'TG002' or sqlstate 'TG004' then
+    return false;
+end;
+$$;
+
+-- Read an error: it is an order, or else fails the run, with a reason as other workers give it.
+create or replace function teguh._read_error(
+  p_sqlstate text,
+  p_message  text,
+  p_detail   text,
+  p_hint     text,
+  p_context  text
+)
+  returns jsonb
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_sqlstate = 'P0004' and p_message = 'an order for teguh.work()' then
+    return p_detail;
+  end if;
+
+  return jsonb_build_object('do', 'fail', 'reason', jsonb_strip_nulls(jsonb_build_object(
+    'name', p_sqlstate,
+    'message', p_message,
+    'detail', nullif(p_detail, ''),
+    'hint', nullif(p_hint, ''),
+    'traceback', left(p_context, 10000)
+  )));
+end;
+$$;
+
+-- Do with a locked run what a pass has come to.  Gives what its steps have given by then, null if
+-- the run is not ours any more; it is not, either, if the handler or step itself has ended it.
+create or replace function teguh._carry_out(
+  p_job    teguh.job,
+  p_order  jsonb,
+  p_result jsonb,
+  p_lease  double precision
+)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_step  text := p_order ->> 'step';
+  v_given jsonb := jsonb_build_array(p_result);
+  v_waits boolean := false;
+begin
+  case p_order ->> 'do'
+    when 'complete' then
+      perform teguh.complete_run(p_job.queue_name, p_job.run_id, p_result);
+      return null;
+    when 'fail' then
+      perform teguh.fail_run(p_job.queue_name, p_job.run_id, p_order -> 'reason');
+      return null;
+    when 'step' then
+      perform teguh.set_task_checkpoint_state(
+        p_job.queue_name, p_job.task_id, v_step, p_result, p_job.run_id
+      );
+    when 'sleep' then
+      perform teguh.set_task_checkpoint_state(
+        p_job.queue_name, p_job.task_id, v_step, p_order -> 'until', p_job.run_id
+      );
+      perform teguh.schedule_run(
+        p_job.queue_name, p_job.run_id, (p_order ->> 'until')::timestamptz
+      );
+      return null;
+    when 'await' then
+      select a.should_suspend, case when a.timed_out then '[]' else jsonb_build_array(a.payload) end
+      into v_waits, v_given
+      from teguh.await_event(
+        p_job.queue_name, p_job.task_id, p_job.run_id, v_step, p_order ->> 'event',
+        (p_order ->> 'timeout')::double precision
+      ) as a;
+    when 'children' then
+      perform teguh.spawn_children(
+        p_job.queue_name, p_job.run_id, v_step, p_order -> 'tasks',
+        (p_order -> 'options') - array['on_failure', 'cancel_rest']
+      );
+      select a.should_suspend, case when a.timed_out then '[]' else jsonb_build_array(a.payload) end
+      into v_waits, v_given
+      from teguh.await_children(
+        p_job.queue_name, p_job.task_id, p_job.run_id, v_step, p_order ->> 'mode',
+        (p_order ->> 'timeout')::double precision, (p_order -> 'options') - 'on_parent_end'
+      ) as a;
+  end case;
+
+  if v_waits then
+    return null;
+  end if;
+  perform teguh.extend_claim(p_job.queue_name, p_job.run_id, p_lease);
+  return p_job.steps || jsonb_build_object(v_step, v_given);
+exception
+  when sqlstate 'AB001' or sqlstate 'AB002' or sqlstate 'TG004' then
+    return null;
+end;
+$$;
+
+-- Run a handler.  If it comes to its end, so does its run, in one piece; p_order is null then.
+-- Otherwise what it has written is taken back, and p_order is what it has come to.
+--
+-- User code finds its own search_path here: every name is qualified.
+create or replace procedure teguh._run_pass(
+  p_job     teguh.job,
+  p_handler text,
+  inout p_order jsonb
+)
+  language plpgsql
+as $$
+declare
+  v_result  pg_catalog.jsonb;
+  v_state   pg_catalog.text;
+  v_message pg_catalog.text;
+  v_detail  pg_catalog.text;
+  v_hint    pg_catalog.text;
+  v_context pg_catalog.text;
+begin
+  perform pg_catalog.set_config('teguh.steps', '{}', true);
+  execute pg_catalog.format('select %s($1)', p_handler) into v_result using p_job;
+  set constraints all immediate;
+  perform teguh._carry_out(p_job, '{"do": "complete"}', v_result, null);
+  p_order := null;
+exception
+  when others or assert_failure then
+    get stacked diagnostics
+      v_state = returned_sqlstate,
+      v_message = message_text,
+      v_detail = pg_exception_detail,
+      v_hint = pg_exception_hint,
+      v_context = pg_exception_context;
+    p_order := teguh._read_error(v_state, v_message, v_detail, v_hint, v_context);
+end;
+$$;
+
+-- The statement that calls a step's function with its argument, $1, and the job, $2.
+create or replace function teguh._step_call(p_order jsonb)
+  returns text
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_function text := teguh._find_function(
+    p_order ->> 'function', array['jsonb', 'teguh.job, jsonb']
+  );
+begin
+  return format(
+    case
+      when to_regprocedure(v_function || '(teguh.job, jsonb)') is null then 'select %s($1)'
+      else 'select %s($2, $1)'
+    end,
+    v_function
+  );
+end;
+$$;
+
+-- Carry out an order: run the step's function, or let the run wait.  Gives in p_job what is known
+-- then, and whether the run is still held.  An error takes all of it back and fails the run.
+create or replace procedure teguh._obey(
+  inout p_job  teguh.job,
+  inout p_held boolean,
+  p_order      jsonb,
+  p_lease      double precision
+)
+  language plpgsql
+as $$
+declare
+  v_result  pg_catalog.jsonb;
+  v_state   pg_catalog.text;
+  v_message pg_catalog.text;
+  v_detail  pg_catalog.text;
+  v_hint    pg_catalog.text;
+  v_context pg_catalog.text;
+begin
+  if pg_catalog.jsonb_exists(p_order, 'function') then
+    execute teguh._step_call(p_order)
+    into v_result
+    using pg_catalog.jsonb_extract_path(p_order, 'argument'), p_job;
+    set constraints all immediate;
+  end if;
+  p_job.steps := teguh._carry_out(p_job, p_order, v_result, p_lease);
+  p_held := p_job.steps is not null;
+exception
+  when others or assert_failure then
+    get stacked diagnostics
+      v_state = returned_sqlstate,
+      v_message = message_text,
+      v_detail = pg_exception_detail,
+      v_hint = pg_exception_hint,
+      v_context = pg_exception_context;
+    perform teguh._carry_out(
+      p_job, teguh._read_error(v_state, v_message, v_detail, v_hint, v_context), null, null
+    );
+    p_held := false;
+end;
+$$;
+
+-- Read the options of work().
+create or replace function teguh._begin_shift(p_options jsonb)
+  returns teguh._shift
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_options jsonb := coalesce(p_options, '{}');
+  v_shift   teguh._shift;
+begin
+  perform teguh._check_keys('work options', v_options, array[
+    'batch', 'claim_timeout', 'known_only', 'limit', 'max_seconds', 'poll_seconds',
+    'unknown_delay', 'worker_id'
+  ]);
+  v_shift.worker_id := coalesce(
+    teguh._name_option(v_options, 'worker_id'), format('work:%s', pg_backend_pid())
+  );
+  v_shift.batch := coalesce(teguh._integer_option(v_options, 'batch', 1), 1);
+  v_shift.lease := coalesce(teguh._number_option(v_options, 'claim_timeout', 0.001, 1e9), 30);
+  v_shift.known_only := teguh._flag_option(v_options, 'known_only');
+  v_shift.unknown_delay := coalesce(
+    teguh._number_option(v_options, 'unknown_delay', 0.01, 1e9), 10
+  );
+  v_shift.poll_seconds := coalesce(
+    teguh._number_option(v_options, 'poll_seconds', 0.01, 3600), 1
+  );
+  v_shift.until := teguh._after(
+    clock_timestamp(), teguh._number_option(v_options, 'max_seconds', 0, 1e9)
+  );
+  v_shift.left_to_claim := coalesce(
+    teguh._integer_option(v_options, 'limit', 1), 2147483647
+  );
+  return v_shift;
+end;
+$$;
+
+-- Tick, at most every ten seconds, before claiming.
+create or replace function teguh._begin_round(p_queue_name text, p_shift teguh._shift)
+  returns teguh._shift
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_shift teguh._shift := p_shift;
+begin
+  if v_shift.ticks_at > clock_timestamp() then
+    return v_shift;
+  end if;
+
+  perform teguh.ticker(p_queue_name);
+  v_shift.ticks_at := clock_timestamp() + interval '10 seconds';
+  return v_shift;
+end;
+$$;
+
+-- See how long to pause after so many runs: until the next one is due.
+create or replace function teguh._end_round(
+  p_queue_name text,
+  p_shift      teguh._shift,
+  p_claimed    integer
+)
+  returns teguh._shift
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now   timestamptz := clock_timestamp();
+  v_shift teguh._shift := p_shift;
+  v_next  double precision;
+begin
+  v_shift.left_to_claim := p_shift.left_to_claim - p_claimed;
+  if v_shift.left_to_claim <= 0
+    or v_shift.until <= v_now
+    or (v_shift.until is null and p_claimed = 0)
+  then
+    v_shift.pause := null;
+  elsif p_claimed > 0 then
+    v_shift.pause := 0;
+  else
+    v_next := date_part('epoch', teguh.next_due(p_queue_name) - teguh.current_time());
+    v_shift.pause := least(
+      date_part('epoch', v_shift.until - v_now), v_shift.poll_seconds,
+      case when v_next < 0.01 then 0.01 else v_next end
+    );
+  end if;
+  return v_shift;
+end;
+$$;
+
+-- The handler of a task; null if there is none.
+create or replace function teguh._handler_of(p_handlers jsonb, p_task_name text)
+  returns text
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(p_handlers ->> p_task_name, p_handlers ->> '*');
+$$;
+
+-- Take a run a step further, in a transaction of its own.
+--
+-- The task is locked from the beginning of the pass until what came of a step is committed.  To
+-- wait it is let go of before: an event's row is locked before the task's.
+create or replace procedure teguh._advance(
+  inout p_job  teguh.job,
+  inout p_held boolean,
+  p_handler    text,
+  p_lease      double precision
+)
+  language plpgsql
+as $$
+declare
+  v_order pg_catalog.jsonb;
+begin
+  call teguh._run_pass(p_job, p_handler, v_order);
+  if v_order is null then
+    p_held := false;
+    return;
+  end if;
+
+  if not pg_catalog.jsonb_exists(v_order, 'function') then
+    rollback;
+  end if;
+  call teguh._obey(p_job, p_held, v_order, p_lease);
+end;
+$$;
+
+-- Work as a worker.
+--
+-- A procedure that commits cannot pin its search_path: every name is qualified.
+create or replace procedure teguh.work(p_queue_name text, p_options jsonb default '{}')
+  language plpgsql
+as $$
+declare
+  v_shift    teguh._shift := teguh._begin_shift(p_options);
+  v_handlers pg_catalog.jsonb;
+  v_handler  pg_catalog.text;
+  v_jobs     teguh.job[];
+  v_job      teguh.job;
+  v_held     boolean;
+begin
+  loop
+    v_handlers := teguh._handlers(p_queue_name);
+    v_shift := teguh._begin_round(p_queue_name, v_shift);
+    commit;
+    v_jobs := teguh._claim_jobs(p_queue_name, v_handlers, v_shift);
+    commit;
+
+    foreach v_job in array v_jobs loop
+      v_handler := teguh._handler_of(v_handlers, v_job.task_name);
+      loop
+        v_held := teguh._begin_pass(v_job, v_handler, v_shift.unknown_delay);
+        if v_held then
+          call teguh._advance(v_job, v_held, v_handler, v_shift.lease);
+        end if;
+        commit;
+        exit when not v_held;
+      end loop;
+    end loop;
+
+    v_shift := teguh._end_round(p_queue_name, v_shift, pg_catalog.cardinality(v_jobs));
+    commit;
+    exit when v_shift.pause is null;
+    perform pg_catalog.pg_sleep(v_shift.pause);
+  end loop;
+end;
+$$;
+
+comment on procedure teguh.work(text, jsonb) is
+  'Works as a worker of a queue: claims runs, runs their handlers (register_handler()) with the '
+  'rights and the search_path of the caller, commits after each step, and returns when nothing is '
+  'due. Options: max_seconds (go on for so long, waiting for what becomes due), poll_seconds (the '
+  'longest wait between two looks, default 1), limit (of runs), batch (how many to claim at a '
+  'time, default 1), claim_timeout (seconds after which the run of a session that died is taken '
+  'from it, default 30; a step may take longer), known_only (claim only tasks that there are '
+  'handlers for: see claim_any()), unknown_delay (seconds for which others are handed back, '
+  'default 10), worker_id. Not for a transaction block. Raises TG001 for an unknown queue, TG004 '
+  'if it has no handlers, TG005 for a bad option, 42883 if a handler''s function is gone, 42501 if '
+  'its owner is no member of the caller''s role, 25001 unless transactions are READ COMMITTED.';
 
 -- sql/src/90_finish.sql
 -- The second segment's functions are those of the first with 0 and 1 exchanged.
