@@ -35,498 +35,498 @@
 --  913    _filter (type)
 --  927    job (type)
 --  943    _shift (type)
---  994  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  996    _check_keys
--- 1029    _number_option
--- 1064    _integer_option
--- 1080    _whole_option
--- 1107    _text_option
--- 1133    _flag_option
--- 1155    _present
--- 1166    _name_option
--- 1183    _uuid_option
--- 1210    _tags_option
--- 1239    _check_name
--- 1266    _check_seconds
--- 1294    _check_isolation
--- 1313    _buckets_option
--- 1351    _check_policy
--- 1400    _check_spawn
--- 1447    _read_spawn_options
--- 1524    _time_option
--- 1545    _moment_option
--- 1577    _read_time_options
--- 1616    _unique_option
--- 1670    _inherit
--- 1700    _check_cancellation
--- 1717  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1720    _check_retry_strategy
--- 1758    _backoff
--- 1811    _fraction
--- 1822  20_tables.sql: Queues and the policy of each
--- 1824    queues (table)
--- 1857    grants (table)
--- 1871    limits (table)
--- 1892    pauses (table)
--- 1904    starts (table)
--- 1919    wanted (table)
--- 1931    schedules (table)
--- 1975    handlers (table)
--- 1991    handlers (table)
--- 2007    versions (table)
--- 2022    t_template (table)
--- 2136    g_template (table)
--- 2148    d_template (table)
--- 2162    p0_template (table)
--- 2175    p1_template (table)
--- 2219    l_template (table)
--- 2246    h_template (table)
--- 2266    k0_template (table)
--- 2279    k1_template (table)
--- 2308    n0_template (table)
--- 2319    n1_template (table)
--- 2335    n_template (table)
--- 2359    seq_template (sequence)
--- 2360    ring_template (sequence)
--- 2361    parked_template (sequence)
--- 2362    woken_template (sequence)
--- 2363    plan_template (sequence)
--- 2364    fired_template (sequence)
--- 2365    clock_template (sequence)
--- 2366    carry_template (sequence)
--- 2367    round_template (sequence)
--- 2368    agenda_template (sequence)
--- 2393    r_template (table)
--- 2410    a_template (table)
--- 2436    c_template (table)
--- 2452    e_template (table)
--- 2469    u_template (table)
--- 2482    j_template (table)
--- 2505    f_template (table)
--- 2518    w_template (table)
--- 2533  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2536    validate_queue_name
--- 2578    _policy
--- 2622    _call
--- 2636    _template_ddl (view)
--- 2721    _stamp
--- 2733    _stamp_queues
--- 2761    _stamp_relation
--- 2801    _stamp_function
--- 2834    _function
--- 2846    _signature
--- 2857    _leave_extension
--- 2883    _lock_number
--- 2893    _share_queue
--- 2906    _may
--- 2922    _each_queue
--- 2944    _init_template
--- 2975    _hush_template
--- 2996    _beyond
--- 3005    create_queue
--- 3070    _refuse_busy
--- 3087    _reach_queue
--- 3103    drop_queue
--- 3133    _drop_all
--- 3193    list_queues
--- 3217  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 3226    _push_template
--- 3267    _fill
--- 3287    _add0_template
--- 3354    _back0_template
--- 3372  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3377    _claim0_template
--- 3449    _pick0_template
--- 3532    _limits_template
--- 3573    _move0_template
--- 3635    _open_xids
--- 3655    _next0_template
--- 3684    _many0_template
--- 3713    _stuck0_template
--- 3751    _trim0_template
--- 3792    _bring_template
--- 3824    _take_template
--- 3905    _known_template
--- 3925    _paused_until
--- 3938    claim_task
--- 3999    _next_template
--- 4041    _soon0_template
--- 4099    next_due
--- 4124  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 4137    _due0_template
--- 4215    _last0_template
--- 4240    _any0_template
--- 4267    _miss0_template
--- 4303    _pass0_template
--- 4349    _fire_template
--- 4410    _expire_template
--- 4481    _timeout_reason
--- 4500    _over_template
--- 4522    _close_template
--- 4552    _follow_template
--- 4582  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4584    _segment_bytes
--- 4605    _turn_template
--- 4637    _turn0_template
--- 4675    _spent0_template
--- 4689    _dry0_template
--- 4716    _left0_template
--- 4747    _carry0_template
--- 4791  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4797    _remake_template
--- 4854    _alive_template
--- 4908    _home
--- 4921    _settle_template
--- 4943    rebuild_dispatch
--- 4980    _recap_template
--- 5011  35_tally.sql: The letter by which tallies know where a task stands
--- 5013    _letter
--- 5032    _letters
--- 5044    _bound
--- 5064    _tally_template
--- 5089    _reckon_template
--- 5116    _finish_template
--- 5144    _moved_template
--- 5175    _sum0_template
--- 5211    _noted0_template
--- 5246    _bank0_template
--- 5266    _census_template
--- 5288    _count_template
--- 5310  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5320    _gate_number
--- 5331    _enter_gate
--- 5353    _limit_of
--- 5371    _rule_template
--- 5397    _reign_template
--- 5411    _enrol_template
--- 5438    _going_template
--- 5454    _busy_template
--- 5470    _everywhere_busy
--- 5496    _closed_until
--- 5516    _is_fresh
--- 5531    _is_limited
--- 5542    _started
--- 5559    _left_over
--- 5580    _slots_template
--- 5630    _vacate_template
--- 5693    _unbar_template
--- 5722    _intake_template
--- 5743    _sift0_template
--- 5830    _line_template
--- 5890    _keys_template
--- 5944    _admit_template
--- 6007    _spare_template
--- 6029    _choose_template
--- 6075    _named_template
--- 6102    _weed_template
--- 6138    _cull_template
--- 6169    _seize_template
--- 6244    _quit_template
--- 6272    _occupy_template
--- 6312    _chance_template
--- 6342    _align_template
--- 6387  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 6390    _want_template
--- 6424    _names_option
--- 6459    _order_queues
--- 6495    _remember_names
--- 6515    claim_any
--- 6592    _check_order
--- 6609  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6614    _put_template
--- 6682    _enlist_template
--- 6725    _new_template
--- 6782    _tag_template
--- 6800    _room_template
--- 6827    _shed_template
--- 6869    _first0_template
--- 6910    _once_template
--- 6958    _blocks
--- 6985    _meet_template
--- 7019    _swap_template
--- 7080    _series_template
--- 7117    _found_template
--- 7174    _abide
--- 7196    _check_spawner
--- 7216    spawn_task
--- 7281    spawn_tasks
--- 7328    _read_task
--- 7346  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7351    _hold_template
--- 7402    _own_template
--- 7422    _done_template
--- 7470    complete_run
--- 7493    _flush_template
--- 7575    _why_template
--- 7591    _read_runs
--- 7637    _explain_bad_run
--- 7662    complete_runs
--- 7687    _end_template
--- 7736    _lost_template
--- 7756    _file_template
--- 7782    _again_template
--- 7822    _queue_template
--- 7843    _fail_template
--- 7861    fail_run
--- 7885    _nap_template
--- 7914    schedule_run
--- 7944    _free_template
--- 7992    release_run
--- 8017    _keep_template
--- 8043    extend_claim
--- 8066  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 8071    _mark_template
--- 8093    _note_template
--- 8123    set_task_checkpoint_state
--- 8158    _recall_template
--- 8180    get_task_checkpoint_state
--- 8204    _list_template
--- 8233    get_task_checkpoint_states
--- 8259  43_events.sql: Wait for an event, or learn how the wait ended
--- 8266    _wait_template
--- 8338    _park_template
--- 8380    _check_event
--- 8399    await_event
--- 8436    _emit_template
--- 8499    emit_event
--- 8524  44_control.sql: Read a task, or raise TG003
--- 8526    _fetch_template
--- 8553    _stop_template
--- 8585    _act_template
--- 8607    _halt_template
--- 8623    cancel_task
--- 8645    _rerun_template
--- 8720    _forget_template
--- 8756    _redo_template
--- 8792    _renew_template
--- 8828    retry_task
--- 8878    _show_template
--- 8926    get_task_result
--- 8961  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8968    _purge_template
--- 8998    _erase_template
--- 9047    _first_uuid
--- 9066    _sweep_template
--- 9106    _clean
--- 9140    cleanup_tasks
--- 9161    cleanup_events
--- 9182    cleanup_all_queues
--- 9212  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 9214    _cap_template
--- 9243    _write_limit
--- 9266    _read_limit
--- 9315    _check_limit_keys
--- 9337    set_limit
--- 9392    _usage_template
--- 9470    _overall_usage
--- 9514    limit_usage
--- 9547  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 9549    _pause_template
--- 9570    _halve_template
--- 9600    _check_only
--- 9623    pause_queue
--- 9659    resume_queue
--- 9685    get_queue_policy
--- 9708    set_queue_policy
--- 9726    list_namespaces
--- 9743  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9746    _read_filter
--- 9780    _states_option
--- 9811    _read_cursor
--- 9830    _check_limit
--- 9854    _find_template
--- 9906    _seek_template
--- 9955    _page_template
--- 10024    _ended_template
--- 10061    _fit_template
--- 10098    _live_template
--- 10135    _hints_template
--- 10158    _hints0_template
--- 10200    _rows_template
--- 10249    list_tasks
--- 10295    _peek_template
--- 10351    get_task
--- 10405    _runs_template
--- 10458    list_runs
--- 10489    _past_template
--- 10565    _since_template
--- 10583    get_task_history
--- 10603    _held_template
--- 10635    list_workers
--- 10674    _read_place
--- 10693    _acts_template
--- 10719    list_actions
--- 10751  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10753    _abort_template
--- 10790    cancel_tasks
--- 10827    _check_meant
--- 10847    _limit_option
--- 10860    _retake_template
--- 10898    requeue_task
--- 10923    _regain_template
--- 10958    requeue_tasks
--- 10997    list_dead_letters
--- 11040    _replay_template
--- 11081    replay_dead_letters
--- 11121    _bury_template
--- 11163    purge_dead_letters
--- 11193  49_stats.sql: When the first task that is ready became so; null if none is
--- 11195    _oldest_template
--- 11239    _elder0_template
--- 11275    _tenure_template
--- 11300    _is_wanted
--- 11317    _stat_template
--- 11363    queue_stats
--- 11418    _from
--- 11431    _counters (view)
--- 11455    _gauge_template
--- 11501    _spans_template
--- 11554    metrics
--- 11590    _xmin_age
--- 11609    prometheus
--- 11668    _label_text
--- 11691    health
--- 11745  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 11750    _tick_template
--- 11775    _ticked (sequence)
--- 11781    _set_ticked
--- 11794    ticker
--- 11841    ticker_loop (procedure)
--- 11867  51_cron.sql: Whether pg_cron is installed in this database
--- 11869    _has_cron
--- 11879    _cron_has_seconds
--- 11898    _cron_jobs
--- 11933    _work_option
--- 11966    _explain_no_cron
--- 11999    start
--- 12036    _unschedule
--- 12052    _is_ours
--- 12062    _stop_work
--- 12081    stop
--- 12101    _maintain
--- 12123    status
--- 12162  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 12166    _rights (view)
--- 12278    _allowed
--- 12318    _grant
--- 12337    _grant_again
--- 12353    _grant_queue
--- 12368    _check_grant
--- 12401    grant_access
--- 12437    revoke_access
--- 12484  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 12486    _refuse_schedule
--- 12503    _cron_value
--- 12517    _cron_field
--- 12578    _read_every
--- 12600    _read_schedule
--- 12675    _cron_time
--- 12713    _cron_reading
--- 12752    _clock
--- 12761    _clock_reads
--- 12797    _clock_set
--- 12825    _cron_passing
--- 12863    _cron_next
--- 12903    _check_timezone
--- 12932    next_fire_time
--- 12968  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 12981    _planning_number
--- 12991    _replan_template
--- 13005    _agenda_template
--- 13022    _future_template
--- 13050    _strike_template
--- 13106    _chime_template
--- 13162    _undone_template
--- 13181    _planned_after
--- 13200    _due_times
--- 13250    _spawn_scheduled
--- 13295    _check_task_options
--- 13325    _word_option
--- 13347    _draw_schedule
--- 13386    _schedule_options
--- 13401    _miss_schedule
--- 13417    _scheduled_in
--- 13438    _grasp_template
--- 13465    _enroll_template
--- 13496    _redraw_template
--- 13546    create_schedule
--- 13590    _reform_template
--- 13616    update_schedule
--- 13639    _steer_template
--- 13682    pause_schedule
--- 13703    resume_schedule
--- 13723    drop_schedule
--- 13743    _launch_template
--- 13775    trigger_schedule
--- 13797    _diary_template
--- 13833    get_schedule
--- 13868    list_schedules
--- 13910  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 13915    _links_option
--- 13958    _read_link
--- 14000    _trail_template
--- 14046    _linked_template
--- 14078    _ensue_template
--- 14121    _undoings
--- 14148    _undo_template
--- 14182    _repent_template
--- 14218    add_compensation
--- 14258    _repeat_template
--- 14288    _blank_template
--- 14325    repeat_run
--- 14351  63_children.sql: Children: tasks that a step spawns and may wait for
--- 14360    _brood_template
--- 14390    _bind_template
--- 14420    _read_child
--- 14462    _child_queues
--- 14488    _birth
--- 14512    spawn_children
--- 14591    _cancel_option
--- 14614    _answer
--- 14632    _report_template
--- 14667    _tell_template
--- 14682    _judge_template
--- 14719    _gather_template
--- 14777    _rally_template
--- 14854    _crop_template
--- 14900    _yield_template
--- 14921    _dismiss
--- 14942    _ditch_template
--- 14986    _perish_template
--- 15002    _orphan_template
--- 15017    await_children
--- 15074  70_work.sql: Handlers that are SQL functions, and the worker that runs them: the database itself
--- 15088    _find_function
--- 15147    _hire_template
--- 15169    register_handler
--- 15193    unregister_handler
--- 15212    _staff_template
--- 15228    list_handlers
--- 15261    _handlers
--- 15310    _number_step
--- 15341    _order
--- 15357    step
--- 15390    _doze
--- 15407    sleep_for
--- 15428    sleep_until
--- 15451    await
--- 15485    children
--- 15521    _past_steps
--- 15542    _claim_jobs
--- 15585    _grip_template
--- 15601    _begin_pass
--- 15627    _read_error
--- 15656    _carry_out
--- 15726    _run_pass (procedure)
--- 15759    _step_call
--- 15782    _obey (procedure)
--- 15822    _begin_shift
--- 15859    _begin_round
--- 15879    _end_round
--- 15914    _handler_of
--- 15927    _advance (procedure)
--- 15954    work (procedure)
--- 16004  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  990  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  992    _check_keys
+-- 1025    _number_option
+-- 1060    _integer_option
+-- 1076    _whole_option
+-- 1103    _text_option
+-- 1129    _flag_option
+-- 1151    _present
+-- 1162    _name_option
+-- 1179    _uuid_option
+-- 1206    _tags_option
+-- 1235    _check_name
+-- 1262    _check_seconds
+-- 1290    _check_isolation
+-- 1309    _buckets_option
+-- 1347    _check_policy
+-- 1396    _check_spawn
+-- 1443    _read_spawn_options
+-- 1520    _time_option
+-- 1541    _moment_option
+-- 1573    _read_time_options
+-- 1612    _unique_option
+-- 1666    _inherit
+-- 1696    _check_cancellation
+-- 1713  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1716    _check_retry_strategy
+-- 1754    _backoff
+-- 1807    _fraction
+-- 1818  20_tables.sql: Queues and the policy of each
+-- 1820    queues (table)
+-- 1853    grants (table)
+-- 1867    limits (table)
+-- 1888    pauses (table)
+-- 1900    starts (table)
+-- 1915    wanted (table)
+-- 1927    schedules (table)
+-- 1971    handlers (table)
+-- 1987    versions (table)
+-- 2002    t_template (table)
+-- 2116    g_template (table)
+-- 2128    d_template (table)
+-- 2142    p0_template (table)
+-- 2155    p1_template (table)
+-- 2199    l_template (table)
+-- 2226    h_template (table)
+-- 2246    k0_template (table)
+-- 2259    k1_template (table)
+-- 2288    n0_template (table)
+-- 2299    n1_template (table)
+-- 2315    n_template (table)
+-- 2339    seq_template (sequence)
+-- 2340    ring_template (sequence)
+-- 2341    parked_template (sequence)
+-- 2342    woken_template (sequence)
+-- 2343    plan_template (sequence)
+-- 2344    fired_template (sequence)
+-- 2345    clock_template (sequence)
+-- 2346    carry_template (sequence)
+-- 2347    round_template (sequence)
+-- 2348    agenda_template (sequence)
+-- 2373    r_template (table)
+-- 2390    a_template (table)
+-- 2416    c_template (table)
+-- 2432    e_template (table)
+-- 2449    u_template (table)
+-- 2462    j_template (table)
+-- 2485    f_template (table)
+-- 2498    w_template (table)
+-- 2513  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2516    validate_queue_name
+-- 2558    _policy
+-- 2602    _call
+-- 2616    _template_ddl (view)
+-- 2701    _stamp
+-- 2713    _stamp_queues
+-- 2741    _stamp_relation
+-- 2781    _stamp_function
+-- 2814    _function
+-- 2826    _signature
+-- 2837    _leave_extension
+-- 2863    _lock_number
+-- 2873    _share_queue
+-- 2886    _may
+-- 2902    _each_queue
+-- 2924    _init_template
+-- 2955    _hush_template
+-- 2976    _beyond
+-- 2985    create_queue
+-- 3050    _refuse_busy
+-- 3067    _reach_queue
+-- 3083    drop_queue
+-- 3113    _drop_all
+-- 3170    list_queues
+-- 3194  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 3203    _push_template
+-- 3244    _fill
+-- 3264    _add0_template
+-- 3331    _back0_template
+-- 3349  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3354    _claim0_template
+-- 3426    _pick0_template
+-- 3509    _limits_template
+-- 3550    _move0_template
+-- 3612    _open_xids
+-- 3632    _next0_template
+-- 3661    _many0_template
+-- 3690    _stuck0_template
+-- 3728    _trim0_template
+-- 3769    _bring_template
+-- 3801    _take_template
+-- 3882    _known_template
+-- 3902    _paused_until
+-- 3915    claim_task
+-- 3976    _next_template
+-- 4018    _soon0_template
+-- 4076    next_due
+-- 4101  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 4114    _due0_template
+-- 4192    _last0_template
+-- 4217    _any0_template
+-- 4244    _miss0_template
+-- 4280    _pass0_template
+-- 4326    _fire_template
+-- 4387    _expire_template
+-- 4458    _timeout_reason
+-- 4477    _over_template
+-- 4499    _close_template
+-- 4529    _follow_template
+-- 4559  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4561    _segment_bytes
+-- 4582    _turn_template
+-- 4614    _turn0_template
+-- 4652    _spent0_template
+-- 4666    _dry0_template
+-- 4693    _left0_template
+-- 4724    _carry0_template
+-- 4768  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4774    _remake_template
+-- 4831    _alive_template
+-- 4885    _home
+-- 4898    _settle_template
+-- 4920    rebuild_dispatch
+-- 4957    _recap_template
+-- 4988  35_tally.sql: The letter by which tallies know where a task stands
+-- 4990    _letter
+-- 5009    _letters
+-- 5021    _bound
+-- 5041    _tally_template
+-- 5066    _reckon_template
+-- 5093    _finish_template
+-- 5121    _moved_template
+-- 5152    _sum0_template
+-- 5188    _noted0_template
+-- 5223    _bank0_template
+-- 5243    _census_template
+-- 5265    _count_template
+-- 5287  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5297    _gate_number
+-- 5308    _enter_gate
+-- 5330    _limit_of
+-- 5348    _rule_template
+-- 5374    _reign_template
+-- 5388    _enrol_template
+-- 5415    _going_template
+-- 5431    _busy_template
+-- 5447    _everywhere_busy
+-- 5473    _closed_until
+-- 5493    _is_fresh
+-- 5508    _is_limited
+-- 5519    _started
+-- 5536    _left_over
+-- 5557    _slots_template
+-- 5607    _vacate_template
+-- 5670    _unbar_template
+-- 5699    _intake_template
+-- 5720    _sift0_template
+-- 5807    _line_template
+-- 5867    _keys_template
+-- 5921    _admit_template
+-- 5984    _spare_template
+-- 6006    _choose_template
+-- 6052    _named_template
+-- 6079    _weed_template
+-- 6115    _cull_template
+-- 6146    _seize_template
+-- 6221    _quit_template
+-- 6249    _occupy_template
+-- 6289    _chance_template
+-- 6319    _align_template
+-- 6364  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6367    _want_template
+-- 6401    _names_option
+-- 6436    _order_queues
+-- 6472    _remember_names
+-- 6492    claim_any
+-- 6569    _check_order
+-- 6586  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6591    _put_template
+-- 6659    _enlist_template
+-- 6702    _new_template
+-- 6759    _tag_template
+-- 6777    _room_template
+-- 6804    _shed_template
+-- 6846    _first0_template
+-- 6887    _once_template
+-- 6935    _blocks
+-- 6962    _meet_template
+-- 6996    _swap_template
+-- 7057    _series_template
+-- 7094    _found_template
+-- 7151    _abide
+-- 7173    _check_spawner
+-- 7193    spawn_task
+-- 7258    spawn_tasks
+-- 7305    _read_task
+-- 7323  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7328    _hold_template
+-- 7379    _own_template
+-- 7399    _done_template
+-- 7447    complete_run
+-- 7470    _flush_template
+-- 7552    _why_template
+-- 7568    _read_runs
+-- 7614    _explain_bad_run
+-- 7639    complete_runs
+-- 7664    _end_template
+-- 7713    _lost_template
+-- 7733    _file_template
+-- 7759    _again_template
+-- 7799    _queue_template
+-- 7820    _fail_template
+-- 7838    fail_run
+-- 7862    _nap_template
+-- 7891    schedule_run
+-- 7921    _free_template
+-- 7969    release_run
+-- 7994    _keep_template
+-- 8020    extend_claim
+-- 8043  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 8048    _mark_template
+-- 8070    _note_template
+-- 8100    set_task_checkpoint_state
+-- 8135    _recall_template
+-- 8157    get_task_checkpoint_state
+-- 8181    _list_template
+-- 8210    get_task_checkpoint_states
+-- 8236  43_events.sql: Wait for an event, or learn how the wait ended
+-- 8243    _wait_template
+-- 8315    _park_template
+-- 8357    _check_event
+-- 8376    await_event
+-- 8413    _emit_template
+-- 8476    emit_event
+-- 8501  44_control.sql: Read a task, or raise TG003
+-- 8503    _fetch_template
+-- 8530    _stop_template
+-- 8562    _act_template
+-- 8584    _halt_template
+-- 8600    cancel_task
+-- 8622    _rerun_template
+-- 8697    _forget_template
+-- 8733    _redo_template
+-- 8769    _renew_template
+-- 8805    retry_task
+-- 8855    _show_template
+-- 8903    get_task_result
+-- 8938  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8945    _purge_template
+-- 8975    _erase_template
+-- 9024    _first_uuid
+-- 9043    _sweep_template
+-- 9083    _clean
+-- 9117    cleanup_tasks
+-- 9138    cleanup_events
+-- 9159    cleanup_all_queues
+-- 9189  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 9191    _cap_template
+-- 9220    _write_limit
+-- 9243    _read_limit
+-- 9292    _check_limit_keys
+-- 9314    set_limit
+-- 9369    _usage_template
+-- 9447    _overall_usage
+-- 9491    limit_usage
+-- 9524  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 9526    _pause_template
+-- 9547    _halve_template
+-- 9577    _check_only
+-- 9600    pause_queue
+-- 9636    resume_queue
+-- 9662    get_queue_policy
+-- 9685    set_queue_policy
+-- 9703    list_namespaces
+-- 9720  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9723    _read_filter
+-- 9757    _states_option
+-- 9788    _read_cursor
+-- 9807    _check_limit
+-- 9831    _find_template
+-- 9883    _seek_template
+-- 9932    _page_template
+-- 10001    _ended_template
+-- 10038    _fit_template
+-- 10075    _live_template
+-- 10112    _hints_template
+-- 10135    _hints0_template
+-- 10177    _rows_template
+-- 10226    list_tasks
+-- 10272    _peek_template
+-- 10328    get_task
+-- 10382    _runs_template
+-- 10435    list_runs
+-- 10466    _past_template
+-- 10542    _since_template
+-- 10560    get_task_history
+-- 10580    _held_template
+-- 10612    list_workers
+-- 10651    _read_place
+-- 10670    _acts_template
+-- 10696    list_actions
+-- 10728  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10730    _abort_template
+-- 10767    cancel_tasks
+-- 10804    _check_meant
+-- 10824    _limit_option
+-- 10837    _retake_template
+-- 10875    requeue_task
+-- 10900    _regain_template
+-- 10935    requeue_tasks
+-- 10974    list_dead_letters
+-- 11017    _replay_template
+-- 11058    replay_dead_letters
+-- 11098    _bury_template
+-- 11140    purge_dead_letters
+-- 11170  49_stats.sql: When the first task that is ready became so; null if none is
+-- 11172    _oldest_template
+-- 11216    _elder0_template
+-- 11252    _tenure_template
+-- 11277    _is_wanted
+-- 11294    _stat_template
+-- 11340    queue_stats
+-- 11395    _from
+-- 11408    _counters (view)
+-- 11432    _gauge_template
+-- 11478    _spans_template
+-- 11531    metrics
+-- 11567    _xmin_age
+-- 11586    prometheus
+-- 11645    _label_text
+-- 11668    health
+-- 11722  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11727    _tick_template
+-- 11752    _ticked (sequence)
+-- 11758    _set_ticked
+-- 11771    ticker
+-- 11818    ticker_loop (procedure)
+-- 11844  51_cron.sql: Whether pg_cron is installed in this database
+-- 11846    _has_cron
+-- 11856    _cron_has_seconds
+-- 11875    _cron_jobs
+-- 11910    _work_option
+-- 11943    _explain_no_cron
+-- 11976    start
+-- 12013    _unschedule
+-- 12029    _is_ours
+-- 12039    _drop_job
+-- 12058    stop
+-- 12078    _maintain
+-- 12100    status
+-- 12139  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 12143    _rights (view)
+-- 12245    _allowed
+-- 12285    _grant
+-- 12304    _grant_again
+-- 12320    _grant_queue
+-- 12335    _check_grant
+-- 12368    grant_access
+-- 12404    revoke_access
+-- 12451  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 12453    _refuse_schedule
+-- 12470    _cron_value
+-- 12484    _cron_field
+-- 12545    _read_every
+-- 12567    _read_schedule
+-- 12642    _cron_time
+-- 12680    _cron_reading
+-- 12719    _clock
+-- 12728    _clock_reads
+-- 12764    _clock_set
+-- 12792    _cron_passing
+-- 12830    _cron_next
+-- 12870    _check_timezone
+-- 12899    next_fire_time
+-- 12935  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 12948    _planning_number
+-- 12958    _replan_template
+-- 12972    _agenda_template
+-- 12989    _future_template
+-- 13017    _strike_template
+-- 13073    _chime_template
+-- 13129    _undone_template
+-- 13148    _planned_after
+-- 13167    _due_times
+-- 13217    _spawn_scheduled
+-- 13262    _check_task_options
+-- 13292    _word_option
+-- 13314    _draw_schedule
+-- 13353    _schedule_options
+-- 13368    _miss_schedule
+-- 13384    _scheduled_in
+-- 13405    _grasp_template
+-- 13432    _enroll_template
+-- 13463    _redraw_template
+-- 13513    create_schedule
+-- 13557    _reform_template
+-- 13583    update_schedule
+-- 13606    _steer_template
+-- 13649    pause_schedule
+-- 13670    resume_schedule
+-- 13690    drop_schedule
+-- 13710    _launch_template
+-- 13742    trigger_schedule
+-- 13764    _diary_template
+-- 13800    get_schedule
+-- 13835    list_schedules
+-- 13877  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 13882    _links_option
+-- 13925    _read_link
+-- 13967    _trail_template
+-- 14013    _linked_template
+-- 14045    _ensue_template
+-- 14088    _undoings
+-- 14115    _undo_template
+-- 14149    _repent_template
+-- 14185    add_compensation
+-- 14225    _repeat_template
+-- 14255    _blank_template
+-- 14292    repeat_run
+-- 14318  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 14327    _brood_template
+-- 14357    _bind_template
+-- 14387    _read_child
+-- 14429    _child_queues
+-- 14455    _birth
+-- 14479    spawn_children
+-- 14558    _cancel_option
+-- 14581    _answer
+-- 14599    _report_template
+-- 14634    _tell_template
+-- 14649    _judge_template
+-- 14686    _gather_template
+-- 14744    _rally_template
+-- 14821    _crop_template
+-- 14867    _yield_template
+-- 14888    _dismiss
+-- 14909    _ditch_template
+-- 14953    _perish_template
+-- 14969    _orphan_template
+-- 14984    await_children
+-- 15041  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
+-- 15052    _resolve_function
+-- 15108    _hire_template
+-- 15130    register_handler
+-- 15154    unregister_handler
+-- 15173    _staff_template
+-- 15194    list_handlers
+-- 15230    _number_step
+-- 15261    _order
+-- 15277    step
+-- 15310    _doze
+-- 15327    sleep_for
+-- 15348    sleep_until
+-- 15371    await
+-- 15405    children
+-- 15441  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
+-- 15453    _crew
+-- 15500    _steps_given
+-- 15521    _claim_jobs
+-- 15564    _grip_template
+-- 15580    _begin_pass
+-- 15606    _read_error
+-- 15635    _carry_out
+-- 15708    _run_pass (procedure)
+-- 15739    _step_call
+-- 15763    _obey (procedure)
+-- 15801    _begin_shift
+-- 15838    _begin_round
+-- 15858    _leave_round
+-- 15893    _handler_of
+-- 15907    _advance (procedure)
+-- 15932    work (procedure)
+-- 15979  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -986,10 +986,6 @@ comment on type teguh.job is
 comment on type teguh._shift is
   'A call of work(): its options; when it ticks next; how many runs it may still claim; how many '
   'seconds it is to pause, null when it is to end.';
-comment on type teguh.job is
-  'What the handler of a task is given: the task and its run, as claim_task() returns them. steps '
-  'is for step() and its like to read: what each step has given, in an array that is empty if '
-  'its wait timed out.';
 
 -- sql/src/13_options.sql
 -- Refuse keys that are not options.  An option misspelt must never be ignored.
@@ -1975,7 +1971,7 @@ comment on column teguh.schedules.open_task_ids is
 create table if not exists teguh.handlers (
   queue_name    text        not null,
   task_name     text        not null,
-  handler       text        not null,
+  function_name text        not null,
   registered_at timestamptz not null,
   constraint handlers_pkey primary key (queue_name, task_name)
 );
@@ -1984,24 +1980,8 @@ comment on table teguh.handlers is
   'Functions set by register_handler(), which work() runs.';
 comment on column teguh.handlers.task_name is
   'The tasks it is for; * for those that no other is for.';
-comment on column teguh.handlers.handler is
-  'The function''s schema and name, quoted where needed. It takes a teguh.job.';
-
--- The handlers of tasks that are SQL functions.
-create table if not exists teguh.handlers (
-  queue_name    text        not null,
-  task_name     text        not null,
-  handler       text        not null,
-  registered_at timestamptz not null,
-  constraint handlers_pkey primary key (queue_name, task_name)
-);
-
-comment on table teguh.handlers is
-  'Functions set by register_handler(), which work() runs.';
-comment on column teguh.handlers.task_name is
-  'The tasks it is for; * for those that no other is for.';
-comment on column teguh.handlers.handler is
-  'The function''s schema and name, quoted where needed. It takes a teguh.job.';
+comment on column teguh.handlers.function_name is
+  'Its schema and name, quoted where needed. It takes a teguh.job.';
 
 -- Which versions this schema has had.
 create table if not exists teguh.versions (
@@ -3160,10 +3140,7 @@ begin
   where s.queue_name = p_queue_name;
   delete from teguh.handlers as h
   where h.queue_name = p_queue_name;
-  perform teguh._stop_work(p_queue_name);
-  delete from teguh.handlers as h
-  where h.queue_name = p_queue_name;
-  perform teguh._stop_work(p_queue_name);
+  perform teguh._drop_job(p_queue_name);
 
   select string_agg('teguh.' || teguh._stamp(c.relname, p_queue_name), ', ' order by c.relname)
   into v_tables
@@ -11954,7 +11931,7 @@ begin
     v_names := array(select distinct q.name from jsonb_array_elements_text(v_given) as q(name));
   end if;
 
-  perform teguh._handlers(u.queue_name)
+  perform teguh._crew(u.queue_name)
   from unnest(v_names) as u(queue_name);
   return v_names;
 end;
@@ -12059,7 +12036,7 @@ as $$
 $$;
 
 -- Unschedule the work on a queue, which is being dropped.
-create or replace function teguh._stop_work(p_queue_name text)
+create or replace function teguh._drop_job(p_queue_name text)
   returns void
   language plpgsql
   volatile
@@ -12221,16 +12198,6 @@ from (
     ('add_compensation',           'repent',      'worker admin',                 false),
     ('repeat_run',                 'repeat',      'worker admin',                 false),
     ('work',                       'staff grip',  'worker admin',                 false),
-    ('step',                       '',            'client worker observer admin', false),
-    ('sleep_for',                  '',            'client worker observer admin', false),
-    ('sleep_until',                '',            'client worker observer admin', false),
-    ('await',                      '',            'client worker observer admin', false),
-    ('children',                   '',            'client worker observer admin', false),
-    ('list_handlers',              'staff',       'client worker observer admin', false),
-    ('register_handler',           'hire',        'admin',                        false),
-    ('unregister_handler',         'hire',        'admin',                        false),
-    ('work',                       'staff tick take want next grip keep list mark done fail nap',
-                                                  'worker admin',                 false),
     ('step',                       '',            'client worker observer admin', false),
     ('sleep_for',                  '',            'client worker observer admin', false),
     ('sleep_until',                '',            'client worker observer admin', false),
@@ -15071,21 +15038,18 @@ comment on function teguh.await_children(
   'mode or option, AB001 if the task is cancelled, AB002 if the run has ended, 25001 unless the '
   'transaction is READ COMMITTED.';
 
--- sql/src/70_work.sql
--- Handlers that are SQL functions, and the worker that runs them: the database itself.
+-- sql/src/70_handlers.sql
+-- Handlers that are SQL functions, and what they can call; 71_work runs them.
 --
 -- A handler is run from its first line, in a pass.  Steps that have a checkpoint give it.  The
--- first one that has none raises an order, which ends the pass and takes back what it has written;
--- work() catches the order, carries it out, commits, and begins another pass.  So every step is a
--- transaction of its own, though a function cannot commit.  The pass that comes to the handler's
--- end commits together with the completion.
+-- first one that has none raises an order, which ends the pass and takes back what it has written.
 --
 -- An order has the SQLSTATE P0004, which "when others" does not catch: a handler's own exception
 -- blocks let it through.
 
 -- Find a function by its name, which must be qualified, and one of these lists of arguments that
 -- it may have.  Gives its name as it is to be called.
-create or replace function teguh._find_function(p_function text, p_arguments text[])
+create or replace function teguh._resolve_function(p_function text, p_arguments text[])
   returns text
   language plpgsql
   stable
@@ -15093,7 +15057,6 @@ create or replace function teguh._find_function(p_function text, p_arguments tex
 as $$
 declare
   v_parts text[];
-  v_found regprocedure;
 begin
   begin
     v_parts := parse_ident(p_function);
@@ -15109,15 +15072,13 @@ begin
         hint = 'For instance shop.charge, without arguments.';
   end if;
 
-  select p.oid into v_found
-  from pg_proc as p
+  perform from pg_proc as p
   join pg_namespace as n on n.oid = p.pronamespace
   where (n.nspname, p.proname) = (v_parts[1], v_parts[2])
     and oidvectortypes(p.proargtypes) = any (p_arguments)
     and p.prorettype = 'jsonb'::regtype
     and p.prokind = 'f'
-    and not p.proretset
-  order by p.pronargs desc;
+    and not p.proretset;
   if not found then
     raise exception 'function %(%) does not exist', left(p_function, 200), p_arguments[1]
       using
@@ -15144,7 +15105,7 @@ end;
 $$;
 
 -- Set the handler of a task; null: take it away.  Gives whether there was one.
-create or replace function teguh._hire_template(p_task_name text, p_handler text)
+create or replace function teguh._hire_template(p_task_name text, p_function text)
   returns boolean
   language plpgsql
   volatile
@@ -15157,9 +15118,9 @@ begin
   where h.queue_name = substr('_template', 2)
     and h.task_name = p_task_name;
   v_known := found;
-  if p_handler is not null then
-    insert into teguh.handlers as h (queue_name, task_name, handler, registered_at)
-    values (substr('_template', 2), p_task_name, p_handler, teguh.current_time());
+  if p_function is not null then
+    insert into teguh.handlers as h (queue_name, task_name, function_name, registered_at)
+    values (substr('_template', 2), p_task_name, p_function, teguh.current_time());
   end if;
   return v_known;
 end;
@@ -15179,7 +15140,7 @@ as $$
 begin
   perform teguh._check_name('task name', p_task_name);
   execute teguh._call('hire', p_queue_name, 2)
-  using p_task_name, teguh._find_function(p_function, array['teguh.job']);
+  using p_task_name, teguh._resolve_function(p_function, array['teguh.job']);
 end;
 $$;
 
@@ -15210,7 +15171,12 @@ comment on function teguh.unregister_handler(text, text) is
 
 -- The handlers of the queue.
 create or replace function teguh._staff_template()
-  returns table(queue_name text, task_name text, handler text, registered_at timestamptz)
+  returns table(
+    queue_name    text,
+    task_name     text,
+    function_name text,
+    registered_at timestamptz
+  )
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
@@ -15226,7 +15192,12 @@ $$;
 
 -- List handlers.
 create or replace function teguh.list_handlers(p_queue_name text default null)
-  returns table(queue_name text, task_name text, handler text, registered_at timestamptz)
+  returns table(
+    queue_name    text,
+    task_name     text,
+    function_name text,
+    registered_at timestamptz
+  )
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
@@ -15251,58 +15222,7 @@ $$;
 
 comment on function teguh.list_handlers(text) is
   'The handlers of a queue (null: of each queue the caller may look at) by queue and task name: '
-  'handler is the function''s schema and name. Raises TG001 for an unknown queue.';
-
--- The handlers of a queue by task name, for whoever is about to run them.
---
--- Refuses one whose owner could not act as the caller anyway: who may register handlers, or
--- replace the function, must not gain the rights of whoever calls work(), which by pg_cron is
--- teguh's owner.
-create or replace function teguh._handlers(p_queue_name text)
-  returns jsonb
-  language plpgsql
-  volatile
-  set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_handler record;
-  v_owner   regrole;
-  v_found   jsonb := '{}'::jsonb;
-begin
-  for v_handler in
-    select h.task_name, h.handler
-    from teguh.list_handlers(p_queue_name) as h
-  loop
-    v_found := v_found || jsonb_build_object(
-      v_handler.task_name, teguh._find_function(v_handler.handler, array['teguh.job'])
-    );
-    select p.proowner into v_owner
-    from pg_proc as p
-    where p.oid = (v_handler.handler || '(teguh.job)')::regprocedure;
-    if not pg_has_role(v_owner, current_user, 'member') then
-      raise exception 'function % is not for role "%" to run', v_handler.handler, current_user
-        using
-          errcode = '42501',
-          detail = format('It is %s''s, who is not a member of that role.', v_owner),
-          hint = format(
-            'Call work() as the owner of its handlers, or: grant %I to %s;', current_user, v_owner
-          );
-    end if;
-  end loop;
-
-  if v_found = '{}' then
-    raise exception 'queue "%" has no handlers', p_queue_name
-      using
-        errcode = 'TG004',
-        detail = 'Its tasks are for workers elsewhere, or for nobody.',
-        hint = format(
-          'Register functions: select teguh.register_handler(%L, task name, function);',
-          p_queue_name
-        );
-  end if;
-  return v_found;
-end;
-$$;
+  'function_name is with its schema. Raises TG001 for an unknown queue.';
 
 -- What a step is called in this pass.  A name that comes again is numbered, as by the Python
 -- context.  The names so far are kept in a setting; where an exception block is undone, so are the
@@ -15513,12 +15433,71 @@ comment on function teguh.children(
   teguh.job, text, jsonb, text, double precision, jsonb
 ) is
   'For handlers: spawns tasks as spawn_children() does, and waits for them as await_children() '
-  'does, with the options of both. Returns what became of them, an array in the order in which they were '
-  'given; SQL null if that is not known within p_timeout seconds (null: however long it takes). '
-  'Raises TG004 outside of a handler, TG005 for a bad name; the run fails with what the two raise.';
+  'does, with the options of both. Returns what became of them, an array in the order in which '
+  'they were given; SQL null if that is not known within p_timeout seconds (null: however long it '
+  'takes). Raises TG004 outside of a handler, TG005 for a bad name; the run fails with what the '
+  'two raise.';
+
+-- sql/src/71_work.sql
+-- The worker that runs handlers which are SQL functions: the database itself.
+--
+-- work() catches the order that a pass has come to, carries it out, commits, and begins another
+-- pass.  So every step is a transaction of its own, though a function cannot commit.  The pass that
+-- comes to the handler's end commits together with the completion.
+
+-- The handlers of a queue by task name, for whoever is about to run them.
+--
+-- Refuses one whose owner could not act as the caller anyway: who may register handlers, or
+-- replace the function, must not gain the rights of whoever calls work(), which by pg_cron is
+-- teguh's owner.
+create or replace function teguh._crew(p_queue_name text)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_handler record;
+  v_owner   regrole;
+  v_found   jsonb := '{}'::jsonb;
+begin
+  for v_handler in
+    select h.task_name, h.function_name
+    from teguh.list_handlers(p_queue_name) as h
+  loop
+    v_found := v_found || jsonb_build_object(
+      v_handler.task_name, teguh._resolve_function(v_handler.function_name, array['teguh.job'])
+    );
+    select p.proowner into v_owner
+    from pg_proc as p
+    where p.oid = (v_handler.function_name || '(teguh.job)')::regprocedure;
+    if not pg_has_role(v_owner, current_user, 'member') then
+      raise exception 'function % is not for role "%" to run', v_handler.function_name, current_user
+        using
+          errcode = '42501',
+          detail = format('It is %s''s, who is not a member of that role.', v_owner),
+          hint = format(
+            'Call work() as the owner of its handlers, or: grant %I to %s;', current_user, v_owner
+          );
+    end if;
+  end loop;
+
+  if v_found = '{}' then
+    raise exception 'queue "%" has no handlers', p_queue_name
+      using
+        errcode = 'TG004',
+        detail = 'Its tasks are for workers elsewhere, or for nobody.',
+        hint = format(
+          'Register functions: select teguh.register_handler(%L, task name, function);',
+          p_queue_name
+        );
+  end if;
+  return v_found;
+end;
+$$;
 
 -- What the steps of a run have given, as teguh.job has it.
-create or replace function teguh._past_steps(p_queue_name text, p_task_id uuid, p_run_id uuid)
+create or replace function teguh._steps_given(p_queue_name text, p_task_id uuid, p_run_id uuid)
   returns jsonb
   language plpgsql
   volatile
@@ -15569,7 +15548,7 @@ begin
       c.queue_name, c.task_id, c.run_id, c.task_name, c.params, c.headers, c.attempt, c.failures,
       c.wake_event, c.event_payload,
       case when c.checkpoints = '{}' then c.checkpoints
-        else teguh._past_steps(c.queue_name, c.task_id, c.run_id)
+        else teguh._steps_given(c.queue_name, c.task_id, c.run_id)
       end
     )::teguh.job
     from teguh.claim_any(
@@ -15638,7 +15617,7 @@ create or replace function teguh._read_error(
 as $$
 begin
   if p_sqlstate = 'P0004' and p_message = 'an order for teguh.work()' then
-    return p_detail;
+    return p_detail::jsonb;
   end if;
 
   return jsonb_build_object('do', 'fail', 'reason', jsonb_strip_nulls(jsonb_build_object(
@@ -15684,10 +15663,13 @@ begin
       perform teguh.set_task_checkpoint_state(
         p_job.queue_name, p_job.task_id, v_step, p_order -> 'until', p_job.run_id
       );
-      perform teguh.schedule_run(
-        p_job.queue_name, p_job.run_id, (p_order ->> 'until')::timestamptz
-      );
-      return null;
+      v_given := jsonb_build_array(p_order -> 'until');
+      v_waits := (p_order ->> 'until')::timestamptz > teguh.current_time();
+      if v_waits then
+        perform teguh.schedule_run(
+          p_job.queue_name, p_job.run_id, (p_order ->> 'until')::timestamptz
+        );
+      end if;
     when 'await' then
       select a.should_suspend, case when a.timed_out then '[]' else jsonb_build_array(a.payload) end
       into v_waits, v_given
@@ -15719,15 +15701,11 @@ exception
 end;
 $$;
 
--- Run a handler.  If it comes to its end, so does its run, in one piece; p_order is null then.
+-- Run a handler.  If it comes to its end, so does its run, in one piece, and p_order is null.
 -- Otherwise what it has written is taken back, and p_order is what it has come to.
 --
 -- User code finds its own search_path here: every name is qualified.
-create or replace procedure teguh._run_pass(
-  p_job     teguh.job,
-  p_handler text,
-  inout p_order jsonb
-)
+create or replace procedure teguh._run_pass(p_job teguh.job, p_handler text, out p_order jsonb)
   language plpgsql
 as $$
 declare
@@ -15738,8 +15716,10 @@ declare
   v_hint    pg_catalog.text;
   v_context pg_catalog.text;
 begin
-  perform pg_catalog.set_config('teguh.steps', '{}', true);
-  execute pg_catalog.format('select %s($1)', p_handler) into v_result using p_job;
+  -- in one query with what is not for parallel workers, so that the handler is not, either
+  execute pg_catalog.format(
+    'select %s($1) where pg_catalog.set_config($2, $3, true) is not null', p_handler
+  ) into v_result using p_job, 'teguh.steps', '{}';
   set constraints all immediate;
   perform teguh._carry_out(p_job, '{"do": "complete"}', v_result, null);
   p_order := null;
@@ -15763,7 +15743,7 @@ create or replace function teguh._step_call(p_order jsonb)
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_function text := teguh._find_function(
+  v_function text := teguh._resolve_function(
     p_order ->> 'function', array['jsonb', 'teguh.job, jsonb']
   );
 begin
@@ -15777,13 +15757,14 @@ begin
 end;
 $$;
 
--- Carry out an order: run the step's function, or let the run wait.  Gives in p_job what is known
--- then, and whether the run is still held.  An error takes all of it back and fails the run.
+-- Carry out an order: run the step's function, or let the run wait.  Gives what its steps have
+-- given by then, null if the run is not ours any more.  An error takes all of it back and fails the
+-- run.
 create or replace procedure teguh._obey(
-  inout p_job  teguh.job,
-  inout p_held boolean,
-  p_order      jsonb,
-  p_lease      double precision
+  p_job       teguh.job,
+  p_order     jsonb,
+  p_lease     double precision,
+  out p_steps jsonb
 )
   language plpgsql
 as $$
@@ -15801,8 +15782,7 @@ begin
     using pg_catalog.jsonb_extract_path(p_order, 'argument'), p_job;
     set constraints all immediate;
   end if;
-  p_job.steps := teguh._carry_out(p_job, p_order, v_result, p_lease);
-  p_held := p_job.steps is not null;
+  p_steps := teguh._carry_out(p_job, p_order, v_result, p_lease);
 exception
   when others or assert_failure then
     get stacked diagnostics
@@ -15811,10 +15791,9 @@ exception
       v_detail = pg_exception_detail,
       v_hint = pg_exception_hint,
       v_context = pg_exception_context;
-    perform teguh._carry_out(
+    p_steps := teguh._carry_out(
       p_job, teguh._read_error(v_state, v_message, v_detail, v_hint, v_context), null, null
     );
-    p_held := false;
 end;
 $$;
 
@@ -15876,7 +15855,7 @@ end;
 $$;
 
 -- See how long to pause after so many runs: until the next one is due.
-create or replace function teguh._end_round(
+create or replace function teguh._leave_round(
   p_queue_name text,
   p_shift      teguh._shift,
   p_claimed    integer
@@ -15920,15 +15899,16 @@ as $$
   select coalesce(p_handlers ->> p_task_name, p_handlers ->> '*');
 $$;
 
--- Take a run a step further, in a transaction of its own.
+-- Take a run a step further, in a transaction of its own.  Gives what its steps have given by then,
+-- null if the run is not ours any more.
 --
 -- The task is locked from the beginning of the pass until what came of a step is committed.  To
 -- wait it is let go of before: an event's row is locked before the task's.
 create or replace procedure teguh._advance(
-  inout p_job  teguh.job,
-  inout p_held boolean,
-  p_handler    text,
-  p_lease      double precision
+  p_job       teguh.job,
+  p_handler   text,
+  p_lease     double precision,
+  out p_steps jsonb
 )
   language plpgsql
 as $$
@@ -15936,15 +15916,13 @@ declare
   v_order pg_catalog.jsonb;
 begin
   call teguh._run_pass(p_job, p_handler, v_order);
-  if v_order is null then
-    p_held := false;
-    return;
+  if v_order is not null then
+    if not pg_catalog.jsonb_exists(v_order, 'function') then
+      rollback;
+    end if;
+    call teguh._obey(p_job, v_order, p_lease, p_steps);
   end if;
-
-  if not pg_catalog.jsonb_exists(v_order, 'function') then
-    rollback;
-  end if;
-  call teguh._obey(p_job, p_held, v_order, p_lease);
+  commit;
 end;
 $$;
 
@@ -15960,10 +15938,9 @@ declare
   v_handler  pg_catalog.text;
   v_jobs     teguh.job[];
   v_job      teguh.job;
-  v_held     boolean;
 begin
   loop
-    v_handlers := teguh._handlers(p_queue_name);
+    v_handlers := teguh._crew(p_queue_name);
     v_shift := teguh._begin_round(p_queue_name, v_shift);
     commit;
     v_jobs := teguh._claim_jobs(p_queue_name, v_handlers, v_shift);
@@ -15971,17 +15948,15 @@ begin
 
     foreach v_job in array v_jobs loop
       v_handler := teguh._handler_of(v_handlers, v_job.task_name);
+      while v_job.steps is not null
+        and teguh._begin_pass(v_job, v_handler, v_shift.unknown_delay)
       loop
-        v_held := teguh._begin_pass(v_job, v_handler, v_shift.unknown_delay);
-        if v_held then
-          call teguh._advance(v_job, v_held, v_handler, v_shift.lease);
-        end if;
-        commit;
-        exit when not v_held;
+        call teguh._advance(v_job, v_handler, v_shift.lease, v_job.steps);
       end loop;
+      commit;
     end loop;
 
-    v_shift := teguh._end_round(p_queue_name, v_shift, pg_catalog.cardinality(v_jobs));
+    v_shift := teguh._leave_round(p_queue_name, v_shift, pg_catalog.cardinality(v_jobs));
     commit;
     exit when v_shift.pause is null;
     perform pg_catalog.pg_sleep(v_shift.pause);

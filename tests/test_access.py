@@ -65,6 +65,15 @@ CALLS = {
         f"select teguh.add_compensation('{{q}}', {TASK}, {RUN}, 's',"
         " '{{\"task_name\": \"t\"}}')",
     "repeat_run": f"select teguh.repeat_run('{{q}}', {RUN})",
+    "work": "call teguh.work('{q}')",
+    "step": "select teguh.step(null, 's', 's.f')",
+    "sleep_for": "select teguh.sleep_for(null, 's', 1)",
+    "sleep_until": "select teguh.sleep_until(null, 's', '2020-01-01')",
+    "await": "select teguh.await(null, 's', 'e')",
+    "children": "select teguh.children(null, 's', '[]')",
+    "register_handler": "select teguh.register_handler('{q}', 't', 'public.handles')",
+    "unregister_handler": "select teguh.unregister_handler('{q}', 't')",
+    "list_handlers": "select * from teguh.list_handlers('{q}')",
     "ticker": "select teguh.ticker('{q}')",
     "cleanup_tasks": "select teguh.cleanup_tasks('{q}')",
     "cleanup_events": "select teguh.cleanup_events('{q}')",
@@ -103,11 +112,13 @@ CALLS = {
 }  # fmt: skip
 ANYWHERE = {"version", "current_time", "portable_uuidv7", "uuidv7_timestamp", "validate_queue_name",
             "list_queues", "list_namespaces", "status", "get_queue_policy", "metrics", "prometheus",
-            "health", "next_fire_time"}  # fmt: skip
+            "health", "next_fire_time", "step", "sleep_for", "sleep_until", "await",
+            "children"}  # fmt: skip
 READ = {
     "get_task_result", "get_task_checkpoint_state", "get_task_checkpoint_states", "get_task",
     "list_tasks", "list_runs", "get_task_history", "list_workers", "list_actions",
     "list_dead_letters", "queue_stats", "limit_usage", "get_schedule", "list_schedules",
+    "list_handlers",
 }  # fmt: skip
 CLIENT = READ | {
     "spawn_task", "spawn_tasks", "emit_event", "cancel_task", "cancel_tasks", "retry_task",
@@ -115,20 +126,24 @@ CLIENT = READ | {
 WORKER = CLIENT | {
     "claim_task", "claim_any", "next_due", "complete_run", "complete_runs", "fail_run",
     "schedule_run", "release_run", "extend_claim", "set_task_checkpoint_state", "await_event",
-    "spawn_children", "await_children", "add_compensation", "repeat_run", "ticker",
+    "spawn_children", "await_children", "add_compensation", "repeat_run", "ticker", "work",
 }  # fmt: skip
 UPKEEP = WORKER | {
     "cleanup_tasks", "cleanup_events", "rebuild_dispatch", "pause_queue", "resume_queue",
     "requeue_task", "requeue_tasks", "replay_dead_letters", "purge_dead_letters",
     "create_schedule", "update_schedule", "pause_schedule", "resume_schedule", "drop_schedule",
-    "trigger_schedule",
+    "trigger_schedule", "register_handler", "unregister_handler",
 }  # fmt: skip
 MATRIX = {"client": CLIENT, "worker": WORKER, "observer": READ, "admin": UPKEEP}
 
 
 @pytest.fixture
 def queues(conn: Connection) -> None:
-    """Queues `own`, `other` and `brief`, and a schedule of each."""
+    """Queues `own`, `other` and `brief`, a schedule of each, and a function to handle tasks."""
+    conn.execute(
+        "create function public.handles(job teguh.job) returns jsonb"
+        " language sql as 'select null::jsonb'"
+    )
     for name in ("own", "other", "brief"):
         conn.execute("select teguh.create_queue(%s)", (name,))
         conn.execute(
@@ -152,7 +167,8 @@ def allowed(connection: Connection, queue: str) -> set[str]:
         except psycopg.errors.InsufficientPrivilege:
             continue
         except psycopg.Error as error:
-            if error.sqlstate not in {"TG002", "TG003"}:  # it got through to look for them
+            # it got through to look for a run, a task, a handler
+            if error.sqlstate not in {"TG002", "TG003", "TG004"}:
                 raise
         found.add(name)
     return found

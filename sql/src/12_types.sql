@@ -162,7 +162,3 @@ comment on type teguh.job is
 comment on type teguh._shift is
   'A call of work(): its options; when it ticks next; how many runs it may still claim; how many '
   'seconds it is to pause, null when it is to end.';
-comment on type teguh.job is
-  'What the handler of a task is given: the task and its run, as claim_task() returns them. steps '
-  'is for step() and its like to read: what each step has given, in an array that is empty if '
-  'its wait timed out.';

@@ -153,7 +153,7 @@ comment on column teguh.schedules.open_task_ids is
 create table if not exists teguh.handlers (
   queue_name    text        not null,
   task_name     text        not null,
-  handler       text        not null,
+  function_name text        not null,
   registered_at timestamptz not null,
   constraint handlers_pkey primary key (queue_name, task_name)
 );
@@ -162,24 +162,8 @@ comment on table teguh.handlers is
   'Functions set by register_handler(), which work() runs.';
 comment on column teguh.handlers.task_name is
   'The tasks it is for; * for those that no other is for.';
-comment on column teguh.handlers.handler is
-  'The function''s schema and name, quoted where needed. It takes a teguh.job.';
-
--- The handlers of tasks that are SQL functions.
-create table if not exists teguh.handlers (
-  queue_name    text        not null,
-  task_name     text        not null,
-  handler       text        not null,
-  registered_at timestamptz not null,
-  constraint handlers_pkey primary key (queue_name, task_name)
-);
-
-comment on table teguh.handlers is
-  'Functions set by register_handler(), which work() runs.';
-comment on column teguh.handlers.task_name is
-  'The tasks it is for; * for those that no other is for.';
-comment on column teguh.handlers.handler is
-  'The function''s schema and name, quoted where needed. It takes a teguh.job.';
+comment on column teguh.handlers.function_name is
+  'Its schema and name, quoted where needed. It takes a teguh.job.';
 
 -- Which versions this schema has had.
 create table if not exists teguh.versions (

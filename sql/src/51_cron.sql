@@ -87,7 +87,7 @@ begin
     v_names := array(select distinct q.name from jsonb_array_elements_text(v_given) as q(name));
   end if;
 
-  perform teguh._handlers(u.queue_name)
+  perform teguh._crew(u.queue_name)
   from unnest(v_names) as u(queue_name);
   return v_names;
 end;
@@ -192,7 +192,7 @@ as $$
 $$;
 
 -- Unschedule the work on a queue, which is being dropped.
-create or replace function teguh._stop_work(p_queue_name text)
+create or replace function teguh._drop_job(p_queue_name text)
   returns void
   language plpgsql
   volatile

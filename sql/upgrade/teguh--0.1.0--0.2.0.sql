@@ -661,10 +661,6 @@ comment on type teguh.job is
 comment on type teguh._shift is
   'A call of work(): its options; when it ticks next; how many runs it may still claim; how many '
   'seconds it is to pause, null when it is to end.';
-comment on type teguh.job is
-  'What the handler of a task is given: the task and its run, as claim_task() returns them. steps '
-  'is for step() and its like to read: what each step has given, in an array that is empty if '
-  'its wait timed out.';
 
 -- sql/src/13_options.sql
 -- Refuse keys that are not options.  An option misspelt must never be ignored.
@@ -1650,7 +1646,7 @@ comment on column teguh.schedules.open_task_ids is
 create table if not exists teguh.handlers (
   queue_name    text        not null,
   task_name     text        not null,
-  handler       text        not null,
+  function_name text        not null,
   registered_at timestamptz not null,
   constraint handlers_pkey primary key (queue_name, task_name)
 );
@@ -1659,24 +1655,8 @@ comment on table teguh.handlers is
   'Functions set by register_handler(), which work() runs.';
 comment on column teguh.handlers.task_name is
   'The tasks it is for; * for those that no other is for.';
-comment on column teguh.handlers.handler is
-  'The function''s schema and name, quoted where needed. It takes a teguh.job.';
-
--- The handlers of tasks that are SQL functions.
-create table if not exists teguh.handlers (
-  queue_name    text        not null,
-  task_name     text        not null,
-  handler       text        not null,
-  registered_at timestamptz not null,
-  constraint handlers_pkey primary key (queue_name, task_name)
-);
-
-comment on table teguh.handlers is
-  'Functions set by register_handler(), which work() runs.';
-comment on column teguh.handlers.task_name is
-  'The tasks it is for; * for those that no other is for.';
-comment on column teguh.handlers.handler is
-  'The function''s schema and name, quoted where needed. It takes a teguh.job.';
+comment on column teguh.handlers.function_name is
+  'Its schema and name, quoted where needed. It takes a teguh.job.';
 
 -- Which versions this schema has had.
 create table if not exists teguh.versions (
@@ -2835,10 +2815,7 @@ begin
   where s.queue_name = p_queue_name;
   delete from teguh.handlers as h
   where h.queue_name = p_queue_name;
-  perform teguh._stop_work(p_queue_name);
-  delete from teguh.handlers as h
-  where h.queue_name = p_queue_name;
-  perform teguh._stop_work(p_queue_name);
+  perform teguh._drop_job(p_queue_name);
 
   select string_agg('teguh.' || teguh._stamp(c.relname, p_queue_name), ', ' order by c.relname)
   into v_tables
@@ -11629,7 +11606,7 @@ begin
     v_names := array(select distinct q.name from jsonb_array_elements_text(v_given) as q(name));
   end if;
 
-  perform teguh._handlers(u.queue_name)
+  perform teguh._crew(u.queue_name)
   from unnest(v_names) as u(queue_name);
   return v_names;
 end;
@@ -11734,7 +11711,7 @@ as $$
 $$;
 
 -- Unschedule the work on a queue, which is being dropped.
-create or replace function teguh._stop_work(p_queue_name text)
+create or replace function teguh._drop_job(p_queue_name text)
   returns void
   language plpgsql
   volatile
@@ -11896,16 +11873,6 @@ from (
     ('add_compensation',           'repent',      'worker admin',                 false),
     ('repeat_run',                 'repeat',      'worker admin',                 false),
     ('work',                       'staff grip',  'worker admin',                 false),
-    ('step',                       '',            'client worker observer admin', false),
-    ('sleep_for',                  '',            'client worker observer admin', false),
-    ('sleep_until',                '',            'client worker observer admin', false),
-    ('await',                      '',            'client worker observer admin', false),
-    ('children',                   '',            'client worker observer admin', false),
-    ('list_handlers',              'staff',       'client worker observer admin', false),
-    ('register_handler',           'hire',        'admin',                        false),
-    ('unregister_handler',         'hire',        'admin',                        false),
-    ('work',                       'staff tick take want next grip keep list mark done fail nap',
-                                                  'worker admin',                 false),
     ('step',                       '',            'client worker observer admin', false),
     ('sleep_for',                  '',            'client worker observer admin', false),
     ('sleep_until',                '',            'client worker observer admin', false),
@@ -14746,21 +14713,18 @@ comment on function teguh.await_children(
   'mode or option, AB001 if the task is cancelled, AB002 if the run has ended, 25001 unless the '
   'transaction is READ COMMITTED.';
 
--- sql/src/70_work.sql
--- Handlers that are SQL functions, and the worker that runs them: the database itself.
+-- sql/src/70_handlers.sql
+-- Handlers that are SQL functions, and what they can call; 71_work runs them.
 --
 -- A handler is run from its first line, in a pass.  Steps that have a checkpoint give it.  The
--- first one that has none raises an order, which ends the pass and takes back what it has written;
--- work() catches the order, carries it out, commits, and begins another pass.  So every step is a
--- transaction of its own, though a function cannot commit.  The pass that comes to the handler's
--- end commits together with the completion.
+-- first one that has none raises an order, which ends the pass and takes back what it has written.
 --
 -- An order has the SQLSTATE P0004, which "when others" does not catch: a handler's own exception
 -- blocks let it through.
 
 -- Find a function by its name, which must be qualified, and one of these lists of arguments that
 -- it may have.  Gives its name as it is to be called.
-create or replace function teguh._find_function(p_function text, p_arguments text[])
+create or replace function teguh._resolve_function(p_function text, p_arguments text[])
   returns text
   language plpgsql
   stable
@@ -14768,7 +14732,6 @@ create or replace function teguh._find_function(p_function text, p_arguments tex
 as $$
 declare
   v_parts text[];
-  v_found regprocedure;
 begin
   begin
     v_parts := parse_ident(p_function);
@@ -14784,15 +14747,13 @@ begin
         hint = 'For instance shop.charge, without arguments.';
   end if;
 
-  select p.oid into v_found
-  from pg_proc as p
+  perform from pg_proc as p
   join pg_namespace as n on n.oid = p.pronamespace
   where (n.nspname, p.proname) = (v_parts[1], v_parts[2])
     and oidvectortypes(p.proargtypes) = any (p_arguments)
     and p.prorettype = 'jsonb'::regtype
     and p.prokind = 'f'
-    and not p.proretset
-  order by p.pronargs desc;
+    and not p.proretset;
   if not found then
     raise exception 'function %(%) does not exist', left(p_function, 200), p_arguments[1]
       using
@@ -14819,7 +14780,7 @@ end;
 $$;
 
 -- Set the handler of a task; null: take it away.  Gives whether there was one.
-create or replace function teguh._hire_template(p_task_name text, p_handler text)
+create or replace function teguh._hire_template(p_task_name text, p_function text)
   returns boolean
   language plpgsql
   volatile
@@ -14832,9 +14793,9 @@ begin
   where h.queue_name = substr('_template', 2)
     and h.task_name = p_task_name;
   v_known := found;
-  if p_handler is not null then
-    insert into teguh.handlers as h (queue_name, task_name, handler, registered_at)
-    values (substr('_template', 2), p_task_name, p_handler, teguh.current_time());
+  if p_function is not null then
+    insert into teguh.handlers as h (queue_name, task_name, function_name, registered_at)
+    values (substr('_template', 2), p_task_name, p_function, teguh.current_time());
   end if;
   return v_known;
 end;
@@ -14854,7 +14815,7 @@ as $$
 begin
   perform teguh._check_name('task name', p_task_name);
   execute teguh._call('hire', p_queue_name, 2)
-  using p_task_name, teguh._find_function(p_function, array['teguh.job']);
+  using p_task_name, teguh._resolve_function(p_function, array['teguh.job']);
 end;
 $$;
 
@@ -14885,7 +14846,12 @@ comment on function teguh.unregister_handler(text, text) is
 
 -- The handlers of the queue.
 create or replace function teguh._staff_template()
-  returns table(queue_name text, task_name text, handler text, registered_at timestamptz)
+  returns table(
+    queue_name    text,
+    task_name     text,
+    function_name text,
+    registered_at timestamptz
+  )
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
@@ -14901,7 +14867,12 @@ $$;
 
 -- List handlers.
 create or replace function teguh.list_handlers(p_queue_name text default null)
-  returns table(queue_name text, task_name text, handler text, registered_at timestamptz)
+  returns table(
+    queue_name    text,
+    task_name     text,
+    function_name text,
+    registered_at timestamptz
+  )
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
@@ -14926,58 +14897,7 @@ $$;
 
 comment on function teguh.list_handlers(text) is
   'The handlers of a queue (null: of each queue the caller may look at) by queue and task name: '
-  'handler is the function''s schema and name. Raises TG001 for an unknown queue.';
-
--- The handlers of a queue by task name, for whoever is about to run them.
---
--- Refuses one whose owner could not act as the caller anyway: who may register handlers, or
--- replace the function, must not gain the rights of whoever calls work(), which by pg_cron is
--- teguh's owner.
-create or replace function teguh._handlers(p_queue_name text)
-  returns jsonb
-  language plpgsql
-  volatile
-  set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_handler record;
-  v_owner   regrole;
-  v_found   jsonb := '{}'::jsonb;
-begin
-  for v_handler in
-    select h.task_name, h.handler
-    from teguh.list_handlers(p_queue_name) as h
-  loop
-    v_found := v_found || jsonb_build_object(
-      v_handler.task_name, teguh._find_function(v_handler.handler, array['teguh.job'])
-    );
-    select p.proowner into v_owner
-    from pg_proc as p
-    where p.oid = (v_handler.handler || '(teguh.job)')::regprocedure;
-    if not pg_has_role(v_owner, current_user, 'member') then
-      raise exception 'function % is not for role "%" to run', v_handler.handler, current_user
-        using
-          errcode = '42501',
-          detail = format('It is %s''s, who is not a member of that role.', v_owner),
-          hint = format(
-            'Call work() as the owner of its handlers, or: grant %I to %s;', current_user, v_owner
-          );
-    end if;
-  end loop;
-
-  if v_found = '{}' then
-    raise exception 'queue "%" has no handlers', p_queue_name
-      using
-        errcode = 'TG004',
-        detail = 'Its tasks are for workers elsewhere, or for nobody.',
-        hint = format(
-          'Register functions: select teguh.register_handler(%L, task name, function);',
-          p_queue_name
-        );
-  end if;
-  return v_found;
-end;
-$$;
+  'function_name is with its schema. Raises TG001 for an unknown queue.';
 
 -- What a step is called in this pass.  A name that comes again is numbered, as by the Python
 -- context.  The names so far are kept in a setting; where an exception block is undone, so are the
@@ -15188,12 +15108,71 @@ comment on function teguh.children(
   teguh.job, text, jsonb, text, double precision, jsonb
 ) is
   'For handlers: spawns tasks as spawn_children() does, and waits for them as await_children() '
-  'does, with the options of both. Returns what became of them, an array in the order in which they were '
-  'given; SQL null if that is not known within p_timeout seconds (null: however long it takes). '
-  'Raises TG004 outside of a handler, TG005 for a bad name; the run fails with what the two raise.';
+  'does, with the options of both. Returns what became of them, an array in the order in which '
+  'they were given; SQL null if that is not known within p_timeout seconds (null: however long it '
+  'takes). Raises TG004 outside of a handler, TG005 for a bad name; the run fails with what the '
+  'two raise.';
+
+-- sql/src/71_work.sql
+-- The worker that runs handlers which are SQL functions: the database itself.
+--
+-- work() catches the order that a pass has come to, carries it out, commits, and begins another
+-- pass.  So every step is a transaction of its own, though a function cannot commit.  The pass that
+-- comes to the handler's end commits together with the completion.
+
+-- The handlers of a queue by task name, for whoever is about to run them.
+--
+-- Refuses one whose owner could not act as the caller anyway: who may register handlers, or
+-- replace the function, must not gain the rights of whoever calls work(), which by pg_cron is
+-- teguh's owner.
+create or replace function teguh._crew(p_queue_name text)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_handler record;
+  v_owner   regrole;
+  v_found   jsonb := '{}'::jsonb;
+begin
+  for v_handler in
+    select h.task_name, h.function_name
+    from teguh.list_handlers(p_queue_name) as h
+  loop
+    v_found := v_found || jsonb_build_object(
+      v_handler.task_name, teguh._resolve_function(v_handler.function_name, array['teguh.job'])
+    );
+    select p.proowner into v_owner
+    from pg_proc as p
+    where p.oid = (v_handler.function_name || '(teguh.job)')::regprocedure;
+    if not pg_has_role(v_owner, current_user, 'member') then
+      raise exception 'function % is not for role "%" to run', v_handler.function_name, current_user
+        using
+          errcode = '42501',
+          detail = format('It is %s''s, who is not a member of that role.', v_owner),
+          hint = format(
+            'Call work() as the owner of its handlers, or: grant %I to %s;', current_user, v_owner
+          );
+    end if;
+  end loop;
+
+  if v_found = '{}' then
+    raise exception 'queue "%" has no handlers', p_queue_name
+      using
+        errcode = 'TG004',
+        detail = 'Its tasks are for workers elsewhere, or for nobody.',
+        hint = format(
+          'Register functions: select teguh.register_handler(%L, task name, function);',
+          p_queue_name
+        );
+  end if;
+  return v_found;
+end;
+$$;
 
 -- What the steps of a run have given, as teguh.job has it.
-create or replace function teguh._past_steps(p_queue_name text, p_task_id uuid, p_run_id uuid)
+create or replace function teguh._steps_given(p_queue_name text, p_task_id uuid, p_run_id uuid)
   returns jsonb
   language plpgsql
   volatile
@@ -15244,7 +15223,7 @@ begin
       c.queue_name, c.task_id, c.run_id, c.task_name, c.params, c.headers, c.attempt, c.failures,
       c.wake_event, c.event_payload,
       case when c.checkpoints = '{}' then c.checkpoints
-        else teguh._past_steps(c.queue_name, c.task_id, c.run_id)
+        else teguh._steps_given(c.queue_name, c.task_id, c.run_id)
       end
     )::teguh.job
     from teguh.claim_any(
@@ -15313,7 +15292,7 @@ create or replace function teguh._read_error(
 as $$
 begin
   if p_sqlstate = 'P0004' and p_message = 'an order for teguh.work()' then
-    return p_detail;
+    return p_detail::jsonb;
   end if;
 
   return jsonb_build_object('do', 'fail', 'reason', jsonb_strip_nulls(jsonb_build_object(
@@ -15359,10 +15338,13 @@ begin
       perform teguh.set_task_checkpoint_state(
         p_job.queue_name, p_job.task_id, v_step, p_order -> 'until', p_job.run_id
       );
-      perform teguh.schedule_run(
-        p_job.queue_name, p_job.run_id, (p_order ->> 'until')::timestamptz
-      );
-      return null;
+      v_given := jsonb_build_array(p_order -> 'until');
+      v_waits := (p_order ->> 'until')::timestamptz > teguh.current_time();
+      if v_waits then
+        perform teguh.schedule_run(
+          p_job.queue_name, p_job.run_id, (p_order ->> 'until')::timestamptz
+        );
+      end if;
     when 'await' then
       select a.should_suspend, case when a.timed_out then '[]' else jsonb_build_array(a.payload) end
       into v_waits, v_given
@@ -15394,15 +15376,11 @@ exception
 end;
 $$;
 
--- Run a handler.  If it comes to its end, so does its run, in one piece; p_order is null then.
+-- Run a handler.  If it comes to its end, so does its run, in one piece, and p_order is null.
 -- Otherwise what it has written is taken back, and p_order is what it has come to.
 --
 -- User code finds its own search_path here: every name is qualified.
-create or replace procedure teguh._run_pass(
-  p_job     teguh.job,
-  p_handler text,
-  inout p_order jsonb
-)
+create or replace procedure teguh._run_pass(p_job teguh.job, p_handler text, out p_order jsonb)
   language plpgsql
 as $$
 declare
@@ -15413,8 +15391,10 @@ declare
   v_hint    pg_catalog.text;
   v_context pg_catalog.text;
 begin
-  perform pg_catalog.set_config('teguh.steps', '{}', true);
-  execute pg_catalog.format('select %s($1)', p_handler) into v_result using p_job;
+  -- in one query with what is not for parallel workers, so that the handler is not, either
+  execute pg_catalog.format(
+    'select %s($1) where pg_catalog.set_config($2, $3, true) is not null', p_handler
+  ) into v_result using p_job, 'teguh.steps', '{}';
   set constraints all immediate;
   perform teguh._carry_out(p_job, '{"do": "complete"}', v_result, null);
   p_order := null;
@@ -15438,7 +15418,7 @@ create or replace function teguh._step_call(p_order jsonb)
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_function text := teguh._find_function(
+  v_function text := teguh._resolve_function(
     p_order ->> 'function', array['jsonb', 'teguh.job, jsonb']
   );
 begin
@@ -15452,13 +15432,14 @@ begin
 end;
 $$;
 
--- Carry out an order: run the step's function, or let the run wait.  Gives in p_job what is known
--- then, and whether the run is still held.  An error takes all of it back and fails the run.
+-- Carry out an order: run the step's function, or let the run wait.  Gives what its steps have
+-- given by then, null if the run is not ours any more.  An error takes all of it back and fails the
+-- run.
 create or replace procedure teguh._obey(
-  inout p_job  teguh.job,
-  inout p_held boolean,
-  p_order      jsonb,
-  p_lease      double precision
+  p_job       teguh.job,
+  p_order     jsonb,
+  p_lease     double precision,
+  out p_steps jsonb
 )
   language plpgsql
 as $$
@@ -15476,8 +15457,7 @@ begin
     using pg_catalog.jsonb_extract_path(p_order, 'argument'), p_job;
     set constraints all immediate;
   end if;
-  p_job.steps := teguh._carry_out(p_job, p_order, v_result, p_lease);
-  p_held := p_job.steps is not null;
+  p_steps := teguh._carry_out(p_job, p_order, v_result, p_lease);
 exception
   when others or assert_failure then
     get stacked diagnostics
@@ -15486,10 +15466,9 @@ exception
       v_detail = pg_exception_detail,
       v_hint = pg_exception_hint,
       v_context = pg_exception_context;
-    perform teguh._carry_out(
+    p_steps := teguh._carry_out(
       p_job, teguh._read_error(v_state, v_message, v_detail, v_hint, v_context), null, null
     );
-    p_held := false;
 end;
 $$;
 
@@ -15551,7 +15530,7 @@ end;
 $$;
 
 -- See how long to pause after so many runs: until the next one is due.
-create or replace function teguh._end_round(
+create or replace function teguh._leave_round(
   p_queue_name text,
   p_shift      teguh._shift,
   p_claimed    integer
@@ -15595,15 +15574,16 @@ as $$
   select coalesce(p_handlers ->> p_task_name, p_handlers ->> '*');
 $$;
 
--- Take a run a step further, in a transaction of its own.
+-- Take a run a step further, in a transaction of its own.  Gives what its steps have given by then,
+-- null if the run is not ours any more.
 --
 -- The task is locked from the beginning of the pass until what came of a step is committed.  To
 -- wait it is let go of before: an event's row is locked before the task's.
 create or replace procedure teguh._advance(
-  inout p_job  teguh.job,
-  inout p_held boolean,
-  p_handler    text,
-  p_lease      double precision
+  p_job       teguh.job,
+  p_handler   text,
+  p_lease     double precision,
+  out p_steps jsonb
 )
   language plpgsql
 as $$
@@ -15611,15 +15591,13 @@ declare
   v_order pg_catalog.jsonb;
 begin
   call teguh._run_pass(p_job, p_handler, v_order);
-  if v_order is null then
-    p_held := false;
-    return;
+  if v_order is not null then
+    if not pg_catalog.jsonb_exists(v_order, 'function') then
+      rollback;
+    end if;
+    call teguh._obey(p_job, v_order, p_lease, p_steps);
   end if;
-
-  if not pg_catalog.jsonb_exists(v_order, 'function') then
-    rollback;
-  end if;
-  call teguh._obey(p_job, p_held, v_order, p_lease);
+  commit;
 end;
 $$;
 
@@ -15635,10 +15613,9 @@ declare
   v_handler  pg_catalog.text;
   v_jobs     teguh.job[];
   v_job      teguh.job;
-  v_held     boolean;
 begin
   loop
-    v_handlers := teguh._handlers(p_queue_name);
+    v_handlers := teguh._crew(p_queue_name);
     v_shift := teguh._begin_round(p_queue_name, v_shift);
     commit;
     v_jobs := teguh._claim_jobs(p_queue_name, v_handlers, v_shift);
@@ -15646,17 +15623,15 @@ begin
 
     foreach v_job in array v_jobs loop
       v_handler := teguh._handler_of(v_handlers, v_job.task_name);
+      while v_job.steps is not null
+        and teguh._begin_pass(v_job, v_handler, v_shift.unknown_delay)
       loop
-        v_held := teguh._begin_pass(v_job, v_handler, v_shift.unknown_delay);
-        if v_held then
-          call teguh._advance(v_job, v_held, v_handler, v_shift.lease);
-        end if;
-        commit;
-        exit when not v_held;
+        call teguh._advance(v_job, v_handler, v_shift.lease, v_job.steps);
       end loop;
+      commit;
     end loop;
 
-    v_shift := teguh._end_round(p_queue_name, v_shift, pg_catalog.cardinality(v_jobs));
+    v_shift := teguh._leave_round(p_queue_name, v_shift, pg_catalog.cardinality(v_jobs));
     commit;
     exit when v_shift.pause is null;
     perform pg_catalog.pg_sleep(v_shift.pause);
