@@ -128,7 +128,7 @@ from unnest(array[
   '{"worker_id": " "}'
 ]) as n(options);
 select throws_ok(
-  $$ select teguh._claim_jobs('q', '{"*": "shop.order"}', teguh._begin_shift('{"known_only": true}')) $$,
+  $$ select teguh._claim_batch('q', '{"*": "shop.order"}', teguh._begin_shift('{"known_only": true}')) $$,
   'TG005', null, 'known_only does not go with a handler for *'
 );
 

@@ -394,7 +394,7 @@
 -- 11844  51_cron.sql: Whether pg_cron is installed in this database
 -- 11846    _has_cron
 -- 11856    _cron_has_seconds
--- 11875    _cron_jobs
+-- 11875    _plan_cron
 -- 11910    _work_option
 -- 11943    _explain_no_cron
 -- 11976    start
@@ -512,7 +512,7 @@
 -- 15441  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
 -- 15453    _crew
 -- 15500    _steps_given
--- 15521    _claim_jobs
+-- 15521    _claim_batch
 -- 15564    _grip_template
 -- 15580    _begin_pass
 -- 15606    _read_error
@@ -11872,7 +11872,7 @@ as $$
 $$;
 
 -- The jobs that start() schedules.
-create or replace function teguh._cron_jobs(p_options jsonb)
+create or replace function teguh._plan_cron(p_options jsonb)
   returns table(job_name text, schedule text, command text)
   language plpgsql
   volatile
@@ -11967,7 +11967,7 @@ begin
           ),
           ' '
         )
-        from teguh._cron_jobs(p_options) as j
+        from teguh._plan_cron(p_options) as j
       );
 end;
 $$;
@@ -11987,7 +11987,7 @@ begin
   perform teguh._check_keys(
     'start options', v_options, array['ticker_schedule', 'cleanup_schedule', 'work']
   );
-  v_jobs := array(select j.job_name from teguh._cron_jobs(v_options) as j);
+  v_jobs := array(select j.job_name from teguh._plan_cron(v_options) as j);
   if not teguh._has_cron() then
     perform teguh._explain_no_cron(v_options);
     return;
@@ -11995,7 +11995,7 @@ begin
 
   perform teguh._unschedule(v_jobs);
   perform cron.schedule(j.job_name, j.schedule, j.command)
-  from teguh._cron_jobs(v_options) as j;
+  from teguh._plan_cron(v_options) as j;
 end;
 $$;
 
@@ -15518,7 +15518,7 @@ end;
 $$;
 
 -- Claim runs: of any name or, if so wanted, of those that there are handlers for.
-create or replace function teguh._claim_jobs(
+create or replace function teguh._claim_batch(
   p_queue_name text,
   p_handlers   jsonb,
   p_shift      teguh._shift
@@ -15943,7 +15943,7 @@ begin
     v_handlers := teguh._crew(p_queue_name);
     v_shift := teguh._begin_round(p_queue_name, v_shift);
     commit;
-    v_jobs := teguh._claim_jobs(p_queue_name, v_handlers, v_shift);
+    v_jobs := teguh._claim_batch(p_queue_name, v_handlers, v_shift);
     commit;
 
     foreach v_job in array v_jobs loop

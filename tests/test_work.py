@@ -173,14 +173,17 @@ def test_a_handler_without_steps_is_one_transaction_with_its_completion(shop: Sh
 def test_a_step_is_one_transaction_with_its_checkpoint_and_is_passed_from_then_on(
     shop: Shop,
 ) -> None:
-    shop.handle("order", """
+    shop.handle(
+        "order",
+        """
         declare v jsonb;
         begin
           perform shop.write('pass');
           v := teguh.step(job, 'one', 'shop.charge', '1');
           v := v || teguh.step(job, 'two', 'shop.charge', v);
           return v;
-        end""")
+        end""",
+    )
     shop.note("teguh.c_q", "new.checkpoint_name")
     task_id = shop.spawn("order")
     shop.work()
@@ -194,7 +197,9 @@ def test_a_step_is_one_transaction_with_its_checkpoint_and_is_passed_from_then_o
 
 
 def test_an_exception_block_around_a_step_does_not_catch_it(shop: Shop) -> None:
-    shop.handle("order", """
+    shop.handle(
+        "order",
+        """
         declare v jsonb;
         begin
           begin
@@ -203,7 +208,8 @@ def test_an_exception_block_around_a_step_does_not_catch_it(shop: Shop) -> None:
             return '"swallowed"';
           end;
           return v;
-        end""")
+        end""",
+    )
     assert shop.run("order") == ("completed", {"receipt": 1})
 
 
@@ -215,10 +221,13 @@ def test_a_step_may_be_called_from_a_function_a_query_or_a_statement_in_another_
         begin return teguh.step(job, 'inner', 'shop.charge', to_jsonb(n)); end $$;
         create function shop.middle(job teguh.job, n integer) returns jsonb
         language sql as 'select shop.inner(job, n)'""")
-    shop.handle("order", """
+    shop.handle(
+        "order",
+        """
         begin
           return (select jsonb_agg(shop.middle(job, g)) from generate_series(1, 3) as g);
-        end""")
+        end""",
+    )
     assert shop.run("order") == ("completed", [{"receipt": n} for n in (1, 2, 3)])
     assert shop.ledger() == ["charge"] * 3
     shop.ask("""
@@ -229,7 +238,9 @@ def test_a_step_may_be_called_from_a_function_a_query_or_a_statement_in_another_
 
 
 def test_names_that_come_again_are_numbered_also_in_a_loop(shop: Shop) -> None:
-    shop.handle("loop", """
+    shop.handle(
+        "loop",
+        """
         declare v jsonb := '[]';
         begin
           for i in 1 .. 3 loop
@@ -237,7 +248,8 @@ def test_names_that_come_again_are_numbered_also_in_a_loop(shop: Shop) -> None:
             perform teguh.sleep_for(job, 'pause', 0);
           end loop;
           return v;
-        end""")
+        end""",
+    )
     assert shop.run("loop") == ("completed", [{"receipt": n} for n in (1, 2, 3)])
     assert shop.ledger() == ["charge"] * 3
     assert [row[0] for row in shop.ask("select checkpoint_name from teguh.c_q order by 1")] == [
@@ -246,7 +258,9 @@ def test_names_that_come_again_are_numbered_also_in_a_loop(shop: Shop) -> None:
 
 
 def test_a_block_that_is_undone_and_tried_again_finds_the_steps_it_has_done(shop: Shop) -> None:
-    shop.handle("order", """
+    shop.handle(
+        "order",
+        """
         declare v jsonb;
         begin
           for i in 1 .. 3 loop
@@ -258,7 +272,8 @@ def test_a_block_that_is_undone_and_tried_again_finds_the_steps_it_has_done(shop
             end;
           end loop;
           return v;
-        end""")
+        end""",
+    )
     assert shop.run("order")[0] == "completed"
     assert [row[0] for row in shop.ask("select checkpoint_name from teguh.c_q order by 1")] == [
         "item"
@@ -282,13 +297,16 @@ def test_a_step_may_take_the_job_and_its_argument_may_be_anything(shop: Shop) ->
     shop.ask("""
         create function shop.tell(job teguh.job, a jsonb) returns jsonb
         language sql as $$ select jsonb_build_array(job.task_name, job.attempt, a) $$""")
-    shop.handle("order", """
+    shop.handle(
+        "order",
+        """
         begin
           return jsonb_build_array(
             teguh.step(job, 'a', 'shop.tell'), teguh.step(job, 'b', 'shop.tell', null),
             teguh.step(job, 'c', 'shop.tell', jsonb_build_object('x', repeat('y', 100000)))
           );
-        end""")
+        end""",
+    )
     assert shop.run("order") == ("completed", [
         ["order", 1, None], ["order", 1, None], ["order", 1, {"x": "y" * 100000}],
     ])  # fmt: skip
@@ -310,13 +328,16 @@ def test_a_handler_sees_the_task(shop: Shop) -> None:
 
 
 def test_a_handler_sleeps_without_being_held(shop: Shop) -> None:
-    shop.handle("order", """
+    shop.handle(
+        "order",
+        """
         begin
           perform shop.write('pass'), teguh.sleep_for(job, 'a', 60);
           perform teguh.sleep_until(job, 'b', '2031-05-01 12:05:00+00');
           perform teguh.sleep_until(job, 'c', '2031-05-01 12:04:00+00');
           return to_jsonb(job.attempt);
-        end""")
+        end""",
+    )
     shop.at("12:00")
     task_id = shop.spawn("order")
     shop.work()
@@ -348,9 +369,12 @@ def test_a_sleep_that_was_cut_short_goes_on(shop: Shop) -> None:
 
 @pytest.mark.parametrize("first", ["emit", "await"])
 def test_a_handler_awaits_an_event(shop: Shop, first: str) -> None:
-    shop.handle("order", """
+    shop.handle(
+        "order",
+        """
         begin return jsonb_build_array(teguh.await(job, 'a', 'e'), teguh.await(job, 'b', 'f')); end
-        """)
+        """,
+    )
     emit = "select teguh.emit_event('q', 'e', '7'), teguh.emit_event('q', 'f')"
     if first == "emit":
         shop.ask(emit)
@@ -364,13 +388,16 @@ def test_a_handler_awaits_an_event(shop: Shop, first: str) -> None:
 
 
 def test_a_wait_that_times_out_gives_null_and_a_payload_of_null_does_not(shop: Shop) -> None:
-    shop.handle("order", """
+    shop.handle(
+        "order",
+        """
         declare v jsonb := teguh.await(job, 'a', 'e', 60);
         begin
           return jsonb_build_array(
             v is null, teguh.await(job, 'b', 'f') is null, teguh.await(job, 'c', 'g', 0) is null
           );
-        end""")
+        end""",
+    )
     shop.ask("select teguh.emit_event('q', 'f')")
     shop.at("12:00")
     task_id = shop.spawn("order")
@@ -383,7 +410,9 @@ def test_a_wait_that_times_out_gives_null_and_a_payload_of_null_does_not(shop: S
 
 def test_a_handler_spawns_children_and_awaits_them(shop: Shop) -> None:
     shop.handle("child", "begin return to_jsonb((job.params)::integer * 10); end")
-    shop.handle("parent", """
+    shop.handle(
+        "parent",
+        """
         declare v jsonb;
         begin
           v := teguh.children(job, 'some', '[
@@ -392,7 +421,8 @@ def test_a_handler_spawns_children_and_awaits_them(shop: Shop) -> None:
           return jsonb_build_array(
             jsonb_path_query_array(v, '$[*].result'), teguh.children(job, 'none', '[]')
           );
-        end""")
+        end""",
+    )
     task_id = shop.spawn("parent")
     shop.work(max_seconds=60, poll_seconds=0.02, limit=4)
     assert shop.result(task_id) == ("completed", [[10, 20], []])
@@ -400,13 +430,16 @@ def test_a_handler_spawns_children_and_awaits_them(shop: Shop) -> None:
 
 def test_children_take_the_options_of_both_functions(shop: Shop) -> None:
     shop.ask("select teguh.create_queue('elsewhere')")
-    shop.handle("parent", """
+    shop.handle(
+        "parent",
+        """
         begin
           return jsonb_build_array(teguh.children(
             job, 'some', '[{"task_name": "a", "queue_name": "elsewhere"}]', 'any', 60,
             '{"on_parent_end": "cancel", "on_failure": "fail_fast", "cancel_rest": true}'
           ) is null);
-        end""")
+        end""",
+    )
     shop.at("12:00")
     task_id = shop.spawn("parent")
     shop.work()
@@ -424,12 +457,15 @@ def test_children_take_the_options_of_both_functions(shop: Shop) -> None:
 def test_an_error_in_a_step_takes_it_back_and_fails_the_run_which_keeps_what_was_done(
     shop: Shop,
 ) -> None:
-    shop.handle("order", """
+    shop.handle(
+        "order",
+        """
         begin
           perform teguh.step(job, 'one', 'shop.charge', '1');
           if job.failures < 2 then perform teguh.step(job, 'two', 'shop.breaks'); end if;
           return to_jsonb(job.failures);
-        end""")
+        end""",
+    )
     task_id = shop.spawn("order", retry_strategy={"kind": "none"})
     shop.work(limit=1)
     assert shop.ledger() == ["charge"]
@@ -529,11 +565,14 @@ def test_a_step_may_register_its_compensation(shop: Shop) -> None:
           );
           return '1';
         end $$""")
-    shop.handle("order", """
+    shop.handle(
+        "order",
+        """
         begin
           perform teguh.step(job, 'book', 'shop.book');
           return 1 / 0;
-        end""")
+        end""",
+    )
     shop.handle("undo", "begin perform shop.write('undone'); return null; end")
     assert shop.run("order", max_attempts=1)[0] == "failed"
     assert shop.ledger() == ["undone"]
@@ -544,7 +583,9 @@ def test_a_session_that_is_cancelled_or_killed_leaves_its_run_to_the_end_of_its_
     dsn: str, shop: Shop, how: str
 ) -> None:
     shop.ask(STUCK)
-    shop.handle("order", """
+    shop.handle(
+        "order",
+        """
         begin
           begin
             perform teguh.step(job, 'one', 'shop.charge', '1');
@@ -553,7 +594,8 @@ def test_a_session_that_is_cancelled_or_killed_leaves_its_run_to_the_end_of_its_
             return '"swallowed"';
           end;
           return '"done"';
-        end""")
+        end""",
+    )
     task_id = shop.spawn("order", retry_strategy={"kind": "none"})
     shop.ask("select pg_advisory_lock(7)")
     with session(dsn, "call teguh.work('q')") as (_, errors):
@@ -578,14 +620,17 @@ def test_a_step_that_outlasts_its_lease_is_not_lost_and_a_cancel_waits_for_it(
     dsn: str, shop: Shop
 ) -> None:
     shop.ask(STUCK)
-    shop.handle("order", """
+    shop.handle(
+        "order",
+        """
         begin
           perform teguh.step(job, 'one', 'shop.stuck');
           for n in 1 .. 500 loop
             perform teguh.step(job, 'two', 'shop.charge', to_jsonb(n));
           end loop;
           return '1';
-        end""")
+        end""",
+    )
     task_id = shop.spawn("order", max_attempts=1)
     shop.ask("select pg_advisory_lock(7)")
     with session(dsn, "call teguh.work('q', '{\"claim_timeout\": 0.01}')"):
@@ -617,11 +662,14 @@ def test_a_lease_is_extended_by_each_step(shop: Shop) -> None:
           perform set_config('teguh.fake_now', (teguh.current_time() + '20 seconds')::text, false);
           return a;
         end $$""")
-    shop.handle("order", """
+    shop.handle(
+        "order",
+        """
         begin
           perform teguh.step(job, 's', 'shop.later') from generate_series(1, 5);
           return to_jsonb(job.attempt);
-        end""")
+        end""",
+    )
     shop.at("12:00")
     task_id = shop.spawn("order", max_attempts=1)
     shop.work()
@@ -636,11 +684,14 @@ def test_a_run_that_is_past_its_timeout_is_not_taken_further(shop: Shop) -> None
           perform set_config('teguh.fake_now', (teguh.current_time() + '20 seconds')::text, false);
           return a;
         end $$""")
-    shop.handle("order", """
+    shop.handle(
+        "order",
+        """
         begin
           perform teguh.step(job, 's', 'shop.later') from generate_series(1, 5);
           return '1';
-        end""")
+        end""",
+    )
     shop.at("12:00")
     task_id = shop.spawn("order", max_attempts=1, timeout_seconds=30)
     shop.work()
@@ -707,7 +758,7 @@ def test_with_known_only_the_others_are_not_touched(shop: Shop) -> None:
 def test_a_handler_that_is_registered_meanwhile_is_found(dsn: str, shop: Shop) -> None:
     shop.handle("a", "begin return '1'; end")
     with session(
-        dsn, "call teguh.work('q', '{\"max_seconds\": 60, \"poll_seconds\": 0.02, \"limit\": 1}')"
+        dsn, 'call teguh.work(\'q\', \'{"max_seconds": 60, "poll_seconds": 0.02, "limit": 1}\')'
     ):
         shop.handle("b", "begin return '2'; end")
         task_id = shop.spawn("b")
@@ -726,14 +777,17 @@ def test_a_limit_and_a_batch_are_kept(shop: Shop) -> None:
 
 
 def test_max_seconds_waits_for_what_becomes_due(dsn: str, shop: Shop) -> None:
-    shop.handle("order", """
+    shop.handle(
+        "order",
+        """
         begin
           perform teguh.sleep_for(job, 's', 0.05);
           return teguh.await(job, 'a', 'e');
-        end""")
+        end""",
+    )
     task_id = shop.spawn("order")
     with session(
-        dsn, "call teguh.work('q', '{\"max_seconds\": 60, \"poll_seconds\": 0.02, \"limit\": 3}')"
+        dsn, 'call teguh.work(\'q\', \'{"max_seconds": 60, "poll_seconds": 0.02, "limit": 3}\')'
     ):
         until(shop, "select 1 from teguh.w_q")
         shop.ask("select teguh.emit_event('q', 'e', '7')")
@@ -744,12 +798,15 @@ def test_max_seconds_waits_for_what_becomes_due(dsn: str, shop: Shop) -> None:
 
 
 def test_two_sessions_share_the_work(dsn: str, shop: Shop) -> None:
-    shop.handle("n", """
+    shop.handle(
+        "n",
+        """
         begin
           perform teguh.step(job, 's', 'shop.charge', job.params);
           perform shop.write('done');
           return job.params;
-        end""")
+        end""",
+    )
     shop.ask(
         "select teguh.spawn_tasks('q', (select jsonb_agg(jsonb_build_object("
         "'task_name', 'n', 'params', g)) from generate_series(1, 200) as g))"
@@ -759,8 +816,9 @@ def test_two_sessions_share_the_work(dsn: str, shop: Shop) -> None:
         pass
     shop.work()
     assert shop.ask("select state, count(*) from teguh.t_q group by state") == [("completed", 200)]
-    assert shop.ask("select what, count(*), count(distinct detail) from shop.ledger"
-                    " group by what order by what") == [("charge", 200, 200), ("done", 200, 0)]
+    assert shop.ask(
+        "select what, count(*), count(distinct detail) from shop.ledger group by what order by what"
+    ) == [("charge", 200, 200), ("done", 200, 0)]
     assert shop.one("select last_value from shop.tried") == 199
     assert shop.one("select count(distinct claimed_by) from teguh.t_q") >= 2
 
@@ -776,8 +834,11 @@ def test_user_code_finds_its_own_search_path_and_the_rights_of_the_caller(
     shop.ask("""
         create function shop.who(a jsonb) returns jsonb language sql
         as $$ select jsonb_build_array(current_user, current_setting('search_path')) $$""")
-    shop.handle("order", """
-        begin return teguh.step(job, 's', 'shop.who') || shop.who(null); end""")
+    shop.handle(
+        "order",
+        """
+        begin return teguh.step(job, 's', 'shop.who') || shop.who(null); end""",
+    )
     task_id = shop.spawn("order")
     with psycopg.connect(guest_dsn, autocommit=True) as guest:
         guest.execute("set search_path = shop, public")
@@ -840,12 +901,12 @@ def test_a_queue_that_is_dropped_under_a_worker_ends_its_work(dsn: str, shop: Sh
 
 
 def test_names_are_quoted_wherever_they_are_used(shop: Shop) -> None:
-    name = 'it\'s "; drop table shop.ledger; --'
+    name = "it's \"; drop table shop.ledger; --"
     for arguments in ("jsonb", "teguh.job"):
         shop.connection.execute(
             sql.SQL("create function shop.{}({}) returns jsonb language sql as {}").format(
                 sql.Identifier(name),
-                sql.SQL(arguments),  # type: ignore[arg-type]
+                sql.SQL(arguments),
                 sql.Literal(
                     "select $1" if arguments == "jsonb" else
                     "select teguh.step($1, 's', quote_ident('shop') || '.' ||"

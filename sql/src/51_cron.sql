@@ -28,7 +28,7 @@ as $$
 $$;
 
 -- The jobs that start() schedules.
-create or replace function teguh._cron_jobs(p_options jsonb)
+create or replace function teguh._plan_cron(p_options jsonb)
   returns table(job_name text, schedule text, command text)
   language plpgsql
   volatile
@@ -123,7 +123,7 @@ begin
           ),
           ' '
         )
-        from teguh._cron_jobs(p_options) as j
+        from teguh._plan_cron(p_options) as j
       );
 end;
 $$;
@@ -143,7 +143,7 @@ begin
   perform teguh._check_keys(
     'start options', v_options, array['ticker_schedule', 'cleanup_schedule', 'work']
   );
-  v_jobs := array(select j.job_name from teguh._cron_jobs(v_options) as j);
+  v_jobs := array(select j.job_name from teguh._plan_cron(v_options) as j);
   if not teguh._has_cron() then
     perform teguh._explain_no_cron(v_options);
     return;
@@ -151,7 +151,7 @@ begin
 
   perform teguh._unschedule(v_jobs);
   perform cron.schedule(j.job_name, j.schedule, j.command)
-  from teguh._cron_jobs(v_options) as j;
+  from teguh._plan_cron(v_options) as j;
 end;
 $$;
 

@@ -77,7 +77,7 @@ end;
 $$;
 
 -- Claim runs: of any name or, if so wanted, of those that there are handlers for.
-create or replace function teguh._claim_jobs(
+create or replace function teguh._claim_batch(
   p_queue_name text,
   p_handlers   jsonb,
   p_shift      teguh._shift
@@ -502,7 +502,7 @@ begin
     v_handlers := teguh._crew(p_queue_name);
     v_shift := teguh._begin_round(p_queue_name, v_shift);
     commit;
-    v_jobs := teguh._claim_jobs(p_queue_name, v_handlers, v_shift);
+    v_jobs := teguh._claim_batch(p_queue_name, v_handlers, v_shift);
     commit;
 
     foreach v_job in array v_jobs loop

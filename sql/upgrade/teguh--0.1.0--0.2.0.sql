@@ -11547,7 +11547,7 @@ as $$
 $$;
 
 -- The jobs that start() schedules.
-create or replace function teguh._cron_jobs(p_options jsonb)
+create or replace function teguh._plan_cron(p_options jsonb)
   returns table(job_name text, schedule text, command text)
   language plpgsql
   volatile
@@ -11642,7 +11642,7 @@ begin
           ),
           ' '
         )
-        from teguh._cron_jobs(p_options) as j
+        from teguh._plan_cron(p_options) as j
       );
 end;
 $$;
@@ -11662,7 +11662,7 @@ begin
   perform teguh._check_keys(
     'start options', v_options, array['ticker_schedule', 'cleanup_schedule', 'work']
   );
-  v_jobs := array(select j.job_name from teguh._cron_jobs(v_options) as j);
+  v_jobs := array(select j.job_name from teguh._plan_cron(v_options) as j);
   if not teguh._has_cron() then
     perform teguh._explain_no_cron(v_options);
     return;
@@ -11670,7 +11670,7 @@ begin
 
   perform teguh._unschedule(v_jobs);
   perform cron.schedule(j.job_name, j.schedule, j.command)
-  from teguh._cron_jobs(v_options) as j;
+  from teguh._plan_cron(v_options) as j;
 end;
 $$;
 
@@ -15193,7 +15193,7 @@ end;
 $$;
 
 -- Claim runs: of any name or, if so wanted, of those that there are handlers for.
-create or replace function teguh._claim_jobs(
+create or replace function teguh._claim_batch(
   p_queue_name text,
   p_handlers   jsonb,
   p_shift      teguh._shift
@@ -15618,7 +15618,7 @@ begin
     v_handlers := teguh._crew(p_queue_name);
     v_shift := teguh._begin_round(p_queue_name, v_shift);
     commit;
-    v_jobs := teguh._claim_jobs(p_queue_name, v_handlers, v_shift);
+    v_jobs := teguh._claim_batch(p_queue_name, v_handlers, v_shift);
     commit;
 
     foreach v_job in array v_jobs loop

@@ -23,6 +23,7 @@ from teguh._types import (
     CompletedRun,
     Filter,
     FollowUp,
+    Handler,
     Happening,
     Holder,
     Limit,
@@ -48,6 +49,7 @@ from teguh._types import (
     Task,
     TaskResult,
     Unique,
+    WorkOptions,
 )
 from teguh.errors import (
     Abandoned,
@@ -95,6 +97,7 @@ __all__ = [
     "EventTimeout",
     "Filter",
     "FollowUp",
+    "Handler",
     "Happening",
     "Holder",
     "Interrupt",
@@ -136,6 +139,7 @@ __all__ = [
     "TeguhError",
     "Unique",
     "VersionMismatch",
+    "WorkOptions",
     "Worker",
     "WorkerOptions",
     "WrongState",
