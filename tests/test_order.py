@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import psycopg
 import pytest
@@ -128,7 +128,7 @@ def told(dsn: str) -> str:
     environment = {
         **os.environ, **build.libraries, "PATH": f"{build.bin}{os.pathsep}{os.environ['PATH']}"
     }  # fmt: skip
-    command = [build.bin / "psql", "--no-psqlrc", f"--dbname={dsn}", "--file=examples/order.sql"]
+    command = [str(build.bin / "psql"), "--no-psqlrc", f"--dbname={dsn}", "--file=examples/order.sql"]
     story = ""
     for _ in range(2):  # it runs again
         story = subprocess.run(
@@ -223,10 +223,12 @@ class Orders:
         self.connection = client.connection
         self.queue = queue
         self.ledger = ledger
+        self.number = 0
         self.task_id: UUID | None = None
 
     def spawn(self, number: int) -> None:
         """Spawn an order that takes no longer than it must."""
+        self.number = number
         params = {"number": number, "amount": "1", "rest": 0.01, "packing": 0}
         self.task_id = self.client.spawn_task(
             self.queue, "order", params, max_attempts=3, retry_strategy={"kind": "none"}
@@ -316,7 +318,7 @@ class Payments:
         self._thread = threading.Thread(target=self._run)
         self.deaths = 0
 
-    def __enter__(self) -> Payments:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -345,10 +347,22 @@ def test_the_story_in_both_survives_a_kill_of_python_at_every_commit(
     tables = [f"teguh.{prefix}_{mixed.ORDERS}" for prefix in "tcj"]
     bombs = Bombs(conn, ["mixed_story.ledger", *tables], "victim", waits=True)
     with Payments(dsn):
-        killed = survive(
-            dsn, orders, bombs, "examples.mixed:tasks", ["charge", "ship"], kept=kept
-        )
+        killed = survive(dsn, orders, bombs, "examples.mixed:tasks", ["charge", "ship"], kept=kept)
     assert killed > 7
+
+
+def until_dead_or_done(orders: Orders, payments: Payments, deaths: int) -> None:
+    """Wait until the payment is booked, or a session that was to book it has died."""
+    deadline = time.monotonic() + PATIENCE
+    while (
+        payments.deaths == deaths
+        and not orders.connection.execute(
+            "select 1 from mixed_story.ledger where step = 'charge' and number = %s",
+            (orders.number,),
+        ).fetchone()
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def test_the_story_in_both_survives_a_kill_of_the_database_worker_at_every_moment(
@@ -382,23 +396,6 @@ def test_the_story_in_both_survives_a_kill_of_the_database_worker_at_every_momen
         "select balance::integer from mixed_story.accounts where name = 'shop'"
     ).fetchall()
     assert balance == number
-
-
-def until_dead_or_done(orders: Orders, payments: Payments, deaths: int) -> None:
-    """Wait until the payment is booked, or a session that was to book it has died."""
-    deadline = time.monotonic() + PATIENCE
-    while payments.deaths == deaths and not orders.connection.execute(
-        "select 1 from mixed_story.ledger where step = 'charge' and number = %s",
-        (payments_number(orders),),
-    ).fetchone():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def payments_number(orders: Orders) -> int:
-    """Return the number of the present order."""
-    assert orders.task_id is not None
-    return int(orders.client.get_task(orders.queue, orders.task_id).params["number"])
 
 
 def test_the_story_in_both_ends_well(dsn: str) -> None:
