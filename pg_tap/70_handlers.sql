@@ -96,7 +96,7 @@ select teguh.drop_queue('other');
 
 -- Then
 select is_empty(
-  $$ select * from teguh.function_names as h where h.queue_name = 'other' $$,
+  $$ select * from teguh.handlers as h where h.queue_name = 'other' $$,
   'the handlers of a queue go with it');
 
 -- Given no pass of a handler

@@ -128,7 +128,8 @@ def told(dsn: str) -> str:
     environment = {
         **os.environ, **build.libraries, "PATH": f"{build.bin}{os.pathsep}{os.environ['PATH']}"
     }  # fmt: skip
-    command = [str(build.bin / "psql"), "--no-psqlrc", f"--dbname={dsn}", "--file=examples/order.sql"]
+    psql = str(build.bin / "psql")
+    command = [psql, "--no-psqlrc", f"--dbname={dsn}", "--file=examples/order.sql"]
     story = ""
     for _ in range(2):  # it runs again
         story = subprocess.run(
