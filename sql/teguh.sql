@@ -8,534 +8,574 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  540  00_install.sql
---  588  01_version.sql: What the schema is, and its version
---  595    version
---  607  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  609    current_time
---  628    _after
---  643    _micros
---  654  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  670    _random_bytes
---  689    _make_uuidv7
---  712    portable_uuidv7
---  742    uuidv7_timestamp
---  768    _task_id
---  793    _run_id
---  808    _run_task
---  819    _run_number
---  833  12_types.sql: The composite types that functions pass to each other
---  838    _gap (type)
---  846    _late (type)
---  853    _timer (type)
---  860    _tally (type)
---  871    _picked (type)
---  883    _spawn (type)
---  908    _cron (type)
---  922    _filter (type)
---  962  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  964    _check_keys
---  997    _number_option
--- 1032    _integer_option
--- 1048    _whole_option
--- 1075    _text_option
--- 1101    _flag_option
--- 1123    _present
--- 1134    _name_option
--- 1151    _uuid_option
--- 1178    _tags_option
--- 1207    _check_name
--- 1234    _check_seconds
--- 1262    _check_isolation
--- 1281    _buckets_option
--- 1319    _check_policy
--- 1369    _check_spawn
--- 1416    _read_spawn_options
--- 1493    _time_option
--- 1514    _moment_option
--- 1546    _read_time_options
--- 1585    _unique_option
--- 1639    _inherit
--- 1669    _check_cancellation
--- 1686  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1689    _check_retry_strategy
--- 1727    _backoff
--- 1780    _fraction
--- 1791  20_tables.sql: Queues and the policy of each
--- 1793    queues (table)
--- 1826    grants (table)
--- 1840    limits (table)
--- 1861    pauses (table)
--- 1873    starts (table)
--- 1888    wanted (table)
--- 1900    schedules (table)
--- 1944    workflow_runs (table)
--- 1971    workflow_tallies (table)
--- 1991    versions (table)
--- 2006    t_template (table)
--- 2120    g_template (table)
--- 2132    v_template (table)
--- 2148    d_template (table)
--- 2162    p0_template (table)
--- 2175    p1_template (table)
--- 2220    l_template (table)
--- 2247    h_template (table)
--- 2267    k0_template (table)
--- 2280    k1_template (table)
--- 2309    n0_template (table)
--- 2320    n1_template (table)
--- 2336    n_template (table)
--- 2360    seq_template (sequence)
--- 2361    ring_template (sequence)
--- 2362    parked_template (sequence)
--- 2363    woken_template (sequence)
--- 2364    plan_template (sequence)
--- 2365    fired_template (sequence)
--- 2366    clock_template (sequence)
--- 2367    carry_template (sequence)
--- 2368    round_template (sequence)
--- 2369    agenda_template (sequence)
--- 2394    r_template (table)
--- 2411    a_template (table)
--- 2437    c_template (table)
--- 2453    e_template (table)
--- 2470    u_template (table)
--- 2483    j_template (table)
--- 2506    f_template (table)
--- 2519    m_template (table)
--- 2544    w_template (table)
--- 2559  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2562    validate_queue_name
--- 2604    _policy
--- 2648    _call
--- 2662    _template_ddl (view)
--- 2747    _stamp
--- 2759    _stamp_queues
--- 2787    _stamp_relation
--- 2827    _stamp_function
--- 2860    _function
--- 2872    _signature
--- 2883    _leave_extension
--- 2909    _lock_number
--- 2919    _share_queue
--- 2932    _may
--- 2948    _each_queue
--- 2970    _init_template
--- 3001    _hush_template
--- 3022    _beyond
--- 3031    create_queue
--- 3097    _refuse_busy
--- 3114    _reach_queue
--- 3130    drop_queue
--- 3160    _drop_all
--- 3214    list_queues
--- 3238  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 3247    _push_template
--- 3288    _fill
--- 3308    _add0_template
--- 3375    _back0_template
--- 3393  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3398    _claim0_template
--- 3470    _pick0_template
--- 3553    _limits_template
--- 3594    _move0_template
--- 3656    _open_xids
--- 3676    _next0_template
--- 3705    _many0_template
--- 3734    _stuck0_template
--- 3772    _trim0_template
--- 3813    _bring_template
--- 3845    _take_template
--- 3926    _known_template
--- 3946    _paused_until
--- 3959    claim_task
--- 4020    _next_template
--- 4062    _soon0_template
--- 4120    next_due
--- 4145  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 4158    _due0_template
--- 4236    _last0_template
--- 4261    _any0_template
--- 4288    _miss0_template
--- 4324    _pass0_template
--- 4370    _fire_template
--- 4431    _expire_template
--- 4502    _timeout_reason
--- 4521    _over_template
--- 4543    _close_template
--- 4573    _follow_template
--- 4606  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4608    _segment_bytes
--- 4629    _turn_template
--- 4661    _turn0_template
--- 4699    _spent0_template
--- 4713    _dry0_template
--- 4740    _left0_template
--- 4771    _carry0_template
--- 4815  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4821    _remake_template
--- 4879    _alive_template
--- 4933    _home
--- 4946    _settle_template
--- 4968    rebuild_dispatch
--- 5005    _recap_template
--- 5036  35_tally.sql: The letter by which tallies know where a task stands
--- 5038    _letter
--- 5057    _letters
--- 5069    _bound
--- 5089    _tally_template
--- 5114    _reckon_template
--- 5141    _finish_template
--- 5169    _moved_template
--- 5200    _sum0_template
--- 5236    _noted0_template
--- 5271    _bank0_template
--- 5291    _census_template
--- 5313    _count_template
--- 5335  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5345    _gate_number
--- 5356    _enter_gate
--- 5378    _limit_of
--- 5396    _rule_template
--- 5422    _reign_template
--- 5436    _enrol_template
--- 5463    _going_template
--- 5479    _busy_template
--- 5495    _everywhere_busy
--- 5521    _closed_until
--- 5541    _is_fresh
--- 5556    _is_limited
--- 5567    _started
--- 5584    _left_over
--- 5605    _slots_template
--- 5655    _vacate_template
--- 5718    _unbar_template
--- 5747    _intake_template
--- 5768    _sift0_template
--- 5855    _line_template
--- 5915    _keys_template
--- 5969    _admit_template
--- 6032    _spare_template
--- 6054    _choose_template
--- 6100    _named_template
--- 6127    _weed_template
--- 6163    _cull_template
--- 6194    _seize_template
--- 6269    _quit_template
--- 6297    _occupy_template
--- 6337    _chance_template
--- 6367    _align_template
--- 6412  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 6415    _want_template
--- 6449    _names_option
--- 6484    _order_queues
--- 6520    _remember_names
--- 6540    claim_any
--- 6617    _check_order
--- 6634  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6639    _put_template
--- 6707    _enlist_template
--- 6750    _new_template
--- 6807    _tag_template
--- 6825    _room_template
--- 6852    _shed_template
--- 6894    _first0_template
--- 6935    _once_template
--- 6983    _blocks
--- 7010    _meet_template
--- 7044    _swap_template
--- 7105    _series_template
--- 7142    _found_template
--- 7199    _abide
--- 7221    _check_spawner
--- 7241    spawn_task
--- 7306    spawn_tasks
--- 7353    _read_task
--- 7371  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7376    _hold_template
--- 7427    _own_template
--- 7447    _done_template
--- 7495    complete_run
--- 7518    _flush_template
--- 7600    _why_template
--- 7616    _read_runs
--- 7662    _explain_bad_run
--- 7687    complete_runs
--- 7712    _end_template
--- 7761    _lost_template
--- 7781    _file_template
--- 7807    _again_template
--- 7847    _queue_template
--- 7868    _fail_template
--- 7886    fail_run
--- 7910    _nap_template
--- 7939    schedule_run
--- 7969    _free_template
--- 8017    release_run
--- 8042    _keep_template
--- 8068    extend_claim
--- 8091  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 8096    _mark_template
--- 8118    _note_template
--- 8148    set_task_checkpoint_state
--- 8183    _recall_template
--- 8205    get_task_checkpoint_state
--- 8229    _list_template
--- 8258    get_task_checkpoint_states
--- 8284  43_events.sql: Wait for an event, or learn how the wait ended
--- 8291    _wait_template
--- 8363    _park_template
--- 8405    _check_event
--- 8424    await_event
--- 8461    _emit_template
--- 8524    emit_event
--- 8549  44_control.sql: Read a task, or raise TG003
--- 8551    _fetch_template
--- 8578    _stop_template
--- 8610    _act_template
--- 8632    _halt_template
--- 8648    cancel_task
--- 8670    _rerun_template
--- 8745    _forget_template
--- 8782    _redo_template
--- 8818    _renew_template
--- 8854    retry_task
--- 8904    _show_template
--- 8952    get_task_result
--- 8987  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8994    _purge_template
--- 9024    _erase_template
--- 9078    _first_uuid
--- 9097    _sweep_template
--- 9137    _clean
--- 9171    cleanup_tasks
--- 9192    cleanup_events
--- 9213    cleanup_all_queues
--- 9248  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 9250    _cap_template
--- 9279    _write_limit
--- 9302    _read_limit
--- 9351    _check_limit_keys
--- 9373    set_limit
--- 9428    _usage_template
--- 9506    _overall_usage
--- 9550    limit_usage
--- 9583  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 9585    _pause_template
--- 9606    _halve_template
--- 9636    _check_only
--- 9659    pause_queue
--- 9695    resume_queue
--- 9721    get_queue_policy
--- 9745    set_queue_policy
--- 9763    list_namespaces
--- 9780  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9783    _read_filter
--- 9819    _states_option
--- 9850    _read_cursor
--- 9869    _check_limit
--- 9893    _find_template
--- 9945    _seek_template
--- 9997    _page_template
--- 10075    _ended_template
--- 10112    _fit_template
--- 10153    _live_template
--- 10190    _hints_template
--- 10213    _hints0_template
--- 10255    _rows_template
--- 10306    list_tasks
--- 10353    _peek_template
--- 10411    get_task
--- 10467    _runs_template
--- 10520    list_runs
--- 10551    _past_template
--- 10627    _since_template
--- 10645    get_task_history
--- 10665    _held_template
--- 10697    list_workers
--- 10736    _read_place
--- 10755    _acts_template
--- 10781    list_actions
--- 10813  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10815    _abort_template
--- 10852    cancel_tasks
--- 10889    _check_meant
--- 10911    _limit_option
--- 10924    _retake_template
--- 10962    requeue_task
--- 10987    _regain_template
--- 11022    requeue_tasks
--- 11061    list_dead_letters
--- 11105    _replay_template
--- 11146    replay_dead_letters
--- 11186    _bury_template
--- 11228    purge_dead_letters
--- 11258  49_stats.sql: When the first task that is ready became so; null if none is
--- 11260    _oldest_template
--- 11304    _elder0_template
--- 11340    _tenure_template
--- 11365    _is_wanted
--- 11382    _stat_template
--- 11428    queue_stats
--- 11483    _from
--- 11497    _tardy_template
--- 11528    _counters (view)
--- 11552    _gauge_template
--- 11606    _spans_template
--- 11659    metrics
--- 11697    _xmin_age
--- 11716    prometheus
--- 11775    _label_text
--- 11798    _schedule_problems
--- 11835    health
--- 11891  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 11896    _tick_template
--- 11921    _ticked (sequence)
--- 11927    _set_ticked
--- 11940    ticker
--- 11987    ticker_loop (procedure)
--- 12013  51_cron.sql: Whether pg_cron is installed in this database
--- 12015    _has_cron
--- 12025    _cron_has_seconds
--- 12046    _explain_no_cron
--- 12078    start
--- 12121    stop
--- 12146    _maintain
--- 12168    status
--- 12204  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 12208    _rights (view)
--- 12312    _allowed
--- 12353    _grant
--- 12372    _grant_again
--- 12388    _grant_queue
--- 12403    _check_grant
--- 12436    grant_access
--- 12472    revoke_access
--- 12519  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 12521    _refuse_schedule
--- 12538    _cron_value
--- 12552    _cron_field
--- 12613    _read_every
--- 12635    _read_schedule
--- 12710    _cron_time
--- 12748    _cron_reading
--- 12787    _clock
--- 12796    _clock_reads
--- 12832    _clock_set
--- 12860    _cron_passing
--- 12898    _cron_next
--- 12938    _check_timezone
--- 12967    next_fire_time
--- 13003  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 13016    _planning_number
--- 13026    _replan_template
--- 13040    _agenda_template
--- 13057    _future_template
--- 13085    _strike_template
--- 13141    _chime_template
--- 13197    _undone_template
--- 13216    _planned_after
--- 13235    _due_times
--- 13285    _spawn_scheduled
--- 13330    _check_task_options
--- 13360    _word_option
--- 13382    _draw_schedule
--- 13421    _schedule_options
--- 13436    _miss_schedule
--- 13452    _scheduled_in
--- 13473    _grasp_template
--- 13500    _enroll_template
--- 13531    _redraw_template
--- 13581    create_schedule
--- 13625    _reform_template
--- 13651    update_schedule
--- 13674    _steer_template
--- 13717    pause_schedule
--- 13738    resume_schedule
--- 13758    drop_schedule
--- 13778    _launch_template
--- 13810    trigger_schedule
--- 13832    _diary_template
--- 13868    get_schedule
--- 13903    list_schedules
--- 13945  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 13950    _links_option
--- 13993    _read_link
--- 14035    _trail_template
--- 14081    _linked_template
--- 14113    _ensue_template
--- 14156    _undoings
--- 14183    _undo_template
--- 14217    _repent_template
--- 14253    add_compensation
--- 14293    _repeat_template
--- 14323    _blank_template
--- 14361    repeat_run
--- 14387  63_children.sql: Children: tasks that a step spawns and may wait for
--- 14396    _brood_template
--- 14426    _bind_template
--- 14456    _read_child
--- 14505    _child_queues
--- 14531    _birth
--- 14555    spawn_children
--- 14634    _cancel_option
--- 14657    _answer
--- 14675    _report_template
--- 14711    _tell_template
--- 14726    _judge_template
--- 14762    _ripe_template
--- 14789    _gather_template
--- 14854    _rally_template
--- 14931    _crop_template
--- 14977    _yield_template
--- 14998    _dismiss
--- 15019    _ditch_template
--- 15064    _perish_template
--- 15083    _orphan_template
--- 15098    await_children
--- 15155  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
--- 15162    _refuse_run
--- 15178    _read_run
--- 15198    create_workflow_run
--- 15256    update_workflow_run
--- 15287    _is_own
--- 15298    _flow_template
--- 15331    _score_template
--- 15368    _recorded_run
--- 15379    _recorded_tallies
--- 15391    _flows
--- 15425    _survey
--- 15481    get_workflow_run
--- 15531    _is_alike
--- 15543    _recorded_runs
--- 15578    _status_option
--- 15609    list_workflow_runs
--- 15693    _member_template
--- 15726    _members
--- 15761    get_workflow_tree
--- 15837    _used_template
--- 15854    _needed_runs
--- 15885    cleanup_workflow_runs
--- 15959  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
--- 15963    _word
--- 15977    _check_attributes
--- 16014    _attributes_option
--- 16031    _pinned_template
--- 16050    _pin_template
--- 16081    set_attributes
--- 16110    _told_template
--- 16123    get_attributes
--- 16141  66_messages.sql: Messages: a mailbox per task
--- 16148    _shut_template
--- 16191    _post_template
--- 16240    send_message
--- 16281    _hear_template
--- 16348    receive_message
--- 16386    _unhear_template
--- 16407    _tidy_template
--- 16434    _inbox_template
--- 16460    list_messages
--- 16482  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  580  00_install.sql
+--  628  01_version.sql: What the schema is, and its version
+--  635    version
+--  647  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  649    current_time
+--  668    _after
+--  683    _micros
+--  694  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  710    _random_bytes
+--  729    _make_uuidv7
+--  752    portable_uuidv7
+--  782    uuidv7_timestamp
+--  808    _task_id
+--  833    _run_id
+--  848    _run_task
+--  859    _run_number
+--  873  12_types.sql: The composite types that functions pass to each other
+--  878    _gap (type)
+--  886    _late (type)
+--  893    _timer (type)
+--  900    _tally (type)
+--  911    _picked (type)
+--  923    _spawn (type)
+--  948    _cron (type)
+--  962    _filter (type)
+--  977    job (type)
+--  993    _shift (type)
+-- 1040  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+-- 1042    _check_keys
+-- 1075    _number_option
+-- 1110    _integer_option
+-- 1126    _whole_option
+-- 1153    _text_option
+-- 1179    _flag_option
+-- 1201    _present
+-- 1212    _name_option
+-- 1229    _uuid_option
+-- 1256    _tags_option
+-- 1285    _check_name
+-- 1312    _check_seconds
+-- 1340    _check_isolation
+-- 1359    _buckets_option
+-- 1397    _check_policy
+-- 1447    _check_spawn
+-- 1494    _read_spawn_options
+-- 1571    _time_option
+-- 1592    _moment_option
+-- 1624    _read_time_options
+-- 1663    _unique_option
+-- 1717    _inherit
+-- 1747    _check_cancellation
+-- 1764  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1767    _check_retry_strategy
+-- 1805    _backoff
+-- 1858    _fraction
+-- 1869  20_tables.sql: Queues and the policy of each
+-- 1871    queues (table)
+-- 1904    grants (table)
+-- 1918    limits (table)
+-- 1939    pauses (table)
+-- 1951    starts (table)
+-- 1966    wanted (table)
+-- 1978    schedules (table)
+-- 2022    workflow_runs (table)
+-- 2049    workflow_tallies (table)
+-- 2069    handlers (table)
+-- 2085    versions (table)
+-- 2100    t_template (table)
+-- 2214    g_template (table)
+-- 2226    v_template (table)
+-- 2242    d_template (table)
+-- 2256    p0_template (table)
+-- 2269    p1_template (table)
+-- 2314    l_template (table)
+-- 2341    h_template (table)
+-- 2361    k0_template (table)
+-- 2374    k1_template (table)
+-- 2403    n0_template (table)
+-- 2414    n1_template (table)
+-- 2430    n_template (table)
+-- 2454    seq_template (sequence)
+-- 2455    ring_template (sequence)
+-- 2456    parked_template (sequence)
+-- 2457    woken_template (sequence)
+-- 2458    plan_template (sequence)
+-- 2459    fired_template (sequence)
+-- 2460    clock_template (sequence)
+-- 2461    carry_template (sequence)
+-- 2462    round_template (sequence)
+-- 2463    agenda_template (sequence)
+-- 2488    r_template (table)
+-- 2505    a_template (table)
+-- 2531    c_template (table)
+-- 2547    e_template (table)
+-- 2564    u_template (table)
+-- 2577    j_template (table)
+-- 2600    f_template (table)
+-- 2613    m_template (table)
+-- 2638    w_template (table)
+-- 2653  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2656    validate_queue_name
+-- 2698    _policy
+-- 2742    _call
+-- 2756    _template_ddl (view)
+-- 2841    _stamp
+-- 2853    _stamp_queues
+-- 2881    _stamp_relation
+-- 2921    _stamp_function
+-- 2954    _function
+-- 2966    _signature
+-- 2977    _leave_extension
+-- 3003    _lock_number
+-- 3013    _share_queue
+-- 3026    _may
+-- 3042    _each_queue
+-- 3064    _init_template
+-- 3095    _hush_template
+-- 3116    _beyond
+-- 3125    create_queue
+-- 3191    _refuse_busy
+-- 3208    _reach_queue
+-- 3224    drop_queue
+-- 3254    _drop_all
+-- 3311    list_queues
+-- 3335  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 3344    _push_template
+-- 3385    _fill
+-- 3405    _add0_template
+-- 3472    _back0_template
+-- 3490  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3495    _claim0_template
+-- 3567    _pick0_template
+-- 3650    _limits_template
+-- 3691    _move0_template
+-- 3753    _open_xids
+-- 3773    _next0_template
+-- 3802    _many0_template
+-- 3831    _stuck0_template
+-- 3869    _trim0_template
+-- 3910    _bring_template
+-- 3942    _take_template
+-- 4023    _known_template
+-- 4043    _paused_until
+-- 4056    claim_task
+-- 4117    _next_template
+-- 4159    _soon0_template
+-- 4217    next_due
+-- 4242  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 4255    _due0_template
+-- 4333    _last0_template
+-- 4358    _any0_template
+-- 4385    _miss0_template
+-- 4421    _pass0_template
+-- 4467    _fire_template
+-- 4528    _expire_template
+-- 4599    _timeout_reason
+-- 4618    _over_template
+-- 4640    _close_template
+-- 4670    _follow_template
+-- 4703  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4705    _segment_bytes
+-- 4726    _turn_template
+-- 4758    _turn0_template
+-- 4796    _spent0_template
+-- 4810    _dry0_template
+-- 4837    _left0_template
+-- 4868    _carry0_template
+-- 4912  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4918    _remake_template
+-- 4976    _alive_template
+-- 5030    _home
+-- 5043    _settle_template
+-- 5065    rebuild_dispatch
+-- 5102    _recap_template
+-- 5133  35_tally.sql: The letter by which tallies know where a task stands
+-- 5135    _letter
+-- 5154    _letters
+-- 5166    _bound
+-- 5186    _tally_template
+-- 5211    _reckon_template
+-- 5238    _finish_template
+-- 5266    _moved_template
+-- 5297    _sum0_template
+-- 5333    _noted0_template
+-- 5368    _bank0_template
+-- 5388    _census_template
+-- 5410    _count_template
+-- 5432  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5442    _gate_number
+-- 5453    _enter_gate
+-- 5475    _limit_of
+-- 5493    _rule_template
+-- 5519    _reign_template
+-- 5533    _enrol_template
+-- 5560    _going_template
+-- 5576    _busy_template
+-- 5592    _everywhere_busy
+-- 5618    _closed_until
+-- 5638    _is_fresh
+-- 5653    _is_limited
+-- 5664    _started
+-- 5681    _left_over
+-- 5702    _slots_template
+-- 5752    _vacate_template
+-- 5815    _unbar_template
+-- 5844    _intake_template
+-- 5865    _sift0_template
+-- 5952    _line_template
+-- 6012    _keys_template
+-- 6066    _admit_template
+-- 6129    _spare_template
+-- 6151    _choose_template
+-- 6197    _named_template
+-- 6224    _weed_template
+-- 6260    _cull_template
+-- 6291    _seize_template
+-- 6366    _quit_template
+-- 6394    _occupy_template
+-- 6434    _chance_template
+-- 6464    _align_template
+-- 6509  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6512    _want_template
+-- 6546    _names_option
+-- 6581    _order_queues
+-- 6617    _remember_names
+-- 6637    claim_any
+-- 6714    _check_order
+-- 6731  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6736    _put_template
+-- 6804    _enlist_template
+-- 6847    _new_template
+-- 6904    _tag_template
+-- 6922    _room_template
+-- 6949    _shed_template
+-- 6991    _first0_template
+-- 7032    _once_template
+-- 7080    _blocks
+-- 7107    _meet_template
+-- 7141    _swap_template
+-- 7202    _series_template
+-- 7239    _found_template
+-- 7296    _abide
+-- 7318    _check_spawner
+-- 7338    spawn_task
+-- 7403    spawn_tasks
+-- 7450    _read_task
+-- 7468  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7473    _hold_template
+-- 7524    _own_template
+-- 7544    _done_template
+-- 7592    complete_run
+-- 7615    _flush_template
+-- 7697    _why_template
+-- 7713    _read_runs
+-- 7759    _explain_bad_run
+-- 7784    complete_runs
+-- 7809    _end_template
+-- 7858    _lost_template
+-- 7878    _file_template
+-- 7904    _again_template
+-- 7944    _queue_template
+-- 7965    _fail_template
+-- 7983    fail_run
+-- 8007    _nap_template
+-- 8036    schedule_run
+-- 8066    _free_template
+-- 8114    release_run
+-- 8139    _keep_template
+-- 8165    extend_claim
+-- 8188  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 8193    _mark_template
+-- 8215    _note_template
+-- 8245    set_task_checkpoint_state
+-- 8280    _recall_template
+-- 8302    get_task_checkpoint_state
+-- 8326    _list_template
+-- 8355    get_task_checkpoint_states
+-- 8381  43_events.sql: Wait for an event, or learn how the wait ended
+-- 8388    _wait_template
+-- 8460    _park_template
+-- 8502    _check_event
+-- 8521    await_event
+-- 8558    _emit_template
+-- 8621    emit_event
+-- 8646  44_control.sql: Read a task, or raise TG003
+-- 8648    _fetch_template
+-- 8675    _stop_template
+-- 8707    _act_template
+-- 8729    _halt_template
+-- 8745    cancel_task
+-- 8767    _rerun_template
+-- 8842    _forget_template
+-- 8879    _redo_template
+-- 8915    _renew_template
+-- 8951    retry_task
+-- 9001    _show_template
+-- 9049    get_task_result
+-- 9084  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 9091    _purge_template
+-- 9121    _erase_template
+-- 9175    _first_uuid
+-- 9194    _sweep_template
+-- 9234    _clean
+-- 9268    cleanup_tasks
+-- 9289    cleanup_events
+-- 9310    cleanup_all_queues
+-- 9345  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 9347    _cap_template
+-- 9376    _write_limit
+-- 9399    _read_limit
+-- 9448    _check_limit_keys
+-- 9470    set_limit
+-- 9525    _usage_template
+-- 9603    _overall_usage
+-- 9647    limit_usage
+-- 9680  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 9682    _pause_template
+-- 9703    _halve_template
+-- 9733    _check_only
+-- 9756    pause_queue
+-- 9792    resume_queue
+-- 9818    get_queue_policy
+-- 9842    set_queue_policy
+-- 9860    list_namespaces
+-- 9877  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9880    _read_filter
+-- 9916    _states_option
+-- 9947    _read_cursor
+-- 9966    _check_limit
+-- 9990    _find_template
+-- 10042    _seek_template
+-- 10094    _page_template
+-- 10172    _ended_template
+-- 10209    _fit_template
+-- 10250    _live_template
+-- 10287    _hints_template
+-- 10310    _hints0_template
+-- 10352    _rows_template
+-- 10403    list_tasks
+-- 10450    _peek_template
+-- 10508    get_task
+-- 10564    _runs_template
+-- 10617    list_runs
+-- 10648    _past_template
+-- 10724    _since_template
+-- 10742    get_task_history
+-- 10762    _held_template
+-- 10794    list_workers
+-- 10833    _read_place
+-- 10852    _acts_template
+-- 10878    list_actions
+-- 10910  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10912    _abort_template
+-- 10949    cancel_tasks
+-- 10986    _check_meant
+-- 11008    _limit_option
+-- 11021    _retake_template
+-- 11059    requeue_task
+-- 11084    _regain_template
+-- 11119    requeue_tasks
+-- 11158    list_dead_letters
+-- 11202    _replay_template
+-- 11243    replay_dead_letters
+-- 11283    _bury_template
+-- 11325    purge_dead_letters
+-- 11355  49_stats.sql: When the first task that is ready became so; null if none is
+-- 11357    _oldest_template
+-- 11401    _elder0_template
+-- 11437    _tenure_template
+-- 11462    _is_wanted
+-- 11479    _stat_template
+-- 11525    queue_stats
+-- 11580    _from
+-- 11594    _tardy_template
+-- 11625    _counters (view)
+-- 11649    _gauge_template
+-- 11703    _spans_template
+-- 11756    metrics
+-- 11794    _xmin_age
+-- 11813    prometheus
+-- 11872    _label_text
+-- 11895    _schedule_problems
+-- 11932    health
+-- 11988  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11993    _tick_template
+-- 12018    _ticked (sequence)
+-- 12024    _set_ticked
+-- 12037    ticker
+-- 12084    ticker_loop (procedure)
+-- 12110  51_cron.sql: Whether pg_cron is installed in this database
+-- 12112    _has_cron
+-- 12122    _cron_has_seconds
+-- 12141    _plan_cron
+-- 12176    _work_option
+-- 12209    _explain_no_cron
+-- 12242    start
+-- 12279    _unschedule
+-- 12295    _is_ours
+-- 12305    _drop_job
+-- 12324    stop
+-- 12344    _maintain
+-- 12366    status
+-- 12405  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 12409    _rights (view)
+-- 12522    _allowed
+-- 12563    _grant
+-- 12582    _grant_again
+-- 12598    _grant_queue
+-- 12613    _check_grant
+-- 12646    grant_access
+-- 12682    revoke_access
+-- 12729  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 12731    _refuse_schedule
+-- 12748    _cron_value
+-- 12762    _cron_field
+-- 12823    _read_every
+-- 12845    _read_schedule
+-- 12920    _cron_time
+-- 12958    _cron_reading
+-- 12997    _clock
+-- 13006    _clock_reads
+-- 13042    _clock_set
+-- 13070    _cron_passing
+-- 13108    _cron_next
+-- 13148    _check_timezone
+-- 13177    next_fire_time
+-- 13213  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 13226    _planning_number
+-- 13236    _replan_template
+-- 13250    _agenda_template
+-- 13267    _future_template
+-- 13295    _strike_template
+-- 13351    _chime_template
+-- 13407    _undone_template
+-- 13426    _planned_after
+-- 13445    _due_times
+-- 13495    _spawn_scheduled
+-- 13540    _check_task_options
+-- 13570    _word_option
+-- 13592    _draw_schedule
+-- 13631    _schedule_options
+-- 13646    _miss_schedule
+-- 13662    _scheduled_in
+-- 13683    _grasp_template
+-- 13710    _enroll_template
+-- 13741    _redraw_template
+-- 13791    create_schedule
+-- 13835    _reform_template
+-- 13861    update_schedule
+-- 13884    _steer_template
+-- 13927    pause_schedule
+-- 13948    resume_schedule
+-- 13968    drop_schedule
+-- 13988    _launch_template
+-- 14020    trigger_schedule
+-- 14042    _diary_template
+-- 14078    get_schedule
+-- 14113    list_schedules
+-- 14155  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 14160    _links_option
+-- 14203    _read_link
+-- 14245    _trail_template
+-- 14291    _linked_template
+-- 14323    _ensue_template
+-- 14366    _undoings
+-- 14393    _undo_template
+-- 14427    _repent_template
+-- 14463    add_compensation
+-- 14503    _repeat_template
+-- 14533    _blank_template
+-- 14571    repeat_run
+-- 14597  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 14606    _brood_template
+-- 14636    _bind_template
+-- 14666    _read_child
+-- 14715    _child_queues
+-- 14741    _birth
+-- 14765    spawn_children
+-- 14844    _cancel_option
+-- 14867    _answer
+-- 14885    _report_template
+-- 14921    _tell_template
+-- 14936    _judge_template
+-- 14972    _ripe_template
+-- 14999    _gather_template
+-- 15064    _rally_template
+-- 15141    _crop_template
+-- 15187    _yield_template
+-- 15208    _dismiss
+-- 15229    _ditch_template
+-- 15274    _perish_template
+-- 15293    _orphan_template
+-- 15308    await_children
+-- 15365  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
+-- 15372    _refuse_run
+-- 15388    _read_run
+-- 15408    create_workflow_run
+-- 15466    update_workflow_run
+-- 15497    _is_own
+-- 15508    _flow_template
+-- 15541    _score_template
+-- 15578    _recorded_run
+-- 15589    _recorded_tallies
+-- 15601    _flows
+-- 15635    _survey
+-- 15691    get_workflow_run
+-- 15741    _is_alike
+-- 15753    _recorded_runs
+-- 15788    _status_option
+-- 15819    list_workflow_runs
+-- 15903    _member_template
+-- 15936    _members
+-- 15971    get_workflow_tree
+-- 16047    _used_template
+-- 16064    _needed_runs
+-- 16095    cleanup_workflow_runs
+-- 16169  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
+-- 16173    _word
+-- 16187    _check_attributes
+-- 16224    _attributes_option
+-- 16241    _pinned_template
+-- 16260    _pin_template
+-- 16291    set_attributes
+-- 16320    _told_template
+-- 16333    get_attributes
+-- 16351  66_messages.sql: Messages: a mailbox per task
+-- 16358    _shut_template
+-- 16401    _post_template
+-- 16450    send_message
+-- 16491    _hear_template
+-- 16558    receive_message
+-- 16596    _unhear_template
+-- 16617    _tidy_template
+-- 16644    _inbox_template
+-- 16670    list_messages
+-- 16692  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
+-- 16703    _resolve_function
+-- 16759    _hire_template
+-- 16781    register_handler
+-- 16805    unregister_handler
+-- 16824    _staff_template
+-- 16845    list_handlers
+-- 16881    _number_step
+-- 16912    _order
+-- 16928    step
+-- 16961    _doze
+-- 16978    sleep_for
+-- 16999    sleep_until
+-- 17022    await
+-- 17056    children
+-- 17092  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
+-- 17104    _crew
+-- 17151    _steps_given
+-- 17172    _claim_batch
+-- 17215    _grip_template
+-- 17231    _begin_pass
+-- 17257    _read_error
+-- 17286    _carry_out
+-- 17359    _run_pass (procedure)
+-- 17390    _step_call
+-- 17414    _obey (procedure)
+-- 17452    _begin_shift
+-- 17489    _begin_round
+-- 17509    _leave_round
+-- 17544    _handler_of
+-- 17558    _advance (procedure)
+-- 17583    work (procedure)
+-- 17630  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -932,6 +972,37 @@ begin
       attributes      jsonb
     );
   end if;
+
+  if to_regtype('teguh.job') is null then
+    create type teguh.job as (
+      queue_name    text,
+      task_id       uuid,
+      run_id        uuid,
+      task_name     text,
+      params        jsonb,
+      headers       jsonb,
+      attempt       integer,
+      failures      integer,
+      wake_event    text,
+      event_payload jsonb,
+      steps         jsonb
+    );
+  end if;
+
+  if to_regtype('teguh._shift') is null then
+    create type teguh._shift as (
+      worker_id     text,
+      batch         integer,
+      lease         double precision,
+      known_only    boolean,
+      unknown_delay double precision,
+      poll_seconds  double precision,
+      until         timestamptz,
+      ticks_at      timestamptz,
+      left_to_claim integer,
+      pause         double precision
+    );
+  end if;
 end;
 $$;
 
@@ -958,6 +1029,13 @@ comment on type teguh._cron is
   'the time that passes, not by places on the clock.';
 comment on type teguh._filter is
   'Which tasks are meant; what is null does not matter.';
+comment on type teguh.job is
+  'What the handler of a task is given: the task and its run, as claim_task() returns them. steps '
+  'is for step() and its like to read: what each step has given, in an array that is empty if '
+  'its wait timed out.';
+comment on type teguh._shift is
+  'A call of work(): its options; when it ticks next; how many runs it may still claim; how many '
+  'seconds it is to pause, null when it is to end.';
 
 -- sql/src/13_options.sql
 -- Refuse keys that are not options.  An option misspelt must never be ignored.
@@ -1986,6 +2064,22 @@ comment on table teguh.workflow_tallies is
   'inserted; deleted with the workflow run.';
 comment on column teguh.workflow_tallies.own is
   'Whether the run depends on how they ended: see _is_own().';
+
+-- The handlers of tasks that are SQL functions.
+create table if not exists teguh.handlers (
+  queue_name    text        not null,
+  task_name     text        not null,
+  function_name text        not null,
+  registered_at timestamptz not null,
+  constraint handlers_pkey primary key (queue_name, task_name)
+);
+
+comment on table teguh.handlers is
+  'Functions set by register_handler(), which work() runs.';
+comment on column teguh.handlers.task_name is
+  'The tasks it is for; * for those that no other is for.';
+comment on column teguh.handlers.function_name is
+  'Its schema and name, quoted where needed. It takes a teguh.job.';
 
 -- Which versions this schema has had.
 create table if not exists teguh.versions (
@@ -3185,6 +3279,9 @@ begin
   where w.queue_name = p_queue_name;
   delete from teguh.schedules as s
   where s.queue_name = p_queue_name;
+  delete from teguh.handlers as h
+  where h.queue_name = p_queue_name;
+  perform teguh._drop_job(p_queue_name);
 
   select string_agg('teguh.' || teguh._stamp(c.relname, p_queue_name), ', ' order by c.relname)
   into v_tables
@@ -12040,14 +12137,76 @@ as $$
   where a.name = 'pg_cron';
 $$;
 
+-- The jobs that start() schedules.
+create or replace function teguh._plan_cron(p_options jsonb)
+  returns table(job_name text, schedule text, command text)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  job_name := 'teguh_ticker';
+  schedule := coalesce(
+    teguh._text_option(p_options, 'ticker_schedule'),
+    case when teguh._cron_has_seconds() then '1 seconds' else '* * * * *' end
+  );
+  command := case schedule
+    when '* * * * *' then 'call teguh.ticker_loop(''{"tick_seconds": 1}'')'
+    else 'select teguh.ticker()'
+  end;
+  return next;
+
+  job_name := 'teguh_maint';
+  schedule := coalesce(teguh._text_option(p_options, 'cleanup_schedule'), '*/5 * * * *');
+  command := 'select teguh._maintain()';
+  return next;
+
+  for job_name, schedule, command in
+    select
+      'teguh_work_' || u.queue_name, '* * * * *',
+      format('call teguh.work(%L, %L)', u.queue_name, '{"max_seconds": 59}')
+    from unnest(teguh._work_option(p_options)) as u(queue_name)
+  loop
+    return next;
+  end loop;
+end;
+$$;
+
+-- The queues whose handlers are to be run: those given, or all that have handlers.
+create or replace function teguh._work_option(p_options jsonb)
+  returns text[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_given jsonb := nullif(p_options -> 'work', 'null');
+  v_names text[];
+begin
+  if v_given is null then
+    v_names := array(select distinct h.queue_name from teguh.handlers as h order by 1);
+  elsif jsonb_typeof(v_given) <> 'array'
+    or jsonb_path_exists(v_given, 'strict $[*] ? (@.type() <> "string")')
+  then
+    raise exception '"work" must be an array of queues'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(v_given::text, 200)),
+        hint = 'For instance ["orders"]; leave it out for every queue that has handlers.';
+  else
+    v_names := array(select distinct q.name from jsonb_array_elements_text(v_given) as q(name));
+  end if;
+
+  perform teguh._crew(u.queue_name)
+  from unnest(v_names) as u(queue_name);
+  return v_names;
+end;
+$$;
+
 -- Tell how to get a ticker without pg_cron at hand.  pg_cron lives in one database
 -- of a server and can run jobs in the others, but must be asked there.  Which one
 -- that is, an ordinary role cannot know.
-create or replace function teguh._explain_no_cron(
-  p_ticker  text,
-  p_command text,
-  p_cleanup text
-)
+create or replace function teguh._explain_no_cron(p_options jsonb)
   returns void
   language plpgsql
   volatile
@@ -12058,23 +12217,28 @@ begin
     raise notice 'pg_cron is not installed: nothing was scheduled'
       using
         detail = 'Workers see to due tasks themselves, and tick while they run.',
-        hint = 'Install pg_cron, or call teguh.ticker() and teguh.cleanup_all_queues() yourself.';
+        hint = 'Install pg_cron, or call teguh.ticker() and teguh.cleanup_all_queues() yourself, '
+               'and teguh.work() for queues whose handlers are SQL functions.';
     return;
   end if;
 
   raise notice 'pg_cron is not in this database: nothing was scheduled'
     using
       detail = 'It lives in one database of the server and can run jobs in the others.',
-      hint = format(
-        'In that database: select cron.schedule_in_database(%L, %L, %L, %L); '
-        'select cron.schedule_in_database(%L, %L, %L, %L);',
-        'teguh_ticker', p_ticker, p_command, current_database(),
-        'teguh_maint', p_cleanup, 'select teguh._maintain()', current_database()
+      hint = (
+        select 'In that database: ' || string_agg(
+          format(
+            'select cron.schedule_in_database(%L, %L, %L, %L);',
+            j.job_name, j.schedule, j.command, current_database()
+          ),
+          ' '
+        )
+        from teguh._plan_cron(p_options) as j
       );
 end;
 $$;
 
--- Schedule ticker and cleanup.
+-- Schedule ticker, cleanup and the work on queues.
 create or replace function teguh.start(p_options jsonb default '{}')
   returns void
   language plpgsql
@@ -12084,40 +12248,79 @@ create or replace function teguh.start(p_options jsonb default '{}')
 as $$
 declare
   v_options jsonb := coalesce(p_options, '{}');
-  v_ticker  text;
-  v_command text := 'select teguh.ticker()';
-  v_cleanup text;
+  v_jobs    text[];
 begin
   perform teguh._check_keys(
-    'start options', v_options, array['ticker_schedule', 'cleanup_schedule']
+    'start options', v_options, array['ticker_schedule', 'cleanup_schedule', 'work']
   );
-  v_ticker := coalesce(
-    teguh._text_option(v_options, 'ticker_schedule'),
-    case when teguh._cron_has_seconds() then '1 seconds' else '* * * * *' end
-  );
-  if v_ticker = '* * * * *' then
-    v_command := 'call teguh.ticker_loop(''{"tick_seconds": 1}'')';
-  end if;
-  v_cleanup := coalesce(teguh._text_option(v_options, 'cleanup_schedule'), '*/5 * * * *');
-
+  v_jobs := array(select j.job_name from teguh._plan_cron(v_options) as j);
   if not teguh._has_cron() then
-    perform teguh._explain_no_cron(v_ticker, v_command, v_cleanup);
+    perform teguh._explain_no_cron(v_options);
     return;
   end if;
 
-  perform cron.schedule('teguh_ticker', v_ticker, v_command);
-  perform cron.schedule('teguh_maint', v_cleanup, 'select teguh._maintain()');
+  perform teguh._unschedule(v_jobs);
+  perform cron.schedule(j.job_name, j.schedule, j.command)
+  from teguh._plan_cron(v_options) as j;
 end;
 $$;
 
 comment on function teguh.start(jsonb) is
   'Schedules the jobs teguh_ticker and teguh_maint by pg_cron: ticker() every second '
   '(before pg_cron 1.5: a loop every minute that ticks every second), cleanup every '
-  'five minutes. Options: ticker_schedule, cleanup_schedule, in pg_cron''s syntax. Calling '
-  'it again changes the schedules. Without pg_cron in this database: a notice, with '
-  'the statements to run where it is. Raises TG005 for an unknown option.';
+  'five minutes; and for each queue that has handlers teguh_work_<queue>, a session that '
+  'calls work() minute after minute, as teguh''s owner. Options: ticker_schedule, '
+  'cleanup_schedule, in pg_cron''s syntax; work, an array of the queues to work on instead. '
+  'Calling it again changes the jobs. Without pg_cron in this database: a notice, with '
+  'the statements to run where it is. Raises TG005 for a bad option and, for a queue to work '
+  'on, what work() raises.';
 
--- Unschedule ticker and cleanup.
+-- Unschedule our jobs in this database but those named.
+create or replace function teguh._unschedule(p_but text[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform cron.unschedule(j.jobid)
+  from cron.job as j
+  where teguh._is_ours(j.jobname)
+    and j.database = current_database()
+    and j.jobname <> all (p_but);
+end;
+$$;
+
+-- Whether a job of pg_cron is one that start() schedules.
+create or replace function teguh._is_ours(p_job_name text)
+  returns boolean
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select p_job_name in ('teguh_ticker', 'teguh_maint') or starts_with(p_job_name, 'teguh_work_');
+$$;
+
+-- Unschedule the work on a queue, which is being dropped.
+create or replace function teguh._drop_job(p_queue_name text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if not teguh._has_cron() or not has_schema_privilege('cron', 'usage') then
+    return;
+  end if;
+
+  perform cron.unschedule(j.jobid)
+  from cron.job as j
+  where j.jobname = 'teguh_work_' || p_queue_name
+    and j.database = current_database();
+end;
+$$;
+
+-- Unschedule what start() has.
 create or replace function teguh.stop()
   returns void
   language plpgsql
@@ -12126,14 +12329,9 @@ create or replace function teguh.stop()
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if not teguh._has_cron() then
-    return;
+  if teguh._has_cron() then
+    perform teguh._unschedule('{}');
   end if;
-
-  perform cron.unschedule(j.jobid)
-  from cron.job as j
-  where j.jobname in ('teguh_ticker', 'teguh_maint')
-    and j.database = current_database();
 end;
 $$;
 
@@ -12157,7 +12355,7 @@ begin
     where d.jobid in (
         select j.jobid
         from cron.job as j
-        where j.jobname in ('teguh_ticker', 'teguh_maint')
+        where teguh._is_ours(j.jobname)
       )
       and d.end_time < clock_timestamp() - interval '1 hour';
   end if;
@@ -12171,7 +12369,8 @@ create or replace function teguh.status()
     ticker_job   text,
     cleanup_job  text,
     last_tick_at timestamptz,
-    lag_seconds  double precision
+    lag_seconds  double precision,
+    work_jobs    text[]
   )
   language plpgsql
   volatile
@@ -12183,8 +12382,10 @@ begin
     scheduler := 'pg_cron';
     select
       max(j.schedule) filter (where j.jobname = 'teguh_ticker'),
-      max(j.schedule) filter (where j.jobname = 'teguh_maint')
-    into ticker_job, cleanup_job
+      max(j.schedule) filter (where j.jobname = 'teguh_maint'),
+      array_agg(substr(j.jobname, 12) order by j.jobname)
+        filter (where starts_with(j.jobname, 'teguh_work_'))
+    into ticker_job, cleanup_job, work_jobs
     from cron.job as j
     where j.database = current_database();
   end if;
@@ -12199,7 +12400,7 @@ $$;
 comment on function teguh.status() is
   'One row: scheduler is pg_cron where that is installed, else null; the schedules of '
   'the two jobs, null where not scheduled; when ticker() last ran, by whomever, and '
-  'how many seconds ago, both null if never.';
+  'how many seconds ago, both null if never; the queues that jobs work on, null if none.';
 
 -- sql/src/52_access.sql
 -- Who may call what: each public function, the functions of a queue behind it, and the kinds
@@ -12272,6 +12473,15 @@ from (
     ('await_children',             'rally',       'worker admin',                 false),
     ('add_compensation',           'repent',      'worker admin',                 false),
     ('repeat_run',                 'repeat',      'worker admin',                 false),
+    ('work',                       'staff grip',  'worker admin',                 false),
+    ('step',                       '',            'client worker observer admin', false),
+    ('sleep_for',                  '',            'client worker observer admin', false),
+    ('sleep_until',                '',            'client worker observer admin', false),
+    ('await',                      '',            'client worker observer admin', false),
+    ('children',                   '',            'client worker observer admin', false),
+    ('list_handlers',              'staff',       'client worker observer admin', false),
+    ('register_handler',           'hire',        'admin',                        false),
+    ('unregister_handler',         'hire',        'admin',                        false),
     ('ticker',                     'tick',        'worker admin',                 false),
     ('cleanup_tasks',              'purge',       'admin',                        false),
     ('cleanup_events',             'sweep',       'admin',                        false),
@@ -16478,6 +16688,944 @@ comment on function teguh.list_messages(text, uuid) is
   'The messages in a task''s mailbox that it has not received, in the order in which they were '
   'sent. Those that it has are among its checkpoints. Raises TG001 for an unknown queue, TG003 '
   'for an unknown task.';
+
+-- sql/src/70_handlers.sql
+-- Handlers that are SQL functions, and what they can call; 71_work runs them.
+--
+-- A handler is run from its first line, in a pass.  Steps that have a checkpoint give it.  The
+-- first one that has none raises an order, which ends the pass and takes back what it has written.
+--
+-- An order has the SQLSTATE P0004, which "when others" does not catch: a handler's own exception
+-- blocks let it through.
+
+-- Find a function by its name, which must be qualified, and one of these lists of arguments that
+-- it may have.  Gives its name as it is to be called.
+create or replace function teguh._resolve_function(p_function text, p_arguments text[])
+  returns text
+  language plpgsql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_parts text[];
+begin
+  begin
+    v_parts := parse_ident(p_function);
+  exception
+    when invalid_parameter_value then
+      null;
+  end;
+  if cardinality(v_parts) is distinct from 2 then
+    raise exception 'not the name of a function: "%"', left(coalesce(p_function, 'null'), 200)
+      using
+        errcode = 'TG005',
+        detail = 'A schema and a name are needed: nothing is looked up in a search_path.',
+        hint = 'For instance shop.charge, without arguments.';
+  end if;
+
+  perform from pg_proc as p
+  join pg_namespace as n on n.oid = p.pronamespace
+  where (n.nspname, p.proname) = (v_parts[1], v_parts[2])
+    and oidvectortypes(p.proargtypes) = any (p_arguments)
+    and p.prorettype = 'jsonb'::regtype
+    and p.prokind = 'f'
+    and not p.proretset;
+  if not found then
+    raise exception 'function %(%) does not exist', left(p_function, 200), p_arguments[1]
+      using
+        errcode = '42883',
+        detail = coalesce(
+          (
+            select format(
+              'There is: %s.', string_agg(
+                p.oid::regprocedure || ' returning ' || pg_get_function_result(p.oid), '; '
+              )
+            )
+            from pg_proc as p
+            join pg_namespace as n on n.oid = p.pronamespace
+            where (n.nspname, p.proname) = (v_parts[1], v_parts[2])
+              and p.prokind = 'f'
+          ),
+          'There is none of that name.'
+        ),
+        hint = format('It takes %s and returns jsonb.', array_to_string(p_arguments, ' or '));
+  end if;
+
+  return format('%I.%I', v_parts[1], v_parts[2]);
+end;
+$$;
+
+-- Set the handler of a task; null: take it away.  Gives whether there was one.
+create or replace function teguh._hire_template(p_task_name text, p_function text)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_known boolean;
+begin
+  delete from teguh.handlers as h
+  where h.queue_name = substr('_template', 2)
+    and h.task_name = p_task_name;
+  v_known := found;
+  if p_function is not null then
+    insert into teguh.handlers as h (queue_name, task_name, function_name, registered_at)
+    values (substr('_template', 2), p_task_name, p_function, teguh.current_time());
+  end if;
+  return v_known;
+end;
+$$;
+
+-- Register a handler.
+create or replace function teguh.register_handler(
+  p_queue_name text,
+  p_task_name  text,
+  p_function   text
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_name('task name', p_task_name);
+  execute teguh._call('hire', p_queue_name, 2)
+  using p_task_name, teguh._resolve_function(p_function, array['teguh.job']);
+end;
+$$;
+
+comment on function teguh.register_handler(text, text, text) is
+  'Lets work() run a function for a queue''s tasks of a name, * for all those that have no handler '
+  'of their own. It is given by schema and name, takes one argument of the type teguh.job and '
+  'returns jsonb, the task''s result. What was registered before for that name is replaced. '
+  'Raises TG001 for an unknown queue, TG005 for a bad name, 42883 if there is no such function.';
+
+-- Take a handler away.
+create or replace function teguh.unregister_handler(p_queue_name text, p_task_name text)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_known boolean;
+begin
+  execute teguh._call('hire', p_queue_name, 2) into v_known using p_task_name, null::text;
+  return v_known;
+end;
+$$;
+
+comment on function teguh.unregister_handler(text, text) is
+  'Takes back what register_handler() did. Returns whether there was a handler. Raises TG001 for '
+  'an unknown queue.';
+
+-- The handlers of the queue.
+create or replace function teguh._staff_template()
+  returns table(
+    queue_name    text,
+    task_name     text,
+    function_name text,
+    registered_at timestamptz
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+  select h.*
+  from teguh.handlers as h
+  where h.queue_name = substr('_template', 2)
+  order by h.task_name;
+end;
+$$;
+
+-- List handlers.
+create or replace function teguh.list_handlers(p_queue_name text default null)
+  returns table(
+    queue_name    text,
+    task_name     text,
+    function_name text,
+    registered_at timestamptz
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text;
+begin
+  if p_queue_name is not null then
+    perform teguh._policy(p_queue_name);
+  end if;
+
+  for v_queue_name in
+    select q.queue_name
+    from teguh.list_queues() as q
+    where q.queue_name = p_queue_name
+      or (p_queue_name is null and teguh._may('staff', q.queue_name))
+  loop
+    return query execute teguh._call('staff', v_queue_name, 0);
+  end loop;
+end;
+$$;
+
+comment on function teguh.list_handlers(text) is
+  'The handlers of a queue (null: of each queue the caller may look at) by queue and task name: '
+  'function_name is with its schema. Raises TG001 for an unknown queue.';
+
+-- What a step is called in this pass.  A name that comes again is numbered, as by the Python
+-- context.  The names so far are kept in a setting; where an exception block is undone, so are the
+-- names of the steps in it, and it finds the same steps when it is tried again.
+create or replace function teguh._number_step(p_name text)
+  returns text
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_names text[] := nullif(current_setting('teguh.steps', true), '');
+  v_count integer := cardinality(array_positions(v_names, p_name));
+begin
+  perform teguh._check_name('step name', p_name);
+  if p_name ~ '#[0-9]+$' then
+    raise exception 'a step cannot be named "%"', left(p_name, 200)
+      using
+        errcode = 'TG005',
+        detail = 'That is how steps are numbered whose name comes again.',
+        hint = 'Give it another name.';
+  elsif v_names is null then
+    raise exception 'step "%" is not in a handler', left(p_name, 200)
+      using
+        errcode = 'TG004',
+        detail = 'A handler''s steps are run by work(), and have no steps themselves.',
+        hint = 'Register the handler, spawn its task, and: call teguh.work(queue);';
+  end if;
+
+  perform set_config('teguh.steps', (v_names || p_name)::text, true);
+  return p_name || case when v_count > 0 then '#' || v_count + 1 else '' end;
+end;
+$$;
+
+-- End a pass: what is to be done now, work() has to do.
+create or replace function teguh._order(p_order jsonb)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  raise exception 'an order for teguh.work()'
+    using
+      errcode = 'P0004',
+      detail = p_order::text,
+      hint = 'Whoever catches this loses a step: let it pass.';
+end;
+$$;
+
+-- Run a step.
+create or replace function teguh.step(
+  p_job      teguh.job,
+  p_name     text,
+  p_function text,
+  p_argument jsonb default 'null'
+)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_step text := teguh._number_step(p_name);
+begin
+  if p_job.steps ? v_step then
+    return p_job.steps -> v_step -> 0;
+  end if;
+
+  return teguh._order(jsonb_build_object(
+    'do', 'step', 'step', v_step, 'function', p_function, 'argument', coalesce(p_argument, 'null')
+  ));
+end;
+$$;
+
+comment on function teguh.step(teguh.job, text, text, jsonb) is
+  'For handlers: what a function returns for an argument, or what it returned the first time. It '
+  'is given by schema and name, takes jsonb, or teguh.job and jsonb, and returns jsonb. What it '
+  'writes commits together with that it is done: exactly once. An error in it fails the run, and '
+  'is not for the handler to catch. A name used again in a handler is numbered (charge, charge#2): '
+  'the steps must come in the same order each time. Raises TG004 outside of a handler, TG005 for a '
+  'bad name.';
+
+-- Sleep until a moment, which the first pass that comes here says.
+create or replace function teguh._doze(p_job teguh.job, p_name text, p_until timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_step  text := teguh._number_step(p_name);
+  v_until timestamptz := coalesce((p_job.steps -> v_step ->> 0)::timestamptz, p_until);
+begin
+  if not p_job.steps ? v_step or v_until > teguh.current_time() then
+    perform teguh._order(jsonb_build_object('do', 'sleep', 'step', v_step, 'until', v_until));
+  end if;
+end;
+$$;
+
+-- Let a handler sleep.
+create or replace function teguh.sleep_for(
+  p_job     teguh.job,
+  p_name    text,
+  p_seconds double precision
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_seconds('sleep', p_seconds, true);
+  perform teguh._doze(p_job, p_name, teguh._after(teguh.current_time(), p_seconds));
+end;
+$$;
+
+comment on function teguh.sleep_for(teguh.job, text, double precision) is
+  'For handlers: lets the task sleep for some seconds, counted once. Meanwhile nobody holds it. '
+  'Raises TG004 outside of a handler, TG005 for a bad name or number of seconds.';
+
+-- Let a handler sleep until a moment.
+create or replace function teguh.sleep_until(p_job teguh.job, p_name text, p_wake_at timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_wake_at is null then
+    raise exception 'wake time must not be null'
+      using
+        errcode = '22004',
+        detail = 'A task that sleeps must have a time to wake at.',
+        hint = 'Pass a timestamp; one in the past does not let it sleep.';
+  end if;
+  perform teguh._doze(p_job, p_name, p_wake_at);
+end;
+$$;
+
+comment on function teguh.sleep_until(teguh.job, text, timestamptz) is
+  'For handlers: lets the task sleep until a moment; the one given first counts. Raises 22004 for '
+  'a null time, TG004 outside of a handler, TG005 for a bad name.';
+
+-- Wait for an event in a handler.
+create or replace function teguh.await(
+  p_job        teguh.job,
+  p_name       text,
+  p_event_name text,
+  p_timeout    double precision default null
+)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_step text := teguh._number_step(p_name);
+begin
+  if p_job.steps ? v_step then
+    return p_job.steps -> v_step -> 0;
+  end if;
+
+  perform teguh._check_event(p_event_name);
+  if p_timeout is not null then
+    perform teguh._check_seconds('timeout', p_timeout, true);
+  end if;
+  return teguh._order(jsonb_build_object(
+    'do', 'await', 'step', v_step, 'event', p_event_name, 'timeout', p_timeout
+  ));
+end;
+$$;
+
+comment on function teguh.await(teguh.job, text, text, double precision) is
+  'For handlers: the payload of an event of the task''s queue, JSON null if it has none; SQL null '
+  'if it has not come within p_timeout seconds (null: however long it takes). Meanwhile nobody '
+  'holds the task. Raises TG004 outside of a handler, TG005 for a bad name or timeout.';
+
+-- Spawn children in a handler and wait for them.
+create or replace function teguh.children(
+  p_job     teguh.job,
+  p_name    text,
+  p_tasks   jsonb,
+  p_mode    text default 'all',
+  p_timeout double precision default null,
+  p_options jsonb default '{}'
+)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_step text := teguh._number_step(p_name);
+begin
+  if p_job.steps ? v_step then
+    return p_job.steps -> v_step -> 0;
+  end if;
+
+  return teguh._order(jsonb_build_object(
+    'do', 'children', 'step', v_step, 'tasks', p_tasks, 'mode', p_mode, 'timeout', p_timeout,
+    'options', coalesce(p_options, '{}')
+  ));
+end;
+$$;
+
+comment on function teguh.children(
+  teguh.job, text, jsonb, text, double precision, jsonb
+) is
+  'For handlers: spawns tasks as spawn_children() does, and waits for them as await_children() '
+  'does, with the options of both. Returns what became of them, an array in the order in which '
+  'they were given; SQL null if that is not known within p_timeout seconds (null: however long it '
+  'takes). Raises TG004 outside of a handler, TG005 for a bad name; the run fails with what the '
+  'two raise.';
+
+-- sql/src/71_work.sql
+-- The worker that runs handlers which are SQL functions: the database itself.
+--
+-- work() catches the order that a pass has come to, carries it out, commits, and begins another
+-- pass.  So every step is a transaction of its own, though a function cannot commit.  The pass that
+-- comes to the handler's end commits together with the completion.
+
+-- The handlers of a queue by task name, for whoever is about to run them.
+--
+-- Refuses one whose owner could not act as the caller anyway: who may register handlers, or
+-- replace the function, must not gain the rights of whoever calls work(), which by pg_cron is
+-- teguh's owner.
+create or replace function teguh._crew(p_queue_name text)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_handler record;
+  v_owner   regrole;
+  v_found   jsonb := '{}'::jsonb;
+begin
+  for v_handler in
+    select h.task_name, h.function_name
+    from teguh.list_handlers(p_queue_name) as h
+  loop
+    v_found := v_found || jsonb_build_object(
+      v_handler.task_name, teguh._resolve_function(v_handler.function_name, array['teguh.job'])
+    );
+    select p.proowner into v_owner
+    from pg_proc as p
+    where p.oid = (v_handler.function_name || '(teguh.job)')::regprocedure;
+    if not pg_has_role(v_owner, current_user, 'member') then
+      raise exception 'function % is not for role "%" to run', v_handler.function_name, current_user
+        using
+          errcode = '42501',
+          detail = format('It is %s''s, who is not a member of that role.', v_owner),
+          hint = format(
+            'Call work() as the owner of its handlers, or: grant %I to %s;', current_user, v_owner
+          );
+    end if;
+  end loop;
+
+  if v_found = '{}' then
+    raise exception 'queue "%" has no handlers', p_queue_name
+      using
+        errcode = 'TG004',
+        detail = 'Its tasks are for workers elsewhere, or for nobody.',
+        hint = format(
+          'Register functions: select teguh.register_handler(%L, task name, function);',
+          p_queue_name
+        );
+  end if;
+  return v_found;
+end;
+$$;
+
+-- What the steps of a run have given, as teguh.job has it.
+create or replace function teguh._steps_given(p_queue_name text, p_task_id uuid, p_run_id uuid)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return (
+    select coalesce(
+      jsonb_object_agg(
+        s.checkpoint_name,
+        case s.status when 'timed_out' then '[]' else jsonb_build_array(s.state) end
+      ),
+      '{}'
+    )
+    from teguh.get_task_checkpoint_states(p_queue_name, p_task_id, p_run_id) as s
+  );
+end;
+$$;
+
+-- Claim runs: of any name or, if so wanted, of those that there are handlers for.
+create or replace function teguh._claim_batch(
+  p_queue_name text,
+  p_handlers   jsonb,
+  p_shift      teguh._shift
+)
+  returns teguh.job[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_options jsonb := case
+    when p_shift.known_only
+      then jsonb_build_object('task_names', array(select jsonb_object_keys(p_handlers)))
+    else '{}'
+  end;
+begin
+  if p_shift.known_only and p_handlers ? '*' then
+    raise exception 'known_only does not go with a handler for *'
+      using
+        errcode = 'TG005',
+        detail = 'That handler knows every name.',
+        hint = 'Leave one of them out.';
+  end if;
+
+  return array(
+    select (
+      c.queue_name, c.task_id, c.run_id, c.task_name, c.params, c.headers, c.attempt, c.failures,
+      c.wake_event, c.event_payload,
+      case when c.checkpoints = '{}' then c.checkpoints
+        else teguh._steps_given(c.queue_name, c.task_id, c.run_id)
+      end
+    )::teguh.job
+    from teguh.claim_any(
+      array[p_queue_name], p_shift.worker_id, p_shift.lease,
+      least(p_shift.batch, p_shift.left_to_claim), v_options
+    ) as c
+  );
+end;
+$$;
+
+-- Lock the task of a run that was claimed until the transaction ends, so that nobody takes it for
+-- lost however long that is.  False if its time is over.
+create or replace function teguh._grip_template(p_run_id uuid)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task teguh.t_template := teguh._hold_template(p_run_id);
+begin
+  return coalesce(
+    teguh._after(v_task.started_at, v_task.timeout_seconds) > teguh.current_time(), true
+  );
+end;
+$$;
+
+-- Begin a pass, unless the run was lost, cancelled, or has no handler and is handed back.
+create or replace function teguh._begin_pass(
+  p_job     teguh.job,
+  p_handler text,
+  p_delay   double precision
+)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_held boolean;
+begin
+  execute teguh._call('grip', p_job.queue_name, 1) into v_held using p_job.run_id;
+  if p_handler is null then
+    perform teguh.release_run(p_job.queue_name, p_job.run_id, p_delay);
+    return false;
+  end if;
+  return v_held;
+exception
+  when sqlstate 'AB001' or sqlstate 'AB002' or sqlstate 'TG002' or sqlstate 'TG004' then
+    return false;
+end;
+$$;
+
+-- Read an error: it is an order, or else fails the run, with a reason as other workers give it.
+create or replace function teguh._read_error(
+  p_sqlstate text,
+  p_message  text,
+  p_detail   text,
+  p_hint     text,
+  p_context  text
+)
+  returns jsonb
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_sqlstate = 'P0004' and p_message = 'an order for teguh.work()' then
+    return p_detail::jsonb;
+  end if;
+
+  return jsonb_build_object('do', 'fail', 'reason', jsonb_strip_nulls(jsonb_build_object(
+    'name', p_sqlstate,
+    'message', p_message,
+    'detail', nullif(p_detail, ''),
+    'hint', nullif(p_hint, ''),
+    'traceback', left(p_context, 10000)
+  )));
+end;
+$$;
+
+-- Do with a locked run what a pass has come to.  Gives what its steps have given by then, null if
+-- the run is not ours any more; it is not, either, if the handler or step itself has ended it.
+create or replace function teguh._carry_out(
+  p_job    teguh.job,
+  p_order  jsonb,
+  p_result jsonb,
+  p_lease  double precision
+)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_step  text := p_order ->> 'step';
+  v_given jsonb := jsonb_build_array(p_result);
+  v_waits boolean := false;
+begin
+  case p_order ->> 'do'
+    when 'complete' then
+      perform teguh.complete_run(p_job.queue_name, p_job.run_id, p_result);
+      return null;
+    when 'fail' then
+      perform teguh.fail_run(p_job.queue_name, p_job.run_id, p_order -> 'reason');
+      return null;
+    when 'step' then
+      perform teguh.set_task_checkpoint_state(
+        p_job.queue_name, p_job.task_id, v_step, p_result, p_job.run_id
+      );
+    when 'sleep' then
+      perform teguh.set_task_checkpoint_state(
+        p_job.queue_name, p_job.task_id, v_step, p_order -> 'until', p_job.run_id
+      );
+      v_given := jsonb_build_array(p_order -> 'until');
+      v_waits := (p_order ->> 'until')::timestamptz > teguh.current_time();
+      if v_waits then
+        perform teguh.schedule_run(
+          p_job.queue_name, p_job.run_id, (p_order ->> 'until')::timestamptz
+        );
+      end if;
+    when 'await' then
+      select a.should_suspend, case when a.timed_out then '[]' else jsonb_build_array(a.payload) end
+      into v_waits, v_given
+      from teguh.await_event(
+        p_job.queue_name, p_job.task_id, p_job.run_id, v_step, p_order ->> 'event',
+        (p_order ->> 'timeout')::double precision
+      ) as a;
+    when 'children' then
+      perform teguh.spawn_children(
+        p_job.queue_name, p_job.run_id, v_step, p_order -> 'tasks',
+        (p_order -> 'options') - array['on_failure', 'cancel_rest']
+      );
+      select a.should_suspend, case when a.timed_out then '[]' else jsonb_build_array(a.payload) end
+      into v_waits, v_given
+      from teguh.await_children(
+        p_job.queue_name, p_job.task_id, p_job.run_id, v_step, p_order ->> 'mode',
+        (p_order ->> 'timeout')::double precision, (p_order -> 'options') - 'on_parent_end'
+      ) as a;
+  end case;
+
+  if v_waits then
+    return null;
+  end if;
+  perform teguh.extend_claim(p_job.queue_name, p_job.run_id, p_lease);
+  return p_job.steps || jsonb_build_object(v_step, v_given);
+exception
+  when sqlstate 'AB001' or sqlstate 'AB002' or sqlstate 'TG004' then
+    return null;
+end;
+$$;
+
+-- Run a handler.  If it comes to its end, so does its run, in one piece, and p_order is null.
+-- Otherwise what it has written is taken back, and p_order is what it has come to.
+--
+-- User code finds its own search_path here: every name is qualified.
+create or replace procedure teguh._run_pass(p_job teguh.job, p_handler text, out p_order jsonb)
+  language plpgsql
+as $$
+declare
+  v_result  pg_catalog.jsonb;
+  v_state   pg_catalog.text;
+  v_message pg_catalog.text;
+  v_detail  pg_catalog.text;
+  v_hint    pg_catalog.text;
+  v_context pg_catalog.text;
+begin
+  -- in one query with what is not for parallel workers, so that the handler is not, either
+  execute pg_catalog.format(
+    'select %s($1) where pg_catalog.set_config($2, $3, true) is not null', p_handler
+  ) into v_result using p_job, 'teguh.steps', '{}';
+  set constraints all immediate;
+  perform teguh._carry_out(p_job, '{"do": "complete"}', v_result, null);
+  p_order := null;
+exception
+  when others or assert_failure then
+    get stacked diagnostics
+      v_state = returned_sqlstate,
+      v_message = message_text,
+      v_detail = pg_exception_detail,
+      v_hint = pg_exception_hint,
+      v_context = pg_exception_context;
+    p_order := teguh._read_error(v_state, v_message, v_detail, v_hint, v_context);
+end;
+$$;
+
+-- The statement that calls a step's function with its argument, $1, and the job, $2.
+create or replace function teguh._step_call(p_order jsonb)
+  returns text
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_function text := teguh._resolve_function(
+    p_order ->> 'function', array['jsonb', 'teguh.job, jsonb']
+  );
+begin
+  return format(
+    case
+      when to_regprocedure(v_function || '(teguh.job, jsonb)') is null then 'select %s($1)'
+      else 'select %s($2, $1)'
+    end,
+    v_function
+  );
+end;
+$$;
+
+-- Carry out an order: run the step's function, or let the run wait.  Gives what its steps have
+-- given by then, null if the run is not ours any more.  An error takes all of it back and fails the
+-- run.
+create or replace procedure teguh._obey(
+  p_job       teguh.job,
+  p_order     jsonb,
+  p_lease     double precision,
+  out p_steps jsonb
+)
+  language plpgsql
+as $$
+declare
+  v_result  pg_catalog.jsonb;
+  v_state   pg_catalog.text;
+  v_message pg_catalog.text;
+  v_detail  pg_catalog.text;
+  v_hint    pg_catalog.text;
+  v_context pg_catalog.text;
+begin
+  if pg_catalog.jsonb_exists(p_order, 'function') then
+    execute teguh._step_call(p_order)
+    into v_result
+    using pg_catalog.jsonb_extract_path(p_order, 'argument'), p_job;
+    set constraints all immediate;
+  end if;
+  p_steps := teguh._carry_out(p_job, p_order, v_result, p_lease);
+exception
+  when others or assert_failure then
+    get stacked diagnostics
+      v_state = returned_sqlstate,
+      v_message = message_text,
+      v_detail = pg_exception_detail,
+      v_hint = pg_exception_hint,
+      v_context = pg_exception_context;
+    p_steps := teguh._carry_out(
+      p_job, teguh._read_error(v_state, v_message, v_detail, v_hint, v_context), null, null
+    );
+end;
+$$;
+
+-- Read the options of work().
+create or replace function teguh._begin_shift(p_options jsonb)
+  returns teguh._shift
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_options jsonb := coalesce(p_options, '{}');
+  v_shift   teguh._shift;
+begin
+  perform teguh._check_keys('work options', v_options, array[
+    'batch', 'claim_timeout', 'known_only', 'limit', 'max_seconds', 'poll_seconds',
+    'unknown_delay', 'worker_id'
+  ]);
+  v_shift.worker_id := coalesce(
+    teguh._name_option(v_options, 'worker_id'), format('work:%s', pg_backend_pid())
+  );
+  v_shift.batch := coalesce(teguh._integer_option(v_options, 'batch', 1), 1);
+  v_shift.lease := coalesce(teguh._number_option(v_options, 'claim_timeout', 0.001, 1e9), 30);
+  v_shift.known_only := teguh._flag_option(v_options, 'known_only');
+  v_shift.unknown_delay := coalesce(
+    teguh._number_option(v_options, 'unknown_delay', 0.01, 1e9), 10
+  );
+  v_shift.poll_seconds := coalesce(
+    teguh._number_option(v_options, 'poll_seconds', 0.01, 3600), 1
+  );
+  v_shift.until := teguh._after(
+    clock_timestamp(), teguh._number_option(v_options, 'max_seconds', 0, 1e9)
+  );
+  v_shift.left_to_claim := coalesce(
+    teguh._integer_option(v_options, 'limit', 1), 2147483647
+  );
+  return v_shift;
+end;
+$$;
+
+-- Tick, at most every ten seconds, before claiming.
+create or replace function teguh._begin_round(p_queue_name text, p_shift teguh._shift)
+  returns teguh._shift
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_shift teguh._shift := p_shift;
+begin
+  if v_shift.ticks_at > clock_timestamp() then
+    return v_shift;
+  end if;
+
+  perform teguh.ticker(p_queue_name);
+  v_shift.ticks_at := clock_timestamp() + interval '10 seconds';
+  return v_shift;
+end;
+$$;
+
+-- See how long to pause after so many runs: until the next one is due.
+create or replace function teguh._leave_round(
+  p_queue_name text,
+  p_shift      teguh._shift,
+  p_claimed    integer
+)
+  returns teguh._shift
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now   timestamptz := clock_timestamp();
+  v_shift teguh._shift := p_shift;
+  v_next  double precision;
+begin
+  v_shift.left_to_claim := p_shift.left_to_claim - p_claimed;
+  if v_shift.left_to_claim <= 0
+    or v_shift.until <= v_now
+    or (v_shift.until is null and p_claimed = 0)
+  then
+    v_shift.pause := null;
+  elsif p_claimed > 0 then
+    v_shift.pause := 0;
+  else
+    v_next := date_part('epoch', teguh.next_due(p_queue_name) - teguh.current_time());
+    v_shift.pause := least(
+      date_part('epoch', v_shift.until - v_now), v_shift.poll_seconds,
+      case when v_next < 0.01 then 0.01 else v_next end
+    );
+  end if;
+  return v_shift;
+end;
+$$;
+
+-- The handler of a task; null if there is none.
+create or replace function teguh._handler_of(p_handlers jsonb, p_task_name text)
+  returns text
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(p_handlers ->> p_task_name, p_handlers ->> '*');
+$$;
+
+-- Take a run a step further, in a transaction of its own.  Gives what its steps have given by then,
+-- null if the run is not ours any more.
+--
+-- The task is locked from the beginning of the pass until what came of a step is committed.  To
+-- wait it is let go of before: an event's row is locked before the task's.
+create or replace procedure teguh._advance(
+  p_job       teguh.job,
+  p_handler   text,
+  p_lease     double precision,
+  out p_steps jsonb
+)
+  language plpgsql
+as $$
+declare
+  v_order pg_catalog.jsonb;
+begin
+  call teguh._run_pass(p_job, p_handler, v_order);
+  if v_order is not null then
+    if not pg_catalog.jsonb_exists(v_order, 'function') then
+      rollback;
+    end if;
+    call teguh._obey(p_job, v_order, p_lease, p_steps);
+  end if;
+  commit;
+end;
+$$;
+
+-- Work as a worker.
+--
+-- A procedure that commits cannot pin its search_path: every name is qualified.
+create or replace procedure teguh.work(p_queue_name text, p_options jsonb default '{}')
+  language plpgsql
+as $$
+declare
+  v_shift    teguh._shift := teguh._begin_shift(p_options);
+  v_handlers pg_catalog.jsonb;
+  v_handler  pg_catalog.text;
+  v_jobs     teguh.job[];
+  v_job      teguh.job;
+begin
+  loop
+    v_handlers := teguh._crew(p_queue_name);
+    v_shift := teguh._begin_round(p_queue_name, v_shift);
+    commit;
+    v_jobs := teguh._claim_batch(p_queue_name, v_handlers, v_shift);
+    commit;
+
+    foreach v_job in array v_jobs loop
+      v_handler := teguh._handler_of(v_handlers, v_job.task_name);
+      while v_job.steps is not null
+        and teguh._begin_pass(v_job, v_handler, v_shift.unknown_delay)
+      loop
+        call teguh._advance(v_job, v_handler, v_shift.lease, v_job.steps);
+      end loop;
+      commit;
+    end loop;
+
+    v_shift := teguh._leave_round(p_queue_name, v_shift, pg_catalog.cardinality(v_jobs));
+    commit;
+    exit when v_shift.pause is null;
+    perform pg_catalog.pg_sleep(v_shift.pause);
+  end loop;
+end;
+$$;
+
+comment on procedure teguh.work(text, jsonb) is
+  'Works as a worker of a queue: claims runs, runs their handlers (register_handler()) with the '
+  'rights and the search_path of the caller, commits after each step, and returns when nothing is '
+  'due. Options: max_seconds (go on for so long, waiting for what becomes due), poll_seconds (the '
+  'longest wait between two looks, default 1), limit (of runs), batch (how many to claim at a '
+  'time, default 1), claim_timeout (seconds after which the run of a session that died is taken '
+  'from it, default 30; a step may take longer), known_only (claim only tasks that there are '
+  'handlers for: see claim_any()), unknown_delay (seconds for which others are handed back, '
+  'default 10), worker_id. Not for a transaction block. Raises TG001 for an unknown queue, TG004 '
+  'if it has no handlers, TG005 for a bad option, 42883 if a handler''s function is gone, 42501 if '
+  'its owner is no member of the caller''s role, 25001 unless transactions are READ COMMITTED.';
 
 -- sql/src/90_finish.sql
 -- The second segment's functions are those of the first with 0 and 1 exchanged.

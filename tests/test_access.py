@@ -76,6 +76,15 @@ CALLS = {
     "cleanup_workflow_runs": "select teguh.cleanup_workflow_runs()",
     "set_attributes": f"select teguh.set_attributes('{{q}}', {RUN}, '{{{{}}}}')",
     "get_attributes": f"select teguh.get_attributes('{{q}}', {TASK})",
+    "work": "call teguh.work('{q}')",
+    "step": "select teguh.step(null, 's', 's.f')",
+    "sleep_for": "select teguh.sleep_for(null, 's', 1)",
+    "sleep_until": "select teguh.sleep_until(null, 's', '2020-01-01')",
+    "await": "select teguh.await(null, 's', 'e')",
+    "children": "select teguh.children(null, 's', '[]')",
+    "register_handler": "select teguh.register_handler('{q}', 't', 'public.handles')",
+    "unregister_handler": "select teguh.unregister_handler('{q}', 't')",
+    "list_handlers": "select * from teguh.list_handlers('{q}')",
     "ticker": "select teguh.ticker('{q}')",
     "cleanup_tasks": "select teguh.cleanup_tasks('{q}')",
     "cleanup_events": "select teguh.cleanup_events('{q}')",
@@ -115,15 +124,15 @@ CALLS = {
 ANYWHERE = {"version", "current_time", "portable_uuidv7", "uuidv7_timestamp", "validate_queue_name",
             "list_queues", "list_namespaces", "status", "get_queue_policy", "metrics", "prometheus",
             "health", "next_fire_time", "get_workflow_run", "get_workflow_tree",
-            "list_workflow_runs"}  # fmt: skip
+            "list_workflow_runs", "step", "sleep_for", "sleep_until", "await",
+            "children"}  # fmt: skip
 # What belongs to no queue, for all who have access to any but to look.
 UNBOUND = {"create_workflow_run", "update_workflow_run"}
 READ = {
     "get_task_result", "get_task_checkpoint_state", "get_task_checkpoint_states", "get_task",
     "list_tasks", "list_runs", "get_task_history", "list_workers", "list_actions",
     "list_dead_letters", "queue_stats", "limit_usage", "get_schedule", "list_schedules",
-    "list_messages",
-    "get_attributes",
+    "list_messages", "get_attributes", "list_handlers",
 }  # fmt: skip
 CLIENT = READ | UNBOUND | {
     "spawn_task", "spawn_tasks", "emit_event", "cancel_task", "cancel_tasks", "retry_task",
@@ -132,22 +141,25 @@ CLIENT = READ | UNBOUND | {
 WORKER = CLIENT | {
     "claim_task", "claim_any", "next_due", "complete_run", "complete_runs", "fail_run",
     "schedule_run", "release_run", "extend_claim", "set_task_checkpoint_state", "await_event",
-    "spawn_children", "await_children", "add_compensation", "repeat_run", "ticker",
-    "receive_message",
-    "set_attributes",
+    "spawn_children", "await_children", "add_compensation", "repeat_run", "ticker", "work",
+    "receive_message", "set_attributes",
 }  # fmt: skip
 UPKEEP = WORKER | {
     "cleanup_tasks", "cleanup_events", "rebuild_dispatch", "pause_queue", "resume_queue",
     "requeue_task", "requeue_tasks", "replay_dead_letters", "purge_dead_letters",
     "create_schedule", "update_schedule", "pause_schedule", "resume_schedule", "drop_schedule",
-    "trigger_schedule",
+    "trigger_schedule", "register_handler", "unregister_handler",
 }  # fmt: skip
 MATRIX = {"client": CLIENT, "worker": WORKER, "observer": READ, "admin": UPKEEP}
 
 
 @pytest.fixture
 def queues(conn: Connection) -> None:
-    """Queues `own`, `other` and `brief`, and a schedule of each."""
+    """Queues `own`, `other` and `brief`, a schedule of each, and a function to handle tasks."""
+    conn.execute(
+        "create function public.handles(job teguh.job) returns jsonb"
+        " language sql as 'select null::jsonb'"
+    )
     for name in ("own", "other", "brief"):
         conn.execute("select teguh.create_queue(%s)", (name,))
         conn.execute(
@@ -171,7 +183,8 @@ def allowed(connection: Connection, queue: str) -> set[str]:
         except psycopg.errors.InsufficientPrivilege:
             continue
         except psycopg.Error as error:
-            if error.sqlstate not in {"TG002", "TG003", "TG009"}:  # it got through to look for them
+            # it got through to look for a run, a task, a handler
+            if error.sqlstate not in {"TG002", "TG003", "TG004", "TG009"}:
                 raise
         found.add(name)
     return found

@@ -28,7 +28,7 @@ uuidv7_timestamp(p_uuid uuid) -> timestamp with time zone
 start(p_options jsonb) -> void
 stop() -> void
 status() -> TABLE(scheduler text, ticker_job text, cleanup_job text, last_tick_at timestamp with
-  time zone, lag_seconds double precision)
+  time zone, lag_seconds double precision, work_jobs text[])
 ticker(p_queue_name text) -> integer
 ticker_loop(IN p_options jsonb) -> None
 validate_queue_name(p_queue_name text) -> text
@@ -140,6 +140,18 @@ get_workflow_tree(p_workflow_run_id uuid, p_limit integer)
 cleanup_workflow_runs(p_ttl_seconds double precision, p_limit integer) -> integer
 set_attributes(p_queue_name text, p_run_id uuid, p_attributes jsonb) -> void
 get_attributes(p_queue_name text, p_task_id uuid) -> jsonb
+register_handler(p_queue_name text, p_task_name text, p_function text) -> void
+unregister_handler(p_queue_name text, p_task_name text) -> boolean
+list_handlers(p_queue_name text)
+  -> TABLE(queue_name text, task_name text, function_name text,
+  registered_at timestamp with time zone)
+work(IN p_queue_name text, IN p_options jsonb) -> None
+step(p_job teguh.job, p_name text, p_function text, p_argument jsonb) -> jsonb
+sleep_for(p_job teguh.job, p_name text, p_seconds double precision) -> void
+sleep_until(p_job teguh.job, p_name text, p_wake_at timestamp with time zone) -> void
+await(p_job teguh.job, p_name text, p_event_name text, p_timeout double precision) -> jsonb
+children(p_job teguh.job, p_name text, p_tasks jsonb, p_mode text, p_timeout double precision,
+  p_options jsonb) -> jsonb
 cancel_task(p_queue_name text, p_task_id uuid, p_reason text) -> void
 cancel_tasks(p_queue_name text, p_filter jsonb, p_options jsonb) -> integer
 requeue_task(p_queue_name text, p_task_id uuid, p_reason text) -> uuid
@@ -227,9 +239,11 @@ SQLSTATES = {
     "40001": "serialization failure: try again",
     "42501": "no right to do that",
     "42602": "a name that cannot be",
+    "42883": "the function does not exist",
     "42704": "the role does not exist",
     "42939": "a reserved name",
     "55P03": "a lock could not be had in time",
+    "P0004": "a handler's order to work(): nobody else meets it",
 }
 
 

@@ -224,6 +224,19 @@ def test_the_patterns_show_what_their_examples_answer(dsn: str, page: Path, queu
         assert played(db, text, moments) == text
 
 
+IN_DATABASE = ROOT / "docs" / "patterns" / "in-database.md"
+
+
+def test_the_handlers_in_the_database_do_what_their_page_says(dsn: str) -> None:
+    text = IN_DATABASE.read_text()
+    (made,) = snippets("sql", text)
+    moments = [f"2031-05-01 {hour}:00:00+00" for hour in (12, 12, 12, 13, 13, 13)]
+    with psycopg.connect(dsn, autocommit=True) as db:
+        db.execute("set timezone = 'UTC'")
+        db.execute(made.encode())
+        assert played(db, text, iter(moments)) == text
+
+
 def test_the_python_of_the_patterns_does_what_they_say(dsn: str) -> None:
     (album,) = snippets("python", CHILDREN.read_text())
     assert execute(dsn, [album], "album", "completed") == [100, 200, 300]
@@ -278,16 +291,17 @@ def test_the_python_of_the_attributes_publishes_them(dsn: str) -> None:
 
 DOCUMENTS = [
     "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/managed.md", "docs/upgrading.md",
-    "docs/operating.md", "docs/patterns/children.md", "docs/patterns/sagas.md",
-    "docs/patterns/schedules.md", "docs/patterns/messages.md", "docs/patterns/workflow-runs.md",
+    "docs/operating.md", "docs/patterns/children.md", "docs/patterns/in-database.md",
+    "docs/patterns/messages.md", "docs/patterns/sagas.md", "docs/patterns/schedules.md",
+    "docs/patterns/workflow-runs.md",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_what_a_document_links_to_exists(document: str) -> None:
-    text = (ROOT / document).read_text()
-    for target in re.findall(r"\]\(([^)#]+)\)", text):
-        assert ((ROOT / document).parent / target).exists(), target
+    path = ROOT / document
+    for target in re.findall(r"\]\(([^)#]+)[)#]", path.read_text()):
+        assert (path.parent / target).exists(), target
 
 
 def test_the_architecture_names_every_module() -> None:

@@ -196,6 +196,22 @@ comment on table teguh.workflow_tallies is
 comment on column teguh.workflow_tallies.own is
   'Whether the run depends on how they ended: see _is_own().';
 
+-- The handlers of tasks that are SQL functions.
+create table if not exists teguh.handlers (
+  queue_name    text        not null,
+  task_name     text        not null,
+  function_name text        not null,
+  registered_at timestamptz not null,
+  constraint handlers_pkey primary key (queue_name, task_name)
+);
+
+comment on table teguh.handlers is
+  'Functions set by register_handler(), which work() runs.';
+comment on column teguh.handlers.task_name is
+  'The tasks it is for; * for those that no other is for.';
+comment on column teguh.handlers.function_name is
+  'Its schema and name, quoted where needed. It takes a teguh.job.';
+
 -- Which versions this schema has had.
 create table if not exists teguh.versions (
   version      text        not null,

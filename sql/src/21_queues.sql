@@ -626,6 +626,9 @@ begin
   where w.queue_name = p_queue_name;
   delete from teguh.schedules as s
   where s.queue_name = p_queue_name;
+  delete from teguh.handlers as h
+  where h.queue_name = p_queue_name;
+  perform teguh._drop_job(p_queue_name);
 
   select string_agg('teguh.' || teguh._stamp(c.relname, p_queue_name), ', ' order by c.relname)
   into v_tables

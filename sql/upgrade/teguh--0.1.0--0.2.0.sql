@@ -117,9 +117,10 @@ $$;
 -- delta to change.  Rights that were given on them are kept in mind.
 do $$
 declare
-  v_changed text[] := '{_available_at, _check_spawn, _picked, _read_spawn_options, _read_task, _renew_template,
-    _rerun_template, _show_template, _spawn, _stamp_functions, _stop_template,
-    _take_template, _template_ddl, cancel_task, claim_task, get_task_result, list_queues}';
+  v_changed text[] := '{_available_at, _check_spawn, _explain_no_cron, _picked, _read_spawn_options, _read_task,
+    _renew_template, _rerun_template, _show_template, _spawn, _stamp_functions,
+    _stop_template, _take_template, _template_ddl, cancel_task, claim_task,
+    get_task_result, list_queues, status}';
   v_types   oid[] := array(
     select t.oid
     from pg_type as t
@@ -597,6 +598,37 @@ begin
       attributes      jsonb
     );
   end if;
+
+  if to_regtype('teguh.job') is null then
+    create type teguh.job as (
+      queue_name    text,
+      task_id       uuid,
+      run_id        uuid,
+      task_name     text,
+      params        jsonb,
+      headers       jsonb,
+      attempt       integer,
+      failures      integer,
+      wake_event    text,
+      event_payload jsonb,
+      steps         jsonb
+    );
+  end if;
+
+  if to_regtype('teguh._shift') is null then
+    create type teguh._shift as (
+      worker_id     text,
+      batch         integer,
+      lease         double precision,
+      known_only    boolean,
+      unknown_delay double precision,
+      poll_seconds  double precision,
+      until         timestamptz,
+      ticks_at      timestamptz,
+      left_to_claim integer,
+      pause         double precision
+    );
+  end if;
 end;
 $$;
 
@@ -623,6 +655,13 @@ comment on type teguh._cron is
   'the time that passes, not by places on the clock.';
 comment on type teguh._filter is
   'Which tasks are meant; what is null does not matter.';
+comment on type teguh.job is
+  'What the handler of a task is given: the task and its run, as claim_task() returns them. steps '
+  'is for step() and its like to read: what each step has given, in an array that is empty if '
+  'its wait timed out.';
+comment on type teguh._shift is
+  'A call of work(): its options; when it ticks next; how many runs it may still claim; how many '
+  'seconds it is to pause, null when it is to end.';
 
 -- sql/src/13_options.sql
 -- Refuse keys that are not options.  An option misspelt must never be ignored.
@@ -1651,6 +1690,22 @@ comment on table teguh.workflow_tallies is
   'inserted; deleted with the workflow run.';
 comment on column teguh.workflow_tallies.own is
   'Whether the run depends on how they ended: see _is_own().';
+
+-- The handlers of tasks that are SQL functions.
+create table if not exists teguh.handlers (
+  queue_name    text        not null,
+  task_name     text        not null,
+  function_name text        not null,
+  registered_at timestamptz not null,
+  constraint handlers_pkey primary key (queue_name, task_name)
+);
+
+comment on table teguh.handlers is
+  'Functions set by register_handler(), which work() runs.';
+comment on column teguh.handlers.task_name is
+  'The tasks it is for; * for those that no other is for.';
+comment on column teguh.handlers.function_name is
+  'Its schema and name, quoted where needed. It takes a teguh.job.';
 
 -- Which versions this schema has had.
 create table if not exists teguh.versions (
@@ -2850,6 +2905,9 @@ begin
   where w.queue_name = p_queue_name;
   delete from teguh.schedules as s
   where s.queue_name = p_queue_name;
+  delete from teguh.handlers as h
+  where h.queue_name = p_queue_name;
+  perform teguh._drop_job(p_queue_name);
 
   select string_agg('teguh.' || teguh._stamp(c.relname, p_queue_name), ', ' order by c.relname)
   into v_tables
@@ -11705,14 +11763,76 @@ as $$
   where a.name = 'pg_cron';
 $$;
 
+-- The jobs that start() schedules.
+create or replace function teguh._plan_cron(p_options jsonb)
+  returns table(job_name text, schedule text, command text)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  job_name := 'teguh_ticker';
+  schedule := coalesce(
+    teguh._text_option(p_options, 'ticker_schedule'),
+    case when teguh._cron_has_seconds() then '1 seconds' else '* * * * *' end
+  );
+  command := case schedule
+    when '* * * * *' then 'call teguh.ticker_loop(''{"tick_seconds": 1}'')'
+    else 'select teguh.ticker()'
+  end;
+  return next;
+
+  job_name := 'teguh_maint';
+  schedule := coalesce(teguh._text_option(p_options, 'cleanup_schedule'), '*/5 * * * *');
+  command := 'select teguh._maintain()';
+  return next;
+
+  for job_name, schedule, command in
+    select
+      'teguh_work_' || u.queue_name, '* * * * *',
+      format('call teguh.work(%L, %L)', u.queue_name, '{"max_seconds": 59}')
+    from unnest(teguh._work_option(p_options)) as u(queue_name)
+  loop
+    return next;
+  end loop;
+end;
+$$;
+
+-- The queues whose handlers are to be run: those given, or all that have handlers.
+create or replace function teguh._work_option(p_options jsonb)
+  returns text[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_given jsonb := nullif(p_options -> 'work', 'null');
+  v_names text[];
+begin
+  if v_given is null then
+    v_names := array(select distinct h.queue_name from teguh.handlers as h order by 1);
+  elsif jsonb_typeof(v_given) <> 'array'
+    or jsonb_path_exists(v_given, 'strict $[*] ? (@.type() <> "string")')
+  then
+    raise exception '"work" must be an array of queues'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(v_given::text, 200)),
+        hint = 'For instance ["orders"]; leave it out for every queue that has handlers.';
+  else
+    v_names := array(select distinct q.name from jsonb_array_elements_text(v_given) as q(name));
+  end if;
+
+  perform teguh._crew(u.queue_name)
+  from unnest(v_names) as u(queue_name);
+  return v_names;
+end;
+$$;
+
 -- Tell how to get a ticker without pg_cron at hand.  pg_cron lives in one database
 -- of a server and can run jobs in the others, but must be asked there.  Which one
 -- that is, an ordinary role cannot know.
-create or replace function teguh._explain_no_cron(
-  p_ticker  text,
-  p_command text,
-  p_cleanup text
-)
+create or replace function teguh._explain_no_cron(p_options jsonb)
   returns void
   language plpgsql
   volatile
@@ -11723,23 +11843,28 @@ begin
     raise notice 'pg_cron is not installed: nothing was scheduled'
       using
         detail = 'Workers see to due tasks themselves, and tick while they run.',
-        hint = 'Install pg_cron, or call teguh.ticker() and teguh.cleanup_all_queues() yourself.';
+        hint = 'Install pg_cron, or call teguh.ticker() and teguh.cleanup_all_queues() yourself, '
+               'and teguh.work() for queues whose handlers are SQL functions.';
     return;
   end if;
 
   raise notice 'pg_cron is not in this database: nothing was scheduled'
     using
       detail = 'It lives in one database of the server and can run jobs in the others.',
-      hint = format(
-        'In that database: select cron.schedule_in_database(%L, %L, %L, %L); '
-        'select cron.schedule_in_database(%L, %L, %L, %L);',
-        'teguh_ticker', p_ticker, p_command, current_database(),
-        'teguh_maint', p_cleanup, 'select teguh._maintain()', current_database()
+      hint = (
+        select 'In that database: ' || string_agg(
+          format(
+            'select cron.schedule_in_database(%L, %L, %L, %L);',
+            j.job_name, j.schedule, j.command, current_database()
+          ),
+          ' '
+        )
+        from teguh._plan_cron(p_options) as j
       );
 end;
 $$;
 
--- Schedule ticker and cleanup.
+-- Schedule ticker, cleanup and the work on queues.
 create or replace function teguh.start(p_options jsonb default '{}')
   returns void
   language plpgsql
@@ -11749,40 +11874,79 @@ create or replace function teguh.start(p_options jsonb default '{}')
 as $$
 declare
   v_options jsonb := coalesce(p_options, '{}');
-  v_ticker  text;
-  v_command text := 'select teguh.ticker()';
-  v_cleanup text;
+  v_jobs    text[];
 begin
   perform teguh._check_keys(
-    'start options', v_options, array['ticker_schedule', 'cleanup_schedule']
+    'start options', v_options, array['ticker_schedule', 'cleanup_schedule', 'work']
   );
-  v_ticker := coalesce(
-    teguh._text_option(v_options, 'ticker_schedule'),
-    case when teguh._cron_has_seconds() then '1 seconds' else '* * * * *' end
-  );
-  if v_ticker = '* * * * *' then
-    v_command := 'call teguh.ticker_loop(''{"tick_seconds": 1}'')';
-  end if;
-  v_cleanup := coalesce(teguh._text_option(v_options, 'cleanup_schedule'), '*/5 * * * *');
-
+  v_jobs := array(select j.job_name from teguh._plan_cron(v_options) as j);
   if not teguh._has_cron() then
-    perform teguh._explain_no_cron(v_ticker, v_command, v_cleanup);
+    perform teguh._explain_no_cron(v_options);
     return;
   end if;
 
-  perform cron.schedule('teguh_ticker', v_ticker, v_command);
-  perform cron.schedule('teguh_maint', v_cleanup, 'select teguh._maintain()');
+  perform teguh._unschedule(v_jobs);
+  perform cron.schedule(j.job_name, j.schedule, j.command)
+  from teguh._plan_cron(v_options) as j;
 end;
 $$;
 
 comment on function teguh.start(jsonb) is
   'Schedules the jobs teguh_ticker and teguh_maint by pg_cron: ticker() every second '
   '(before pg_cron 1.5: a loop every minute that ticks every second), cleanup every '
-  'five minutes. Options: ticker_schedule, cleanup_schedule, in pg_cron''s syntax. Calling '
-  'it again changes the schedules. Without pg_cron in this database: a notice, with '
-  'the statements to run where it is. Raises TG005 for an unknown option.';
+  'five minutes; and for each queue that has handlers teguh_work_<queue>, a session that '
+  'calls work() minute after minute, as teguh''s owner. Options: ticker_schedule, '
+  'cleanup_schedule, in pg_cron''s syntax; work, an array of the queues to work on instead. '
+  'Calling it again changes the jobs. Without pg_cron in this database: a notice, with '
+  'the statements to run where it is. Raises TG005 for a bad option and, for a queue to work '
+  'on, what work() raises.';
 
--- Unschedule ticker and cleanup.
+-- Unschedule our jobs in this database but those named.
+create or replace function teguh._unschedule(p_but text[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform cron.unschedule(j.jobid)
+  from cron.job as j
+  where teguh._is_ours(j.jobname)
+    and j.database = current_database()
+    and j.jobname <> all (p_but);
+end;
+$$;
+
+-- Whether a job of pg_cron is one that start() schedules.
+create or replace function teguh._is_ours(p_job_name text)
+  returns boolean
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select p_job_name in ('teguh_ticker', 'teguh_maint') or starts_with(p_job_name, 'teguh_work_');
+$$;
+
+-- Unschedule the work on a queue, which is being dropped.
+create or replace function teguh._drop_job(p_queue_name text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if not teguh._has_cron() or not has_schema_privilege('cron', 'usage') then
+    return;
+  end if;
+
+  perform cron.unschedule(j.jobid)
+  from cron.job as j
+  where j.jobname = 'teguh_work_' || p_queue_name
+    and j.database = current_database();
+end;
+$$;
+
+-- Unschedule what start() has.
 create or replace function teguh.stop()
   returns void
   language plpgsql
@@ -11791,14 +11955,9 @@ create or replace function teguh.stop()
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if not teguh._has_cron() then
-    return;
+  if teguh._has_cron() then
+    perform teguh._unschedule('{}');
   end if;
-
-  perform cron.unschedule(j.jobid)
-  from cron.job as j
-  where j.jobname in ('teguh_ticker', 'teguh_maint')
-    and j.database = current_database();
 end;
 $$;
 
@@ -11822,7 +11981,7 @@ begin
     where d.jobid in (
         select j.jobid
         from cron.job as j
-        where j.jobname in ('teguh_ticker', 'teguh_maint')
+        where teguh._is_ours(j.jobname)
       )
       and d.end_time < clock_timestamp() - interval '1 hour';
   end if;
@@ -11836,7 +11995,8 @@ create or replace function teguh.status()
     ticker_job   text,
     cleanup_job  text,
     last_tick_at timestamptz,
-    lag_seconds  double precision
+    lag_seconds  double precision,
+    work_jobs    text[]
   )
   language plpgsql
   volatile
@@ -11848,8 +12008,10 @@ begin
     scheduler := 'pg_cron';
     select
       max(j.schedule) filter (where j.jobname = 'teguh_ticker'),
-      max(j.schedule) filter (where j.jobname = 'teguh_maint')
-    into ticker_job, cleanup_job
+      max(j.schedule) filter (where j.jobname = 'teguh_maint'),
+      array_agg(substr(j.jobname, 12) order by j.jobname)
+        filter (where starts_with(j.jobname, 'teguh_work_'))
+    into ticker_job, cleanup_job, work_jobs
     from cron.job as j
     where j.database = current_database();
   end if;
@@ -11864,7 +12026,7 @@ $$;
 comment on function teguh.status() is
   'One row: scheduler is pg_cron where that is installed, else null; the schedules of '
   'the two jobs, null where not scheduled; when ticker() last ran, by whomever, and '
-  'how many seconds ago, both null if never.';
+  'how many seconds ago, both null if never; the queues that jobs work on, null if none.';
 
 -- sql/src/52_access.sql
 -- Who may call what: each public function, the functions of a queue behind it, and the kinds
@@ -11937,6 +12099,15 @@ from (
     ('await_children',             'rally',       'worker admin',                 false),
     ('add_compensation',           'repent',      'worker admin',                 false),
     ('repeat_run',                 'repeat',      'worker admin',                 false),
+    ('work',                       'staff grip',  'worker admin',                 false),
+    ('step',                       '',            'client worker observer admin', false),
+    ('sleep_for',                  '',            'client worker observer admin', false),
+    ('sleep_until',                '',            'client worker observer admin', false),
+    ('await',                      '',            'client worker observer admin', false),
+    ('children',                   '',            'client worker observer admin', false),
+    ('list_handlers',              'staff',       'client worker observer admin', false),
+    ('register_handler',           'hire',        'admin',                        false),
+    ('unregister_handler',         'hire',        'admin',                        false),
     ('ticker',                     'tick',        'worker admin',                 false),
     ('cleanup_tasks',              'purge',       'admin',                        false),
     ('cleanup_events',             'sweep',       'admin',                        false),
@@ -16143,6 +16314,944 @@ comment on function teguh.list_messages(text, uuid) is
   'The messages in a task''s mailbox that it has not received, in the order in which they were '
   'sent. Those that it has are among its checkpoints. Raises TG001 for an unknown queue, TG003 '
   'for an unknown task.';
+
+-- sql/src/70_handlers.sql
+-- Handlers that are SQL functions, and what they can call; 71_work runs them.
+--
+-- A handler is run from its first line, in a pass.  Steps that have a checkpoint give it.  The
+-- first one that has none raises an order, which ends the pass and takes back what it has written.
+--
+-- An order has the SQLSTATE P0004, which "when others" does not catch: a handler's own exception
+-- blocks let it through.
+
+-- Find a function by its name, which must be qualified, and one of these lists of arguments that
+-- it may have.  Gives its name as it is to be called.
+create or replace function teguh._resolve_function(p_function text, p_arguments text[])
+  returns text
+  language plpgsql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_parts text[];
+begin
+  begin
+    v_parts := parse_ident(p_function);
+  exception
+    when invalid_parameter_value then
+      null;
+  end;
+  if cardinality(v_parts) is distinct from 2 then
+    raise exception 'not the name of a function: "%"', left(coalesce(p_function, 'null'), 200)
+      using
+        errcode = 'TG005',
+        detail = 'A schema and a name are needed: nothing is looked up in a search_path.',
+        hint = 'For instance shop.charge, without arguments.';
+  end if;
+
+  perform from pg_proc as p
+  join pg_namespace as n on n.oid = p.pronamespace
+  where (n.nspname, p.proname) = (v_parts[1], v_parts[2])
+    and oidvectortypes(p.proargtypes) = any (p_arguments)
+    and p.prorettype = 'jsonb'::regtype
+    and p.prokind = 'f'
+    and not p.proretset;
+  if not found then
+    raise exception 'function %(%) does not exist', left(p_function, 200), p_arguments[1]
+      using
+        errcode = '42883',
+        detail = coalesce(
+          (
+            select format(
+              'There is: %s.', string_agg(
+                p.oid::regprocedure || ' returning ' || pg_get_function_result(p.oid), '; '
+              )
+            )
+            from pg_proc as p
+            join pg_namespace as n on n.oid = p.pronamespace
+            where (n.nspname, p.proname) = (v_parts[1], v_parts[2])
+              and p.prokind = 'f'
+          ),
+          'There is none of that name.'
+        ),
+        hint = format('It takes %s and returns jsonb.', array_to_string(p_arguments, ' or '));
+  end if;
+
+  return format('%I.%I', v_parts[1], v_parts[2]);
+end;
+$$;
+
+-- Set the handler of a task; null: take it away.  Gives whether there was one.
+create or replace function teguh._hire_template(p_task_name text, p_function text)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_known boolean;
+begin
+  delete from teguh.handlers as h
+  where h.queue_name = substr('_template', 2)
+    and h.task_name = p_task_name;
+  v_known := found;
+  if p_function is not null then
+    insert into teguh.handlers as h (queue_name, task_name, function_name, registered_at)
+    values (substr('_template', 2), p_task_name, p_function, teguh.current_time());
+  end if;
+  return v_known;
+end;
+$$;
+
+-- Register a handler.
+create or replace function teguh.register_handler(
+  p_queue_name text,
+  p_task_name  text,
+  p_function   text
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_name('task name', p_task_name);
+  execute teguh._call('hire', p_queue_name, 2)
+  using p_task_name, teguh._resolve_function(p_function, array['teguh.job']);
+end;
+$$;
+
+comment on function teguh.register_handler(text, text, text) is
+  'Lets work() run a function for a queue''s tasks of a name, * for all those that have no handler '
+  'of their own. It is given by schema and name, takes one argument of the type teguh.job and '
+  'returns jsonb, the task''s result. What was registered before for that name is replaced. '
+  'Raises TG001 for an unknown queue, TG005 for a bad name, 42883 if there is no such function.';
+
+-- Take a handler away.
+create or replace function teguh.unregister_handler(p_queue_name text, p_task_name text)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_known boolean;
+begin
+  execute teguh._call('hire', p_queue_name, 2) into v_known using p_task_name, null::text;
+  return v_known;
+end;
+$$;
+
+comment on function teguh.unregister_handler(text, text) is
+  'Takes back what register_handler() did. Returns whether there was a handler. Raises TG001 for '
+  'an unknown queue.';
+
+-- The handlers of the queue.
+create or replace function teguh._staff_template()
+  returns table(
+    queue_name    text,
+    task_name     text,
+    function_name text,
+    registered_at timestamptz
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+  select h.*
+  from teguh.handlers as h
+  where h.queue_name = substr('_template', 2)
+  order by h.task_name;
+end;
+$$;
+
+-- List handlers.
+create or replace function teguh.list_handlers(p_queue_name text default null)
+  returns table(
+    queue_name    text,
+    task_name     text,
+    function_name text,
+    registered_at timestamptz
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text;
+begin
+  if p_queue_name is not null then
+    perform teguh._policy(p_queue_name);
+  end if;
+
+  for v_queue_name in
+    select q.queue_name
+    from teguh.list_queues() as q
+    where q.queue_name = p_queue_name
+      or (p_queue_name is null and teguh._may('staff', q.queue_name))
+  loop
+    return query execute teguh._call('staff', v_queue_name, 0);
+  end loop;
+end;
+$$;
+
+comment on function teguh.list_handlers(text) is
+  'The handlers of a queue (null: of each queue the caller may look at) by queue and task name: '
+  'function_name is with its schema. Raises TG001 for an unknown queue.';
+
+-- What a step is called in this pass.  A name that comes again is numbered, as by the Python
+-- context.  The names so far are kept in a setting; where an exception block is undone, so are the
+-- names of the steps in it, and it finds the same steps when it is tried again.
+create or replace function teguh._number_step(p_name text)
+  returns text
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_names text[] := nullif(current_setting('teguh.steps', true), '');
+  v_count integer := cardinality(array_positions(v_names, p_name));
+begin
+  perform teguh._check_name('step name', p_name);
+  if p_name ~ '#[0-9]+$' then
+    raise exception 'a step cannot be named "%"', left(p_name, 200)
+      using
+        errcode = 'TG005',
+        detail = 'That is how steps are numbered whose name comes again.',
+        hint = 'Give it another name.';
+  elsif v_names is null then
+    raise exception 'step "%" is not in a handler', left(p_name, 200)
+      using
+        errcode = 'TG004',
+        detail = 'A handler''s steps are run by work(), and have no steps themselves.',
+        hint = 'Register the handler, spawn its task, and: call teguh.work(queue);';
+  end if;
+
+  perform set_config('teguh.steps', (v_names || p_name)::text, true);
+  return p_name || case when v_count > 0 then '#' || v_count + 1 else '' end;
+end;
+$$;
+
+-- End a pass: what is to be done now, work() has to do.
+create or replace function teguh._order(p_order jsonb)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  raise exception 'an order for teguh.work()'
+    using
+      errcode = 'P0004',
+      detail = p_order::text,
+      hint = 'Whoever catches this loses a step: let it pass.';
+end;
+$$;
+
+-- Run a step.
+create or replace function teguh.step(
+  p_job      teguh.job,
+  p_name     text,
+  p_function text,
+  p_argument jsonb default 'null'
+)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_step text := teguh._number_step(p_name);
+begin
+  if p_job.steps ? v_step then
+    return p_job.steps -> v_step -> 0;
+  end if;
+
+  return teguh._order(jsonb_build_object(
+    'do', 'step', 'step', v_step, 'function', p_function, 'argument', coalesce(p_argument, 'null')
+  ));
+end;
+$$;
+
+comment on function teguh.step(teguh.job, text, text, jsonb) is
+  'For handlers: what a function returns for an argument, or what it returned the first time. It '
+  'is given by schema and name, takes jsonb, or teguh.job and jsonb, and returns jsonb. What it '
+  'writes commits together with that it is done: exactly once. An error in it fails the run, and '
+  'is not for the handler to catch. A name used again in a handler is numbered (charge, charge#2): '
+  'the steps must come in the same order each time. Raises TG004 outside of a handler, TG005 for a '
+  'bad name.';
+
+-- Sleep until a moment, which the first pass that comes here says.
+create or replace function teguh._doze(p_job teguh.job, p_name text, p_until timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_step  text := teguh._number_step(p_name);
+  v_until timestamptz := coalesce((p_job.steps -> v_step ->> 0)::timestamptz, p_until);
+begin
+  if not p_job.steps ? v_step or v_until > teguh.current_time() then
+    perform teguh._order(jsonb_build_object('do', 'sleep', 'step', v_step, 'until', v_until));
+  end if;
+end;
+$$;
+
+-- Let a handler sleep.
+create or replace function teguh.sleep_for(
+  p_job     teguh.job,
+  p_name    text,
+  p_seconds double precision
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_seconds('sleep', p_seconds, true);
+  perform teguh._doze(p_job, p_name, teguh._after(teguh.current_time(), p_seconds));
+end;
+$$;
+
+comment on function teguh.sleep_for(teguh.job, text, double precision) is
+  'For handlers: lets the task sleep for some seconds, counted once. Meanwhile nobody holds it. '
+  'Raises TG004 outside of a handler, TG005 for a bad name or number of seconds.';
+
+-- Let a handler sleep until a moment.
+create or replace function teguh.sleep_until(p_job teguh.job, p_name text, p_wake_at timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_wake_at is null then
+    raise exception 'wake time must not be null'
+      using
+        errcode = '22004',
+        detail = 'A task that sleeps must have a time to wake at.',
+        hint = 'Pass a timestamp; one in the past does not let it sleep.';
+  end if;
+  perform teguh._doze(p_job, p_name, p_wake_at);
+end;
+$$;
+
+comment on function teguh.sleep_until(teguh.job, text, timestamptz) is
+  'For handlers: lets the task sleep until a moment; the one given first counts. Raises 22004 for '
+  'a null time, TG004 outside of a handler, TG005 for a bad name.';
+
+-- Wait for an event in a handler.
+create or replace function teguh.await(
+  p_job        teguh.job,
+  p_name       text,
+  p_event_name text,
+  p_timeout    double precision default null
+)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_step text := teguh._number_step(p_name);
+begin
+  if p_job.steps ? v_step then
+    return p_job.steps -> v_step -> 0;
+  end if;
+
+  perform teguh._check_event(p_event_name);
+  if p_timeout is not null then
+    perform teguh._check_seconds('timeout', p_timeout, true);
+  end if;
+  return teguh._order(jsonb_build_object(
+    'do', 'await', 'step', v_step, 'event', p_event_name, 'timeout', p_timeout
+  ));
+end;
+$$;
+
+comment on function teguh.await(teguh.job, text, text, double precision) is
+  'For handlers: the payload of an event of the task''s queue, JSON null if it has none; SQL null '
+  'if it has not come within p_timeout seconds (null: however long it takes). Meanwhile nobody '
+  'holds the task. Raises TG004 outside of a handler, TG005 for a bad name or timeout.';
+
+-- Spawn children in a handler and wait for them.
+create or replace function teguh.children(
+  p_job     teguh.job,
+  p_name    text,
+  p_tasks   jsonb,
+  p_mode    text default 'all',
+  p_timeout double precision default null,
+  p_options jsonb default '{}'
+)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_step text := teguh._number_step(p_name);
+begin
+  if p_job.steps ? v_step then
+    return p_job.steps -> v_step -> 0;
+  end if;
+
+  return teguh._order(jsonb_build_object(
+    'do', 'children', 'step', v_step, 'tasks', p_tasks, 'mode', p_mode, 'timeout', p_timeout,
+    'options', coalesce(p_options, '{}')
+  ));
+end;
+$$;
+
+comment on function teguh.children(
+  teguh.job, text, jsonb, text, double precision, jsonb
+) is
+  'For handlers: spawns tasks as spawn_children() does, and waits for them as await_children() '
+  'does, with the options of both. Returns what became of them, an array in the order in which '
+  'they were given; SQL null if that is not known within p_timeout seconds (null: however long it '
+  'takes). Raises TG004 outside of a handler, TG005 for a bad name; the run fails with what the '
+  'two raise.';
+
+-- sql/src/71_work.sql
+-- The worker that runs handlers which are SQL functions: the database itself.
+--
+-- work() catches the order that a pass has come to, carries it out, commits, and begins another
+-- pass.  So every step is a transaction of its own, though a function cannot commit.  The pass that
+-- comes to the handler's end commits together with the completion.
+
+-- The handlers of a queue by task name, for whoever is about to run them.
+--
+-- Refuses one whose owner could not act as the caller anyway: who may register handlers, or
+-- replace the function, must not gain the rights of whoever calls work(), which by pg_cron is
+-- teguh's owner.
+create or replace function teguh._crew(p_queue_name text)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_handler record;
+  v_owner   regrole;
+  v_found   jsonb := '{}'::jsonb;
+begin
+  for v_handler in
+    select h.task_name, h.function_name
+    from teguh.list_handlers(p_queue_name) as h
+  loop
+    v_found := v_found || jsonb_build_object(
+      v_handler.task_name, teguh._resolve_function(v_handler.function_name, array['teguh.job'])
+    );
+    select p.proowner into v_owner
+    from pg_proc as p
+    where p.oid = (v_handler.function_name || '(teguh.job)')::regprocedure;
+    if not pg_has_role(v_owner, current_user, 'member') then
+      raise exception 'function % is not for role "%" to run', v_handler.function_name, current_user
+        using
+          errcode = '42501',
+          detail = format('It is %s''s, who is not a member of that role.', v_owner),
+          hint = format(
+            'Call work() as the owner of its handlers, or: grant %I to %s;', current_user, v_owner
+          );
+    end if;
+  end loop;
+
+  if v_found = '{}' then
+    raise exception 'queue "%" has no handlers', p_queue_name
+      using
+        errcode = 'TG004',
+        detail = 'Its tasks are for workers elsewhere, or for nobody.',
+        hint = format(
+          'Register functions: select teguh.register_handler(%L, task name, function);',
+          p_queue_name
+        );
+  end if;
+  return v_found;
+end;
+$$;
+
+-- What the steps of a run have given, as teguh.job has it.
+create or replace function teguh._steps_given(p_queue_name text, p_task_id uuid, p_run_id uuid)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return (
+    select coalesce(
+      jsonb_object_agg(
+        s.checkpoint_name,
+        case s.status when 'timed_out' then '[]' else jsonb_build_array(s.state) end
+      ),
+      '{}'
+    )
+    from teguh.get_task_checkpoint_states(p_queue_name, p_task_id, p_run_id) as s
+  );
+end;
+$$;
+
+-- Claim runs: of any name or, if so wanted, of those that there are handlers for.
+create or replace function teguh._claim_batch(
+  p_queue_name text,
+  p_handlers   jsonb,
+  p_shift      teguh._shift
+)
+  returns teguh.job[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_options jsonb := case
+    when p_shift.known_only
+      then jsonb_build_object('task_names', array(select jsonb_object_keys(p_handlers)))
+    else '{}'
+  end;
+begin
+  if p_shift.known_only and p_handlers ? '*' then
+    raise exception 'known_only does not go with a handler for *'
+      using
+        errcode = 'TG005',
+        detail = 'That handler knows every name.',
+        hint = 'Leave one of them out.';
+  end if;
+
+  return array(
+    select (
+      c.queue_name, c.task_id, c.run_id, c.task_name, c.params, c.headers, c.attempt, c.failures,
+      c.wake_event, c.event_payload,
+      case when c.checkpoints = '{}' then c.checkpoints
+        else teguh._steps_given(c.queue_name, c.task_id, c.run_id)
+      end
+    )::teguh.job
+    from teguh.claim_any(
+      array[p_queue_name], p_shift.worker_id, p_shift.lease,
+      least(p_shift.batch, p_shift.left_to_claim), v_options
+    ) as c
+  );
+end;
+$$;
+
+-- Lock the task of a run that was claimed until the transaction ends, so that nobody takes it for
+-- lost however long that is.  False if its time is over.
+create or replace function teguh._grip_template(p_run_id uuid)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task teguh.t_template := teguh._hold_template(p_run_id);
+begin
+  return coalesce(
+    teguh._after(v_task.started_at, v_task.timeout_seconds) > teguh.current_time(), true
+  );
+end;
+$$;
+
+-- Begin a pass, unless the run was lost, cancelled, or has no handler and is handed back.
+create or replace function teguh._begin_pass(
+  p_job     teguh.job,
+  p_handler text,
+  p_delay   double precision
+)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_held boolean;
+begin
+  execute teguh._call('grip', p_job.queue_name, 1) into v_held using p_job.run_id;
+  if p_handler is null then
+    perform teguh.release_run(p_job.queue_name, p_job.run_id, p_delay);
+    return false;
+  end if;
+  return v_held;
+exception
+  when sqlstate 'AB001' or sqlstate 'AB002' or sqlstate 'TG002' or sqlstate 'TG004' then
+    return false;
+end;
+$$;
+
+-- Read an error: it is an order, or else fails the run, with a reason as other workers give it.
+create or replace function teguh._read_error(
+  p_sqlstate text,
+  p_message  text,
+  p_detail   text,
+  p_hint     text,
+  p_context  text
+)
+  returns jsonb
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_sqlstate = 'P0004' and p_message = 'an order for teguh.work()' then
+    return p_detail::jsonb;
+  end if;
+
+  return jsonb_build_object('do', 'fail', 'reason', jsonb_strip_nulls(jsonb_build_object(
+    'name', p_sqlstate,
+    'message', p_message,
+    'detail', nullif(p_detail, ''),
+    'hint', nullif(p_hint, ''),
+    'traceback', left(p_context, 10000)
+  )));
+end;
+$$;
+
+-- Do with a locked run what a pass has come to.  Gives what its steps have given by then, null if
+-- the run is not ours any more; it is not, either, if the handler or step itself has ended it.
+create or replace function teguh._carry_out(
+  p_job    teguh.job,
+  p_order  jsonb,
+  p_result jsonb,
+  p_lease  double precision
+)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_step  text := p_order ->> 'step';
+  v_given jsonb := jsonb_build_array(p_result);
+  v_waits boolean := false;
+begin
+  case p_order ->> 'do'
+    when 'complete' then
+      perform teguh.complete_run(p_job.queue_name, p_job.run_id, p_result);
+      return null;
+    when 'fail' then
+      perform teguh.fail_run(p_job.queue_name, p_job.run_id, p_order -> 'reason');
+      return null;
+    when 'step' then
+      perform teguh.set_task_checkpoint_state(
+        p_job.queue_name, p_job.task_id, v_step, p_result, p_job.run_id
+      );
+    when 'sleep' then
+      perform teguh.set_task_checkpoint_state(
+        p_job.queue_name, p_job.task_id, v_step, p_order -> 'until', p_job.run_id
+      );
+      v_given := jsonb_build_array(p_order -> 'until');
+      v_waits := (p_order ->> 'until')::timestamptz > teguh.current_time();
+      if v_waits then
+        perform teguh.schedule_run(
+          p_job.queue_name, p_job.run_id, (p_order ->> 'until')::timestamptz
+        );
+      end if;
+    when 'await' then
+      select a.should_suspend, case when a.timed_out then '[]' else jsonb_build_array(a.payload) end
+      into v_waits, v_given
+      from teguh.await_event(
+        p_job.queue_name, p_job.task_id, p_job.run_id, v_step, p_order ->> 'event',
+        (p_order ->> 'timeout')::double precision
+      ) as a;
+    when 'children' then
+      perform teguh.spawn_children(
+        p_job.queue_name, p_job.run_id, v_step, p_order -> 'tasks',
+        (p_order -> 'options') - array['on_failure', 'cancel_rest']
+      );
+      select a.should_suspend, case when a.timed_out then '[]' else jsonb_build_array(a.payload) end
+      into v_waits, v_given
+      from teguh.await_children(
+        p_job.queue_name, p_job.task_id, p_job.run_id, v_step, p_order ->> 'mode',
+        (p_order ->> 'timeout')::double precision, (p_order -> 'options') - 'on_parent_end'
+      ) as a;
+  end case;
+
+  if v_waits then
+    return null;
+  end if;
+  perform teguh.extend_claim(p_job.queue_name, p_job.run_id, p_lease);
+  return p_job.steps || jsonb_build_object(v_step, v_given);
+exception
+  when sqlstate 'AB001' or sqlstate 'AB002' or sqlstate 'TG004' then
+    return null;
+end;
+$$;
+
+-- Run a handler.  If it comes to its end, so does its run, in one piece, and p_order is null.
+-- Otherwise what it has written is taken back, and p_order is what it has come to.
+--
+-- User code finds its own search_path here: every name is qualified.
+create or replace procedure teguh._run_pass(p_job teguh.job, p_handler text, out p_order jsonb)
+  language plpgsql
+as $$
+declare
+  v_result  pg_catalog.jsonb;
+  v_state   pg_catalog.text;
+  v_message pg_catalog.text;
+  v_detail  pg_catalog.text;
+  v_hint    pg_catalog.text;
+  v_context pg_catalog.text;
+begin
+  -- in one query with what is not for parallel workers, so that the handler is not, either
+  execute pg_catalog.format(
+    'select %s($1) where pg_catalog.set_config($2, $3, true) is not null', p_handler
+  ) into v_result using p_job, 'teguh.steps', '{}';
+  set constraints all immediate;
+  perform teguh._carry_out(p_job, '{"do": "complete"}', v_result, null);
+  p_order := null;
+exception
+  when others or assert_failure then
+    get stacked diagnostics
+      v_state = returned_sqlstate,
+      v_message = message_text,
+      v_detail = pg_exception_detail,
+      v_hint = pg_exception_hint,
+      v_context = pg_exception_context;
+    p_order := teguh._read_error(v_state, v_message, v_detail, v_hint, v_context);
+end;
+$$;
+
+-- The statement that calls a step's function with its argument, $1, and the job, $2.
+create or replace function teguh._step_call(p_order jsonb)
+  returns text
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_function text := teguh._resolve_function(
+    p_order ->> 'function', array['jsonb', 'teguh.job, jsonb']
+  );
+begin
+  return format(
+    case
+      when to_regprocedure(v_function || '(teguh.job, jsonb)') is null then 'select %s($1)'
+      else 'select %s($2, $1)'
+    end,
+    v_function
+  );
+end;
+$$;
+
+-- Carry out an order: run the step's function, or let the run wait.  Gives what its steps have
+-- given by then, null if the run is not ours any more.  An error takes all of it back and fails the
+-- run.
+create or replace procedure teguh._obey(
+  p_job       teguh.job,
+  p_order     jsonb,
+  p_lease     double precision,
+  out p_steps jsonb
+)
+  language plpgsql
+as $$
+declare
+  v_result  pg_catalog.jsonb;
+  v_state   pg_catalog.text;
+  v_message pg_catalog.text;
+  v_detail  pg_catalog.text;
+  v_hint    pg_catalog.text;
+  v_context pg_catalog.text;
+begin
+  if pg_catalog.jsonb_exists(p_order, 'function') then
+    execute teguh._step_call(p_order)
+    into v_result
+    using pg_catalog.jsonb_extract_path(p_order, 'argument'), p_job;
+    set constraints all immediate;
+  end if;
+  p_steps := teguh._carry_out(p_job, p_order, v_result, p_lease);
+exception
+  when others or assert_failure then
+    get stacked diagnostics
+      v_state = returned_sqlstate,
+      v_message = message_text,
+      v_detail = pg_exception_detail,
+      v_hint = pg_exception_hint,
+      v_context = pg_exception_context;
+    p_steps := teguh._carry_out(
+      p_job, teguh._read_error(v_state, v_message, v_detail, v_hint, v_context), null, null
+    );
+end;
+$$;
+
+-- Read the options of work().
+create or replace function teguh._begin_shift(p_options jsonb)
+  returns teguh._shift
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_options jsonb := coalesce(p_options, '{}');
+  v_shift   teguh._shift;
+begin
+  perform teguh._check_keys('work options', v_options, array[
+    'batch', 'claim_timeout', 'known_only', 'limit', 'max_seconds', 'poll_seconds',
+    'unknown_delay', 'worker_id'
+  ]);
+  v_shift.worker_id := coalesce(
+    teguh._name_option(v_options, 'worker_id'), format('work:%s', pg_backend_pid())
+  );
+  v_shift.batch := coalesce(teguh._integer_option(v_options, 'batch', 1), 1);
+  v_shift.lease := coalesce(teguh._number_option(v_options, 'claim_timeout', 0.001, 1e9), 30);
+  v_shift.known_only := teguh._flag_option(v_options, 'known_only');
+  v_shift.unknown_delay := coalesce(
+    teguh._number_option(v_options, 'unknown_delay', 0.01, 1e9), 10
+  );
+  v_shift.poll_seconds := coalesce(
+    teguh._number_option(v_options, 'poll_seconds', 0.01, 3600), 1
+  );
+  v_shift.until := teguh._after(
+    clock_timestamp(), teguh._number_option(v_options, 'max_seconds', 0, 1e9)
+  );
+  v_shift.left_to_claim := coalesce(
+    teguh._integer_option(v_options, 'limit', 1), 2147483647
+  );
+  return v_shift;
+end;
+$$;
+
+-- Tick, at most every ten seconds, before claiming.
+create or replace function teguh._begin_round(p_queue_name text, p_shift teguh._shift)
+  returns teguh._shift
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_shift teguh._shift := p_shift;
+begin
+  if v_shift.ticks_at > clock_timestamp() then
+    return v_shift;
+  end if;
+
+  perform teguh.ticker(p_queue_name);
+  v_shift.ticks_at := clock_timestamp() + interval '10 seconds';
+  return v_shift;
+end;
+$$;
+
+-- See how long to pause after so many runs: until the next one is due.
+create or replace function teguh._leave_round(
+  p_queue_name text,
+  p_shift      teguh._shift,
+  p_claimed    integer
+)
+  returns teguh._shift
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now   timestamptz := clock_timestamp();
+  v_shift teguh._shift := p_shift;
+  v_next  double precision;
+begin
+  v_shift.left_to_claim := p_shift.left_to_claim - p_claimed;
+  if v_shift.left_to_claim <= 0
+    or v_shift.until <= v_now
+    or (v_shift.until is null and p_claimed = 0)
+  then
+    v_shift.pause := null;
+  elsif p_claimed > 0 then
+    v_shift.pause := 0;
+  else
+    v_next := date_part('epoch', teguh.next_due(p_queue_name) - teguh.current_time());
+    v_shift.pause := least(
+      date_part('epoch', v_shift.until - v_now), v_shift.poll_seconds,
+      case when v_next < 0.01 then 0.01 else v_next end
+    );
+  end if;
+  return v_shift;
+end;
+$$;
+
+-- The handler of a task; null if there is none.
+create or replace function teguh._handler_of(p_handlers jsonb, p_task_name text)
+  returns text
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(p_handlers ->> p_task_name, p_handlers ->> '*');
+$$;
+
+-- Take a run a step further, in a transaction of its own.  Gives what its steps have given by then,
+-- null if the run is not ours any more.
+--
+-- The task is locked from the beginning of the pass until what came of a step is committed.  To
+-- wait it is let go of before: an event's row is locked before the task's.
+create or replace procedure teguh._advance(
+  p_job       teguh.job,
+  p_handler   text,
+  p_lease     double precision,
+  out p_steps jsonb
+)
+  language plpgsql
+as $$
+declare
+  v_order pg_catalog.jsonb;
+begin
+  call teguh._run_pass(p_job, p_handler, v_order);
+  if v_order is not null then
+    if not pg_catalog.jsonb_exists(v_order, 'function') then
+      rollback;
+    end if;
+    call teguh._obey(p_job, v_order, p_lease, p_steps);
+  end if;
+  commit;
+end;
+$$;
+
+-- Work as a worker.
+--
+-- A procedure that commits cannot pin its search_path: every name is qualified.
+create or replace procedure teguh.work(p_queue_name text, p_options jsonb default '{}')
+  language plpgsql
+as $$
+declare
+  v_shift    teguh._shift := teguh._begin_shift(p_options);
+  v_handlers pg_catalog.jsonb;
+  v_handler  pg_catalog.text;
+  v_jobs     teguh.job[];
+  v_job      teguh.job;
+begin
+  loop
+    v_handlers := teguh._crew(p_queue_name);
+    v_shift := teguh._begin_round(p_queue_name, v_shift);
+    commit;
+    v_jobs := teguh._claim_batch(p_queue_name, v_handlers, v_shift);
+    commit;
+
+    foreach v_job in array v_jobs loop
+      v_handler := teguh._handler_of(v_handlers, v_job.task_name);
+      while v_job.steps is not null
+        and teguh._begin_pass(v_job, v_handler, v_shift.unknown_delay)
+      loop
+        call teguh._advance(v_job, v_handler, v_shift.lease, v_job.steps);
+      end loop;
+      commit;
+    end loop;
+
+    v_shift := teguh._leave_round(p_queue_name, v_shift, pg_catalog.cardinality(v_jobs));
+    commit;
+    exit when v_shift.pause is null;
+    perform pg_catalog.pg_sleep(v_shift.pause);
+  end loop;
+end;
+$$;
+
+comment on procedure teguh.work(text, jsonb) is
+  'Works as a worker of a queue: claims runs, runs their handlers (register_handler()) with the '
+  'rights and the search_path of the caller, commits after each step, and returns when nothing is '
+  'due. Options: max_seconds (go on for so long, waiting for what becomes due), poll_seconds (the '
+  'longest wait between two looks, default 1), limit (of runs), batch (how many to claim at a '
+  'time, default 1), claim_timeout (seconds after which the run of a session that died is taken '
+  'from it, default 30; a step may take longer), known_only (claim only tasks that there are '
+  'handlers for: see claim_any()), unknown_delay (seconds for which others are handed back, '
+  'default 10), worker_id. Not for a transaction block. Raises TG001 for an unknown queue, TG004 '
+  'if it has no handlers, TG005 for a bad option, 42883 if a handler''s function is gone, 42501 if '
+  'its owner is no member of the caller''s role, 25001 unless transactions are READ COMMITTED.';
 
 -- sql/src/90_finish.sql
 -- The second segment's functions are those of the first with 0 and 1 exchanged.

@@ -11,7 +11,7 @@ UUIDV7_TIMESTAMP = "select teguh.uuidv7_timestamp(%(id)s)"
 START = "select teguh.start(%(options)s::jsonb)"
 STOP = "select teguh.stop()"
 STATUS = """
-select scheduler, ticker_job, cleanup_job, last_tick_at, lag_seconds
+select scheduler, ticker_job, cleanup_job, last_tick_at, lag_seconds, work_jobs
 from teguh.status()
 """
 TICKER = "select teguh.ticker(%(queue)s)"
@@ -189,6 +189,16 @@ select depth, queue_name, task_id, parent_task_id, task_name, state, attempts, f
 from teguh.get_workflow_tree(%(id)s, %(limit)s)
 """
 CLEANUP_WORKFLOW_RUNS = "select teguh.cleanup_workflow_runs(%(ttl)s, %(limit)s)"
+
+# Handlers that are SQL functions
+
+REGISTER_HANDLER = "select teguh.register_handler(%(queue)s, %(task_name)s, %(function)s)"
+UNREGISTER_HANDLER = "select teguh.unregister_handler(%(queue)s, %(task_name)s)"
+WORK = "call teguh.work(%(queue)s, %(options)s::jsonb)"
+LIST_HANDLERS = """
+select queue_name, task_name, function_name, registered_at
+from teguh.list_handlers(%(queue)s)
+"""
 
 # Rights and repair
 

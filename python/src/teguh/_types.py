@@ -82,6 +82,29 @@ class FollowUp(TypedDict, total=False):
     options: SpawnOptions
 
 
+class WorkOptions(TypedDict, total=False):
+    """The options of ``work``, durations in seconds. What is left out, or None, is the default.
+
+    ``max_seconds`` (None): how long to go on; None means until nothing is due.
+    ``poll_seconds`` (1): the longest wait between two looks.
+    ``limit`` (None): how many runs to claim at most.
+    ``batch`` (1): how many to claim at a time.
+    ``claim_timeout`` (30): after how long the run of a session that died is taken from it.
+    ``known_only`` (False): claim only tasks that there are handlers for.
+    ``unknown_delay`` (10): how long others are handed back for.
+    ``worker_id``: the name under which the lease is held.
+    """
+
+    max_seconds: float | None
+    poll_seconds: float | None
+    limit: int | None
+    batch: int | None
+    claim_timeout: float | None
+    known_only: bool | None
+    unknown_delay: float | None
+    worker_id: str | None
+
+
 class ScheduleOptions(TypedDict, total=False):
     """The options of a schedule; what is left out, or None, is the default."""
 
@@ -534,6 +557,16 @@ class Schedule:
 
 
 @dataclass(frozen=True, slots=True)
+class Handler:
+    """An SQL function that handles tasks of a name, ``*`` for all that have none of their own."""
+
+    queue_name: str
+    task_name: str
+    function_name: str
+    registered_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class QueueStats:
     """How many tasks of a queue stand where, and for how long the oldest have, in seconds.
 
@@ -596,13 +629,17 @@ class Cleaned:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Who ticks. Without a scheduler, ``scheduler`` is None and workers tick."""
+    """Who ticks. Without a scheduler, ``scheduler`` is None and workers tick.
+
+    ``work_jobs``: the queues whose handlers the database runs by a scheduled job.
+    """
 
     scheduler: str | None
     ticker_job: str | None
     cleanup_job: str | None
     last_tick_at: datetime | None
     lag_seconds: float | None
+    work_jobs: list[str] | None
 
 
 _FOLLOW_UPS = {"on_expired", "on_failure", "compensate"}

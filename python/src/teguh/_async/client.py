@@ -20,6 +20,7 @@ from teguh._types import (
     CreatedWorkflowRun,
     Filter,
     FollowUp,
+    Handler,
     Happening,
     Holder,
     Limit,
@@ -46,6 +47,7 @@ from teguh._types import (
     Status,
     Task,
     TaskResult,
+    WorkOptions,
     WorkflowRun,
     WorkflowRunFilter,
     WorkflowRunOptions,
@@ -136,14 +138,23 @@ class AsyncClient:
         return cast("datetime | None", await self._one(_sql.UUIDV7_TIMESTAMP, id=uuid))
 
     async def start(
-        self, *, ticker_schedule: str | None = None, cleanup_schedule: str | None = None
+        self,
+        *,
+        ticker_schedule: str | None = None,
+        cleanup_schedule: str | None = None,
+        work: Sequence[str] | None = None,
     ) -> None:
         """Schedule ticker and cleanup in pg_cron; without it, do nothing. SQL: ``start``.
 
-        Schedules are in pg_cron's syntax; None takes the engine's.
+        Schedules are in pg_cron's syntax; None takes the engine's. `work` names the queues whose
+        handlers the database is to run; None means all that have handlers.
         """
-        given = {"ticker_schedule": ticker_schedule, "cleanup_schedule": cleanup_schedule}
-        options = {name: schedule for name, schedule in given.items() if schedule is not None}
+        given = {
+            "ticker_schedule": ticker_schedule,
+            "cleanup_schedule": cleanup_schedule,
+            "work": work if work is None else list(work),
+        }
+        options = {name: value for name, value in given.items() if value is not None}
         await self._all(_sql.START, options=dumps(options, "options"))
 
     async def stop(self) -> None:
@@ -832,6 +843,36 @@ class AsyncClient:
             limit=limit,
         )
         return [ListedWorkflowRun(*row) for row in rows]
+
+    # Handlers that are SQL functions
+
+    async def register_handler(self, queue: str, task_name: str, function: str) -> None:
+        """Let ``teguh.work()`` run an SQL function for tasks of a name. SQL: ``register_handler``.
+
+        `function` is its schema and name. It takes a ``teguh.job`` and returns ``jsonb``.
+        `task_name` may be ``*``, for all tasks that have no handler of their own.
+        """
+        await self._all(_sql.REGISTER_HANDLER, queue=queue, task_name=task_name, function=function)
+
+    async def unregister_handler(self, queue: str, task_name: str) -> bool:
+        """Take a handler away; return whether there was one. SQL: ``unregister_handler``."""
+        return cast(
+            "bool", await self._one(_sql.UNREGISTER_HANDLER, queue=queue, task_name=task_name)
+        )
+
+    async def list_handlers(self, queue: str | None = None) -> list[Handler]:
+        """Return the handlers of a queue, or of each. SQL: ``list_handlers``."""
+        return [Handler(*row) for row in await self._all(_sql.LIST_HANDLERS, queue=queue)]
+
+    async def work(self, queue: str, **options: Unpack[WorkOptions]) -> None:
+        """Let the database work on a queue whose handlers are SQL functions. SQL: ``work``.
+
+        The connection has to be in autocommit mode. Raise :class:`teguh.WrongState` if the queue
+        has no handlers, and :class:`teguh.InvalidOption`.
+        """
+        values = {"queue": queue, "options": dumps(dict(options), "options")}
+        with translated():
+            await self.connection.execute(_sql.WORK.encode(), values)
 
     # Controlling and looking
 
