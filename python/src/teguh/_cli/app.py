@@ -62,9 +62,7 @@ def build() -> typer.Typer:
     for group, verbs in VERBS.items():
         commands = typer.Typer(no_args_is_help=True)
         for name, verb in verbs.items():
-            about = (verb.__doc__ or "").partition("\n")[0]
-            about = re.sub(r"^Return", "Show", about.partition(" SQL:")[0].replace("``", "`"))
-            commands.command(name, help=about)(_command(group, name, verb))
+            commands.command(name, help=_about(verb))(_command(group, name, verb))
         app.add_typer(commands, name=group, help=cli.EXTRA[group])
     return app
 
@@ -81,6 +79,18 @@ def doctor(
     findings = examine(dsn, patience)
     show_findings(findings, form)
     raise typer.Exit(cli.REFUSED if any(finding.is_wrong for finding in findings) else 0)
+
+
+def _about(verb: Callable[..., Any]) -> str:
+    """Return the first line of a docstring in the words of the command line."""
+    line = (verb.__doc__ or "").partition("\n")[0].partition(" SQL:")[0]
+    options = {p.name for p in signature(verb).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    line = re.sub(
+        r"`+(\w+)`+",
+        lambda name: f"--{name[1].replace('_', '-')}" if name[1] in options else name[1],
+        line,
+    )
+    return re.sub(r"^Return\b", "Show", line).replace("None", "null")
 
 
 def _command(group: str, name: str, verb: Callable[..., Any]) -> Callable[..., None]:

@@ -134,8 +134,10 @@ def _parameter(
     default: object = None,
 ) -> Parameter:
     about = HELP.get(f"{verb.__name__}.{name}") or HELP[name]
+    if kind.choices and not option:
+        about += f": {', '.join(kind.choices)}"
     if kind.nullable:
-        about += " (null: set back)"
+        about += "; null: the default"
     shared: dict[str, Any] = {
         "help": about + ("; may be repeated" if kind.many else ""),
         "show_default": str(default) if default not in (None, False) else False,

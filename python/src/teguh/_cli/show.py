@@ -32,7 +32,7 @@ _COLUMNS: dict[type, str] = {
     _types.Queue: "queue_name namespace created_at paused_until",
     _types.ListedTask: "task_id task_name state attempts created_at claimed_by failure_reason",
     _types.ClaimedRun: "run_id task_id task_name attempt params lease_expires_at",
-    _types.Schedule: "schedule_name queue_name task_name schedule next_fire_at paused_at last_error",
+    _types.Schedule: "schedule_name queue_name task_name schedule next_fire_at last_error",
 }  # fmt: skip
 
 _STYLES = {
