@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -18,8 +17,6 @@ from tests.python.support import until
 from tools.servers import CLIENT, GUEST, OWNER, Server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.cluster import Cluster
 
 CHECKS = [
@@ -102,101 +99,77 @@ def test_the_table_shows_what_is_wrong_with_its_hint(
     assert "Run: alter table teguh.t_jobs reset (autovacuum_enabled);" in lines[place + 1]
 
 
-@contextmanager
-def changed(dsn: str, change: str, back: str = "") -> Iterator[None]:
-    """Change something, and change it back if the database's end does not."""
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute(change.encode())
-        try:
-            yield
-        finally:
-            if back:
-                connection.execute(back.encode())
-
-
 VERSION = (
     "create or replace function teguh.version() returns text language sql as $$ select '{}' $$"
 )
 
 
-@pytest.mark.parametrize(
-    ("check", "change", "back", "severity", "message", "hint"),
-    [
-        ("version", VERSION.format("0.0.1"), "", "error", "teguh 0.0.1", "teguh upgrade"),
-        ("version", VERSION.format("99.0"), "", "info", "teguh 99.0", "Upgrade the package"),
-        (
-            "isolation", "alter database {database} set default_transaction_isolation = serializable",
-            "", "warning", 'of database "{database}" is serializable',
-            'alter database "{database}" reset default_transaction_isolation;',
-        ),
-        (
-            "isolation", f"alter role {GUEST} set default_transaction_isolation = 'repeatable read'",
-            f"alter role {GUEST} reset default_transaction_isolation",
-            "warning", f'of role "{GUEST}" is repeatable read', f'alter role "{GUEST}" reset',
-        ),
-        (
-            "isolation",
-            f"alter role {GUEST} in database {{database}}"
-            " set default_transaction_isolation = serializable",
-            "", "warning", f'of role "{GUEST}" in database "{{database}}" is serializable',
-            f'alter role "{GUEST}" in database "{{database}}" reset',
-        ),
-        (
-            "autovacuum", "alter table teguh.t_jobs set (autovacuum_enabled = off)", "",
-            "warning", "teguh.t_jobs", "reset (autovacuum_enabled)",
-        ),
-        (
-            "rights", "create function teguh.of_another() returns int language sql as 'select 1';"
-            " revoke execute on function teguh.of_another() from public", "",
-            "warning", "of_another", "owner to",
-        ),
-        (
-            "rights", f"grant create on schema teguh to {GUEST}", "", "error", GUEST,
-            "revoke create on schema teguh",
-        ),
-        (
-            "rights", "grant execute on function teguh.spawn_task to public", "", "error",
-            "functions of teguh: spawn_task", "from public",
-        ),
-        (
-            "rights", f"grant select on teguh.t_jobs to {GUEST}", "", "warning",
-            "tables of teguh are granted to others: t_jobs", "grant_access",
-        ),
-        (
-            "rights", f"select teguh.grant_access('{GUEST}', 'observer', '{{jobs}}');"
-            f" revoke usage on schema teguh from {GUEST}", "", "warning",
-            f'"{GUEST}" was granted access as observer',
-            f"select teguh.grant_access('{GUEST}', 'observer', '{{jobs}}');",
-        ),
-        (
-            "schedules", "select teguh.create_schedule('nightly', 'jobs', 't', '@daily');"
-            " select teguh.set_queue_policy('jobs', '{\"max_pending\": 1}');"
-            " select teguh.spawn_task('jobs', 't', null);"
-            " update teguh.schedules set last_error = 'queue is full'", "",
-            "warning", '"nightly" cannot fire: queue is full', "See to the cause",
-        ),
-    ],
-)  # fmt: skip
+DATABASE = "alter database {database} set"
+OBSERVER = f"'{GUEST}', 'observer', '{{jobs}}'"
+
+# What is done as superuser; then the check, the severity, and what is in message and hint.
+PLANTED = {
+    VERSION.format("0.0.1"): ("version", "error", "teguh 0.0.1", "teguh upgrade"),
+    VERSION.format("99.0"): ("version", "info", "teguh 99.0", "Upgrade the package"),
+    f"{DATABASE} default_transaction_isolation = serializable": (
+        "isolation", "warning", 'of database "{database}" is serializable',
+        'alter database "{database}" reset default_transaction_isolation;',
+    ),
+    f"alter role {GUEST} in database {{database}} set default_transaction_isolation ="
+    " 'repeatable read'": (
+        "isolation", "warning", f'of role "{GUEST}" in database "{{database}}" is repeatable read',
+        f'alter role "{GUEST}" in database "{{database}}" reset default_transaction_isolation;',
+    ),
+    "alter table teguh.t_jobs set (autovacuum_enabled = off)": (
+        "autovacuum", "warning", "for teguh.t_jobs", "reset (autovacuum_enabled)",
+    ),
+    "alter function teguh.spawn_task owner to postgres": (
+        "rights", "warning", "owner of its schema: spawn_task", "owner to",
+    ),
+    f"grant create on schema teguh to {GUEST}": (
+        "rights", "error", f"in the schema teguh: {GUEST}", "revoke create on schema teguh",
+    ),
+    "grant execute on function teguh.spawn_task to public": (
+        "rights", "error", "functions of teguh: spawn_task", "from public",
+    ),
+    f"grant select on teguh.t_jobs to {GUEST}": (
+        "rights", "warning", "granted to others: t_jobs", "grant_access",
+    ),
+    f"set role {OWNER}; select teguh.grant_access({OBSERVER});"
+    f" revoke usage on schema teguh from {GUEST}": (
+        "rights", "warning", f'"{GUEST}" was granted access as observer',
+        f"select teguh.grant_access({OBSERVER});",
+    ),
+    "select teguh.create_schedule('nightly', 'jobs', 't', '@daily');"
+    " update teguh.schedules set last_error = 'the queue is full'": (
+        "schedules", "warning", '"nightly" cannot fire: the queue is full', "See to the cause",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", PLANTED)
 def test_each_planted_problem_is_found_with_what_to_do(
-    doctor: Doctor,
-    superuser_dsn: str,
-    database: str,
-    check: str,
-    change: str,
-    back: str,
-    severity: str,
-    message: str,
-    hint: str,
+    doctor: Doctor, superuser_dsn: str, database: str, change: str
 ) -> None:
-    change, message, hint = (
-        text.replace("{database}", database) for text in (change, message, hint)
-    )
-    as_owner = check == "rights" and "grant_access" in change or check == "schedules"
-    with changed(superuser_dsn, f"set role {OWNER}; {change}" if as_owner else change, back):
-        (found,) = doctor.finds()[check]
+    with psycopg.connect(superuser_dsn) as connection:
+        connection.execute(change.replace("{database}", database).encode())
+    check, severity, message, hint = PLANTED[change]
+    (found,) = doctor.finds()[check]
     assert found[0] == severity
-    assert message in found[1]
-    assert hint in found[2]
+    assert message.replace("{database}", database) in found[1]
+    assert hint.replace("{database}", database) in found[2]
+
+
+def test_a_level_of_isolation_of_all_roles_is_found(doctor: Doctor, superuser_dsn: str) -> None:
+    with psycopg.connect(superuser_dsn, autocommit=True) as connection:
+        connection.execute("alter role all set default_transaction_isolation = serializable")
+        try:
+            ((severity, message, hint),) = doctor.finds()["isolation"]
+        finally:
+            connection.execute("alter role all reset default_transaction_isolation")
+    assert severity == "warning"
+    assert "of role all is serializable" in message
+    assert "Run: alter role all reset default_transaction_isolation;" in hint
 
 
 def test_a_database_without_teguh_is_looked_at_all_the_same(
@@ -251,10 +224,10 @@ def test_a_prepared_transaction_and_an_unused_slot_are_found(
         dsn = server.create_database("db", owner=OWNER)
         teguh.install(dsn)
         with server.connect("db") as connection:
+            connection.execute("select pg_create_logical_replication_slot('unused', 'pgoutput')")
             connection.execute("begin")
             connection.execute("create table forgotten ()")
             connection.execute("prepare transaction 'left over'")
-            connection.execute("select pg_create_logical_replication_slot('unused', 'pgoutput')")
         doctor = Doctor(capsys, server.dsn("db"))
         found = doctor.finds("--patience", "0")
         prepared, slot = found["snapshots"]

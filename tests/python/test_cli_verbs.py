@@ -129,7 +129,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Check]] = {
         lambda client, _: client.list_tasks("jobs", tags=["eu", "us"])[0].task_name == "report",
     ),
     "tasks list": (
-        "jobs --state failed --state running --task-name failed --tag eu --created-after 2031-05-01",
+        "jobs --state failed --state expired --task-name failed --created-after 2031-01-01",
         {"task_id": "{failed}", "state": "failed", "attempts": 1}, nothing,
     ),
     "tasks get": ("jobs {running}", {"state": "running", "params": {"n": [1]}}, nothing),
