@@ -110,7 +110,8 @@ OBSERVER = f"'{GUEST}', 'observer', '{{jobs}}'"
 # What is done as superuser; then the check, the severity, and what is in message and hint.
 PLANTED = {
     VERSION.format("0.0.1"): ("version", "error", "teguh 0.0.1", "teguh upgrade"),
-    VERSION.format("99.0"): ("version", "info", "teguh 99.0", "Upgrade the package"),
+    # Functions from before an upgrade refuse to go on.
+    VERSION.format("99.0"): ("leases", "error", "cannot be looked at", "See to this first"),
     f"{DATABASE} default_transaction_isolation = serializable": (
         "isolation", "warning", 'of database "{database}" is serializable',
         'alter database "{database}" reset default_transaction_isolation;',
@@ -170,6 +171,16 @@ def test_a_level_of_isolation_of_all_roles_is_found(doctor: Doctor, superuser_ds
     assert severity == "warning"
     assert "of role all is serializable" in message
     assert "Run: alter role all reset default_transaction_isolation;" in hint
+
+
+def test_a_newer_schema_is_no_more_than_information(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("teguh._doctor.package_version", lambda: "0.1.0")
+    ((severity, message, hint),) = doctor.finds()["version"]
+    assert (severity, "this package is 0.1.0" in message) == ("info", True)
+    assert "Upgrade the package" in hint
+    assert doctor.status == 0
 
 
 def test_a_database_without_teguh_is_looked_at_all_the_same(

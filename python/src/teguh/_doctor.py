@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
+import psycopg
+
 from teguh import _catalog
 from teguh._install import check_version, installed_version, package_version
 from teguh._sync.client import Client
-from teguh.errors import VersionMismatch
+from teguh.errors import EngineError, VersionMismatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -77,9 +79,16 @@ def examine(dsn: str, patience: float = 300) -> list[Finding]:
         findings = [Finding("version", *_version(client))]
         checks = SERVER if findings[0].is_wrong else {**SERVER, **ENGINE}
         for check, (examined, look) in checks.items():
-            found = list(look(Patient(client, patience)))
+            found = _look(look, Patient(client, patience))
             findings += [Finding(check, *one) for one in found or [("ok", examined, None)]]
     return findings
+
+
+def _look(look: Callable[[Patient], Iterator[Found]], patient: Patient) -> list[Found]:
+    try:
+        return list(look(patient))
+    except (EngineError, psycopg.Error) as error:
+        return [_error(f"cannot be looked at: {error}", "See to this first.")]
 
 
 def _version(client: Client) -> Found:
