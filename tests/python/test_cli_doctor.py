@@ -285,7 +285,7 @@ def test_leases_that_are_over_or_without_end_are_found(doctor: Doctor, superuser
             client.claim_task("jobs", "host-1", claim_timeout=timeout)
     assert doctor.finds()["leases"][0][0] == "ok"
     (over,) = doctor.finds(dsn=later(superuser_dsn, 1000))["leases"]
-    assert over[:2] == ("warning", 'of queue "jobs" 1 leases are over, and nobody has noticed')
+    assert over[1] == 'leases of queue "jobs" that are over, and nobody has noticed: 1'
     assert (
         doctor.finds("--patience", "2000", dsn=later(superuser_dsn, 1000))["leases"][0][0] == "ok"
     )

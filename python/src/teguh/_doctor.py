@@ -270,7 +270,7 @@ def _leases(patient: Patient) -> Iterator[Found]:
                 )
         if over:
             yield _warning(
-                f'of queue "{queue}" {over} leases are over, and nobody has noticed',
+                f'leases of queue "{queue}" that are over, and nobody has noticed: {over}',
                 f"Start a worker, or run: select teguh.ticker('{queue}');",
             )
 

@@ -134,10 +134,11 @@ def _parameter(
     default: object = None,
 ) -> Parameter:
     about = HELP.get(f"{verb.__name__}.{name}") or HELP[name]
-    if kind.choices and not option:
-        about += f": {', '.join(kind.choices)}"
-    if kind.nullable:
-        about += "; null: the default"
+    if not option:  # its place shows no metavar
+        about += f": {', '.join(kind.choices)}" if kind.choices else ""
+        about += {"JSON": ", in JSON", "TIME": ", in ISO 8601"}.get(kind.metavar, "")
+    elif kind.nullable:
+        about += "; may be null"
     shared: dict[str, Any] = {
         "help": about + ("; may be repeated" if kind.many else ""),
         "show_default": str(default) if default not in (None, False) else False,
