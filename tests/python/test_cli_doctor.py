@@ -96,7 +96,7 @@ def test_the_table_shows_what_is_wrong_with_its_hint(
     lines = capsys.readouterr().out.splitlines()
     (place,) = [n for n, line in enumerate(lines) if "autovacuum is off for teguh.t_jobs" in line]
     assert lines[place].split()[:2] == ["warning", "autovacuum"]
-    assert "Run: alter table teguh.t_jobs reset (autovacuum_enabled);" in lines[place + 1]
+    assert "hint: Run: alter table teguh.t_jobs reset (autovacuum_enabled);" in lines[place + 1]
 
 
 VERSION = (

@@ -66,7 +66,9 @@ def test_every_line_of_help_is_about_something() -> None:
     [
         "queues", "nonsense", "queues nonsense", "queues create", "queues list --nonsense",
         "queues list --format xml", "tasks get jobs no-uuid", "tasks list jobs --state lost",
-        "tasks list jobs --created-after noon", "tasks list jobs --limit many",
+        "tasks list jobs --created-after noon", "tasks list jobs --created-after 0001-01-01",
+        "tasks watch jobs ID --interval 0", "tasks watch jobs ID --interval nan",
+        "doctor --patience -1", "doctor --patience nan", "tasks list jobs --limit many",
         "tasks spawn jobs t {", "runs schedule jobs ID later", "limits set nothing",
         "schedules next @daily --count x", "queues delete jobs", "dlq purge jobs",
     ],
@@ -263,6 +265,30 @@ def test_what_a_task_holds_can_neither_mark_up_a_table_nor_steer_a_terminal(
             if form == "json":
                 read = json.loads(out)
                 assert (read[0] if isinstance(read, list) else read)["task_name"] == name
+
+
+def test_where_only_ascii_can_be_printed_all_is_readable(at: str) -> None:
+    with teguh.Client.connect(at) as client:
+        client.spawn_task("jobs", "größe")
+    for form, shown in (
+        ("json", "gr\\u00f6\\u00dfe"),
+        ("csv", "gr\\xf6\\xdfe"),
+        ("table", "\\xdf"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "teguh.cli", "tasks", "list", "jobs", "--format", form],
+            env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, check=True,
+        )  # fmt: skip
+        assert shown in done.stdout.decode("ascii")
+
+
+def test_a_reader_who_stops_reading_is_no_error(at: str) -> None:
+    with teguh.Client.connect(at) as client:
+        client.spawn_tasks("jobs", [teguh.NewTask("report") for _ in range(1000)])
+    script = f"{sys.executable} -m teguh.cli tasks list jobs --limit 1000 --format csv | head -n 1"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("task_id,")
+    assert done.stderr == ""
 
 
 def test_null_sets_back_and_json_may_be_empty_or_null(at: str) -> None:

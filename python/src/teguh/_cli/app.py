@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import io
 import re
+import sys
 from inspect import Parameter, Signature, signature
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,6 +42,8 @@ _SHARED = [
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line and return the exit status; what a verb raises is the caller's."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         get_command(build())(list(arguments), prog_name="teguh")
     except SystemExit as end:
@@ -70,7 +74,8 @@ def build() -> typer.Typer:
 def doctor(
     *,
     patience: Annotated[
-        float, typer.Option(metavar="SECONDS", help="from when on something is late")
+        float,
+        typer.Option(metavar="SECONDS", min=0, max=1e9, help="from when on something is late"),
     ] = 300,
     dsn: Dsn = "",
     form: AsFormat = "table",

@@ -52,7 +52,7 @@ class Kind:
             raise typer.BadParameter(f"{text!r} is not one of {', '.join(self.choices)}")
         try:
             return self.read(text)
-        except ValueError as error:
+        except (ValueError, OverflowError, RecursionError) as error:
             raise typer.BadParameter(f"{text!r} is no {self.metavar}: {error}") from None
 
 
