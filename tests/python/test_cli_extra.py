@@ -16,6 +16,7 @@ from uuid import UUID
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 import teguh
 from teguh._cli import show, verbs
@@ -50,8 +51,7 @@ def test_the_extra_has_the_verbs_that_the_core_says_it_has() -> None:
     assert list(EXTRA) == ["doctor", *verbs.VERBS]
 
 
-def test_every_line_of_help_is_about_something() -> None:
-    """A word of HELP that no verb has is left over from one that is gone."""
+def test_every_argument_and_option_has_its_help_and_none_is_left_over() -> None:
     used = set()
     for group in verbs.VERBS.values():
         for verb in group.values():
@@ -355,5 +355,14 @@ def test_a_table_fits_the_terminal_and_keeps_ids_whole(monkeypatch: pytest.Monke
     assert screen.getvalue().count("x") == 200
 
 
-def test_the_app_can_be_built_without_a_database() -> None:
+def test_the_verbs_of_the_core_are_verbs_of_the_app_too(at: str) -> None:
+    runner = CliRunner()
     assert [group.name for group in build().registered_groups] == list(verbs.VERBS)
+    assert runner.invoke(build(), ["install", "--queue", "a", "--queue", "b"]).exit_code == 0
+    spawned = runner.invoke(
+        build(), ["spawn", "a", "report", "--max-attempts", "7", "--delay", "9"]
+    )
+    with teguh.Client.connect(at) as client:
+        assert [queue.queue_name for queue in client.list_queues()] == ["a", "b", "jobs"]
+        task = client.get_task("a", spawned.output.strip())
+    assert (task.params, task.max_attempts, task.state) == (None, 7, "sleeping")

@@ -89,11 +89,11 @@ def _complain(text: str, status: int = REFUSED) -> int:
 
 
 # What would steer a terminal, or turn the direction of what is read.
-_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 def printable(text: str) -> str:
-    """Return a text with all control characters but line feeds as JSON would write them."""
+    """Return a text with all control characters but tabs and line feeds as JSON writes them."""
     return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 

@@ -74,13 +74,14 @@ def build() -> typer.Typer:
 def doctor(
     *,
     patience: Annotated[
-        float,
-        typer.Option(metavar="SECONDS", min=0, max=1e9, help="from when on something is late"),
+        float, typer.Option(metavar="SECONDS", help="from when on something is late")
     ] = 300,
     dsn: Dsn = "",
     form: AsFormat = "table",
 ) -> None:
     """Look at everything and end with status 1 if there is an error or a warning."""
+    if not 0 <= patience <= 1e9:
+        raise typer.BadParameter("the patience is a number of seconds")
     findings = examine(dsn, patience)
     show_findings(findings, form)
     raise typer.Exit(cli.REFUSED if any(finding.is_wrong for finding in findings) else 0)

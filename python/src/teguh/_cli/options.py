@@ -80,7 +80,7 @@ def kind_of(name: str, annotation: Any, *, nullable: bool = False) -> Kind:
         return Kind(each.metavar, each.read, each.choices, nullable, many=True)
     if get_origin(annotation) is Literal:
         return Kind("|".join(members), choices=tuple(members), nullable=nullable)
-    seconds = name.endswith(("_seconds", "_ttl", "_timeout")) or name in _SECONDS
+    seconds = name.endswith(("_seconds", "_ttl", "_timeout", "interval"))
     simple = {
         bool: Kind("", flag=True),
         str: Kind("TEXT", nullable=nullable),
@@ -94,9 +94,6 @@ def kind_of(name: str, annotation: Any, *, nullable: bool = False) -> Kind:
 def _json(text: str) -> Any:
     value = json.loads(text)
     return Null if value is None else value
-
-
-_SECONDS = {"delay", "extend_by", "interval", "patience"}
 
 
 def row_type(verb: Callable[..., Any]) -> type | None:
@@ -133,7 +130,7 @@ def _parameter(
     required: bool = False,
     default: object = None,
 ) -> Parameter:
-    about = HELP.get(f"{verb.__name__}.{name}") or HELP[name]
+    about = HELP.get(f"{verb.__name__}.{name}", HELP.get(name, ""))
     if not option:  # its place shows no metavar
         about += f": {', '.join(kind.choices)}" if kind.choices else ""
         about += {"JSON": ", in JSON", "TIME": ", in ISO 8601"}.get(kind.metavar, "")
