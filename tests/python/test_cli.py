@@ -79,18 +79,21 @@ def test_spawn_prints_the_id_of_a_task_that_a_worker_then_executes(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "status", "says"),
     [
-        (["spawn", "nowhere", "n"], "nowhere"),
-        (["spawn", "jobs", "n", "{"], "params are not JSON"),
-        (["spawn", "jobs", "n", "--max-attempts", "0"], "hint:"),
-        (["worker", "nothing", "--queue", "jobs"], "is no module:registry"),
-        (["worker", "no.such.module:tasks", "--queue", "jobs"], "there is no module"),
-        (["worker", "teguh.demo.orders:nothing", "--queue", "jobs"], "has no 'nothing'"),
-        (["worker", "teguh.demo.orders:order", "--queue", "jobs"], "is no teguh.Registry"),
-        (["worker", "teguh.demo.orders:tasks", "--queue", "nowhere"], "nowhere"),
+        (["spawn", "nowhere", "n"], 1, "(TG001)"),
+        (["spawn", "jobs", "n", "{"], 2, "params are not JSON"),
+        (["spawn", "jobs", "n", '"\\u0000"'], 2, "NUL character"),
+        (["spawn", "jobs", "\udcff"], 2, "not in UTF-8"),
+        (["spawn", "jobs", "n", "--max-attempts", "0"], 1, "hint:"),
+        (["worker", "nothing", "--queue", "jobs"], 2, "is no module:registry"),
+        (["worker", "no.such.module:tasks", "--queue", "jobs"], 2, "there is no module"),
+        (["worker", "teguh.demo.orders:nothing", "--queue", "jobs"], 2, "has no 'nothing'"),
+        (["worker", "teguh.demo.orders:order", "--queue", "jobs"], 2, "is no teguh.Registry"),
+        (["worker", "teguh.demo.orders:tasks", "--queue", "nowhere"], 1, "nowhere"),
         (
             ["worker", "teguh.demo.orders:tasks", "--queue", "jobs", "--heartbeat", "20"],
+            2,
             "at most 10 s",
         ),
     ],
@@ -101,12 +104,13 @@ def test_what_cannot_be_done_is_said_without_a_stack_trace(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     arguments: list[str],
+    status: int,
     says: str,
 ) -> None:
     monkeypatch.setenv("TEGUH_DSN", dsn)
     monkeypatch.setattr(sys, "path", sys.path[:])
     assert queue == "jobs"
-    assert main(arguments) == 1
+    assert main(arguments) == status
     error = capsys.readouterr().err
     assert error.startswith("teguh: ")
     assert says in error
@@ -139,7 +143,7 @@ def test_a_worker_can_be_told_to_claim_only_what_it_knows(
     (tmp_path / "any_tasks.py").write_text(source)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     command = ["worker", "any_tasks:tasks", "--dsn", dsn, "--queue", queue]
-    assert main([*command, "--known-only"]) == 1
+    assert main([*command, "--known-only"]) == 2
     assert "known_only does not go with" in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""The command line: install, upgrade, worker, spawn, demo."""
+"""The command line. Its core needs psycopg only; all else is in `_cli`, the extra `cli`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib
 import json
 import logging
 import os
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -14,42 +15,133 @@ import psycopg
 
 from teguh._install import install, upgrade
 from teguh._sync.client import Client
-from teguh.errors import TeguhError
+from teguh.errors import ConfigurationError, EngineError, NotStorable, TeguhError
 from teguh.registry import Registry
 from teguh.worker import Worker, WorkerOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from teguh._types import SpawnOptions
+
+# What there is, in the order of its help.
+CORE = {
+    "install": "install teguh into a database",
+    "upgrade": "bring an installed teguh to this version",
+    "worker": "execute tasks until SIGTERM or Ctrl-C",
+    "spawn": "spawn a task",
+    "demo": "an order survives its worker being killed",
+}
+EXTRA = {
+    "doctor": "find what is wrong, and say what to do",
+    "queues": "create, look at, pause and delete queues",
+    "tasks": "spawn, find, cancel, retry and claim tasks",
+    "runs": "look at and end runs",
+    "events": "emit events",
+    "schedules": "spawn tasks by cron or interval",
+    "dlq": "look at, replay and purge tasks that failed",
+    "limits": "limit what runs, and see what does",
+    "workers": "see who holds runs",
+    "namespaces": "see how queues are grouped",
+}
+
+REFUSED, USAGE = 1, 2
 
 
 class UsageError(Exception):
     """What was asked for cannot be done; the text says why and what to do instead."""
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line and return the exit status."""
-    args = _parser().parse_args(argv)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status.
+
+    0: done. 1: the database refused, or something is wrong. 2: what was asked for makes no sense.
+    """
     try:
-        status: int = args.command(args)
-    except (UsageError, TeguhError) as error:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except (UsageError, ConfigurationError, NotStorable) as error:
+        return _complain(str(error), USAGE)
+    except EngineError as error:
+        return _complain(_told(error.message, error.sqlstate, error.detail, error.hint))
+    except TeguhError as error:
         return _complain(str(error))
     except psycopg.errors.InvalidSchemaName:
         return _complain("teguh is not installed in this database\nhint: run `teguh install`")
     except psycopg.Error as error:
-        return _complain(str(error).strip())
+        about = error.diag
+        message = about.message_primary or str(error).strip()
+        hint = about.message_hint or _HINTS.get(error.sqlstate or "")
+        return _complain(_told(message, error.sqlstate, about.message_detail, hint))
+
+
+_HINTS = {"42501": "teguh.grant_access() gives a role what it needs"}
+
+
+def _told(message: str, sqlstate: str | None, detail: str | None, hint: str | None) -> str:
+    lines = [f"{message} ({sqlstate})" if sqlstate else message]
+    lines += [f"{name}: {text}" for name, text in (("detail", detail), ("hint", hint)) if text]
+    return "\n".join(lines)
+
+
+def _complain(text: str, status: int = REFUSED) -> int:
+    print(f"teguh: {printable(text)}", file=sys.stderr)
     return status
 
 
-def _complain(text: str) -> int:
-    print(f"teguh: {text}", file=sys.stderr)
-    return 1
+# What would steer a terminal, or turn the direction of what is read.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
-def _parser() -> argparse.ArgumentParser:
+def printable(text: str) -> str:
+    """Return a text with all control characters but tabs and line feeds as JSON writes them."""
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _run(arguments: list[str]) -> int:
+    """Run a verb of the core by itself, so that a worker never loads the extra; or the extra."""
+    if re.search("[\udc80-\udcff]", "".join(arguments)):
+        raise UsageError("the arguments are not in UTF-8")
+    verb = arguments[0] if arguments else ""
+    extra = None if verb in CORE else _extra()
+    if extra is not None:
+        return extra(arguments)
+    if verb in EXTRA:
+        raise UsageError(
+            f"`teguh {verb}` is not part of the core\nhint: run `pip install 'teguh[cli]'`"
+        )
+    args = parser().parse_args(arguments)
+    status: int = args.command(args)
+    return status
+
+
+def _extra() -> Callable[[list[str]], int] | None:
+    """Return what runs the whole command line, or None without the extra."""
+    try:
+        from teguh._cli.app import run
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in {"rich", "typer"}:
+            raise
+        return None
+    return run
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the core's command line."""
     parser = argparse.ArgumentParser(
-        prog="teguh", description="Durable execution as a SQL library for PostgreSQL."
+        prog="teguh",
+        description="Durable execution as a SQL library for PostgreSQL.",
+        epilog=f"With `pip install 'teguh[cli]'` also: {', '.join(EXTRA)}.",
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    add_core(commands)
+    return parser
+
+
+def add_core(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verbs of the core."""
+
+    def add(verb: str, **options: Any) -> argparse.ArgumentParser:
+        return commands.add_parser(verb, help=CORE[verb], description=CORE[verb], **options)
 
     database = argparse.ArgumentParser(add_help=False)
     database.add_argument(
@@ -58,9 +150,7 @@ def _parser() -> argparse.ArgumentParser:
         help="connection string or URI; default: TEGUH_DSN, else the PG* environment variables",
     )
 
-    command = commands.add_parser(
-        "install", parents=[database], help="install teguh into a database"
-    )
+    command = add("install", parents=[database])
     command.add_argument(
         "--queue", action="append", default=[], help="also create this queue; may be repeated"
     )
@@ -69,14 +159,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(command=_install)
 
-    command = commands.add_parser(
-        "upgrade", parents=[database], help="bring an installed teguh to this version"
-    )
+    command = add("upgrade", parents=[database])
     command.set_defaults(command=_upgrade)
 
-    command = commands.add_parser(
-        "worker", parents=[database], help="execute tasks until SIGTERM or Ctrl-C"
-    )
+    command = add("worker", parents=[database])
     command.add_argument("registry", help="a teguh.Registry, as module:name")
     command.add_argument("--queue", required=True)
     command.add_argument("--concurrency", type=int, metavar="N", help="handlers at a time (10)")
@@ -105,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("-v", "--verbose", action="store_true", help="log everything")
     command.set_defaults(command=_worker)
 
-    command = commands.add_parser("spawn", parents=[database], help="spawn a task")
+    command = add("spawn", parents=[database])
     command.add_argument("queue")
     command.add_argument("task_name")
     command.add_argument("params", nargs="?", default="null", help="JSON; default: null")
@@ -114,9 +200,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--idempotency-key", metavar="KEY")
     command.set_defaults(command=_spawn)
 
-    command = commands.add_parser("demo", help="an order survives its worker being killed")
+    command = add("demo")
     command.set_defaults(command=_demo)
-    return parser
 
 
 def _install(args: argparse.Namespace) -> int:
@@ -172,7 +257,7 @@ def _load(path: str) -> Registry:
 def _spawn(args: argparse.Namespace) -> int:
     try:
         params: Any = json.loads(args.params)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"params are not JSON: {error}") from None
     options: SpawnOptions = {}
     if args.max_attempts is not None:

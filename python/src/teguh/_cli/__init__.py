@@ -1,0 +1,1 @@
+"""The command line beyond its core, made of the client's methods: the extra `cli`."""

@@ -1,0 +1,280 @@
+"""Every verb of the command line, in every format, and what it has done."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from psycopg.conninfo import make_conninfo
+
+import teguh
+from teguh._cli.verbs import VERBS
+from teguh.cli import main
+from tools.servers import OWNER
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.cluster import Cluster
+
+    Check = Callable[[teguh.Client, "World"], object]
+
+NOON = "2031-05-01T12:00:00+00:00"
+
+
+@dataclass
+class World:
+    """A queue that has been at work: a task pending, one running, one failed, one completed."""
+
+    dsn: str
+    pending: str = ""
+    running: str = ""
+    run: str = ""
+    failed: str = ""
+    completed: str = ""
+
+    def named(self, value: Any) -> Any:
+        """Return a value with {pending} and the like replaced by ids."""
+        for name, id_ in vars(self).items():
+            value = value.replace(f"{{{name}}}", id_) if isinstance(value, str) else value
+        return value
+
+
+@pytest.fixture(scope="module")
+def made(cluster: Cluster) -> Iterator[tuple[str, World]]:
+    """A database with such a queue; its clock stands still at noon."""
+    with cluster.database("teguh") as name:
+        world = World(at_noon(cluster.owner_dsn(name)))
+        fill(world)
+        yield name, world
+
+
+def at_noon(dsn: str) -> str:
+    return make_conninfo(dsn, options=f"-c teguh.fake_now={NOON} -c timezone=UTC")
+
+
+def fill(world: World) -> None:
+    with teguh.Client.connect(world.dsn) as client:
+        client.create_queue("jobs", default_max_attempts=1, namespace="shop")
+        for name in ("failed", "completed", "running"):
+            task = client.spawn_task("jobs", name, {"n": [1]}, tags=["eu"])
+            (claimed,) = client.claim_task("jobs", "host-1", claim_timeout=60)
+            setattr(world, name, str(task.task_id))
+            if name == "failed":
+                client.fail_run("jobs", claimed.run_id, {"message": "no printer"})
+            elif name == "completed":
+                client.complete_run("jobs", claimed.run_id, {"parcel": 1})
+            else:
+                world.run = str(claimed.run_id)
+        world.pending = str(client.spawn_task("jobs", "pending").task_id)
+        client.create_schedule("daily", "jobs", "report", "@daily")
+        client.set_limit("jobs", "queue", max_running=9)
+
+
+@pytest.fixture
+def world(cluster: Cluster, made: tuple[str, World]) -> Iterator[World]:
+    """A copy of it."""
+    name, world = f"{made[0]}_copy", made[1]
+    cluster.server.create_database(name, template=made[0], owner=OWNER)
+    yield replace(world, dsn=at_noon(cluster.owner_dsn(name)))
+    cluster.server.drop_database(name)
+
+
+def state(task: str, is_: str) -> Check:
+    return lambda client, world: client.get_task("jobs", getattr(world, task)).state == is_
+
+
+def nothing(_: teguh.Client, __: World) -> bool:
+    return True
+
+
+# What is said after the verb (with | between the words if any has a space), what its first row has,
+# and what is so then.
+CASES: dict[str, tuple[str, dict[str, Any], Check]] = {
+    "queues create": (
+        "new --max-pending 5 --duration-buckets 0.5 --duration-buckets 2",
+        {"done": "queues create", "queue": "new"},
+        lambda client, _: client.get_queue_policy("new")["duration_buckets"] == [0.5, 2],
+    ),
+    "queues list": ("", {"queue_name": "jobs", "namespace": "shop"}, nothing),
+    "queues get": ("jobs", {"default_max_attempts": 1, "namespace": "shop"}, nothing),
+    "queues update": (
+        "jobs --default-max-attempts null --notify always",
+        {"done": "queues update", "queue": "jobs"},
+        lambda client, _: client.get_queue_policy("jobs")["default_max_attempts"] is None,
+    ),
+    "queues delete": (
+        "jobs --yes", {"done": "queues delete", "queue": "jobs"},
+        lambda client, _: client.list_queues() == [],
+    ),
+    "queues stats": ("jobs", {"queue_name": "jobs", "pending": 1, "failed": 1}, nothing),
+    "queues pause": (
+        "jobs 2031-05-01T13:00:00Z --reason cleaning", {"done": "queues pause", "queue": "jobs"},
+        lambda client, _: client.claim_task("jobs") == [],
+    ),
+    "queues resume": (
+        "jobs", {"done": "queues resume", "queue": "jobs"},
+        lambda client, _: client.claim_task("jobs") != [],
+    ),
+    "queues cleanup": (
+        "jobs", {"queue_name": "jobs", "tasks_deleted": 0, "events_deleted": 0}, nothing
+    ),
+    "tasks spawn": (
+        "jobs report {\"d\":1} --tags eu --tags us --delay-seconds 60 --unique {\"key\":\"k\"}",
+        {"attempt": 1, "created": True},
+        lambda client, _: client.list_tasks("jobs", tags=["eu", "us"])[0].task_name == "report",
+    ),
+    "tasks list": (
+        "jobs --state failed --state expired --task-name failed --created-after 2031-01-01",
+        {"task_id": "{failed}", "state": "failed", "attempts": 1}, nothing,
+    ),
+    "tasks get": ("jobs {running}", {"state": "running", "params": {"n": [1]}}, nothing),
+    "tasks result": (
+        "jobs {completed}", {"state": "completed", "completed_payload": {"parcel": 1}}, nothing
+    ),
+    "tasks history": ("jobs {failed}", {"event": "created", "detail": {}}, nothing),
+    "tasks watch": ("jobs {completed}", {"event": "created", "detail": {}}, nothing),
+    "tasks retry": (
+        "jobs {failed} --max-attempts 3 --reason again", {"task_id": "{failed}", "created": False},
+        state("failed", "pending"),
+    ),
+    "tasks cancel": (
+        "jobs {pending} --reason late",
+        {"done": "tasks cancel", "queue": "jobs", "task_id": "{pending}"},
+        state("pending", "cancelled"),
+    ),
+    "tasks claim": (
+        "jobs host-2 --qty 5 --claim-timeout 60", {"task_id": "{pending}", "attempt": 1},
+        state("pending", "running"),
+    ),
+    "runs list": ("jobs {running}", {"run_id": "{run}", "claimed_by": "host-1"}, nothing),
+    "runs complete": (
+        "jobs {run} {\"ok\":true}", {"done": "runs complete", "queue": "jobs", "run_id": "{run}"},
+        lambda client, world:
+            client.get_task("jobs", world.running).completed_payload == {"ok": True},
+    ),
+    "runs fail": (
+        "jobs {run} {\"message\":\"no\"}",
+        {"done": "runs fail", "queue": "jobs", "run_id": "{run}"}, state("running", "failed"),
+    ),
+    "runs schedule": (
+        "jobs {run} 2031-05-01T13:00:00Z", {"done": "runs schedule", "run_id": "{run}"},
+        state("running", "sleeping"),
+    ),
+    "events emit": (
+        "jobs paid {\"by\":\"card\"}",
+        {"done": "events emit", "queue": "jobs", "event_name": "paid"},
+        lambda client, _: client.connection.execute(
+            "select payload from teguh.e_jobs").fetchall() == [({"by": "card"},)],
+    ),
+    "schedules create": (
+        "nightly|jobs|report|30 2 * * mon-fri|--overlap|skip|--params|[]",
+        {"done": "schedules create", "name": "nightly"},
+        lambda client, _: client.get_schedule("nightly").options["params"] == [],
+    ),
+    "schedules list": ("jobs", {"schedule_name": "daily", "schedule": "@daily"}, nothing),
+    "schedules get": ("daily", {"task_name": "report", "queue_name": "jobs"}, nothing),
+    "schedules update": (
+        "daily --timezone Europe/Berlin --jitter-seconds 5",
+        {"done": "schedules update", "name": "daily"},
+        lambda client, _: client.get_schedule("daily").options["timezone"] == "Europe/Berlin",
+    ),
+    "schedules pause": (
+        "daily", {"done": "schedules pause", "name": "daily"},
+        lambda client, _: client.get_schedule("daily").paused_at is not None,
+    ),
+    "schedules resume": (
+        "daily", {"done": "schedules resume", "name": "daily"},
+        lambda client, _: client.get_schedule("daily").paused_at is None,
+    ),
+    "schedules trigger": (
+        "daily --reason now", {"created": True},
+        lambda client, _: client.list_tasks("jobs", task_name="report") != [],
+    ),
+    "schedules delete": (
+        "daily", {"done": "schedules delete", "name": "daily"},
+        lambda client, _: client.list_schedules() == [],
+    ),
+    "schedules next": ("@daily", {"fires_at": "2031-05-02T00:00:00+00:00"}, nothing),
+    "dlq list": ("jobs --tag eu", {"task_id": "{failed}", "task_name": "failed"}, nothing),
+    "dlq replay": ("jobs --tag eu", {"replay": 1}, state("failed", "pending")),
+    "dlq purge": (
+        "jobs --ttl-seconds 0 --yes", {"purge": 1},
+        lambda client, _: client.list_dead_letters("jobs") == [],
+    ),
+    "limits set": (
+        "task report --queue jobs --rate 5 --period-seconds 60",
+        {"done": "limits set", "scope": "task"},
+        lambda client, _: "task" in [limit.scope for limit in client.limit_usage("jobs")],
+    ),
+    "limits usage": ("jobs", {"scope": "queue", "max_running": 9, "running": 1}, nothing),
+    "workers list": ("jobs", {"worker_id": "host-1", "queue_name": "jobs", "runs": 1}, nothing),
+    "namespaces list": ("", {"namespace": "shop", "queues": 1}, nothing),
+}  # fmt: skip
+
+
+def rows(form: str, text: str) -> list[dict[str, Any]]:
+    """Read what was printed as JSON or CSV."""
+    if form == "csv":
+        return list(csv.DictReader(io.StringIO(text)))
+    if text.startswith("[\n") or text == "[]\n":
+        return list(json.loads(text))
+    if text.startswith("{\n"):
+        return [json.loads(text)]
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def plain(value: object) -> str:
+    """A value as CSV and tables have it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def test_every_verb_has_a_case() -> None:
+    assert set(CASES) == {f"{group} {verb}" for group in VERBS for verb in VERBS[group]}
+
+
+@pytest.mark.parametrize("form", ["table", "json", "csv"])
+@pytest.mark.parametrize("verb", [verb for verb in CASES if CASES[verb][2] is nothing])
+def test_a_verb_that_looks_shows_it_in_the_format_asked_for(
+    made: tuple[str, World], capsys: pytest.CaptureFixture[str], verb: str, form: str
+) -> None:
+    run(made[1], verb, form)
+    check(made[1], verb, form, capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("form", ["table", "json", "csv"])
+@pytest.mark.parametrize("verb", [verb for verb in CASES if CASES[verb][2] is not nothing])
+def test_a_verb_that_changes_something_does_and_says_so_in_the_format_asked_for(
+    world: World, capsys: pytest.CaptureFixture[str], verb: str, form: str
+) -> None:
+    run(world, verb, form)
+    check(world, verb, form, capsys.readouterr().out)
+    with teguh.Client.connect(world.dsn) as client:
+        assert CASES[verb][2](client, world)
+
+
+def run(world: World, verb: str, form: str) -> None:
+    """Run a verb with the arguments of its case."""
+    said = CASES[verb][0]
+    arguments = [world.named(word) for word in (said.split("|") if "|" in said else said.split())]
+    assert main([*verb.split(), *arguments, "--dsn", world.dsn, "--format", form]) == 0
+
+
+def check(world: World, verb: str, form: str, out: str) -> None:
+    """See that what was printed has what is wanted in its first row."""
+    expected = {name: world.named(value) for name, value in CASES[verb][1].items()}
+    if form == "table":
+        for value in expected.values():
+            shown = (
+                plain(value).replace("T", " ") if plain(value).startswith("20") else plain(value)
+            )
+            assert value == {} or shown in out
+        return
+    first = rows(form, out)[0]
+    if form == "csv":
+        expected = {name: plain(value) for name, value in expected.items()}
+    assert {name: first[name] for name in expected} == expected
