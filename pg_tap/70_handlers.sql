@@ -1,6 +1,6 @@
 -- Handlers are SQL functions; outside of work() their steps say so and do nothing.
 begin;
-select plan(40);
+select plan(41);
 set local teguh.fake_now = '2031-05-01 12:00:00+00';
 
 -- Given
@@ -107,7 +107,7 @@ select throws_ok(
 from unnest(array[
   $$ select teguh.step(null, 'a', 'shop.charge') $$, $$ select teguh.sleep_for(null, 'a', 1) $$,
   $$ select teguh.sleep_until(null, 'a', now()) $$, $$ select teguh.await(null, 'a', 'e') $$,
-  $$ select teguh.children(null, 'a', '[]') $$
+  $$ select teguh.receive(null, 'a', 't') $$, $$ select teguh.children(null, 'a', '[]') $$
 ]) as n(call);
 
 -- When a pass begins

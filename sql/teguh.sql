@@ -8,574 +8,575 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  580  00_install.sql
---  628  01_version.sql: What the schema is, and its version
---  635    version
---  647  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  649    current_time
---  668    _after
---  683    _micros
---  694  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  710    _random_bytes
---  729    _make_uuidv7
---  752    portable_uuidv7
---  782    uuidv7_timestamp
---  808    _task_id
---  833    _run_id
---  848    _run_task
---  859    _run_number
---  873  12_types.sql: The composite types that functions pass to each other
---  878    _gap (type)
---  886    _late (type)
---  893    _timer (type)
---  900    _tally (type)
---  911    _picked (type)
---  923    _spawn (type)
---  948    _cron (type)
---  962    _filter (type)
---  977    job (type)
---  993    _shift (type)
--- 1040  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
--- 1042    _check_keys
--- 1075    _number_option
--- 1110    _integer_option
--- 1126    _whole_option
--- 1153    _text_option
--- 1179    _flag_option
--- 1201    _present
--- 1212    _name_option
--- 1229    _uuid_option
--- 1256    _tags_option
--- 1285    _check_name
--- 1312    _check_seconds
--- 1340    _check_isolation
--- 1359    _buckets_option
--- 1397    _check_policy
--- 1447    _check_spawn
--- 1494    _read_spawn_options
--- 1571    _time_option
--- 1592    _moment_option
--- 1624    _read_time_options
--- 1663    _unique_option
--- 1717    _inherit
--- 1747    _check_cancellation
--- 1764  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1767    _check_retry_strategy
--- 1805    _backoff
--- 1858    _fraction
--- 1869  20_tables.sql: Queues and the policy of each
--- 1871    queues (table)
--- 1904    grants (table)
--- 1918    limits (table)
--- 1939    pauses (table)
--- 1951    starts (table)
--- 1966    wanted (table)
--- 1978    schedules (table)
--- 2022    workflow_runs (table)
--- 2049    workflow_tallies (table)
--- 2069    handlers (table)
--- 2085    versions (table)
--- 2100    t_template (table)
--- 2214    g_template (table)
--- 2226    v_template (table)
--- 2242    d_template (table)
--- 2256    p0_template (table)
--- 2269    p1_template (table)
--- 2314    l_template (table)
--- 2341    h_template (table)
--- 2361    k0_template (table)
--- 2374    k1_template (table)
--- 2403    n0_template (table)
--- 2414    n1_template (table)
--- 2430    n_template (table)
--- 2454    seq_template (sequence)
--- 2455    ring_template (sequence)
--- 2456    parked_template (sequence)
--- 2457    woken_template (sequence)
--- 2458    plan_template (sequence)
--- 2459    fired_template (sequence)
--- 2460    clock_template (sequence)
--- 2461    carry_template (sequence)
--- 2462    round_template (sequence)
--- 2463    agenda_template (sequence)
--- 2488    r_template (table)
--- 2505    a_template (table)
--- 2531    c_template (table)
--- 2547    e_template (table)
--- 2564    u_template (table)
--- 2577    j_template (table)
--- 2600    f_template (table)
--- 2613    m_template (table)
--- 2638    w_template (table)
--- 2653  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2656    validate_queue_name
--- 2698    _policy
--- 2742    _call
--- 2756    _template_ddl (view)
--- 2841    _stamp
--- 2853    _stamp_queues
--- 2881    _stamp_relation
--- 2921    _stamp_function
--- 2954    _function
--- 2966    _signature
--- 2977    _leave_extension
--- 3003    _lock_number
--- 3013    _share_queue
--- 3026    _may
--- 3042    _each_queue
--- 3064    _init_template
--- 3095    _hush_template
--- 3116    _beyond
--- 3125    create_queue
--- 3191    _refuse_busy
--- 3208    _reach_queue
--- 3224    drop_queue
--- 3254    _drop_all
--- 3311    list_queues
--- 3335  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 3344    _push_template
--- 3385    _fill
--- 3405    _add0_template
--- 3472    _back0_template
--- 3490  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3495    _claim0_template
--- 3567    _pick0_template
--- 3650    _limits_template
--- 3691    _move0_template
--- 3753    _open_xids
--- 3773    _next0_template
--- 3802    _many0_template
--- 3831    _stuck0_template
--- 3869    _trim0_template
--- 3910    _bring_template
--- 3942    _take_template
--- 4023    _known_template
--- 4043    _paused_until
--- 4056    claim_task
--- 4117    _next_template
--- 4159    _soon0_template
--- 4217    next_due
--- 4242  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 4255    _due0_template
--- 4333    _last0_template
--- 4358    _any0_template
--- 4385    _miss0_template
--- 4421    _pass0_template
--- 4467    _fire_template
--- 4528    _expire_template
--- 4599    _timeout_reason
--- 4618    _over_template
--- 4640    _close_template
--- 4670    _follow_template
--- 4703  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4705    _segment_bytes
--- 4726    _turn_template
--- 4758    _turn0_template
--- 4796    _spent0_template
--- 4810    _dry0_template
--- 4837    _left0_template
--- 4868    _carry0_template
--- 4912  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4918    _remake_template
--- 4976    _alive_template
--- 5030    _home
--- 5043    _settle_template
--- 5065    rebuild_dispatch
--- 5102    _recap_template
--- 5133  35_tally.sql: The letter by which tallies know where a task stands
--- 5135    _letter
--- 5154    _letters
--- 5166    _bound
--- 5186    _tally_template
--- 5211    _reckon_template
--- 5238    _finish_template
--- 5266    _moved_template
--- 5297    _sum0_template
--- 5333    _noted0_template
--- 5368    _bank0_template
--- 5388    _census_template
--- 5410    _count_template
--- 5432  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5442    _gate_number
--- 5453    _enter_gate
--- 5475    _limit_of
--- 5493    _rule_template
--- 5519    _reign_template
--- 5533    _enrol_template
--- 5560    _going_template
--- 5576    _busy_template
--- 5592    _everywhere_busy
--- 5618    _closed_until
--- 5638    _is_fresh
--- 5653    _is_limited
--- 5664    _started
--- 5681    _left_over
--- 5702    _slots_template
--- 5752    _vacate_template
--- 5815    _unbar_template
--- 5844    _intake_template
--- 5865    _sift0_template
--- 5952    _line_template
--- 6012    _keys_template
--- 6066    _admit_template
--- 6129    _spare_template
--- 6151    _choose_template
--- 6197    _named_template
--- 6224    _weed_template
--- 6260    _cull_template
--- 6291    _seize_template
--- 6366    _quit_template
--- 6394    _occupy_template
--- 6434    _chance_template
--- 6464    _align_template
--- 6509  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 6512    _want_template
--- 6546    _names_option
--- 6581    _order_queues
--- 6617    _remember_names
--- 6637    claim_any
--- 6714    _check_order
--- 6731  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6736    _put_template
--- 6804    _enlist_template
--- 6847    _new_template
--- 6904    _tag_template
--- 6922    _room_template
--- 6949    _shed_template
--- 6991    _first0_template
--- 7032    _once_template
--- 7080    _blocks
--- 7107    _meet_template
--- 7141    _swap_template
--- 7202    _series_template
--- 7239    _found_template
--- 7296    _abide
--- 7318    _check_spawner
--- 7338    spawn_task
--- 7403    spawn_tasks
--- 7450    _read_task
--- 7468  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7473    _hold_template
--- 7524    _own_template
--- 7544    _done_template
--- 7592    complete_run
--- 7615    _flush_template
--- 7697    _why_template
--- 7713    _read_runs
--- 7759    _explain_bad_run
--- 7784    complete_runs
--- 7809    _end_template
--- 7858    _lost_template
--- 7878    _file_template
--- 7904    _again_template
--- 7944    _queue_template
--- 7965    _fail_template
--- 7983    fail_run
--- 8007    _nap_template
--- 8036    schedule_run
--- 8066    _free_template
--- 8114    release_run
--- 8139    _keep_template
--- 8165    extend_claim
--- 8188  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 8193    _mark_template
--- 8215    _note_template
--- 8245    set_task_checkpoint_state
--- 8280    _recall_template
--- 8302    get_task_checkpoint_state
--- 8326    _list_template
--- 8355    get_task_checkpoint_states
--- 8381  43_events.sql: Wait for an event, or learn how the wait ended
--- 8388    _wait_template
--- 8460    _park_template
--- 8502    _check_event
--- 8521    await_event
--- 8558    _emit_template
--- 8621    emit_event
--- 8646  44_control.sql: Read a task, or raise TG003
--- 8648    _fetch_template
--- 8675    _stop_template
--- 8707    _act_template
--- 8729    _halt_template
--- 8745    cancel_task
--- 8767    _rerun_template
--- 8842    _forget_template
--- 8879    _redo_template
--- 8915    _renew_template
--- 8951    retry_task
--- 9001    _show_template
--- 9049    get_task_result
--- 9084  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 9091    _purge_template
--- 9121    _erase_template
--- 9175    _first_uuid
--- 9194    _sweep_template
--- 9234    _clean
--- 9268    cleanup_tasks
--- 9289    cleanup_events
--- 9310    cleanup_all_queues
--- 9345  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 9347    _cap_template
--- 9376    _write_limit
--- 9399    _read_limit
--- 9448    _check_limit_keys
--- 9470    set_limit
--- 9525    _usage_template
--- 9603    _overall_usage
--- 9647    limit_usage
--- 9680  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 9682    _pause_template
--- 9703    _halve_template
--- 9733    _check_only
--- 9756    pause_queue
--- 9792    resume_queue
--- 9818    get_queue_policy
--- 9842    set_queue_policy
--- 9860    list_namespaces
--- 9877  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9880    _read_filter
--- 9916    _states_option
--- 9947    _read_cursor
--- 9966    _check_limit
--- 9990    _find_template
--- 10042    _seek_template
--- 10094    _page_template
--- 10172    _ended_template
--- 10209    _fit_template
--- 10250    _live_template
--- 10287    _hints_template
--- 10310    _hints0_template
--- 10352    _rows_template
--- 10403    list_tasks
--- 10450    _peek_template
--- 10508    get_task
--- 10564    _runs_template
--- 10617    list_runs
--- 10648    _past_template
--- 10724    _since_template
--- 10742    get_task_history
--- 10762    _held_template
--- 10794    list_workers
--- 10833    _read_place
--- 10852    _acts_template
--- 10878    list_actions
--- 10910  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10912    _abort_template
--- 10949    cancel_tasks
--- 10986    _check_meant
--- 11008    _limit_option
--- 11021    _retake_template
--- 11059    requeue_task
--- 11084    _regain_template
--- 11119    requeue_tasks
--- 11158    list_dead_letters
--- 11202    _replay_template
--- 11243    replay_dead_letters
--- 11283    _bury_template
--- 11325    purge_dead_letters
--- 11355  49_stats.sql: When the first task that is ready became so; null if none is
--- 11357    _oldest_template
--- 11401    _elder0_template
--- 11437    _tenure_template
--- 11462    _is_wanted
--- 11479    _stat_template
--- 11525    queue_stats
--- 11580    _from
--- 11594    _tardy_template
--- 11625    _counters (view)
--- 11649    _gauge_template
--- 11703    _spans_template
--- 11756    metrics
--- 11794    _xmin_age
--- 11813    prometheus
--- 11872    _label_text
--- 11895    _schedule_problems
--- 11932    health
--- 11988  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 11993    _tick_template
--- 12018    _ticked (sequence)
--- 12024    _set_ticked
--- 12037    ticker
--- 12084    ticker_loop (procedure)
--- 12110  51_cron.sql: Whether pg_cron is installed in this database
--- 12112    _has_cron
--- 12122    _cron_has_seconds
--- 12141    _plan_cron
--- 12176    _work_option
--- 12209    _explain_no_cron
--- 12242    start
--- 12279    _unschedule
--- 12295    _is_ours
--- 12305    _drop_job
--- 12324    stop
--- 12344    _maintain
--- 12366    status
--- 12405  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 12409    _rights (view)
--- 12522    _allowed
--- 12563    _grant
--- 12582    _grant_again
--- 12598    _grant_queue
--- 12613    _check_grant
--- 12646    grant_access
--- 12682    revoke_access
--- 12729  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 12731    _refuse_schedule
--- 12748    _cron_value
--- 12762    _cron_field
--- 12823    _read_every
--- 12845    _read_schedule
--- 12920    _cron_time
--- 12958    _cron_reading
--- 12997    _clock
--- 13006    _clock_reads
--- 13042    _clock_set
--- 13070    _cron_passing
--- 13108    _cron_next
--- 13148    _check_timezone
--- 13177    next_fire_time
--- 13213  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 13226    _planning_number
--- 13236    _replan_template
--- 13250    _agenda_template
--- 13267    _future_template
--- 13295    _strike_template
--- 13351    _chime_template
--- 13407    _undone_template
--- 13426    _planned_after
--- 13445    _due_times
--- 13495    _spawn_scheduled
--- 13540    _check_task_options
--- 13570    _word_option
--- 13592    _draw_schedule
--- 13631    _schedule_options
--- 13646    _miss_schedule
--- 13662    _scheduled_in
--- 13683    _grasp_template
--- 13710    _enroll_template
--- 13741    _redraw_template
--- 13791    create_schedule
--- 13835    _reform_template
--- 13861    update_schedule
--- 13884    _steer_template
--- 13927    pause_schedule
--- 13948    resume_schedule
--- 13968    drop_schedule
--- 13988    _launch_template
--- 14020    trigger_schedule
--- 14042    _diary_template
--- 14078    get_schedule
--- 14113    list_schedules
--- 14155  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 14160    _links_option
--- 14203    _read_link
--- 14245    _trail_template
--- 14291    _linked_template
--- 14323    _ensue_template
--- 14366    _undoings
--- 14393    _undo_template
--- 14427    _repent_template
--- 14463    add_compensation
--- 14503    _repeat_template
--- 14533    _blank_template
--- 14571    repeat_run
--- 14597  63_children.sql: Children: tasks that a step spawns and may wait for
--- 14606    _brood_template
--- 14636    _bind_template
--- 14666    _read_child
--- 14715    _child_queues
--- 14741    _birth
--- 14765    spawn_children
--- 14844    _cancel_option
--- 14867    _answer
--- 14885    _report_template
--- 14921    _tell_template
--- 14936    _judge_template
--- 14972    _ripe_template
--- 14999    _gather_template
--- 15064    _rally_template
--- 15141    _crop_template
--- 15187    _yield_template
--- 15208    _dismiss
--- 15229    _ditch_template
--- 15274    _perish_template
--- 15293    _orphan_template
--- 15308    await_children
--- 15365  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
--- 15372    _refuse_run
--- 15388    _read_run
--- 15408    create_workflow_run
--- 15466    update_workflow_run
--- 15497    _is_own
--- 15508    _flow_template
--- 15541    _score_template
--- 15578    _recorded_run
--- 15589    _recorded_tallies
--- 15601    _flows
--- 15635    _survey
--- 15691    get_workflow_run
--- 15741    _is_alike
--- 15753    _recorded_runs
--- 15788    _status_option
--- 15819    list_workflow_runs
--- 15903    _member_template
--- 15936    _members
--- 15971    get_workflow_tree
--- 16047    _used_template
--- 16064    _needed_runs
--- 16095    cleanup_workflow_runs
--- 16169  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
--- 16173    _word
--- 16187    _check_attributes
--- 16224    _attributes_option
--- 16241    _pinned_template
--- 16260    _pin_template
--- 16291    set_attributes
--- 16320    _told_template
--- 16333    get_attributes
--- 16351  66_messages.sql: Messages: a mailbox per task
--- 16358    _shut_template
--- 16401    _post_template
--- 16450    send_message
--- 16491    _hear_template
--- 16558    receive_message
--- 16596    _unhear_template
--- 16617    _tidy_template
--- 16644    _inbox_template
--- 16670    list_messages
--- 16692  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
--- 16703    _resolve_function
--- 16759    _hire_template
--- 16781    register_handler
--- 16805    unregister_handler
--- 16824    _staff_template
--- 16845    list_handlers
--- 16881    _number_step
--- 16912    _order
--- 16928    step
--- 16961    _doze
--- 16978    sleep_for
--- 16999    sleep_until
--- 17022    await
--- 17056    children
--- 17092  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
--- 17104    _crew
--- 17151    _steps_given
--- 17172    _claim_batch
--- 17215    _grip_template
--- 17231    _begin_pass
--- 17257    _read_error
--- 17286    _carry_out
--- 17359    _run_pass (procedure)
--- 17390    _step_call
--- 17414    _obey (procedure)
--- 17452    _begin_shift
--- 17489    _begin_round
--- 17509    _leave_round
--- 17544    _handler_of
--- 17558    _advance (procedure)
--- 17583    work (procedure)
--- 17630  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  581  00_install.sql
+--  629  01_version.sql: What the schema is, and its version
+--  636    version
+--  648  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  650    current_time
+--  669    _after
+--  684    _micros
+--  695  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  711    _random_bytes
+--  730    _make_uuidv7
+--  753    portable_uuidv7
+--  783    uuidv7_timestamp
+--  809    _task_id
+--  834    _run_id
+--  849    _run_task
+--  860    _run_number
+--  874  12_types.sql: The composite types that functions pass to each other
+--  879    _gap (type)
+--  887    _late (type)
+--  894    _timer (type)
+--  901    _tally (type)
+--  912    _picked (type)
+--  924    _spawn (type)
+--  949    _cron (type)
+--  963    _filter (type)
+--  978    job (type)
+--  994    _shift (type)
+-- 1041  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+-- 1043    _check_keys
+-- 1076    _number_option
+-- 1111    _integer_option
+-- 1127    _whole_option
+-- 1154    _text_option
+-- 1180    _flag_option
+-- 1202    _present
+-- 1213    _name_option
+-- 1230    _uuid_option
+-- 1257    _tags_option
+-- 1286    _check_name
+-- 1313    _check_seconds
+-- 1341    _check_isolation
+-- 1360    _buckets_option
+-- 1398    _check_policy
+-- 1448    _check_spawn
+-- 1495    _read_spawn_options
+-- 1572    _time_option
+-- 1593    _moment_option
+-- 1625    _read_time_options
+-- 1664    _unique_option
+-- 1718    _inherit
+-- 1748    _check_cancellation
+-- 1765  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1768    _check_retry_strategy
+-- 1806    _backoff
+-- 1859    _fraction
+-- 1870  20_tables.sql: Queues and the policy of each
+-- 1872    queues (table)
+-- 1905    grants (table)
+-- 1919    limits (table)
+-- 1940    pauses (table)
+-- 1952    starts (table)
+-- 1967    wanted (table)
+-- 1979    schedules (table)
+-- 2023    workflow_runs (table)
+-- 2050    workflow_tallies (table)
+-- 2070    handlers (table)
+-- 2086    versions (table)
+-- 2101    t_template (table)
+-- 2215    g_template (table)
+-- 2227    v_template (table)
+-- 2243    d_template (table)
+-- 2257    p0_template (table)
+-- 2270    p1_template (table)
+-- 2315    l_template (table)
+-- 2342    h_template (table)
+-- 2362    k0_template (table)
+-- 2375    k1_template (table)
+-- 2404    n0_template (table)
+-- 2415    n1_template (table)
+-- 2431    n_template (table)
+-- 2455    seq_template (sequence)
+-- 2456    ring_template (sequence)
+-- 2457    parked_template (sequence)
+-- 2458    woken_template (sequence)
+-- 2459    plan_template (sequence)
+-- 2460    fired_template (sequence)
+-- 2461    clock_template (sequence)
+-- 2462    carry_template (sequence)
+-- 2463    round_template (sequence)
+-- 2464    agenda_template (sequence)
+-- 2489    r_template (table)
+-- 2506    a_template (table)
+-- 2532    c_template (table)
+-- 2548    e_template (table)
+-- 2565    u_template (table)
+-- 2578    j_template (table)
+-- 2601    f_template (table)
+-- 2614    m_template (table)
+-- 2639    w_template (table)
+-- 2654  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2657    validate_queue_name
+-- 2699    _policy
+-- 2743    _call
+-- 2757    _template_ddl (view)
+-- 2842    _stamp
+-- 2854    _stamp_queues
+-- 2882    _stamp_relation
+-- 2922    _stamp_function
+-- 2955    _function
+-- 2967    _signature
+-- 2978    _leave_extension
+-- 3004    _lock_number
+-- 3014    _share_queue
+-- 3027    _may
+-- 3043    _each_queue
+-- 3065    _init_template
+-- 3096    _hush_template
+-- 3117    _beyond
+-- 3126    create_queue
+-- 3192    _refuse_busy
+-- 3209    _reach_queue
+-- 3225    drop_queue
+-- 3255    _drop_all
+-- 3312    list_queues
+-- 3336  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 3345    _push_template
+-- 3386    _fill
+-- 3406    _add0_template
+-- 3473    _back0_template
+-- 3491  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3496    _claim0_template
+-- 3568    _pick0_template
+-- 3651    _limits_template
+-- 3692    _move0_template
+-- 3754    _open_xids
+-- 3774    _next0_template
+-- 3803    _many0_template
+-- 3832    _stuck0_template
+-- 3870    _trim0_template
+-- 3911    _bring_template
+-- 3943    _take_template
+-- 4024    _known_template
+-- 4044    _paused_until
+-- 4057    claim_task
+-- 4118    _next_template
+-- 4160    _soon0_template
+-- 4218    next_due
+-- 4243  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 4256    _due0_template
+-- 4334    _last0_template
+-- 4359    _any0_template
+-- 4386    _miss0_template
+-- 4422    _pass0_template
+-- 4468    _fire_template
+-- 4529    _expire_template
+-- 4600    _timeout_reason
+-- 4619    _over_template
+-- 4641    _close_template
+-- 4671    _follow_template
+-- 4704  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4706    _segment_bytes
+-- 4727    _turn_template
+-- 4759    _turn0_template
+-- 4797    _spent0_template
+-- 4811    _dry0_template
+-- 4838    _left0_template
+-- 4869    _carry0_template
+-- 4913  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4919    _remake_template
+-- 4977    _alive_template
+-- 5031    _home
+-- 5044    _settle_template
+-- 5066    rebuild_dispatch
+-- 5103    _recap_template
+-- 5134  35_tally.sql: The letter by which tallies know where a task stands
+-- 5136    _letter
+-- 5155    _letters
+-- 5167    _bound
+-- 5187    _tally_template
+-- 5212    _reckon_template
+-- 5239    _finish_template
+-- 5267    _moved_template
+-- 5298    _sum0_template
+-- 5334    _noted0_template
+-- 5369    _bank0_template
+-- 5389    _census_template
+-- 5411    _count_template
+-- 5433  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5443    _gate_number
+-- 5454    _enter_gate
+-- 5476    _limit_of
+-- 5494    _rule_template
+-- 5520    _reign_template
+-- 5534    _enrol_template
+-- 5561    _going_template
+-- 5577    _busy_template
+-- 5593    _everywhere_busy
+-- 5619    _closed_until
+-- 5639    _is_fresh
+-- 5654    _is_limited
+-- 5665    _started
+-- 5682    _left_over
+-- 5703    _slots_template
+-- 5753    _vacate_template
+-- 5816    _unbar_template
+-- 5845    _intake_template
+-- 5866    _sift0_template
+-- 5953    _line_template
+-- 6013    _keys_template
+-- 6067    _admit_template
+-- 6130    _spare_template
+-- 6152    _choose_template
+-- 6198    _named_template
+-- 6225    _weed_template
+-- 6261    _cull_template
+-- 6292    _seize_template
+-- 6367    _quit_template
+-- 6395    _occupy_template
+-- 6435    _chance_template
+-- 6465    _align_template
+-- 6510  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6513    _want_template
+-- 6547    _names_option
+-- 6582    _order_queues
+-- 6618    _remember_names
+-- 6638    claim_any
+-- 6715    _check_order
+-- 6732  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6737    _put_template
+-- 6805    _enlist_template
+-- 6848    _new_template
+-- 6905    _tag_template
+-- 6923    _room_template
+-- 6950    _shed_template
+-- 6992    _first0_template
+-- 7033    _once_template
+-- 7081    _blocks
+-- 7108    _meet_template
+-- 7142    _swap_template
+-- 7203    _series_template
+-- 7240    _found_template
+-- 7297    _abide
+-- 7319    _check_spawner
+-- 7339    spawn_task
+-- 7404    spawn_tasks
+-- 7451    _read_task
+-- 7469  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7474    _hold_template
+-- 7525    _own_template
+-- 7545    _done_template
+-- 7593    complete_run
+-- 7616    _flush_template
+-- 7698    _why_template
+-- 7714    _read_runs
+-- 7760    _explain_bad_run
+-- 7785    complete_runs
+-- 7810    _end_template
+-- 7859    _lost_template
+-- 7879    _file_template
+-- 7905    _again_template
+-- 7945    _queue_template
+-- 7966    _fail_template
+-- 7984    fail_run
+-- 8008    _nap_template
+-- 8037    schedule_run
+-- 8067    _free_template
+-- 8115    release_run
+-- 8140    _keep_template
+-- 8166    extend_claim
+-- 8189  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 8194    _mark_template
+-- 8216    _note_template
+-- 8246    set_task_checkpoint_state
+-- 8281    _recall_template
+-- 8303    get_task_checkpoint_state
+-- 8327    _list_template
+-- 8356    get_task_checkpoint_states
+-- 8382  43_events.sql: Wait for an event, or learn how the wait ended
+-- 8389    _wait_template
+-- 8461    _park_template
+-- 8503    _check_event
+-- 8522    await_event
+-- 8559    _emit_template
+-- 8622    emit_event
+-- 8647  44_control.sql: Read a task, or raise TG003
+-- 8649    _fetch_template
+-- 8676    _stop_template
+-- 8708    _act_template
+-- 8730    _halt_template
+-- 8746    cancel_task
+-- 8768    _rerun_template
+-- 8843    _forget_template
+-- 8880    _redo_template
+-- 8916    _renew_template
+-- 8952    retry_task
+-- 9002    _show_template
+-- 9050    get_task_result
+-- 9085  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 9092    _purge_template
+-- 9122    _erase_template
+-- 9176    _first_uuid
+-- 9195    _sweep_template
+-- 9235    _clean
+-- 9269    cleanup_tasks
+-- 9290    cleanup_events
+-- 9311    cleanup_all_queues
+-- 9346  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 9348    _cap_template
+-- 9377    _write_limit
+-- 9400    _read_limit
+-- 9449    _check_limit_keys
+-- 9471    set_limit
+-- 9526    _usage_template
+-- 9604    _overall_usage
+-- 9648    limit_usage
+-- 9681  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 9683    _pause_template
+-- 9704    _halve_template
+-- 9734    _check_only
+-- 9757    pause_queue
+-- 9793    resume_queue
+-- 9819    get_queue_policy
+-- 9843    set_queue_policy
+-- 9861    list_namespaces
+-- 9878  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9881    _read_filter
+-- 9917    _states_option
+-- 9948    _read_cursor
+-- 9967    _check_limit
+-- 9991    _find_template
+-- 10043    _seek_template
+-- 10095    _page_template
+-- 10173    _ended_template
+-- 10210    _fit_template
+-- 10251    _live_template
+-- 10288    _hints_template
+-- 10311    _hints0_template
+-- 10353    _rows_template
+-- 10404    list_tasks
+-- 10451    _peek_template
+-- 10509    get_task
+-- 10565    _runs_template
+-- 10618    list_runs
+-- 10649    _past_template
+-- 10725    _since_template
+-- 10743    get_task_history
+-- 10763    _held_template
+-- 10795    list_workers
+-- 10834    _read_place
+-- 10853    _acts_template
+-- 10879    list_actions
+-- 10911  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10913    _abort_template
+-- 10950    cancel_tasks
+-- 10987    _check_meant
+-- 11009    _limit_option
+-- 11022    _retake_template
+-- 11060    requeue_task
+-- 11085    _regain_template
+-- 11120    requeue_tasks
+-- 11159    list_dead_letters
+-- 11203    _replay_template
+-- 11244    replay_dead_letters
+-- 11284    _bury_template
+-- 11326    purge_dead_letters
+-- 11356  49_stats.sql: When the first task that is ready became so; null if none is
+-- 11358    _oldest_template
+-- 11402    _elder0_template
+-- 11438    _tenure_template
+-- 11463    _is_wanted
+-- 11480    _stat_template
+-- 11526    queue_stats
+-- 11581    _from
+-- 11595    _tardy_template
+-- 11626    _counters (view)
+-- 11650    _gauge_template
+-- 11704    _spans_template
+-- 11757    metrics
+-- 11795    _xmin_age
+-- 11814    prometheus
+-- 11873    _label_text
+-- 11896    _schedule_problems
+-- 11933    health
+-- 11989  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11994    _tick_template
+-- 12019    _ticked (sequence)
+-- 12025    _set_ticked
+-- 12038    ticker
+-- 12085    ticker_loop (procedure)
+-- 12111  51_cron.sql: Whether pg_cron is installed in this database
+-- 12113    _has_cron
+-- 12123    _cron_has_seconds
+-- 12142    _plan_cron
+-- 12177    _work_option
+-- 12210    _explain_no_cron
+-- 12243    start
+-- 12280    _unschedule
+-- 12296    _is_ours
+-- 12306    _drop_job
+-- 12325    stop
+-- 12345    _maintain
+-- 12367    status
+-- 12406  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 12410    _rights (view)
+-- 12524    _allowed
+-- 12565    _grant
+-- 12584    _grant_again
+-- 12600    _grant_queue
+-- 12615    _check_grant
+-- 12648    grant_access
+-- 12684    revoke_access
+-- 12731  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 12733    _refuse_schedule
+-- 12750    _cron_value
+-- 12764    _cron_field
+-- 12825    _read_every
+-- 12847    _read_schedule
+-- 12922    _cron_time
+-- 12960    _cron_reading
+-- 12999    _clock
+-- 13008    _clock_reads
+-- 13044    _clock_set
+-- 13072    _cron_passing
+-- 13110    _cron_next
+-- 13150    _check_timezone
+-- 13179    next_fire_time
+-- 13215  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 13228    _planning_number
+-- 13238    _replan_template
+-- 13252    _agenda_template
+-- 13269    _future_template
+-- 13297    _strike_template
+-- 13353    _chime_template
+-- 13409    _undone_template
+-- 13428    _planned_after
+-- 13447    _due_times
+-- 13497    _spawn_scheduled
+-- 13542    _check_task_options
+-- 13572    _word_option
+-- 13594    _draw_schedule
+-- 13633    _schedule_options
+-- 13648    _miss_schedule
+-- 13664    _scheduled_in
+-- 13685    _grasp_template
+-- 13712    _enroll_template
+-- 13743    _redraw_template
+-- 13793    create_schedule
+-- 13837    _reform_template
+-- 13863    update_schedule
+-- 13886    _steer_template
+-- 13929    pause_schedule
+-- 13950    resume_schedule
+-- 13970    drop_schedule
+-- 13990    _launch_template
+-- 14022    trigger_schedule
+-- 14044    _diary_template
+-- 14080    get_schedule
+-- 14115    list_schedules
+-- 14157  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 14162    _links_option
+-- 14205    _read_link
+-- 14247    _trail_template
+-- 14293    _linked_template
+-- 14325    _ensue_template
+-- 14368    _undoings
+-- 14395    _undo_template
+-- 14429    _repent_template
+-- 14465    add_compensation
+-- 14505    _repeat_template
+-- 14535    _blank_template
+-- 14573    repeat_run
+-- 14599  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 14608    _brood_template
+-- 14638    _bind_template
+-- 14668    _read_child
+-- 14717    _child_queues
+-- 14743    _birth
+-- 14767    spawn_children
+-- 14846    _cancel_option
+-- 14869    _answer
+-- 14887    _report_template
+-- 14923    _tell_template
+-- 14938    _judge_template
+-- 14974    _ripe_template
+-- 15001    _gather_template
+-- 15066    _rally_template
+-- 15143    _crop_template
+-- 15189    _yield_template
+-- 15210    _dismiss
+-- 15231    _ditch_template
+-- 15276    _perish_template
+-- 15295    _orphan_template
+-- 15310    await_children
+-- 15367  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
+-- 15374    _refuse_run
+-- 15390    _read_run
+-- 15410    create_workflow_run
+-- 15468    update_workflow_run
+-- 15499    _is_own
+-- 15510    _flow_template
+-- 15543    _score_template
+-- 15580    _recorded_run
+-- 15591    _recorded_tallies
+-- 15603    _flows
+-- 15637    _survey
+-- 15693    get_workflow_run
+-- 15743    _is_alike
+-- 15755    _recorded_runs
+-- 15790    _status_option
+-- 15821    list_workflow_runs
+-- 15905    _member_template
+-- 15938    _members
+-- 15973    get_workflow_tree
+-- 16049    _used_template
+-- 16066    _needed_runs
+-- 16097    cleanup_workflow_runs
+-- 16171  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
+-- 16175    _word
+-- 16189    _check_attributes
+-- 16226    _attributes_option
+-- 16243    _pinned_template
+-- 16262    _pin_template
+-- 16293    set_attributes
+-- 16322    _told_template
+-- 16335    get_attributes
+-- 16353  66_messages.sql: Messages: a mailbox per task
+-- 16360    _shut_template
+-- 16403    _post_template
+-- 16452    send_message
+-- 16493    _hear_template
+-- 16560    receive_message
+-- 16598    _unhear_template
+-- 16619    _tidy_template
+-- 16646    _inbox_template
+-- 16672    list_messages
+-- 16694  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
+-- 16705    _resolve_function
+-- 16761    _hire_template
+-- 16783    register_handler
+-- 16807    unregister_handler
+-- 16826    _staff_template
+-- 16847    list_handlers
+-- 16883    _number_step
+-- 16914    _order
+-- 16930    step
+-- 16963    _doze
+-- 16980    sleep_for
+-- 17001    sleep_until
+-- 17024    await
+-- 17058    receive
+-- 17090    children
+-- 17126  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
+-- 17138    _crew
+-- 17185    _steps_given
+-- 17206    _claim_batch
+-- 17249    _grip_template
+-- 17265    _begin_pass
+-- 17291    _read_error
+-- 17320    _carry_out
+-- 17400    _run_pass (procedure)
+-- 17431    _step_call
+-- 17455    _obey (procedure)
+-- 17493    _begin_shift
+-- 17530    _begin_round
+-- 17550    _leave_round
+-- 17585    _handler_of
+-- 17599    _advance (procedure)
+-- 17624    work (procedure)
+-- 17671  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -12478,6 +12479,7 @@ from (
     ('sleep_for',                  '',            'client worker observer admin', false),
     ('sleep_until',                '',            'client worker observer admin', false),
     ('await',                      '',            'client worker observer admin', false),
+    ('receive',                    '',            'client worker observer admin', false),
     ('children',                   '',            'client worker observer admin', false),
     ('list_handlers',              'staff',       'client worker observer admin', false),
     ('register_handler',           'hire',        'admin',                        false),
@@ -17052,6 +17054,38 @@ comment on function teguh.await(teguh.job, text, text, double precision) is
   'if it has not come within p_timeout seconds (null: however long it takes). Meanwhile nobody '
   'holds the task. Raises TG004 outside of a handler, TG005 for a bad name or timeout.';
 
+-- Receive a message in a handler.
+create or replace function teguh.receive(
+  p_job     teguh.job,
+  p_name    text,
+  p_topic   text,
+  p_timeout double precision default null
+)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_step text := teguh._number_step(p_name);
+begin
+  if p_job.steps ? v_step then
+    return p_job.steps -> v_step -> 0;
+  end if;
+
+  return teguh._order(jsonb_build_object(
+    'do', 'receive', 'step', v_step, 'topic', p_topic, 'timeout', p_timeout
+  ));
+end;
+$$;
+
+comment on function teguh.receive(teguh.job, text, text, double precision) is
+  'For handlers: takes the oldest message of a topic out of the task''s mailbox, as '
+  'receive_message() does, or waits for one. Returns its payload, JSON null if it has none; SQL '
+  'null if none has come within p_timeout seconds (null: however long it takes). Meanwhile nobody '
+  'holds the task. Raises TG004 outside of a handler, TG005 for a bad name; the run fails with '
+  'what receive_message() raises.';
+
 -- Spawn children in a handler and wait for them.
 create or replace function teguh.children(
   p_job     teguh.job,
@@ -17326,6 +17360,13 @@ begin
       into v_waits, v_given
       from teguh.await_event(
         p_job.queue_name, p_job.task_id, p_job.run_id, v_step, p_order ->> 'event',
+        (p_order ->> 'timeout')::double precision
+      ) as a;
+    when 'receive' then
+      select a.should_suspend, case when a.timed_out then '[]' else jsonb_build_array(a.payload) end
+      into v_waits, v_given
+      from teguh.receive_message(
+        p_job.queue_name, p_job.task_id, p_job.run_id, v_step, p_order ->> 'topic',
         (p_order ->> 'timeout')::double precision
       ) as a;
     when 'children' then

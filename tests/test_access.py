@@ -81,6 +81,7 @@ CALLS = {
     "sleep_for": "select teguh.sleep_for(null, 's', 1)",
     "sleep_until": "select teguh.sleep_until(null, 's', '2020-01-01')",
     "await": "select teguh.await(null, 's', 'e')",
+    "receive": "select teguh.receive(null, 's', 't')",
     "children": "select teguh.children(null, 's', '[]')",
     "register_handler": "select teguh.register_handler('{q}', 't', 'public.handles')",
     "unregister_handler": "select teguh.unregister_handler('{q}', 't')",
@@ -124,7 +125,7 @@ CALLS = {
 ANYWHERE = {"version", "current_time", "portable_uuidv7", "uuidv7_timestamp", "validate_queue_name",
             "list_queues", "list_namespaces", "status", "get_queue_policy", "metrics", "prometheus",
             "health", "next_fire_time", "get_workflow_run", "get_workflow_tree",
-            "list_workflow_runs", "step", "sleep_for", "sleep_until", "await",
+            "list_workflow_runs", "step", "sleep_for", "sleep_until", "await", "receive",
             "children"}  # fmt: skip
 # What belongs to no queue, for all who have access to any but to look.
 UNBOUND = {"create_workflow_run", "update_workflow_run"}

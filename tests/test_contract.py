@@ -150,6 +150,7 @@ step(p_job teguh.job, p_name text, p_function text, p_argument jsonb) -> jsonb
 sleep_for(p_job teguh.job, p_name text, p_seconds double precision) -> void
 sleep_until(p_job teguh.job, p_name text, p_wake_at timestamp with time zone) -> void
 await(p_job teguh.job, p_name text, p_event_name text, p_timeout double precision) -> jsonb
+receive(p_job teguh.job, p_name text, p_topic text, p_timeout double precision) -> jsonb
 children(p_job teguh.job, p_name text, p_tasks jsonb, p_mode text, p_timeout double precision,
   p_options jsonb) -> jsonb
 cancel_task(p_queue_name text, p_task_id uuid, p_reason text) -> void

@@ -408,6 +408,33 @@ def test_a_wait_that_times_out_gives_null_and_a_payload_of_null_does_not(shop: S
     assert shop.result(task_id) == ("completed", [True, False, True])
 
 
+def test_a_handler_receives_messages_in_order_and_once(shop: Shop) -> None:
+    shop.handle(
+        "order",
+        """
+        declare
+          v jsonb := teguh.receive(job, 'first', 'news', 60);
+        begin
+          perform teguh.step(job, 'charge', 'shop.charge');
+          return jsonb_build_array(
+            v, teguh.receive(job, 'next', 'news'), teguh.receive(job, 'late', 'news', 60) is null
+          );
+        end""",
+    )
+    shop.at("12:00")
+    task_id = shop.spawn("order")
+    shop.work()
+    assert shop.one("select state from teguh.t_q") == "sleeping"
+    for news in (1, 2):
+        shop.ask("select teguh.send_message('q', %s, 'news', %s)", task_id, str(news))
+    shop.at("12:00:01")
+    shop.work()
+    shop.at("12:02")
+    shop.work()
+    assert shop.result(task_id) == ("completed", [1, 2, True])
+    assert shop.ask("select message_id from teguh.list_messages('q', %s)", task_id) == []
+
+
 def test_a_handler_spawns_children_and_awaits_them(shop: Shop) -> None:
     shop.handle("child", "begin return to_jsonb((job.params)::integer * 10); end")
     shop.handle(
@@ -494,6 +521,8 @@ def test_an_error_in_a_step_takes_it_back_and_fails_the_run_which_keeps_what_was
         ("begin perform teguh.step(job, 's#2', 'shop.charge'); end", "TG005"),
         ("begin perform teguh.step(job, 's', 'shop.nested'); end", "TG004"),
         ("begin perform teguh.await(job, 's', repeat('e', 2000)); end", "TG005"),
+        ("begin perform teguh.receive(job, 's', ' '); end", "TG005"),
+        ("begin perform teguh.receive(job, 's', 't', -1); end", "TG005"),
         ("begin perform teguh.children(job, 's', '[{\"task_name\": 1}]'); end", "TG005"),
         ("begin perform teguh.children(job, 's', '[]', 'most'); end", "TG005"),
         ("begin perform teguh.children(job, 's', '[]', p_options => '{\"x\": 1}'); end", "TG005"),

@@ -73,6 +73,7 @@ from (
     ('sleep_for',                  '',            'client worker observer admin', false),
     ('sleep_until',                '',            'client worker observer admin', false),
     ('await',                      '',            'client worker observer admin', false),
+    ('receive',                    '',            'client worker observer admin', false),
     ('children',                   '',            'client worker observer admin', false),
     ('list_handlers',              'staff',       'client worker observer admin', false),
     ('register_handler',           'hire',        'admin',                        false),

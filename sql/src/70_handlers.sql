@@ -360,6 +360,38 @@ comment on function teguh.await(teguh.job, text, text, double precision) is
   'if it has not come within p_timeout seconds (null: however long it takes). Meanwhile nobody '
   'holds the task. Raises TG004 outside of a handler, TG005 for a bad name or timeout.';
 
+-- Receive a message in a handler.
+create or replace function teguh.receive(
+  p_job     teguh.job,
+  p_name    text,
+  p_topic   text,
+  p_timeout double precision default null
+)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_step text := teguh._number_step(p_name);
+begin
+  if p_job.steps ? v_step then
+    return p_job.steps -> v_step -> 0;
+  end if;
+
+  return teguh._order(jsonb_build_object(
+    'do', 'receive', 'step', v_step, 'topic', p_topic, 'timeout', p_timeout
+  ));
+end;
+$$;
+
+comment on function teguh.receive(teguh.job, text, text, double precision) is
+  'For handlers: takes the oldest message of a topic out of the task''s mailbox, as '
+  'receive_message() does, or waits for one. Returns its payload, JSON null if it has none; SQL '
+  'null if none has come within p_timeout seconds (null: however long it takes). Meanwhile nobody '
+  'holds the task. Raises TG004 outside of a handler, TG005 for a bad name; the run fails with '
+  'what receive_message() raises.';
+
 -- Spawn children in a handler and wait for them.
 create or replace function teguh.children(
   p_job     teguh.job,

@@ -236,6 +236,13 @@ begin
         p_job.queue_name, p_job.task_id, p_job.run_id, v_step, p_order ->> 'event',
         (p_order ->> 'timeout')::double precision
       ) as a;
+    when 'receive' then
+      select a.should_suspend, case when a.timed_out then '[]' else jsonb_build_array(a.payload) end
+      into v_waits, v_given
+      from teguh.receive_message(
+        p_job.queue_name, p_job.task_id, p_job.run_id, v_step, p_order ->> 'topic',
+        (p_order ->> 'timeout')::double precision
+      ) as a;
     when 'children' then
       perform teguh.spawn_children(
         p_job.queue_name, p_job.run_id, v_step, p_order -> 'tasks',
