@@ -8,520 +8,521 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  526  00_install.sql
---  574  01_version.sql: What the schema is, and its version
---  581    version
---  593  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  595    current_time
---  614    _after
---  629    _micros
---  640  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  656    _random_bytes
---  675    _make_uuidv7
---  698    portable_uuidv7
---  728    uuidv7_timestamp
---  754    _task_id
---  779    _run_id
---  794    _run_task
---  805    _run_number
---  819  12_types.sql: The composite types that functions pass to each other
---  824    _gap (type)
---  832    _late (type)
---  839    _timer (type)
---  846    _tally (type)
---  857    _picked (type)
---  869    _spawn (type)
---  894    _cron (type)
---  908    _filter (type)
---  948  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  950    _check_keys
---  983    _number_option
--- 1018    _integer_option
--- 1034    _whole_option
--- 1061    _text_option
--- 1087    _flag_option
--- 1109    _present
--- 1120    _name_option
--- 1137    _uuid_option
--- 1164    _tags_option
--- 1193    _check_name
--- 1220    _check_seconds
--- 1248    _check_isolation
--- 1267    _buckets_option
--- 1305    _check_policy
--- 1354    _check_spawn
--- 1401    _read_spawn_options
--- 1478    _time_option
--- 1499    _moment_option
--- 1531    _read_time_options
--- 1570    _unique_option
--- 1624    _inherit
--- 1654    _check_cancellation
--- 1671  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1674    _check_retry_strategy
--- 1712    _backoff
--- 1765    _fraction
--- 1776  20_tables.sql: Queues and the policy of each
--- 1778    queues (table)
--- 1811    grants (table)
--- 1825    limits (table)
--- 1846    pauses (table)
--- 1858    starts (table)
--- 1873    wanted (table)
--- 1885    schedules (table)
--- 1929    workflow_runs (table)
--- 1956    workflow_tallies (table)
--- 1976    versions (table)
--- 1991    t_template (table)
--- 2105    g_template (table)
--- 2117    v_template (table)
--- 2133    d_template (table)
--- 2147    p0_template (table)
--- 2160    p1_template (table)
--- 2204    l_template (table)
--- 2231    h_template (table)
--- 2251    k0_template (table)
--- 2264    k1_template (table)
--- 2293    n0_template (table)
--- 2304    n1_template (table)
--- 2320    n_template (table)
--- 2344    seq_template (sequence)
--- 2345    ring_template (sequence)
--- 2346    parked_template (sequence)
--- 2347    woken_template (sequence)
--- 2348    plan_template (sequence)
--- 2349    fired_template (sequence)
--- 2350    clock_template (sequence)
--- 2351    carry_template (sequence)
--- 2352    round_template (sequence)
--- 2353    agenda_template (sequence)
--- 2378    r_template (table)
--- 2395    a_template (table)
--- 2421    c_template (table)
--- 2437    e_template (table)
--- 2454    u_template (table)
--- 2467    j_template (table)
--- 2490    f_template (table)
--- 2503    w_template (table)
--- 2518  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2521    validate_queue_name
--- 2563    _policy
--- 2607    _call
--- 2621    _template_ddl (view)
--- 2706    _stamp
--- 2718    _stamp_queues
--- 2746    _stamp_relation
--- 2786    _stamp_function
--- 2819    _function
--- 2831    _signature
--- 2842    _leave_extension
--- 2868    _lock_number
--- 2878    _share_queue
--- 2891    _may
--- 2907    _each_queue
--- 2929    _init_template
--- 2960    _hush_template
--- 2981    _beyond
--- 2990    create_queue
--- 3055    _refuse_busy
--- 3072    _reach_queue
--- 3088    drop_queue
--- 3118    _drop_all
--- 3172    list_queues
--- 3196  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 3205    _push_template
--- 3246    _fill
--- 3266    _add0_template
--- 3333    _back0_template
--- 3351  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3356    _claim0_template
--- 3428    _pick0_template
--- 3511    _limits_template
--- 3552    _move0_template
--- 3614    _open_xids
--- 3634    _next0_template
--- 3663    _many0_template
--- 3692    _stuck0_template
--- 3730    _trim0_template
--- 3771    _bring_template
--- 3803    _take_template
--- 3884    _known_template
--- 3904    _paused_until
--- 3917    claim_task
--- 3978    _next_template
--- 4020    _soon0_template
--- 4078    next_due
--- 4103  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 4116    _due0_template
--- 4194    _last0_template
--- 4219    _any0_template
--- 4246    _miss0_template
--- 4282    _pass0_template
--- 4328    _fire_template
--- 4389    _expire_template
--- 4460    _timeout_reason
--- 4479    _over_template
--- 4501    _close_template
--- 4531    _follow_template
--- 4564  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4566    _segment_bytes
--- 4587    _turn_template
--- 4619    _turn0_template
--- 4657    _spent0_template
--- 4671    _dry0_template
--- 4698    _left0_template
--- 4729    _carry0_template
--- 4773  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4779    _remake_template
--- 4836    _alive_template
--- 4890    _home
--- 4903    _settle_template
--- 4925    rebuild_dispatch
--- 4962    _recap_template
--- 4993  35_tally.sql: The letter by which tallies know where a task stands
--- 4995    _letter
--- 5014    _letters
--- 5026    _bound
--- 5046    _tally_template
--- 5071    _reckon_template
--- 5098    _finish_template
--- 5126    _moved_template
--- 5157    _sum0_template
--- 5193    _noted0_template
--- 5228    _bank0_template
--- 5248    _census_template
--- 5270    _count_template
--- 5292  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5302    _gate_number
--- 5313    _enter_gate
--- 5335    _limit_of
--- 5353    _rule_template
--- 5379    _reign_template
--- 5393    _enrol_template
--- 5420    _going_template
--- 5436    _busy_template
--- 5452    _everywhere_busy
--- 5478    _closed_until
--- 5498    _is_fresh
--- 5513    _is_limited
--- 5524    _started
--- 5541    _left_over
--- 5562    _slots_template
--- 5612    _vacate_template
--- 5675    _unbar_template
--- 5704    _intake_template
--- 5725    _sift0_template
--- 5812    _line_template
--- 5872    _keys_template
--- 5926    _admit_template
--- 5989    _spare_template
--- 6011    _choose_template
--- 6057    _named_template
--- 6084    _weed_template
--- 6120    _cull_template
--- 6151    _seize_template
--- 6226    _quit_template
--- 6254    _occupy_template
--- 6294    _chance_template
--- 6324    _align_template
--- 6369  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 6372    _want_template
--- 6406    _names_option
--- 6441    _order_queues
--- 6477    _remember_names
--- 6497    claim_any
--- 6574    _check_order
--- 6591  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6596    _put_template
--- 6664    _enlist_template
--- 6707    _new_template
--- 6764    _tag_template
--- 6782    _room_template
--- 6809    _shed_template
--- 6851    _first0_template
--- 6892    _once_template
--- 6940    _blocks
--- 6967    _meet_template
--- 7001    _swap_template
--- 7062    _series_template
--- 7099    _found_template
--- 7156    _abide
--- 7178    _check_spawner
--- 7198    spawn_task
--- 7263    spawn_tasks
--- 7310    _read_task
--- 7328  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7333    _hold_template
--- 7384    _own_template
--- 7404    _done_template
--- 7452    complete_run
--- 7475    _flush_template
--- 7557    _why_template
--- 7573    _read_runs
--- 7619    _explain_bad_run
--- 7644    complete_runs
--- 7669    _end_template
--- 7718    _lost_template
--- 7738    _file_template
--- 7764    _again_template
--- 7804    _queue_template
--- 7825    _fail_template
--- 7843    fail_run
--- 7867    _nap_template
--- 7896    schedule_run
--- 7926    _free_template
--- 7974    release_run
--- 7999    _keep_template
--- 8025    extend_claim
--- 8048  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 8053    _mark_template
--- 8075    _note_template
--- 8105    set_task_checkpoint_state
--- 8140    _recall_template
--- 8162    get_task_checkpoint_state
--- 8186    _list_template
--- 8215    get_task_checkpoint_states
--- 8241  43_events.sql: Wait for an event, or learn how the wait ended
--- 8248    _wait_template
--- 8320    _park_template
--- 8362    _check_event
--- 8381    await_event
--- 8418    _emit_template
--- 8481    emit_event
--- 8506  44_control.sql: Read a task, or raise TG003
--- 8508    _fetch_template
--- 8535    _stop_template
--- 8567    _act_template
--- 8589    _halt_template
--- 8605    cancel_task
--- 8627    _rerun_template
--- 8702    _forget_template
--- 8738    _redo_template
--- 8774    _renew_template
--- 8810    retry_task
--- 8860    _show_template
--- 8908    get_task_result
--- 8943  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8950    _purge_template
--- 8980    _erase_template
--- 9032    _first_uuid
--- 9051    _sweep_template
--- 9091    _clean
--- 9125    cleanup_tasks
--- 9146    cleanup_events
--- 9167    cleanup_all_queues
--- 9202  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 9204    _cap_template
--- 9233    _write_limit
--- 9256    _read_limit
--- 9305    _check_limit_keys
--- 9327    set_limit
--- 9382    _usage_template
--- 9460    _overall_usage
--- 9504    limit_usage
--- 9537  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 9539    _pause_template
--- 9560    _halve_template
--- 9590    _check_only
--- 9613    pause_queue
--- 9649    resume_queue
--- 9675    get_queue_policy
--- 9698    set_queue_policy
--- 9716    list_namespaces
--- 9733  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9736    _read_filter
--- 9772    _states_option
--- 9803    _read_cursor
--- 9822    _check_limit
--- 9846    _find_template
--- 9898    _seek_template
--- 9950    _page_template
--- 10028    _ended_template
--- 10065    _fit_template
--- 10106    _live_template
--- 10143    _hints_template
--- 10166    _hints0_template
--- 10208    _rows_template
--- 10259    list_tasks
--- 10306    _peek_template
--- 10364    get_task
--- 10420    _runs_template
--- 10473    list_runs
--- 10504    _past_template
--- 10580    _since_template
--- 10598    get_task_history
--- 10618    _held_template
--- 10650    list_workers
--- 10689    _read_place
--- 10708    _acts_template
--- 10734    list_actions
--- 10766  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10768    _abort_template
--- 10805    cancel_tasks
--- 10842    _check_meant
--- 10864    _limit_option
--- 10877    _retake_template
--- 10915    requeue_task
--- 10940    _regain_template
--- 10975    requeue_tasks
--- 11014    list_dead_letters
--- 11058    _replay_template
--- 11099    replay_dead_letters
--- 11139    _bury_template
--- 11181    purge_dead_letters
--- 11211  49_stats.sql: When the first task that is ready became so; null if none is
--- 11213    _oldest_template
--- 11257    _elder0_template
--- 11293    _tenure_template
--- 11318    _is_wanted
--- 11335    _stat_template
--- 11381    queue_stats
--- 11436    _from
--- 11449    _counters (view)
--- 11473    _gauge_template
--- 11519    _spans_template
--- 11572    metrics
--- 11608    _xmin_age
--- 11627    prometheus
--- 11686    _label_text
--- 11709    health
--- 11763  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 11768    _tick_template
--- 11793    _ticked (sequence)
--- 11799    _set_ticked
--- 11812    ticker
--- 11859    ticker_loop (procedure)
--- 11885  51_cron.sql: Whether pg_cron is installed in this database
--- 11887    _has_cron
--- 11897    _cron_has_seconds
--- 11918    _explain_no_cron
--- 11950    start
--- 11993    stop
--- 12018    _maintain
--- 12040    status
--- 12076  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 12080    _rights (view)
--- 12181    _allowed
--- 12222    _grant
--- 12241    _grant_again
--- 12257    _grant_queue
--- 12272    _check_grant
--- 12305    grant_access
--- 12341    revoke_access
--- 12388  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 12390    _refuse_schedule
--- 12407    _cron_value
--- 12421    _cron_field
--- 12482    _read_every
--- 12504    _read_schedule
--- 12579    _cron_time
--- 12617    _cron_reading
--- 12656    _clock
--- 12665    _clock_reads
--- 12701    _clock_set
--- 12729    _cron_passing
--- 12767    _cron_next
--- 12807    _check_timezone
--- 12836    next_fire_time
--- 12872  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 12885    _planning_number
--- 12895    _replan_template
--- 12909    _agenda_template
--- 12926    _future_template
--- 12954    _strike_template
--- 13010    _chime_template
--- 13066    _undone_template
--- 13085    _planned_after
--- 13104    _due_times
--- 13154    _spawn_scheduled
--- 13199    _check_task_options
--- 13229    _word_option
--- 13251    _draw_schedule
--- 13290    _schedule_options
--- 13305    _miss_schedule
--- 13321    _scheduled_in
--- 13342    _grasp_template
--- 13369    _enroll_template
--- 13400    _redraw_template
--- 13450    create_schedule
--- 13494    _reform_template
--- 13520    update_schedule
--- 13543    _steer_template
--- 13586    pause_schedule
--- 13607    resume_schedule
--- 13627    drop_schedule
--- 13647    _launch_template
--- 13679    trigger_schedule
--- 13701    _diary_template
--- 13737    get_schedule
--- 13772    list_schedules
--- 13814  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 13819    _links_option
--- 13862    _read_link
--- 13904    _trail_template
--- 13950    _linked_template
--- 13982    _ensue_template
--- 14025    _undoings
--- 14052    _undo_template
--- 14086    _repent_template
--- 14122    add_compensation
--- 14162    _repeat_template
--- 14192    _blank_template
--- 14229    repeat_run
--- 14255  63_children.sql: Children: tasks that a step spawns and may wait for
--- 14264    _brood_template
--- 14294    _bind_template
--- 14324    _read_child
--- 14373    _child_queues
--- 14399    _birth
--- 14423    spawn_children
--- 14502    _cancel_option
--- 14525    _answer
--- 14543    _report_template
--- 14578    _tell_template
--- 14593    _judge_template
--- 14630    _gather_template
--- 14688    _rally_template
--- 14765    _crop_template
--- 14811    _yield_template
--- 14832    _dismiss
--- 14853    _ditch_template
--- 14898    _perish_template
--- 14917    _orphan_template
--- 14932    await_children
--- 14989  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
--- 14996    _refuse_run
--- 15012    _read_run
--- 15032    create_workflow_run
--- 15090    update_workflow_run
--- 15121    _is_own
--- 15132    _flow_template
--- 15165    _score_template
--- 15202    _recorded_run
--- 15213    _recorded_tallies
--- 15225    _flows
--- 15259    _survey
--- 15315    get_workflow_run
--- 15365    _is_alike
--- 15377    _recorded_runs
--- 15412    _status_option
--- 15443    list_workflow_runs
--- 15527    _member_template
--- 15560    _members
--- 15595    get_workflow_tree
--- 15671    _used_template
--- 15688    _needed_runs
--- 15719    cleanup_workflow_runs
--- 15793  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
--- 15797    _word
--- 15811    _check_attributes
--- 15848    _attributes_option
--- 15865    _pinned_template
--- 15884    _pin_template
--- 15915    set_attributes
--- 15944    _told_template
--- 15957    get_attributes
--- 15975  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  527  00_install.sql
+--  575  01_version.sql: What the schema is, and its version
+--  582    version
+--  594  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  596    current_time
+--  615    _after
+--  630    _micros
+--  641  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  657    _random_bytes
+--  676    _make_uuidv7
+--  699    portable_uuidv7
+--  729    uuidv7_timestamp
+--  755    _task_id
+--  780    _run_id
+--  795    _run_task
+--  806    _run_number
+--  820  12_types.sql: The composite types that functions pass to each other
+--  825    _gap (type)
+--  833    _late (type)
+--  840    _timer (type)
+--  847    _tally (type)
+--  858    _picked (type)
+--  870    _spawn (type)
+--  895    _cron (type)
+--  909    _filter (type)
+--  949  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+--  951    _check_keys
+--  984    _number_option
+-- 1019    _integer_option
+-- 1035    _whole_option
+-- 1062    _text_option
+-- 1088    _flag_option
+-- 1110    _present
+-- 1121    _name_option
+-- 1138    _uuid_option
+-- 1165    _tags_option
+-- 1194    _check_name
+-- 1221    _check_seconds
+-- 1249    _check_isolation
+-- 1268    _buckets_option
+-- 1306    _check_policy
+-- 1355    _check_spawn
+-- 1402    _read_spawn_options
+-- 1479    _time_option
+-- 1500    _moment_option
+-- 1532    _read_time_options
+-- 1571    _unique_option
+-- 1625    _inherit
+-- 1655    _check_cancellation
+-- 1672  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1675    _check_retry_strategy
+-- 1713    _backoff
+-- 1766    _fraction
+-- 1777  20_tables.sql: Queues and the policy of each
+-- 1779    queues (table)
+-- 1812    grants (table)
+-- 1826    limits (table)
+-- 1847    pauses (table)
+-- 1859    starts (table)
+-- 1874    wanted (table)
+-- 1886    schedules (table)
+-- 1930    workflow_runs (table)
+-- 1957    workflow_tallies (table)
+-- 1977    versions (table)
+-- 1992    t_template (table)
+-- 2106    g_template (table)
+-- 2118    v_template (table)
+-- 2134    d_template (table)
+-- 2148    p0_template (table)
+-- 2161    p1_template (table)
+-- 2205    l_template (table)
+-- 2232    h_template (table)
+-- 2252    k0_template (table)
+-- 2265    k1_template (table)
+-- 2294    n0_template (table)
+-- 2305    n1_template (table)
+-- 2321    n_template (table)
+-- 2345    seq_template (sequence)
+-- 2346    ring_template (sequence)
+-- 2347    parked_template (sequence)
+-- 2348    woken_template (sequence)
+-- 2349    plan_template (sequence)
+-- 2350    fired_template (sequence)
+-- 2351    clock_template (sequence)
+-- 2352    carry_template (sequence)
+-- 2353    round_template (sequence)
+-- 2354    agenda_template (sequence)
+-- 2379    r_template (table)
+-- 2396    a_template (table)
+-- 2422    c_template (table)
+-- 2438    e_template (table)
+-- 2455    u_template (table)
+-- 2468    j_template (table)
+-- 2491    f_template (table)
+-- 2504    w_template (table)
+-- 2519  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2522    validate_queue_name
+-- 2564    _policy
+-- 2608    _call
+-- 2622    _template_ddl (view)
+-- 2707    _stamp
+-- 2719    _stamp_queues
+-- 2747    _stamp_relation
+-- 2787    _stamp_function
+-- 2820    _function
+-- 2832    _signature
+-- 2843    _leave_extension
+-- 2869    _lock_number
+-- 2879    _share_queue
+-- 2892    _may
+-- 2908    _each_queue
+-- 2930    _init_template
+-- 2961    _hush_template
+-- 2982    _beyond
+-- 2991    create_queue
+-- 3056    _refuse_busy
+-- 3073    _reach_queue
+-- 3089    drop_queue
+-- 3119    _drop_all
+-- 3173    list_queues
+-- 3197  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 3206    _push_template
+-- 3247    _fill
+-- 3267    _add0_template
+-- 3334    _back0_template
+-- 3352  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3357    _claim0_template
+-- 3429    _pick0_template
+-- 3512    _limits_template
+-- 3553    _move0_template
+-- 3615    _open_xids
+-- 3635    _next0_template
+-- 3664    _many0_template
+-- 3693    _stuck0_template
+-- 3731    _trim0_template
+-- 3772    _bring_template
+-- 3804    _take_template
+-- 3885    _known_template
+-- 3905    _paused_until
+-- 3918    claim_task
+-- 3979    _next_template
+-- 4021    _soon0_template
+-- 4079    next_due
+-- 4104  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 4117    _due0_template
+-- 4195    _last0_template
+-- 4220    _any0_template
+-- 4247    _miss0_template
+-- 4283    _pass0_template
+-- 4329    _fire_template
+-- 4390    _expire_template
+-- 4461    _timeout_reason
+-- 4480    _over_template
+-- 4502    _close_template
+-- 4532    _follow_template
+-- 4565  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4567    _segment_bytes
+-- 4588    _turn_template
+-- 4620    _turn0_template
+-- 4658    _spent0_template
+-- 4672    _dry0_template
+-- 4699    _left0_template
+-- 4730    _carry0_template
+-- 4774  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4780    _remake_template
+-- 4837    _alive_template
+-- 4891    _home
+-- 4904    _settle_template
+-- 4926    rebuild_dispatch
+-- 4963    _recap_template
+-- 4994  35_tally.sql: The letter by which tallies know where a task stands
+-- 4996    _letter
+-- 5015    _letters
+-- 5027    _bound
+-- 5047    _tally_template
+-- 5072    _reckon_template
+-- 5099    _finish_template
+-- 5127    _moved_template
+-- 5158    _sum0_template
+-- 5194    _noted0_template
+-- 5229    _bank0_template
+-- 5249    _census_template
+-- 5271    _count_template
+-- 5293  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5303    _gate_number
+-- 5314    _enter_gate
+-- 5336    _limit_of
+-- 5354    _rule_template
+-- 5380    _reign_template
+-- 5394    _enrol_template
+-- 5421    _going_template
+-- 5437    _busy_template
+-- 5453    _everywhere_busy
+-- 5479    _closed_until
+-- 5499    _is_fresh
+-- 5514    _is_limited
+-- 5525    _started
+-- 5542    _left_over
+-- 5563    _slots_template
+-- 5613    _vacate_template
+-- 5676    _unbar_template
+-- 5705    _intake_template
+-- 5726    _sift0_template
+-- 5813    _line_template
+-- 5873    _keys_template
+-- 5927    _admit_template
+-- 5990    _spare_template
+-- 6012    _choose_template
+-- 6058    _named_template
+-- 6085    _weed_template
+-- 6121    _cull_template
+-- 6152    _seize_template
+-- 6227    _quit_template
+-- 6255    _occupy_template
+-- 6295    _chance_template
+-- 6325    _align_template
+-- 6370  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6373    _want_template
+-- 6407    _names_option
+-- 6442    _order_queues
+-- 6478    _remember_names
+-- 6498    claim_any
+-- 6575    _check_order
+-- 6592  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6597    _put_template
+-- 6665    _enlist_template
+-- 6708    _new_template
+-- 6765    _tag_template
+-- 6783    _room_template
+-- 6810    _shed_template
+-- 6852    _first0_template
+-- 6893    _once_template
+-- 6941    _blocks
+-- 6968    _meet_template
+-- 7002    _swap_template
+-- 7063    _series_template
+-- 7100    _found_template
+-- 7157    _abide
+-- 7179    _check_spawner
+-- 7199    spawn_task
+-- 7264    spawn_tasks
+-- 7311    _read_task
+-- 7329  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7334    _hold_template
+-- 7385    _own_template
+-- 7405    _done_template
+-- 7453    complete_run
+-- 7476    _flush_template
+-- 7558    _why_template
+-- 7574    _read_runs
+-- 7620    _explain_bad_run
+-- 7645    complete_runs
+-- 7670    _end_template
+-- 7719    _lost_template
+-- 7739    _file_template
+-- 7765    _again_template
+-- 7805    _queue_template
+-- 7826    _fail_template
+-- 7844    fail_run
+-- 7868    _nap_template
+-- 7897    schedule_run
+-- 7927    _free_template
+-- 7975    release_run
+-- 8000    _keep_template
+-- 8026    extend_claim
+-- 8049  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 8054    _mark_template
+-- 8076    _note_template
+-- 8106    set_task_checkpoint_state
+-- 8141    _recall_template
+-- 8163    get_task_checkpoint_state
+-- 8187    _list_template
+-- 8216    get_task_checkpoint_states
+-- 8242  43_events.sql: Wait for an event, or learn how the wait ended
+-- 8249    _wait_template
+-- 8321    _park_template
+-- 8363    _check_event
+-- 8382    await_event
+-- 8419    _emit_template
+-- 8482    emit_event
+-- 8507  44_control.sql: Read a task, or raise TG003
+-- 8509    _fetch_template
+-- 8536    _stop_template
+-- 8568    _act_template
+-- 8590    _halt_template
+-- 8606    cancel_task
+-- 8628    _rerun_template
+-- 8703    _forget_template
+-- 8739    _redo_template
+-- 8775    _renew_template
+-- 8811    retry_task
+-- 8861    _show_template
+-- 8909    get_task_result
+-- 8944  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 8951    _purge_template
+-- 8981    _erase_template
+-- 9033    _first_uuid
+-- 9052    _sweep_template
+-- 9092    _clean
+-- 9126    cleanup_tasks
+-- 9147    cleanup_events
+-- 9168    cleanup_all_queues
+-- 9203  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 9205    _cap_template
+-- 9234    _write_limit
+-- 9257    _read_limit
+-- 9306    _check_limit_keys
+-- 9328    set_limit
+-- 9383    _usage_template
+-- 9461    _overall_usage
+-- 9505    limit_usage
+-- 9538  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 9540    _pause_template
+-- 9561    _halve_template
+-- 9591    _check_only
+-- 9614    pause_queue
+-- 9650    resume_queue
+-- 9676    get_queue_policy
+-- 9699    set_queue_policy
+-- 9717    list_namespaces
+-- 9734  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9737    _read_filter
+-- 9773    _states_option
+-- 9804    _read_cursor
+-- 9823    _check_limit
+-- 9847    _find_template
+-- 9899    _seek_template
+-- 9951    _page_template
+-- 10029    _ended_template
+-- 10066    _fit_template
+-- 10107    _live_template
+-- 10144    _hints_template
+-- 10167    _hints0_template
+-- 10209    _rows_template
+-- 10260    list_tasks
+-- 10307    _peek_template
+-- 10365    get_task
+-- 10421    _runs_template
+-- 10474    list_runs
+-- 10505    _past_template
+-- 10581    _since_template
+-- 10599    get_task_history
+-- 10619    _held_template
+-- 10651    list_workers
+-- 10690    _read_place
+-- 10709    _acts_template
+-- 10735    list_actions
+-- 10767  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10769    _abort_template
+-- 10806    cancel_tasks
+-- 10843    _check_meant
+-- 10865    _limit_option
+-- 10878    _retake_template
+-- 10916    requeue_task
+-- 10941    _regain_template
+-- 10976    requeue_tasks
+-- 11015    list_dead_letters
+-- 11059    _replay_template
+-- 11100    replay_dead_letters
+-- 11140    _bury_template
+-- 11182    purge_dead_letters
+-- 11212  49_stats.sql: When the first task that is ready became so; null if none is
+-- 11214    _oldest_template
+-- 11258    _elder0_template
+-- 11294    _tenure_template
+-- 11319    _is_wanted
+-- 11336    _stat_template
+-- 11382    queue_stats
+-- 11437    _from
+-- 11450    _counters (view)
+-- 11474    _gauge_template
+-- 11520    _spans_template
+-- 11573    metrics
+-- 11609    _xmin_age
+-- 11628    prometheus
+-- 11687    _label_text
+-- 11710    health
+-- 11764  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11769    _tick_template
+-- 11794    _ticked (sequence)
+-- 11800    _set_ticked
+-- 11813    ticker
+-- 11860    ticker_loop (procedure)
+-- 11886  51_cron.sql: Whether pg_cron is installed in this database
+-- 11888    _has_cron
+-- 11898    _cron_has_seconds
+-- 11919    _explain_no_cron
+-- 11951    start
+-- 11994    stop
+-- 12019    _maintain
+-- 12041    status
+-- 12077  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 12081    _rights (view)
+-- 12182    _allowed
+-- 12223    _grant
+-- 12242    _grant_again
+-- 12258    _grant_queue
+-- 12273    _check_grant
+-- 12306    grant_access
+-- 12342    revoke_access
+-- 12389  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 12391    _refuse_schedule
+-- 12408    _cron_value
+-- 12422    _cron_field
+-- 12483    _read_every
+-- 12505    _read_schedule
+-- 12580    _cron_time
+-- 12618    _cron_reading
+-- 12657    _clock
+-- 12666    _clock_reads
+-- 12702    _clock_set
+-- 12730    _cron_passing
+-- 12768    _cron_next
+-- 12808    _check_timezone
+-- 12837    next_fire_time
+-- 12873  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 12886    _planning_number
+-- 12896    _replan_template
+-- 12910    _agenda_template
+-- 12927    _future_template
+-- 12955    _strike_template
+-- 13011    _chime_template
+-- 13067    _undone_template
+-- 13086    _planned_after
+-- 13105    _due_times
+-- 13155    _spawn_scheduled
+-- 13200    _check_task_options
+-- 13230    _word_option
+-- 13252    _draw_schedule
+-- 13291    _schedule_options
+-- 13306    _miss_schedule
+-- 13322    _scheduled_in
+-- 13343    _grasp_template
+-- 13370    _enroll_template
+-- 13401    _redraw_template
+-- 13451    create_schedule
+-- 13495    _reform_template
+-- 13521    update_schedule
+-- 13544    _steer_template
+-- 13587    pause_schedule
+-- 13608    resume_schedule
+-- 13628    drop_schedule
+-- 13648    _launch_template
+-- 13680    trigger_schedule
+-- 13702    _diary_template
+-- 13738    get_schedule
+-- 13773    list_schedules
+-- 13815  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 13820    _links_option
+-- 13863    _read_link
+-- 13905    _trail_template
+-- 13951    _linked_template
+-- 13983    _ensue_template
+-- 14026    _undoings
+-- 14053    _undo_template
+-- 14087    _repent_template
+-- 14123    add_compensation
+-- 14163    _repeat_template
+-- 14193    _blank_template
+-- 14230    repeat_run
+-- 14256  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 14265    _brood_template
+-- 14295    _bind_template
+-- 14326    _read_child
+-- 14375    _child_queues
+-- 14401    _birth
+-- 14425    spawn_children
+-- 14504    _cancel_option
+-- 14527    _answer
+-- 14545    _report_template
+-- 14580    _tell_template
+-- 14595    _judge_template
+-- 14632    _gather_template
+-- 14690    _rally_template
+-- 14767    _crop_template
+-- 14813    _yield_template
+-- 14834    _dismiss
+-- 14855    _ditch_template
+-- 14900    _perish_template
+-- 14919    _orphan_template
+-- 14934    await_children
+-- 14991  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
+-- 14998    _refuse_run
+-- 15014    _read_run
+-- 15034    create_workflow_run
+-- 15092    update_workflow_run
+-- 15123    _is_own
+-- 15134    _flow_template
+-- 15167    _score_template
+-- 15204    _recorded_run
+-- 15215    _recorded_tallies
+-- 15227    _flows
+-- 15261    _survey
+-- 15317    get_workflow_run
+-- 15367    _is_alike
+-- 15379    _recorded_runs
+-- 15414    _status_option
+-- 15445    list_workflow_runs
+-- 15529    _member_template
+-- 15562    _members
+-- 15597    get_workflow_tree
+-- 15673    _used_template
+-- 15690    _needed_runs
+-- 15722    _merge_tallies
+-- 15745    cleanup_workflow_runs
+-- 15820  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
+-- 15824    _word
+-- 15838    _check_attributes
+-- 15875    _attributes_option
+-- 15892    _pinned_template
+-- 15911    _pin_template
+-- 15942    set_attributes
+-- 15971    _told_template
+-- 15984    get_attributes
+-- 16002  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -14320,7 +14321,8 @@ begin
 end;
 $$;
 
--- Read one child to spawn.
+-- Read one child to spawn.  One of another workflow run than its parent's is apart: its end
+-- matters there.
 create or replace function teguh._read_child(
   p_queue_name text,
   p_join       jsonb,
@@ -15715,6 +15717,30 @@ begin
 end;
 $$;
 
+-- Add up what tasks of workflow runs came to that are gone, so that a run without end does not
+-- gather more and more of it.
+create or replace function teguh._merge_tallies(p_run_ids uuid[])
+  returns void
+  language sql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+  with taken as (
+    delete from teguh.workflow_tallies as t
+    where t.workflow_run_id = any (p_run_ids)
+    returning t.*
+  )
+
+  insert into teguh.workflow_tallies as w (
+    workflow_run_id, queue_name, state, own, qty, started_at, finished_at
+  )
+  select
+    t.workflow_run_id, t.queue_name, t.state, t.own, sum(t.qty), min(t.started_at),
+    max(t.finished_at)
+  from taken as t
+  group by t.workflow_run_id, t.queue_name, t.state, t.own;
+$$;
+
 -- Remove old workflow runs.  What is in use is looked at again after another p_ttl_seconds.
 create or replace function teguh.cleanup_workflow_runs(
   p_ttl_seconds double precision default null,
@@ -15755,6 +15781,7 @@ begin
   update teguh.workflow_runs as w
   set kept_at = v_now
   where w.workflow_run_id = any (v_used);
+  perform teguh._merge_tallies(v_used);
   v_run_ids := array(
     select u.run_id from unnest(v_run_ids) as u(run_id) where u.run_id <> all (v_used)
   );

@@ -726,6 +726,30 @@ begin
 end;
 $$;
 
+-- Add up what tasks of workflow runs came to that are gone, so that a run without end does not
+-- gather more and more of it.
+create or replace function teguh._merge_tallies(p_run_ids uuid[])
+  returns void
+  language sql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+  with taken as (
+    delete from teguh.workflow_tallies as t
+    where t.workflow_run_id = any (p_run_ids)
+    returning t.*
+  )
+
+  insert into teguh.workflow_tallies as w (
+    workflow_run_id, queue_name, state, own, qty, started_at, finished_at
+  )
+  select
+    t.workflow_run_id, t.queue_name, t.state, t.own, sum(t.qty), min(t.started_at),
+    max(t.finished_at)
+  from taken as t
+  group by t.workflow_run_id, t.queue_name, t.state, t.own;
+$$;
+
 -- Remove old workflow runs.  What is in use is looked at again after another p_ttl_seconds.
 create or replace function teguh.cleanup_workflow_runs(
   p_ttl_seconds double precision default null,
@@ -766,6 +790,7 @@ begin
   update teguh.workflow_runs as w
   set kept_at = v_now
   where w.workflow_run_id = any (v_used);
+  perform teguh._merge_tallies(v_used);
   v_run_ids := array(
     select u.run_id from unnest(v_run_ids) as u(run_id) where u.run_id <> all (v_used)
   );
