@@ -1,6 +1,6 @@
 -- A workflow run stands as its tasks do, of whatever queues, and outlives them for a while.
 begin;
-select plan(111);
+select plan(114);
 
 create function pg_temp.at(p_minutes double precision)
   returns void
@@ -636,6 +636,40 @@ select is(
   ),
   '{trip}'::text[], 'and with them what their tasks came to'
 );
+
+-- Given a run that goes on and on
+select pg_temp.make('endless');
+select pg_temp.spawn('endless', 'its last');
+create function pg_temp.days(p_days integer)
+  returns void
+  language plpgsql
+as $$
+begin
+  for v_day in 1 .. p_days loop
+    perform pg_temp.at(2e5 + 1440 * v_day);
+    perform teguh.cancel_task('q', pg_temp.spawn('endless', 'day'));
+    perform teguh.cleanup_tasks('q', 0);
+  end loop;
+end;
+$$;
+select pg_temp.days(5);
+select is(
+  (
+    select count(*) from teguh.workflow_tallies as t where t.workflow_run_id = pg_temp.id('endless')
+  ),
+  5::bigint, 'what became of its tasks is gathered'
+);
+select teguh.cleanup_workflow_runs(3600);
+select results_eq(
+  $$
+    select t.qty, t.state, t.queue_name, t.finished_at
+    from teguh.workflow_tallies as t
+    where t.workflow_run_id = pg_temp.id('endless')
+  $$,
+  $$ values (5::bigint, 'cancelled', 'q', teguh.current_time()) $$,
+  'and added up'
+);
+select is(pg_temp.stands('endless'), 'running cancelled5 pending1', 'which changes nothing');
 
 -- Given a role that may look at one of two queues
 select teguh.grant_access('teguh_guest', 'observer', '{other}');

@@ -8,575 +8,576 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  581  00_install.sql
---  629  01_version.sql: What the schema is, and its version
---  636    version
---  648  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  650    current_time
---  669    _after
---  684    _micros
---  695  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  711    _random_bytes
---  730    _make_uuidv7
---  753    portable_uuidv7
---  783    uuidv7_timestamp
---  809    _task_id
---  834    _run_id
---  849    _run_task
---  860    _run_number
---  874  12_types.sql: The composite types that functions pass to each other
---  879    _gap (type)
---  887    _late (type)
---  894    _timer (type)
---  901    _tally (type)
---  912    _picked (type)
---  924    _spawn (type)
---  949    _cron (type)
---  963    _filter (type)
---  978    job (type)
---  994    _shift (type)
--- 1041  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
--- 1043    _check_keys
--- 1076    _number_option
--- 1111    _integer_option
--- 1127    _whole_option
--- 1154    _text_option
--- 1180    _flag_option
--- 1202    _present
--- 1213    _name_option
--- 1230    _uuid_option
--- 1257    _tags_option
--- 1286    _check_name
--- 1313    _check_seconds
--- 1341    _check_isolation
--- 1360    _buckets_option
--- 1398    _check_policy
--- 1448    _check_spawn
--- 1495    _read_spawn_options
--- 1572    _time_option
--- 1593    _moment_option
--- 1625    _read_time_options
--- 1664    _unique_option
--- 1718    _inherit
--- 1748    _check_cancellation
--- 1765  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1768    _check_retry_strategy
--- 1806    _backoff
--- 1859    _fraction
--- 1870  20_tables.sql: Queues and the policy of each
--- 1872    queues (table)
--- 1905    grants (table)
--- 1919    limits (table)
--- 1940    pauses (table)
--- 1952    starts (table)
--- 1967    wanted (table)
--- 1979    schedules (table)
--- 2023    workflow_runs (table)
--- 2050    workflow_tallies (table)
--- 2070    handlers (table)
--- 2086    versions (table)
--- 2101    t_template (table)
--- 2215    g_template (table)
--- 2227    v_template (table)
--- 2243    d_template (table)
--- 2257    p0_template (table)
--- 2270    p1_template (table)
--- 2315    l_template (table)
--- 2342    h_template (table)
--- 2362    k0_template (table)
--- 2375    k1_template (table)
--- 2404    n0_template (table)
--- 2415    n1_template (table)
--- 2431    n_template (table)
--- 2455    seq_template (sequence)
--- 2456    ring_template (sequence)
--- 2457    parked_template (sequence)
--- 2458    woken_template (sequence)
--- 2459    plan_template (sequence)
--- 2460    fired_template (sequence)
--- 2461    clock_template (sequence)
--- 2462    carry_template (sequence)
--- 2463    round_template (sequence)
--- 2464    agenda_template (sequence)
--- 2489    r_template (table)
--- 2506    a_template (table)
--- 2532    c_template (table)
--- 2548    e_template (table)
--- 2565    u_template (table)
--- 2578    j_template (table)
--- 2601    f_template (table)
--- 2614    m_template (table)
--- 2639    w_template (table)
--- 2654  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2657    validate_queue_name
--- 2699    _policy
--- 2743    _call
--- 2757    _template_ddl (view)
--- 2842    _stamp
--- 2854    _stamp_queues
--- 2882    _stamp_relation
--- 2922    _stamp_function
--- 2955    _function
--- 2967    _signature
--- 2978    _leave_extension
--- 3004    _lock_number
--- 3014    _share_queue
--- 3027    _may
--- 3043    _each_queue
--- 3065    _init_template
--- 3096    _hush_template
--- 3117    _beyond
--- 3126    create_queue
--- 3192    _refuse_busy
--- 3209    _reach_queue
--- 3225    drop_queue
--- 3255    _drop_all
--- 3312    list_queues
--- 3336  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 3345    _push_template
--- 3386    _fill
--- 3406    _add0_template
--- 3473    _back0_template
--- 3491  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3496    _claim0_template
--- 3568    _pick0_template
--- 3651    _limits_template
--- 3692    _move0_template
--- 3754    _open_xids
--- 3774    _next0_template
--- 3803    _many0_template
--- 3832    _stuck0_template
--- 3870    _trim0_template
--- 3911    _bring_template
--- 3943    _take_template
--- 4024    _known_template
--- 4044    _paused_until
--- 4057    claim_task
--- 4118    _next_template
--- 4160    _soon0_template
--- 4218    next_due
--- 4243  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 4256    _due0_template
--- 4334    _last0_template
--- 4359    _any0_template
--- 4386    _miss0_template
--- 4422    _pass0_template
--- 4468    _fire_template
--- 4529    _expire_template
--- 4600    _timeout_reason
--- 4619    _over_template
--- 4641    _close_template
--- 4671    _follow_template
--- 4704  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4706    _segment_bytes
--- 4727    _turn_template
--- 4759    _turn0_template
--- 4797    _spent0_template
--- 4811    _dry0_template
--- 4838    _left0_template
--- 4869    _carry0_template
--- 4913  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4919    _remake_template
--- 4977    _alive_template
--- 5031    _home
--- 5044    _settle_template
--- 5066    rebuild_dispatch
--- 5103    _recap_template
--- 5134  35_tally.sql: The letter by which tallies know where a task stands
--- 5136    _letter
--- 5155    _letters
--- 5167    _bound
--- 5187    _tally_template
--- 5212    _reckon_template
--- 5239    _finish_template
--- 5267    _moved_template
--- 5298    _sum0_template
--- 5334    _noted0_template
--- 5369    _bank0_template
--- 5389    _census_template
--- 5411    _count_template
--- 5433  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5443    _gate_number
--- 5454    _enter_gate
--- 5476    _limit_of
--- 5494    _rule_template
--- 5520    _reign_template
--- 5534    _enrol_template
--- 5561    _going_template
--- 5577    _busy_template
--- 5593    _everywhere_busy
--- 5619    _closed_until
--- 5639    _is_fresh
--- 5654    _is_limited
--- 5665    _started
--- 5682    _left_over
--- 5703    _slots_template
--- 5753    _vacate_template
--- 5816    _unbar_template
--- 5845    _intake_template
--- 5866    _sift0_template
--- 5953    _line_template
--- 6013    _keys_template
--- 6067    _admit_template
--- 6130    _spare_template
--- 6152    _choose_template
--- 6198    _named_template
--- 6225    _weed_template
--- 6261    _cull_template
--- 6292    _seize_template
--- 6367    _quit_template
--- 6395    _occupy_template
--- 6435    _chance_template
--- 6465    _align_template
--- 6510  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 6513    _want_template
--- 6547    _names_option
--- 6582    _order_queues
--- 6618    _remember_names
--- 6638    claim_any
--- 6715    _check_order
--- 6732  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6737    _put_template
--- 6805    _enlist_template
--- 6848    _new_template
--- 6905    _tag_template
--- 6923    _room_template
--- 6950    _shed_template
--- 6992    _first0_template
--- 7033    _once_template
--- 7081    _blocks
--- 7108    _meet_template
--- 7142    _swap_template
--- 7203    _series_template
--- 7240    _found_template
--- 7297    _abide
--- 7319    _check_spawner
--- 7339    spawn_task
--- 7404    spawn_tasks
--- 7451    _read_task
--- 7469  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7474    _hold_template
--- 7525    _own_template
--- 7545    _done_template
--- 7593    complete_run
--- 7616    _flush_template
--- 7698    _why_template
--- 7714    _read_runs
--- 7760    _explain_bad_run
--- 7785    complete_runs
--- 7810    _end_template
--- 7859    _lost_template
--- 7879    _file_template
--- 7905    _again_template
--- 7945    _queue_template
--- 7966    _fail_template
--- 7984    fail_run
--- 8008    _nap_template
--- 8037    schedule_run
--- 8067    _free_template
--- 8115    release_run
--- 8140    _keep_template
--- 8166    extend_claim
--- 8189  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 8194    _mark_template
--- 8216    _note_template
--- 8246    set_task_checkpoint_state
--- 8281    _recall_template
--- 8303    get_task_checkpoint_state
--- 8327    _list_template
--- 8356    get_task_checkpoint_states
--- 8382  43_events.sql: Wait for an event, or learn how the wait ended
--- 8389    _wait_template
--- 8461    _park_template
--- 8503    _check_event
--- 8522    await_event
--- 8559    _emit_template
--- 8622    emit_event
--- 8647  44_control.sql: Read a task, or raise TG003
--- 8649    _fetch_template
--- 8676    _stop_template
--- 8708    _act_template
--- 8730    _halt_template
--- 8746    cancel_task
--- 8768    _rerun_template
--- 8843    _forget_template
--- 8880    _redo_template
--- 8916    _renew_template
--- 8952    retry_task
--- 9002    _show_template
--- 9050    get_task_result
--- 9085  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 9092    _purge_template
--- 9122    _erase_template
--- 9176    _first_uuid
--- 9195    _sweep_template
--- 9235    _clean
--- 9269    cleanup_tasks
--- 9290    cleanup_events
--- 9311    cleanup_all_queues
--- 9346  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 9348    _cap_template
--- 9377    _write_limit
--- 9400    _read_limit
--- 9449    _check_limit_keys
--- 9471    set_limit
--- 9526    _usage_template
--- 9604    _overall_usage
--- 9648    limit_usage
--- 9681  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 9683    _pause_template
--- 9704    _halve_template
--- 9734    _check_only
--- 9757    pause_queue
--- 9793    resume_queue
--- 9819    get_queue_policy
--- 9843    set_queue_policy
--- 9861    list_namespaces
--- 9878  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9881    _read_filter
--- 9917    _states_option
--- 9948    _read_cursor
--- 9967    _check_limit
--- 9991    _find_template
--- 10043    _seek_template
--- 10095    _page_template
--- 10173    _ended_template
--- 10210    _fit_template
--- 10251    _live_template
--- 10288    _hints_template
--- 10311    _hints0_template
--- 10353    _rows_template
--- 10404    list_tasks
--- 10451    _peek_template
--- 10509    get_task
--- 10565    _runs_template
--- 10618    list_runs
--- 10649    _past_template
--- 10725    _since_template
--- 10743    get_task_history
--- 10763    _held_template
--- 10795    list_workers
--- 10834    _read_place
--- 10853    _acts_template
--- 10879    list_actions
--- 10911  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10913    _abort_template
--- 10950    cancel_tasks
--- 10987    _check_meant
--- 11009    _limit_option
--- 11022    _retake_template
--- 11060    requeue_task
--- 11085    _regain_template
--- 11120    requeue_tasks
--- 11159    list_dead_letters
--- 11203    _replay_template
--- 11244    replay_dead_letters
--- 11284    _bury_template
--- 11326    purge_dead_letters
--- 11356  49_stats.sql: When the first task that is ready became so; null if none is
--- 11358    _oldest_template
--- 11402    _elder0_template
--- 11438    _tenure_template
--- 11463    _is_wanted
--- 11480    _stat_template
--- 11526    queue_stats
--- 11581    _from
--- 11595    _tardy_template
--- 11626    _counters (view)
--- 11650    _gauge_template
--- 11704    _spans_template
--- 11757    metrics
--- 11795    _xmin_age
--- 11814    prometheus
--- 11873    _label_text
--- 11896    _schedule_problems
--- 11933    health
--- 11989  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 11994    _tick_template
--- 12019    _ticked (sequence)
--- 12025    _set_ticked
--- 12038    ticker
--- 12085    ticker_loop (procedure)
--- 12111  51_cron.sql: Whether pg_cron is installed in this database
--- 12113    _has_cron
--- 12123    _cron_has_seconds
--- 12142    _plan_cron
--- 12177    _work_option
--- 12210    _explain_no_cron
--- 12243    start
--- 12280    _unschedule
--- 12296    _is_ours
--- 12306    _drop_job
--- 12325    stop
--- 12345    _maintain
--- 12367    status
--- 12406  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 12410    _rights (view)
--- 12524    _allowed
--- 12565    _grant
--- 12584    _grant_again
--- 12600    _grant_queue
--- 12615    _check_grant
--- 12648    grant_access
--- 12684    revoke_access
--- 12731  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 12733    _refuse_schedule
--- 12750    _cron_value
--- 12764    _cron_field
--- 12825    _read_every
--- 12847    _read_schedule
--- 12922    _cron_time
--- 12960    _cron_reading
--- 12999    _clock
--- 13008    _clock_reads
--- 13044    _clock_set
--- 13072    _cron_passing
--- 13110    _cron_next
--- 13150    _check_timezone
--- 13179    next_fire_time
--- 13215  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 13228    _planning_number
--- 13238    _replan_template
--- 13252    _agenda_template
--- 13269    _future_template
--- 13297    _strike_template
--- 13353    _chime_template
--- 13409    _undone_template
--- 13428    _planned_after
--- 13447    _due_times
--- 13497    _spawn_scheduled
--- 13542    _check_task_options
--- 13572    _word_option
--- 13594    _draw_schedule
--- 13633    _schedule_options
--- 13648    _miss_schedule
--- 13664    _scheduled_in
--- 13685    _grasp_template
--- 13712    _enroll_template
--- 13743    _redraw_template
--- 13793    create_schedule
--- 13837    _reform_template
--- 13863    update_schedule
--- 13886    _steer_template
--- 13929    pause_schedule
--- 13950    resume_schedule
--- 13970    drop_schedule
--- 13990    _launch_template
--- 14022    trigger_schedule
--- 14044    _diary_template
--- 14080    get_schedule
--- 14115    list_schedules
--- 14157  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 14162    _links_option
--- 14205    _read_link
--- 14247    _trail_template
--- 14293    _linked_template
--- 14325    _ensue_template
--- 14368    _undoings
--- 14395    _undo_template
--- 14429    _repent_template
--- 14465    add_compensation
--- 14505    _repeat_template
--- 14535    _blank_template
--- 14573    repeat_run
--- 14599  63_children.sql: Children: tasks that a step spawns and may wait for
--- 14608    _brood_template
--- 14638    _bind_template
--- 14668    _read_child
--- 14717    _child_queues
--- 14743    _birth
--- 14767    spawn_children
--- 14846    _cancel_option
--- 14869    _answer
--- 14887    _report_template
--- 14923    _tell_template
--- 14938    _judge_template
--- 14974    _ripe_template
--- 15001    _gather_template
--- 15066    _rally_template
--- 15143    _crop_template
--- 15189    _yield_template
--- 15210    _dismiss
--- 15231    _ditch_template
--- 15276    _perish_template
--- 15295    _orphan_template
--- 15310    await_children
--- 15367  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
--- 15374    _refuse_run
--- 15390    _read_run
--- 15410    create_workflow_run
--- 15468    update_workflow_run
--- 15499    _is_own
--- 15510    _flow_template
--- 15543    _score_template
--- 15580    _recorded_run
--- 15591    _recorded_tallies
--- 15603    _flows
--- 15637    _survey
--- 15693    get_workflow_run
--- 15743    _is_alike
--- 15755    _recorded_runs
--- 15790    _status_option
--- 15821    list_workflow_runs
--- 15905    _member_template
--- 15938    _members
--- 15973    get_workflow_tree
--- 16049    _used_template
--- 16066    _needed_runs
--- 16097    cleanup_workflow_runs
--- 16171  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
--- 16175    _word
--- 16189    _check_attributes
--- 16226    _attributes_option
--- 16243    _pinned_template
--- 16262    _pin_template
--- 16293    set_attributes
--- 16322    _told_template
--- 16335    get_attributes
--- 16353  66_messages.sql: Messages: a mailbox per task
--- 16360    _shut_template
--- 16403    _post_template
--- 16452    send_message
--- 16493    _hear_template
--- 16560    receive_message
--- 16598    _unhear_template
--- 16619    _tidy_template
--- 16646    _inbox_template
--- 16672    list_messages
--- 16694  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
--- 16705    _resolve_function
--- 16761    _hire_template
--- 16783    register_handler
--- 16807    unregister_handler
--- 16826    _staff_template
--- 16847    list_handlers
--- 16883    _number_step
--- 16914    _order
--- 16930    step
--- 16963    _doze
--- 16980    sleep_for
--- 17001    sleep_until
--- 17024    await
--- 17058    receive
--- 17090    children
--- 17126  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
--- 17138    _crew
--- 17185    _steps_given
--- 17206    _claim_batch
--- 17249    _grip_template
--- 17265    _begin_pass
--- 17291    _read_error
--- 17320    _carry_out
--- 17400    _run_pass (procedure)
--- 17431    _step_call
--- 17455    _obey (procedure)
--- 17493    _begin_shift
--- 17530    _begin_round
--- 17550    _leave_round
--- 17585    _handler_of
--- 17599    _advance (procedure)
--- 17624    work (procedure)
--- 17671  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  582  00_install.sql
+--  630  01_version.sql: What the schema is, and its version
+--  637    version
+--  649  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  651    current_time
+--  670    _after
+--  685    _micros
+--  696  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  712    _random_bytes
+--  731    _make_uuidv7
+--  754    portable_uuidv7
+--  784    uuidv7_timestamp
+--  810    _task_id
+--  835    _run_id
+--  850    _run_task
+--  861    _run_number
+--  875  12_types.sql: The composite types that functions pass to each other
+--  880    _gap (type)
+--  888    _late (type)
+--  895    _timer (type)
+--  902    _tally (type)
+--  913    _picked (type)
+--  925    _spawn (type)
+--  950    _cron (type)
+--  964    _filter (type)
+--  979    job (type)
+--  995    _shift (type)
+-- 1042  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+-- 1044    _check_keys
+-- 1077    _number_option
+-- 1112    _integer_option
+-- 1128    _whole_option
+-- 1155    _text_option
+-- 1181    _flag_option
+-- 1203    _present
+-- 1214    _name_option
+-- 1231    _uuid_option
+-- 1258    _tags_option
+-- 1287    _check_name
+-- 1314    _check_seconds
+-- 1342    _check_isolation
+-- 1361    _buckets_option
+-- 1399    _check_policy
+-- 1449    _check_spawn
+-- 1496    _read_spawn_options
+-- 1573    _time_option
+-- 1594    _moment_option
+-- 1626    _read_time_options
+-- 1665    _unique_option
+-- 1719    _inherit
+-- 1749    _check_cancellation
+-- 1766  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1769    _check_retry_strategy
+-- 1807    _backoff
+-- 1860    _fraction
+-- 1871  20_tables.sql: Queues and the policy of each
+-- 1873    queues (table)
+-- 1906    grants (table)
+-- 1920    limits (table)
+-- 1941    pauses (table)
+-- 1953    starts (table)
+-- 1968    wanted (table)
+-- 1980    schedules (table)
+-- 2024    workflow_runs (table)
+-- 2051    workflow_tallies (table)
+-- 2071    handlers (table)
+-- 2087    versions (table)
+-- 2102    t_template (table)
+-- 2216    g_template (table)
+-- 2228    v_template (table)
+-- 2244    d_template (table)
+-- 2258    p0_template (table)
+-- 2271    p1_template (table)
+-- 2316    l_template (table)
+-- 2343    h_template (table)
+-- 2363    k0_template (table)
+-- 2376    k1_template (table)
+-- 2405    n0_template (table)
+-- 2416    n1_template (table)
+-- 2432    n_template (table)
+-- 2456    seq_template (sequence)
+-- 2457    ring_template (sequence)
+-- 2458    parked_template (sequence)
+-- 2459    woken_template (sequence)
+-- 2460    plan_template (sequence)
+-- 2461    fired_template (sequence)
+-- 2462    clock_template (sequence)
+-- 2463    carry_template (sequence)
+-- 2464    round_template (sequence)
+-- 2465    agenda_template (sequence)
+-- 2490    r_template (table)
+-- 2507    a_template (table)
+-- 2533    c_template (table)
+-- 2549    e_template (table)
+-- 2566    u_template (table)
+-- 2579    j_template (table)
+-- 2602    f_template (table)
+-- 2615    m_template (table)
+-- 2640    w_template (table)
+-- 2655  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2658    validate_queue_name
+-- 2700    _policy
+-- 2744    _call
+-- 2758    _template_ddl (view)
+-- 2843    _stamp
+-- 2855    _stamp_queues
+-- 2883    _stamp_relation
+-- 2923    _stamp_function
+-- 2956    _function
+-- 2968    _signature
+-- 2979    _leave_extension
+-- 3005    _lock_number
+-- 3015    _share_queue
+-- 3028    _may
+-- 3044    _each_queue
+-- 3066    _init_template
+-- 3097    _hush_template
+-- 3118    _beyond
+-- 3127    create_queue
+-- 3193    _refuse_busy
+-- 3210    _reach_queue
+-- 3226    drop_queue
+-- 3256    _drop_all
+-- 3313    list_queues
+-- 3337  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 3346    _push_template
+-- 3387    _fill
+-- 3407    _add0_template
+-- 3474    _back0_template
+-- 3492  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3497    _claim0_template
+-- 3569    _pick0_template
+-- 3652    _limits_template
+-- 3693    _move0_template
+-- 3755    _open_xids
+-- 3775    _next0_template
+-- 3804    _many0_template
+-- 3833    _stuck0_template
+-- 3871    _trim0_template
+-- 3912    _bring_template
+-- 3944    _take_template
+-- 4025    _known_template
+-- 4045    _paused_until
+-- 4058    claim_task
+-- 4119    _next_template
+-- 4161    _soon0_template
+-- 4219    next_due
+-- 4244  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 4257    _due0_template
+-- 4335    _last0_template
+-- 4360    _any0_template
+-- 4387    _miss0_template
+-- 4423    _pass0_template
+-- 4469    _fire_template
+-- 4530    _expire_template
+-- 4601    _timeout_reason
+-- 4620    _over_template
+-- 4642    _close_template
+-- 4672    _follow_template
+-- 4705  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4707    _segment_bytes
+-- 4728    _turn_template
+-- 4760    _turn0_template
+-- 4798    _spent0_template
+-- 4812    _dry0_template
+-- 4839    _left0_template
+-- 4870    _carry0_template
+-- 4914  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4920    _remake_template
+-- 4978    _alive_template
+-- 5032    _home
+-- 5045    _settle_template
+-- 5067    rebuild_dispatch
+-- 5104    _recap_template
+-- 5135  35_tally.sql: The letter by which tallies know where a task stands
+-- 5137    _letter
+-- 5156    _letters
+-- 5168    _bound
+-- 5188    _tally_template
+-- 5213    _reckon_template
+-- 5240    _finish_template
+-- 5268    _moved_template
+-- 5299    _sum0_template
+-- 5335    _noted0_template
+-- 5370    _bank0_template
+-- 5390    _census_template
+-- 5412    _count_template
+-- 5434  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5444    _gate_number
+-- 5455    _enter_gate
+-- 5477    _limit_of
+-- 5495    _rule_template
+-- 5521    _reign_template
+-- 5535    _enrol_template
+-- 5562    _going_template
+-- 5578    _busy_template
+-- 5594    _everywhere_busy
+-- 5620    _closed_until
+-- 5640    _is_fresh
+-- 5655    _is_limited
+-- 5666    _started
+-- 5683    _left_over
+-- 5704    _slots_template
+-- 5754    _vacate_template
+-- 5817    _unbar_template
+-- 5846    _intake_template
+-- 5867    _sift0_template
+-- 5954    _line_template
+-- 6014    _keys_template
+-- 6068    _admit_template
+-- 6131    _spare_template
+-- 6153    _choose_template
+-- 6199    _named_template
+-- 6226    _weed_template
+-- 6262    _cull_template
+-- 6293    _seize_template
+-- 6368    _quit_template
+-- 6396    _occupy_template
+-- 6436    _chance_template
+-- 6466    _align_template
+-- 6511  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6514    _want_template
+-- 6548    _names_option
+-- 6583    _order_queues
+-- 6619    _remember_names
+-- 6639    claim_any
+-- 6716    _check_order
+-- 6733  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6738    _put_template
+-- 6806    _enlist_template
+-- 6849    _new_template
+-- 6906    _tag_template
+-- 6924    _room_template
+-- 6951    _shed_template
+-- 6993    _first0_template
+-- 7034    _once_template
+-- 7082    _blocks
+-- 7109    _meet_template
+-- 7143    _swap_template
+-- 7204    _series_template
+-- 7241    _found_template
+-- 7298    _abide
+-- 7320    _check_spawner
+-- 7340    spawn_task
+-- 7405    spawn_tasks
+-- 7452    _read_task
+-- 7470  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7475    _hold_template
+-- 7526    _own_template
+-- 7546    _done_template
+-- 7594    complete_run
+-- 7617    _flush_template
+-- 7699    _why_template
+-- 7715    _read_runs
+-- 7761    _explain_bad_run
+-- 7786    complete_runs
+-- 7811    _end_template
+-- 7860    _lost_template
+-- 7880    _file_template
+-- 7906    _again_template
+-- 7946    _queue_template
+-- 7967    _fail_template
+-- 7985    fail_run
+-- 8009    _nap_template
+-- 8038    schedule_run
+-- 8068    _free_template
+-- 8116    release_run
+-- 8141    _keep_template
+-- 8167    extend_claim
+-- 8190  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 8195    _mark_template
+-- 8217    _note_template
+-- 8247    set_task_checkpoint_state
+-- 8282    _recall_template
+-- 8304    get_task_checkpoint_state
+-- 8328    _list_template
+-- 8357    get_task_checkpoint_states
+-- 8383  43_events.sql: Wait for an event, or learn how the wait ended
+-- 8390    _wait_template
+-- 8462    _park_template
+-- 8504    _check_event
+-- 8523    await_event
+-- 8560    _emit_template
+-- 8623    emit_event
+-- 8648  44_control.sql: Read a task, or raise TG003
+-- 8650    _fetch_template
+-- 8677    _stop_template
+-- 8709    _act_template
+-- 8731    _halt_template
+-- 8747    cancel_task
+-- 8769    _rerun_template
+-- 8844    _forget_template
+-- 8881    _redo_template
+-- 8917    _renew_template
+-- 8953    retry_task
+-- 9003    _show_template
+-- 9051    get_task_result
+-- 9086  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 9093    _purge_template
+-- 9123    _erase_template
+-- 9177    _first_uuid
+-- 9196    _sweep_template
+-- 9236    _clean
+-- 9270    cleanup_tasks
+-- 9291    cleanup_events
+-- 9312    cleanup_all_queues
+-- 9347  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 9349    _cap_template
+-- 9378    _write_limit
+-- 9401    _read_limit
+-- 9450    _check_limit_keys
+-- 9472    set_limit
+-- 9527    _usage_template
+-- 9605    _overall_usage
+-- 9649    limit_usage
+-- 9682  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 9684    _pause_template
+-- 9705    _halve_template
+-- 9735    _check_only
+-- 9758    pause_queue
+-- 9794    resume_queue
+-- 9820    get_queue_policy
+-- 9844    set_queue_policy
+-- 9862    list_namespaces
+-- 9879  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9882    _read_filter
+-- 9918    _states_option
+-- 9949    _read_cursor
+-- 9968    _check_limit
+-- 9992    _find_template
+-- 10044    _seek_template
+-- 10096    _page_template
+-- 10174    _ended_template
+-- 10211    _fit_template
+-- 10252    _live_template
+-- 10289    _hints_template
+-- 10312    _hints0_template
+-- 10354    _rows_template
+-- 10405    list_tasks
+-- 10452    _peek_template
+-- 10510    get_task
+-- 10566    _runs_template
+-- 10619    list_runs
+-- 10650    _past_template
+-- 10726    _since_template
+-- 10744    get_task_history
+-- 10764    _held_template
+-- 10796    list_workers
+-- 10835    _read_place
+-- 10854    _acts_template
+-- 10880    list_actions
+-- 10912  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10914    _abort_template
+-- 10951    cancel_tasks
+-- 10988    _check_meant
+-- 11010    _limit_option
+-- 11023    _retake_template
+-- 11061    requeue_task
+-- 11086    _regain_template
+-- 11121    requeue_tasks
+-- 11160    list_dead_letters
+-- 11204    _replay_template
+-- 11245    replay_dead_letters
+-- 11285    _bury_template
+-- 11327    purge_dead_letters
+-- 11357  49_stats.sql: When the first task that is ready became so; null if none is
+-- 11359    _oldest_template
+-- 11403    _elder0_template
+-- 11439    _tenure_template
+-- 11464    _is_wanted
+-- 11481    _stat_template
+-- 11527    queue_stats
+-- 11582    _from
+-- 11596    _tardy_template
+-- 11627    _counters (view)
+-- 11651    _gauge_template
+-- 11705    _spans_template
+-- 11758    metrics
+-- 11796    _xmin_age
+-- 11815    prometheus
+-- 11874    _label_text
+-- 11897    _schedule_problems
+-- 11934    health
+-- 11990  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11995    _tick_template
+-- 12020    _ticked (sequence)
+-- 12026    _set_ticked
+-- 12039    ticker
+-- 12086    ticker_loop (procedure)
+-- 12112  51_cron.sql: Whether pg_cron is installed in this database
+-- 12114    _has_cron
+-- 12124    _cron_has_seconds
+-- 12143    _plan_cron
+-- 12178    _work_option
+-- 12211    _explain_no_cron
+-- 12244    start
+-- 12281    _unschedule
+-- 12297    _is_ours
+-- 12307    _drop_job
+-- 12326    stop
+-- 12346    _maintain
+-- 12368    status
+-- 12407  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 12411    _rights (view)
+-- 12525    _allowed
+-- 12566    _grant
+-- 12585    _grant_again
+-- 12601    _grant_queue
+-- 12616    _check_grant
+-- 12649    grant_access
+-- 12685    revoke_access
+-- 12732  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 12734    _refuse_schedule
+-- 12751    _cron_value
+-- 12765    _cron_field
+-- 12826    _read_every
+-- 12848    _read_schedule
+-- 12923    _cron_time
+-- 12961    _cron_reading
+-- 13000    _clock
+-- 13009    _clock_reads
+-- 13045    _clock_set
+-- 13073    _cron_passing
+-- 13111    _cron_next
+-- 13151    _check_timezone
+-- 13180    next_fire_time
+-- 13216  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 13229    _planning_number
+-- 13239    _replan_template
+-- 13253    _agenda_template
+-- 13270    _future_template
+-- 13298    _strike_template
+-- 13354    _chime_template
+-- 13410    _undone_template
+-- 13429    _planned_after
+-- 13448    _due_times
+-- 13498    _spawn_scheduled
+-- 13543    _check_task_options
+-- 13573    _word_option
+-- 13595    _draw_schedule
+-- 13634    _schedule_options
+-- 13649    _miss_schedule
+-- 13665    _scheduled_in
+-- 13686    _grasp_template
+-- 13713    _enroll_template
+-- 13744    _redraw_template
+-- 13794    create_schedule
+-- 13838    _reform_template
+-- 13864    update_schedule
+-- 13887    _steer_template
+-- 13930    pause_schedule
+-- 13951    resume_schedule
+-- 13971    drop_schedule
+-- 13991    _launch_template
+-- 14023    trigger_schedule
+-- 14045    _diary_template
+-- 14081    get_schedule
+-- 14116    list_schedules
+-- 14158  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 14163    _links_option
+-- 14206    _read_link
+-- 14248    _trail_template
+-- 14294    _linked_template
+-- 14326    _ensue_template
+-- 14369    _undoings
+-- 14396    _undo_template
+-- 14430    _repent_template
+-- 14466    add_compensation
+-- 14506    _repeat_template
+-- 14536    _blank_template
+-- 14574    repeat_run
+-- 14600  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 14609    _brood_template
+-- 14639    _bind_template
+-- 14670    _read_child
+-- 14719    _child_queues
+-- 14745    _birth
+-- 14769    spawn_children
+-- 14848    _cancel_option
+-- 14871    _answer
+-- 14889    _report_template
+-- 14925    _tell_template
+-- 14940    _judge_template
+-- 14976    _ripe_template
+-- 15003    _gather_template
+-- 15068    _rally_template
+-- 15145    _crop_template
+-- 15191    _yield_template
+-- 15212    _dismiss
+-- 15233    _ditch_template
+-- 15278    _perish_template
+-- 15297    _orphan_template
+-- 15312    await_children
+-- 15369  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
+-- 15376    _refuse_run
+-- 15392    _read_run
+-- 15412    create_workflow_run
+-- 15470    update_workflow_run
+-- 15501    _is_own
+-- 15513    _flow_template
+-- 15546    _score_template
+-- 15583    _recorded_run
+-- 15594    _recorded_tallies
+-- 15606    _flows
+-- 15640    _survey
+-- 15696    get_workflow_run
+-- 15746    _is_alike
+-- 15758    _recorded_runs
+-- 15793    _status_option
+-- 15824    list_workflow_runs
+-- 15908    _member_template
+-- 15941    _members
+-- 15976    get_workflow_tree
+-- 16052    _used_template
+-- 16069    _needed_runs
+-- 16101    _merge_tallies
+-- 16124    cleanup_workflow_runs
+-- 16199  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
+-- 16203    _word
+-- 16217    _check_attributes
+-- 16254    _attributes_option
+-- 16271    _pinned_template
+-- 16290    _pin_template
+-- 16321    set_attributes
+-- 16350    _told_template
+-- 16363    get_attributes
+-- 16381  66_messages.sql: Messages: a mailbox per task
+-- 16388    _shut_template
+-- 16431    _post_template
+-- 16480    send_message
+-- 16521    _hear_template
+-- 16588    receive_message
+-- 16626    _unhear_template
+-- 16647    _tidy_template
+-- 16674    _inbox_template
+-- 16700    list_messages
+-- 16722  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
+-- 16733    _resolve_function
+-- 16789    _hire_template
+-- 16811    register_handler
+-- 16835    unregister_handler
+-- 16854    _staff_template
+-- 16875    list_handlers
+-- 16911    _number_step
+-- 16942    _order
+-- 16958    step
+-- 16991    _doze
+-- 17008    sleep_for
+-- 17029    sleep_until
+-- 17052    await
+-- 17086    receive
+-- 17118    children
+-- 17154  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
+-- 17166    _crew
+-- 17213    _steps_given
+-- 17234    _claim_batch
+-- 17277    _grip_template
+-- 17293    _begin_pass
+-- 17319    _read_error
+-- 17348    _carry_out
+-- 17428    _run_pass (procedure)
+-- 17459    _step_call
+-- 17483    _obey (procedure)
+-- 17521    _begin_shift
+-- 17558    _begin_round
+-- 17578    _leave_round
+-- 17613    _handler_of
+-- 17627    _advance (procedure)
+-- 17652    work (procedure)
+-- 17699  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -14664,7 +14665,8 @@ begin
 end;
 $$;
 
--- Read one child to spawn.
+-- Read one child to spawn.  One of another workflow run than its parent's is apart: its end
+-- matters there.
 create or replace function teguh._read_child(
   p_queue_name text,
   p_join       jsonb,
@@ -15500,9 +15502,10 @@ create or replace function teguh._is_own(p_links jsonb)
   returns boolean
   language sql
   immutable
-  set search_path = pg_catalog, pg_temp
 as $$
-  select not coalesce(p_links ? 'join' and not p_links -> 'join' ? 'apart', false);
+  select p_links is null
+         or not (p_links operator(pg_catalog.?) 'join')
+         or (p_links operator(pg_catalog.->) 'join') operator(pg_catalog.?) 'apart';
 $$;
 
 -- How many tasks of workflow runs stand where in this queue.  begun: whether they were ever
@@ -15744,11 +15747,11 @@ create or replace function teguh._is_alike(p_run teguh.workflow_runs, p_like teg
   returns boolean
   language sql
   immutable
-  set search_path = pg_catalog, pg_temp
 as $$
-  select (p_like.version is null or p_run.version = p_like.version)
-         and (p_like.created_by is null or p_run.created_by = p_like.created_by)
-         and (p_like.tags is null or p_run.tags @> p_like.tags);
+  select (p_like.version is null or p_run.version operator(pg_catalog.=) p_like.version)
+         and (p_like.created_by is null
+           or p_run.created_by operator(pg_catalog.=) p_like.created_by)
+         and (p_like.tags is null or p_run.tags operator(pg_catalog.@>) p_like.tags);
 $$;
 
 -- Up to p_limit workflow runs like one, from p_after up to p_before, the newest first.
@@ -16093,6 +16096,30 @@ begin
 end;
 $$;
 
+-- Add up what tasks of workflow runs came to that are gone, so that a run without end does not
+-- gather more and more of it.
+create or replace function teguh._merge_tallies(p_run_ids uuid[])
+  returns void
+  language sql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+  with taken as (
+    delete from teguh.workflow_tallies as t
+    where t.workflow_run_id = any (p_run_ids)
+    returning t.*
+  )
+
+  insert into teguh.workflow_tallies as w (
+    workflow_run_id, queue_name, state, own, qty, started_at, finished_at
+  )
+  select
+    t.workflow_run_id, t.queue_name, t.state, t.own, sum(t.qty), min(t.started_at),
+    max(t.finished_at)
+  from taken as t
+  group by t.workflow_run_id, t.queue_name, t.state, t.own;
+$$;
+
 -- Remove old workflow runs.  What is in use is looked at again after another p_ttl_seconds.
 create or replace function teguh.cleanup_workflow_runs(
   p_ttl_seconds double precision default null,
@@ -16133,6 +16160,7 @@ begin
   update teguh.workflow_runs as w
   set kept_at = v_now
   where w.workflow_run_id = any (v_used);
+  perform teguh._merge_tallies(v_used);
   v_run_ids := array(
     select u.run_id from unnest(v_run_ids) as u(run_id) where u.run_id <> all (v_used)
   );

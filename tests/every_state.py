@@ -86,7 +86,9 @@ def fill(dsn: str, queue: str) -> None:
         call("set_task_checkpoint_state", queue, task, "one", "40", run)
         claim("running")
         if call("pg_catalog.to_regproc", "teguh.spawn_children") != [(None,)]:
-            task, run = claim("parent")
+            ((flow, _),) = call("create_workflow_run", queue)
+            task, run = claim("parent", workflow_run_id=str(flow))
+            call("set_attributes", queue, run, '{"kept": true}')
             call("spawn_children", queue, run, "children", '[{"task_name": "child"}]')
             call("await_children", queue, task, run, "children")
             ((run, *_),) = call("claim_task", queue, "gone", 3600)
@@ -148,6 +150,9 @@ def go_on(dsn: str, queue: str, worker_dsn: str | None = None) -> None:
                 until(lambda n=name, s=state: end(n)[0] == s, f"the end of {name!r}")  # type: ignore[misc]
             for parent in client.list_tasks(queue, task_name="parent"):
                 until(lambda p=parent: result(p.task_id) == ["before"], "the end of a parent")  # type: ignore[misc]
+                assert parent.attributes == {"kept": True}
+                (flow,) = client.list_workflow_runs(name=queue)
+                assert (flow.status, flow.completed) == ("completed", 2)
             for listener in client.list_tasks(queue, task_name="listener"):
                 sent = client.send_message(queue, listener.task_id, "note", 0, idempotency_key="0")
                 assert not sent.created

@@ -14289,7 +14289,8 @@ begin
 end;
 $$;
 
--- Read one child to spawn.
+-- Read one child to spawn.  One of another workflow run than its parent's is apart: its end
+-- matters there.
 create or replace function teguh._read_child(
   p_queue_name text,
   p_join       jsonb,
@@ -15125,9 +15126,10 @@ create or replace function teguh._is_own(p_links jsonb)
   returns boolean
   language sql
   immutable
-  set search_path = pg_catalog, pg_temp
 as $$
-  select not coalesce(p_links ? 'join' and not p_links -> 'join' ? 'apart', false);
+  select p_links is null
+         or not (p_links operator(pg_catalog.?) 'join')
+         or (p_links operator(pg_catalog.->) 'join') operator(pg_catalog.?) 'apart';
 $$;
 
 -- How many tasks of workflow runs stand where in this queue.  begun: whether they were ever
@@ -15369,11 +15371,11 @@ create or replace function teguh._is_alike(p_run teguh.workflow_runs, p_like teg
   returns boolean
   language sql
   immutable
-  set search_path = pg_catalog, pg_temp
 as $$
-  select (p_like.version is null or p_run.version = p_like.version)
-         and (p_like.created_by is null or p_run.created_by = p_like.created_by)
-         and (p_like.tags is null or p_run.tags @> p_like.tags);
+  select (p_like.version is null or p_run.version operator(pg_catalog.=) p_like.version)
+         and (p_like.created_by is null
+           or p_run.created_by operator(pg_catalog.=) p_like.created_by)
+         and (p_like.tags is null or p_run.tags operator(pg_catalog.@>) p_like.tags);
 $$;
 
 -- Up to p_limit workflow runs like one, from p_after up to p_before, the newest first.
@@ -15718,6 +15720,30 @@ begin
 end;
 $$;
 
+-- Add up what tasks of workflow runs came to that are gone, so that a run without end does not
+-- gather more and more of it.
+create or replace function teguh._merge_tallies(p_run_ids uuid[])
+  returns void
+  language sql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+  with taken as (
+    delete from teguh.workflow_tallies as t
+    where t.workflow_run_id = any (p_run_ids)
+    returning t.*
+  )
+
+  insert into teguh.workflow_tallies as w (
+    workflow_run_id, queue_name, state, own, qty, started_at, finished_at
+  )
+  select
+    t.workflow_run_id, t.queue_name, t.state, t.own, sum(t.qty), min(t.started_at),
+    max(t.finished_at)
+  from taken as t
+  group by t.workflow_run_id, t.queue_name, t.state, t.own;
+$$;
+
 -- Remove old workflow runs.  What is in use is looked at again after another p_ttl_seconds.
 create or replace function teguh.cleanup_workflow_runs(
   p_ttl_seconds double precision default null,
@@ -15758,6 +15784,7 @@ begin
   update teguh.workflow_runs as w
   set kept_at = v_now
   where w.workflow_run_id = any (v_used);
+  perform teguh._merge_tallies(v_used);
   v_run_ids := array(
     select u.run_id from unnest(v_run_ids) as u(run_id) where u.run_id <> all (v_used)
   );
