@@ -345,13 +345,18 @@ def test_progress_is_shown_on_a_terminal_and_not_elsewhere(
         assert ("10/10" in screen.getvalue()) == terminal
 
 
-def test_a_table_fits_the_terminal_and_keeps_ids_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_fits_the_terminal_keeps_ids_whole_and_breaks_times_after_the_date(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     screen = io.StringIO()
     monkeypatch.setattr(show, "_console", lambda: Console(file=screen, width=80))
-    id_ = UUID(int=1)
-    show._table(["task_id", "task_name"], [{"task_id": id_, "task_name": "x" * 200}], None)
-    assert str(id_) in screen.getvalue()
-    assert max(map(len, screen.getvalue().splitlines())) <= 80
+    noon = datetime(2031, 5, 1, 12, tzinfo=UTC)
+    row = {"task_id": UUID(int=1), "task_name": "x" * 200, "created_at": noon}
+    show._table(list(row), [row], None)
+    lines = screen.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert str(UUID(int=1)) in lines[2]
+    assert [line.split()[-1] for line in lines[2:4]] == ["2031-05-01", "12:00:00+00"]
     assert screen.getvalue().count("x") == 200
 
 

@@ -103,7 +103,8 @@ def _plain(value: object) -> str:
 def _cell(value: object) -> Text:
     """Return a value as a table shows it: no markup, nothing that steers a terminal."""
     if isinstance(value, datetime):
-        text = value.isoformat(sep=" ", timespec="milliseconds" if value.microsecond else "seconds")
+        precision = "milliseconds" if value.microsecond else "seconds"
+        text = value.isoformat(sep=" ", timespec=precision).removesuffix(":00")  # of the offset
     else:
         text = printable(_plain(value).replace("\n", "\\n"))
     return Text(text, style=_STYLES.get(text, ""))
@@ -115,13 +116,14 @@ def _console() -> Console:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Row], more: str | None) -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for name in columns:
         number = any(type(row[name]) in (int, float) for row in rows)
         table.add_column(
             name,
             justify="right" if number else "left",
             no_wrap=name.endswith("_id"),
+            min_width=len("12:00:00+00") if name.endswith("_at") else None,  # under its date
             overflow="fold",
         )
     for row in rows:
