@@ -654,6 +654,7 @@ class AsyncClient:
         """
         rows = await self._all(_sql.LIST_MESSAGES, queue=queue, task=task_id)
         return [Message(*row) for row in rows]
+
     async def set_attributes(
         self, queue: str, run_id: Id, attributes: Mapping[str, str | float | bool | None]
     ) -> None:
