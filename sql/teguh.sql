@@ -526,7 +526,7 @@
 -- 15893    _handler_of
 -- 15907    _advance (procedure)
 -- 15932    work (procedure)
--- 15979  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 15983  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -15948,6 +15948,10 @@ begin
 
     foreach v_job in array v_jobs loop
       v_handler := teguh._handler_of(v_handlers, v_job.task_name);
+      if v_handler is null then  -- unless it was registered meanwhile
+        v_handlers := teguh._crew(p_queue_name);
+        v_handler := teguh._handler_of(v_handlers, v_job.task_name);
+      end if;
       while v_job.steps is not null
         and teguh._begin_pass(v_job, v_handler, v_shift.unknown_delay)
       loop
