@@ -577,7 +577,7 @@
 -- 17613    _handler_of
 -- 17627    _advance (procedure)
 -- 17652    work (procedure)
--- 17699  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 17703  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -17668,6 +17668,10 @@ begin
 
     foreach v_job in array v_jobs loop
       v_handler := teguh._handler_of(v_handlers, v_job.task_name);
+      if v_handler is null then  -- unless it was registered meanwhile
+        v_handlers := teguh._crew(p_queue_name);
+        v_handler := teguh._handler_of(v_handlers, v_job.task_name);
+      end if;
       while v_job.steps is not null
         and teguh._begin_pass(v_job, v_handler, v_shift.unknown_delay)
       loop

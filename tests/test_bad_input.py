@@ -111,6 +111,10 @@ QUEUE_CALLS = [
     "select teguh.cleanup_tasks({q})",
     "select teguh.cleanup_events({q})",
     "select * from teguh.cleanup_all_queues({q})",
+    "select teguh.register_handler({q}, 'a', 'nowhere.a')",
+    "select teguh.unregister_handler({q}, 'a')",
+    "select * from teguh.list_handlers({q})",
+    "call teguh.work({q})",
     "select teguh.ticker({q})",
     "select teguh.drop_queue({q})",
 ]

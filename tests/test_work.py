@@ -784,13 +784,21 @@ def test_with_known_only_the_others_are_not_touched(shop: Shop) -> None:
     assert shop.one("select state from teguh.t_q where task_id = %s", unknown) == "pending"
 
 
-def test_a_handler_that_is_registered_meanwhile_is_found(dsn: str, shop: Shop) -> None:
+def test_a_handler_that_is_registered_while_its_task_is_being_claimed_is_found(
+    dsn: str, shop: Shop
+) -> None:
     shop.handle("a", "begin return '1'; end")
-    with session(
-        dsn, 'call teguh.work(\'q\', \'{"max_seconds": 60, "poll_seconds": 0.02, "limit": 1}\')'
-    ):
+    task_id = shop.spawn("b")
+    shop.ask("""
+        create function shop.wait() returns trigger language plpgsql as $$
+        begin perform pg_advisory_xact_lock(7); return new; end $$;
+        create trigger wait before update on teguh.t_q
+        for each row when (new.state = 'running') execute function shop.wait();
+        select pg_advisory_lock(7)""")
+    with session(dsn, "call teguh.work('q')"):
+        until(shop, WAITING)
         shop.handle("b", "begin return '2'; end")
-        task_id = shop.spawn("b")
+        shop.ask("select pg_advisory_unlock(7)")
     assert shop.result(task_id) == ("completed", 2)
 
 

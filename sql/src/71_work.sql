@@ -514,6 +514,10 @@ begin
 
     foreach v_job in array v_jobs loop
       v_handler := teguh._handler_of(v_handlers, v_job.task_name);
+      if v_handler is null then  -- unless it was registered meanwhile
+        v_handlers := teguh._crew(p_queue_name);
+        v_handler := teguh._handler_of(v_handlers, v_job.task_name);
+      end if;
       while v_job.steps is not null
         and teguh._begin_pass(v_job, v_handler, v_shift.unknown_delay)
       loop

@@ -195,7 +195,9 @@ CASES: dict[str, tuple[str, dict[str, Any], Check]] = {
         nothing,
     ),
     "workflows get": ("{flow}", {"name": "order", "status": "running", "failed": 1}, nothing),
-    "workflows tree": ("{flow} --limit 2", {"queue_name": "jobs", "depth": 0, "attempts": 1}, nothing),
+    "workflows tree": (
+        "{flow} --limit 2", {"queue_name": "jobs", "depth": 0, "attempts": 1}, nothing
+    ),
     "workflows update": (
         "{flow} --version 3", {"done": "workflows update", "workflow_run_id": "{flow}"},
         lambda client, world: client.get_workflow_run(world.flow).version == "3",
