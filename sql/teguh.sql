@@ -495,34 +495,34 @@
 -- 15034    create_workflow_run
 -- 15092    update_workflow_run
 -- 15123    _is_own
--- 15135    _flow_template
--- 15168    _score_template
--- 15205    _recorded_run
--- 15216    _recorded_tallies
--- 15228    _flows
--- 15262    _survey
--- 15318    get_workflow_run
--- 15368    _is_alike
--- 15380    _recorded_runs
--- 15415    _status_option
--- 15446    list_workflow_runs
--- 15530    _member_template
--- 15563    _members
--- 15598    get_workflow_tree
--- 15674    _used_template
--- 15691    _needed_runs
--- 15723    _merge_tallies
--- 15746    cleanup_workflow_runs
--- 15821  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
--- 15825    _word
--- 15839    _check_attributes
--- 15876    _attributes_option
--- 15893    _pinned_template
--- 15912    _pin_template
--- 15943    set_attributes
--- 15972    _told_template
--- 15985    get_attributes
--- 16003  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 15136    _flow_template
+-- 15169    _score_template
+-- 15206    _recorded_run
+-- 15217    _recorded_tallies
+-- 15229    _flows
+-- 15263    _survey
+-- 15319    get_workflow_run
+-- 15369    _is_alike
+-- 15384    _recorded_runs
+-- 15419    _status_option
+-- 15450    list_workflow_runs
+-- 15534    _member_template
+-- 15567    _members
+-- 15602    get_workflow_tree
+-- 15678    _used_template
+-- 15695    _needed_runs
+-- 15727    _merge_tallies
+-- 15750    cleanup_workflow_runs
+-- 15825  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
+-- 15829    _word
+-- 15843    _check_attributes
+-- 15880    _attributes_option
+-- 15897    _pinned_template
+-- 15916    _pin_template
+-- 15947    set_attributes
+-- 15976    _told_template
+-- 15989    get_attributes
+-- 16007  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -15125,9 +15125,10 @@ create or replace function teguh._is_own(p_links jsonb)
   language sql
   immutable
 as $$
-  select p_links is null
-         or not (p_links operator(pg_catalog.?) 'join')
-         or (p_links operator(pg_catalog.->) 'join') operator(pg_catalog.?) 'apart';
+  select
+    p_links is null
+    or not (p_links operator(pg_catalog.?) 'join')
+    or (p_links operator(pg_catalog.->) 'join') operator(pg_catalog.?) 'apart';
 $$;
 
 -- How many tasks of workflow runs stand where in this queue.  begun: whether they were ever
@@ -15370,10 +15371,13 @@ create or replace function teguh._is_alike(p_run teguh.workflow_runs, p_like teg
   language sql
   immutable
 as $$
-  select (p_like.version is null or p_run.version operator(pg_catalog.=) p_like.version)
-         and (p_like.created_by is null
-           or p_run.created_by operator(pg_catalog.=) p_like.created_by)
-         and (p_like.tags is null or p_run.tags operator(pg_catalog.@>) p_like.tags);
+  select
+    (p_like.version is null or p_run.version operator(pg_catalog.=) p_like.version)
+    and (
+      p_like.created_by is null
+      or p_run.created_by operator(pg_catalog.=) p_like.created_by
+    )
+    and (p_like.tags is null or p_run.tags operator(pg_catalog.@>) p_like.tags);
 $$;
 
 -- Up to p_limit workflow runs like one, from p_after up to p_before, the newest first.
