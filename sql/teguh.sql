@@ -507,77 +507,77 @@
 -- 15412    create_workflow_run
 -- 15470    update_workflow_run
 -- 15501    _is_own
--- 15513    _flow_template
--- 15546    _score_template
--- 15583    _recorded_run
--- 15594    _recorded_tallies
--- 15606    _flows
--- 15640    _survey
--- 15696    get_workflow_run
--- 15746    _is_alike
--- 15758    _recorded_runs
--- 15793    _status_option
--- 15824    list_workflow_runs
--- 15908    _member_template
--- 15941    _members
--- 15976    get_workflow_tree
--- 16052    _used_template
--- 16069    _needed_runs
--- 16101    _merge_tallies
--- 16124    cleanup_workflow_runs
--- 16199  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
--- 16203    _word
--- 16217    _check_attributes
--- 16254    _attributes_option
--- 16271    _pinned_template
--- 16290    _pin_template
--- 16321    set_attributes
--- 16350    _told_template
--- 16363    get_attributes
--- 16381  66_messages.sql: Messages: a mailbox per task
--- 16388    _shut_template
--- 16431    _post_template
--- 16480    send_message
--- 16521    _hear_template
--- 16588    receive_message
--- 16626    _unhear_template
--- 16647    _tidy_template
--- 16674    _inbox_template
--- 16700    list_messages
--- 16722  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
--- 16733    _resolve_function
--- 16789    _hire_template
--- 16811    register_handler
--- 16835    unregister_handler
--- 16854    _staff_template
--- 16875    list_handlers
--- 16911    _number_step
--- 16942    _order
--- 16958    step
--- 16991    _doze
--- 17008    sleep_for
--- 17029    sleep_until
--- 17052    await
--- 17086    receive
--- 17118    children
--- 17154  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
--- 17166    _crew
--- 17213    _steps_given
--- 17234    _claim_batch
--- 17277    _grip_template
--- 17293    _begin_pass
--- 17319    _read_error
--- 17348    _carry_out
--- 17428    _run_pass (procedure)
--- 17459    _step_call
--- 17483    _obey (procedure)
--- 17521    _begin_shift
--- 17558    _begin_round
--- 17578    _leave_round
--- 17613    _handler_of
--- 17627    _advance (procedure)
--- 17652    work (procedure)
--- 17703  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 15514    _flow_template
+-- 15547    _score_template
+-- 15584    _recorded_run
+-- 15595    _recorded_tallies
+-- 15607    _flows
+-- 15641    _survey
+-- 15697    get_workflow_run
+-- 15747    _is_alike
+-- 15762    _recorded_runs
+-- 15797    _status_option
+-- 15828    list_workflow_runs
+-- 15912    _member_template
+-- 15945    _members
+-- 15980    get_workflow_tree
+-- 16056    _used_template
+-- 16073    _needed_runs
+-- 16105    _merge_tallies
+-- 16128    cleanup_workflow_runs
+-- 16203  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
+-- 16207    _word
+-- 16221    _check_attributes
+-- 16258    _attributes_option
+-- 16275    _pinned_template
+-- 16294    _pin_template
+-- 16325    set_attributes
+-- 16354    _told_template
+-- 16367    get_attributes
+-- 16385  66_messages.sql: Messages: a mailbox per task
+-- 16392    _shut_template
+-- 16435    _post_template
+-- 16484    send_message
+-- 16525    _hear_template
+-- 16592    receive_message
+-- 16630    _unhear_template
+-- 16651    _tidy_template
+-- 16678    _inbox_template
+-- 16704    list_messages
+-- 16726  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
+-- 16737    _resolve_function
+-- 16793    _hire_template
+-- 16815    register_handler
+-- 16839    unregister_handler
+-- 16858    _staff_template
+-- 16879    list_handlers
+-- 16915    _number_step
+-- 16946    _order
+-- 16962    step
+-- 16995    _doze
+-- 17012    sleep_for
+-- 17033    sleep_until
+-- 17056    await
+-- 17090    receive
+-- 17122    children
+-- 17158  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
+-- 17170    _crew
+-- 17217    _steps_given
+-- 17238    _claim_batch
+-- 17281    _grip_template
+-- 17297    _begin_pass
+-- 17323    _read_error
+-- 17352    _carry_out
+-- 17432    _run_pass (procedure)
+-- 17463    _step_call
+-- 17487    _obey (procedure)
+-- 17525    _begin_shift
+-- 17562    _begin_round
+-- 17582    _leave_round
+-- 17617    _handler_of
+-- 17631    _advance (procedure)
+-- 17656    work (procedure)
+-- 17707  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -15503,9 +15503,10 @@ create or replace function teguh._is_own(p_links jsonb)
   language sql
   immutable
 as $$
-  select p_links is null
-         or not (p_links operator(pg_catalog.?) 'join')
-         or (p_links operator(pg_catalog.->) 'join') operator(pg_catalog.?) 'apart';
+  select
+    p_links is null
+    or not (p_links operator(pg_catalog.?) 'join')
+    or (p_links operator(pg_catalog.->) 'join') operator(pg_catalog.?) 'apart';
 $$;
 
 -- How many tasks of workflow runs stand where in this queue.  begun: whether they were ever
@@ -15748,10 +15749,13 @@ create or replace function teguh._is_alike(p_run teguh.workflow_runs, p_like teg
   language sql
   immutable
 as $$
-  select (p_like.version is null or p_run.version operator(pg_catalog.=) p_like.version)
-         and (p_like.created_by is null
-           or p_run.created_by operator(pg_catalog.=) p_like.created_by)
-         and (p_like.tags is null or p_run.tags operator(pg_catalog.@>) p_like.tags);
+  select
+    (p_like.version is null or p_run.version operator(pg_catalog.=) p_like.version)
+    and (
+      p_like.created_by is null
+      or p_run.created_by operator(pg_catalog.=) p_like.created_by
+    )
+    and (p_like.tags is null or p_run.tags operator(pg_catalog.@>) p_like.tags);
 $$;
 
 -- Up to p_limit workflow runs like one, from p_after up to p_before, the newest first.

@@ -134,9 +134,10 @@ create or replace function teguh._is_own(p_links jsonb)
   language sql
   immutable
 as $$
-  select p_links is null
-         or not (p_links operator(pg_catalog.?) 'join')
-         or (p_links operator(pg_catalog.->) 'join') operator(pg_catalog.?) 'apart';
+  select
+    p_links is null
+    or not (p_links operator(pg_catalog.?) 'join')
+    or (p_links operator(pg_catalog.->) 'join') operator(pg_catalog.?) 'apart';
 $$;
 
 -- How many tasks of workflow runs stand where in this queue.  begun: whether they were ever
@@ -379,10 +380,13 @@ create or replace function teguh._is_alike(p_run teguh.workflow_runs, p_like teg
   language sql
   immutable
 as $$
-  select (p_like.version is null or p_run.version operator(pg_catalog.=) p_like.version)
-         and (p_like.created_by is null
-           or p_run.created_by operator(pg_catalog.=) p_like.created_by)
-         and (p_like.tags is null or p_run.tags operator(pg_catalog.@>) p_like.tags);
+  select
+    (p_like.version is null or p_run.version operator(pg_catalog.=) p_like.version)
+    and (
+      p_like.created_by is null
+      or p_run.created_by operator(pg_catalog.=) p_like.created_by
+    )
+    and (p_like.tags is null or p_run.tags operator(pg_catalog.@>) p_like.tags);
 $$;
 
 -- Up to p_limit workflow runs like one, from p_after up to p_before, the newest first.
