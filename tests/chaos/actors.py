@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 Conn = psycopg.Connection[tuple[Any, ...]]
 
 QUEUE = "storm"
+INSIDE = "inside"  # whose handlers are SQL functions
 SEGMENT_BYTES = 65536
 
 # How pg_stat_activity tells those who may be shot at from those who watch.

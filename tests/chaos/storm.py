@@ -24,7 +24,7 @@ from uuid import UUID
 import psycopg
 from psycopg import IsolationLevel
 
-from tests.chaos.actors import QUEUE, TARGET, Conn, act, send
+from tests.chaos.actors import INSIDE, QUEUE, TARGET, Conn, act, send
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +38,7 @@ PROCESSES = 4
 THREADS = 4
 SPAWNERS = 3
 STRAGGLERS = 6
+INSIDERS = 3
 # Of a queue that goes by rules: so many keys, so many tasks of each at a time.
 KEYS = 6
 AT_ONCE = 2
@@ -49,6 +50,7 @@ RETRIES = (
 )
 # The queue does not exist, or ceased to exist during the call.
 DROPPED = {"TG001", "42P01", "42883", "XX000"}
+FLOWS = ("ebb", "flood")
 UNFINISHED = "state not in ('completed', 'failed', 'cancelled')"
 
 
@@ -98,6 +100,14 @@ class Storm:
         with psycopg.connect(self.dsn, autocommit=True) as connection:
             connection.execute(SCHEMA.encode())
             connection.execute("select teguh.create_queue(%s)", (QUEUE,))
+            connection.execute("select teguh.create_queue(%s)", (INSIDE,))
+            for task_name in ("one", "bred"):
+                connection.execute(
+                    "select teguh.register_handler(%s, %s, 'chaos.follow')", (INSIDE, task_name)
+                )
+            connection.execute(
+                "select teguh.create_workflow_run(n) from unnest(%s::text[]) as n", (list(FLOWS),)
+            )
             if self.rules:
                 connection.execute(
                     "select teguh.set_limit(%s, 'key', '*', %s)",
@@ -126,6 +136,7 @@ class Storm:
         bodies: list[tuple[str, Callable[[Conn, Random], None]]] = [
             *((f"spawner {n}", self._spawn) for n in range(SPAWNERS)),
             *((f"straggler {n}", self._straggle) for n in range(STRAGGLERS)),
+            ("inside", self._spawn_inside),
             ("emitter", self._emit),
             *((f"sender {n}", partial(self._send, f"sender {n}")) for n in range(2)),
             ("canceller", self._cancel),
@@ -135,8 +146,14 @@ class Storm:
         ]
         stormy = [self._thread(name, body, self._over) for name, body in bodies]
         stormy.append(threading.Thread(target=self._shoot))
-        ticker = self._thread("ticker", self._tick, self._ended)
-        self._threads = [*stormy, ticker]
+        tireless = [
+            self._thread("ticker", self._tick, self._ended),
+            *(
+                self._thread(f"insider {n}", self._work_inside, self._ended)
+                for n in range(INSIDERS)
+            ),
+        ]
+        self._threads = [*stormy, *tireless]
         for thread in self._threads:
             thread.start()
         return stormy
@@ -198,6 +215,30 @@ class Storm:
             )
             time.sleep(rng.uniform(0.01, 0.4))
         self._know(task_ids, roll_back=roll_back)
+
+    def _spawn_inside(self, connection: Conn, rng: Random) -> None:
+        """Spawn a task for a handler in the database."""
+        options: dict[str, Any] = {"retry_strategy": rng.choice(RETRIES)}
+        with connection.transaction(force_rollback=rng.random() < 0.1):
+            connection.execute(
+                "select teguh.spawn_task(%s, 'one', %s, %s::jsonb || jsonb_build_object("
+                "'workflow_run_id', (select w.workflow_run_id from teguh.workflow_runs as w"
+                " where w.name = %s)))",
+                (INSIDE, json.dumps(_params(rng)), json.dumps(options), rng.choice(FLOWS)),
+            )
+        time.sleep(rng.random() * 0.05)
+
+    def _work_inside(self, connection: Conn, rng: Random) -> None:
+        """Let the database work."""
+        options = {
+            "max_seconds": 0.5,
+            "poll_seconds": 0.05,
+            "claim_timeout": rng.choice([0.3, 1]),
+            "batch": rng.choice([1, 1, 3]),
+            "known_only": self.rules and rng.random() < 0.5,
+        }
+        connection.execute("call teguh.work(%s, %s)", (INSIDE, json.dumps(options)))
+        self._count("shifts in the database")
 
     def _spawn_plain(self, connection: Conn, rng: Random) -> list[UUID]:
         """Spawn one task, or many at once."""
@@ -434,8 +475,9 @@ class Storm:
                 ).fetchall():
                     send(connection, "calm", task_id, topic)
                 rows = connection.execute(
-                    "select count(*), sum(turn), sum(attempt)"
-                    f" from teguh.t_{QUEUE} where {UNFINISHED}"
+                    "select count(*), sum(turn), sum(attempt) from ("
+                    f"select * from teguh.t_{QUEUE} union all select * from teguh.t_{INSIDE}"
+                    f") as t where {UNFINISHED}"
                 ).fetchall()
                 if rows[0][0] == 0:
                     return
@@ -478,10 +520,10 @@ def _emit(connection: Conn, name: str) -> None:
 
 
 def _params(rng: Random) -> dict[str, Any]:
-    """What a task has to do: writes, a child, sleeps, waits, children, messages."""
+    """What a task has to do: writes, a child, sleeps, waits, children, messages, attributes."""
     kinds = rng.choices(
-        ["write", "spawn", "sleep", "wait", "brood", "hear", "say"],
-        [8, 1, 3, 3, 2, 3, 1],
+        ["write", "spawn", "sleep", "wait", "brood", "hear", "say", "tell"],
+        [8, 1, 3, 3, 2, 3, 1, 2],
         k=rng.choice([0, 1, 2, 4]),
     )
     return {

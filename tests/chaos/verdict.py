@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import psycopg
 from psycopg import sql
 
-from tests.chaos.actors import QUEUE, Conn
+from tests.chaos.actors import INSIDE, QUEUE, Conn
 
 if TYPE_CHECKING:
     from uuid import UUID
 
     from tests.chaos.storm import Storm
 
-# Each query returns what contradicts its name. {q} is the queue.
+# Each query returns what contradicts its name. {q} is the queue, {inside} that of SQL handlers.
 CHECKS = {
     "every committed task exists": """
         select distinct s.task_id from chaos.spawned as s
@@ -98,6 +98,55 @@ CHECKS = {
           on (second.task_id, second.payload) = (b.task_id, to_jsonb(b.payload))
         where second.received_by <> ''
           and (first.received_by = '' or first.received_by > second.received_by)
+    """,
+    "a task has the attributes that its steps have set": """
+        select t.task_id, t.step, v.name from (
+          select s.task_id, s.step from chaos.steps as s where s.step ~ '^tell'
+          union
+          select s.task_id, s.step from chaos.inside as s where s.step ~ '^tell'
+        ) as t
+        full join (
+          select * from teguh.v_{q} union all select * from teguh.v_{inside}
+        ) as v on (v.task_id, v.name) = (t.task_id, t.step)
+        where t.task_id is null or v.task_id is null
+    """,
+    "a workflow run counts the tasks that it has": """
+        select w.name, w.completed, t.completed, w.failed, t.failed, w.cancelled, t.cancelled
+        from teguh.list_workflow_runs() as w
+        cross join lateral (
+          select
+            count(*) filter (where t.state = 'completed') as completed,
+            count(*) filter (where t.state = 'failed') as failed,
+            count(*) filter (where t.state = 'cancelled') as cancelled
+          from teguh.t_{inside} as t
+          where t.workflow_run_id = w.workflow_run_id
+        ) as t
+        where (w.completed, w.failed, w.cancelled) <> (t.completed, t.failed, t.cancelled)
+          or w.completed = 0
+    """,
+    "a step in the database is done if and only if it has a checkpoint": """
+        select s.task_id, s.step, c.checkpoint_name from (
+          select * from chaos.inside as s where s.step <> 'end'
+        ) as s
+        full join (
+          select * from teguh.c_{inside} as c
+          where c.checkpoint_name !~ '^(sleep|wait|brood|hear)'
+        ) as c on c.task_id = s.task_id and c.checkpoint_name = s.step
+        where s.task_id is null or c.task_id is null
+    """,
+    "a step in the database is done once": """
+        select s.task_id, s.step, count(*) from chaos.inside as s
+        group by s.task_id, s.step having count(*) > 1
+    """,
+    "a handler in the database comes to its end if and only if its task is completed": """
+        select t.task_id, t.state, s.step from teguh.t_{inside} as t
+        left join chaos.inside as s on s.task_id = t.task_id and s.step = 'end'
+        where (t.state = 'completed') is distinct from (s.task_id is not null)
+    """,
+    "every task in the database is over": """
+        select t.task_id, t.state, t.turn, t.available_at, t.lease_expires_at
+        from teguh.t_{inside} as t
+        where t.state not in ('completed', 'failed', 'cancelled')
     """,
     "every task is over": """
         select t.task_id, t.state, t.turn, t.available_at, t.lease_expires_at from teguh.t_{q} as t
@@ -214,7 +263,8 @@ def violations(storm: Storm) -> list[str]:
     found = [f"an error reached a caller: {line}" for line in storm.errors]
     with psycopg.connect(storm.dsn, autocommit=True) as connection:
         for name, query in CHECKS.items():
-            rows = connection.execute(query.replace("{q}", QUEUE).encode()).fetchall()
+            statement = query.replace("{q}", QUEUE).replace("{inside}", INSIDE)
+            rows = connection.execute(statement.encode()).fetchall()
             if rows:
                 found.append(f"{name}: not so for {len(rows)}: {rows[:3]}")
         task_ids = _task_ids(connection)
@@ -234,6 +284,9 @@ def figures(storm: Storm) -> str:
         states = connection.execute(
             f"select state, count(*) from teguh.t_{QUEUE} group by 1 order by 1"
         ).fetchall()
+        inside = connection.execute(
+            f"select state, count(*) from teguh.t_{INSIDE} group by 1 order by 1"
+        ).fetchall()
         counts = connection.execute(
             "select (select count(*) from chaos.claimed), (select count(*) from chaos.steps),"
             f" (select count(*) from teguh.r_{QUEUE}),"
@@ -246,6 +299,7 @@ def figures(storm: Storm) -> str:
         ).fetchall()
     lines = [
         f"seed {storm.seed}: " + ", ".join(f"{number} {state}" for state, number in states),
+        "in the database: " + ", ".join(f"{number} {state}" for state, number in inside),
         "{} claims, {} steps, {} runs in the history, {} segments".format(*counts),
         ", ".join(f"{number} {what}" for what, number in sorted(storm.counts.items())),
         "dead rows and bytes: " + ", ".join(f"{n} {d} {b}" for n, d, b in dead),

@@ -192,6 +192,11 @@ class Worker:
             "select teguh.set_task_checkpoint_state(%s, %s, %s, '1', %s)",
             (QUEUE, run.task_id, step, run.run_id),
         )
+        if kind == "tell":
+            connection.execute(
+                "select teguh.set_attributes(%s, %s, %s)",
+                (QUEUE, run.run_id, json.dumps({step: 1})),
+            )
         if kind == "say":
             send(connection, self.name, run.task_id, run.params["topic"])
         if kind != "sleep":
