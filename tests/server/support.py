@@ -46,8 +46,9 @@ def serving(service: Service, app: ASGIApp | None = None) -> Iterator[str]:
 class Api:
     """Calls the endpoints with the token of a scope."""
 
-    def __init__(self, url: str, scope: str = "admin") -> None:
+    def __init__(self, url: str, service: Service, scope: str = "admin") -> None:
         self.url = url
+        self.service = service
         self.headers = {"Authorization": f"Bearer {SECRETS[scope]}"}
         self.http = httpx.Client(base_url=url, headers=self.headers, timeout=PATIENCE)
 
@@ -84,7 +85,8 @@ class Api:
 @contextmanager
 def api(dsn: str, scope: str = "admin", **options: Unpack[ServiceOptions]) -> Iterator[Api]:
     """Serve a database, and yield who calls."""
-    with serving(create_app(dsn, tokens=TOKENS, **options)) as url:
-        caller = Api(url, scope)
+    service = create_app(dsn, tokens=TOKENS, **options)
+    with serving(service) as url:
+        caller = Api(url, service, scope)
         with caller.http:
             yield caller

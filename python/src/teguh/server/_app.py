@@ -26,11 +26,11 @@ from teguh.server._claims import Claims
 from teguh.server._errors import Problem, problem_of, told
 from teguh.server._feeds import Feed
 from teguh.server._openapi import describe, in_path, takes_body
-from teguh.server._routes import BARE, LONG_POLLS, LOOK, ROUTES, SSE, stream_stats
+from teguh.server._routes import BARE, LONG_POLLS, LOOK, ROUTES, SSE, stream_schedules, stream_stats
 from teguh.server._shape import Misshapen, from_text, parameters, parse, read, write
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable
 
     from starlette.requests import Request
 
@@ -94,9 +94,9 @@ class Service(Starlette):
         self._gate = Gatekeeper(tokens)
         self._pool = AsyncPool(self._connect, pool_size)
         self._claims = Claims(self._client, self._open)
-        self._feeds = {
-            True: Feed("stats", "queue_name", self._stats, stream_interval),
-            False: Feed("schedule", "schedule_name", self._schedules, stream_interval),
+        self._feeds: dict[Callable[..., Any], Feed] = {
+            stream_stats: Feed("stats", "queue_name", self._stats, stream_interval),
+            stream_schedules: Feed("schedule", "schedule_name", self._schedules, stream_interval),
         }
         self._description = describe(ROUTES, PREFIX, package_version())
         super().__init__(
@@ -105,7 +105,7 @@ class Service(Starlette):
                 Endpoint("/openapi.json", self._openapi),
                 Endpoint("/docs", self._docs),
             ],
-            exception_handlers={HTTPException: _no_endpoint, Exception: _defect},
+            exception_handlers={HTTPException: _no_endpoint},
             lifespan=lambda _: self.running(),
         )
 
@@ -194,7 +194,8 @@ class Service(Starlette):
             except Exception as error:
                 known = problem_of(error)
                 if known is None:
-                    raise
+                    log.exception("%s %s failed", request.method, request.url.path)
+                    known = 500, Problem("the service has a defect; its log says more", "XX000")
                 return told(*known)
 
         return answer
@@ -206,7 +207,7 @@ class Service(Starlette):
         if route.media == SSE:
             if request.method == "HEAD":
                 return Response(media_type=SSE)
-            feed = self._feeds[route.call is stream_stats]
+            feed = self._feeds[route.call]
             return StreamingResponse(
                 route.call(feed, **arguments),
                 media_type=SSE,
@@ -322,7 +323,3 @@ async def _no_endpoint(_: Request, error: Exception) -> Response:
     problem = Problem(error.detail.lower(), "42883")
     return told(error.status_code, problem, error.headers)
 
-
-async def _defect(request: Request, error: Exception) -> Response:
-    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return told(500, Problem("the service has a defect; its log says more", "XX000"))

@@ -38,6 +38,7 @@ STATUS = {
     "42602": 400,  # no name for a queue
     "42704": 400,
     "42883": 404,  # no such path
+    "54000": 413,  # the body is too large
     "54": 400,
 }
 

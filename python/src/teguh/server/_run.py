@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -15,6 +16,7 @@ from teguh.server._auth import is_loopback, read_tokens
 if TYPE_CHECKING:
     import socket
     from collections.abc import Iterable
+    from types import FrameType
 
     from teguh.server._app import ServiceOptions
     from teguh.server._auth import Token
@@ -29,6 +31,12 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self._service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Shut down, or on a second Ctrl-C at once; the signal has no other effect after that."""
+        del frame
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await self._service.end_waits()
@@ -75,6 +83,8 @@ def serve(
         proxy_headers=False,
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
-    server = Server(config, service)
-    server.run()
-    return 0 if server.started else 1
+    try:
+        Server(config, service).run()
+    except SystemExit:  # what is wrong has been logged
+        return 1
+    return 0
