@@ -28,7 +28,7 @@ NIL = "00000000-0000-0000-0000-000000000000"
 def send(service: Api, route: Route, authorization: bytes) -> httpx.Response:
     """Send a request to an endpoint that cannot succeed: it has a parameter that is unknown."""
     path = ("" if route.path in BARE else PREFIX) + route.path
-    path = path.replace("{queue}", "jobs").replace(":path", "")
+    path = path.replace("{queue}", "jobs")
     for name in ("task_id", "run_id", "name", "step_name"):
         path = path.replace(f"{{{name}}}", NIL)
     body = {"json": {"unknown": 1}} if takes_body(route.method) else {"params": {"unknown": 1}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import httpx
 
@@ -123,7 +124,7 @@ def test_checkpoints_are_kept_and_found(service: Api) -> None:
     run = claim(service)["run_id"]
     at = f"/queues/jobs/tasks/{task}/checkpoints"
     for step in ("charge", "a/b c?"):
-        path = f"{at}/{step.replace('?', '%3F')}"
+        path = f"{at}/{quote(step, safe='')}"
         service.put(path, state={"of": step}, owner_run=run, extend_claim_by=60)
         assert service.get(path) == {"state": {"of": step}}
     found = service.get(at, run_id=run)
@@ -202,7 +203,7 @@ def test_limits_are_set_and_shown(service: Api) -> None:
 
 
 def test_schedules_are_created_changed_fired_and_dropped(service: Api) -> None:
-    at = "/schedules/every/night"
+    at = "/schedules/every%2Fnight"
     created = {"queue": "jobs", "task_name": "report", "schedule": "0 3 * * *"}
     service.put(at, **created, timezone="Asia/Tokyo", params={"of": "yesterday"})
     assert service.get(at)["options"]["timezone"] == "Asia/Tokyo"

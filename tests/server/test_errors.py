@@ -111,6 +111,7 @@ NONSENSE: list[tuple[str, str, dict[str, Any]]] = [
     ("GET", "/next-fire-time", {"params": {"schedule": "@daily"}}),
     ("POST", "/queues/jobs/pause", {"json": {"only": {"task": "x"}}}),
     ("PUT", "/queues/a%00b", {}),
+    ("PUT", "/queues/a%ffb", {}),
 ]
 
 
@@ -134,9 +135,14 @@ def test_a_body_is_limited_also_when_its_length_is_not_said(dsn: str) -> None:
 def test_a_path_or_method_that_does_not_exist_is_told_in_the_same_form(service: Api) -> None:
     refused(service.http.get("/nowhere"), 404, "42883")
     refused(service.call("GET", "/nowhere"), 404, "42883")
-    answer = service.call("POST", "/queues/jobs")
-    refused(answer, 405, "42883")
-    assert set(answer.headers["allow"].split(", ")) == {"GET", "HEAD", "PUT", "PATCH", "DELETE"}
+    for method, path, allowed in (
+        ("POST", "/queues/jobs", {"GET", "HEAD", "PUT", "PATCH", "DELETE"}),
+        ("GET", "/queues/jobs/tasks/claim", {"POST"}),
+        ("PUT", "/schedules/x/pause", {"POST"}),
+    ):
+        answer = service.call(method, path)
+        refused(answer, 405, "42883")
+        assert set(answer.headers["allow"].split(", ")) == allowed
 
 
 def test_a_database_without_teguh_is_told(empty_dsn: str) -> None:

@@ -100,7 +100,8 @@ def under_load(url: str) -> Iterator[Load]:
 
 
 def worked_off(dsn: str, load: Load) -> bool:
-    """Tell whether all that was spawned has been completed."""
+    """Complete what is left; tell whether all that was spawned has been completed."""
+    drain(dsn)
     with teguh.Client.connect(dsn) as client:
         client.ticker()
         (stats,) = client.queue_stats("jobs")
@@ -117,7 +118,7 @@ def drain(dsn: str) -> None:
 
 def all_completed(dsn: str, load: Load) -> None:
     """Every task that a client was told of has been completed, and no other is there."""
-    until(lambda: drain(dsn) or worked_off(dsn, load), "the end of the work")
+    until(lambda: worked_off(dsn, load), "the end of the work")
     with teguh.Client.connect(dsn) as client:
         rows = client.connection.execute("select task_id::text, state from teguh.t_jobs").fetchall()
     assert load.spawned <= {task for task, _ in rows}

@@ -16,9 +16,10 @@ import httpx
 
 import teguh
 from teguh.server import _claims
+from teguh.server._app import PREFIX
 from teguh.server._routes import stream_stats
 from tests.python.support import until
-from tests.server.support import PREFIX, Api, api
+from tests.server.support import Api, api
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -250,7 +251,8 @@ def test_however_many_look_a_stream_asks_once_and_nobody_looks_nothing_is_asked(
     service: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     feed = service.service._feeds[stream_stats]
-    real, asked = feed._fetch, []
+    real = feed._fetch
+    asked: list[int] = []
 
     async def fetch() -> Any:
         asked.append(len(asked))

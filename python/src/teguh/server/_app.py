@@ -9,10 +9,12 @@ from contextlib import asynccontextmanager
 from http import HTTPStatus
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from urllib.parse import unquote
 
 import psycopg
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route as Endpoint
 
@@ -32,7 +34,7 @@ from teguh.server._shape import Misshapen, from_text, parameters, parse, read, w
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
-    from starlette.requests import Request
+    from starlette.types import Receive, Scope, Send
 
     from teguh._connect import AsyncConn
     from teguh.server._auth import Token
@@ -181,24 +183,30 @@ class Service(Starlette):
         for route in ROUTES:
             path = ("" if route.path in BARE else PREFIX) + route.path
             by_path.setdefault(path, {})[route.method] = route
-        return [
-            Endpoint(path, self._endpoint(routes), methods=list(routes))
-            for path, routes in by_path.items()
-        ]
+        # /tasks/claim is no task
+        paths = sorted(by_path, key=lambda path: [part[:1] == "{" for part in path.split("/")])
+        return [Endpoint(path, _Resource(self, by_path[path])) for path in paths]
 
-    def _endpoint(self, routes: dict[str, Route]) -> Any:
-        async def answer(request: Request) -> Response:
-            route = routes["GET" if request.method == "HEAD" else request.method]
-            try:
-                return await self._answer(request, route)
-            except Exception as error:
-                known = problem_of(error)
-                if known is None:
-                    log.exception("%s %s failed", request.method, request.url.path)
-                    known = 500, Problem("the service has a defect; its log says more", "XX000")
-                return told(*known)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve; a slash within a name comes encoded, and is no slash of the path."""
+        if scope["type"] == "http" and (raw := scope.get("raw_path")):
+            scope = {**scope, "path": raw.decode("ascii", "replace")}
+        await super().__call__(scope, receive, send)
 
-        return answer
+    async def respond(self, request: Request, routes: dict[str, Route]) -> Response:
+        """Answer a request for one of the paths, which has these methods."""
+        route = routes.get("GET" if request.method == "HEAD" else request.method)
+        if route is None:
+            allowed = ", ".join([*routes, "HEAD"] if "GET" in routes else routes)
+            return told(405, Problem("there is no such method here", "42883"), {"Allow": allowed})
+        try:
+            return await self._answer(request, route)
+        except Exception as error:
+            known = problem_of(error)
+            if known is None:
+                log.exception("%s %s failed", request.method, request.url.path)
+                known = 500, Problem("the service has a defect; its log says more", "XX000")
+            return told(*known)
 
     async def _answer(self, request: Request, route: Route) -> Response:
         if route.scopes:
@@ -251,7 +259,7 @@ class Service(Starlette):
         fields = parameters(route.call)
         inside = [field.name for field in fields if in_path(field, route.path)]
         found = {
-            field.name: from_text([request.path_params[field.name]], field.kind, field.name)
+            field.name: from_text([_decoded(request, field.name)], field.kind, field.name)
             for field in fields
             if field.name in inside
         }
@@ -300,6 +308,18 @@ class Service(Starlette):
         return Response(page, media_type="text/html", headers={"Content-Security-Policy": policy})
 
 
+class _Resource:
+    """One path, as an ASGI application: of all methods, so that it can refuse some itself."""
+
+    def __init__(self, service: Service, routes: dict[str, Route]) -> None:
+        self._service = service
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self._service.respond(Request(scope, receive), self._routes)
+        await response(scope, receive, send)
+
+
 # What one expects to be called to get an ASGI application.
 create_app = Service
 
@@ -312,6 +332,14 @@ def _json(route: Route, result: Any) -> Response:
     return Response(write(result), media_type="application/json")
 
 
+def _decoded(request: Request, name: str) -> str:
+    """Return a part of the path."""
+    try:
+        return unquote(request.path_params[name], errors="strict")
+    except UnicodeDecodeError:
+        raise Misshapen(name, "is not in UTF-8") from None
+
+
 async def _gone(request: Request) -> None:
     """Return when the client has closed its end."""
     while (await request.receive())["type"] != "http.disconnect":
@@ -322,4 +350,3 @@ async def _no_endpoint(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     problem = Problem(error.detail.lower(), "42883")
     return told(error.status_code, problem, error.headers)
-

@@ -32,7 +32,7 @@ def describe(routes: Sequence[Route], prefix: str, version: str) -> dict[str, An
     named: dict[str, Any] = {}
     paths: dict[str, Any] = {}
     for route in routes:
-        path = (("" if route.path in BARE else prefix) + route.path).replace(":path}", "}")
+        path = ("" if route.path in BARE else prefix) + route.path
         paths.setdefault(path, {})[route.method.lower()] = _operation(route, named)
     problem = schema(Problem, named)
     return {
@@ -87,7 +87,7 @@ def _operation(route: Route, named: dict[str, Any]) -> dict[str, Any]:
 
 def in_path(field: Field, path: str) -> bool:
     """Tell whether a field is in the path."""
-    return f"{{{field.name}}}" in path or f"{{{field.name}:path}}" in path
+    return f"{{{field.name}}}" in path
 
 
 def takes_body(method: str) -> bool:

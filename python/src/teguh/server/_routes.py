@@ -132,7 +132,7 @@ _rule = partial(Route, RULE)
 
 _TASK = "/queues/{queue}/tasks/{task_id}"
 _RUN = "/queues/{queue}/runs/{run_id}"
-_SCHEDULE = "/schedules/{name:path}"
+_SCHEDULE = "/schedules/{name}"
 
 # fmt: off
 ROUTES = [
@@ -190,9 +190,9 @@ ROUTES = [
     _work("POST", _RUN + "/compensations", Client.add_compensation),
     # checkpoints
     _look("GET", _TASK + "/checkpoints", Client.get_task_checkpoint_states),
-    _look("GET", _TASK + "/checkpoints/{step_name:path}", Client.get_task_checkpoint_state,
+    _look("GET", _TASK + "/checkpoints/{step_name}", Client.get_task_checkpoint_state,
           "state"),
-    _work("PUT", _TASK + "/checkpoints/{step_name:path}", Client.set_task_checkpoint_state),
+    _work("PUT", _TASK + "/checkpoints/{step_name}", Client.set_task_checkpoint_state),
     # events
     _use("POST", "/queues/{queue}/events", Client.emit_event),
     # schedules
