@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,6 +16,8 @@ import pytest
 from psycopg.types.string import TextLoader
 
 import teguh
+from teguh._cli.verbs import VERBS
+from teguh._doctor import ENGINE, SERVER
 from tools.servers import CLIENT, WORKER
 
 if TYPE_CHECKING:
@@ -235,9 +240,64 @@ def test_the_python_of_the_repetition_looks_three_times(dsn: str) -> None:
     )
 
 
+CLI = ROOT / "docs" / "cli.md"
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def typed(text: str, environment: dict[str, str]) -> str:
+    """Return a document with what its commands print in one shell; one line ends the output."""
+    mark = "-- end of the output --"
+    commands = re.findall(r"^\$ (.*)", text, re.MULTILINE)
+    script = "".join(f"{line}\nstatus=$?; echo '{mark}'; (exit $status)\n" for line in commands)
+    done = subprocess.run(
+        ["bash", "-c", script], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, check=False,
+    )  # fmt: skip
+    outputs = iter(done.stdout.split(f"{mark}\n"))
+
+    def block(match: re.Match[str]) -> str:
+        prompts = re.findall(r"^\$ .*", match[1], re.MULTILINE)
+        answers = [re.sub(" +$", "", next(outputs), flags=re.MULTILINE) for _ in prompts]
+        shown = [f"{p}\n{a}" for p, a in zip(prompts, answers, strict=True)]
+        return "```console\n" + "\n".join(shown) + "```"
+
+    return re.sub(r"```console\n(.*?)```", block, text, flags=re.DOTALL)
+
+
+def test_the_command_line_prints_what_its_page_shows(dsn: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as db:
+        db.execute(ORDERS.encode())
+    environment = {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "TEGUH_DSN": dsn,
+        "PGOPTIONS": "-c teguh.fake_now=2031-05-01T12:00:00Z -c timezone=UTC",
+        "PYTHONUTF8": "1",
+    }
+    text = CLI.read_text()
+    assert UUID.sub("an id", typed(text, environment)) == UUID.sub("an id", text)
+
+
+def test_the_page_on_the_command_line_names_every_verb_and_what_it_calls() -> None:
+    rows = re.findall(r"^\| `(\w+) ([^|]*) \| ([^|]*) \|$", CLI.read_text(), re.MULTILINE)
+    named = {f"{group} {verb}" for group, verbs, _ in rows for verb in re.findall(r"(\w+)`", verbs)}
+    assert named == {f"{group} {verb}" for group, verbs in VERBS.items() for verb in verbs}
+    called = {name for _, _, calls in rows for name in re.findall(r"`([a-z_]+)`", calls)}
+    sent = {
+        verb.__name__ for verbs in VERBS.values() for verb in verbs.values()
+        if verb.__qualname__.startswith("Client.")
+    }  # fmt: skip
+    assert sent <= called
+    assert called <= set(vars(teguh.Client))
+
+
+def test_the_page_on_the_command_line_names_every_check() -> None:
+    text = CLI.read_text().partition("| check |")[2]
+    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == ["version", *SERVER, *ENGINE]
+
+
 DOCUMENTS = [
-    "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/managed.md", "docs/upgrading.md",
-    "docs/operating.md", "docs/patterns/children.md", "docs/patterns/sagas.md",
+    "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/cli.md", "docs/managed.md",
+    "docs/upgrading.md", "docs/operating.md", "docs/patterns/children.md", "docs/patterns/sagas.md",
     "docs/patterns/schedules.md",
 ]  # fmt: skip
 

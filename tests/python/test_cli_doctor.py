@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
@@ -32,11 +32,11 @@ class Doctor:
         self._capsys, self._dsn = capsys, dsn
         self.status = -1
 
-    def finds(self, *options: str, dsn: str | None = None) -> dict[str, list[tuple[str, str, str]]]:
+    def finds(self, *options: str, dsn: str | None = None) -> dict[str, list[tuple[str, str, Any]]]:
         """Return severity, message and hint of what was found, by check."""
         arguments = ["doctor", "--dsn", dsn or self._dsn, "--format", "json", *options]
         self.status = main(arguments)
-        found: dict[str, list[tuple[str, str, str]]] = {}
+        found: dict[str, list[tuple[str, str, Any]]] = {}
         for row in json.loads(self._capsys.readouterr().out):
             found.setdefault(row["check"], []).append(
                 (row["severity"], row["message"], row["hint"])
@@ -78,6 +78,7 @@ def test_nothing_is_wrong_with_a_healthy_database(
     if cluster.pgcrypto == "absent" and severities["pgcrypto"] == ["info"]:
         severities["pgcrypto"] = ["ok"]
     assert severities == {check: ["ok"] for check in CHECKS}
+    assert "last tick at 20" in found["scheduler"][0][1]
     for form in ("table", "csv"):
         assert main(["doctor", "--dsn", superuser_dsn, "--format", form]) == 0
         out = capsys.readouterr().out
@@ -96,7 +97,7 @@ def test_the_table_shows_what_is_wrong_with_its_hint(
     lines = capsys.readouterr().out.splitlines()
     (place,) = [n for n, line in enumerate(lines) if "autovacuum is off for teguh.t_jobs" in line]
     assert lines[place].split()[:2] == ["warning", "autovacuum"]
-    assert "Run: alter table teguh.t_jobs reset (autovacuum_enabled);" in lines[place + 1]
+    assert "hint: Run: alter table teguh.t_jobs reset (autovacuum_enabled);" in lines[place + 1]
 
 
 VERSION = (
@@ -285,7 +286,7 @@ def test_leases_that_are_over_or_without_end_are_found(doctor: Doctor, superuser
             client.claim_task("jobs", "host-1", claim_timeout=timeout)
     assert doctor.finds()["leases"][0][0] == "ok"
     (over,) = doctor.finds(dsn=later(superuser_dsn, 1000))["leases"]
-    assert over[:2] == ("warning", 'of queue "jobs" 1 leases are over, and nobody has noticed')
+    assert over[1] == 'leases of queue "jobs" that are over, and nobody has noticed: 1'
     assert (
         doctor.finds("--patience", "2000", dsn=later(superuser_dsn, 1000))["leases"][0][0] == "ok"
     )
@@ -319,7 +320,7 @@ def test_pg_cron_without_jobs_or_with_failing_ones_or_not_running_is_found(
         with teguh.Client.connect(dsn) as client:
             assert "has no job that ticks" in doctor.finds()["scheduler"][0][1]
             client.start(ticker_schedule="0 0 1 1 *", cleanup_schedule="0 0 1 1 *")
-            assert doctor.finds()["scheduler"][0][0] == "ok"
+            assert doctor.finds()["scheduler"] == [("ok", "no tick yet; pg_cron runs", None)]
             client.connection.execute(
                 "insert into cron.job_run_details (jobid, runid, status, return_message, end_time)"
                 " select jobid, 1, 'failed', 'ERROR: disk full', now() from cron.job"

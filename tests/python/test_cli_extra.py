@@ -16,6 +16,7 @@ from uuid import UUID
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 import teguh
 from teguh._cli import show, verbs
@@ -50,8 +51,7 @@ def test_the_extra_has_the_verbs_that_the_core_says_it_has() -> None:
     assert list(EXTRA) == ["doctor", *verbs.VERBS]
 
 
-def test_every_line_of_help_is_about_something() -> None:
-    """A word of HELP that no verb has is left over from one that is gone."""
+def test_every_argument_and_option_has_its_help_and_none_is_left_over() -> None:
     used = set()
     for group in verbs.VERBS.values():
         for verb in group.values():
@@ -66,7 +66,9 @@ def test_every_line_of_help_is_about_something() -> None:
     [
         "queues", "nonsense", "queues nonsense", "queues create", "queues list --nonsense",
         "queues list --format xml", "tasks get jobs no-uuid", "tasks list jobs --state lost",
-        "tasks list jobs --created-after noon", "tasks list jobs --limit many",
+        "tasks list jobs --created-after noon", "tasks list jobs --created-after 0001-01-01",
+        "tasks watch jobs ID --interval 0", "tasks watch jobs ID --interval nan",
+        "doctor --patience -1", "doctor --patience nan", "tasks list jobs --limit many",
         "tasks spawn jobs t {", "runs schedule jobs ID later", "limits set nothing",
         "schedules next @daily --count x", "queues delete jobs", "dlq purge jobs",
     ],
@@ -265,6 +267,30 @@ def test_what_a_task_holds_can_neither_mark_up_a_table_nor_steer_a_terminal(
                 assert (read[0] if isinstance(read, list) else read)["task_name"] == name
 
 
+def test_where_only_ascii_can_be_printed_all_is_readable(at: str) -> None:
+    with teguh.Client.connect(at) as client:
+        client.spawn_task("jobs", "größe")
+    for form, shown in (
+        ("json", "gr\\u00f6\\u00dfe"),
+        ("csv", "gr\\xf6\\xdfe"),
+        ("table", "\\xdf"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "teguh.cli", "tasks", "list", "jobs", "--format", form],
+            env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, check=True,
+        )  # fmt: skip
+        assert shown in done.stdout.decode("ascii")
+
+
+def test_a_reader_who_stops_reading_is_no_error(at: str) -> None:
+    with teguh.Client.connect(at) as client:
+        client.spawn_tasks("jobs", [teguh.NewTask("report") for _ in range(1000)])
+    script = f"{sys.executable} -m teguh.cli tasks list jobs --limit 1000 --format csv | head -n 1"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("task_id,")
+    assert done.stderr == ""
+
+
 def test_null_sets_back_and_json_may_be_empty_or_null(at: str) -> None:
     update = ["queues", "update", "jobs"]
     assert main([*update, "--default-retry-strategy", '{"kind":"none"}']) == 0
@@ -319,15 +345,29 @@ def test_progress_is_shown_on_a_terminal_and_not_elsewhere(
         assert ("10/10" in screen.getvalue()) == terminal
 
 
-def test_a_table_fits_the_terminal_and_keeps_ids_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_fits_the_terminal_keeps_ids_whole_and_breaks_times_after_the_date(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     screen = io.StringIO()
     monkeypatch.setattr(show, "_console", lambda: Console(file=screen, width=80))
-    id_ = UUID(int=1)
-    show._table(["task_id", "task_name"], [{"task_id": id_, "task_name": "x" * 200}], None)
-    assert str(id_) in screen.getvalue()
-    assert max(map(len, screen.getvalue().splitlines())) <= 80
+    noon = datetime(2031, 5, 1, 12, tzinfo=UTC)
+    row = {"task_id": UUID(int=1), "task_name": "x" * 200, "created_at": noon}
+    show._table(list(row), [row], None)
+    lines = screen.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert str(UUID(int=1)) in lines[2]
+    assert [line.split()[-1] for line in lines[2:4]] == ["2031-05-01", "12:00:00+00"]
     assert screen.getvalue().count("x") == 200
 
 
-def test_the_app_can_be_built_without_a_database() -> None:
+def test_the_verbs_of_the_core_are_verbs_of_the_app_too(at: str) -> None:
+    runner = CliRunner()
     assert [group.name for group in build().registered_groups] == list(verbs.VERBS)
+    assert runner.invoke(build(), ["install", "--queue", "a", "--queue", "b"]).exit_code == 0
+    spawned = runner.invoke(
+        build(), ["spawn", "a", "report", "--max-attempts", "7", "--delay", "9"]
+    )
+    with teguh.Client.connect(at) as client:
+        assert [queue.queue_name for queue in client.list_queues()] == ["a", "b", "jobs"]
+        task = client.get_task("a", spawned.output.strip())
+    assert (task.params, task.max_attempts, task.state) == (None, 7, "sleeping")

@@ -269,9 +269,9 @@ def check(world: World, verb: str, form: str, out: str) -> None:
     expected = {name: world.named(value) for name, value in CASES[verb][1].items()}
     if form == "table":
         for value in expected.values():
-            shown = (
-                plain(value).replace("T", " ") if plain(value).startswith("20") else plain(value)
-            )
+            shown = plain(value)
+            if shown.startswith("2031"):
+                shown = shown.replace("T", " ").removesuffix(":00")
             assert value == {} or shown in out
         return
     first = rows(form, out)[0]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from datetime import datetime
 
-    from teguh._types import ListedTask
+    from teguh._types import ListedTask, Status
 
 Severity = Literal["ok", "info", "warning", "error"]
 
@@ -187,8 +187,15 @@ def _health(patient: Patient) -> Iterator[Found]:
 
 def _scheduler(patient: Patient) -> Iterator[Found]:
     status = patient.client.status()
+    ticked = f"last tick at {_at(status.last_tick_at)}" if status.last_tick_at else "no tick yet"
     if status.scheduler is None:
+        yield "ok", f"{ticked}; pg_cron is not here, so workers tick", None
         return
+    wrong = list(_pg_cron(patient, status))
+    yield from wrong or [("ok", f"{ticked}; pg_cron runs", None)]
+
+
+def _pg_cron(patient: Patient, status: Status) -> Iterator[Found]:
     if status.ticker_job is None:
         yield _warning("pg_cron is here, but has no job that ticks", "Run: select teguh.start();")
     [(runs,)] = patient.ask(_catalog.CRON_RUNS)
@@ -270,7 +277,7 @@ def _leases(patient: Patient) -> Iterator[Found]:
                 )
         if over:
             yield _warning(
-                f'of queue "{queue}" {over} leases are over, and nobody has noticed',
+                f'leases of queue "{queue}" that are over, and nobody has noticed: {over}',
                 f"Start a worker, or run: select teguh.ticker('{queue}');",
             )
 
@@ -308,7 +315,7 @@ SERVER: Checks = {
 }
 ENGINE: Checks = {
     "health": ("somebody ticks, and where there is work, somebody works", _health),
-    "scheduler": ("pg_cron does its part, or is not there", _scheduler),
+    "scheduler": ("somebody ticks", _scheduler),
     "rights": ("teguh is its owner's, and others have what they were granted", _rights),
     "bloat": ("no table has more dead rows than live ones", _bloat),
     "leases": ("none is over, none without end is old", _leases),

@@ -7,6 +7,7 @@ import importlib
 import json
 import logging
 import os
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -57,12 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0: done. 1: the database refused, or something is wrong. 2: what was asked for makes no sense.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        "".join(arguments).encode()
-        return _run(arguments)
-    except UnicodeEncodeError:
-        return _complain("the arguments are not in UTF-8", USAGE)
+        return _run(list(sys.argv[1:] if argv is None else argv))
     except (UsageError, ConfigurationError, NotStorable) as error:
         return _complain(str(error), USAGE)
     except EngineError as error:
@@ -88,12 +85,23 @@ def _told(message: str, sqlstate: str | None, detail: str | None, hint: str | No
 
 
 def _complain(text: str, status: int = REFUSED) -> int:
-    print(f"teguh: {text}", file=sys.stderr)
+    print(f"teguh: {printable(text)}", file=sys.stderr)
     return status
+
+
+# What would steer a terminal, or turn the direction of what is read.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """Return a text with all control characters but tabs and line feeds as JSON writes them."""
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _run(arguments: list[str]) -> int:
     """Run a verb of the core by itself, so that a worker never loads the extra; or the extra."""
+    if re.search("[\udc80-\udcff]", "".join(arguments)):
+        raise UsageError("the arguments are not in UTF-8")
     verb = arguments[0] if arguments else ""
     extra = None if verb in CORE else _extra()
     if extra is not None:
@@ -284,7 +292,7 @@ def _load(path: str) -> Registry:
 def _spawn(args: argparse.Namespace) -> int:
     try:
         params: Any = json.loads(args.params)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"params are not JSON: {error}") from None
     options: SpawnOptions = {}
     if args.max_attempts is not None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import io
 import re
+import sys
 from inspect import Parameter, Signature, signature
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,6 +42,8 @@ _SHARED = [
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line and return the exit status; what a verb raises is the caller's."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         get_command(build())(list(arguments), prog_name="teguh")
     except SystemExit as end:
@@ -76,6 +80,8 @@ def doctor(
     form: AsFormat = "table",
 ) -> None:
     """Look at everything and end with status 1 if there is an error or a warning."""
+    if not 0 <= patience <= 1e9:
+        raise typer.BadParameter("the patience is a number of seconds")
     findings = examine(dsn, patience)
     show_findings(findings, form)
     raise typer.Exit(cli.REFUSED if any(finding.is_wrong for finding in findings) else 0)

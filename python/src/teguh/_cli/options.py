@@ -52,7 +52,7 @@ class Kind:
             raise typer.BadParameter(f"{text!r} is not one of {', '.join(self.choices)}")
         try:
             return self.read(text)
-        except ValueError as error:
+        except (ValueError, OverflowError, RecursionError) as error:
             raise typer.BadParameter(f"{text!r} is no {self.metavar}: {error}") from None
 
 
@@ -80,7 +80,7 @@ def kind_of(name: str, annotation: Any, *, nullable: bool = False) -> Kind:
         return Kind(each.metavar, each.read, each.choices, nullable, many=True)
     if get_origin(annotation) is Literal:
         return Kind("|".join(members), choices=tuple(members), nullable=nullable)
-    seconds = name.endswith(("_seconds", "_ttl", "_timeout")) or name in _SECONDS
+    seconds = name.endswith(("_seconds", "_ttl", "_timeout", "interval"))
     simple = {
         bool: Kind("", flag=True),
         str: Kind("TEXT", nullable=nullable),
@@ -94,9 +94,6 @@ def kind_of(name: str, annotation: Any, *, nullable: bool = False) -> Kind:
 def _json(text: str) -> Any:
     value = json.loads(text)
     return Null if value is None else value
-
-
-_SECONDS = {"delay", "extend_by", "interval", "patience"}
 
 
 def row_type(verb: Callable[..., Any]) -> type | None:
@@ -133,11 +130,12 @@ def _parameter(
     required: bool = False,
     default: object = None,
 ) -> Parameter:
-    about = HELP.get(f"{verb.__name__}.{name}") or HELP[name]
-    if kind.choices and not option:
-        about += f": {', '.join(kind.choices)}"
-    if kind.nullable:
-        about += "; null: the default"
+    about = HELP.get(f"{verb.__name__}.{name}", HELP.get(name, ""))
+    if not option:  # its place shows no metavar
+        about += f": {', '.join(kind.choices)}" if kind.choices else ""
+        about += {"JSON": ", in JSON", "TIME": ", in ISO 8601"}.get(kind.metavar, "")
+    elif kind.nullable:
+        about += "; may be null"
     shared: dict[str, Any] = {
         "help": about + ("; may be repeated" if kind.many else ""),
         "show_default": str(default) if default not in (None, False) else False,

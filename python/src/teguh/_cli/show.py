@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-import re
 import sys
 from contextlib import contextmanager
 from datetime import datetime
@@ -20,6 +19,7 @@ from rich.text import Text
 
 from teguh import _types
 from teguh._doctor import Finding
+from teguh.cli import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -39,9 +39,6 @@ _STYLES = {
     "completed": "green", "ok": "green", "running": "cyan", "failed": "red", "error": "red",
     "expired": "red", "cancelled": "yellow", "warning": "yellow",
 }  # fmt: skip
-
-# What would steer a terminal, or turn the direction of what is read.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 def show(result: object, row_type: type | None, form: Format, more: str | None = None) -> None:
@@ -83,8 +80,8 @@ def _json(value: object, indent: int | None = None) -> str:
     def plain(value: object) -> str:
         return value.isoformat() if isinstance(value, datetime) else str(value)
 
-    text = json.dumps(value, default=plain, ensure_ascii=False, indent=indent)
-    return re.sub(_CONTROL, lambda c: c[0] if c[0] == "\n" else f"\\u{ord(c[0]):04x}", text)
+    wide = sys.stdout.encoding.lower().startswith("utf")
+    return printable(json.dumps(value, default=plain, ensure_ascii=not wide, indent=indent))
 
 
 def _csv(columns: Sequence[str], rows: Sequence[Row], *, header: bool = True) -> None:
@@ -106,9 +103,10 @@ def _plain(value: object) -> str:
 def _cell(value: object) -> Text:
     """Return a value as a table shows it: no markup, nothing that steers a terminal."""
     if isinstance(value, datetime):
-        text = value.isoformat(sep=" ", timespec="milliseconds" if value.microsecond else "seconds")
+        precision = "milliseconds" if value.microsecond else "seconds"
+        text = value.isoformat(sep=" ", timespec=precision).removesuffix(":00")  # of the offset
     else:
-        text = _CONTROL.sub(lambda c: f"\\u{ord(c[0]):04x}", _plain(value))
+        text = printable(_plain(value).replace("\n", "\\n"))
     return Text(text, style=_STYLES.get(text, ""))
 
 
@@ -118,13 +116,14 @@ def _console() -> Console:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Row], more: str | None) -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for name in columns:
         number = any(type(row[name]) in (int, float) for row in rows)
         table.add_column(
             name,
             justify="right" if number else "left",
             no_wrap=name.endswith("_id"),
+            min_width=len("12:00:00+00") if name.endswith("_at") else None,  # under its date
             overflow="fold",
         )
     for row in rows:
@@ -172,7 +171,7 @@ def show_findings(findings: Sequence[Finding], form: Format) -> None:
     for finding in findings:
         table.add_row(_cell(finding.severity), _cell(finding.check), _cell(finding.message))
         if finding.hint:
-            table.add_row("", "", Text("→ ").append_text(_cell(finding.hint)))
+            table.add_row("", "", _cell(f"hint: {finding.hint}"))
     _console().print(table)
 
 

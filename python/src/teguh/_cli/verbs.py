@@ -103,6 +103,8 @@ def purge(
 
 def watch(client: Client, queue: str, task_id: Id, *, interval: float = 1) -> Iterator[Happening]:
     """Print what happens to a task until it is over; the status is 0 if it has completed."""
+    if not 0 < interval <= 86400:
+        raise typer.BadParameter("the interval is more than 0 and at most a day")
     told: set[str] = set()
     while True:
         result = client.get_task_result(queue, task_id)
