@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-import httpx
 import psycopg
 import pytest
-from starlette.applications import Starlette
-from starlette.routing import Mount
 
 import teguh
-from teguh.server import create_app
-from teguh.server._app import PREFIX
 from teguh.server._errors import problem_of
 from teguh.server._shape import Misshapen, from_text, parse, read
 from tests.python.support import until
-from tests.server.support import SECRETS, TOKENS, Api, api, serving
+from tests.server.support import Api, api
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    import httpx
 
     from tests.cluster import Cluster
 
@@ -225,20 +219,3 @@ def test_shapes_are_read_as_json_means_them() -> None:
         read(1, bool, "x")
     with pytest.raises(Misshapen, match=r"x\[1\] is no string"):
         read(["a", 1], list[str], "x")
-
-
-def test_the_service_can_be_mounted_in_another_application(dsn: str) -> None:
-    service = create_app(dsn, tokens=TOKENS)
-
-    @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        async with service.running():
-            yield
-
-    outer = Starlette(routes=[Mount("/durable", service)], lifespan=lifespan)
-    headers = {"Authorization": f"Bearer {SECRETS['admin']}"}
-    with serving(service, outer) as url:
-        assert httpx.get(f"{url}/durable{PREFIX}/queues", headers=headers).json() == []
-        description = httpx.get(f"{url}/durable/openapi.json").json()
-        assert description["servers"] == [{"url": "/durable"}]
-        assert httpx.get(f"{url}/durable/docs").status_code == 200

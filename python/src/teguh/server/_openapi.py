@@ -57,6 +57,9 @@ def describe(routes: Sequence[Route], prefix: str, version: str) -> dict[str, An
     }
 
 
+_TAGS = {"queues", "tasks", "dead-letters", "runs", "events", "schedules", "streams"}
+
+
 def _operation(route: Route, named: dict[str, Any]) -> dict[str, Any]:
     summary, text = _said(route)
     operation: dict[str, Any] = {
@@ -96,8 +99,8 @@ def takes_body(method: str) -> bool:
 
 
 def _tag(path: str) -> str:
-    parts = [part for part in path.split("/") if part and not part.startswith("{")]
-    return parts[1] if parts[0] == "queues" and len(parts) > 1 else parts[0]
+    parts = [part for part in path.split("/") if part and part[0] != "{"]
+    return next((part for part in parts[1::-1] if part in _TAGS), "upkeep")
 
 
 def _said(route: Route) -> tuple[str, str]:
