@@ -60,7 +60,8 @@ def test_the_page_names_every_status_of_the_table() -> None:
 
 
 def test_the_page_names_every_option() -> None:
-    serve: Any = parser()._subparsers._group_actions[0].choices["serve"]  # type: ignore[union-attr]
+    commands: Any = parser()._subparsers
+    serve = commands._group_actions[0].choices["serve"]
     options = {name for action in serve._actions for name in action.option_strings[-1:]}
     table = TEXT.partition("| option |")[2]
     assert set(re.findall(r"`(--[a-z-]+)", table.partition("\n\n")[0])) == options - {

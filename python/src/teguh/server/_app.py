@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 from contextlib import asynccontextmanager
+from functools import partial
 from http import HTTPStatus
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -242,17 +243,13 @@ class Service(Starlette):
     async def _long_poll(
         self, request: Request, route: Route, arguments: dict[str, Any]
     ) -> Response:
-        """Answer when there is something, unless the client has gone by then."""
-        claim = asyncio.create_task(route.call(self._claims, **arguments))
+        """Answer when there is something."""
         gone = asyncio.create_task(_gone(request))
         try:
-            await asyncio.wait({claim, gone}, return_when=asyncio.FIRST_COMPLETED)
+            result = await route.call(partial(self._claims.claim, gone), **arguments)
         finally:
             gone.cancel()
-            if not claim.done():
-                claim.cancel()
-                await asyncio.wait([claim])
-        return Response(status_code=499) if claim.cancelled() else _json(route, claim.result())
+        return _json(route, result)
 
     async def _arguments(self, request: Request, route: Route) -> dict[str, Any]:
         """Read the parameters of an endpoint out of a request."""

@@ -13,7 +13,7 @@ import math
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 
@@ -98,18 +98,17 @@ class Claims:
         self.lines: dict[Wanted, _Line] = {}
         self.closing = False
 
-    async def claim(self, wanted: Wanted, terms: Terms, seconds: float) -> list[ClaimedRun]:
-        """Claim what there is, or wait for it for so many seconds.
-
-        When it is cancelled meanwhile, what it had just claimed is handed back.
-        """
+    async def claim(
+        self, gone: asyncio.Future[None], wanted: Wanted, terms: Terms, seconds: float
+    ) -> list[ClaimedRun]:
+        """Claim what there is, or wait for it for so many seconds, or until the client has gone."""
         if seconds <= 0 or self.closing:
             async with self.borrow() as client:
                 return await claim(client, wanted, terms)
         line = self.lines.get(wanted)
         if line is None:
             self.lines[wanted] = line = _Line(self, wanted)
-        return await line.wait(terms, seconds)
+        return await line.wait(gone, terms, seconds)
 
     def _heard(self, channel: str | None) -> None:
         for line in self.lines.values():
@@ -147,28 +146,28 @@ class _Line:
         self.channels: set[str] = set()
         self.task = asyncio.create_task(self._run())
 
-    async def wait(self, terms: Terms, seconds: float) -> list[ClaimedRun]:
+    async def wait(
+        self, gone: asyncio.Future[None], terms: Terms, seconds: float
+    ) -> list[ClaimedRun]:
+        """Wait in the line; what was claimed for a client that has gone is handed back."""
         waiter = _Waiter(terms, asyncio.get_running_loop().create_future())
         self._waiters.append(waiter)
         self._changed.set()
-        try:
-            await asyncio.wait([waiter.answer], timeout=seconds)
-        except asyncio.CancelledError:
-            self._leave(waiter)
-            if waiter.served:
-                await self._hand_back(waiter)
-            raise
+        either: list[asyncio.Future[Any]] = [waiter.answer, gone]
+        await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         self._leave(waiter)
-        return await waiter.answer if waiter.served or waiter.answer.done() else []
+        found = await waiter.answer if waiter.served or waiter.answer.done() else []
+        if found and gone.done():
+            await self._hand_back(found)
+        return found
 
     def _leave(self, waiter: _Waiter) -> None:
         if waiter in self._waiters:
             self._waiters.remove(waiter)
 
-    async def _hand_back(self, waiter: _Waiter) -> None:
-        """Release what was claimed for one that has gone; its lease would end by itself, too."""
+    async def _hand_back(self, runs: list[ClaimedRun]) -> None:
+        """Release what nobody has taken; its lease would end by itself, too."""
         try:
-            runs = await waiter.answer
             async with self._claims.borrow() as client:
                 for run in runs:
                     await client.release_run(
@@ -184,7 +183,7 @@ class _Line:
             self._changed.set()
 
     def dismiss(self) -> None:
-        """Let all go with nothing, but those whose claim is under way."""
+        """Let all go with nothing, but the one whose claim is under way."""
         for waiter in [waiter for waiter in self._waiters if not waiter.served]:
             self._leave(waiter)
             waiter.answer.set_result([])
@@ -251,11 +250,17 @@ class _Line:
         try:
             async with self._claims.borrow() as client:
                 runs = await claim(client, self._wanted, waiter.terms)
-        except Exception as error:  # noqa: BLE001 - the one who asked is told, whatever it is
+        except Exception as error:  # noqa: BLE001 - those who asked are told, whatever it is
             self._failed = True
-            self._leave(waiter)
-            waiter.answer.set_exception(error)
+            alike = [waiter] if isinstance(error, TeguhError) else [waiter, *self._waiters]
+            for each in dict.fromkeys(alike):  # what is no answer of the engine is so for all
+                self._leave(each)
+                each.answer.set_exception(error)
             return True
+        except asyncio.CancelledError:
+            self._leave(waiter)
+            waiter.answer.set_result([])
+            raise
         self._failed = False
         if runs or waiter not in self._waiters:  # or its time was up meanwhile
             self._leave(waiter)

@@ -6,19 +6,22 @@ GET or DELETE and in the JSON body of all others.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator  # noqa: TC003 - the signatures are read
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from teguh._async.client import AsyncClient as Client
-from teguh._types import ClaimedRun, Order  # noqa: TC001
-from teguh.server._claims import Claims, Terms, Wanted
+from teguh._types import ClaimedRun, Order
+from teguh.server._claims import Terms, Wanted
 from teguh.server._feeds import Feed  # noqa: TC001
 from teguh.server._shape import Misshapen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
+
+# Claims, or waits for so many seconds.
+Claim = Callable[[Wanted, Terms, float], Awaitable[list[ClaimedRun]]]
 
 MAX_WAIT_SECONDS = 60.0
 
@@ -32,7 +35,7 @@ RULE = ("admin",)
 class Route:
     """An endpoint: its path, what it calls, and the scopes of which a token needs one.
 
-    What is called gets a client; a claim gets what waits for tasks, a stream its feed. `value`
+    What is called gets a client; a claim gets what claims and waits, a stream its feed. `value`
     names what it returns, if that is one bare value.
     """
 
@@ -45,7 +48,7 @@ class Route:
 
 
 async def claim_task(
-    claims: Claims,
+    claim: Claim,
     queue: str,
     worker_id: str = "worker",
     *,
@@ -59,11 +62,11 @@ async def claim_task(
     none came. A timeout of 0 or less is a lease without end. SQL: ``claim_task``.
     """
     terms = Terms(worker_id, claim_timeout, qty)
-    return await claims.claim(Wanted((queue,)), terms, _wait(wait_seconds))
+    return await claim(Wanted((queue,)), terms, _wait(wait_seconds))
 
 
 async def claim_any(
-    claims: Claims,
+    claim: Claim,
     queues: list[str] | None = None,
     worker_id: str = "worker",
     *,
@@ -80,7 +83,7 @@ async def claim_any(
     SQL: ``claim_any``.
     """
     wanted = Wanted(_tuple(queues), _tuple(task_names), order, any=True)
-    return await claims.claim(wanted, Terms(worker_id, claim_timeout, qty), _wait(wait_seconds))
+    return await claim(wanted, Terms(worker_id, claim_timeout, qty), _wait(wait_seconds))
 
 
 def stream_stats(feed: Feed, queue: str | None = None) -> AsyncIterator[bytes]:
