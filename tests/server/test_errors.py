@@ -204,8 +204,10 @@ def test_a_defect_is_told_without_what_it_was(
 
 
 def test_an_error_of_nobody_is_a_defect() -> None:
-    assert problem_of(LookupError()) is None
-    assert problem_of(psycopg.errors.UndefinedColumn()) is None
+    for error in (LookupError("a secret"), psycopg.errors.UndefinedColumn("a secret")):
+        status, problem = problem_of(error)
+        assert (status, problem.code) == (500, "XX000")
+        assert "secret" not in problem.error
 
 
 def test_shapes_are_read_as_json_means_them() -> None:

@@ -265,3 +265,15 @@ def test_what_makes_no_sense_ends_with_status_2(
     told = capsys.readouterr().err
     assert says in told
     assert "long-enough-a-secret" not in told
+
+
+def test_without_the_extra_the_verb_says_how_to_get_it() -> None:
+    script = (
+        "import sys; sys.modules['uvicorn'] = None\n"
+        "from teguh.cli import main; sys.exit(main(['serve']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "pip install 'teguh[server]'" in done.stderr

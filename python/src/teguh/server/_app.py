@@ -202,12 +202,8 @@ class Service(Starlette):
             return told(405, Problem("there is no such method here", "42883"), {"Allow": allowed})
         try:
             return await self._answer(request, route)
-        except Exception as error:
-            known = problem_of(error)
-            if known is None:
-                log.exception("%s %s failed", request.method, request.url.path)
-                known = 500, Problem("the service has a defect; its log says more", "XX000")
-            return told(*known)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client is told
+            return told(*problem_of(error))
 
     async def _answer(self, request: Request, route: Route) -> Response:
         if route.scopes:

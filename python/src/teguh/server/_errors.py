@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from teguh.server._shape import Misshapen, write
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+log = logging.getLogger("teguh.server")
 
 # By SQLSTATE, or by its class.
 STATUS = {
@@ -63,8 +66,8 @@ def status_of(code: str) -> int:
     return STATUS.get(code) or STATUS.get(code[:2]) or 500
 
 
-def problem_of(error: Exception) -> tuple[int, Problem] | None:
-    """Return status and description of an error; None if it is a defect of the service."""
+def problem_of(error: Exception) -> tuple[int, Problem]:
+    """Return status and description of an error; what nobody expects is logged, and is 500."""
     if isinstance(error, Problem):
         return status_of(error.code), error
     if isinstance(error, Misshapen | NotStorable):
@@ -85,7 +88,8 @@ def problem_of(error: Exception) -> tuple[int, Problem] | None:
             message = about.message_primary or str(error)
             hint = about.message_hint or HINTS.get(code)
             return status, Problem(message, code, about.message_detail, hint)
-    return None
+    log.error("the service has a defect", exc_info=error)
+    return 500, Problem("the service has a defect; its log says more", "XX000")
 
 
 def told(status: int, problem: Problem, headers: Mapping[str, str] | None = None) -> Response:

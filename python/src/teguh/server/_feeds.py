@@ -84,11 +84,8 @@ class Feed:
                     rows = await self._fetch()
                     self._rows = {getattr(row, self._key): row for row in rows}
                     self._trouble = None
-                except Exception as error:
-                    known = problem_of(error)
-                    if known is None:
-                        raise
-                    self._trouble = write(known[1])
+                except Exception as error:  # noqa: BLE001 - whatever it is, readers are told
+                    self._trouble = write(problem_of(error)[1])
                 await self._tell()
                 await asyncio.sleep(self._seconds)
         finally:

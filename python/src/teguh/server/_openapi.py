@@ -106,10 +106,10 @@ def _tag(path: str) -> str:
 def _said(route: Route) -> tuple[str, str]:
     """Return summary and description from the docstring of the method."""
     text = re.sub(r":\w+:`(?:teguh\.)?(\w+)`", r"`\1`", route.call.__doc__ or "")
-    text = re.sub(r"\s+", " ", text.replace("``", "`")).strip()
+    text = re.sub(r"\s+", " ", text.replace("``", "`").replace("None", "null")).strip()
     text = re.sub(r" Raise [^.]*\.", "", text)  # the answers say it
     summary, _, _ = text.partition(". ")
-    return summary.removesuffix(".").replace(" SQL:", ""), text.replace("None", "null")
+    return summary.removesuffix("."), text
 
 
 def _parameter(field: Field, place: str, named: dict[str, Any]) -> dict[str, Any]:
