@@ -157,7 +157,7 @@ def test_a_run_spawns_children_and_waits_for_them(service: Api) -> None:
     child = claim(service)
     assert child["task_id"] == children[0]["task_id"]
     service.post(f"/queues/jobs/runs/{child['run_id']}/complete", state=7)
-    assert claim(service)["run_id"] == run
+    assert claim(service, wait_seconds=30)["run_id"] == run
     (result,) = service.post(at + "/wait-for-children", **wait)["children"]
     assert (result["state"], result["result"]) == ("completed", 7)
 

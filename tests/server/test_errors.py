@@ -203,6 +203,11 @@ def test_a_defect_is_told_without_what_it_was(
     assert "a secret" in caplog.text
 
 
+def test_what_may_succeed_later_is_503() -> None:
+    for error in (psycopg.errors.InternalError_(), psycopg.errors.LockNotAvailable()):
+        assert problem_of(error)[0] == 503
+
+
 def test_an_error_of_nobody_is_a_defect() -> None:
     for error in (LookupError("a secret"), psycopg.errors.UndefinedColumn("a secret")):
         status, problem = problem_of(error)

@@ -80,7 +80,8 @@ def problem_of(error: Exception) -> tuple[int, Problem]:
         return 503, Problem("no connection to the database was free in time", "53300")
     if isinstance(error, psycopg.Error):
         code = error.sqlstate or "08006"
-        status = 503 if is_lost(error) else status_of(code)
+        # XX000 is what a statement meets whose queue is dropped meanwhile
+        status = 503 if is_lost(error) or code == "XX000" else status_of(code)
         if status == 503 and code.startswith("08"):  # the rest is between the service and libpq
             return status, Problem("the database does not answer", code)
         if status != 500:
