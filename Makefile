@@ -24,7 +24,8 @@ export PYTHONDONTWRITEBYTECODE := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help all install uninstall dist demo test test-matrix test-installs test-chaos \
-  absurd-npm bench bench-absurd bench-flat bench-inspect bench-limits sql check-generated freeze lint lint-style lint-sql lint-bodies lint-safety \
+  absurd-npm bench bench-absurd bench-flat bench-inspect bench-limits bench-schedules \
+  sql check-generated freeze lint lint-style lint-sql lint-bodies lint-safety \
   lint-python lint-types plpgsql-check clean
 
 # Every way in which teguh gets into a database but the first, which `make test` takes.
@@ -91,6 +92,9 @@ bench-inspect: $(VENV)/dev check-generated ## lists and filters on ten million f
 
 bench-limits: $(VENV)/dev check-generated ## what limits keep, and what they cost
 	@$(PY) bench/limits.py $(ARGS)
+
+bench-schedules: $(VENV)/dev check-generated ## what schedules cost while none is due, and when many are
+	@$(PY) bench/schedules.py $(ARGS)
 
 sql: ## build sql/teguh.sql and the upgrade script from sql/src
 	@$(PYTHON) tools/build_sql.py

@@ -193,8 +193,8 @@ select is(
     where p.pronamespace = 'teguh'::regnamespace
       and p.prosrc ~ 'perform teguh._check_isolation'
   ),
-  '{await_children,await_event,claim_any,claim_task,emit_event,set_limit,ticker}',
-  'six functions ask for READ COMMITTED'
+  '{await_children,await_event,claim_any,claim_task,emit_event,receive_message,set_limit,ticker}',
+  'eight functions ask for READ COMMITTED'
 );
 
 -- Given tags and ids that say where a task belongs

@@ -17,8 +17,8 @@ select is(
     where r.kind = 'r'
     order by r.name collate "C"
   ),
-  '{a,c,d,e,f,g,h,j,k0,k1,l,n0,n1,n,p0,p1,r,t,u,w}',
-  'a queue has twenty tables'
+  '{a,c,d,e,f,g,h,j,k0,k1,l,m,n0,n1,n,p0,p1,r,t,u,v,w}',
+  'a queue has twenty-two tables'
 );
 
 select is_empty(

@@ -17,7 +17,8 @@ select is(
   teguh.get_queue_policy('q'),
   '{"notify": "auto", "cleanup_ttl": 60, "cleanup_limit": 1000, "default_max_attempts": null,
     "default_retry_strategy": null, "default_timeout": null, "default_ttl": null,
-    "namespace": "default", "max_pending": null, "on_full": "reject", "history": true, "duration_buckets": [
+    "namespace": "default", "max_pending": null, "on_full": "reject", "max_messages": null,
+    "history": true, "duration_buckets": [
       0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 1800
     ]}',
   'a policy shows what was set and the defaults for the rest'

@@ -1,6 +1,6 @@
 -- Counts, ages and durations are shown per queue, as metrics, and as one verdict.
 begin;
-select plan(34);
+select plan(43);
 set local teguh.fake_now = '2031-05-01 12:00:00+00';
 
 -- Given an empty queue
@@ -202,6 +202,87 @@ select setval('teguh._ticked', 0);
 select is(
   teguh.health() #>> '{problems,0,problem}', 'nobody ticks', 'a ticker that stands still is one'
 );
+
+-- When schedules are late
+create function pg_temp.now_metric(p_name text, p_queue_name text)
+  returns double precision
+  language sql
+as $$
+  select m.value
+  from teguh.metrics() as m
+  where m.name = p_name and m.labels = jsonb_build_object('queue', p_queue_name);
+$$;
+create function pg_temp.problem(p_like text)
+  returns text
+  language sql
+as $$
+  select concat_ws(': ', p.one ->> 'problem', p.one ->> 'hint')
+  from jsonb_array_elements(teguh.health() -> 'problems') as p(one)
+  where p.one ->> 'problem' ~ p_like;
+$$;
+select teguh.ticker();
+select teguh.complete_run('b', c.run_id) from teguh.claim_task('b', 'w') as c;
+select teguh.create_queue('s', '{"max_pending": 1}');
+select teguh.create_schedule('early', 's', 't', '0 13 * * *');
+select teguh.create_schedule('hourly', 's', 't', '@hourly');
+select teguh.create_schedule('later', 's', 't', '0 14 * * *');
+select teguh.create_schedule('resting', 's', 't', '@hourly');
+select teguh.pause_schedule('resting');
+set local teguh.fake_now = '2031-05-01 12:59:00+00';
+select teguh.ticker();
+select is(
+  array[
+    pg_temp.now_metric('teguh_schedules_overdue', 's'),
+    pg_temp.now_metric('teguh_schedule_lag_seconds', 's')
+  ],
+  '{0,0}', 'no schedule is late before its time'
+);
+set local teguh.fake_now = '2031-05-01 13:05:00+00';
+select is(
+  array[
+    pg_temp.now_metric('teguh_schedules_overdue', 's'),
+    pg_temp.now_metric('teguh_schedule_lag_seconds', 's')
+  ],
+  '{0,300}', 'one that is 5 minutes late is just about to be overdue'
+);
+set local teguh.fake_now = '2031-05-01 13:05:01+00';
+select is(
+  array[
+    pg_temp.now_metric('teguh_schedules_overdue', 's'),
+    pg_temp.now_metric('teguh_schedule_lag_seconds', 's')
+  ],
+  '{2,301}', 'those that are not paused are overdue then'
+);
+select is(
+  pg_temp.problem('overdue'),
+  'schedules of queue "s" are overdue: 2: "early" should have fired 301 s ago: '
+  'nobody ticks this queue.',
+  'that is a problem'
+);
+select teguh.ticker();
+select is(pg_temp.now_metric('teguh_schedules_overdue', 's'), 1::double precision, 'one has fired');
+select is(
+  pg_temp.problem('overdue') like
+    'schedules of queue "s" are overdue: 1: "hourly" should have fired 301 s ago: %full%',
+  true,
+  'and of one that cannot it is known why'
+);
+select teguh.set_queue_policy('s', '{"max_pending": null}');
+set local teguh.fake_now = '2031-05-01 13:06:00+00';
+select teguh.ticker();
+select is(
+  array[
+    pg_temp.now_metric('teguh_schedules_overdue', 's'),
+    pg_temp.now_metric('teguh_schedule_lag_seconds', 's')
+  ],
+  '{0,0}', 'what has fired is not late'
+);
+select is(pg_temp.problem('overdue'), null, 'and no problem');
+select is(
+  teguh.prometheus() like e'%# TYPE teguh_schedules_overdue gauge\nteguh_schedules_overdue{%', true,
+  'Prometheus is told'
+);
+select teguh.drop_queue('s');
 
 -- When tasks stand in lanes
 select teguh.create_queue('l');

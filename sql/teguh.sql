@@ -8,485 +8,576 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  491  00_install.sql
---  539  01_version.sql: What the schema is, and its version
---  546    version
---  558  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  560    current_time
---  579    _after
---  594    _micros
---  605  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  621    _random_bytes
---  640    _make_uuidv7
---  663    portable_uuidv7
---  693    uuidv7_timestamp
---  719    _task_id
---  744    _run_id
---  759    _run_task
---  770    _run_number
---  784  12_types.sql: The composite types that functions pass to each other
---  789    _gap (type)
---  797    _late (type)
---  804    _timer (type)
---  811    _tally (type)
---  822    _picked (type)
---  834    _spawn (type)
---  859    _cron (type)
---  873    _filter (type)
---  912  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
---  914    _check_keys
---  947    _number_option
---  982    _integer_option
---  998    _whole_option
--- 1025    _text_option
--- 1051    _flag_option
--- 1073    _present
--- 1084    _name_option
--- 1101    _uuid_option
--- 1128    _tags_option
--- 1157    _check_name
--- 1184    _check_seconds
--- 1212    _check_isolation
--- 1231    _buckets_option
--- 1269    _check_policy
--- 1318    _check_spawn
--- 1365    _read_spawn_options
--- 1442    _time_option
--- 1463    _moment_option
--- 1495    _read_time_options
--- 1534    _unique_option
--- 1588    _inherit
--- 1618    _check_cancellation
--- 1635  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1638    _check_retry_strategy
--- 1676    _backoff
--- 1729    _fraction
--- 1740  20_tables.sql: Queues and the policy of each
--- 1742    queues (table)
--- 1775    grants (table)
--- 1789    limits (table)
--- 1810    pauses (table)
--- 1822    starts (table)
--- 1837    wanted (table)
--- 1849    schedules (table)
--- 1893    versions (table)
--- 1908    t_template (table)
--- 2022    g_template (table)
--- 2034    d_template (table)
--- 2048    p0_template (table)
--- 2061    p1_template (table)
--- 2105    l_template (table)
--- 2132    h_template (table)
--- 2152    k0_template (table)
--- 2165    k1_template (table)
--- 2194    n0_template (table)
--- 2205    n1_template (table)
--- 2221    n_template (table)
--- 2245    seq_template (sequence)
--- 2246    ring_template (sequence)
--- 2247    parked_template (sequence)
--- 2248    woken_template (sequence)
--- 2249    plan_template (sequence)
--- 2250    fired_template (sequence)
--- 2251    clock_template (sequence)
--- 2252    carry_template (sequence)
--- 2253    round_template (sequence)
--- 2254    agenda_template (sequence)
--- 2279    r_template (table)
--- 2296    a_template (table)
--- 2322    c_template (table)
--- 2338    e_template (table)
--- 2355    u_template (table)
--- 2368    j_template (table)
--- 2391    f_template (table)
--- 2404    w_template (table)
--- 2419  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2422    validate_queue_name
--- 2464    _policy
--- 2508    _call
--- 2522    _template_ddl (view)
--- 2607    _stamp
--- 2619    _stamp_queues
--- 2647    _stamp_relation
--- 2687    _stamp_function
--- 2720    _function
--- 2732    _signature
--- 2743    _leave_extension
--- 2769    _lock_number
--- 2779    _share_queue
--- 2792    _may
--- 2808    _each_queue
--- 2830    _init_template
--- 2861    _hush_template
--- 2882    _beyond
--- 2891    create_queue
--- 2956    _refuse_busy
--- 2973    _reach_queue
--- 2989    drop_queue
--- 3019    _drop_all
--- 3073    list_queues
--- 3097  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 3106    _push_template
--- 3147    _fill
--- 3167    _add0_template
--- 3234    _back0_template
--- 3252  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3257    _claim0_template
--- 3329    _pick0_template
--- 3412    _limits_template
--- 3453    _move0_template
--- 3515    _open_xids
--- 3535    _next0_template
--- 3564    _many0_template
--- 3593    _stuck0_template
--- 3631    _trim0_template
--- 3672    _bring_template
--- 3704    _take_template
--- 3785    _known_template
--- 3805    _paused_until
--- 3818    claim_task
--- 3879    _next_template
--- 3921    _soon0_template
--- 3979    next_due
--- 4004  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 4017    _due0_template
--- 4095    _last0_template
--- 4120    _any0_template
--- 4147    _miss0_template
--- 4183    _pass0_template
--- 4229    _fire_template
--- 4290    _expire_template
--- 4361    _timeout_reason
--- 4380    _over_template
--- 4402    _close_template
--- 4432    _follow_template
--- 4462  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4464    _segment_bytes
--- 4485    _turn_template
--- 4517    _turn0_template
--- 4555    _spent0_template
--- 4569    _dry0_template
--- 4596    _left0_template
--- 4627    _carry0_template
--- 4671  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4677    _remake_template
--- 4734    _alive_template
--- 4788    _home
--- 4801    _settle_template
--- 4823    rebuild_dispatch
--- 4860    _recap_template
--- 4891  35_tally.sql: The letter by which tallies know where a task stands
--- 4893    _letter
--- 4912    _letters
--- 4924    _bound
--- 4944    _tally_template
--- 4969    _reckon_template
--- 4996    _finish_template
--- 5024    _moved_template
--- 5055    _sum0_template
--- 5091    _noted0_template
--- 5126    _bank0_template
--- 5146    _census_template
--- 5168    _count_template
--- 5190  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5200    _gate_number
--- 5211    _enter_gate
--- 5233    _limit_of
--- 5251    _rule_template
--- 5277    _reign_template
--- 5291    _enrol_template
--- 5318    _going_template
--- 5334    _busy_template
--- 5350    _everywhere_busy
--- 5376    _closed_until
--- 5396    _is_fresh
--- 5411    _is_limited
--- 5422    _started
--- 5439    _left_over
--- 5460    _slots_template
--- 5510    _vacate_template
--- 5573    _unbar_template
--- 5602    _intake_template
--- 5623    _sift0_template
--- 5710    _line_template
--- 5770    _keys_template
--- 5824    _admit_template
--- 5887    _spare_template
--- 5909    _choose_template
--- 5955    _named_template
--- 5982    _weed_template
--- 6018    _cull_template
--- 6049    _seize_template
--- 6124    _quit_template
--- 6152    _occupy_template
--- 6192    _chance_template
--- 6222    _align_template
--- 6267  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 6270    _want_template
--- 6304    _names_option
--- 6339    _order_queues
--- 6375    _remember_names
--- 6395    claim_any
--- 6472    _check_order
--- 6489  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6494    _put_template
--- 6562    _enlist_template
--- 6605    _new_template
--- 6662    _tag_template
--- 6680    _room_template
--- 6707    _shed_template
--- 6749    _first0_template
--- 6790    _once_template
--- 6838    _blocks
--- 6865    _meet_template
--- 6899    _swap_template
--- 6960    _series_template
--- 6997    _found_template
--- 7054    _abide
--- 7076    _check_spawner
--- 7096    spawn_task
--- 7161    spawn_tasks
--- 7208    _read_task
--- 7226  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7231    _hold_template
--- 7282    _own_template
--- 7302    _done_template
--- 7350    complete_run
--- 7373    _flush_template
--- 7455    _why_template
--- 7471    _read_runs
--- 7517    _explain_bad_run
--- 7542    complete_runs
--- 7567    _end_template
--- 7616    _lost_template
--- 7636    _file_template
--- 7662    _again_template
--- 7702    _queue_template
--- 7723    _fail_template
--- 7741    fail_run
--- 7765    _nap_template
--- 7794    schedule_run
--- 7824    _free_template
--- 7872    release_run
--- 7897    _keep_template
--- 7923    extend_claim
--- 7946  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 7951    _mark_template
--- 7973    _note_template
--- 8003    set_task_checkpoint_state
--- 8038    _recall_template
--- 8060    get_task_checkpoint_state
--- 8084    _list_template
--- 8113    get_task_checkpoint_states
--- 8139  43_events.sql: Wait for an event, or learn how the wait ended
--- 8146    _wait_template
--- 8218    _park_template
--- 8260    _check_event
--- 8279    await_event
--- 8316    _emit_template
--- 8379    emit_event
--- 8404  44_control.sql: Read a task, or raise TG003
--- 8406    _fetch_template
--- 8433    _stop_template
--- 8465    _act_template
--- 8487    _halt_template
--- 8503    cancel_task
--- 8525    _rerun_template
--- 8600    _forget_template
--- 8636    _redo_template
--- 8672    _renew_template
--- 8708    retry_task
--- 8758    _show_template
--- 8806    get_task_result
--- 8841  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 8848    _purge_template
--- 8878    _erase_template
--- 8927    _first_uuid
--- 8946    _sweep_template
--- 8986    _clean
--- 9020    cleanup_tasks
--- 9041    cleanup_events
--- 9062    cleanup_all_queues
--- 9092  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 9094    _cap_template
--- 9123    _write_limit
--- 9146    _read_limit
--- 9195    _check_limit_keys
--- 9217    set_limit
--- 9272    _usage_template
--- 9350    _overall_usage
--- 9394    limit_usage
--- 9427  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 9429    _pause_template
--- 9450    _halve_template
--- 9480    _check_only
--- 9503    pause_queue
--- 9539    resume_queue
--- 9565    get_queue_policy
--- 9588    set_queue_policy
--- 9606    list_namespaces
--- 9623  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9626    _read_filter
--- 9660    _states_option
--- 9691    _read_cursor
--- 9710    _check_limit
--- 9734    _find_template
--- 9786    _seek_template
--- 9835    _page_template
--- 9904    _ended_template
--- 9941    _fit_template
--- 9978    _live_template
--- 10015    _hints_template
--- 10038    _hints0_template
--- 10080    _rows_template
--- 10129    list_tasks
--- 10175    _peek_template
--- 10231    get_task
--- 10285    _runs_template
--- 10338    list_runs
--- 10369    _past_template
--- 10445    _since_template
--- 10463    get_task_history
--- 10483    _held_template
--- 10515    list_workers
--- 10554    _read_place
--- 10573    _acts_template
--- 10599    list_actions
--- 10631  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10633    _abort_template
--- 10670    cancel_tasks
--- 10707    _check_meant
--- 10727    _limit_option
--- 10740    _retake_template
--- 10778    requeue_task
--- 10803    _regain_template
--- 10838    requeue_tasks
--- 10877    list_dead_letters
--- 10920    _replay_template
--- 10961    replay_dead_letters
--- 11001    _bury_template
--- 11043    purge_dead_letters
--- 11073  49_stats.sql: When the first task that is ready became so; null if none is
--- 11075    _oldest_template
--- 11119    _elder0_template
--- 11155    _tenure_template
--- 11180    _is_wanted
--- 11197    _stat_template
--- 11243    queue_stats
--- 11298    _from
--- 11311    _counters (view)
--- 11335    _gauge_template
--- 11381    _spans_template
--- 11434    metrics
--- 11470    _xmin_age
--- 11489    prometheus
--- 11548    _label_text
--- 11571    health
--- 11625  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 11630    _tick_template
--- 11655    _ticked (sequence)
--- 11661    _set_ticked
--- 11674    ticker
--- 11721    ticker_loop (procedure)
--- 11747  51_cron.sql: Whether pg_cron is installed in this database
--- 11749    _has_cron
--- 11759    _cron_has_seconds
--- 11780    _explain_no_cron
--- 11812    start
--- 11855    stop
--- 11880    _maintain
--- 11902    status
--- 11938  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 11942    _rights (view)
--- 12035    _allowed
--- 12075    _grant
--- 12094    _grant_again
--- 12110    _grant_queue
--- 12125    _check_grant
--- 12158    grant_access
--- 12194    revoke_access
--- 12241  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 12243    _refuse_schedule
--- 12260    _cron_value
--- 12274    _cron_field
--- 12335    _read_every
--- 12357    _read_schedule
--- 12432    _cron_time
--- 12470    _cron_reading
--- 12509    _clock
--- 12518    _clock_reads
--- 12554    _clock_set
--- 12582    _cron_passing
--- 12620    _cron_next
--- 12660    _check_timezone
--- 12689    next_fire_time
--- 12725  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 12738    _planning_number
--- 12748    _replan_template
--- 12762    _agenda_template
--- 12779    _future_template
--- 12807    _strike_template
--- 12863    _chime_template
--- 12919    _undone_template
--- 12938    _planned_after
--- 12957    _due_times
--- 13007    _spawn_scheduled
--- 13052    _check_task_options
--- 13082    _word_option
--- 13104    _draw_schedule
--- 13143    _schedule_options
--- 13158    _miss_schedule
--- 13174    _scheduled_in
--- 13195    _grasp_template
--- 13222    _enroll_template
--- 13253    _redraw_template
--- 13303    create_schedule
--- 13347    _reform_template
--- 13373    update_schedule
--- 13396    _steer_template
--- 13439    pause_schedule
--- 13460    resume_schedule
--- 13480    drop_schedule
--- 13500    _launch_template
--- 13532    trigger_schedule
--- 13554    _diary_template
--- 13590    get_schedule
--- 13625    list_schedules
--- 13667  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 13672    _links_option
--- 13715    _read_link
--- 13757    _trail_template
--- 13803    _linked_template
--- 13835    _ensue_template
--- 13878    _undoings
--- 13905    _undo_template
--- 13939    _repent_template
--- 13975    add_compensation
--- 14015    _repeat_template
--- 14045    _blank_template
--- 14082    repeat_run
--- 14108  63_children.sql: Children: tasks that a step spawns and may wait for
--- 14117    _brood_template
--- 14147    _bind_template
--- 14177    _read_child
--- 14219    _child_queues
--- 14245    _birth
--- 14269    spawn_children
--- 14348    _cancel_option
--- 14371    _answer
--- 14389    _report_template
--- 14424    _tell_template
--- 14439    _judge_template
--- 14476    _gather_template
--- 14534    _rally_template
--- 14611    _crop_template
--- 14657    _yield_template
--- 14678    _dismiss
--- 14699    _ditch_template
--- 14743    _perish_template
--- 14759    _orphan_template
--- 14774    await_children
--- 14831  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  582  00_install.sql
+--  630  01_version.sql: What the schema is, and its version
+--  637    version
+--  649  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  651    current_time
+--  670    _after
+--  685    _micros
+--  696  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  712    _random_bytes
+--  731    _make_uuidv7
+--  754    portable_uuidv7
+--  784    uuidv7_timestamp
+--  810    _task_id
+--  835    _run_id
+--  850    _run_task
+--  861    _run_number
+--  875  12_types.sql: The composite types that functions pass to each other
+--  880    _gap (type)
+--  888    _late (type)
+--  895    _timer (type)
+--  902    _tally (type)
+--  913    _picked (type)
+--  925    _spawn (type)
+--  950    _cron (type)
+--  964    _filter (type)
+--  979    job (type)
+--  995    _shift (type)
+-- 1042  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+-- 1044    _check_keys
+-- 1077    _number_option
+-- 1112    _integer_option
+-- 1128    _whole_option
+-- 1155    _text_option
+-- 1181    _flag_option
+-- 1203    _present
+-- 1214    _name_option
+-- 1231    _uuid_option
+-- 1258    _tags_option
+-- 1287    _check_name
+-- 1314    _check_seconds
+-- 1342    _check_isolation
+-- 1361    _buckets_option
+-- 1399    _check_policy
+-- 1449    _check_spawn
+-- 1496    _read_spawn_options
+-- 1573    _time_option
+-- 1594    _moment_option
+-- 1626    _read_time_options
+-- 1665    _unique_option
+-- 1719    _inherit
+-- 1749    _check_cancellation
+-- 1766  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1769    _check_retry_strategy
+-- 1807    _backoff
+-- 1860    _fraction
+-- 1871  20_tables.sql: Queues and the policy of each
+-- 1873    queues (table)
+-- 1906    grants (table)
+-- 1920    limits (table)
+-- 1941    pauses (table)
+-- 1953    starts (table)
+-- 1968    wanted (table)
+-- 1980    schedules (table)
+-- 2024    workflow_runs (table)
+-- 2051    workflow_tallies (table)
+-- 2071    handlers (table)
+-- 2087    versions (table)
+-- 2102    t_template (table)
+-- 2216    g_template (table)
+-- 2228    v_template (table)
+-- 2244    d_template (table)
+-- 2258    p0_template (table)
+-- 2271    p1_template (table)
+-- 2316    l_template (table)
+-- 2343    h_template (table)
+-- 2363    k0_template (table)
+-- 2376    k1_template (table)
+-- 2405    n0_template (table)
+-- 2416    n1_template (table)
+-- 2432    n_template (table)
+-- 2456    seq_template (sequence)
+-- 2457    ring_template (sequence)
+-- 2458    parked_template (sequence)
+-- 2459    woken_template (sequence)
+-- 2460    plan_template (sequence)
+-- 2461    fired_template (sequence)
+-- 2462    clock_template (sequence)
+-- 2463    carry_template (sequence)
+-- 2464    round_template (sequence)
+-- 2465    agenda_template (sequence)
+-- 2490    r_template (table)
+-- 2507    a_template (table)
+-- 2533    c_template (table)
+-- 2549    e_template (table)
+-- 2566    u_template (table)
+-- 2579    j_template (table)
+-- 2602    f_template (table)
+-- 2615    m_template (table)
+-- 2640    w_template (table)
+-- 2655  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2658    validate_queue_name
+-- 2700    _policy
+-- 2744    _call
+-- 2758    _template_ddl (view)
+-- 2843    _stamp
+-- 2855    _stamp_queues
+-- 2883    _stamp_relation
+-- 2923    _stamp_function
+-- 2956    _function
+-- 2968    _signature
+-- 2979    _leave_extension
+-- 3005    _lock_number
+-- 3015    _share_queue
+-- 3028    _may
+-- 3044    _each_queue
+-- 3066    _init_template
+-- 3097    _hush_template
+-- 3118    _beyond
+-- 3127    create_queue
+-- 3193    _refuse_busy
+-- 3210    _reach_queue
+-- 3226    drop_queue
+-- 3256    _drop_all
+-- 3313    list_queues
+-- 3337  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 3346    _push_template
+-- 3387    _fill
+-- 3407    _add0_template
+-- 3474    _back0_template
+-- 3492  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3497    _claim0_template
+-- 3569    _pick0_template
+-- 3652    _limits_template
+-- 3693    _move0_template
+-- 3755    _open_xids
+-- 3775    _next0_template
+-- 3804    _many0_template
+-- 3833    _stuck0_template
+-- 3871    _trim0_template
+-- 3912    _bring_template
+-- 3944    _take_template
+-- 4025    _known_template
+-- 4045    _paused_until
+-- 4058    claim_task
+-- 4119    _next_template
+-- 4161    _soon0_template
+-- 4219    next_due
+-- 4244  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 4257    _due0_template
+-- 4335    _last0_template
+-- 4360    _any0_template
+-- 4387    _miss0_template
+-- 4423    _pass0_template
+-- 4469    _fire_template
+-- 4530    _expire_template
+-- 4601    _timeout_reason
+-- 4620    _over_template
+-- 4642    _close_template
+-- 4672    _follow_template
+-- 4705  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4707    _segment_bytes
+-- 4728    _turn_template
+-- 4760    _turn0_template
+-- 4798    _spent0_template
+-- 4812    _dry0_template
+-- 4839    _left0_template
+-- 4870    _carry0_template
+-- 4914  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4920    _remake_template
+-- 4978    _alive_template
+-- 5032    _home
+-- 5045    _settle_template
+-- 5067    rebuild_dispatch
+-- 5104    _recap_template
+-- 5135  35_tally.sql: The letter by which tallies know where a task stands
+-- 5137    _letter
+-- 5156    _letters
+-- 5168    _bound
+-- 5188    _tally_template
+-- 5213    _reckon_template
+-- 5240    _finish_template
+-- 5268    _moved_template
+-- 5299    _sum0_template
+-- 5335    _noted0_template
+-- 5370    _bank0_template
+-- 5390    _census_template
+-- 5412    _count_template
+-- 5434  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5444    _gate_number
+-- 5455    _enter_gate
+-- 5477    _limit_of
+-- 5495    _rule_template
+-- 5521    _reign_template
+-- 5535    _enrol_template
+-- 5562    _going_template
+-- 5578    _busy_template
+-- 5594    _everywhere_busy
+-- 5620    _closed_until
+-- 5640    _is_fresh
+-- 5655    _is_limited
+-- 5666    _started
+-- 5683    _left_over
+-- 5704    _slots_template
+-- 5754    _vacate_template
+-- 5817    _unbar_template
+-- 5846    _intake_template
+-- 5867    _sift0_template
+-- 5954    _line_template
+-- 6014    _keys_template
+-- 6068    _admit_template
+-- 6131    _spare_template
+-- 6153    _choose_template
+-- 6199    _named_template
+-- 6226    _weed_template
+-- 6262    _cull_template
+-- 6293    _seize_template
+-- 6368    _quit_template
+-- 6396    _occupy_template
+-- 6436    _chance_template
+-- 6466    _align_template
+-- 6511  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6514    _want_template
+-- 6548    _names_option
+-- 6583    _order_queues
+-- 6619    _remember_names
+-- 6639    claim_any
+-- 6716    _check_order
+-- 6733  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6738    _put_template
+-- 6806    _enlist_template
+-- 6849    _new_template
+-- 6906    _tag_template
+-- 6924    _room_template
+-- 6951    _shed_template
+-- 6993    _first0_template
+-- 7034    _once_template
+-- 7082    _blocks
+-- 7109    _meet_template
+-- 7143    _swap_template
+-- 7204    _series_template
+-- 7241    _found_template
+-- 7298    _abide
+-- 7320    _check_spawner
+-- 7340    spawn_task
+-- 7405    spawn_tasks
+-- 7452    _read_task
+-- 7470  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7475    _hold_template
+-- 7526    _own_template
+-- 7546    _done_template
+-- 7594    complete_run
+-- 7617    _flush_template
+-- 7699    _why_template
+-- 7715    _read_runs
+-- 7761    _explain_bad_run
+-- 7786    complete_runs
+-- 7811    _end_template
+-- 7860    _lost_template
+-- 7880    _file_template
+-- 7906    _again_template
+-- 7946    _queue_template
+-- 7967    _fail_template
+-- 7985    fail_run
+-- 8009    _nap_template
+-- 8038    schedule_run
+-- 8068    _free_template
+-- 8116    release_run
+-- 8141    _keep_template
+-- 8167    extend_claim
+-- 8190  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 8195    _mark_template
+-- 8217    _note_template
+-- 8247    set_task_checkpoint_state
+-- 8282    _recall_template
+-- 8304    get_task_checkpoint_state
+-- 8328    _list_template
+-- 8357    get_task_checkpoint_states
+-- 8383  43_events.sql: Wait for an event, or learn how the wait ended
+-- 8390    _wait_template
+-- 8462    _park_template
+-- 8504    _check_event
+-- 8523    await_event
+-- 8560    _emit_template
+-- 8623    emit_event
+-- 8648  44_control.sql: Read a task, or raise TG003
+-- 8650    _fetch_template
+-- 8677    _stop_template
+-- 8709    _act_template
+-- 8731    _halt_template
+-- 8747    cancel_task
+-- 8769    _rerun_template
+-- 8844    _forget_template
+-- 8881    _redo_template
+-- 8917    _renew_template
+-- 8953    retry_task
+-- 9003    _show_template
+-- 9051    get_task_result
+-- 9086  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 9093    _purge_template
+-- 9123    _erase_template
+-- 9177    _first_uuid
+-- 9196    _sweep_template
+-- 9236    _clean
+-- 9270    cleanup_tasks
+-- 9291    cleanup_events
+-- 9312    cleanup_all_queues
+-- 9347  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 9349    _cap_template
+-- 9378    _write_limit
+-- 9401    _read_limit
+-- 9450    _check_limit_keys
+-- 9472    set_limit
+-- 9527    _usage_template
+-- 9605    _overall_usage
+-- 9649    limit_usage
+-- 9682  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 9684    _pause_template
+-- 9705    _halve_template
+-- 9735    _check_only
+-- 9758    pause_queue
+-- 9794    resume_queue
+-- 9820    get_queue_policy
+-- 9844    set_queue_policy
+-- 9862    list_namespaces
+-- 9879  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9882    _read_filter
+-- 9918    _states_option
+-- 9949    _read_cursor
+-- 9968    _check_limit
+-- 9992    _find_template
+-- 10044    _seek_template
+-- 10096    _page_template
+-- 10174    _ended_template
+-- 10211    _fit_template
+-- 10252    _live_template
+-- 10289    _hints_template
+-- 10312    _hints0_template
+-- 10354    _rows_template
+-- 10405    list_tasks
+-- 10452    _peek_template
+-- 10510    get_task
+-- 10566    _runs_template
+-- 10619    list_runs
+-- 10650    _past_template
+-- 10726    _since_template
+-- 10744    get_task_history
+-- 10764    _held_template
+-- 10796    list_workers
+-- 10835    _read_place
+-- 10854    _acts_template
+-- 10880    list_actions
+-- 10912  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10914    _abort_template
+-- 10951    cancel_tasks
+-- 10988    _check_meant
+-- 11010    _limit_option
+-- 11023    _retake_template
+-- 11061    requeue_task
+-- 11086    _regain_template
+-- 11121    requeue_tasks
+-- 11160    list_dead_letters
+-- 11204    _replay_template
+-- 11245    replay_dead_letters
+-- 11285    _bury_template
+-- 11327    purge_dead_letters
+-- 11357  49_stats.sql: When the first task that is ready became so; null if none is
+-- 11359    _oldest_template
+-- 11403    _elder0_template
+-- 11439    _tenure_template
+-- 11464    _is_wanted
+-- 11481    _stat_template
+-- 11527    queue_stats
+-- 11582    _from
+-- 11596    _tardy_template
+-- 11627    _counters (view)
+-- 11651    _gauge_template
+-- 11705    _spans_template
+-- 11758    metrics
+-- 11796    _xmin_age
+-- 11815    prometheus
+-- 11874    _label_text
+-- 11897    _schedule_problems
+-- 11934    health
+-- 11990  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 11995    _tick_template
+-- 12020    _ticked (sequence)
+-- 12026    _set_ticked
+-- 12039    ticker
+-- 12086    ticker_loop (procedure)
+-- 12112  51_cron.sql: Whether pg_cron is installed in this database
+-- 12114    _has_cron
+-- 12124    _cron_has_seconds
+-- 12143    _plan_cron
+-- 12178    _work_option
+-- 12211    _explain_no_cron
+-- 12244    start
+-- 12281    _unschedule
+-- 12297    _is_ours
+-- 12307    _drop_job
+-- 12326    stop
+-- 12346    _maintain
+-- 12368    status
+-- 12407  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 12411    _rights (view)
+-- 12525    _allowed
+-- 12566    _grant
+-- 12585    _grant_again
+-- 12601    _grant_queue
+-- 12616    _check_grant
+-- 12649    grant_access
+-- 12685    revoke_access
+-- 12732  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 12734    _refuse_schedule
+-- 12751    _cron_value
+-- 12765    _cron_field
+-- 12826    _read_every
+-- 12848    _read_schedule
+-- 12923    _cron_time
+-- 12961    _cron_reading
+-- 13000    _clock
+-- 13009    _clock_reads
+-- 13045    _clock_set
+-- 13073    _cron_passing
+-- 13111    _cron_next
+-- 13151    _check_timezone
+-- 13180    next_fire_time
+-- 13216  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 13229    _planning_number
+-- 13239    _replan_template
+-- 13253    _agenda_template
+-- 13270    _future_template
+-- 13298    _strike_template
+-- 13354    _chime_template
+-- 13410    _undone_template
+-- 13429    _planned_after
+-- 13448    _due_times
+-- 13498    _spawn_scheduled
+-- 13543    _check_task_options
+-- 13573    _word_option
+-- 13595    _draw_schedule
+-- 13634    _schedule_options
+-- 13649    _miss_schedule
+-- 13665    _scheduled_in
+-- 13686    _grasp_template
+-- 13713    _enroll_template
+-- 13744    _redraw_template
+-- 13794    create_schedule
+-- 13838    _reform_template
+-- 13864    update_schedule
+-- 13887    _steer_template
+-- 13930    pause_schedule
+-- 13951    resume_schedule
+-- 13971    drop_schedule
+-- 13991    _launch_template
+-- 14023    trigger_schedule
+-- 14045    _diary_template
+-- 14081    get_schedule
+-- 14116    list_schedules
+-- 14158  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 14163    _links_option
+-- 14206    _read_link
+-- 14248    _trail_template
+-- 14294    _linked_template
+-- 14326    _ensue_template
+-- 14369    _undoings
+-- 14396    _undo_template
+-- 14430    _repent_template
+-- 14466    add_compensation
+-- 14506    _repeat_template
+-- 14536    _blank_template
+-- 14574    repeat_run
+-- 14600  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 14609    _brood_template
+-- 14639    _bind_template
+-- 14670    _read_child
+-- 14719    _child_queues
+-- 14745    _birth
+-- 14769    spawn_children
+-- 14848    _cancel_option
+-- 14871    _answer
+-- 14889    _report_template
+-- 14925    _tell_template
+-- 14940    _judge_template
+-- 14976    _ripe_template
+-- 15003    _gather_template
+-- 15068    _rally_template
+-- 15145    _crop_template
+-- 15191    _yield_template
+-- 15212    _dismiss
+-- 15233    _ditch_template
+-- 15278    _perish_template
+-- 15297    _orphan_template
+-- 15312    await_children
+-- 15369  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
+-- 15376    _refuse_run
+-- 15392    _read_run
+-- 15412    create_workflow_run
+-- 15470    update_workflow_run
+-- 15501    _is_own
+-- 15514    _flow_template
+-- 15547    _score_template
+-- 15584    _recorded_run
+-- 15595    _recorded_tallies
+-- 15607    _flows
+-- 15641    _survey
+-- 15697    get_workflow_run
+-- 15747    _is_alike
+-- 15762    _recorded_runs
+-- 15797    _status_option
+-- 15828    list_workflow_runs
+-- 15912    _member_template
+-- 15945    _members
+-- 15980    get_workflow_tree
+-- 16056    _used_template
+-- 16073    _needed_runs
+-- 16105    _merge_tallies
+-- 16128    cleanup_workflow_runs
+-- 16203  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
+-- 16207    _word
+-- 16221    _check_attributes
+-- 16258    _attributes_option
+-- 16275    _pinned_template
+-- 16294    _pin_template
+-- 16325    set_attributes
+-- 16354    _told_template
+-- 16367    get_attributes
+-- 16385  66_messages.sql: Messages: a mailbox per task
+-- 16392    _shut_template
+-- 16435    _post_template
+-- 16484    send_message
+-- 16525    _hear_template
+-- 16592    receive_message
+-- 16630    _unhear_template
+-- 16651    _tidy_template
+-- 16678    _inbox_template
+-- 16704    list_messages
+-- 16726  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
+-- 16737    _resolve_function
+-- 16793    _hire_template
+-- 16815    register_handler
+-- 16839    unregister_handler
+-- 16858    _staff_template
+-- 16879    list_handlers
+-- 16915    _number_step
+-- 16946    _order
+-- 16962    step
+-- 16995    _doze
+-- 17012    sleep_for
+-- 17033    sleep_until
+-- 17056    await
+-- 17090    receive
+-- 17122    children
+-- 17158  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
+-- 17170    _crew
+-- 17217    _steps_given
+-- 17238    _claim_batch
+-- 17281    _grip_template
+-- 17297    _begin_pass
+-- 17323    _read_error
+-- 17352    _carry_out
+-- 17432    _run_pass (procedure)
+-- 17463    _step_call
+-- 17487    _obey (procedure)
+-- 17525    _begin_shift
+-- 17562    _begin_round
+-- 17582    _leave_round
+-- 17617    _handler_of
+-- 17631    _advance (procedure)
+-- 17656    work (procedure)
+-- 17707  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -879,7 +970,39 @@ begin
       workflow_run_id uuid,
       created_after   timestamptz,
       created_before  timestamptz,
-      claimed_by      text
+      claimed_by      text,
+      attributes      jsonb
+    );
+  end if;
+
+  if to_regtype('teguh.job') is null then
+    create type teguh.job as (
+      queue_name    text,
+      task_id       uuid,
+      run_id        uuid,
+      task_name     text,
+      params        jsonb,
+      headers       jsonb,
+      attempt       integer,
+      failures      integer,
+      wake_event    text,
+      event_payload jsonb,
+      steps         jsonb
+    );
+  end if;
+
+  if to_regtype('teguh._shift') is null then
+    create type teguh._shift as (
+      worker_id     text,
+      batch         integer,
+      lease         double precision,
+      known_only    boolean,
+      unknown_delay double precision,
+      poll_seconds  double precision,
+      until         timestamptz,
+      ticks_at      timestamptz,
+      left_to_claim integer,
+      pause         double precision
     );
   end if;
 end;
@@ -908,6 +1031,13 @@ comment on type teguh._cron is
   'the time that passes, not by places on the clock.';
 comment on type teguh._filter is
   'Which tasks are meant; what is null does not matter.';
+comment on type teguh.job is
+  'What the handler of a task is given: the task and its run, as claim_task() returns them. steps '
+  'is for step() and its like to read: what each step has given, in an array that is empty if '
+  'its wait timed out.';
+comment on type teguh._shift is
+  'A call of work(): its options; when it ticks next; how many runs it may still claim; how many '
+  'seconds it is to pause, null when it is to end.';
 
 -- sql/src/13_options.sql
 -- Refuse keys that are not options.  An option misspelt must never be ignored.
@@ -1277,8 +1407,8 @@ declare
 begin
   perform teguh._check_keys('queue policy', p_policy, array[
     'notify', 'cleanup_ttl', 'cleanup_limit', 'default_max_attempts', 'default_retry_strategy',
-    'default_timeout', 'default_ttl', 'duration_buckets', 'max_pending', 'on_full', 'namespace',
-    'history'
+    'default_timeout', 'default_ttl', 'duration_buckets', 'max_pending', 'on_full', 'max_messages',
+    'namespace', 'history'
   ]);
   perform teguh._number_option(p_policy, 'cleanup_ttl', 0, 1e12);
   perform teguh._integer_option(p_policy, 'cleanup_limit', 1);
@@ -1288,6 +1418,7 @@ begin
   perform teguh._number_option(p_policy, 'default_ttl', 1e-3, 1e12);
   perform teguh._buckets_option(p_policy);
   perform teguh._integer_option(p_policy, 'max_pending', 1);
+  perform teguh._integer_option(p_policy, 'max_messages', 1);
   perform teguh._flag_option(p_policy, 'history');
 
   if teguh._text_option(p_policy, 'on_full') not in ('reject', 'drop_oldest') then
@@ -1755,7 +1886,7 @@ comment on table teguh.queues is
 comment on column teguh.queues.policy is
   'Settings given to create_queue(): notify, cleanup_ttl, cleanup_limit, '
   'default_max_attempts, default_retry_strategy, default_timeout, default_ttl, '
-  'duration_buckets, max_pending, on_full, history, namespace.';
+  'duration_buckets, max_pending, on_full, max_messages, history, namespace.';
 
 comment on column teguh.queues.built_for is
   'The database and table that the queue''s dispatch was built for, as a hash. Another '
@@ -1888,6 +2019,69 @@ comment on column teguh.schedules.last_error is
   'Why the last try to fire failed; null when it did not.';
 comment on column teguh.schedules.open_task_ids is
   'With overlap skip: tasks it spawned before the last that may not be over yet.';
+
+-- Workflow runs.
+create table if not exists teguh.workflow_runs (
+  workflow_run_id uuid        not null,
+  name            text        not null,
+  version         text,
+  inputs          jsonb,
+  tags            text[],
+  created_by      text,
+  idempotency_key text,
+  created_at      timestamptz not null,
+  kept_at         timestamptz not null,
+  constraint workflow_runs_pkey primary key (workflow_run_id)
+);
+
+create unique index if not exists workflow_runs_once
+  on teguh.workflow_runs (idempotency_key)
+  where idempotency_key is not null;
+create index if not exists workflow_runs_name
+  on teguh.workflow_runs (name collate "C", workflow_run_id);
+create index if not exists workflow_runs_kept
+  on teguh.workflow_runs (kept_at);
+
+comment on table teguh.workflow_runs is
+  'Workflow runs made by create_workflow_run(). How they stand, their tasks say.';
+comment on column teguh.workflow_runs.kept_at is
+  'When cleanup last saw that it is in use; when it was created if it has not looked yet.';
+
+-- What the tasks of workflow runs came to that are gone.
+create table if not exists teguh.workflow_tallies (
+  workflow_run_id uuid        not null,
+  queue_name      text        not null,
+  state           text        not null,
+  own             boolean     not null,
+  qty             bigint      not null,
+  started_at      timestamptz,
+  finished_at     timestamptz not null
+);
+
+create index if not exists workflow_tallies_lookup
+  on teguh.workflow_tallies (workflow_run_id);
+
+comment on table teguh.workflow_tallies is
+  'How tasks of workflow runs ended that were cleaned up, or went down with their queue. Only '
+  'inserted; deleted with the workflow run.';
+comment on column teguh.workflow_tallies.own is
+  'Whether the run depends on how they ended: see _is_own().';
+
+-- The handlers of tasks that are SQL functions.
+create table if not exists teguh.handlers (
+  queue_name    text        not null,
+  task_name     text        not null,
+  function_name text        not null,
+  registered_at timestamptz not null,
+  constraint handlers_pkey primary key (queue_name, task_name)
+);
+
+comment on table teguh.handlers is
+  'Functions set by register_handler(), which work() runs.';
+comment on column teguh.handlers.task_name is
+  'The tasks it is for; * for those that no other is for.';
+comment on column teguh.handlers.function_name is
+  'Its schema and name, quoted where needed. It takes a teguh.job.';
 
 -- Which versions this schema has had.
 create table if not exists teguh.versions (
@@ -2030,6 +2224,22 @@ create unique index if not exists gkey_template
 comment on table teguh.g_template is
   'The tags of each task, once more: here a tag leads to its tasks in the order of their ids.';
 
+-- The attributes of tasks, to find tasks by: written by their runs, deleted with the task.
+create table if not exists teguh.v_template (
+  task_id uuid not null,
+  name    text not null,
+  word    text not null,
+  constraint vkey_template primary key (task_id, name)
+);
+
+create unique index if not exists vfind_template
+  on teguh.v_template (name collate "C", word collate "C", task_id);
+
+comment on table teguh.v_template is
+  'What tasks say of themselves: attributes and their values.';
+comment on column teguh.v_template.word is
+  'The value as JSON text, the same for equal values: see _word().';
+
 -- Tasks that ended without success.
 create table if not exists teguh.d_template (
   state    text        not null,
@@ -2091,7 +2301,8 @@ comment on column teguh.p0_template.kind is
   'r: ready to be claimed. s: a sleeper''s timer. l: a lease''s or deadline''s timer.';
 comment on column teguh.p0_template.turn is
   'The task''s turn that the row is for; 0 for the timer of a deadline; -1 for a look at '
-  'whether the children it waits for are over (s), or for a task that its parent takes along (l).';
+  'whether the children or the message it waits for are there (s), or for a task that its parent '
+  'takes along (l).';
 comment on column teguh.p0_template.more_ids is
   'Further tasks of the same claim, whose leases end at the same time; their turns '
   'are in more_turns.';
@@ -2399,6 +2610,31 @@ create table if not exists teguh.f_template (
 
 comment on table teguh.f_template is
   'Which children of a step are over, and how they ended.';
+
+-- Messages.
+create table if not exists teguh.m_template (
+  task_id         uuid        not null,
+  n               bigint      not null,
+  sent_at         timestamptz not null,
+  topic           text        not null,
+  received_by     text        not null default '',
+  payload         jsonb       not null,
+  idempotency_key text,
+  constraint mkey_template primary key (task_id, received_by, topic, n)
+);
+
+create unique index if not exists monce_template
+  on teguh.m_template (task_id, idempotency_key)
+  where idempotency_key is not null;
+
+comment on table teguh.m_template is
+  'Messages to tasks. A message that was received stays until its task is removed or repeats: its '
+  'key is known then, and it can be received again when the task starts from that step once more.';
+comment on column teguh.m_template.n is
+  'In the order in which they were sent.';
+comment on column teguh.m_template.received_by is
+  'The step that has received it; empty while none has, a space if that was before the task began '
+  'anew.';
 
 -- Waits.
 create table if not exists teguh.w_template (
@@ -2946,10 +3182,11 @@ comment on function teguh.create_queue(text, jsonb) is
   '(seconds a run may take), default_ttl (seconds until a task expires), duration_buckets '
   '(ascending bounds in seconds, by which metrics() counts how long runs took: those that end '
   'from then on), max_pending (tasks that have not started; what is more is rejected with TG007 '
-  'or, if on_full is drop_oldest, cancels those that are first in line), history (whether runs '
-  'that another follows are kept for list_runs() and get_task_history(), default true; those that '
-  'end from then on), namespace (a name that queues are grouped by, default "default"); null sets '
-  'a key back to its default. '
+  'or, if on_full is drop_oldest, cancels those that are first in line), max_messages (messages '
+  'that wait in the mailbox of one task; what is more is rejected with TG007), history '
+  '(whether runs that another follows are kept for list_runs() and get_task_history(), default '
+  'true; those that end from then on), namespace (a name that queues are grouped by, '
+  'default "default"); null sets a key back to its default. '
   'Raises 42602 or 42939 for a name that cannot be, TG005 for a bad policy.';
 
 -- Give up on a queue whose tables could not be locked.
@@ -3044,6 +3281,9 @@ begin
   where w.queue_name = p_queue_name;
   delete from teguh.schedules as s
   where s.queue_name = p_queue_name;
+  delete from teguh.handlers as h
+  where h.queue_name = p_queue_name;
+  perform teguh._drop_job(p_queue_name);
 
   select string_agg('teguh.' || teguh._stamp(c.relname, p_queue_name), ', ' order by c.relname)
   into v_tables
@@ -4447,7 +4687,10 @@ begin
         '$task_id', p_task.task_id, '$task_name', p_task.task_name, '$params', p_task.params
       )
     ),
-    jsonb_build_object('parent_task_id', p_task.task_id)
+    teguh._present(jsonb_build_object(
+      'parent_task_id', p_task.task_id, 'workflow_run_id', p_task.workflow_run_id,
+      'correlation_id', p_task.correlation_id, 'tags', p_task.tags
+    ))
     || coalesce(p_task.on_expired -> 'options', '{}')
   );
 exception
@@ -4720,7 +4963,8 @@ begin
 
   perform teguh._tell_template(w.task_id)
   from teguh.w_template as w
-  where w.event_name = '$children';
+  where w.event_name = '$children'
+    or starts_with(w.event_name, '$message:');
 
   update teguh.queues as q
   set built_for = teguh._home('teguh.p0_template'::regclass)
@@ -8265,11 +8509,11 @@ create or replace function teguh._check_event(p_event_name text)
 as $$
 begin
   perform teguh._check_name('event name', p_event_name);
-  if p_event_name = '$children' then
-    raise exception 'an event cannot be named "$children"'
+  if p_event_name = '$children' or starts_with(p_event_name, '$message:') then
+    raise exception 'an event cannot be named "%"', left(p_event_name, 200)
       using
         errcode = 'TG005',
-        detail = 'That is what a task waits for in await_children().',
+        detail = 'That is what a task waits for in await_children() or receive_message().',
         hint = 'Give it another name.';
   end if;
 end;
@@ -8595,8 +8839,8 @@ begin
 end;
 $$;
 
--- Delete the checkpoint of a step and all that were written after it, and forget the children
--- spawned from then on.  False if there is none.
+-- Delete the checkpoint of a step and all that were written after it, forget the children
+-- spawned from then on, and put the messages back that were received.  False if there is none.
 create or replace function teguh._forget_template(p_task_id uuid, p_from_step text)
   returns boolean
   language plpgsql
@@ -8617,6 +8861,7 @@ begin
     where (j.task_id, j.step_name) = (p_task_id, p_from_step)
   ) as s;
 
+  perform teguh._unhear_template(p_task_id, v_since);
   delete from teguh.c_template as c
   where c.task_id = p_task_id
     and c.updated_at >= v_since;
@@ -8748,8 +8993,8 @@ comment on function teguh.retry_task(text, uuid, jsonb) is
   'its old time to live. Options: '
   'spawn_new (true: leave the task and spawn a new one like it; also for completed '
   'tasks), max_attempts (default: room for at least one more run), from_step (delete the '
-  'checkpoint of that step and all written after it), reason (shown by get_task_history() and '
-  'list_actions()). attempt is the '
+  'checkpoint of that step and all written after it; messages received since are in the mailbox '
+  'again), reason (shown by get_task_history() and list_actions()). attempt is the '
   'number that the next claim will show. Raises TG001 for an unknown queue, TG003 for '
   'an unknown task, TG004 if it is not over, TG005 for a bad option or a step without '
   'checkpoint.';
@@ -8885,6 +9130,7 @@ declare
   v_names text[];
   v_was   "char"[];
 begin
+  perform teguh._score_template(p_task_ids);
   delete from teguh.g_template as g
   using teguh.t_template as t
   where t.task_id = any (p_task_ids)
@@ -8913,12 +9159,16 @@ begin
   where r.task_id = any (p_task_ids);
   delete from teguh.w_template as w
   where w.task_id = any (p_task_ids);
+  delete from teguh.v_template as v
+  where v.task_id = any (p_task_ids);
   delete from teguh.j_template as j
   where j.task_id = any (p_task_ids);
   delete from teguh.f_template as f
   where f.task_id = any (p_task_ids);
   delete from teguh.a_template as a
   where a.task_id = any (p_task_ids);
+  delete from teguh.m_template as m
+  where m.task_id = any (p_task_ids);
   return cardinality(p_task_ids);
 end;
 $$;
@@ -9058,7 +9308,7 @@ comment on function teguh.cleanup_events(text, double precision, integer) is
   'many. An event that a task waits for stays. Null: what the queue''s policy says, '
   'else 30 days and 1000. Raises TG001 for an unknown queue, TG005 for a bad argument.';
 
--- Remove old tasks and events of one queue or of all.
+-- Remove old tasks and events of one queue or of all, and then old workflow runs.
 create or replace function teguh.cleanup_all_queues(p_queue_name text default null)
   returns table(queue_name text, tasks_deleted integer, events_deleted integer)
   language plpgsql
@@ -9082,12 +9332,17 @@ begin
     events_deleted := teguh.cleanup_events(queue_name);
     return next;
   end loop;
+
+  if p_queue_name is null then
+    perform teguh.cleanup_workflow_runs();
+  end if;
 end;
 $$;
 
 comment on function teguh.cleanup_all_queues(text) is
   'Removes old tasks and events of a queue (null: of every queue) as its policy says, '
-  'one bounded batch each, and returns the counts. Raises TG001 for an unknown queue.';
+  'one bounded batch each, and returns the counts; for every queue also what '
+  'cleanup_workflow_runs() removes. Raises TG001 for an unknown queue.';
 
 -- sql/src/46_limits.sql
 -- Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait.
@@ -9573,7 +9828,8 @@ begin
     "notify": "auto", "cleanup_ttl": 2592000, "cleanup_limit": 1000,
     "default_max_attempts": null, "default_retry_strategy": null,
     "default_timeout": null, "default_ttl": null, "namespace": "default",
-    "max_pending": null, "on_full": "reject", "history": true, "duration_buckets": [
+    "max_pending": null, "on_full": "reject", "max_messages": null, "history": true,
+    "duration_buckets": [
       0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 1800
     ]
   }'::jsonb || (teguh._policy(p_queue_name) - '{paused_until,ruled}'::text[]);
@@ -9635,7 +9891,8 @@ declare
 begin
   perform teguh._check_keys('filter', v_input, array_remove(array[
     case when p_states is null then 'state' end, 'task_name', 'tag', 'tags', 'correlation_id',
-    'parent_task_id', 'workflow_run_id', 'created_after', 'created_before', 'older_than_seconds'
+    'parent_task_id', 'workflow_run_id', 'attributes', 'created_after', 'created_before',
+    'older_than_seconds'
   ], null));
   v_filter.states := coalesce(p_states, teguh._states_option(v_input));
   v_filter.task_name := teguh._text_option(v_input, 'task_name');
@@ -9645,6 +9902,7 @@ begin
   v_filter.correlation_id := teguh._text_option(v_input, 'correlation_id');
   v_filter.parent_task_id := teguh._uuid_option(v_input, 'parent_task_id');
   v_filter.workflow_run_id := teguh._uuid_option(v_input, 'workflow_run_id');
+  v_filter.attributes := teguh._attributes_option(v_input);
   v_filter.created_after := teguh._time_option(v_input, 'created_after');
   v_filter.created_before := least(
     teguh._time_option(v_input, 'created_before'),
@@ -9813,6 +10071,9 @@ begin
     union all
     select 'tag', u.tag
     from unnest(p_filter.tags) as u(tag)
+    union all
+    select 'attribute', k.name
+    from jsonb_object_keys(p_filter.attributes) as k(name)
   loop
     v_page := teguh._page_template(v_way.kind, v_way.tag, p_filter, p_live, p_after, p_before);
     if v_best is null
@@ -9831,7 +10092,7 @@ end;
 $$;
 
 -- Up to 500 ids from p_after up to p_before, the greatest first, of one kind: tasks of a
--- matter, of a name, and so on.
+-- matter, of a name, and so on.  p_tag: of which tag, or by which of the attributes.
 create or replace function teguh._page_template(
   p_kind   text,
   p_tag    text,
@@ -9892,6 +10153,15 @@ begin
       where g.tag collate "C" = p_tag
         and g.task_id >= p_after and g.task_id < p_before
       order by g.tag collate "C" desc, g.task_id desc
+      limit 500
+    )
+    when 'attribute' then array(
+      select v.task_id
+      from teguh.v_template as v
+      where v.name collate "C" = p_tag
+        and v.word collate "C" = teguh._word(p_filter.attributes -> p_tag)
+        and v.task_id >= p_after and v.task_id < p_before
+      order by v.name collate "C" desc, v.word collate "C" desc, v.task_id desc
       limit 500
     )
     else teguh._ended_template(p_filter.states, p_live, p_after, p_before)
@@ -9967,6 +10237,10 @@ begin
       and (p_filter.created_after is null or t.created_at >= p_filter.created_after)
       and (p_filter.created_before is null or t.created_at < p_filter.created_before)
       and (p_filter.claimed_by is null or t.claimed_by = p_filter.claimed_by)
+      and (
+        p_filter.attributes is null
+        or teguh._pinned_template(t.task_id) @> p_filter.attributes
+      )
     order by u.place
     limit p_limit
   );
@@ -10099,7 +10373,8 @@ create or replace function teguh._rows_template(
     correlation_id   text,
     parent_task_id   uuid,
     workflow_run_id  uuid,
-    cursor           text
+    cursor           text,
+    attributes       jsonb
   )
   language plpgsql
   volatile
@@ -10113,7 +10388,8 @@ begin
   select
     t.task_id, t.task_name, t.state, t.attempt, t.failures, t.created_at, t.available_at,
     t.started_at, t.finished_at, t.claimed_by, t.lease_expires_at, t.failure_reason, t.tags,
-    t.correlation_id, t.parent_task_id, t.workflow_run_id, t.task_id::text
+    t.correlation_id, t.parent_task_id, t.workflow_run_id, t.task_id::text,
+    teguh._pinned_template(t.task_id)
   from unnest(v_task_ids) with ordinality as u(task_id, place)
   cross join lateral (
     select t.*
@@ -10149,7 +10425,8 @@ create or replace function teguh.list_tasks(
     correlation_id   text,
     parent_task_id   uuid,
     workflow_run_id  uuid,
-    cursor           text
+    cursor           text,
+    attributes       jsonb
   )
   language plpgsql
   volatile
@@ -10165,11 +10442,11 @@ $$;
 comment on function teguh.list_tasks(text, jsonb, text, integer) is
   'Tasks of a queue, the newest first, a page at a time: pass the cursor of a page''s last row for '
   'the next one. The filter may have state (one, or an array), task_name, tag, tags (an '
-  'array: all of them), correlation_id, parent_task_id, workflow_run_id, created_after (at or '
-  'after), created_before, older_than_seconds; all that is given must hold. started_at is '
-  'when it was last handed to a worker. Raises TG001 for an '
-  'unknown queue, TG005 for an unknown key, a bad value, a bad cursor, or a limit that is '
-  'not from 1 to 10000.';
+  'array: all of them), correlation_id, parent_task_id, workflow_run_id, attributes (an '
+  'object: all of them, with these values), created_after (at or after), created_before, '
+  'older_than_seconds; all that is given must hold. started_at is when it was last handed to a '
+  'worker; attributes are what set_attributes() has published. Raises TG001 for an unknown queue, '
+  'TG005 for an unknown key, a bad value, a bad cursor, or a limit that is not from 1 to 10000.';
 
 -- All about a task.
 create or replace function teguh._peek_template(p_task_id uuid)
@@ -10207,7 +10484,8 @@ create or replace function teguh._peek_template(p_task_id uuid)
     on_expired        jsonb,
     idempotency_key   text,
     priority          smallint,
-    flow_key          text
+    flow_key          text,
+    attributes        jsonb
   )
   language plpgsql
   volatile
@@ -10222,7 +10500,8 @@ begin
     v_task.lease_expires_at, v_task.wake_event, v_task.event_payload, v_task.max_attempts,
     v_task.retry_strategy, v_task.timeout_seconds, v_task.cancellation, v_task.deadline_at,
     v_task.expires_at, v_task.on_expired, v_task.idempotency_key,
-    coalesce(v_task.priority, 0::smallint), v_task.flow_key
+    coalesce(v_task.priority, 0::smallint), v_task.flow_key,
+    teguh._pinned_template(p_task_id)
   from teguh._show_template(p_task_id) as r;
 end;
 $$;
@@ -10263,7 +10542,8 @@ create or replace function teguh.get_task(p_queue_name text, p_task_id uuid)
     on_expired        jsonb,
     idempotency_key   text,
     priority          smallint,
-    flow_key          text
+    flow_key          text,
+    attributes        jsonb
   )
   language plpgsql
   volatile
@@ -10278,8 +10558,9 @@ comment on function teguh.get_task(text, uuid) is
   'All about a task: what get_task_result() tells, and what it was asked for. run_id is the '
   'current run; started_at is when the task was last handed to a worker, claimed_by to whom; '
   'wake_event is the event that is awaited, or that woke it; deadline_at is when it ends of '
-  'itself, by its own policy or because it expires; flow_key is the option "key". Raises TG001 '
-  'for an unknown queue, TG003 for an unknown task.';
+  'itself, by its own policy or because it expires; flow_key is the option "key"; attributes are '
+  'what set_attributes() has published. Raises TG001 for an unknown queue, TG003 for '
+  'an unknown task.';
 
 -- The runs of a task: those that were followed by another, and the current one.
 create or replace function teguh._runs_template(p_task_id uuid)
@@ -10711,7 +10992,9 @@ create or replace function teguh._check_meant(p_filter jsonb, p_options jsonb)
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if num_nonnulls(variadic array(select e.value from jsonb_each_text(p_filter) as e)) = 0
+  if not exists (
+    select from jsonb_each(p_filter) as e where e.value not in ('null', '[]', '{}')
+  )
     and not teguh._flag_option(p_options, 'all')
   then
     raise exception 'the filter is empty'
@@ -10897,7 +11180,8 @@ create or replace function teguh.list_dead_letters(
     correlation_id   text,
     parent_task_id   uuid,
     workflow_run_id  uuid,
-    cursor           text
+    cursor           text,
+    attributes       jsonb
   )
   language plpgsql
   volatile
@@ -11307,6 +11591,38 @@ begin
 end;
 $$;
 
+-- How many schedules of the queue are overdue, which are those that should have fired more than
+-- five minutes ago; how late the latest is, what it is called, and why the last try failed.
+create or replace function teguh._tardy_template()
+  returns table(
+    overdue       bigint,
+    lag_seconds   double precision,
+    schedule_name text,
+    last_error    text
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now  timestamptz := teguh.current_time();
+  v_from timestamptz := teguh._agenda_template();
+begin
+  -- one that could not fire is looked at again ten seconds later
+  return query
+  select
+    count(*) filter (where s.planned_at < v_now - interval '5 minutes'),
+    coalesce(date_part('epoch', v_now - min(s.planned_at)), 0),
+    (array_agg(s.schedule_name order by s.planned_at, s.schedule_name))[1],
+    (array_agg(s.last_error order by s.planned_at, s.schedule_name))[1]
+  from teguh.schedules as s
+  where s.queue_name = substr('_template', 2)
+    and s.next_at >= v_from
+    and s.next_at <= v_now + interval '10 seconds'
+    and s.planned_at <= v_now;
+end;
+$$;
+
 -- The names of what tallies count, by where a task stood and stands.
 create or replace view teguh._counters as
 select
@@ -11356,7 +11672,15 @@ begin
   from teguh._stat_template() as r
   cross join lateral jsonb_each_text(to_jsonb(r)) as s
   where s.key ~ '^oldest_'
-    and s.value is not null;
+    and s.value is not null
+  union all
+  select n.name, v_queue, n.value
+  from teguh._tardy_template() as r
+  cross join lateral (
+    values
+      ('teguh_schedules_overdue', r.overdue::double precision),
+      ('teguh_schedule_lag_seconds', r.lag_seconds)
+  ) as n(name, value);
 
   return query
   with tallies as materialized (
@@ -11461,10 +11785,12 @@ $$;
 comment on function teguh.metrics() is
   'What there is to measure, of the queues the caller may read. teguh_tasks by queue and state; '
   'teguh_tasks_created_, started_, completed_, failed_, retried_, cancelled_, expired_total and '
-  'the histogram teguh_run_duration_seconds by queue and task; ages in seconds; the lag of the '
-  'ticker; how many transactions old the oldest snapshot is that keeps dead rows from being '
-  'removed, as far as the owner of teguh may see. Whether a label le is a bound, the policy of '
-  'the queue says (duration_buckets).';
+  'the histogram teguh_run_duration_seconds by queue and task; ages in seconds; '
+  'teguh_schedules_overdue (that should have fired more than 5 minutes ago) and '
+  'teguh_schedule_lag_seconds (how late the latest is) by queue; the lag of the ticker; how many '
+  'transactions old the oldest snapshot is that keeps dead rows from being removed, as far as the '
+  'owner of teguh may see. Whether a label le is a bound, the policy of the queue says '
+  '(duration_buckets).';
 
 -- How many transactions old the oldest snapshot or replication slot is that can be seen.
 create or replace function teguh._xmin_age()
@@ -11567,6 +11893,43 @@ as $$
   from jsonb_each_text(p_labels) as l;
 $$;
 
+-- What is wrong with the schedules of the queues that the caller may read: problems of health().
+create or replace function teguh._schedule_problems()
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text;
+  v_overdue    bigint;
+  v_lag        double precision;
+  v_name       text;
+  v_error      text;
+  v_problems   jsonb := '[]'::jsonb;
+begin
+  for v_queue_name in
+    select q.queue_name
+    from teguh.list_queues() as q
+    where teguh._may('tardy', q.queue_name)
+  loop
+    execute
+      'select t.overdue, t.lag_seconds, t.schedule_name, t.last_error from '
+      || teguh._from('tardy', v_queue_name) || ' as t'
+    into v_overdue, v_lag, v_name, v_error;
+    if v_overdue > 0 then
+      v_problems := v_problems || jsonb_build_object(
+        'problem', format('schedules of queue "%s" are overdue: %s', v_queue_name, v_overdue),
+        'hint', format('"%s" should have fired %s s ago: %s', v_name, round(v_lag),
+          coalesce(v_error, 'nobody ticks this queue.'))
+      );
+    end if;
+  end loop;
+
+  return v_problems;
+end;
+$$;
+
 -- Say whether all is well.
 create or replace function teguh.health()
   returns jsonb
@@ -11606,6 +11969,7 @@ begin
         round(v_queue.oldest_pending_age_seconds))
     );
   end loop;
+  v_problems := v_problems || teguh._schedule_problems();
 
   return jsonb_build_object(
     'status', case v_problems when '[]' then 'ok' else 'degraded' end,
@@ -11619,8 +11983,9 @@ $$;
 
 comment on function teguh.health() is
   'An object: status is ok or degraded; problems says what is wrong, each with a hint: nobody '
-  'has ticked for 5 minutes, a snapshot is over ten million transactions old, or tasks of a '
-  'queue have been ready for 5 minutes while nobody works on it.';
+  'has ticked for 5 minutes, a snapshot is over ten million transactions old, tasks of a '
+  'queue have been ready for 5 minutes while nobody works on it, or schedules should have fired '
+  '5 minutes ago and have not.';
 
 -- sql/src/50_ticker.sql
 -- One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
@@ -11774,14 +12139,76 @@ as $$
   where a.name = 'pg_cron';
 $$;
 
+-- The jobs that start() schedules.
+create or replace function teguh._plan_cron(p_options jsonb)
+  returns table(job_name text, schedule text, command text)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  job_name := 'teguh_ticker';
+  schedule := coalesce(
+    teguh._text_option(p_options, 'ticker_schedule'),
+    case when teguh._cron_has_seconds() then '1 seconds' else '* * * * *' end
+  );
+  command := case schedule
+    when '* * * * *' then 'call teguh.ticker_loop(''{"tick_seconds": 1}'')'
+    else 'select teguh.ticker()'
+  end;
+  return next;
+
+  job_name := 'teguh_maint';
+  schedule := coalesce(teguh._text_option(p_options, 'cleanup_schedule'), '*/5 * * * *');
+  command := 'select teguh._maintain()';
+  return next;
+
+  for job_name, schedule, command in
+    select
+      'teguh_work_' || u.queue_name, '* * * * *',
+      format('call teguh.work(%L, %L)', u.queue_name, '{"max_seconds": 59}')
+    from unnest(teguh._work_option(p_options)) as u(queue_name)
+  loop
+    return next;
+  end loop;
+end;
+$$;
+
+-- The queues whose handlers are to be run: those given, or all that have handlers.
+create or replace function teguh._work_option(p_options jsonb)
+  returns text[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_given jsonb := nullif(p_options -> 'work', 'null');
+  v_names text[];
+begin
+  if v_given is null then
+    v_names := array(select distinct h.queue_name from teguh.handlers as h order by 1);
+  elsif jsonb_typeof(v_given) <> 'array'
+    or jsonb_path_exists(v_given, 'strict $[*] ? (@.type() <> "string")')
+  then
+    raise exception '"work" must be an array of queues'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(v_given::text, 200)),
+        hint = 'For instance ["orders"]; leave it out for every queue that has handlers.';
+  else
+    v_names := array(select distinct q.name from jsonb_array_elements_text(v_given) as q(name));
+  end if;
+
+  perform teguh._crew(u.queue_name)
+  from unnest(v_names) as u(queue_name);
+  return v_names;
+end;
+$$;
+
 -- Tell how to get a ticker without pg_cron at hand.  pg_cron lives in one database
 -- of a server and can run jobs in the others, but must be asked there.  Which one
 -- that is, an ordinary role cannot know.
-create or replace function teguh._explain_no_cron(
-  p_ticker  text,
-  p_command text,
-  p_cleanup text
-)
+create or replace function teguh._explain_no_cron(p_options jsonb)
   returns void
   language plpgsql
   volatile
@@ -11792,23 +12219,28 @@ begin
     raise notice 'pg_cron is not installed: nothing was scheduled'
       using
         detail = 'Workers see to due tasks themselves, and tick while they run.',
-        hint = 'Install pg_cron, or call teguh.ticker() and teguh.cleanup_all_queues() yourself.';
+        hint = 'Install pg_cron, or call teguh.ticker() and teguh.cleanup_all_queues() yourself, '
+               'and teguh.work() for queues whose handlers are SQL functions.';
     return;
   end if;
 
   raise notice 'pg_cron is not in this database: nothing was scheduled'
     using
       detail = 'It lives in one database of the server and can run jobs in the others.',
-      hint = format(
-        'In that database: select cron.schedule_in_database(%L, %L, %L, %L); '
-        'select cron.schedule_in_database(%L, %L, %L, %L);',
-        'teguh_ticker', p_ticker, p_command, current_database(),
-        'teguh_maint', p_cleanup, 'select teguh._maintain()', current_database()
+      hint = (
+        select 'In that database: ' || string_agg(
+          format(
+            'select cron.schedule_in_database(%L, %L, %L, %L);',
+            j.job_name, j.schedule, j.command, current_database()
+          ),
+          ' '
+        )
+        from teguh._plan_cron(p_options) as j
       );
 end;
 $$;
 
--- Schedule ticker and cleanup.
+-- Schedule ticker, cleanup and the work on queues.
 create or replace function teguh.start(p_options jsonb default '{}')
   returns void
   language plpgsql
@@ -11818,40 +12250,79 @@ create or replace function teguh.start(p_options jsonb default '{}')
 as $$
 declare
   v_options jsonb := coalesce(p_options, '{}');
-  v_ticker  text;
-  v_command text := 'select teguh.ticker()';
-  v_cleanup text;
+  v_jobs    text[];
 begin
   perform teguh._check_keys(
-    'start options', v_options, array['ticker_schedule', 'cleanup_schedule']
+    'start options', v_options, array['ticker_schedule', 'cleanup_schedule', 'work']
   );
-  v_ticker := coalesce(
-    teguh._text_option(v_options, 'ticker_schedule'),
-    case when teguh._cron_has_seconds() then '1 seconds' else '* * * * *' end
-  );
-  if v_ticker = '* * * * *' then
-    v_command := 'call teguh.ticker_loop(''{"tick_seconds": 1}'')';
-  end if;
-  v_cleanup := coalesce(teguh._text_option(v_options, 'cleanup_schedule'), '*/5 * * * *');
-
+  v_jobs := array(select j.job_name from teguh._plan_cron(v_options) as j);
   if not teguh._has_cron() then
-    perform teguh._explain_no_cron(v_ticker, v_command, v_cleanup);
+    perform teguh._explain_no_cron(v_options);
     return;
   end if;
 
-  perform cron.schedule('teguh_ticker', v_ticker, v_command);
-  perform cron.schedule('teguh_maint', v_cleanup, 'select teguh._maintain()');
+  perform teguh._unschedule(v_jobs);
+  perform cron.schedule(j.job_name, j.schedule, j.command)
+  from teguh._plan_cron(v_options) as j;
 end;
 $$;
 
 comment on function teguh.start(jsonb) is
   'Schedules the jobs teguh_ticker and teguh_maint by pg_cron: ticker() every second '
   '(before pg_cron 1.5: a loop every minute that ticks every second), cleanup every '
-  'five minutes. Options: ticker_schedule, cleanup_schedule, in pg_cron''s syntax. Calling '
-  'it again changes the schedules. Without pg_cron in this database: a notice, with '
-  'the statements to run where it is. Raises TG005 for an unknown option.';
+  'five minutes; and for each queue that has handlers teguh_work_<queue>, a session that '
+  'calls work() minute after minute, as teguh''s owner. Options: ticker_schedule, '
+  'cleanup_schedule, in pg_cron''s syntax; work, an array of the queues to work on instead. '
+  'Calling it again changes the jobs. Without pg_cron in this database: a notice, with '
+  'the statements to run where it is. Raises TG005 for a bad option and, for a queue to work '
+  'on, what work() raises.';
 
--- Unschedule ticker and cleanup.
+-- Unschedule our jobs in this database but those named.
+create or replace function teguh._unschedule(p_but text[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform cron.unschedule(j.jobid)
+  from cron.job as j
+  where teguh._is_ours(j.jobname)
+    and j.database = current_database()
+    and j.jobname <> all (p_but);
+end;
+$$;
+
+-- Whether a job of pg_cron is one that start() schedules.
+create or replace function teguh._is_ours(p_job_name text)
+  returns boolean
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select p_job_name in ('teguh_ticker', 'teguh_maint') or starts_with(p_job_name, 'teguh_work_');
+$$;
+
+-- Unschedule the work on a queue, which is being dropped.
+create or replace function teguh._drop_job(p_queue_name text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if not teguh._has_cron() or not has_schema_privilege('cron', 'usage') then
+    return;
+  end if;
+
+  perform cron.unschedule(j.jobid)
+  from cron.job as j
+  where j.jobname = 'teguh_work_' || p_queue_name
+    and j.database = current_database();
+end;
+$$;
+
+-- Unschedule what start() has.
 create or replace function teguh.stop()
   returns void
   language plpgsql
@@ -11860,14 +12331,9 @@ create or replace function teguh.stop()
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if not teguh._has_cron() then
-    return;
+  if teguh._has_cron() then
+    perform teguh._unschedule('{}');
   end if;
-
-  perform cron.unschedule(j.jobid)
-  from cron.job as j
-  where j.jobname in ('teguh_ticker', 'teguh_maint')
-    and j.database = current_database();
 end;
 $$;
 
@@ -11891,7 +12357,7 @@ begin
     where d.jobid in (
         select j.jobid
         from cron.job as j
-        where j.jobname in ('teguh_ticker', 'teguh_maint')
+        where teguh._is_ours(j.jobname)
       )
       and d.end_time < clock_timestamp() - interval '1 hour';
   end if;
@@ -11905,7 +12371,8 @@ create or replace function teguh.status()
     ticker_job   text,
     cleanup_job  text,
     last_tick_at timestamptz,
-    lag_seconds  double precision
+    lag_seconds  double precision,
+    work_jobs    text[]
   )
   language plpgsql
   volatile
@@ -11917,8 +12384,10 @@ begin
     scheduler := 'pg_cron';
     select
       max(j.schedule) filter (where j.jobname = 'teguh_ticker'),
-      max(j.schedule) filter (where j.jobname = 'teguh_maint')
-    into ticker_job, cleanup_job
+      max(j.schedule) filter (where j.jobname = 'teguh_maint'),
+      array_agg(substr(j.jobname, 12) order by j.jobname)
+        filter (where starts_with(j.jobname, 'teguh_work_'))
+    into ticker_job, cleanup_job, work_jobs
     from cron.job as j
     where j.database = current_database();
   end if;
@@ -11933,7 +12402,7 @@ $$;
 comment on function teguh.status() is
   'One row: scheduler is pg_cron where that is installed, else null; the schedules of '
   'the two jobs, null where not scheduled; when ticker() last ran, by whomever, and '
-  'how many seconds ago, both null if never.';
+  'how many seconds ago, both null if never; the queues that jobs work on, null if none.';
 
 -- sql/src/52_access.sql
 -- Who may call what: each public function, the functions of a queue behind it, and the kinds
@@ -11959,7 +12428,7 @@ from (
     ('queue_stats',                'stat',        'client worker observer admin', false),
     ('metrics',                    'gauge',       'client worker observer admin', false),
     ('prometheus',                 'gauge',       'client worker observer admin', false),
-    ('health',                     'stat',        'client worker observer admin', false),
+    ('health',                     'stat tardy',  'client worker observer admin', false),
     ('get_task_result',            'show',        'client worker observer admin', false),
     ('list_namespaces',            '',            'client worker observer admin', false),
     ('get_task',                   'peek',        'client worker observer admin', false),
@@ -11975,9 +12444,17 @@ from (
     ('next_fire_time',             '',            'client worker observer admin', false),
     ('get_schedule',               'diary',       'client worker observer admin', false),
     ('list_schedules',             'diary',       'client worker observer admin', false),
+    ('list_messages',              'inbox',       'client worker observer admin', false),
+    ('get_attributes',             'told',        'client worker observer admin', false),
+    ('get_workflow_run',           'flow',        'client worker observer admin', false),
+    ('list_workflow_runs',         'flow',        'client worker observer admin', false),
+    ('get_workflow_tree',          'member',      'client worker observer admin', false),
+    ('create_workflow_run',        '',            'client worker admin',          false),
+    ('update_workflow_run',        '',            'client worker admin',          false),
     ('spawn_task',                 'new put once room rule', 'client worker admin',    false),
     ('spawn_tasks',                'put series room rule', 'client worker admin',     false),
     ('emit_event',                 'emit',        'client worker admin',          false),
+    ('send_message',               'post',        'client worker admin',          false),
     ('cancel_task',                'halt',        'client worker admin',          false),
     ('cancel_tasks',               'abort',       'client worker admin',          false),
     ('retry_task',                 'rerun',       'client worker admin',          false),
@@ -11992,10 +12469,22 @@ from (
     ('extend_claim',               'keep',        'worker admin',                 false),
     ('set_task_checkpoint_state',  'mark',        'worker admin',                 false),
     ('await_event',                'wait',        'worker admin',                 false),
+    ('receive_message',            'hear',        'worker admin',                 false),
+    ('set_attributes',             'pin',         'worker admin',                 false),
     ('spawn_children',             'brood bind put room rule', 'worker admin',    false),
     ('await_children',             'rally',       'worker admin',                 false),
     ('add_compensation',           'repent',      'worker admin',                 false),
     ('repeat_run',                 'repeat',      'worker admin',                 false),
+    ('work',                       'staff grip',  'worker admin',                 false),
+    ('step',                       '',            'client worker observer admin', false),
+    ('sleep_for',                  '',            'client worker observer admin', false),
+    ('sleep_until',                '',            'client worker observer admin', false),
+    ('await',                      '',            'client worker observer admin', false),
+    ('receive',                    '',            'client worker observer admin', false),
+    ('children',                   '',            'client worker observer admin', false),
+    ('list_handlers',              'staff',       'client worker observer admin', false),
+    ('register_handler',           'hire',        'admin',                        false),
+    ('unregister_handler',         'hire',        'admin',                        false),
     ('ticker',                     'tick',        'worker admin',                 false),
     ('cleanup_tasks',              'purge',       'admin',                        false),
     ('cleanup_events',             'sweep',       'admin',                        false),
@@ -12013,6 +12502,7 @@ from (
     ('drop_schedule',              'steer',       'admin',                        false),
     ('trigger_schedule',           'launch',      'admin',                        false),
     ('ticker_loop',                '',            'admin',                        true),
+    ('cleanup_workflow_runs',      'used',        'admin',                        true),
     ('cleanup_all_queues',         '',            'admin',                        true),
     ('create_queue',               '',            'admin',                        true),
     ('drop_queue',                 '',            'admin',                        true),
@@ -12043,7 +12533,8 @@ as $$
   where p.pronamespace = 'teguh'::regnamespace
     and (
       p.proname in (
-        '_policy', '_set_ticked', '_xmin_age', '_overall_usage', '_scheduled_in'
+        '_policy', '_set_ticked', '_xmin_age', '_overall_usage', '_scheduled_in', '_recorded_run',
+        '_recorded_runs', '_recorded_tallies'
       )
       or (
         p.proname ~ '^_'
@@ -12184,9 +12675,9 @@ $$;
 
 comment on function teguh.grant_access(text, text, text[]) is
   'Lets a role use the queues named, or all, also those to come, if p_queue_names is null. '
-  'client: spawn, cancel, retry, emit events, read results. worker: that, and claim runs and '
-  'report on them, tick. observer: read. admin: all of it and cleanup; for all queues '
-  'also create and drop queues, schedule, grant. Everything goes through functions; nobody '
+  'client: spawn, cancel, retry, emit events, send messages, read results. worker: that, and '
+  'claim runs and report on them, tick. observer: read. admin: all of it and cleanup; for all '
+  'queues also create and drop queues, schedule, grant. Everything goes through functions; nobody '
   'gets at the tables. Raises 42704 for an unknown role, TG001 for an unknown queue, TG005 '
   'for an unknown kind of access.';
 
@@ -14010,8 +14501,8 @@ comment on function teguh.add_compensation(text, uuid, uuid, text, jsonb) is
   'not spawn it, AB001 if the task is cancelled, AB002 if the run has ended.';
 
 -- End a run with success, and begin the task anew after some time, with no checkpoints, no
--- children, and nothing to undo of its own.  max_duration begins anew, too; when it expires does
--- not change.
+-- children, and nothing to undo of its own.  Messages that it has not received stay.
+-- max_duration begins anew, too; when it expires does not change.
 create or replace function teguh._repeat_template(p_run_id uuid, p_after double precision)
   returns uuid
   language plpgsql
@@ -14062,6 +14553,7 @@ begin
   where j.task_id = p_task.task_id;
   delete from teguh.f_template as f
   where f.task_id = p_task.task_id;
+  perform teguh._tidy_template(p_task.task_id);
 
   update teguh.t_template as t
   set
@@ -14100,10 +14592,10 @@ $$;
 
 comment on function teguh.repeat_run(text, uuid, double precision) is
   'Ends a run with success, and begins the same task anew in p_after_seconds: another run, without '
-  'the checkpoints and children of this one, with all its attempts. Returns its id. A ttl goes on, '
-  'max_duration begins anew. Raises TG001 for an unknown '
-  'queue, TG002 for an unknown run, TG004 if nobody holds the run or after 1048575 runs, TG005 for '
-  'a bad period, AB001 if the task is cancelled, AB002 if the run has ended.';
+  'the checkpoints and children of this one, with all its attempts, and with the messages that it '
+  'has not received. Returns its id. A ttl goes on, max_duration begins anew. Raises TG001 for an '
+  'unknown queue, TG002 for an unknown run, TG004 if nobody holds the run or after 1048575 runs, '
+  'TG005 for a bad period, AB001 if the task is cancelled, AB002 if the run has ended.';
 
 -- sql/src/63_children.sql
 -- Children: tasks that a step spawns and may wait for.
@@ -14173,7 +14665,8 @@ begin
 end;
 $$;
 
--- Read one child to spawn.
+-- Read one child to spawn.  One of another workflow run than its parent's is apart: its end
+-- matters there.
 create or replace function teguh._read_child(
   p_queue_name text,
   p_join       jsonb,
@@ -14210,7 +14703,14 @@ begin
   if not coalesce(p_task -> 'options' ? 'tags', false) then
     v_spawn.tags := p_like.tags;
   end if;
-  v_spawn.links := coalesce(v_spawn.links, '{}') || jsonb_build_object('join', p_join);
+  v_spawn.links := coalesce(v_spawn.links, '{}') || jsonb_build_object(
+    'join',
+    p_join || case
+      when v_spawn.workflow_run_id is distinct from p_like.workflow_run_id
+        then '{"apart": true}'
+      else '{}'
+    end::jsonb
+  );
   return v_spawn;
 end;
 $$;
@@ -14420,7 +14920,8 @@ begin
 end;
 $$;
 
--- Have the children of a task counted in a moment, with whatever else ends until then.
+-- Have it looked in a moment whether what a task waits for is there: its children, with whatever
+-- else ends until then, or a message.
 create or replace function teguh._tell_template(p_task_id uuid)
   returns void
   language plpgsql
@@ -14471,8 +14972,34 @@ begin
 end;
 $$;
 
--- Wake those of the tasks given whose children have done what they wait for.  Returns how many.
--- One that somebody holds locked is looked at again in a second: whoever it is may roll back.
+-- Whether the children or the message that a task waits for are there.
+create or replace function teguh._ripe_template(p_wait teguh.w_template)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_wait.event_name = '$children' then
+    return (
+      select teguh._judge_template(j.task_id, j.step_name, j.wanted, j.fail_fast)
+      from teguh.j_template as j
+      where (j.task_id, j.step_name) = (p_wait.task_id, p_wait.step_name)
+    );
+  end if;
+
+  return starts_with(p_wait.event_name, '$message:') and exists (
+    select from teguh.m_template as m
+    where m.task_id = p_wait.task_id
+      and m.received_by = ''
+      and m.topic = substr(p_wait.event_name, length('$message:') + 1)
+  );
+end;
+$$;
+
+-- Wake those of the tasks given whose children have done what they wait for, or who have got the
+-- message.  Returns how many.  One that somebody holds locked is looked at again in a second:
+-- whoever it is may roll back.  Messages to a task that was removed meanwhile go, too.
 create or replace function teguh._gather_template(p_task_ids uuid[], p_now timestamptz)
   returns integer
   language plpgsql
@@ -14488,13 +15015,20 @@ begin
     return 0;
   end if;
 
+  delete from teguh.m_template as m
+  where m.task_id = any (array(
+    select u.task_id
+    from unnest(p_task_ids) as u(task_id)
+    where not exists (
+      select from teguh.t_template as t where t.task_id = u.task_id offset 0
+    )
+  ));
+
   for v_wait in
-    select w.task_id, w.turn, w.step_name
+    select w.task_id, w.turn
     from unnest(p_task_ids) as u(task_id)
     join teguh.w_template as w on w.task_id = u.task_id
-    join teguh.j_template as j on (j.task_id, j.step_name) = (w.task_id, w.step_name)
-    where w.event_name = '$children'
-      and teguh._judge_template(j.task_id, j.step_name, j.wanted, j.fail_fast)
+    where teguh._ripe_template(w)
     order by w.task_id
   loop
     select t.* into v_task
@@ -14739,7 +15273,8 @@ begin
 end;
 $$;
 
--- Tell the parents of tasks that go down with their queue: to them they are cancelled.
+-- Tell the parents and the workflow runs of tasks that go down with their queue: to them they
+-- are cancelled.
 create or replace function teguh._perish_template()
   returns void
   language plpgsql
@@ -14751,6 +15286,9 @@ begin
   from teguh.t_template as t
   where t.links -> 'join' ->> 'queue_name' <> substr('_template', 2)
     and t.state in ('pending', 'running', 'sleeping');
+  perform teguh._score_template(array(
+    select t.task_id from teguh.t_template as t where t.workflow_run_id is not null
+  ));
 end;
 $$;
 
@@ -14827,6 +15365,2344 @@ comment on function teguh.await_children(
   'of another task, TG004 if nobody holds the run or the step has no children, TG005 for a bad '
   'mode or option, AB001 if the task is cancelled, AB002 if the run has ended, 25001 unless the '
   'transaction is READ COMMITTED.';
+
+-- sql/src/64_workflow_runs.sql
+-- Workflow runs: what tasks of any queues belong to together.
+--
+-- A task names its workflow run by id, and whether there is one of that id does not matter to it.
+-- How a run stands is worked out from its tasks, and from what those came to that are gone.
+
+-- Refuse a workflow run that nobody knows.
+create or replace function teguh._refuse_run(p_workflow_run_id uuid)
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  raise exception 'workflow run "%" does not exist', p_workflow_run_id
+    using
+      errcode = 'TG009',
+      detail = 'None of that id was created, or it was cleaned up.',
+      hint = 'list_workflow_runs() shows those there are.';
+end;
+$$;
+
+-- Read what is to be known of a workflow run.
+create or replace function teguh._read_run(p_options jsonb, p_known text[])
+  returns teguh.workflow_runs
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_run teguh.workflow_runs;
+begin
+  perform teguh._check_keys('workflow run options', p_options, p_known);
+  v_run.version := teguh._name_option(p_options, 'version');
+  v_run.inputs := nullif(p_options -> 'inputs', 'null');
+  v_run.tags := teguh._tags_option(p_options);
+  v_run.created_by := teguh._name_option(p_options, 'created_by');
+  v_run.idempotency_key := teguh._name_option(p_options, 'idempotency_key');
+  return v_run;
+end;
+$$;
+
+-- Create a workflow run.
+create or replace function teguh.create_workflow_run(p_name text, p_options jsonb default '{}')
+  returns table(workflow_run_id uuid, created boolean)
+  language plpgsql
+  volatile
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_run  teguh.workflow_runs := teguh._read_run(
+    coalesce(p_options, '{}'),
+    array['version', 'inputs', 'tags', 'created_by', 'idempotency_key']
+  );
+  v_name text;
+begin
+  perform teguh._check_name('name of a workflow run', p_name);
+  v_run.name := p_name;
+  v_run.created_at := teguh.current_time();
+  v_run.kept_at := v_run.created_at;
+  v_run.workflow_run_id := teguh._make_uuidv7(v_run.created_at);
+  insert into teguh.workflow_runs as w
+  select v_run.*
+  on conflict (idempotency_key) where idempotency_key is not null do nothing;
+  if found then
+    return query select v_run.workflow_run_id, true;
+    return;
+  end if;
+
+  select w.workflow_run_id, w.name into workflow_run_id, v_name
+  from teguh.workflow_runs as w
+  where w.idempotency_key = v_run.idempotency_key;
+  if not found then
+    raise exception 'the workflow run with idempotency key "%" was just removed',
+      v_run.idempotency_key
+      using
+        errcode = '40001',
+        detail = 'It was there when this call began, and is gone now.',
+        hint = 'Create it again.';
+  elsif v_name <> p_name then
+    raise exception 'idempotency key "%" belongs to another workflow run', v_run.idempotency_key
+      using
+        errcode = 'TG006',
+        detail = format('Workflow run %s has the name "%s".', workflow_run_id, left(v_name, 200)),
+        hint = 'Use another key.';
+  end if;
+  created := false;
+  return next;
+end;
+$$;
+
+comment on function teguh.create_workflow_run(text, jsonb) is
+  'Creates a workflow run, for tasks that are spawned with its id as workflow_run_id and for all '
+  'that follow from them, in any queues. Options: version, inputs (any JSON), tags (array of '
+  'strings), created_by, idempotency_key (if it is in use, created is false and nothing changes). '
+  'Raises TG005 for a bad name or option, TG006 for a key that belongs to a run of another name, '
+  '40001 if the run of that key is removed at that moment.';
+
+-- Change a workflow run.
+create or replace function teguh.update_workflow_run(p_workflow_run_id uuid, p_options jsonb)
+  returns void
+  language plpgsql
+  volatile
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_run teguh.workflow_runs := teguh._read_run(
+    p_options, array['version', 'inputs', 'tags', 'created_by']
+  );
+begin
+  update teguh.workflow_runs as w
+  set
+    version = case when p_options ? 'version' then v_run.version else w.version end,
+    inputs = case when p_options ? 'inputs' then v_run.inputs else w.inputs end,
+    tags = case when p_options ? 'tags' then v_run.tags else w.tags end,
+    created_by = case when p_options ? 'created_by' then v_run.created_by else w.created_by end
+  where w.workflow_run_id = p_workflow_run_id;
+  if not found then
+    perform teguh._refuse_run(p_workflow_run_id);
+  end if;
+end;
+$$;
+
+comment on function teguh.update_workflow_run(uuid, jsonb) is
+  'Sets what is given of a workflow run: version, inputs, tags, created_by; null takes it away. '
+  'The rest stays as it is. Raises TG009 for an unknown workflow run, TG005 for a bad option.';
+
+-- Whether a workflow run depends on how a task ended.  It does not on a child's end: that is for
+-- the child's parent to judge, provided that it belongs to the same run.
+create or replace function teguh._is_own(p_links jsonb)
+  returns boolean
+  language sql
+  immutable
+as $$
+  select
+    p_links is null
+    or not (p_links operator(pg_catalog.?) 'join')
+    or (p_links operator(pg_catalog.->) 'join') operator(pg_catalog.?) 'apart';
+$$;
+
+-- How many tasks of workflow runs stand where in this queue.  begun: whether they were ever
+-- handed to a worker, or are over.
+create or replace function teguh._flow_template(p_run_ids uuid[])
+  returns table(
+    workflow_run_id uuid,
+    state           text,
+    own             boolean,
+    begun           boolean,
+    qty             bigint,
+    started_at      timestamptz,
+    finished_at     timestamptz
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+  select
+    u.run_id, t.state, teguh._is_own(t.links) as is_own,
+    t.attempt > 0 or t.state in ('completed', 'failed', 'cancelled', 'expired') as has_begun,
+    count(*), min(t.first_started_at), max(t.finished_at)
+  from unnest(p_run_ids) as u(run_id)
+  cross join lateral (
+    select t.*
+    from teguh.t_template as t
+    where t.workflow_run_id = u.run_id
+    offset 0
+  ) as t
+  group by u.run_id, t.state, is_own, has_begun;
+end;
+$$;
+
+-- Write down what tasks come to that are about to be deleted, for their workflow runs.  Those that
+-- are not over are cancelled, as far as the run is concerned.
+create or replace function teguh._score_template(p_task_ids uuid[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now timestamptz := teguh.current_time();
+begin
+  insert into teguh.workflow_tallies as w (
+    workflow_run_id, queue_name, state, own, qty, started_at, finished_at
+  )
+  select
+    t.workflow_run_id, substr('_template', 2), t.state, t.own, count(*), min(t.first_started_at),
+    max(t.finished_at)
+  from (
+    select
+      t.workflow_run_id, t.first_started_at, teguh._is_own(t.links) as own,
+      coalesce(t.finished_at, v_now) as finished_at,
+      case
+        when t.state in ('pending', 'running', 'sleeping') then 'cancelled'
+        else t.state
+      end as state
+    from unnest(p_task_ids) as u(task_id)
+    cross join lateral (
+      select t.* from teguh.t_template as t where t.task_id = u.task_id offset 0
+    ) as t
+    where t.workflow_run_id is not null
+  ) as t
+  where exists (
+    select from teguh.workflow_runs as w where w.workflow_run_id = t.workflow_run_id offset 0
+  )
+  group by t.workflow_run_id, t.state, t.own;
+end;
+$$;
+
+-- A workflow run as it was created.
+create or replace function teguh._recorded_run(p_run_id uuid)
+  returns setof teguh.workflow_runs
+  language sql
+  stable
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+  select w.* from teguh.workflow_runs as w where w.workflow_run_id = p_run_id;
+$$;
+
+-- What the tasks of workflow runs came to that are gone.
+create or replace function teguh._recorded_tallies(p_run_ids uuid[])
+  returns setof teguh.workflow_tallies
+  language sql
+  stable
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+  select t.* from teguh.workflow_tallies as t where t.workflow_run_id = any (p_run_ids);
+$$;
+
+-- How many tasks of workflow runs stand where, in all queues that the caller may look at; those
+-- included that are gone, also with their queue.
+create or replace function teguh._flows(p_run_ids uuid[])
+  returns table(
+    workflow_run_id uuid,
+    state           text,
+    own             boolean,
+    begun           boolean,
+    qty             bigint,
+    started_at      timestamptz,
+    finished_at     timestamptz
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue text;
+begin
+  for v_queue in
+    select q.queue_name
+    from teguh.list_queues() as q
+    where teguh._may('flow', q.queue_name)
+  loop
+    return query execute teguh._call('flow', v_queue, 1) using p_run_ids;
+  end loop;
+
+  return query
+  select t.workflow_run_id, t.state, t.own, true, t.qty, t.started_at, t.finished_at
+  from teguh._recorded_tallies(p_run_ids) as t
+  where teguh._may('flow', t.queue_name)
+    or to_regclass('teguh.t_' || t.queue_name) is null;
+end;
+$$;
+
+-- How workflow runs stand, by their tasks.
+create or replace function teguh._survey(p_run_ids uuid[])
+  returns table(
+    workflow_run_id uuid,
+    status          text,
+    started_at      timestamptz,
+    finished_at     timestamptz,
+    pending         bigint,
+    running         bigint,
+    sleeping        bigint,
+    completed       bigint,
+    failed          bigint,
+    cancelled       bigint,
+    expired         bigint
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+  select
+    s.run_id,
+    case
+      when s.running > 0 or s.pending > 0 and s.begun then 'running'
+      when s.pending > 0 or not s.begun then 'pending'
+      when s.sleeping > 0 then 'sleeping'
+      when s.lost then 'failed'
+      when s.stopped then 'cancelled'
+      else 'completed'
+    end,
+    s.started_at,
+    case when s.pending + s.running + s.sleeping = 0 then s.finished_at end,
+    s.pending, s.running, s.sleeping, s.completed, s.failed, s.cancelled, s.expired
+  from (
+    select
+      u.run_id,
+      coalesce(bool_or(f.begun), false) as begun,
+      coalesce(bool_or(f.own and f.state in ('failed', 'expired')), false) as lost,
+      coalesce(bool_or(f.own and f.state = 'cancelled'), false) as stopped,
+      min(f.started_at) as started_at,
+      max(f.finished_at) as finished_at,
+      coalesce(sum(f.qty) filter (where f.state = 'pending'), 0)::bigint as pending,
+      coalesce(sum(f.qty) filter (where f.state = 'running'), 0)::bigint as running,
+      coalesce(sum(f.qty) filter (where f.state = 'sleeping'), 0)::bigint as sleeping,
+      coalesce(sum(f.qty) filter (where f.state = 'completed'), 0)::bigint as completed,
+      coalesce(sum(f.qty) filter (where f.state = 'failed'), 0)::bigint as failed,
+      coalesce(sum(f.qty) filter (where f.state = 'cancelled'), 0)::bigint as cancelled,
+      coalesce(sum(f.qty) filter (where f.state = 'expired'), 0)::bigint as expired
+    from unnest(p_run_ids) as u(run_id)
+    left join teguh._flows(p_run_ids) as f on f.workflow_run_id = u.run_id
+    group by u.run_id
+  ) as s;
+end;
+$$;
+
+-- Look at a workflow run.
+create or replace function teguh.get_workflow_run(p_workflow_run_id uuid)
+  returns table(
+    workflow_run_id uuid,
+    name            text,
+    version         text,
+    status          text,
+    tags            text[],
+    created_by      text,
+    created_at      timestamptz,
+    started_at      timestamptz,
+    finished_at     timestamptz,
+    pending         bigint,
+    running         bigint,
+    sleeping        bigint,
+    completed       bigint,
+    failed          bigint,
+    cancelled       bigint,
+    expired         bigint,
+    inputs          jsonb
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+  select
+    s.workflow_run_id, w.name, w.version, s.status, w.tags, w.created_by, w.created_at,
+    s.started_at, s.finished_at, s.pending, s.running, s.sleeping, s.completed, s.failed,
+    s.cancelled, s.expired, w.inputs
+  from teguh._survey(array[p_workflow_run_id]) as s
+  left join teguh._recorded_run(p_workflow_run_id) as w on true
+  where w.workflow_run_id is not null
+    or s.pending + s.running + s.sleeping + s.completed + s.failed + s.cancelled + s.expired > 0;
+  if not found then
+    perform teguh._refuse_run(p_workflow_run_id);
+  end if;
+end;
+$$;
+
+comment on function teguh.get_workflow_run(uuid) is
+  'A workflow run, and how many of its tasks, in the queues that the caller may look at, stand '
+  'where, those included that were cleaned up. status is worked out from that. pending: none was '
+  'ever handed to a worker; running: one runs, or may be claimed; sleeping: all that are not over '
+  'sleep; if all are over, failed if one failed or expired, else cancelled if one was, else '
+  'completed. How a child ended is for its parent to judge and does not matter here. It costs as '
+  'much as the run has tasks. For an id that was only given to tasks, name and created_at are '
+  'null. Raises TG009 for an id that is neither a workflow run''s nor any task''s.';
+
+-- Whether a workflow run is like another in what that one names.
+create or replace function teguh._is_alike(p_run teguh.workflow_runs, p_like teguh.workflow_runs)
+  returns boolean
+  language sql
+  immutable
+as $$
+  select
+    (p_like.version is null or p_run.version operator(pg_catalog.=) p_like.version)
+    and (
+      p_like.created_by is null
+      or p_run.created_by operator(pg_catalog.=) p_like.created_by
+    )
+    and (p_like.tags is null or p_run.tags operator(pg_catalog.@>) p_like.tags);
+$$;
+
+-- Up to p_limit workflow runs like one, from p_after up to p_before, the newest first.
+create or replace function teguh._recorded_runs(
+  p_like   teguh.workflow_runs,
+  p_after  uuid,
+  p_before uuid,
+  p_limit  integer
+)
+  returns setof teguh.workflow_runs
+  language plpgsql
+  stable
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_like.name is not null then
+    return query
+    select w.*
+    from teguh.workflow_runs as w
+    where w.name collate "C" = p_like.name
+      and w.workflow_run_id >= p_after and w.workflow_run_id < p_before
+      and teguh._is_alike(w, p_like)
+    order by w.name collate "C" desc, w.workflow_run_id desc
+    limit p_limit;
+  else
+    return query
+    select w.*
+    from teguh.workflow_runs as w
+    where w.workflow_run_id >= p_after and w.workflow_run_id < p_before
+      and teguh._is_alike(w, p_like)
+    order by w.workflow_run_id desc
+    limit p_limit;
+  end if;
+end;
+$$;
+
+-- Read which statuses a filter names: one, or an array; null if none.
+create or replace function teguh._status_option(p_filter jsonb)
+  returns text[]
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_value    jsonb := nullif(p_filter -> 'status', 'null');
+  v_known    text[] := '{pending,running,sleeping,completed,failed,cancelled}';
+  v_statuses jsonb := case
+    when jsonb_typeof(v_value) = 'array' then v_value
+    else jsonb_build_array(v_value)
+  end;
+begin
+  if v_value is null then
+    return null;
+  end if;
+
+  if v_statuses = '[]' or not v_statuses <@ to_jsonb(v_known) then
+    raise exception '"status" must be a status or an array of them'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(v_value::text, 200)),
+        hint = format('Known: %s.', array_to_string(v_known, ', '));
+  end if;
+
+  return array(select s.status from jsonb_array_elements_text(v_statuses) as s(status));
+end;
+$$;
+
+-- List workflow runs.
+create or replace function teguh.list_workflow_runs(
+  p_filter jsonb default '{}',
+  p_cursor text default null,
+  p_limit  integer default 50
+)
+  returns table(
+    workflow_run_id uuid,
+    name            text,
+    version         text,
+    status          text,
+    tags            text[],
+    created_by      text,
+    created_at      timestamptz,
+    started_at      timestamptz,
+    finished_at     timestamptz,
+    pending         bigint,
+    running         bigint,
+    sleeping        bigint,
+    completed       bigint,
+    failed          bigint,
+    cancelled       bigint,
+    expired         bigint,
+    cursor          text
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_filter   jsonb := coalesce(p_filter, '{}');
+  v_like     teguh.workflow_runs := teguh._read_run(v_filter, array[
+    'name', 'version', 'tags', 'created_by', 'created_after', 'created_before', 'status'
+  ]);
+  v_since    timestamptz := teguh._time_option(v_filter, 'created_after');
+  v_until    timestamptz := teguh._time_option(v_filter, 'created_before');
+  v_statuses text[] := teguh._status_option(v_filter);
+  v_after    uuid := coalesce(
+    teguh._first_uuid(v_since), '00000000-0000-0000-0000-000000000000'
+  );
+  v_before   uuid := least(
+    teguh._read_cursor(p_cursor), teguh._first_uuid(v_until + interval '1 millisecond')
+  );
+  v_left     integer := teguh._check_limit(p_limit);
+  v_stretch  integer;
+  v_page     teguh.workflow_runs[];
+  v_count    integer;
+begin
+  v_like.name := teguh._name_option(v_filter, 'name');
+  loop
+    v_stretch := case when v_statuses is null then least(v_left, 200) else 200 end;
+    v_page := array(
+      select w from teguh._recorded_runs(v_like, v_after, v_before, v_stretch) as w
+    );
+    return query
+    select
+      w.workflow_run_id, w.name, w.version, s.status, w.tags, w.created_by, w.created_at,
+      s.started_at, s.finished_at, s.pending, s.running, s.sleeping, s.completed, s.failed,
+      s.cancelled, s.expired, w.workflow_run_id::text
+    from unnest(v_page) as w
+    join teguh._survey(array(select w.workflow_run_id from unnest(v_page) as w)) as s
+      on s.workflow_run_id = w.workflow_run_id
+    where (v_statuses is null or s.status = any (v_statuses))
+      and (v_since is null or w.created_at >= v_since)
+      and (v_until is null or w.created_at < v_until)
+    order by w.workflow_run_id desc
+    limit v_left;
+    get diagnostics v_count = row_count;
+    v_left := v_left - v_count;
+    exit when v_left = 0 or cardinality(v_page) < v_stretch;
+    v_before := (v_page[v_stretch]).workflow_run_id;
+  end loop;
+end;
+$$;
+
+comment on function teguh.list_workflow_runs(jsonb, text, integer) is
+  'Workflow runs, the newest first, a page at a time: pass the cursor of a page''s last row for '
+  'the next one. The filter may have name, version, tags (an array: all of them), created_by, '
+  'created_after (at or after), created_before, status (one, or an array). status and counts are '
+  'those of get_workflow_run(): a page costs as much as its runs have tasks, and with status in '
+  'the filter also what the runs in between have. name has an index. Raises TG005 for an unknown '
+  'key, a bad value, a bad cursor, or a limit that is not from 1 to 10000.';
+
+-- The first tasks of a workflow run in this queue.
+create or replace function teguh._member_template(p_run_id uuid, p_limit integer)
+  returns table(
+    queue_name     text,
+    task_id        uuid,
+    parent_task_id uuid,
+    task_name      text,
+    state          text,
+    attempts       integer,
+    failures       integer,
+    created_at     timestamptz,
+    started_at     timestamptz,
+    finished_at    timestamptz,
+    failure_reason jsonb,
+    attributes     jsonb
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+  select
+    substr('_template', 2), t.task_id, t.parent_task_id, t.task_name, t.state, t.attempt,
+    t.failures, t.created_at, t.first_started_at, t.finished_at, t.failure_reason,
+    teguh._pinned_template(t.task_id)
+  from teguh.t_template as t
+  where t.workflow_run_id = p_run_id
+  order by t.workflow_run_id, t.task_id
+  limit p_limit;
+end;
+$$;
+
+-- The first tasks of a workflow run in each queue that the caller may look at.
+create or replace function teguh._members(p_run_id uuid, p_limit integer)
+  returns table(
+    queue_name     text,
+    task_id        uuid,
+    parent_task_id uuid,
+    task_name      text,
+    state          text,
+    attempts       integer,
+    failures       integer,
+    created_at     timestamptz,
+    started_at     timestamptz,
+    finished_at    timestamptz,
+    failure_reason jsonb,
+    attributes     jsonb
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue text;
+begin
+  for v_queue in
+    select q.queue_name
+    from teguh.list_queues() as q
+    where teguh._may('member', q.queue_name)
+  loop
+    return query execute teguh._call('member', v_queue, 2) using p_run_id, p_limit;
+  end loop;
+end;
+$$;
+
+-- Show the tasks of a workflow run as a tree, each right below its parent.
+--
+-- A parent is older than its task, so that nothing is above itself.
+create or replace function teguh.get_workflow_tree(
+  p_workflow_run_id uuid,
+  p_limit           integer default 1000
+)
+  returns table(
+    depth          integer,
+    queue_name     text,
+    task_id        uuid,
+    parent_task_id uuid,
+    task_name      text,
+    state          text,
+    attempts       integer,
+    failures       integer,
+    created_at     timestamptz,
+    started_at     timestamptz,
+    finished_at    timestamptz,
+    failure_reason jsonb,
+    attributes     jsonb,
+    cut            boolean
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+  with recursive members as materialized (
+    select m.*, row_number() over (order by m.created_at, m.task_id) as place
+    from teguh._members(p_workflow_run_id, teguh._check_limit(p_limit) + 1) as m
+  ),
+
+  shown as materialized (
+    select m.*
+    from members as m
+    where m.place <= p_limit
+  ),
+
+  tree as (
+    select s.task_id, s.created_at, 0 as steps, array[s.place] as places
+    from shown as s
+    where not exists (
+      select
+      from shown as p
+      where p.task_id = s.parent_task_id and p.created_at <= s.created_at
+    )
+    union all
+    select s.task_id, s.created_at, p.steps + 1, p.places || s.place
+    from tree as p
+    join shown as s on s.parent_task_id = p.task_id and s.created_at >= p.created_at
+  )
+
+  select
+    t.steps, s.queue_name, s.task_id, s.parent_task_id, s.task_name, s.state, s.attempts,
+    s.failures, s.created_at, s.started_at, s.finished_at, s.failure_reason, s.attributes,
+    (select count(*) from members) > p_limit
+  from tree as t
+  join shown as s on s.task_id = t.task_id
+  order by t.places;
+  if not found then
+    perform from teguh._recorded_run(p_workflow_run_id);
+    if not found then
+      perform teguh._refuse_run(p_workflow_run_id);
+    end if;
+  end if;
+end;
+$$;
+
+comment on function teguh.get_workflow_tree(uuid, integer) is
+  'The tasks of a workflow run in the queues that the caller may look at, as a tree: a task is '
+  'followed by those that have it as parent, one level deeper, the oldest first. One whose parent '
+  'is not in the run, or gone, is at level 0. No more than the p_limit oldest; cut tells, in every '
+  'row, that there are more. started_at is when it was first handed to a worker. Raises TG005 for '
+  'a limit that is not from 1 to 10000, TG009 for an id that is neither a workflow run''s nor any '
+  'task''s.';
+
+-- Those of some workflow runs that have a task in this queue.
+create or replace function teguh._used_template(p_run_ids uuid[])
+  returns setof uuid
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+  select u.run_id
+  from unnest(p_run_ids) as u(run_id)
+  where exists (
+    select from teguh.t_template as t where t.workflow_run_id = u.run_id offset 0
+  );
+end;
+$$;
+
+-- Those of some workflow runs that have a task; null when a queue cannot be looked at.
+create or replace function teguh._needed_runs(p_run_ids uuid[])
+  returns uuid[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue text;
+  v_some  uuid[];
+  v_used  uuid[] := '{}';
+begin
+  for v_queue in
+    select q.queue_name
+    from teguh.list_queues() as q
+  loop
+    if not teguh._share_queue(v_queue) then
+      return null;
+    end if;
+    execute format('select array(%s)', teguh._call('used', v_queue, 1))
+    into v_some
+    using array(
+      select u.run_id from unnest(p_run_ids) as u(run_id) where u.run_id <> all (v_used)
+    );
+    v_used := v_used || v_some;
+  end loop;
+
+  return v_used;
+end;
+$$;
+
+-- Add up what tasks of workflow runs came to that are gone, so that a run without end does not
+-- gather more and more of it.
+create or replace function teguh._merge_tallies(p_run_ids uuid[])
+  returns void
+  language sql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+  with taken as (
+    delete from teguh.workflow_tallies as t
+    where t.workflow_run_id = any (p_run_ids)
+    returning t.*
+  )
+
+  insert into teguh.workflow_tallies as w (
+    workflow_run_id, queue_name, state, own, qty, started_at, finished_at
+  )
+  select
+    t.workflow_run_id, t.queue_name, t.state, t.own, sum(t.qty), min(t.started_at),
+    max(t.finished_at)
+  from taken as t
+  group by t.workflow_run_id, t.queue_name, t.state, t.own;
+$$;
+
+-- Remove old workflow runs.  What is in use is looked at again after another p_ttl_seconds.
+create or replace function teguh.cleanup_workflow_runs(
+  p_ttl_seconds double precision default null,
+  p_limit       integer default null
+)
+  returns integer
+  language plpgsql
+  volatile
+  security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now     timestamptz := teguh.current_time();
+  v_ttl     double precision := coalesce(p_ttl_seconds, (
+    select greatest(2592000, max((q.policy ->> 'cleanup_ttl')::double precision))
+    from teguh.queues as q
+  ));
+  v_limit   integer := teguh._check_limit(coalesce(p_limit, 1000));
+  v_before  timestamptz;
+  v_run_ids uuid[];
+  v_used    uuid[];
+begin
+  perform teguh._check_seconds('ttl', v_ttl, true);
+  v_before := teguh._after(v_now, -v_ttl);
+  v_run_ids := array(
+    select w.workflow_run_id
+    from teguh.workflow_runs as w
+    where w.kept_at <= v_before
+    order by w.kept_at
+    limit v_limit
+    for update skip locked
+  );
+  v_used := teguh._needed_runs(v_run_ids);
+  if v_used is null then
+    return 0;
+  end if;
+
+  update teguh.workflow_runs as w
+  set kept_at = v_now
+  where w.workflow_run_id = any (v_used);
+  perform teguh._merge_tallies(v_used);
+  v_run_ids := array(
+    select u.run_id from unnest(v_run_ids) as u(run_id) where u.run_id <> all (v_used)
+  );
+  update teguh.workflow_runs as w
+  set kept_at = t.ended_at
+  from (
+    select t.workflow_run_id, max(t.finished_at) as ended_at
+    from teguh.workflow_tallies as t
+    where t.workflow_run_id = any (v_run_ids)
+    group by t.workflow_run_id
+  ) as t
+  where w.workflow_run_id = t.workflow_run_id
+    and t.ended_at > v_before;
+  v_run_ids := array(
+    select w.workflow_run_id
+    from teguh.workflow_runs as w
+    where w.workflow_run_id = any (v_run_ids)
+      and w.kept_at <= v_before
+  );
+
+  delete from teguh.workflow_tallies as t
+  where t.workflow_run_id = any (v_run_ids);
+  delete from teguh.workflow_runs as w
+  where w.workflow_run_id = any (v_run_ids);
+  return cardinality(v_run_ids);
+end;
+$$;
+
+comment on function teguh.cleanup_workflow_runs(double precision, integer) is
+  'Removes workflow runs that have no task in any queue and were created, and had their last task '
+  'end, more than p_ttl_seconds ago; looks at up to p_limit, and returns how many it removed. One '
+  'that still has tasks is looked at again after another p_ttl_seconds. Null: 30 days, or the '
+  'longest cleanup_ttl of any queue if that is longer, and 1000. cleanup_all_queues() calls it. '
+  'Raises TG005 for a bad argument.';
+
+-- sql/src/65_attributes.sql
+-- Attributes: what a task says of itself while it runs, so that it can be found by it.
+
+-- A value as text, the same for equal values: 1.0 is 1.
+create or replace function teguh._word(p_value jsonb)
+  returns text
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select case jsonb_typeof(p_value)
+    when 'number' then trim_scale(p_value::numeric)::text
+    else p_value::text
+  end;
+$$;
+
+-- Refuse attributes that cannot be.  Both name and value are in the key of an index, hence the
+-- limits.
+create or replace function teguh._check_attributes(p_attributes jsonb)
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_bad record;
+begin
+  if jsonb_typeof(p_attributes) is distinct from 'object' then
+    raise exception 'attributes must be a JSON object'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(coalesce(p_attributes::text, 'null'), 200)),
+        hint = 'For instance {"customer": "c-17", "amount": 250}.';
+  end if;
+
+  perform teguh._check_name('name of an attribute', a.key)
+  from jsonb_each(p_attributes) as a;
+
+  select a.key, a.value into v_bad
+  from jsonb_each(p_attributes) as a
+  where jsonb_typeof(a.value) not in ('string', 'number', 'boolean')
+    or octet_length(teguh._word(a.value)) > 1024
+  limit 1;
+  if found then
+    raise exception 'attribute "%" must be a string, a number, true or false',
+      left(v_bad.key, 200)
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(v_bad.value::text, 200)),
+        hint = 'As JSON text it may have 1024 bytes.';
+  end if;
+end;
+$$;
+
+-- Read the attributes of a filter; null when absent, null or empty.
+create or replace function teguh._attributes_option(p_filter jsonb)
+  returns jsonb
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_attributes jsonb := nullif(p_filter -> 'attributes', 'null');
+begin
+  if v_attributes is not null then
+    perform teguh._check_attributes(v_attributes);
+  end if;
+  return nullif(v_attributes, '{}');
+end;
+$$;
+
+-- The attributes of a task, as an object.
+create or replace function teguh._pinned_template(p_task_id uuid)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return coalesce(
+    (
+      select jsonb_object_agg(v.name, v.word::jsonb)
+      from teguh.v_template as v
+      where v.task_id = p_task_id
+    ),
+    '{}'
+  );
+end;
+$$;
+
+-- Set attributes of the task of a run that is held.
+create or replace function teguh._pin_template(p_run_id uuid, p_attributes jsonb)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task teguh.t_template := teguh._hold_template(p_run_id);
+begin
+  delete from teguh.v_template as v
+  where v.task_id = v_task.task_id
+    and p_attributes -> v.name = 'null';
+  insert into teguh.v_template as v (task_id, name, word)
+  select v_task.task_id, a.key, teguh._word(a.value)
+  from jsonb_each(p_attributes) as a
+  where a.value <> 'null'
+  on conflict (task_id, name) do update
+  set word = excluded.word
+  where v.word <> excluded.word;
+
+  if (select count(*) from teguh.v_template as v where v.task_id = v_task.task_id) > 64 then
+    raise exception 'task "%" would have more than 64 attributes', v_task.task_id
+      using
+        errcode = 'TG005',
+        detail = 'Each is a row of an index, to find the task by.',
+        hint = 'Take away what nobody looks for: {"name": null}.';
+  end if;
+end;
+$$;
+
+-- Set attributes of a run's task.
+create or replace function teguh.set_attributes(
+  p_queue_name text,
+  p_run_id     uuid,
+  p_attributes jsonb
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_attributes(case
+    when jsonb_typeof(p_attributes) = 'object' then coalesce(teguh._present(p_attributes), '{}')
+    else p_attributes
+  end);
+  execute teguh._call('pin', p_queue_name, 2) using p_run_id, p_attributes;
+end;
+$$;
+
+comment on function teguh.set_attributes(text, uuid, jsonb) is
+  'Publishes attributes of a run''s task, in the caller''s transaction: names with strings, '
+  'numbers, true or false, by which list_tasks() and all that takes its filter find the task. '
+  'Those not named stay as they are; null takes one away. They stay with the task until it is '
+  'cleaned up, also when it is retried or repeated. Names and values have up to 1024 bytes, a '
+  'task up to 64 attributes. Raises TG001 for an unknown queue, TG002 for an unknown run, TG004 '
+  'if nobody holds the run, TG005 for a bad attribute or too many, AB001 if the task is '
+  'cancelled, AB002 if the run has ended.';
+
+-- The attributes of a task that exists.
+create or replace function teguh._told_template(p_task_id uuid)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._fetch_template(p_task_id);
+  return teguh._pinned_template(p_task_id);
+end;
+$$;
+
+-- Read the attributes of a task.
+create or replace function teguh.get_attributes(p_queue_name text, p_task_id uuid)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_attributes jsonb;
+begin
+  execute teguh._call('told', p_queue_name, 1) into v_attributes using p_task_id;
+  return v_attributes;
+end;
+$$;
+
+comment on function teguh.get_attributes(text, uuid) is
+  'What a task has published by set_attributes(), as an object; {} if nothing. Raises TG001 for '
+  'an unknown queue, TG003 for an unknown task.';
+
+-- sql/src/66_messages.sql
+-- Messages: a mailbox per task.
+--
+-- A sender locks nothing of the task: it leaves a row, and a timer that makes somebody look into
+-- the mailbox a moment later, when both that row and the wait for it can be seen.
+
+-- Raise why a task takes no message, if it does not.
+create or replace function teguh._shut_template(p_task_id uuid)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task teguh.t_template := teguh._fetch_template(p_task_id);
+  v_most integer;
+begin
+  if v_task.state not in ('pending', 'running', 'sleeping') then
+    raise exception 'task "%" is %', p_task_id, v_task.state
+      using
+        errcode = 'TG004',
+        detail = 'Nobody would receive the message.',
+        hint = 'If it is to be run again, retry it first.';
+  end if;
+
+  select (q.policy ->> 'max_messages')::integer into v_most
+  from teguh.queues as q
+  where q.queue_name = substr('_template', 2)
+    and q.policy ? 'max_messages';
+  if not found then
+    return;
+  end if;
+
+  perform from teguh.m_template as m
+  where m.task_id = p_task_id
+    and m.received_by = ''
+  limit 1 offset v_most - 1;
+  if found then
+    raise exception 'the mailbox of task "%" is full', p_task_id
+      using
+        errcode = 'TG007',
+        detail = format('It has the %s messages that the queue''s policy allows.', v_most),
+        hint = 'Send again later, or set "max_messages" higher.';
+  end if;
+end;
+$$;
+
+-- Put a message into a mailbox, unless it was sent before.  A key is remembered after the message
+-- was received, too, and asked for first: a sender that did not hear the answer may learn it even
+-- when the task is over by now.
+create or replace function teguh._post_template(
+  p_task_id uuid,
+  p_topic   text,
+  p_payload jsonb,
+  p_key     text
+)
+  returns table(message_id bigint, created boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_known teguh.m_template;
+begin
+  loop
+    select m.* into v_known
+    from teguh.m_template as m
+    where m.task_id = p_task_id
+      and m.idempotency_key = p_key;
+    exit when found;
+
+    perform teguh._shut_template(p_task_id);
+    insert into teguh.m_template as m (task_id, n, sent_at, topic, payload, idempotency_key)
+    values (
+      p_task_id, nextval('teguh.seq_template'::regclass), teguh.current_time(), p_topic, p_payload,
+      p_key
+    )
+    on conflict (task_id, idempotency_key) where idempotency_key is not null do nothing
+    returning m.n, true into message_id, created;
+    if found then
+      perform teguh._tell_template(p_task_id);
+      return next;
+      return;
+    end if;
+  end loop;
+
+  if (v_known.topic, v_known.payload) is distinct from (p_topic, p_payload) then
+    raise exception 'idempotency key "%" belongs to another message', p_key
+      using
+        errcode = 'TG006',
+        detail = format('Topic and payload of message %s differ from these.', v_known.n),
+        hint = 'Use a key that names one message.';
+  end if;
+
+  return query select v_known.n, false;
+end;
+$$;
+
+-- Send a message.
+create or replace function teguh.send_message(
+  p_queue_name text,
+  p_task_id    uuid,
+  p_topic      text,
+  p_payload    jsonb default null,
+  p_options    jsonb default '{}'
+)
+  returns table(message_id bigint, created boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_options jsonb := coalesce(p_options, '{}');
+begin
+  perform teguh._check_name('topic', p_topic);
+  perform teguh._check_keys('options of a message', v_options, array['idempotency_key']);
+
+  return query execute teguh._call('post', p_queue_name, 4)
+  using
+    p_task_id, p_topic, coalesce(p_payload, 'null'),
+    teguh._name_option(v_options, 'idempotency_key');
+end;
+$$;
+
+comment on function teguh.send_message(text, uuid, text, jsonb, jsonb) is
+  'Sends a message to a task that is not over, in the caller''s transaction: it waits in the '
+  'task''s mailbox until receive_message() takes it, once. Messages of a topic that were sent one '
+  'after the other are received in that order. A null payload is JSON null. Option: '
+  'idempotency_key (a second message of that key to the task is not sent, also when the first has '
+  'been received: created is false, message_id the first one''s; remembered as long as the task, '
+  'and if it repeats, as long as the queue''s cleanup_ttl says). Raises TG001 for an unknown '
+  'queue, TG003 for an unknown task, TG004 for one that is over, TG005 for a bad topic or option, '
+  'TG006 if the key belongs to a message of another topic or payload, TG007 if max_messages of '
+  'the queue''s policy are waiting (as far as that can be seen while others are sending).';
+
+-- Take the first message of a topic out of a mailbox, or wait for one.
+--
+-- The mailbox is looked at again after the wait is written down, by a timer of its own: of a
+-- message that is sent at the same moment either this sees the row, or that look does.  The
+-- message becomes the checkpoint of the step as it is taken.
+create or replace function teguh._hear_template(
+  p_task_id   uuid,
+  p_run_id    uuid,
+  p_step_name text,
+  p_topic     text,
+  p_timeout   double precision
+)
+  returns table(should_suspend boolean, payload jsonb, timed_out boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now     timestamptz := teguh.current_time();
+  v_task    teguh.t_template := teguh._own_template(p_task_id, p_run_id);
+  v_event   text := '$message:' || p_topic;
+  v_timeout timestamptz;
+  v_message teguh.m_template;
+begin
+  select false, c.state, c.status = 'timed_out' into should_suspend, payload, timed_out
+  from teguh.c_template as c
+  where c.task_id = p_task_id
+    and c.checkpoint_name = p_step_name;
+  if found then
+    payload := case when not timed_out then payload end;
+    return next;
+    return;
+  end if;
+
+  select w.timeout_at into v_timeout
+  from teguh.w_template as w
+  where w.task_id = p_task_id
+    and w.step_name = p_step_name
+    and w.event_name = v_event;
+  v_timeout := coalesce(v_timeout, teguh._after(v_now, p_timeout));
+  select m.* into v_message
+  from teguh.m_template as m
+  where m.task_id = p_task_id
+    and m.received_by = ''
+    and m.topic = p_topic
+  order by m.n
+  limit 1;
+  timed_out := not found;
+  if timed_out and (v_timeout is null or v_timeout > v_now) then
+    perform teguh._park_template(v_task, p_step_name, v_event, v_timeout);
+    perform teguh._tell_template(p_task_id);
+    return query select true, null::jsonb, false;
+    return;
+  end if;
+
+  update teguh.m_template as m
+  set received_by = p_step_name
+  where m.task_id = p_task_id
+    and m.received_by = ''
+    and m.topic = p_topic
+    and m.n = v_message.n;
+  perform teguh._note_template(
+    p_task_id, p_step_name, v_message.payload,
+    case when timed_out then 'timed_out' else 'committed' end, p_run_id
+  );
+  delete from teguh.w_template as w
+  where w.task_id = p_task_id;
+  return query select false, v_message.payload, timed_out;
+end;
+$$;
+
+-- Receive a message.
+create or replace function teguh.receive_message(
+  p_queue_name text,
+  p_task_id    uuid,
+  p_run_id     uuid,
+  p_step_name  text,
+  p_topic      text,
+  p_timeout    double precision default null
+)
+  returns table(should_suspend boolean, payload jsonb, timed_out boolean)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_isolation('receive_message');
+  perform teguh._check_name('step name', p_step_name);
+  perform teguh._check_name('topic', p_topic);
+  if p_timeout is not null then
+    perform teguh._check_seconds('timeout', p_timeout, true);
+  end if;
+
+  return query execute teguh._call('hear', p_queue_name, 5)
+  using p_task_id, p_run_id, p_step_name, p_topic, p_timeout;
+end;
+$$;
+
+comment on function teguh.receive_message(text, uuid, uuid, text, text, double precision) is
+  'Takes the oldest message of a topic out of the mailbox of a run''s task, in the caller''s '
+  'transaction, and stores it as the checkpoint of the step: another step gets the next message, '
+  'the same step the same one again. should_suspend: there was none, and the run now sleeps until '
+  'one is sent or p_timeout seconds (null: for ever) have passed; the worker lets go of it and '
+  'calls again when it is claimed next. Otherwise the wait is over, with the payload or '
+  'timed_out, and stays so for this step. A message that is there when the time is over was in '
+  'time. Raises TG001 for an unknown queue, TG002 for an unknown run or one of another task, TG004 '
+  'if nobody holds the run, TG005 for a bad name or timeout, AB001 if the task is cancelled, AB002 '
+  'if the run has ended, 25001 unless the transaction is READ COMMITTED.';
+
+-- Put the messages back that were received by steps of a locked task from some time on.
+create or replace function teguh._unhear_template(p_task_id uuid, p_since timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  update teguh.m_template as m
+  set received_by = ''
+  where m.task_id = p_task_id
+    and m.received_by in (
+      select c.checkpoint_name
+      from teguh.c_template as c
+      where c.task_id = p_task_id
+        and c.updated_at >= p_since
+    );
+end;
+$$;
+
+-- Forget the messages that a locked task has received, now that it repeats.  Their keys are
+-- remembered for some time: a sender may not have heard yet that it was sent.
+create or replace function teguh._tidy_template(p_task_id uuid)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  delete from teguh.m_template as m
+  using teguh.queues as q
+  where q.queue_name = substr('_template', 2)
+    and m.task_id = p_task_id
+    and m.received_by <> ''
+    and (
+      m.idempotency_key is null
+      or m.sent_at <= teguh._after(
+        teguh.current_time(),
+        -coalesce((q.policy ->> 'cleanup_ttl')::double precision, 2592000)
+      )
+    );
+  update teguh.m_template as m
+  set received_by = ' '
+  where m.task_id = p_task_id
+    and m.received_by not in ('', ' ');
+end;
+$$;
+
+-- The messages that wait in a task's mailbox.
+create or replace function teguh._inbox_template(p_task_id uuid)
+  returns table(
+    message_id      bigint,
+    topic           text,
+    payload         jsonb,
+    sent_at         timestamptz,
+    idempotency_key text
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+  select m.n, m.topic, m.payload, m.sent_at, m.idempotency_key
+  from teguh.m_template as m
+  where m.task_id = p_task_id
+    and m.received_by = ''
+  order by m.n;
+  if not found then
+    perform teguh._fetch_template(p_task_id);
+  end if;
+end;
+$$;
+
+-- List the messages of a task that have not been received.
+create or replace function teguh.list_messages(p_queue_name text, p_task_id uuid)
+  returns table(
+    message_id      bigint,
+    topic           text,
+    payload         jsonb,
+    sent_at         timestamptz,
+    idempotency_key text
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query execute teguh._call('inbox', p_queue_name, 1) using p_task_id;
+end;
+$$;
+
+comment on function teguh.list_messages(text, uuid) is
+  'The messages in a task''s mailbox that it has not received, in the order in which they were '
+  'sent. Those that it has are among its checkpoints. Raises TG001 for an unknown queue, TG003 '
+  'for an unknown task.';
+
+-- sql/src/70_handlers.sql
+-- Handlers that are SQL functions, and what they can call; 71_work runs them.
+--
+-- A handler is run from its first line, in a pass.  Steps that have a checkpoint give it.  The
+-- first one that has none raises an order, which ends the pass and takes back what it has written.
+--
+-- An order has the SQLSTATE P0004, which "when others" does not catch: a handler's own exception
+-- blocks let it through.
+
+-- Find a function by its name, which must be qualified, and one of these lists of arguments that
+-- it may have.  Gives its name as it is to be called.
+create or replace function teguh._resolve_function(p_function text, p_arguments text[])
+  returns text
+  language plpgsql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_parts text[];
+begin
+  begin
+    v_parts := parse_ident(p_function);
+  exception
+    when invalid_parameter_value then
+      null;
+  end;
+  if cardinality(v_parts) is distinct from 2 then
+    raise exception 'not the name of a function: "%"', left(coalesce(p_function, 'null'), 200)
+      using
+        errcode = 'TG005',
+        detail = 'A schema and a name are needed: nothing is looked up in a search_path.',
+        hint = 'For instance shop.charge, without arguments.';
+  end if;
+
+  perform from pg_proc as p
+  join pg_namespace as n on n.oid = p.pronamespace
+  where (n.nspname, p.proname) = (v_parts[1], v_parts[2])
+    and oidvectortypes(p.proargtypes) = any (p_arguments)
+    and p.prorettype = 'jsonb'::regtype
+    and p.prokind = 'f'
+    and not p.proretset;
+  if not found then
+    raise exception 'function %(%) does not exist', left(p_function, 200), p_arguments[1]
+      using
+        errcode = '42883',
+        detail = coalesce(
+          (
+            select format(
+              'There is: %s.', string_agg(
+                p.oid::regprocedure || ' returning ' || pg_get_function_result(p.oid), '; '
+              )
+            )
+            from pg_proc as p
+            join pg_namespace as n on n.oid = p.pronamespace
+            where (n.nspname, p.proname) = (v_parts[1], v_parts[2])
+              and p.prokind = 'f'
+          ),
+          'There is none of that name.'
+        ),
+        hint = format('It takes %s and returns jsonb.', array_to_string(p_arguments, ' or '));
+  end if;
+
+  return format('%I.%I', v_parts[1], v_parts[2]);
+end;
+$$;
+
+-- Set the handler of a task; null: take it away.  Gives whether there was one.
+create or replace function teguh._hire_template(p_task_name text, p_function text)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_known boolean;
+begin
+  delete from teguh.handlers as h
+  where h.queue_name = substr('_template', 2)
+    and h.task_name = p_task_name;
+  v_known := found;
+  if p_function is not null then
+    insert into teguh.handlers as h (queue_name, task_name, function_name, registered_at)
+    values (substr('_template', 2), p_task_name, p_function, teguh.current_time());
+  end if;
+  return v_known;
+end;
+$$;
+
+-- Register a handler.
+create or replace function teguh.register_handler(
+  p_queue_name text,
+  p_task_name  text,
+  p_function   text
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_name('task name', p_task_name);
+  execute teguh._call('hire', p_queue_name, 2)
+  using p_task_name, teguh._resolve_function(p_function, array['teguh.job']);
+end;
+$$;
+
+comment on function teguh.register_handler(text, text, text) is
+  'Lets work() run a function for a queue''s tasks of a name, * for all those that have no handler '
+  'of their own. It is given by schema and name, takes one argument of the type teguh.job and '
+  'returns jsonb, the task''s result. What was registered before for that name is replaced. '
+  'Raises TG001 for an unknown queue, TG005 for a bad name, 42883 if there is no such function.';
+
+-- Take a handler away.
+create or replace function teguh.unregister_handler(p_queue_name text, p_task_name text)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_known boolean;
+begin
+  execute teguh._call('hire', p_queue_name, 2) into v_known using p_task_name, null::text;
+  return v_known;
+end;
+$$;
+
+comment on function teguh.unregister_handler(text, text) is
+  'Takes back what register_handler() did. Returns whether there was a handler. Raises TG001 for '
+  'an unknown queue.';
+
+-- The handlers of the queue.
+create or replace function teguh._staff_template()
+  returns table(
+    queue_name    text,
+    task_name     text,
+    function_name text,
+    registered_at timestamptz
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+  select h.*
+  from teguh.handlers as h
+  where h.queue_name = substr('_template', 2)
+  order by h.task_name;
+end;
+$$;
+
+-- List handlers.
+create or replace function teguh.list_handlers(p_queue_name text default null)
+  returns table(
+    queue_name    text,
+    task_name     text,
+    function_name text,
+    registered_at timestamptz
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text;
+begin
+  if p_queue_name is not null then
+    perform teguh._policy(p_queue_name);
+  end if;
+
+  for v_queue_name in
+    select q.queue_name
+    from teguh.list_queues() as q
+    where q.queue_name = p_queue_name
+      or (p_queue_name is null and teguh._may('staff', q.queue_name))
+  loop
+    return query execute teguh._call('staff', v_queue_name, 0);
+  end loop;
+end;
+$$;
+
+comment on function teguh.list_handlers(text) is
+  'The handlers of a queue (null: of each queue the caller may look at) by queue and task name: '
+  'function_name is with its schema. Raises TG001 for an unknown queue.';
+
+-- What a step is called in this pass.  A name that comes again is numbered, as by the Python
+-- context.  The names so far are kept in a setting; where an exception block is undone, so are the
+-- names of the steps in it, and it finds the same steps when it is tried again.
+create or replace function teguh._number_step(p_name text)
+  returns text
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_names text[] := nullif(current_setting('teguh.steps', true), '');
+  v_count integer := cardinality(array_positions(v_names, p_name));
+begin
+  perform teguh._check_name('step name', p_name);
+  if p_name ~ '#[0-9]+$' then
+    raise exception 'a step cannot be named "%"', left(p_name, 200)
+      using
+        errcode = 'TG005',
+        detail = 'That is how steps are numbered whose name comes again.',
+        hint = 'Give it another name.';
+  elsif v_names is null then
+    raise exception 'step "%" is not in a handler', left(p_name, 200)
+      using
+        errcode = 'TG004',
+        detail = 'A handler''s steps are run by work(), and have no steps themselves.',
+        hint = 'Register the handler, spawn its task, and: call teguh.work(queue);';
+  end if;
+
+  perform set_config('teguh.steps', (v_names || p_name)::text, true);
+  return p_name || case when v_count > 0 then '#' || v_count + 1 else '' end;
+end;
+$$;
+
+-- End a pass: what is to be done now, work() has to do.
+create or replace function teguh._order(p_order jsonb)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  raise exception 'an order for teguh.work()'
+    using
+      errcode = 'P0004',
+      detail = p_order::text,
+      hint = 'Whoever catches this loses a step: let it pass.';
+end;
+$$;
+
+-- Run a step.
+create or replace function teguh.step(
+  p_job      teguh.job,
+  p_name     text,
+  p_function text,
+  p_argument jsonb default 'null'
+)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_step text := teguh._number_step(p_name);
+begin
+  if p_job.steps ? v_step then
+    return p_job.steps -> v_step -> 0;
+  end if;
+
+  return teguh._order(jsonb_build_object(
+    'do', 'step', 'step', v_step, 'function', p_function, 'argument', coalesce(p_argument, 'null')
+  ));
+end;
+$$;
+
+comment on function teguh.step(teguh.job, text, text, jsonb) is
+  'For handlers: what a function returns for an argument, or what it returned the first time. It '
+  'is given by schema and name, takes jsonb, or teguh.job and jsonb, and returns jsonb. What it '
+  'writes commits together with that it is done: exactly once. An error in it fails the run, and '
+  'is not for the handler to catch. A name used again in a handler is numbered (charge, charge#2): '
+  'the steps must come in the same order each time. Raises TG004 outside of a handler, TG005 for a '
+  'bad name.';
+
+-- Sleep until a moment, which the first pass that comes here says.
+create or replace function teguh._doze(p_job teguh.job, p_name text, p_until timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_step  text := teguh._number_step(p_name);
+  v_until timestamptz := coalesce((p_job.steps -> v_step ->> 0)::timestamptz, p_until);
+begin
+  if not p_job.steps ? v_step or v_until > teguh.current_time() then
+    perform teguh._order(jsonb_build_object('do', 'sleep', 'step', v_step, 'until', v_until));
+  end if;
+end;
+$$;
+
+-- Let a handler sleep.
+create or replace function teguh.sleep_for(
+  p_job     teguh.job,
+  p_name    text,
+  p_seconds double precision
+)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_seconds('sleep', p_seconds, true);
+  perform teguh._doze(p_job, p_name, teguh._after(teguh.current_time(), p_seconds));
+end;
+$$;
+
+comment on function teguh.sleep_for(teguh.job, text, double precision) is
+  'For handlers: lets the task sleep for some seconds, counted once. Meanwhile nobody holds it. '
+  'Raises TG004 outside of a handler, TG005 for a bad name or number of seconds.';
+
+-- Let a handler sleep until a moment.
+create or replace function teguh.sleep_until(p_job teguh.job, p_name text, p_wake_at timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_wake_at is null then
+    raise exception 'wake time must not be null'
+      using
+        errcode = '22004',
+        detail = 'A task that sleeps must have a time to wake at.',
+        hint = 'Pass a timestamp; one in the past does not let it sleep.';
+  end if;
+  perform teguh._doze(p_job, p_name, p_wake_at);
+end;
+$$;
+
+comment on function teguh.sleep_until(teguh.job, text, timestamptz) is
+  'For handlers: lets the task sleep until a moment; the one given first counts. Raises 22004 for '
+  'a null time, TG004 outside of a handler, TG005 for a bad name.';
+
+-- Wait for an event in a handler.
+create or replace function teguh.await(
+  p_job        teguh.job,
+  p_name       text,
+  p_event_name text,
+  p_timeout    double precision default null
+)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_step text := teguh._number_step(p_name);
+begin
+  if p_job.steps ? v_step then
+    return p_job.steps -> v_step -> 0;
+  end if;
+
+  perform teguh._check_event(p_event_name);
+  if p_timeout is not null then
+    perform teguh._check_seconds('timeout', p_timeout, true);
+  end if;
+  return teguh._order(jsonb_build_object(
+    'do', 'await', 'step', v_step, 'event', p_event_name, 'timeout', p_timeout
+  ));
+end;
+$$;
+
+comment on function teguh.await(teguh.job, text, text, double precision) is
+  'For handlers: the payload of an event of the task''s queue, JSON null if it has none; SQL null '
+  'if it has not come within p_timeout seconds (null: however long it takes). Meanwhile nobody '
+  'holds the task. Raises TG004 outside of a handler, TG005 for a bad name or timeout.';
+
+-- Receive a message in a handler.
+create or replace function teguh.receive(
+  p_job     teguh.job,
+  p_name    text,
+  p_topic   text,
+  p_timeout double precision default null
+)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_step text := teguh._number_step(p_name);
+begin
+  if p_job.steps ? v_step then
+    return p_job.steps -> v_step -> 0;
+  end if;
+
+  return teguh._order(jsonb_build_object(
+    'do', 'receive', 'step', v_step, 'topic', p_topic, 'timeout', p_timeout
+  ));
+end;
+$$;
+
+comment on function teguh.receive(teguh.job, text, text, double precision) is
+  'For handlers: takes the oldest message of a topic out of the task''s mailbox, as '
+  'receive_message() does, or waits for one. Returns its payload, JSON null if it has none; SQL '
+  'null if none has come within p_timeout seconds (null: however long it takes). Meanwhile nobody '
+  'holds the task. Raises TG004 outside of a handler, TG005 for a bad name; the run fails with '
+  'what receive_message() raises.';
+
+-- Spawn children in a handler and wait for them.
+create or replace function teguh.children(
+  p_job     teguh.job,
+  p_name    text,
+  p_tasks   jsonb,
+  p_mode    text default 'all',
+  p_timeout double precision default null,
+  p_options jsonb default '{}'
+)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_step text := teguh._number_step(p_name);
+begin
+  if p_job.steps ? v_step then
+    return p_job.steps -> v_step -> 0;
+  end if;
+
+  return teguh._order(jsonb_build_object(
+    'do', 'children', 'step', v_step, 'tasks', p_tasks, 'mode', p_mode, 'timeout', p_timeout,
+    'options', coalesce(p_options, '{}')
+  ));
+end;
+$$;
+
+comment on function teguh.children(
+  teguh.job, text, jsonb, text, double precision, jsonb
+) is
+  'For handlers: spawns tasks as spawn_children() does, and waits for them as await_children() '
+  'does, with the options of both. Returns what became of them, an array in the order in which '
+  'they were given; SQL null if that is not known within p_timeout seconds (null: however long it '
+  'takes). Raises TG004 outside of a handler, TG005 for a bad name; the run fails with what the '
+  'two raise.';
+
+-- sql/src/71_work.sql
+-- The worker that runs handlers which are SQL functions: the database itself.
+--
+-- work() catches the order that a pass has come to, carries it out, commits, and begins another
+-- pass.  So every step is a transaction of its own, though a function cannot commit.  The pass that
+-- comes to the handler's end commits together with the completion.
+
+-- The handlers of a queue by task name, for whoever is about to run them.
+--
+-- Refuses one whose owner could not act as the caller anyway: who may register handlers, or
+-- replace the function, must not gain the rights of whoever calls work(), which by pg_cron is
+-- teguh's owner.
+create or replace function teguh._crew(p_queue_name text)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_handler record;
+  v_owner   regrole;
+  v_found   jsonb := '{}'::jsonb;
+begin
+  for v_handler in
+    select h.task_name, h.function_name
+    from teguh.list_handlers(p_queue_name) as h
+  loop
+    v_found := v_found || jsonb_build_object(
+      v_handler.task_name, teguh._resolve_function(v_handler.function_name, array['teguh.job'])
+    );
+    select p.proowner into v_owner
+    from pg_proc as p
+    where p.oid = (v_handler.function_name || '(teguh.job)')::regprocedure;
+    if not pg_has_role(v_owner, current_user, 'member') then
+      raise exception 'function % is not for role "%" to run', v_handler.function_name, current_user
+        using
+          errcode = '42501',
+          detail = format('It is %s''s, who is not a member of that role.', v_owner),
+          hint = format(
+            'Call work() as the owner of its handlers, or: grant %I to %s;', current_user, v_owner
+          );
+    end if;
+  end loop;
+
+  if v_found = '{}' then
+    raise exception 'queue "%" has no handlers', p_queue_name
+      using
+        errcode = 'TG004',
+        detail = 'Its tasks are for workers elsewhere, or for nobody.',
+        hint = format(
+          'Register functions: select teguh.register_handler(%L, task name, function);',
+          p_queue_name
+        );
+  end if;
+  return v_found;
+end;
+$$;
+
+-- What the steps of a run have given, as teguh.job has it.
+create or replace function teguh._steps_given(p_queue_name text, p_task_id uuid, p_run_id uuid)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return (
+    select coalesce(
+      jsonb_object_agg(
+        s.checkpoint_name,
+        case s.status when 'timed_out' then '[]' else jsonb_build_array(s.state) end
+      ),
+      '{}'
+    )
+    from teguh.get_task_checkpoint_states(p_queue_name, p_task_id, p_run_id) as s
+  );
+end;
+$$;
+
+-- Claim runs: of any name or, if so wanted, of those that there are handlers for.
+create or replace function teguh._claim_batch(
+  p_queue_name text,
+  p_handlers   jsonb,
+  p_shift      teguh._shift
+)
+  returns teguh.job[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_options jsonb := case
+    when p_shift.known_only
+      then jsonb_build_object('task_names', array(select jsonb_object_keys(p_handlers)))
+    else '{}'
+  end;
+begin
+  if p_shift.known_only and p_handlers ? '*' then
+    raise exception 'known_only does not go with a handler for *'
+      using
+        errcode = 'TG005',
+        detail = 'That handler knows every name.',
+        hint = 'Leave one of them out.';
+  end if;
+
+  return array(
+    select (
+      c.queue_name, c.task_id, c.run_id, c.task_name, c.params, c.headers, c.attempt, c.failures,
+      c.wake_event, c.event_payload,
+      case when c.checkpoints = '{}' then c.checkpoints
+        else teguh._steps_given(c.queue_name, c.task_id, c.run_id)
+      end
+    )::teguh.job
+    from teguh.claim_any(
+      array[p_queue_name], p_shift.worker_id, p_shift.lease,
+      least(p_shift.batch, p_shift.left_to_claim), v_options
+    ) as c
+  );
+end;
+$$;
+
+-- Lock the task of a run that was claimed until the transaction ends, so that nobody takes it for
+-- lost however long that is.  False if its time is over.
+create or replace function teguh._grip_template(p_run_id uuid)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task teguh.t_template := teguh._hold_template(p_run_id);
+begin
+  return coalesce(
+    teguh._after(v_task.started_at, v_task.timeout_seconds) > teguh.current_time(), true
+  );
+end;
+$$;
+
+-- Begin a pass, unless the run was lost, cancelled, or has no handler and is handed back.
+create or replace function teguh._begin_pass(
+  p_job     teguh.job,
+  p_handler text,
+  p_delay   double precision
+)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_held boolean;
+begin
+  execute teguh._call('grip', p_job.queue_name, 1) into v_held using p_job.run_id;
+  if p_handler is null then
+    perform teguh.release_run(p_job.queue_name, p_job.run_id, p_delay);
+    return false;
+  end if;
+  return v_held;
+exception
+  when sqlstate 'AB001' or sqlstate 'AB002' or sqlstate 'TG002' or sqlstate 'TG004' then
+    return false;
+end;
+$$;
+
+-- Read an error: it is an order, or else fails the run, with a reason as other workers give it.
+create or replace function teguh._read_error(
+  p_sqlstate text,
+  p_message  text,
+  p_detail   text,
+  p_hint     text,
+  p_context  text
+)
+  returns jsonb
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_sqlstate = 'P0004' and p_message = 'an order for teguh.work()' then
+    return p_detail::jsonb;
+  end if;
+
+  return jsonb_build_object('do', 'fail', 'reason', jsonb_strip_nulls(jsonb_build_object(
+    'name', p_sqlstate,
+    'message', p_message,
+    'detail', nullif(p_detail, ''),
+    'hint', nullif(p_hint, ''),
+    'traceback', left(p_context, 10000)
+  )));
+end;
+$$;
+
+-- Do with a locked run what a pass has come to.  Gives what its steps have given by then, null if
+-- the run is not ours any more; it is not, either, if the handler or step itself has ended it.
+create or replace function teguh._carry_out(
+  p_job    teguh.job,
+  p_order  jsonb,
+  p_result jsonb,
+  p_lease  double precision
+)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_step  text := p_order ->> 'step';
+  v_given jsonb := jsonb_build_array(p_result);
+  v_waits boolean := false;
+begin
+  case p_order ->> 'do'
+    when 'complete' then
+      perform teguh.complete_run(p_job.queue_name, p_job.run_id, p_result);
+      return null;
+    when 'fail' then
+      perform teguh.fail_run(p_job.queue_name, p_job.run_id, p_order -> 'reason');
+      return null;
+    when 'step' then
+      perform teguh.set_task_checkpoint_state(
+        p_job.queue_name, p_job.task_id, v_step, p_result, p_job.run_id
+      );
+    when 'sleep' then
+      perform teguh.set_task_checkpoint_state(
+        p_job.queue_name, p_job.task_id, v_step, p_order -> 'until', p_job.run_id
+      );
+      v_given := jsonb_build_array(p_order -> 'until');
+      v_waits := (p_order ->> 'until')::timestamptz > teguh.current_time();
+      if v_waits then
+        perform teguh.schedule_run(
+          p_job.queue_name, p_job.run_id, (p_order ->> 'until')::timestamptz
+        );
+      end if;
+    when 'await' then
+      select a.should_suspend, case when a.timed_out then '[]' else jsonb_build_array(a.payload) end
+      into v_waits, v_given
+      from teguh.await_event(
+        p_job.queue_name, p_job.task_id, p_job.run_id, v_step, p_order ->> 'event',
+        (p_order ->> 'timeout')::double precision
+      ) as a;
+    when 'receive' then
+      select a.should_suspend, case when a.timed_out then '[]' else jsonb_build_array(a.payload) end
+      into v_waits, v_given
+      from teguh.receive_message(
+        p_job.queue_name, p_job.task_id, p_job.run_id, v_step, p_order ->> 'topic',
+        (p_order ->> 'timeout')::double precision
+      ) as a;
+    when 'children' then
+      perform teguh.spawn_children(
+        p_job.queue_name, p_job.run_id, v_step, p_order -> 'tasks',
+        (p_order -> 'options') - array['on_failure', 'cancel_rest']
+      );
+      select a.should_suspend, case when a.timed_out then '[]' else jsonb_build_array(a.payload) end
+      into v_waits, v_given
+      from teguh.await_children(
+        p_job.queue_name, p_job.task_id, p_job.run_id, v_step, p_order ->> 'mode',
+        (p_order ->> 'timeout')::double precision, (p_order -> 'options') - 'on_parent_end'
+      ) as a;
+  end case;
+
+  if v_waits then
+    return null;
+  end if;
+  perform teguh.extend_claim(p_job.queue_name, p_job.run_id, p_lease);
+  return p_job.steps || jsonb_build_object(v_step, v_given);
+exception
+  when sqlstate 'AB001' or sqlstate 'AB002' or sqlstate 'TG004' then
+    return null;
+end;
+$$;
+
+-- Run a handler.  If it comes to its end, so does its run, in one piece, and p_order is null.
+-- Otherwise what it has written is taken back, and p_order is what it has come to.
+--
+-- User code finds its own search_path here: every name is qualified.
+create or replace procedure teguh._run_pass(p_job teguh.job, p_handler text, out p_order jsonb)
+  language plpgsql
+as $$
+declare
+  v_result  pg_catalog.jsonb;
+  v_state   pg_catalog.text;
+  v_message pg_catalog.text;
+  v_detail  pg_catalog.text;
+  v_hint    pg_catalog.text;
+  v_context pg_catalog.text;
+begin
+  -- in one query with what is not for parallel workers, so that the handler is not, either
+  execute pg_catalog.format(
+    'select %s($1) where pg_catalog.set_config($2, $3, true) is not null', p_handler
+  ) into v_result using p_job, 'teguh.steps', '{}';
+  set constraints all immediate;
+  perform teguh._carry_out(p_job, '{"do": "complete"}', v_result, null);
+  p_order := null;
+exception
+  when others or assert_failure then
+    get stacked diagnostics
+      v_state = returned_sqlstate,
+      v_message = message_text,
+      v_detail = pg_exception_detail,
+      v_hint = pg_exception_hint,
+      v_context = pg_exception_context;
+    p_order := teguh._read_error(v_state, v_message, v_detail, v_hint, v_context);
+end;
+$$;
+
+-- The statement that calls a step's function with its argument, $1, and the job, $2.
+create or replace function teguh._step_call(p_order jsonb)
+  returns text
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_function text := teguh._resolve_function(
+    p_order ->> 'function', array['jsonb', 'teguh.job, jsonb']
+  );
+begin
+  return format(
+    case
+      when to_regprocedure(v_function || '(teguh.job, jsonb)') is null then 'select %s($1)'
+      else 'select %s($2, $1)'
+    end,
+    v_function
+  );
+end;
+$$;
+
+-- Carry out an order: run the step's function, or let the run wait.  Gives what its steps have
+-- given by then, null if the run is not ours any more.  An error takes all of it back and fails the
+-- run.
+create or replace procedure teguh._obey(
+  p_job       teguh.job,
+  p_order     jsonb,
+  p_lease     double precision,
+  out p_steps jsonb
+)
+  language plpgsql
+as $$
+declare
+  v_result  pg_catalog.jsonb;
+  v_state   pg_catalog.text;
+  v_message pg_catalog.text;
+  v_detail  pg_catalog.text;
+  v_hint    pg_catalog.text;
+  v_context pg_catalog.text;
+begin
+  if pg_catalog.jsonb_exists(p_order, 'function') then
+    execute teguh._step_call(p_order)
+    into v_result
+    using pg_catalog.jsonb_extract_path(p_order, 'argument'), p_job;
+    set constraints all immediate;
+  end if;
+  p_steps := teguh._carry_out(p_job, p_order, v_result, p_lease);
+exception
+  when others or assert_failure then
+    get stacked diagnostics
+      v_state = returned_sqlstate,
+      v_message = message_text,
+      v_detail = pg_exception_detail,
+      v_hint = pg_exception_hint,
+      v_context = pg_exception_context;
+    p_steps := teguh._carry_out(
+      p_job, teguh._read_error(v_state, v_message, v_detail, v_hint, v_context), null, null
+    );
+end;
+$$;
+
+-- Read the options of work().
+create or replace function teguh._begin_shift(p_options jsonb)
+  returns teguh._shift
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_options jsonb := coalesce(p_options, '{}');
+  v_shift   teguh._shift;
+begin
+  perform teguh._check_keys('work options', v_options, array[
+    'batch', 'claim_timeout', 'known_only', 'limit', 'max_seconds', 'poll_seconds',
+    'unknown_delay', 'worker_id'
+  ]);
+  v_shift.worker_id := coalesce(
+    teguh._name_option(v_options, 'worker_id'), format('work:%s', pg_backend_pid())
+  );
+  v_shift.batch := coalesce(teguh._integer_option(v_options, 'batch', 1), 1);
+  v_shift.lease := coalesce(teguh._number_option(v_options, 'claim_timeout', 0.001, 1e9), 30);
+  v_shift.known_only := teguh._flag_option(v_options, 'known_only');
+  v_shift.unknown_delay := coalesce(
+    teguh._number_option(v_options, 'unknown_delay', 0.01, 1e9), 10
+  );
+  v_shift.poll_seconds := coalesce(
+    teguh._number_option(v_options, 'poll_seconds', 0.01, 3600), 1
+  );
+  v_shift.until := teguh._after(
+    clock_timestamp(), teguh._number_option(v_options, 'max_seconds', 0, 1e9)
+  );
+  v_shift.left_to_claim := coalesce(
+    teguh._integer_option(v_options, 'limit', 1), 2147483647
+  );
+  return v_shift;
+end;
+$$;
+
+-- Tick, at most every ten seconds, before claiming.
+create or replace function teguh._begin_round(p_queue_name text, p_shift teguh._shift)
+  returns teguh._shift
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_shift teguh._shift := p_shift;
+begin
+  if v_shift.ticks_at > clock_timestamp() then
+    return v_shift;
+  end if;
+
+  perform teguh.ticker(p_queue_name);
+  v_shift.ticks_at := clock_timestamp() + interval '10 seconds';
+  return v_shift;
+end;
+$$;
+
+-- See how long to pause after so many runs: until the next one is due.
+create or replace function teguh._leave_round(
+  p_queue_name text,
+  p_shift      teguh._shift,
+  p_claimed    integer
+)
+  returns teguh._shift
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now   timestamptz := clock_timestamp();
+  v_shift teguh._shift := p_shift;
+  v_next  double precision;
+begin
+  v_shift.left_to_claim := p_shift.left_to_claim - p_claimed;
+  if v_shift.left_to_claim <= 0
+    or v_shift.until <= v_now
+    or (v_shift.until is null and p_claimed = 0)
+  then
+    v_shift.pause := null;
+  elsif p_claimed > 0 then
+    v_shift.pause := 0;
+  else
+    v_next := date_part('epoch', teguh.next_due(p_queue_name) - teguh.current_time());
+    v_shift.pause := least(
+      date_part('epoch', v_shift.until - v_now), v_shift.poll_seconds,
+      case when v_next < 0.01 then 0.01 else v_next end
+    );
+  end if;
+  return v_shift;
+end;
+$$;
+
+-- The handler of a task; null if there is none.
+create or replace function teguh._handler_of(p_handlers jsonb, p_task_name text)
+  returns text
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(p_handlers ->> p_task_name, p_handlers ->> '*');
+$$;
+
+-- Take a run a step further, in a transaction of its own.  Gives what its steps have given by then,
+-- null if the run is not ours any more.
+--
+-- The task is locked from the beginning of the pass until what came of a step is committed.  To
+-- wait it is let go of before: an event's row is locked before the task's.
+create or replace procedure teguh._advance(
+  p_job       teguh.job,
+  p_handler   text,
+  p_lease     double precision,
+  out p_steps jsonb
+)
+  language plpgsql
+as $$
+declare
+  v_order pg_catalog.jsonb;
+begin
+  call teguh._run_pass(p_job, p_handler, v_order);
+  if v_order is not null then
+    if not pg_catalog.jsonb_exists(v_order, 'function') then
+      rollback;
+    end if;
+    call teguh._obey(p_job, v_order, p_lease, p_steps);
+  end if;
+  commit;
+end;
+$$;
+
+-- Work as a worker.
+--
+-- A procedure that commits cannot pin its search_path: every name is qualified.
+create or replace procedure teguh.work(p_queue_name text, p_options jsonb default '{}')
+  language plpgsql
+as $$
+declare
+  v_shift    teguh._shift := teguh._begin_shift(p_options);
+  v_handlers pg_catalog.jsonb;
+  v_handler  pg_catalog.text;
+  v_jobs     teguh.job[];
+  v_job      teguh.job;
+begin
+  loop
+    v_handlers := teguh._crew(p_queue_name);
+    v_shift := teguh._begin_round(p_queue_name, v_shift);
+    commit;
+    v_jobs := teguh._claim_batch(p_queue_name, v_handlers, v_shift);
+    commit;
+
+    foreach v_job in array v_jobs loop
+      v_handler := teguh._handler_of(v_handlers, v_job.task_name);
+      if v_handler is null then  -- unless it was registered meanwhile
+        v_handlers := teguh._crew(p_queue_name);
+        v_handler := teguh._handler_of(v_handlers, v_job.task_name);
+      end if;
+      while v_job.steps is not null
+        and teguh._begin_pass(v_job, v_handler, v_shift.unknown_delay)
+      loop
+        call teguh._advance(v_job, v_handler, v_shift.lease, v_job.steps);
+      end loop;
+      commit;
+    end loop;
+
+    v_shift := teguh._leave_round(p_queue_name, v_shift, pg_catalog.cardinality(v_jobs));
+    commit;
+    exit when v_shift.pause is null;
+    perform pg_catalog.pg_sleep(v_shift.pause);
+  end loop;
+end;
+$$;
+
+comment on procedure teguh.work(text, jsonb) is
+  'Works as a worker of a queue: claims runs, runs their handlers (register_handler()) with the '
+  'rights and the search_path of the caller, commits after each step, and returns when nothing is '
+  'due. Options: max_seconds (go on for so long, waiting for what becomes due), poll_seconds (the '
+  'longest wait between two looks, default 1), limit (of runs), batch (how many to claim at a '
+  'time, default 1), claim_timeout (seconds after which the run of a session that died is taken '
+  'from it, default 30; a step may take longer), known_only (claim only tasks that there are '
+  'handlers for: see claim_any()), unknown_delay (seconds for which others are handed back, '
+  'default 10), worker_id. Not for a transaction block. Raises TG001 for an unknown queue, TG004 '
+  'if it has no handlers, TG005 for a bad option, 42883 if a handler''s function is gone, 42501 if '
+  'its owner is no member of the caller''s role, 25001 unless transactions are READ COMMITTED.';
 
 -- sql/src/90_finish.sql
 -- The second segment's functions are those of the first with 0 and 1 exchanged.

@@ -8,6 +8,7 @@
 --
 -- The jobs of pg_cron go, too, if that is in this database.  If it is in another, run there:
 -- select cron.unschedule('teguh_ticker'), cron.unschedule('teguh_maint');
+-- and likewise teguh_work_<queue> for each queue that was worked on.
 begin;
 
 set local client_min_messages = warning;

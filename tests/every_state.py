@@ -86,11 +86,19 @@ def fill(dsn: str, queue: str) -> None:
         call("set_task_checkpoint_state", queue, task, "one", "40", run)
         claim("running")
         if call("pg_catalog.to_regproc", "teguh.spawn_children") != [(None,)]:
-            task, run = claim("parent")
+            ((flow, _),) = call("create_workflow_run", queue)
+            task, run = claim("parent", workflow_run_id=str(flow))
+            call("set_attributes", queue, run, '{"kept": true}')
             call("spawn_children", queue, run, "children", '[{"task_name": "child"}]')
             call("await_children", queue, task, run, "children")
             ((run, *_),) = call("claim_task", queue, "gone", 3600)
             call("complete_run", queue, run, '"before"')
+        if call("pg_catalog.to_regproc", "teguh.send_message") != [(None,)]:
+            task, run = claim("listener")
+            for n in range(3):
+                call("send_message", queue, task, "note", str(n), f'{{"idempotency_key": "{n}"}}')
+            call("receive_message", queue, task, run, "receive:note", "note")
+            call("release_run", queue, run, SOON)
         spawn("pending")
         spawn("delayed", delay_seconds=SOON)
         spawn("far away", available_at="2100-01-01 00:00:00+00")
@@ -108,6 +116,8 @@ def registry() -> teguh.Registry:
         if ctx.task_name == "parent":
             ctx.spawn_children([{"task_name": "other"}])
             return [child.result for child in ctx.await_children()]
+        if ctx.task_name == "listener":
+            return [ctx.receive("note") for _ in range(4)]
         if ctx.task_name == "late for the early event":
             return ctx.await_event("early")
         if ctx.task_name.startswith("awaiting"):
@@ -140,6 +150,17 @@ def go_on(dsn: str, queue: str, worker_dsn: str | None = None) -> None:
                 until(lambda n=name, s=state: end(n)[0] == s, f"the end of {name!r}")  # type: ignore[misc]
             for parent in client.list_tasks(queue, task_name="parent"):
                 until(lambda p=parent: result(p.task_id) == ["before"], "the end of a parent")  # type: ignore[misc]
+                assert parent.attributes == {"kept": True}
+                (flow,) = client.list_workflow_runs(name=queue)
+                assert (flow.status, flow.completed) == ("completed", 2)
+            for listener in client.list_tasks(queue, task_name="listener"):
+                sent = client.send_message(queue, listener.task_id, "note", 0, idempotency_key="0")
+                assert not sent.created
+                client.send_message(queue, listener.task_id, "note", 3)
+                until(
+                    lambda t=listener: result(t.task_id) == [0, 1, 2, 3],  # type: ignore[misc]
+                    "the end of a listener",
+                )
         assert {name: end(name) for name in ENDS} == ENDS
 
         retried = client.retry_task(queue, found["failed"].task_id)

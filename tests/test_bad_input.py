@@ -99,13 +99,22 @@ QUEUE_CALLS = [
     "select teguh.get_task_checkpoint_state({q}, {task}, 's')",
     "select * from teguh.get_task_checkpoint_states({q}, {task}, {run})",
     "select * from teguh.await_event({q}, {task}, {run}, 's', 'e')",
+    "select * from teguh.receive_message({q}, {task}, {run}, 's', 't')",
+    "select * from teguh.send_message({q}, {task}, 't')",
+    "select * from teguh.list_messages({q}, {task})",
     "select teguh.emit_event({q}, 'e')",
     "select teguh.cancel_task({q}, {task})",
     "select * from teguh.retry_task({q}, {task})",
     "select * from teguh.get_task_result({q}, {task})",
+    "select teguh.set_attributes({q}, {run}, '{{}}')",
+    "select teguh.get_attributes({q}, {task})",
     "select teguh.cleanup_tasks({q})",
     "select teguh.cleanup_events({q})",
     "select * from teguh.cleanup_all_queues({q})",
+    "select teguh.register_handler({q}, 'a', 'nowhere.a')",
+    "select teguh.unregister_handler({q}, 'a')",
+    "select * from teguh.list_handlers({q})",
+    "call teguh.work({q})",
     "select teguh.ticker({q})",
     "select teguh.drop_queue({q})",
 ]
@@ -165,6 +174,7 @@ def test_an_unknown_task_is_refused(held: Held, call: str) -> None:
     [
         "select teguh.set_task_checkpoint_state('q', %s, 's', '1', %s)",
         "select * from teguh.await_event('q', %s, %s, 's', 'e')",
+        "select * from teguh.receive_message('q', %s, %s, 's', 't')",
     ],
 )
 def test_a_run_may_not_write_to_the_task_of_another(held: Held, call: str) -> None:
@@ -189,6 +199,9 @@ def test_blank_and_endless_names_are_refused(held: Held, name: str | None) -> No
         "select teguh.emit_event('q', %(name)s)",
         "select * from teguh.await_event('q', %(task)s, %(run)s, %(name)s, 'e')",
         "select * from teguh.await_event('q', %(task)s, %(run)s, 's', %(name)s)",
+        "select * from teguh.receive_message('q', %(task)s, %(run)s, %(name)s, 't')",
+        "select * from teguh.receive_message('q', %(task)s, %(run)s, 's', %(name)s)",
+        "select * from teguh.send_message('q', %(task)s, %(name)s)",
         "select teguh.set_task_checkpoint_state('q', %(task)s, %(name)s, '1', %(run)s)",
     ):
         assert_clear(held.refused(call, values), "TG005")
@@ -230,6 +243,7 @@ def test_a_malformed_policy_is_refused(held: Held, policy: object) -> None:
         "select teguh.release_run('q', %(run)s, {seconds})",
         "select teguh.extend_claim('q', %(run)s, {seconds})",
         "select * from teguh.await_event('q', %(task)s, %(run)s, 's', 'e', {seconds})",
+        "select * from teguh.receive_message('q', %(task)s, %(run)s, 's', 't', {seconds})",
         "select teguh.set_task_checkpoint_state('q', %(task)s, 's', '1', %(run)s, {seconds})",
         "select teguh.cleanup_tasks('q', {seconds})",
         "select teguh.cleanup_events('q', {seconds})",
@@ -290,6 +304,7 @@ def test_a_sleep_without_end_of_its_own_is_refused(held: Held) -> None:
         "select teguh.fail_run('q', %(run)s, %(bad)s)",
         "select teguh.set_task_checkpoint_state('q', %(task)s, 's', %(bad)s, %(run)s)",
         "select teguh.emit_event('q', 'e', %(bad)s)",
+        "select * from teguh.send_message('q', %(task)s, 't', %(bad)s)",
     ],
 )
 def test_a_nul_in_a_value_is_refused_by_the_database(held: Held, call: str) -> None:
@@ -307,6 +322,8 @@ def test_megabytes_go_through_every_value(held: Held) -> None:
         "select teguh.set_task_checkpoint_state('q', %(task)s, 's', %(great)s, %(run)s)",
         "select teguh.emit_event('q', 'e', %(great)s)",
         "select * from teguh.await_event('q', %(task)s, %(run)s, 'w', 'e')",
+        "select * from teguh.send_message('q', %(task)s, 't', %(great)s)",
+        "select * from teguh.receive_message('q', %(task)s, %(run)s, 'm', 't')",
         "select teguh.complete_run('q', %(run)s, %(great)s)",
     ):
         held.ask(call, values)

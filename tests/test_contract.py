@@ -28,7 +28,7 @@ uuidv7_timestamp(p_uuid uuid) -> timestamp with time zone
 start(p_options jsonb) -> void
 stop() -> void
 status() -> TABLE(scheduler text, ticker_job text, cleanup_job text, last_tick_at timestamp with
-  time zone, lag_seconds double precision)
+  time zone, lag_seconds double precision, work_jobs text[])
 ticker(p_queue_name text) -> integer
 ticker_loop(IN p_options jsonb) -> None
 validate_queue_name(p_queue_name text) -> text
@@ -108,9 +108,51 @@ spawn_children(p_queue_name text, p_run_id uuid, p_step_name text, p_tasks jsonb
 await_children(p_queue_name text, p_task_id uuid, p_run_id uuid, p_step_name text, p_mode text,
   p_timeout double precision, p_options jsonb)
   -> TABLE(should_suspend boolean, payload jsonb, timed_out boolean)
+send_message(p_queue_name text, p_task_id uuid, p_topic text, p_payload jsonb, p_options jsonb)
+  -> TABLE(message_id bigint, created boolean)
+receive_message(p_queue_name text, p_task_id uuid, p_run_id uuid, p_step_name text, p_topic text,
+  p_timeout double precision)
+  -> TABLE(should_suspend boolean, payload jsonb, timed_out boolean)
+list_messages(p_queue_name text, p_task_id uuid)
+  -> TABLE(message_id bigint, topic text, payload jsonb, sent_at timestamp with time zone,
+  idempotency_key text)
 add_compensation(p_queue_name text, p_task_id uuid, p_run_id uuid, p_step_name text, p_task jsonb)
   -> void
 repeat_run(p_queue_name text, p_run_id uuid, p_after_seconds double precision) -> uuid
+create_workflow_run(p_name text, p_options jsonb)
+  -> TABLE(workflow_run_id uuid, created boolean)
+update_workflow_run(p_workflow_run_id uuid, p_options jsonb) -> void
+get_workflow_run(p_workflow_run_id uuid)
+  -> TABLE(workflow_run_id uuid, name text, version text, status text, tags text[],
+  created_by text, created_at timestamp with time zone, started_at timestamp with time zone,
+  finished_at timestamp with time zone, pending bigint, running bigint, sleeping bigint,
+  completed bigint, failed bigint, cancelled bigint, expired bigint, inputs jsonb)
+list_workflow_runs(p_filter jsonb, p_cursor text, p_limit integer)
+  -> TABLE(workflow_run_id uuid, name text, version text, status text, tags text[],
+  created_by text, created_at timestamp with time zone, started_at timestamp with time zone,
+  finished_at timestamp with time zone, pending bigint, running bigint, sleeping bigint,
+  completed bigint, failed bigint, cancelled bigint, expired bigint, cursor text)
+get_workflow_tree(p_workflow_run_id uuid, p_limit integer)
+  -> TABLE(depth integer, queue_name text, task_id uuid, parent_task_id uuid, task_name text,
+  state text, attempts integer, failures integer, created_at timestamp with time zone,
+  started_at timestamp with time zone, finished_at timestamp with time zone,
+  failure_reason jsonb, attributes jsonb, cut boolean)
+cleanup_workflow_runs(p_ttl_seconds double precision, p_limit integer) -> integer
+set_attributes(p_queue_name text, p_run_id uuid, p_attributes jsonb) -> void
+get_attributes(p_queue_name text, p_task_id uuid) -> jsonb
+register_handler(p_queue_name text, p_task_name text, p_function text) -> void
+unregister_handler(p_queue_name text, p_task_name text) -> boolean
+list_handlers(p_queue_name text)
+  -> TABLE(queue_name text, task_name text, function_name text,
+  registered_at timestamp with time zone)
+work(IN p_queue_name text, IN p_options jsonb) -> None
+step(p_job teguh.job, p_name text, p_function text, p_argument jsonb) -> jsonb
+sleep_for(p_job teguh.job, p_name text, p_seconds double precision) -> void
+sleep_until(p_job teguh.job, p_name text, p_wake_at timestamp with time zone) -> void
+await(p_job teguh.job, p_name text, p_event_name text, p_timeout double precision) -> jsonb
+receive(p_job teguh.job, p_name text, p_topic text, p_timeout double precision) -> jsonb
+children(p_job teguh.job, p_name text, p_tasks jsonb, p_mode text, p_timeout double precision,
+  p_options jsonb) -> jsonb
 cancel_task(p_queue_name text, p_task_id uuid, p_reason text) -> void
 cancel_tasks(p_queue_name text, p_filter jsonb, p_options jsonb) -> integer
 requeue_task(p_queue_name text, p_task_id uuid, p_reason text) -> uuid
@@ -134,13 +176,13 @@ get_task(p_queue_name text, p_task_id uuid)
   max_attempts integer, retry_strategy jsonb, timeout_seconds double precision,
   cancellation jsonb, deadline_at timestamp with time zone,
   expires_at timestamp with time zone, on_expired jsonb, idempotency_key text,
-  priority smallint, flow_key text)
+  priority smallint, flow_key text, attributes jsonb)
 list_tasks(p_queue_name text, p_filter jsonb, p_cursor text, p_limit integer)
   -> TABLE(task_id uuid, task_name text, state text, attempts integer, failures integer,
   created_at timestamp with time zone, available_at timestamp with time zone,
   started_at timestamp with time zone, finished_at timestamp with time zone, claimed_by text,
   lease_expires_at timestamp with time zone, failure_reason jsonb, tags text[], correlation_id text,
-  parent_task_id uuid, workflow_run_id uuid, cursor text)
+  parent_task_id uuid, workflow_run_id uuid, cursor text, attributes jsonb)
 list_runs(p_queue_name text, p_task_id uuid)
   -> TABLE(run_id uuid, number integer, state text, attempt integer, claimed_by text,
   started_at timestamp with time zone, lease_expires_at timestamp with time zone,
@@ -158,7 +200,7 @@ list_dead_letters(p_queue_name text, p_filter jsonb, p_cursor text, p_limit inte
   created_at timestamp with time zone, available_at timestamp with time zone,
   started_at timestamp with time zone, finished_at timestamp with time zone, claimed_by text,
   lease_expires_at timestamp with time zone, failure_reason jsonb, tags text[], correlation_id text,
-  parent_task_id uuid, workflow_run_id uuid, cursor text)
+  parent_task_id uuid, workflow_run_id uuid, cursor text, attributes jsonb)
 replay_dead_letters(p_queue_name text, p_filter jsonb, p_options jsonb) -> integer
 purge_dead_letters(p_queue_name text, p_ttl_seconds double precision, p_limit integer,
   p_reason text) -> integer
@@ -191,15 +233,18 @@ SQLSTATES = {
     "TG006": "the idempotency key belongs to another task, the unique key is in use",
     "TG007": "the queue is full",
     "TG008": "the schedule does not exist",
+    "TG009": "the workflow run does not exist",
     "TG010": "another version is installed",
     "22004": "null where a value is needed",
     "25001": "claim_task outside READ COMMITTED",
     "40001": "serialization failure: try again",
     "42501": "no right to do that",
     "42602": "a name that cannot be",
+    "42883": "the function does not exist",
     "42704": "the role does not exist",
     "42939": "a reserved name",
     "55P03": "a lock could not be had in time",
+    "P0004": "a handler's order to work(): nobody else meets it",
 }
 
 

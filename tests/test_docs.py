@@ -185,6 +185,8 @@ def test_the_page_on_schedules_shows_what_its_examples_answer(dsn: str) -> None:
 
 CHILDREN = ROOT / "docs" / "patterns" / "children.md"
 SAGAS = ROOT / "docs" / "patterns" / "sagas.md"
+MESSAGES = ROOT / "docs" / "patterns" / "messages.md"
+WORKFLOW_RUNS = ROOT / "docs" / "patterns" / "workflow-runs.md"
 
 
 def execute(dsn: str, sources: list[str], task_name: str, state: str) -> Any:
@@ -211,15 +213,33 @@ def execute(dsn: str, sources: list[str], task_name: str, state: str) -> Any:
         return space.get("log", result.completed_payload)
 
 
-@pytest.mark.parametrize(("page", "queue"), [(CHILDREN, "photos"), (SAGAS, "trips")])
+@pytest.mark.parametrize(
+    ("page", "queue"),
+    [(CHILDREN, "photos"), (SAGAS, "trips"), (MESSAGES, "refunds"), (WORKFLOW_RUNS, "orders")],
+)
 def test_the_patterns_show_what_their_examples_answer(dsn: str, page: Path, queue: str) -> None:
     text = page.read_text()
     with psycopg.connect(dsn, autocommit=True) as db:
         db.execute("select teguh.create_queue(%s)", [queue])
         if page == CHILDREN:
             db.execute("select teguh.spawn_task(%s, 'album', '{}')", [queue])
+        if page == MESSAGES:
+            db.execute("select teguh.spawn_task(%s, 'refund', '{}')", [queue])
         moments = (f"2031-05-01 12:00:{second}+00" for second in range(10, 60))
         assert played(db, text, moments) == text
+
+
+IN_DATABASE = ROOT / "docs" / "patterns" / "in-database.md"
+
+
+def test_the_handlers_in_the_database_do_what_their_page_says(dsn: str) -> None:
+    text = IN_DATABASE.read_text()
+    (made,) = snippets("sql", text)
+    moments = [f"2031-05-01 {hour}:00:00+00" for hour in (12, 12, 12, 13, 13, 13)]
+    with psycopg.connect(dsn, autocommit=True) as db:
+        db.execute("set timezone = 'UTC'")
+        db.execute(made.encode())
+        assert played(db, text, iter(moments)) == text
 
 
 def test_the_python_of_the_patterns_does_what_they_say(dsn: str) -> None:
@@ -238,6 +258,42 @@ def test_the_python_of_the_repetition_looks_three_times(dsn: str) -> None:
     assert (
         execute(dsn, snippets("python", SAGAS.read_text()), "watch", "completed") == ["looked"] * 3
     )
+
+
+def test_the_python_of_the_page_on_messages_lets_a_person_decide(dsn: str) -> None:
+    refund, answer, _ = snippets("python", MESSAGES.read_text())
+    space: dict[str, Any] = {}
+    exec(refund, space)  # noqa: S102 - our own document
+    with teguh.Client.connect(dsn) as client:
+        client.create_queue("refunds")
+        task_id = client.spawn_task("refunds", "refund").task_id
+        worker = teguh.Worker(dsn, "refunds", space["tasks"], poll_interval=0.1)
+        thread = threading.Thread(target=worker.run)
+        thread.start()
+        try:
+            deadline = time.monotonic() + 30
+            for state in ("sleeping", "completed"):
+                while client.get_task_result("refunds", task_id).state != state:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.02)
+                exec(answer, {"client": client, "task_id": task_id})  # noqa: S102
+        finally:
+            worker.stop()
+            thread.join()
+        assert client.get_task_result("refunds", task_id).completed_payload == "paid"
+
+
+def test_the_python_of_the_page_on_messages_strikes_a_bargain(dsn: str) -> None:
+    refund, _, bargain = snippets("python", MESSAGES.read_text())
+    assert execute(dsn, [refund, bargain], "buyer", "completed") == 90
+
+
+def test_the_python_of_the_attributes_publishes_them(dsn: str) -> None:
+    (invoice,) = snippets("python", WORKFLOW_RUNS.read_text())
+    assert execute(dsn, [invoice], "invoice", "completed") == 90
+    with teguh.Client.connect(dsn) as client:
+        (task,) = client.list_tasks("python", attributes={"customer": "c-17"})
+    assert task.attributes == {"customer": "c-17", "amount": 90}
 
 
 CLI = ROOT / "docs" / "cli.md"
@@ -298,15 +354,16 @@ def test_the_page_on_the_command_line_names_every_check() -> None:
 DOCUMENTS = [
     "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/cli.md", "docs/http.md",
     "docs/managed.md", "docs/upgrading.md", "docs/operating.md", "docs/patterns/children.md",
-    "docs/patterns/sagas.md", "docs/patterns/schedules.md",
+    "docs/patterns/in-database.md", "docs/patterns/messages.md", "docs/patterns/sagas.md",
+    "docs/patterns/schedules.md", "docs/patterns/workflow-runs.md",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_what_a_document_links_to_exists(document: str) -> None:
-    text = (ROOT / document).read_text()
-    for target in re.findall(r"\]\(([^)#]+)\)", text):
-        assert (ROOT / target).exists(), target
+    path = ROOT / document
+    for target in re.findall(r"\]\(([^)#]+)[)#]", path.read_text()):
+        assert (path.parent / target).exists(), target
 
 
 def test_the_architecture_names_every_module() -> None:

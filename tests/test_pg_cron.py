@@ -76,6 +76,15 @@ def test_without_pg_cron_start_gives_a_notice_and_stop_nothing(dsn: str) -> None
         assert (scheduler, ticker, cleanup) == (None, None, None)
 
 
+def test_without_pg_cron_start_still_refuses_to_work_on_a_queue_without_handlers(
+    conn: Connection,
+) -> None:
+    conn.execute("select teguh.create_queue('orders')")
+    with pytest.raises(psycopg.Error) as caught:
+        conn.execute('select teguh.start(\'{"work": ["orders"]}\')')
+    assert caught.value.sqlstate == "TG004"
+
+
 def test_start_refuses_an_option_it_does_not_know(conn: Connection) -> None:
     with pytest.raises(psycopg.Error) as caught:
         conn.execute("select teguh.start('{\"every\": 1}')")
@@ -161,6 +170,96 @@ def test_uninstalling_unschedules_the_jobs_of_this_database(cron_server: Server)
         connection.execute((ROOT / "sql" / "uninstall.sql").read_bytes())
         assert connection.execute(JOBS).fetchall() == []
         connection.execute(TEGUH_SQL.read_bytes())
+
+
+HANDLERS = """
+create schema shop;
+create table shop.ledger (what text);
+create function shop.charge(a jsonb) returns jsonb language plpgsql as $$
+begin insert into shop.ledger values ('charge'); return a; end $$;
+create function shop.place_order(job teguh.job) returns jsonb language plpgsql as $$
+declare v jsonb;
+begin
+  v := teguh.step(job, 'charge', 'shop.charge', job.params);
+  perform teguh.sleep_for(job, 'rest', 1);
+  insert into shop.ledger values ('done');
+  return v;
+end $$;
+"""
+
+
+@pytest.fixture
+def orders(home_dsn: str) -> Iterator[tuple[Connection, list[tuple[str, str]]]]:
+    """A queue `orders` whose orders are handled by a function, where pg_cron is."""
+    with connected(home_dsn) as (connection, notices):
+        connection.execute(HANDLERS.encode())
+        connection.execute("select teguh.create_queue('orders')")
+        connection.execute("select teguh.register_handler('orders', 'order', 'shop.place_order')")
+        yield connection, notices
+        connection.execute("select teguh.drop_queue(queue_name) from teguh.list_queues()")
+        connection.execute("drop schema shop cascade")
+
+
+def work_jobs(connection: Connection) -> list[str]:
+    """Return the jobs that work on queues; status() has to agree."""
+    rows = connection.execute(JOBS).fetchall()
+    found = [str(name).removeprefix("teguh_work_") for name, _, _ in rows if "work" in str(name)]
+    ((shown,),) = connection.execute("select work_jobs from teguh.status()").fetchall()
+    assert (shown or []) == found
+    return found
+
+
+def test_the_queues_that_have_handlers_are_worked_on_or_those_named(
+    orders: tuple[Connection, list[tuple[str, str]]],
+) -> None:
+    connection, notices = orders
+    connection.execute("select teguh.create_queue('other')")
+    connection.execute("select teguh.start()")
+    assert work_jobs(connection) == ["orders"]
+    connection.execute("select teguh.register_handler('other', '*', 'shop.place_order')")
+    assert work_jobs(connection) == ["orders"]
+    connection.execute("select teguh.start()")
+    assert work_jobs(connection) == ["orders", "other"]
+    connection.execute('select teguh.start(\'{"work": ["other"]}\')')
+    assert work_jobs(connection) == ["other"]
+    connection.execute("select teguh.start('{\"work\": []}')")
+    assert work_jobs(connection) == []
+    connection.execute("select teguh.start()")
+    connection.execute("select teguh.drop_queue('other')")
+    assert work_jobs(connection) == ["orders"]
+    for options, state in (
+        ('{"work": ["nowhere"]}', "TG001"),
+        ('{"work": "orders"}', "TG005"),
+        ('{"work": [1]}', "TG005"),
+    ):
+        with pytest.raises(psycopg.Error) as caught:
+            connection.execute("select teguh.start(%s)", (options,))
+        assert caught.value.sqlstate == state
+    assert work_jobs(connection) == ["orders"]
+    connection.execute("select teguh.stop()")
+    assert connection.execute(JOBS).fetchall() == []
+    assert notices == []
+
+
+def test_an_order_goes_through_with_nobody_else_around(
+    orders: tuple[Connection, list[tuple[str, str]]],
+) -> None:
+    connection, _ = orders
+    connection.execute("select teguh.spawn_task('orders', 'order', '{\"number\": 42}')")
+    connection.execute("select teguh.start()")
+    deadline = time.monotonic() + 150
+    result = None
+    while result is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+        ((result,),) = connection.execute("select result from teguh.t_orders").fetchall()
+    assert result == {"number": 42}
+    assert connection.execute("select what from shop.ledger").fetchall() == [("charge",), ("done",)]
+    connection.execute("select teguh.stop()")
+    connection.execute(
+        "select pg_terminate_backend(pid) from pg_stat_activity"
+        " where datname = current_database() and pid <> pg_backend_pid()"
+        " and query ~ '^call teguh'"
+    )
 
 
 def test_sleepers_wake_without_a_worker_in_pg_crons_database_and_in_another_until_stopped(

@@ -12,6 +12,23 @@ from tools.servers import OWNER, WORKER, Server, ServerError, Standby, Upgraded,
 QUEUES = ("jobs", "q" * 55)
 
 
+# A task of an SQL function that has done a step and waits for an event.
+HANDLED = """
+create schema shop;
+create function shop.add(n jsonb) returns jsonb
+language sql as 'select to_jsonb(n::integer + 1)';
+create function shop.handle(job teguh.job) returns jsonb language plpgsql as $$
+declare v_n jsonb := teguh.step(job, 'one', 'shop.add', '40');
+begin
+  perform teguh.await(job, 'wait', 'go');
+  return teguh.step(job, 'two', 'shop.add', v_n);
+end $$;
+select teguh.create_queue('handled');
+select teguh.register_handler('handled', 'a', 'shop.handle');
+select teguh.spawn_task('handled', 'a', '{}');
+"""
+
+
 def needs(server: Server, *programs: str) -> None:
     """Skip a test when the server comes without these programs."""
     missing = [program for program in programs if not (server.programs / program).exists()]
@@ -27,6 +44,8 @@ def origin(server: Server) -> str:
         every_state.fill(dsn, queue)
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute("select teguh.grant_access(%s, 'worker')", (WORKER,))
+        connection.execute(HANDLED.encode())
+        connection.execute("call teguh.work('handled')")
     return dsn
 
 
@@ -34,6 +53,12 @@ def go_on(server: Server, database: str) -> None:
     """Work on the queues of a copy, as the role that was allowed to."""
     for queue in QUEUES:
         every_state.go_on(server.dsn(database, OWNER), queue, server.dsn(database, WORKER))
+    with psycopg.connect(server.dsn(database, OWNER), autocommit=True) as connection:
+        connection.execute("select teguh.emit_event('handled', 'go')")
+        connection.execute("call teguh.work('handled')")
+        assert connection.execute("select state, result from teguh.t_handled").fetchall() == [
+            ("completed", 42)
+        ]
 
 
 @pytest.fixture

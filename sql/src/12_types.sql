@@ -95,7 +95,39 @@ begin
       workflow_run_id uuid,
       created_after   timestamptz,
       created_before  timestamptz,
-      claimed_by      text
+      claimed_by      text,
+      attributes      jsonb
+    );
+  end if;
+
+  if to_regtype('teguh.job') is null then
+    create type teguh.job as (
+      queue_name    text,
+      task_id       uuid,
+      run_id        uuid,
+      task_name     text,
+      params        jsonb,
+      headers       jsonb,
+      attempt       integer,
+      failures      integer,
+      wake_event    text,
+      event_payload jsonb,
+      steps         jsonb
+    );
+  end if;
+
+  if to_regtype('teguh._shift') is null then
+    create type teguh._shift as (
+      worker_id     text,
+      batch         integer,
+      lease         double precision,
+      known_only    boolean,
+      unknown_delay double precision,
+      poll_seconds  double precision,
+      until         timestamptz,
+      ticks_at      timestamptz,
+      left_to_claim integer,
+      pause         double precision
     );
   end if;
 end;
@@ -124,3 +156,10 @@ comment on type teguh._cron is
   'the time that passes, not by places on the clock.';
 comment on type teguh._filter is
   'Which tasks are meant; what is null does not matter.';
+comment on type teguh.job is
+  'What the handler of a task is given: the task and its run, as claim_task() returns them. steps '
+  'is for step() and its like to read: what each step has given, in an array that is empty if '
+  'its wait timed out.';
+comment on type teguh._shift is
+  'A call of work(): its options; when it ticks next; how many runs it may still claim; how many '
+  'seconds it is to pause, null when it is to end.';

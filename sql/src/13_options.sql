@@ -365,8 +365,8 @@ declare
 begin
   perform teguh._check_keys('queue policy', p_policy, array[
     'notify', 'cleanup_ttl', 'cleanup_limit', 'default_max_attempts', 'default_retry_strategy',
-    'default_timeout', 'default_ttl', 'duration_buckets', 'max_pending', 'on_full', 'namespace',
-    'history'
+    'default_timeout', 'default_ttl', 'duration_buckets', 'max_pending', 'on_full', 'max_messages',
+    'namespace', 'history'
   ]);
   perform teguh._number_option(p_policy, 'cleanup_ttl', 0, 1e12);
   perform teguh._integer_option(p_policy, 'cleanup_limit', 1);
@@ -376,6 +376,7 @@ begin
   perform teguh._number_option(p_policy, 'default_ttl', 1e-3, 1e12);
   perform teguh._buckets_option(p_policy);
   perform teguh._integer_option(p_policy, 'max_pending', 1);
+  perform teguh._integer_option(p_policy, 'max_messages', 1);
   perform teguh._flag_option(p_policy, 'history');
 
   if teguh._text_option(p_policy, 'on_full') not in ('reject', 'drop_oldest') then

@@ -15,7 +15,7 @@ comment on table teguh.queues is
 comment on column teguh.queues.policy is
   'Settings given to create_queue(): notify, cleanup_ttl, cleanup_limit, '
   'default_max_attempts, default_retry_strategy, default_timeout, default_ttl, '
-  'duration_buckets, max_pending, on_full, history, namespace.';
+  'duration_buckets, max_pending, on_full, max_messages, history, namespace.';
 
 comment on column teguh.queues.built_for is
   'The database and table that the queue''s dispatch was built for, as a hash. Another '
@@ -148,6 +148,69 @@ comment on column teguh.schedules.last_error is
   'Why the last try to fire failed; null when it did not.';
 comment on column teguh.schedules.open_task_ids is
   'With overlap skip: tasks it spawned before the last that may not be over yet.';
+
+-- Workflow runs.
+create table if not exists teguh.workflow_runs (
+  workflow_run_id uuid        not null,
+  name            text        not null,
+  version         text,
+  inputs          jsonb,
+  tags            text[],
+  created_by      text,
+  idempotency_key text,
+  created_at      timestamptz not null,
+  kept_at         timestamptz not null,
+  constraint workflow_runs_pkey primary key (workflow_run_id)
+);
+
+create unique index if not exists workflow_runs_once
+  on teguh.workflow_runs (idempotency_key)
+  where idempotency_key is not null;
+create index if not exists workflow_runs_name
+  on teguh.workflow_runs (name collate "C", workflow_run_id);
+create index if not exists workflow_runs_kept
+  on teguh.workflow_runs (kept_at);
+
+comment on table teguh.workflow_runs is
+  'Workflow runs made by create_workflow_run(). How they stand, their tasks say.';
+comment on column teguh.workflow_runs.kept_at is
+  'When cleanup last saw that it is in use; when it was created if it has not looked yet.';
+
+-- What the tasks of workflow runs came to that are gone.
+create table if not exists teguh.workflow_tallies (
+  workflow_run_id uuid        not null,
+  queue_name      text        not null,
+  state           text        not null,
+  own             boolean     not null,
+  qty             bigint      not null,
+  started_at      timestamptz,
+  finished_at     timestamptz not null
+);
+
+create index if not exists workflow_tallies_lookup
+  on teguh.workflow_tallies (workflow_run_id);
+
+comment on table teguh.workflow_tallies is
+  'How tasks of workflow runs ended that were cleaned up, or went down with their queue. Only '
+  'inserted; deleted with the workflow run.';
+comment on column teguh.workflow_tallies.own is
+  'Whether the run depends on how they ended: see _is_own().';
+
+-- The handlers of tasks that are SQL functions.
+create table if not exists teguh.handlers (
+  queue_name    text        not null,
+  task_name     text        not null,
+  function_name text        not null,
+  registered_at timestamptz not null,
+  constraint handlers_pkey primary key (queue_name, task_name)
+);
+
+comment on table teguh.handlers is
+  'Functions set by register_handler(), which work() runs.';
+comment on column teguh.handlers.task_name is
+  'The tasks it is for; * for those that no other is for.';
+comment on column teguh.handlers.function_name is
+  'Its schema and name, quoted where needed. It takes a teguh.job.';
 
 -- Which versions this schema has had.
 create table if not exists teguh.versions (
@@ -290,6 +353,22 @@ create unique index if not exists gkey_template
 comment on table teguh.g_template is
   'The tags of each task, once more: here a tag leads to its tasks in the order of their ids.';
 
+-- The attributes of tasks, to find tasks by: written by their runs, deleted with the task.
+create table if not exists teguh.v_template (
+  task_id uuid not null,
+  name    text not null,
+  word    text not null,
+  constraint vkey_template primary key (task_id, name)
+);
+
+create unique index if not exists vfind_template
+  on teguh.v_template (name collate "C", word collate "C", task_id);
+
+comment on table teguh.v_template is
+  'What tasks say of themselves: attributes and their values.';
+comment on column teguh.v_template.word is
+  'The value as JSON text, the same for equal values: see _word().';
+
 -- Tasks that ended without success.
 create table if not exists teguh.d_template (
   state    text        not null,
@@ -351,7 +430,8 @@ comment on column teguh.p0_template.kind is
   'r: ready to be claimed. s: a sleeper''s timer. l: a lease''s or deadline''s timer.';
 comment on column teguh.p0_template.turn is
   'The task''s turn that the row is for; 0 for the timer of a deadline; -1 for a look at '
-  'whether the children it waits for are over (s), or for a task that its parent takes along (l).';
+  'whether the children or the message it waits for are there (s), or for a task that its parent '
+  'takes along (l).';
 comment on column teguh.p0_template.more_ids is
   'Further tasks of the same claim, whose leases end at the same time; their turns '
   'are in more_turns.';
@@ -659,6 +739,31 @@ create table if not exists teguh.f_template (
 
 comment on table teguh.f_template is
   'Which children of a step are over, and how they ended.';
+
+-- Messages.
+create table if not exists teguh.m_template (
+  task_id         uuid        not null,
+  n               bigint      not null,
+  sent_at         timestamptz not null,
+  topic           text        not null,
+  received_by     text        not null default '',
+  payload         jsonb       not null,
+  idempotency_key text,
+  constraint mkey_template primary key (task_id, received_by, topic, n)
+);
+
+create unique index if not exists monce_template
+  on teguh.m_template (task_id, idempotency_key)
+  where idempotency_key is not null;
+
+comment on table teguh.m_template is
+  'Messages to tasks. A message that was received stays until its task is removed or repeats: its '
+  'key is known then, and it can be received again when the task starts from that step once more.';
+comment on column teguh.m_template.n is
+  'In the order in which they were sent.';
+comment on column teguh.m_template.received_by is
+  'The step that has received it; empty while none has, a space if that was before the task began '
+  'anew.';
 
 -- Waits.
 create table if not exists teguh.w_template (

@@ -527,10 +527,11 @@ comment on function teguh.create_queue(text, jsonb) is
   '(seconds a run may take), default_ttl (seconds until a task expires), duration_buckets '
   '(ascending bounds in seconds, by which metrics() counts how long runs took: those that end '
   'from then on), max_pending (tasks that have not started; what is more is rejected with TG007 '
-  'or, if on_full is drop_oldest, cancels those that are first in line), history (whether runs '
-  'that another follows are kept for list_runs() and get_task_history(), default true; those that '
-  'end from then on), namespace (a name that queues are grouped by, default "default"); null sets '
-  'a key back to its default. '
+  'or, if on_full is drop_oldest, cancels those that are first in line), max_messages (messages '
+  'that wait in the mailbox of one task; what is more is rejected with TG007), history '
+  '(whether runs that another follows are kept for list_runs() and get_task_history(), default '
+  'true; those that end from then on), namespace (a name that queues are grouped by, '
+  'default "default"); null sets a key back to its default. '
   'Raises 42602 or 42939 for a name that cannot be, TG005 for a bad policy.';
 
 -- Give up on a queue whose tables could not be locked.
@@ -625,6 +626,9 @@ begin
   where w.queue_name = p_queue_name;
   delete from teguh.schedules as s
   where s.queue_name = p_queue_name;
+  delete from teguh.handlers as h
+  where h.queue_name = p_queue_name;
+  perform teguh._drop_job(p_queue_name);
 
   select string_agg('teguh.' || teguh._stamp(c.relname, p_queue_name), ', ' order by c.relname)
   into v_tables

@@ -443,7 +443,10 @@ begin
         '$task_id', p_task.task_id, '$task_name', p_task.task_name, '$params', p_task.params
       )
     ),
-    jsonb_build_object('parent_task_id', p_task.task_id)
+    teguh._present(jsonb_build_object(
+      'parent_task_id', p_task.task_id, 'workflow_run_id', p_task.workflow_run_id,
+      'correlation_id', p_task.correlation_id, 'tags', p_task.tags
+    ))
     || coalesce(p_task.on_expired -> 'options', '{}')
   );
 exception

@@ -49,7 +49,8 @@ begin
 
   perform teguh._tell_template(w.task_id)
   from teguh.w_template as w
-  where w.event_name = '$children';
+  where w.event_name = '$children'
+    or starts_with(w.event_name, '$message:');
 
   update teguh.queues as q
   set built_for = teguh._home('teguh.p0_template'::regclass)

@@ -126,11 +126,11 @@ create or replace function teguh._check_event(p_event_name text)
 as $$
 begin
   perform teguh._check_name('event name', p_event_name);
-  if p_event_name = '$children' then
-    raise exception 'an event cannot be named "$children"'
+  if p_event_name = '$children' or starts_with(p_event_name, '$message:') then
+    raise exception 'an event cannot be named "%"', left(p_event_name, 200)
       using
         errcode = 'TG005',
-        detail = 'That is what a task waits for in await_children().',
+        detail = 'That is what a task waits for in await_children() or receive_message().',
         hint = 'Give it another name.';
   end if;
 end;

@@ -191,8 +191,8 @@ begin
 end;
 $$;
 
--- Delete the checkpoint of a step and all that were written after it, and forget the children
--- spawned from then on.  False if there is none.
+-- Delete the checkpoint of a step and all that were written after it, forget the children
+-- spawned from then on, and put the messages back that were received.  False if there is none.
 create or replace function teguh._forget_template(p_task_id uuid, p_from_step text)
   returns boolean
   language plpgsql
@@ -213,6 +213,7 @@ begin
     where (j.task_id, j.step_name) = (p_task_id, p_from_step)
   ) as s;
 
+  perform teguh._unhear_template(p_task_id, v_since);
   delete from teguh.c_template as c
   where c.task_id = p_task_id
     and c.updated_at >= v_since;
@@ -344,8 +345,8 @@ comment on function teguh.retry_task(text, uuid, jsonb) is
   'its old time to live. Options: '
   'spawn_new (true: leave the task and spawn a new one like it; also for completed '
   'tasks), max_attempts (default: room for at least one more run), from_step (delete the '
-  'checkpoint of that step and all written after it), reason (shown by get_task_history() and '
-  'list_actions()). attempt is the '
+  'checkpoint of that step and all written after it; messages received since are in the mailbox '
+  'again), reason (shown by get_task_history() and list_actions()). attempt is the '
   'number that the next claim will show. Raises TG001 for an unknown queue, TG003 for '
   'an unknown task, TG004 if it is not over, TG005 for a bad option or a step without '
   'checkpoint.';

@@ -44,6 +44,7 @@ declare
   v_names text[];
   v_was   "char"[];
 begin
+  perform teguh._score_template(p_task_ids);
   delete from teguh.g_template as g
   using teguh.t_template as t
   where t.task_id = any (p_task_ids)
@@ -72,12 +73,16 @@ begin
   where r.task_id = any (p_task_ids);
   delete from teguh.w_template as w
   where w.task_id = any (p_task_ids);
+  delete from teguh.v_template as v
+  where v.task_id = any (p_task_ids);
   delete from teguh.j_template as j
   where j.task_id = any (p_task_ids);
   delete from teguh.f_template as f
   where f.task_id = any (p_task_ids);
   delete from teguh.a_template as a
   where a.task_id = any (p_task_ids);
+  delete from teguh.m_template as m
+  where m.task_id = any (p_task_ids);
   return cardinality(p_task_ids);
 end;
 $$;
@@ -217,7 +222,7 @@ comment on function teguh.cleanup_events(text, double precision, integer) is
   'many. An event that a task waits for stays. Null: what the queue''s policy says, '
   'else 30 days and 1000. Raises TG001 for an unknown queue, TG005 for a bad argument.';
 
--- Remove old tasks and events of one queue or of all.
+-- Remove old tasks and events of one queue or of all, and then old workflow runs.
 create or replace function teguh.cleanup_all_queues(p_queue_name text default null)
   returns table(queue_name text, tasks_deleted integer, events_deleted integer)
   language plpgsql
@@ -241,9 +246,14 @@ begin
     events_deleted := teguh.cleanup_events(queue_name);
     return next;
   end loop;
+
+  if p_queue_name is null then
+    perform teguh.cleanup_workflow_runs();
+  end if;
 end;
 $$;
 
 comment on function teguh.cleanup_all_queues(text) is
   'Removes old tasks and events of a queue (null: of every queue) as its policy says, '
-  'one bounded batch each, and returns the counts. Raises TG001 for an unknown queue.';
+  'one bounded batch each, and returns the counts; for every queue also what '
+  'cleanup_workflow_runs() removes. Raises TG001 for an unknown queue.';

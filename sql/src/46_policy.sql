@@ -146,7 +146,8 @@ begin
     "notify": "auto", "cleanup_ttl": 2592000, "cleanup_limit": 1000,
     "default_max_attempts": null, "default_retry_strategy": null,
     "default_timeout": null, "default_ttl": null, "namespace": "default",
-    "max_pending": null, "on_full": "reject", "history": true, "duration_buckets": [
+    "max_pending": null, "on_full": "reject", "max_messages": null, "history": true,
+    "duration_buckets": [
       0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 1800
     ]
   }'::jsonb || (teguh._policy(p_queue_name) - '{paused_until,ruled}'::text[]);

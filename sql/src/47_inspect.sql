@@ -12,7 +12,8 @@ declare
 begin
   perform teguh._check_keys('filter', v_input, array_remove(array[
     case when p_states is null then 'state' end, 'task_name', 'tag', 'tags', 'correlation_id',
-    'parent_task_id', 'workflow_run_id', 'created_after', 'created_before', 'older_than_seconds'
+    'parent_task_id', 'workflow_run_id', 'attributes', 'created_after', 'created_before',
+    'older_than_seconds'
   ], null));
   v_filter.states := coalesce(p_states, teguh._states_option(v_input));
   v_filter.task_name := teguh._text_option(v_input, 'task_name');
@@ -22,6 +23,7 @@ begin
   v_filter.correlation_id := teguh._text_option(v_input, 'correlation_id');
   v_filter.parent_task_id := teguh._uuid_option(v_input, 'parent_task_id');
   v_filter.workflow_run_id := teguh._uuid_option(v_input, 'workflow_run_id');
+  v_filter.attributes := teguh._attributes_option(v_input);
   v_filter.created_after := teguh._time_option(v_input, 'created_after');
   v_filter.created_before := least(
     teguh._time_option(v_input, 'created_before'),
@@ -190,6 +192,9 @@ begin
     union all
     select 'tag', u.tag
     from unnest(p_filter.tags) as u(tag)
+    union all
+    select 'attribute', k.name
+    from jsonb_object_keys(p_filter.attributes) as k(name)
   loop
     v_page := teguh._page_template(v_way.kind, v_way.tag, p_filter, p_live, p_after, p_before);
     if v_best is null
@@ -208,7 +213,7 @@ end;
 $$;
 
 -- Up to 500 ids from p_after up to p_before, the greatest first, of one kind: tasks of a
--- matter, of a name, and so on.
+-- matter, of a name, and so on.  p_tag: of which tag, or by which of the attributes.
 create or replace function teguh._page_template(
   p_kind   text,
   p_tag    text,
@@ -269,6 +274,15 @@ begin
       where g.tag collate "C" = p_tag
         and g.task_id >= p_after and g.task_id < p_before
       order by g.tag collate "C" desc, g.task_id desc
+      limit 500
+    )
+    when 'attribute' then array(
+      select v.task_id
+      from teguh.v_template as v
+      where v.name collate "C" = p_tag
+        and v.word collate "C" = teguh._word(p_filter.attributes -> p_tag)
+        and v.task_id >= p_after and v.task_id < p_before
+      order by v.name collate "C" desc, v.word collate "C" desc, v.task_id desc
       limit 500
     )
     else teguh._ended_template(p_filter.states, p_live, p_after, p_before)
@@ -344,6 +358,10 @@ begin
       and (p_filter.created_after is null or t.created_at >= p_filter.created_after)
       and (p_filter.created_before is null or t.created_at < p_filter.created_before)
       and (p_filter.claimed_by is null or t.claimed_by = p_filter.claimed_by)
+      and (
+        p_filter.attributes is null
+        or teguh._pinned_template(t.task_id) @> p_filter.attributes
+      )
     order by u.place
     limit p_limit
   );
@@ -476,7 +494,8 @@ create or replace function teguh._rows_template(
     correlation_id   text,
     parent_task_id   uuid,
     workflow_run_id  uuid,
-    cursor           text
+    cursor           text,
+    attributes       jsonb
   )
   language plpgsql
   volatile
@@ -490,7 +509,8 @@ begin
   select
     t.task_id, t.task_name, t.state, t.attempt, t.failures, t.created_at, t.available_at,
     t.started_at, t.finished_at, t.claimed_by, t.lease_expires_at, t.failure_reason, t.tags,
-    t.correlation_id, t.parent_task_id, t.workflow_run_id, t.task_id::text
+    t.correlation_id, t.parent_task_id, t.workflow_run_id, t.task_id::text,
+    teguh._pinned_template(t.task_id)
   from unnest(v_task_ids) with ordinality as u(task_id, place)
   cross join lateral (
     select t.*
@@ -526,7 +546,8 @@ create or replace function teguh.list_tasks(
     correlation_id   text,
     parent_task_id   uuid,
     workflow_run_id  uuid,
-    cursor           text
+    cursor           text,
+    attributes       jsonb
   )
   language plpgsql
   volatile
@@ -542,11 +563,11 @@ $$;
 comment on function teguh.list_tasks(text, jsonb, text, integer) is
   'Tasks of a queue, the newest first, a page at a time: pass the cursor of a page''s last row for '
   'the next one. The filter may have state (one, or an array), task_name, tag, tags (an '
-  'array: all of them), correlation_id, parent_task_id, workflow_run_id, created_after (at or '
-  'after), created_before, older_than_seconds; all that is given must hold. started_at is '
-  'when it was last handed to a worker. Raises TG001 for an '
-  'unknown queue, TG005 for an unknown key, a bad value, a bad cursor, or a limit that is '
-  'not from 1 to 10000.';
+  'array: all of them), correlation_id, parent_task_id, workflow_run_id, attributes (an '
+  'object: all of them, with these values), created_after (at or after), created_before, '
+  'older_than_seconds; all that is given must hold. started_at is when it was last handed to a '
+  'worker; attributes are what set_attributes() has published. Raises TG001 for an unknown queue, '
+  'TG005 for an unknown key, a bad value, a bad cursor, or a limit that is not from 1 to 10000.';
 
 -- All about a task.
 create or replace function teguh._peek_template(p_task_id uuid)
@@ -584,7 +605,8 @@ create or replace function teguh._peek_template(p_task_id uuid)
     on_expired        jsonb,
     idempotency_key   text,
     priority          smallint,
-    flow_key          text
+    flow_key          text,
+    attributes        jsonb
   )
   language plpgsql
   volatile
@@ -599,7 +621,8 @@ begin
     v_task.lease_expires_at, v_task.wake_event, v_task.event_payload, v_task.max_attempts,
     v_task.retry_strategy, v_task.timeout_seconds, v_task.cancellation, v_task.deadline_at,
     v_task.expires_at, v_task.on_expired, v_task.idempotency_key,
-    coalesce(v_task.priority, 0::smallint), v_task.flow_key
+    coalesce(v_task.priority, 0::smallint), v_task.flow_key,
+    teguh._pinned_template(p_task_id)
   from teguh._show_template(p_task_id) as r;
 end;
 $$;
@@ -640,7 +663,8 @@ create or replace function teguh.get_task(p_queue_name text, p_task_id uuid)
     on_expired        jsonb,
     idempotency_key   text,
     priority          smallint,
-    flow_key          text
+    flow_key          text,
+    attributes        jsonb
   )
   language plpgsql
   volatile
@@ -655,8 +679,9 @@ comment on function teguh.get_task(text, uuid) is
   'All about a task: what get_task_result() tells, and what it was asked for. run_id is the '
   'current run; started_at is when the task was last handed to a worker, claimed_by to whom; '
   'wake_event is the event that is awaited, or that woke it; deadline_at is when it ends of '
-  'itself, by its own policy or because it expires; flow_key is the option "key". Raises TG001 '
-  'for an unknown queue, TG003 for an unknown task.';
+  'itself, by its own policy or because it expires; flow_key is the option "key"; attributes are '
+  'what set_attributes() has published. Raises TG001 for an unknown queue, TG003 for '
+  'an unknown task.';
 
 -- The runs of a task: those that were followed by another, and the current one.
 create or replace function teguh._runs_template(p_task_id uuid)

@@ -80,7 +80,9 @@ create or replace function teguh._check_meant(p_filter jsonb, p_options jsonb)
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if num_nonnulls(variadic array(select e.value from jsonb_each_text(p_filter) as e)) = 0
+  if not exists (
+    select from jsonb_each(p_filter) as e where e.value not in ('null', '[]', '{}')
+  )
     and not teguh._flag_option(p_options, 'all')
   then
     raise exception 'the filter is empty'
@@ -266,7 +268,8 @@ create or replace function teguh.list_dead_letters(
     correlation_id   text,
     parent_task_id   uuid,
     workflow_run_id  uuid,
-    cursor           text
+    cursor           text,
+    attributes       jsonb
   )
   language plpgsql
   volatile

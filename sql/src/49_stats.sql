@@ -234,6 +234,38 @@ begin
 end;
 $$;
 
+-- How many schedules of the queue are overdue, which are those that should have fired more than
+-- five minutes ago; how late the latest is, what it is called, and why the last try failed.
+create or replace function teguh._tardy_template()
+  returns table(
+    overdue       bigint,
+    lag_seconds   double precision,
+    schedule_name text,
+    last_error    text
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now  timestamptz := teguh.current_time();
+  v_from timestamptz := teguh._agenda_template();
+begin
+  -- one that could not fire is looked at again ten seconds later
+  return query
+  select
+    count(*) filter (where s.planned_at < v_now - interval '5 minutes'),
+    coalesce(date_part('epoch', v_now - min(s.planned_at)), 0),
+    (array_agg(s.schedule_name order by s.planned_at, s.schedule_name))[1],
+    (array_agg(s.last_error order by s.planned_at, s.schedule_name))[1]
+  from teguh.schedules as s
+  where s.queue_name = substr('_template', 2)
+    and s.next_at >= v_from
+    and s.next_at <= v_now + interval '10 seconds'
+    and s.planned_at <= v_now;
+end;
+$$;
+
 -- The names of what tallies count, by where a task stood and stands.
 create or replace view teguh._counters as
 select
@@ -283,7 +315,15 @@ begin
   from teguh._stat_template() as r
   cross join lateral jsonb_each_text(to_jsonb(r)) as s
   where s.key ~ '^oldest_'
-    and s.value is not null;
+    and s.value is not null
+  union all
+  select n.name, v_queue, n.value
+  from teguh._tardy_template() as r
+  cross join lateral (
+    values
+      ('teguh_schedules_overdue', r.overdue::double precision),
+      ('teguh_schedule_lag_seconds', r.lag_seconds)
+  ) as n(name, value);
 
   return query
   with tallies as materialized (
@@ -388,10 +428,12 @@ $$;
 comment on function teguh.metrics() is
   'What there is to measure, of the queues the caller may read. teguh_tasks by queue and state; '
   'teguh_tasks_created_, started_, completed_, failed_, retried_, cancelled_, expired_total and '
-  'the histogram teguh_run_duration_seconds by queue and task; ages in seconds; the lag of the '
-  'ticker; how many transactions old the oldest snapshot is that keeps dead rows from being '
-  'removed, as far as the owner of teguh may see. Whether a label le is a bound, the policy of '
-  'the queue says (duration_buckets).';
+  'the histogram teguh_run_duration_seconds by queue and task; ages in seconds; '
+  'teguh_schedules_overdue (that should have fired more than 5 minutes ago) and '
+  'teguh_schedule_lag_seconds (how late the latest is) by queue; the lag of the ticker; how many '
+  'transactions old the oldest snapshot is that keeps dead rows from being removed, as far as the '
+  'owner of teguh may see. Whether a label le is a bound, the policy of the queue says '
+  '(duration_buckets).';
 
 -- How many transactions old the oldest snapshot or replication slot is that can be seen.
 create or replace function teguh._xmin_age()
@@ -494,6 +536,43 @@ as $$
   from jsonb_each_text(p_labels) as l;
 $$;
 
+-- What is wrong with the schedules of the queues that the caller may read: problems of health().
+create or replace function teguh._schedule_problems()
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue_name text;
+  v_overdue    bigint;
+  v_lag        double precision;
+  v_name       text;
+  v_error      text;
+  v_problems   jsonb := '[]'::jsonb;
+begin
+  for v_queue_name in
+    select q.queue_name
+    from teguh.list_queues() as q
+    where teguh._may('tardy', q.queue_name)
+  loop
+    execute
+      'select t.overdue, t.lag_seconds, t.schedule_name, t.last_error from '
+      || teguh._from('tardy', v_queue_name) || ' as t'
+    into v_overdue, v_lag, v_name, v_error;
+    if v_overdue > 0 then
+      v_problems := v_problems || jsonb_build_object(
+        'problem', format('schedules of queue "%s" are overdue: %s', v_queue_name, v_overdue),
+        'hint', format('"%s" should have fired %s s ago: %s', v_name, round(v_lag),
+          coalesce(v_error, 'nobody ticks this queue.'))
+      );
+    end if;
+  end loop;
+
+  return v_problems;
+end;
+$$;
+
 -- Say whether all is well.
 create or replace function teguh.health()
   returns jsonb
@@ -533,6 +612,7 @@ begin
         round(v_queue.oldest_pending_age_seconds))
     );
   end loop;
+  v_problems := v_problems || teguh._schedule_problems();
 
   return jsonb_build_object(
     'status', case v_problems when '[]' then 'ok' else 'degraded' end,
@@ -546,5 +626,6 @@ $$;
 
 comment on function teguh.health() is
   'An object: status is ok or degraded; problems says what is wrong, each with a hint: nobody '
-  'has ticked for 5 minutes, a snapshot is over ten million transactions old, or tasks of a '
-  'queue have been ready for 5 minutes while nobody works on it.';
+  'has ticked for 5 minutes, a snapshot is over ten million transactions old, tasks of a '
+  'queue have been ready for 5 minutes while nobody works on it, or schedules should have fired '
+  '5 minutes ago and have not.';

@@ -27,14 +27,76 @@ as $$
   where a.name = 'pg_cron';
 $$;
 
+-- The jobs that start() schedules.
+create or replace function teguh._plan_cron(p_options jsonb)
+  returns table(job_name text, schedule text, command text)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  job_name := 'teguh_ticker';
+  schedule := coalesce(
+    teguh._text_option(p_options, 'ticker_schedule'),
+    case when teguh._cron_has_seconds() then '1 seconds' else '* * * * *' end
+  );
+  command := case schedule
+    when '* * * * *' then 'call teguh.ticker_loop(''{"tick_seconds": 1}'')'
+    else 'select teguh.ticker()'
+  end;
+  return next;
+
+  job_name := 'teguh_maint';
+  schedule := coalesce(teguh._text_option(p_options, 'cleanup_schedule'), '*/5 * * * *');
+  command := 'select teguh._maintain()';
+  return next;
+
+  for job_name, schedule, command in
+    select
+      'teguh_work_' || u.queue_name, '* * * * *',
+      format('call teguh.work(%L, %L)', u.queue_name, '{"max_seconds": 59}')
+    from unnest(teguh._work_option(p_options)) as u(queue_name)
+  loop
+    return next;
+  end loop;
+end;
+$$;
+
+-- The queues whose handlers are to be run: those given, or all that have handlers.
+create or replace function teguh._work_option(p_options jsonb)
+  returns text[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_given jsonb := nullif(p_options -> 'work', 'null');
+  v_names text[];
+begin
+  if v_given is null then
+    v_names := array(select distinct h.queue_name from teguh.handlers as h order by 1);
+  elsif jsonb_typeof(v_given) <> 'array'
+    or jsonb_path_exists(v_given, 'strict $[*] ? (@.type() <> "string")')
+  then
+    raise exception '"work" must be an array of queues'
+      using
+        errcode = 'TG005',
+        detail = format('Found: %s.', left(v_given::text, 200)),
+        hint = 'For instance ["orders"]; leave it out for every queue that has handlers.';
+  else
+    v_names := array(select distinct q.name from jsonb_array_elements_text(v_given) as q(name));
+  end if;
+
+  perform teguh._crew(u.queue_name)
+  from unnest(v_names) as u(queue_name);
+  return v_names;
+end;
+$$;
+
 -- Tell how to get a ticker without pg_cron at hand.  pg_cron lives in one database
 -- of a server and can run jobs in the others, but must be asked there.  Which one
 -- that is, an ordinary role cannot know.
-create or replace function teguh._explain_no_cron(
-  p_ticker  text,
-  p_command text,
-  p_cleanup text
-)
+create or replace function teguh._explain_no_cron(p_options jsonb)
   returns void
   language plpgsql
   volatile
@@ -45,23 +107,28 @@ begin
     raise notice 'pg_cron is not installed: nothing was scheduled'
       using
         detail = 'Workers see to due tasks themselves, and tick while they run.',
-        hint = 'Install pg_cron, or call teguh.ticker() and teguh.cleanup_all_queues() yourself.';
+        hint = 'Install pg_cron, or call teguh.ticker() and teguh.cleanup_all_queues() yourself, '
+               'and teguh.work() for queues whose handlers are SQL functions.';
     return;
   end if;
 
   raise notice 'pg_cron is not in this database: nothing was scheduled'
     using
       detail = 'It lives in one database of the server and can run jobs in the others.',
-      hint = format(
-        'In that database: select cron.schedule_in_database(%L, %L, %L, %L); '
-        'select cron.schedule_in_database(%L, %L, %L, %L);',
-        'teguh_ticker', p_ticker, p_command, current_database(),
-        'teguh_maint', p_cleanup, 'select teguh._maintain()', current_database()
+      hint = (
+        select 'In that database: ' || string_agg(
+          format(
+            'select cron.schedule_in_database(%L, %L, %L, %L);',
+            j.job_name, j.schedule, j.command, current_database()
+          ),
+          ' '
+        )
+        from teguh._plan_cron(p_options) as j
       );
 end;
 $$;
 
--- Schedule ticker and cleanup.
+-- Schedule ticker, cleanup and the work on queues.
 create or replace function teguh.start(p_options jsonb default '{}')
   returns void
   language plpgsql
@@ -71,40 +138,79 @@ create or replace function teguh.start(p_options jsonb default '{}')
 as $$
 declare
   v_options jsonb := coalesce(p_options, '{}');
-  v_ticker  text;
-  v_command text := 'select teguh.ticker()';
-  v_cleanup text;
+  v_jobs    text[];
 begin
   perform teguh._check_keys(
-    'start options', v_options, array['ticker_schedule', 'cleanup_schedule']
+    'start options', v_options, array['ticker_schedule', 'cleanup_schedule', 'work']
   );
-  v_ticker := coalesce(
-    teguh._text_option(v_options, 'ticker_schedule'),
-    case when teguh._cron_has_seconds() then '1 seconds' else '* * * * *' end
-  );
-  if v_ticker = '* * * * *' then
-    v_command := 'call teguh.ticker_loop(''{"tick_seconds": 1}'')';
-  end if;
-  v_cleanup := coalesce(teguh._text_option(v_options, 'cleanup_schedule'), '*/5 * * * *');
-
+  v_jobs := array(select j.job_name from teguh._plan_cron(v_options) as j);
   if not teguh._has_cron() then
-    perform teguh._explain_no_cron(v_ticker, v_command, v_cleanup);
+    perform teguh._explain_no_cron(v_options);
     return;
   end if;
 
-  perform cron.schedule('teguh_ticker', v_ticker, v_command);
-  perform cron.schedule('teguh_maint', v_cleanup, 'select teguh._maintain()');
+  perform teguh._unschedule(v_jobs);
+  perform cron.schedule(j.job_name, j.schedule, j.command)
+  from teguh._plan_cron(v_options) as j;
 end;
 $$;
 
 comment on function teguh.start(jsonb) is
   'Schedules the jobs teguh_ticker and teguh_maint by pg_cron: ticker() every second '
   '(before pg_cron 1.5: a loop every minute that ticks every second), cleanup every '
-  'five minutes. Options: ticker_schedule, cleanup_schedule, in pg_cron''s syntax. Calling '
-  'it again changes the schedules. Without pg_cron in this database: a notice, with '
-  'the statements to run where it is. Raises TG005 for an unknown option.';
+  'five minutes; and for each queue that has handlers teguh_work_<queue>, a session that '
+  'calls work() minute after minute, as teguh''s owner. Options: ticker_schedule, '
+  'cleanup_schedule, in pg_cron''s syntax; work, an array of the queues to work on instead. '
+  'Calling it again changes the jobs. Without pg_cron in this database: a notice, with '
+  'the statements to run where it is. Raises TG005 for a bad option and, for a queue to work '
+  'on, what work() raises.';
 
--- Unschedule ticker and cleanup.
+-- Unschedule our jobs in this database but those named.
+create or replace function teguh._unschedule(p_but text[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform cron.unschedule(j.jobid)
+  from cron.job as j
+  where teguh._is_ours(j.jobname)
+    and j.database = current_database()
+    and j.jobname <> all (p_but);
+end;
+$$;
+
+-- Whether a job of pg_cron is one that start() schedules.
+create or replace function teguh._is_ours(p_job_name text)
+  returns boolean
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select p_job_name in ('teguh_ticker', 'teguh_maint') or starts_with(p_job_name, 'teguh_work_');
+$$;
+
+-- Unschedule the work on a queue, which is being dropped.
+create or replace function teguh._drop_job(p_queue_name text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if not teguh._has_cron() or not has_schema_privilege('cron', 'usage') then
+    return;
+  end if;
+
+  perform cron.unschedule(j.jobid)
+  from cron.job as j
+  where j.jobname = 'teguh_work_' || p_queue_name
+    and j.database = current_database();
+end;
+$$;
+
+-- Unschedule what start() has.
 create or replace function teguh.stop()
   returns void
   language plpgsql
@@ -113,14 +219,9 @@ create or replace function teguh.stop()
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if not teguh._has_cron() then
-    return;
+  if teguh._has_cron() then
+    perform teguh._unschedule('{}');
   end if;
-
-  perform cron.unschedule(j.jobid)
-  from cron.job as j
-  where j.jobname in ('teguh_ticker', 'teguh_maint')
-    and j.database = current_database();
 end;
 $$;
 
@@ -144,7 +245,7 @@ begin
     where d.jobid in (
         select j.jobid
         from cron.job as j
-        where j.jobname in ('teguh_ticker', 'teguh_maint')
+        where teguh._is_ours(j.jobname)
       )
       and d.end_time < clock_timestamp() - interval '1 hour';
   end if;
@@ -158,7 +259,8 @@ create or replace function teguh.status()
     ticker_job   text,
     cleanup_job  text,
     last_tick_at timestamptz,
-    lag_seconds  double precision
+    lag_seconds  double precision,
+    work_jobs    text[]
   )
   language plpgsql
   volatile
@@ -170,8 +272,10 @@ begin
     scheduler := 'pg_cron';
     select
       max(j.schedule) filter (where j.jobname = 'teguh_ticker'),
-      max(j.schedule) filter (where j.jobname = 'teguh_maint')
-    into ticker_job, cleanup_job
+      max(j.schedule) filter (where j.jobname = 'teguh_maint'),
+      array_agg(substr(j.jobname, 12) order by j.jobname)
+        filter (where starts_with(j.jobname, 'teguh_work_'))
+    into ticker_job, cleanup_job, work_jobs
     from cron.job as j
     where j.database = current_database();
   end if;
@@ -186,4 +290,4 @@ $$;
 comment on function teguh.status() is
   'One row: scheduler is pg_cron where that is installed, else null; the schedules of '
   'the two jobs, null where not scheduled; when ticker() last ran, by whomever, and '
-  'how many seconds ago, both null if never.';
+  'how many seconds ago, both null if never; the queues that jobs work on, null if none.';

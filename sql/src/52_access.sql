@@ -21,7 +21,7 @@ from (
     ('queue_stats',                'stat',        'client worker observer admin', false),
     ('metrics',                    'gauge',       'client worker observer admin', false),
     ('prometheus',                 'gauge',       'client worker observer admin', false),
-    ('health',                     'stat',        'client worker observer admin', false),
+    ('health',                     'stat tardy',  'client worker observer admin', false),
     ('get_task_result',            'show',        'client worker observer admin', false),
     ('list_namespaces',            '',            'client worker observer admin', false),
     ('get_task',                   'peek',        'client worker observer admin', false),
@@ -37,9 +37,17 @@ from (
     ('next_fire_time',             '',            'client worker observer admin', false),
     ('get_schedule',               'diary',       'client worker observer admin', false),
     ('list_schedules',             'diary',       'client worker observer admin', false),
+    ('list_messages',              'inbox',       'client worker observer admin', false),
+    ('get_attributes',             'told',        'client worker observer admin', false),
+    ('get_workflow_run',           'flow',        'client worker observer admin', false),
+    ('list_workflow_runs',         'flow',        'client worker observer admin', false),
+    ('get_workflow_tree',          'member',      'client worker observer admin', false),
+    ('create_workflow_run',        '',            'client worker admin',          false),
+    ('update_workflow_run',        '',            'client worker admin',          false),
     ('spawn_task',                 'new put once room rule', 'client worker admin',    false),
     ('spawn_tasks',                'put series room rule', 'client worker admin',     false),
     ('emit_event',                 'emit',        'client worker admin',          false),
+    ('send_message',               'post',        'client worker admin',          false),
     ('cancel_task',                'halt',        'client worker admin',          false),
     ('cancel_tasks',               'abort',       'client worker admin',          false),
     ('retry_task',                 'rerun',       'client worker admin',          false),
@@ -54,10 +62,22 @@ from (
     ('extend_claim',               'keep',        'worker admin',                 false),
     ('set_task_checkpoint_state',  'mark',        'worker admin',                 false),
     ('await_event',                'wait',        'worker admin',                 false),
+    ('receive_message',            'hear',        'worker admin',                 false),
+    ('set_attributes',             'pin',         'worker admin',                 false),
     ('spawn_children',             'brood bind put room rule', 'worker admin',    false),
     ('await_children',             'rally',       'worker admin',                 false),
     ('add_compensation',           'repent',      'worker admin',                 false),
     ('repeat_run',                 'repeat',      'worker admin',                 false),
+    ('work',                       'staff grip',  'worker admin',                 false),
+    ('step',                       '',            'client worker observer admin', false),
+    ('sleep_for',                  '',            'client worker observer admin', false),
+    ('sleep_until',                '',            'client worker observer admin', false),
+    ('await',                      '',            'client worker observer admin', false),
+    ('receive',                    '',            'client worker observer admin', false),
+    ('children',                   '',            'client worker observer admin', false),
+    ('list_handlers',              'staff',       'client worker observer admin', false),
+    ('register_handler',           'hire',        'admin',                        false),
+    ('unregister_handler',         'hire',        'admin',                        false),
     ('ticker',                     'tick',        'worker admin',                 false),
     ('cleanup_tasks',              'purge',       'admin',                        false),
     ('cleanup_events',             'sweep',       'admin',                        false),
@@ -75,6 +95,7 @@ from (
     ('drop_schedule',              'steer',       'admin',                        false),
     ('trigger_schedule',           'launch',      'admin',                        false),
     ('ticker_loop',                '',            'admin',                        true),
+    ('cleanup_workflow_runs',      'used',        'admin',                        true),
     ('cleanup_all_queues',         '',            'admin',                        true),
     ('create_queue',               '',            'admin',                        true),
     ('drop_queue',                 '',            'admin',                        true),
@@ -105,7 +126,8 @@ as $$
   where p.pronamespace = 'teguh'::regnamespace
     and (
       p.proname in (
-        '_policy', '_set_ticked', '_xmin_age', '_overall_usage', '_scheduled_in'
+        '_policy', '_set_ticked', '_xmin_age', '_overall_usage', '_scheduled_in', '_recorded_run',
+        '_recorded_runs', '_recorded_tallies'
       )
       or (
         p.proname ~ '^_'
@@ -246,9 +268,9 @@ $$;
 
 comment on function teguh.grant_access(text, text, text[]) is
   'Lets a role use the queues named, or all, also those to come, if p_queue_names is null. '
-  'client: spawn, cancel, retry, emit events, read results. worker: that, and claim runs and '
-  'report on them, tick. observer: read. admin: all of it and cleanup; for all queues '
-  'also create and drop queues, schedule, grant. Everything goes through functions; nobody '
+  'client: spawn, cancel, retry, emit events, send messages, read results. worker: that, and '
+  'claim runs and report on them, tick. observer: read. admin: all of it and cleanup; for all '
+  'queues also create and drop queues, schedule, grant. Everything goes through functions; nobody '
   'gets at the tables. Raises 42704 for an unknown role, TG001 for an unknown queue, TG005 '
   'for an unknown kind of access.';
 

@@ -343,8 +343,8 @@ comment on function teguh.add_compensation(text, uuid, uuid, text, jsonb) is
   'not spawn it, AB001 if the task is cancelled, AB002 if the run has ended.';
 
 -- End a run with success, and begin the task anew after some time, with no checkpoints, no
--- children, and nothing to undo of its own.  max_duration begins anew, too; when it expires does
--- not change.
+-- children, and nothing to undo of its own.  Messages that it has not received stay.
+-- max_duration begins anew, too; when it expires does not change.
 create or replace function teguh._repeat_template(p_run_id uuid, p_after double precision)
   returns uuid
   language plpgsql
@@ -395,6 +395,7 @@ begin
   where j.task_id = p_task.task_id;
   delete from teguh.f_template as f
   where f.task_id = p_task.task_id;
+  perform teguh._tidy_template(p_task.task_id);
 
   update teguh.t_template as t
   set
@@ -433,7 +434,7 @@ $$;
 
 comment on function teguh.repeat_run(text, uuid, double precision) is
   'Ends a run with success, and begins the same task anew in p_after_seconds: another run, without '
-  'the checkpoints and children of this one, with all its attempts. Returns its id. A ttl goes on, '
-  'max_duration begins anew. Raises TG001 for an unknown '
-  'queue, TG002 for an unknown run, TG004 if nobody holds the run or after 1048575 runs, TG005 for '
-  'a bad period, AB001 if the task is cancelled, AB002 if the run has ended.';
+  'the checkpoints and children of this one, with all its attempts, and with the messages that it '
+  'has not received. Returns its id. A ttl goes on, max_duration begins anew. Raises TG001 for an '
+  'unknown queue, TG002 for an unknown run, TG004 if nobody holds the run or after 1048575 runs, '
+  'TG005 for a bad period, AB001 if the task is cancelled, AB002 if the run has ended.';

@@ -65,7 +65,8 @@ begin
 end;
 $$;
 
--- Read one child to spawn.
+-- Read one child to spawn.  One of another workflow run than its parent's is apart: its end
+-- matters there.
 create or replace function teguh._read_child(
   p_queue_name text,
   p_join       jsonb,
@@ -102,7 +103,14 @@ begin
   if not coalesce(p_task -> 'options' ? 'tags', false) then
     v_spawn.tags := p_like.tags;
   end if;
-  v_spawn.links := coalesce(v_spawn.links, '{}') || jsonb_build_object('join', p_join);
+  v_spawn.links := coalesce(v_spawn.links, '{}') || jsonb_build_object(
+    'join',
+    p_join || case
+      when v_spawn.workflow_run_id is distinct from p_like.workflow_run_id
+        then '{"apart": true}'
+      else '{}'
+    end::jsonb
+  );
   return v_spawn;
 end;
 $$;
@@ -312,7 +320,8 @@ begin
 end;
 $$;
 
--- Have the children of a task counted in a moment, with whatever else ends until then.
+-- Have it looked in a moment whether what a task waits for is there: its children, with whatever
+-- else ends until then, or a message.
 create or replace function teguh._tell_template(p_task_id uuid)
   returns void
   language plpgsql
@@ -363,8 +372,34 @@ begin
 end;
 $$;
 
--- Wake those of the tasks given whose children have done what they wait for.  Returns how many.
--- One that somebody holds locked is looked at again in a second: whoever it is may roll back.
+-- Whether the children or the message that a task waits for are there.
+create or replace function teguh._ripe_template(p_wait teguh.w_template)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_wait.event_name = '$children' then
+    return (
+      select teguh._judge_template(j.task_id, j.step_name, j.wanted, j.fail_fast)
+      from teguh.j_template as j
+      where (j.task_id, j.step_name) = (p_wait.task_id, p_wait.step_name)
+    );
+  end if;
+
+  return starts_with(p_wait.event_name, '$message:') and exists (
+    select from teguh.m_template as m
+    where m.task_id = p_wait.task_id
+      and m.received_by = ''
+      and m.topic = substr(p_wait.event_name, length('$message:') + 1)
+  );
+end;
+$$;
+
+-- Wake those of the tasks given whose children have done what they wait for, or who have got the
+-- message.  Returns how many.  One that somebody holds locked is looked at again in a second:
+-- whoever it is may roll back.  Messages to a task that was removed meanwhile go, too.
 create or replace function teguh._gather_template(p_task_ids uuid[], p_now timestamptz)
   returns integer
   language plpgsql
@@ -380,13 +415,20 @@ begin
     return 0;
   end if;
 
+  delete from teguh.m_template as m
+  where m.task_id = any (array(
+    select u.task_id
+    from unnest(p_task_ids) as u(task_id)
+    where not exists (
+      select from teguh.t_template as t where t.task_id = u.task_id offset 0
+    )
+  ));
+
   for v_wait in
-    select w.task_id, w.turn, w.step_name
+    select w.task_id, w.turn
     from unnest(p_task_ids) as u(task_id)
     join teguh.w_template as w on w.task_id = u.task_id
-    join teguh.j_template as j on (j.task_id, j.step_name) = (w.task_id, w.step_name)
-    where w.event_name = '$children'
-      and teguh._judge_template(j.task_id, j.step_name, j.wanted, j.fail_fast)
+    where teguh._ripe_template(w)
     order by w.task_id
   loop
     select t.* into v_task
@@ -631,7 +673,8 @@ begin
 end;
 $$;
 
--- Tell the parents of tasks that go down with their queue: to them they are cancelled.
+-- Tell the parents and the workflow runs of tasks that go down with their queue: to them they
+-- are cancelled.
 create or replace function teguh._perish_template()
   returns void
   language plpgsql
@@ -643,6 +686,9 @@ begin
   from teguh.t_template as t
   where t.links -> 'join' ->> 'queue_name' <> substr('_template', 2)
     and t.state in ('pending', 'running', 'sleeping');
+  perform teguh._score_template(array(
+    select t.task_id from teguh.t_template as t where t.workflow_run_id is not null
+  ));
 end;
 $$;
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from random import Random
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import psycopg
 
@@ -14,10 +15,20 @@ if TYPE_CHECKING:
 Conn = psycopg.Connection[tuple[Any, ...]]
 
 QUEUE = "storm"
+INSIDE = "inside"  # whose handlers are SQL functions
 SEGMENT_BYTES = 65536
 
 # How pg_stat_activity tells those who may be shot at from those who watch.
 TARGET = "chaos target"
+
+SEND = """
+insert into chaos.sent (sender, n, task_id, topic, payload)
+select %(sender)s, nextval('chaos.n'), %(task)s, %(topic)s, %(payload)s
+from teguh.send_message(
+  %(queue)s, %(task)s, %(topic)s, to_jsonb(%(payload)s::text),
+  jsonb_build_object('idempotency_key', %(key)s::text)) as s
+where s.created
+"""
 
 # The connection was cut, or the server is on its way down or up.
 _CUT = {None, "57P01", "57P02", "57P03"}
@@ -28,6 +39,29 @@ def is_cut(error: psycopg.Error) -> bool:
     return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and (
         error.sqlstate in _CUT or str(error.sqlstate).startswith("08")
     )
+
+
+def send(connection: Conn, sender: str, task_id: object, topic: str) -> bool:
+    """Send a new message, half of the time twice by its key; return False if that is too late."""
+    payload = str(uuid4())
+    twice = payload < "8"
+    arguments = {
+        "sender": sender,
+        "queue": QUEUE,
+        "task": task_id,
+        "topic": topic,
+        "payload": payload,
+        "key": payload if twice else None,
+    }
+    try:
+        with connection.transaction():
+            for _ in range(1 + twice):
+                connection.execute(SEND, arguments)
+    except psycopg.Error as error:
+        if error.sqlstate != "TG004":  # the task has ended meanwhile
+            raise
+        return False
+    return True
 
 
 def act(

@@ -41,6 +41,24 @@ MUTANTS = {
         "",
         ("every task is over",),
     ),
+    "that a task does not hear of its messages": Mutant(
+        "teguh._post_template",
+        "perform teguh._tell_template(p_task_id);",
+        "",
+        ("every task is over",),
+    ),
+    "that a message stays in the mailbox": Mutant(
+        "teguh._hear_template",
+        "and m.n = v_message.n;",
+        "and m.n = v_message.n and p_step_name <> 'hear-0';",
+        ("a message is received once",),
+    ),
+    "that a step in the database is not remembered": Mutant(
+        "teguh._carry_out",
+        "        p_job.queue_name, p_job.task_id, v_step, p_result, p_job.run_id\n",
+        "        p_job.queue_name, p_job.task_id, v_step || '?', p_result, p_job.run_id\n",
+        ("a step in the database is done",),
+    ),
     "that a sequence goes on in two ways": Mutant(
         "teguh._linked_template",
         "perform teguh._ensue_template(v_task);",

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from uuid import UUID
 import psycopg
 from psycopg import IsolationLevel
 
-from tests.chaos.actors import QUEUE, TARGET, Conn, act
+from tests.chaos.actors import INSIDE, QUEUE, TARGET, Conn, act, send
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +38,7 @@ PROCESSES = 4
 THREADS = 4
 SPAWNERS = 3
 STRAGGLERS = 6
+INSIDERS = 3
 # Of a queue that goes by rules: so many keys, so many tasks of each at a time.
 KEYS = 6
 AT_ONCE = 2
@@ -48,6 +50,7 @@ RETRIES = (
 )
 # The queue does not exist, or ceased to exist during the call.
 DROPPED = {"TG001", "42P01", "42883", "XX000"}
+FLOWS = ("ebb", "flood")
 UNFINISHED = "state not in ('completed', 'failed', 'cancelled')"
 
 
@@ -97,6 +100,14 @@ class Storm:
         with psycopg.connect(self.dsn, autocommit=True) as connection:
             connection.execute(SCHEMA.encode())
             connection.execute("select teguh.create_queue(%s)", (QUEUE,))
+            connection.execute("select teguh.create_queue(%s)", (INSIDE,))
+            for task_name in ("one", "bred"):
+                connection.execute(
+                    "select teguh.register_handler(%s, %s, 'chaos.follow')", (INSIDE, task_name)
+                )
+            connection.execute(
+                "select teguh.create_workflow_run(n) from unnest(%s::text[]) as n", (list(FLOWS),)
+            )
             if self.rules:
                 connection.execute(
                     "select teguh.set_limit(%s, 'key', '*', %s)",
@@ -125,7 +136,9 @@ class Storm:
         bodies: list[tuple[str, Callable[[Conn, Random], None]]] = [
             *((f"spawner {n}", self._spawn) for n in range(SPAWNERS)),
             *((f"straggler {n}", self._straggle) for n in range(STRAGGLERS)),
+            ("inside", self._spawn_inside),
             ("emitter", self._emit),
+            *((f"sender {n}", partial(self._send, f"sender {n}")) for n in range(2)),
             ("canceller", self._cancel),
             ("retrier", self._retry),
             *((f"builder {n}", self._build) for n in range(2)),
@@ -133,8 +146,14 @@ class Storm:
         ]
         stormy = [self._thread(name, body, self._over) for name, body in bodies]
         stormy.append(threading.Thread(target=self._shoot))
-        ticker = self._thread("ticker", self._tick, self._ended)
-        self._threads = [*stormy, ticker]
+        tireless = [
+            self._thread("ticker", self._tick, self._ended),
+            *(
+                self._thread(f"insider {n}", self._work_inside, self._ended)
+                for n in range(INSIDERS)
+            ),
+        ]
+        self._threads = [*stormy, *tireless]
         for thread in self._threads:
             thread.start()
         return stormy
@@ -197,6 +216,30 @@ class Storm:
             time.sleep(rng.uniform(0.01, 0.4))
         self._know(task_ids, roll_back=roll_back)
 
+    def _spawn_inside(self, connection: Conn, rng: Random) -> None:
+        """Spawn a task for a handler in the database."""
+        options: dict[str, Any] = {"retry_strategy": rng.choice(RETRIES)}
+        with connection.transaction(force_rollback=rng.random() < 0.1):
+            connection.execute(
+                "select teguh.spawn_task(%s, 'one', %s, %s::jsonb || jsonb_build_object("
+                "'workflow_run_id', (select w.workflow_run_id from teguh.workflow_runs as w"
+                " where w.name = %s)))",
+                (INSIDE, json.dumps(_params(rng)), json.dumps(options), rng.choice(FLOWS)),
+            )
+        time.sleep(rng.random() * 0.05)
+
+    def _work_inside(self, connection: Conn, rng: Random) -> None:
+        """Let the database work."""
+        options = {
+            "max_seconds": 0.5,
+            "poll_seconds": 0.05,
+            "claim_timeout": rng.choice([0.3, 1]),
+            "batch": rng.choice([1, 1, 3]),
+            "known_only": self.rules and rng.random() < 0.5,
+        }
+        connection.execute("call teguh.work(%s, %s)", (INSIDE, json.dumps(options)))
+        self._count("shifts in the database")
+
     def _spawn_plain(self, connection: Conn, rng: Random) -> list[UUID]:
         """Spawn one task, or many at once."""
         if rng.random() < 0.3:
@@ -258,6 +301,19 @@ class Storm:
             time.sleep(rng.choice([0, 0, 0, 0.1]))
         self._count("events emitted")
         time.sleep(rng.random() * 0.05)
+
+    def _send(self, sender: str, connection: Conn, rng: Random) -> None:
+        """Send some task messages, before or after it waits for them."""
+        with connection.transaction(force_rollback=rng.random() < 0.1):
+            rows = connection.execute(
+                f"select task_id, params ->> 'topic' from teguh.t_{QUEUE}"
+                f" where {UNFINISHED} and params ->> 'plan' ~ 'hear' order by random() limit 1"
+            ).fetchall()
+            for task_id, topic in rows * rng.choice([1, 1, 3]):
+                if send(connection, sender, task_id, topic if rng.random() < 0.9 else "other"):
+                    self._count("messages sent")
+            time.sleep(rng.choice([0, 0, 0, 0.02, 0.1]))
+        time.sleep(rng.random() * 0.02)
 
     def _cancel(self, connection: Conn, rng: Random) -> None:
         """Cancel some task."""
@@ -403,7 +459,7 @@ class Storm:
         self._workers.clear()
 
     def _wait(self, patience: float) -> None:
-        """Emit what is still awaited until all tasks are over or none gets on any more."""
+        """Emit and send what is awaited until all tasks are over or none gets on any more."""
         before, since = "", time.monotonic()
         with psycopg.connect(self.dsn, autocommit=True) as connection:
             while time.monotonic() - since < patience:
@@ -411,9 +467,17 @@ class Storm:
                     f"select event_name from teguh.e_{QUEUE} where emitted_at is null"
                 ).fetchall():
                     _emit(connection, str(name))
+                for task_id, topic in connection.execute(
+                    "select w.task_id, split_part(w.event_name, ':', 2)"
+                    f" from teguh.w_{QUEUE} as w where w.event_name ~ '^.message:' and not exists ("
+                    f"  select from teguh.m_{QUEUE} as m where m.task_id = w.task_id"
+                    "   and '$message:' || m.topic = w.event_name and m.received_by = '')"
+                ).fetchall():
+                    send(connection, "calm", task_id, topic)
                 rows = connection.execute(
-                    "select count(*), sum(turn), sum(attempt)"
-                    f" from teguh.t_{QUEUE} where {UNFINISHED}"
+                    "select count(*), sum(turn), sum(attempt) from ("
+                    f"select * from teguh.t_{QUEUE} union all select * from teguh.t_{INSIDE}"
+                    f") as t where {UNFINISHED}"
                 ).fetchall()
                 if rows[0][0] == 0:
                     return
@@ -456,14 +520,17 @@ def _emit(connection: Conn, name: str) -> None:
 
 
 def _params(rng: Random) -> dict[str, Any]:
-    """What a task has to do: writes, a child, sleeps, a wait, children to wait for."""
+    """What a task has to do: writes, a child, sleeps, waits, children, messages, attributes."""
     kinds = rng.choices(
-        ["write", "spawn", "sleep", "wait", "brood"], [8, 1, 3, 3, 2], k=rng.choice([0, 1, 2, 4])
+        ["write", "spawn", "sleep", "wait", "brood", "hear", "say", "tell"],
+        [8, 1, 3, 3, 2, 3, 1, 2],
+        k=rng.choice([0, 1, 2, 4]),
     )
     return {
         "plan": [f"{kind}-{place}" for place, kind in enumerate(kinds)],
         "event": f"event {rng.randrange(300)}",
         "timeout": rng.choice([None, None, 0, 0.05, 0.5]),
+        "topic": rng.choice(["one", "two"]),
         "mode": rng.choice(["all", "all", "any", "2"]),
         "brood": {"on_parent_end": rng.choice(["leave", "cancel"])},
         "options": {

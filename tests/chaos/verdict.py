@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import psycopg
 from psycopg import sql
 
-from tests.chaos.actors import QUEUE, Conn
+from tests.chaos.actors import INSIDE, QUEUE, Conn
 
 if TYPE_CHECKING:
     from uuid import UUID
 
     from tests.chaos.storm import Storm
 
-# Each query returns what contradicts its name. {q} is the queue.
+# Each query returns what contradicts its name. {q} is the queue, {inside} that of SQL handlers.
 CHECKS = {
     "every committed task exists": """
         select distinct s.task_id from chaos.spawned as s
@@ -63,6 +63,91 @@ CHECKS = {
             where c.parent_task_id = t.task_id
           )
     """,
+    "a message that was sent is received by its task, or waits for it": """
+        select s.task_id, s.payload, m.received_by from chaos.sent as s
+        left join teguh.m_{q} as m on (m.task_id, m.payload) = (s.task_id, to_jsonb(s.payload))
+        left join teguh.c_{q} as c
+          on (c.task_id, c.checkpoint_name) = (m.task_id, m.received_by) and c.state = m.payload
+        where m.received_by is null or (m.received_by = '') is distinct from (c.task_id is null)
+    """,
+    "a message is there if and only if its sender committed": """
+        select m.task_id, m.payload from teguh.m_{q} as m
+        left join chaos.sent as s on (s.task_id, to_jsonb(s.payload)) = (m.task_id, m.payload)
+        group by m.task_id, m.payload having count(s.task_id) <> 1
+    """,
+    "a message is received once": """
+        select o.outcome, array_agg(distinct o.step) from chaos.outcomes as o
+        where o.step ~ '^hear' and o.outcome <> 'timeout'
+        group by o.outcome having count(distinct (o.task_id, o.step)) > 1
+    """,
+    "what is received was sent": """
+        select o.task_id, o.step, o.outcome from chaos.outcomes as o
+        where o.step ~ '^hear'
+          and o.outcome <> 'timeout'
+          and not exists (
+            select from chaos.sent as s where (s.task_id, s.payload) = (o.task_id, o.outcome)
+          )
+    """,
+    "messages of one sender are received in order": """
+        select a.task_id, a.payload, b.payload from chaos.sent as a
+        join chaos.sent as b
+          on (b.task_id, b.topic, b.sender) = (a.task_id, a.topic, a.sender) and b.n > a.n
+        join teguh.m_{q} as first
+          on (first.task_id, first.payload) = (a.task_id, to_jsonb(a.payload))
+        join teguh.m_{q} as second
+          on (second.task_id, second.payload) = (b.task_id, to_jsonb(b.payload))
+        where second.received_by <> ''
+          and (first.received_by = '' or first.received_by > second.received_by)
+    """,
+    "a task has the attributes that its steps have set": """
+        select t.task_id, t.step, v.name from (
+          select s.task_id, s.step from chaos.steps as s where s.step ~ '^tell'
+          union
+          select s.task_id, s.step from chaos.inside as s where s.step ~ '^tell'
+        ) as t
+        full join (
+          select * from teguh.v_{q} union all select * from teguh.v_{inside}
+        ) as v on (v.task_id, v.name) = (t.task_id, t.step)
+        where t.task_id is null or v.task_id is null
+    """,
+    "a workflow run counts the tasks that it has": """
+        select w.name, w.completed, t.completed, w.failed, t.failed, w.cancelled, t.cancelled
+        from teguh.list_workflow_runs() as w
+        cross join lateral (
+          select
+            count(*) filter (where t.state = 'completed') as completed,
+            count(*) filter (where t.state = 'failed') as failed,
+            count(*) filter (where t.state = 'cancelled') as cancelled
+          from teguh.t_{inside} as t
+          where t.workflow_run_id = w.workflow_run_id
+        ) as t
+        where (w.completed, w.failed, w.cancelled) <> (t.completed, t.failed, t.cancelled)
+          or w.completed = 0
+    """,
+    "a step in the database is done if and only if it has a checkpoint": """
+        select s.task_id, s.step, c.checkpoint_name from (
+          select * from chaos.inside as s where s.step <> 'end'
+        ) as s
+        full join (
+          select * from teguh.c_{inside} as c
+          where c.checkpoint_name !~ '^(sleep|wait|brood|hear)'
+        ) as c on c.task_id = s.task_id and c.checkpoint_name = s.step
+        where s.task_id is null or c.task_id is null
+    """,
+    "a step in the database is done once": """
+        select s.task_id, s.step, count(*) from chaos.inside as s
+        group by s.task_id, s.step having count(*) > 1
+    """,
+    "a handler in the database comes to its end if and only if its task is completed": """
+        select t.task_id, t.state, s.step from teguh.t_{inside} as t
+        left join chaos.inside as s on s.task_id = t.task_id and s.step = 'end'
+        where (t.state = 'completed') is distinct from (s.task_id is not null)
+    """,
+    "every task in the database is over": """
+        select t.task_id, t.state, t.turn, t.available_at, t.lease_expires_at
+        from teguh.t_{inside} as t
+        where t.state not in ('completed', 'failed', 'cancelled')
+    """,
     "every task is over": """
         select t.task_id, t.state, t.turn, t.available_at, t.lease_expires_at from teguh.t_{q} as t
         where t.state not in ('completed', 'failed', 'cancelled')
@@ -100,7 +185,7 @@ CHECKS = {
     "a step is run if and only if it has a checkpoint": """
         select s.task_id, s.step, c.checkpoint_name from chaos.steps as s
         full join (
-          select * from teguh.c_{q} as c where c.checkpoint_name !~ '^(wait|brood)'
+          select * from teguh.c_{q} as c where c.checkpoint_name !~ '^(wait|brood|hear)'
         ) as c on c.task_id = s.task_id and c.checkpoint_name = s.step
         where s.task_id is null or c.task_id is null
     """,
@@ -178,7 +263,8 @@ def violations(storm: Storm) -> list[str]:
     found = [f"an error reached a caller: {line}" for line in storm.errors]
     with psycopg.connect(storm.dsn, autocommit=True) as connection:
         for name, query in CHECKS.items():
-            rows = connection.execute(query.replace("{q}", QUEUE).encode()).fetchall()
+            statement = query.replace("{q}", QUEUE).replace("{inside}", INSIDE)
+            rows = connection.execute(statement.encode()).fetchall()
             if rows:
                 found.append(f"{name}: not so for {len(rows)}: {rows[:3]}")
         task_ids = _task_ids(connection)
@@ -198,6 +284,9 @@ def figures(storm: Storm) -> str:
         states = connection.execute(
             f"select state, count(*) from teguh.t_{QUEUE} group by 1 order by 1"
         ).fetchall()
+        inside = connection.execute(
+            f"select state, count(*) from teguh.t_{INSIDE} group by 1 order by 1"
+        ).fetchall()
         counts = connection.execute(
             "select (select count(*) from chaos.claimed), (select count(*) from chaos.steps),"
             f" (select count(*) from teguh.r_{QUEUE}),"
@@ -210,6 +299,7 @@ def figures(storm: Storm) -> str:
         ).fetchall()
     lines = [
         f"seed {storm.seed}: " + ", ".join(f"{number} {state}" for state, number in states),
+        "in the database: " + ", ".join(f"{number} {state}" for state, number in inside),
         "{} claims, {} steps, {} runs in the history, {} segments".format(*counts),
         ", ".join(f"{number} {what}" for what, number in sorted(storm.counts.items())),
         "dead rows and bytes: " + ", ".join(f"{n} {d} {b}" for n, d, b in dead),

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
 
-from tests.chaos.actors import QUEUE, Conn, act
+from tests.chaos.actors import QUEUE, Conn, act, send
 
 if TYPE_CHECKING:
     from random import Random
@@ -180,6 +180,8 @@ class Worker:
             return self.wait(connection, run, step)
         if kind == "brood":
             return self.breed(connection, run, step)
+        if kind == "hear":
+            return self.hear(connection, run, step)
         if kind == "spawn":
             connection.execute(SPAWN, (QUEUE,))
         connection.execute(
@@ -190,6 +192,13 @@ class Worker:
             "select teguh.set_task_checkpoint_state(%s, %s, %s, '1', %s)",
             (QUEUE, run.task_id, step, run.run_id),
         )
+        if kind == "tell":
+            connection.execute(
+                "select teguh.set_attributes(%s, %s, %s)",
+                (QUEUE, run.run_id, json.dumps({step: 1})),
+            )
+        if kind == "say":
+            send(connection, self.name, run.task_id, run.params["topic"])
         if kind != "sleep":
             return True
         connection.execute(
@@ -205,6 +214,23 @@ class Worker:
             "select should_suspend, payload, timed_out"
             " from teguh.await_event(%s, %s, %s, %s, %s, %s)",
             (QUEUE, run.task_id, run.run_id, step, run.params["event"], run.params["timeout"]),
+        ).fetchone()
+        assert row is not None
+        if row[0]:
+            note_return(connection, run, "waits")
+            return False
+        connection.execute(
+            "insert into chaos.outcomes (task_id, step, outcome) values (%s, %s, %s)",
+            (run.task_id, step, "timeout" if row[2] else row[1]),
+        )
+        return True
+
+    def hear(self, connection: Conn, run: Run, step: str) -> bool:
+        """Receive a message."""
+        row = connection.execute(
+            "select should_suspend, payload, timed_out"
+            " from teguh.receive_message(%s, %s, %s, %s, %s, %s)",
+            (QUEUE, run.task_id, run.run_id, step, run.params["topic"], run.params["timeout"]),
         ).fetchone()
         assert row is not None
         if row[0]:

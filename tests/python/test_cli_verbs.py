@@ -36,6 +36,7 @@ class World:
     run: str = ""
     failed: str = ""
     completed: str = ""
+    flow: str = ""
 
     def named(self, value: Any) -> Any:
         """Return a value with {pending} and the like replaced by ids."""
@@ -60,8 +61,11 @@ def at_noon(dsn: str) -> str:
 def fill(world: World) -> None:
     with teguh.Client.connect(world.dsn) as client:
         client.create_queue("jobs", default_max_attempts=1, namespace="shop")
+        world.flow = str(client.create_workflow_run("order").workflow_run_id)
         for name in ("failed", "completed", "running"):
-            task = client.spawn_task("jobs", name, {"n": [1]}, tags=["eu"])
+            task = client.spawn_task(
+                "jobs", name, {"n": [1]}, tags=["eu"], workflow_run_id=world.flow
+            )
             (claimed,) = client.claim_task("jobs", "host-1", claim_timeout=60)
             setattr(world, name, str(task.task_id))
             if name == "failed":
@@ -71,6 +75,11 @@ def fill(world: World) -> None:
             else:
                 world.run = str(claimed.run_id)
         world.pending = str(client.spawn_task("jobs", "pending").task_id)
+        client.send_message("jobs", world.running, "note", 7)
+        client.connection.execute(
+            "create function public.handle(teguh.job) returns jsonb return 'null'::jsonb"
+        )
+        client.register_handler("jobs", "report", "public.handle")
         client.create_schedule("daily", "jobs", "report", "@daily")
         client.set_limit("jobs", "queue", max_running=9)
 
@@ -170,6 +179,38 @@ CASES: dict[str, tuple[str, dict[str, Any], Check]] = {
         {"done": "events emit", "queue": "jobs", "event_name": "paid"},
         lambda client, _: client.connection.execute(
             "select payload from teguh.e_jobs").fetchall() == [({"by": "card"},)],
+    ),
+    "messages send": (
+        "jobs {pending} approval {\"by\":\"ann\"} --idempotency-key k", {"created": True},
+        lambda client, world:
+            client.list_messages("jobs", world.pending)[0].payload == {"by": "ann"},
+    ),
+    "messages list": ("jobs {running}", {"topic": "note", "payload": 7}, nothing),
+    "workflows create": (
+        "checkout --version 2 --tags eu --tags web --created-by ann", {"created": True},
+        lambda client, _: client.list_workflow_runs(name="checkout")[0].tags == ["eu", "web"],
+    ),
+    "workflows list": (
+        "--name order --status running --status pending", {"name": "order", "completed": 1},
+        nothing,
+    ),
+    "workflows get": ("{flow}", {"name": "order", "status": "running", "failed": 1}, nothing),
+    "workflows tree": (
+        "{flow} --limit 2", {"queue_name": "jobs", "depth": 0, "attempts": 1}, nothing
+    ),
+    "workflows update": (
+        "{flow} --version 3", {"done": "workflows update", "workflow_run_id": "{flow}"},
+        lambda client, world: client.get_workflow_run(world.flow).version == "3",
+    ),
+    "handlers register": (
+        "jobs|*|public.handle", {"done": "handlers register", "queue": "jobs"},
+        lambda client, _: [h.task_name for h in client.list_handlers()] == ["*", "report"],
+    ),
+    "handlers unregister": (
+        "jobs report", {"unregister": True}, lambda client, _: client.list_handlers() == []
+    ),
+    "handlers list": (
+        "jobs", {"task_name": "report", "function_name": "public.handle"}, nothing
     ),
     "schedules create": (
         "nightly|jobs|report|30 2 * * mon-fri|--overlap|skip|--params|[]",

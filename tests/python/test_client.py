@@ -25,9 +25,7 @@ def test_every_public_function_has_a_method(conn: psycopg.Connection[tuple[Any, 
     rows = conn.execute(
         "select p.proname from pg_proc as p"
         " where p.pronamespace = 'teguh'::regnamespace and p.proname !~ '^_'"
-        " and not exists (select from unnest(p.proargnames) as n where n !~ '^p_')"
-        " union select p.proname from pg_proc as p"
-        " where p.pronamespace = 'teguh'::regnamespace and p.proname !~ '^_'"
+        " and not 'teguh.job'::regtype = any (p.proargtypes::oid[])"  # those are for SQL handlers
     ).fetchall()
     functions = {name for (name,) in rows}
     methods = {name for name, _ in inspect.getmembers(teguh.Client) if not name.startswith("_")}
@@ -281,6 +279,26 @@ def test_a_time_without_zone_is_refused(client: teguh.Client, queue: str) -> Non
         client.spawn_task(queue, "n", available_at=datetime(2030, 1, 1))  # noqa: DTZ001
     client.spawn_task(queue, "n", available_at=datetime(2030, 1, 1, tzinfo=UTC))
     assert client.next_due(queue) == datetime(2030, 1, 1, tzinfo=UTC)
+
+
+def test_a_handler_in_the_database_is_registered_and_runs(client: teguh.Client, queue: str) -> None:
+    client.connection.execute(
+        "create function public.doubles(job teguh.job) returns jsonb"
+        " language sql as 'select to_jsonb(2 * (job.params)::integer)'"
+    )
+    client.register_handler(queue, "double", "public.doubles")
+    (found,) = client.list_handlers(queue)
+    assert client.list_handlers() == [found]
+    assert (found.queue_name, found.task_name) == (queue, "double")
+    assert found.function_name == "public.doubles"
+    task = client.spawn_task(queue, "double", 21)
+    client.work(queue, limit=1, max_seconds=60, worker_id="me", known_only=True, batch=None)
+    assert client.get_task_result(queue, task.task_id).completed_payload == 42
+    assert client.get_task(queue, task.task_id).claimed_by == "me"
+    assert client.unregister_handler(queue, "double")
+    assert not client.unregister_handler(queue, "double")
+    with pytest.raises(teguh.WrongState):
+        client.work(queue)
 
 
 def test_the_life_cycle_functions_answer(client: teguh.Client, queue: str) -> None:

@@ -156,11 +156,13 @@ def test_a_result_that_cannot_be_stored_fails_its_run_and_no_other(
 
 
 def test_an_error_text_with_nul_is_stored_readably(
-    dsn: str, client: teguh.Client, queue: str
+    dsn: str, client: teguh.Client, queue: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     def handler(_: teguh.TaskContext) -> None:
         raise ValueError("bad \0 byte \ud800")
 
+    # The log would hold it, too, and a report that does cannot be passed on in UTF-8.
+    caplog.set_level("CRITICAL", logger="teguh.worker")
     result = execute(dsn, client, queue, handler)
     assert result.state == "failed"
     assert result.failure_reason["message"] == "bad \ufffd byte \\ud800"

@@ -29,7 +29,7 @@ def send(service: Api, route: Route, authorization: bytes) -> httpx.Response:
     """Send a request to an endpoint that cannot succeed: it has a parameter that is unknown."""
     path = ("" if route.path in BARE else PREFIX) + route.path
     path = path.replace("{queue}", "jobs")
-    for name in ("task_id", "run_id", "name", "step_name"):
+    for name in ("task_id", "run_id", "name", "step_name", "task_name", "workflow_run_id"):
         path = path.replace(f"{{{name}}}", NIL)
     body = {"json": {"unknown": 1}} if takes_body(route.method) else {"params": {"unknown": 1}}
     headers = {"Authorization": authorization}

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 import httpx
+import psycopg
 
 import teguh
 from teguh._install import package_version
 from teguh.server._routes import ROUTES
 from tests.python.support import until
 from tests.server.support import Api, api
-
-if TYPE_CHECKING:
-    import psycopg
 
 
 def claim(service: Api, **options: Any) -> dict[str, Any]:
@@ -193,6 +191,59 @@ def test_tasks_are_found_page_by_page(service: Api) -> None:
     assert service.get("/queues/jobs/tasks", state="failed", older_than_seconds=0.5) == []
 
 
+def test_a_task_gets_messages_and_waits_for_them(service: Api) -> None:
+    task = spawn(service)
+    run = claim(service)["run_id"]
+    wait = {"task_id": task, "step_name": "first", "topic": "chat"}
+    answer = service.post(f"/queues/jobs/runs/{run}/wait-for-message", **wait, timeout=60)
+    assert answer["should_suspend"] is True
+    at = f"/queues/jobs/tasks/{task}/messages"
+    service.post(at, topic="chat", payload="hello", idempotency_key="1")
+    assert claim(service, wait_seconds=30)["run_id"] == run
+    answer = service.post(f"/queues/jobs/runs/{run}/wait-for-message", **wait)
+    assert answer == {"should_suspend": False, "payload": "hello", "timed_out": False}
+    service.post(at, topic="other", payload=[1])
+    assert [message["topic"] for message in service.get(at)][-1] == "other"
+
+
+def test_a_task_publishes_attributes_and_is_found_by_them(service: Api) -> None:
+    task = spawn(service)
+    run = claim(service)["run_id"]
+    service.patch(f"/queues/jobs/runs/{run}/attributes", attributes={"shop": "x", "paid": True})
+    service.patch(f"/queues/jobs/runs/{run}/attributes", attributes={"shop": None, "parcels": 2})
+    found = service.get(f"/queues/jobs/tasks/{task}/attributes")
+    assert found == {"paid": True, "parcels": 2}
+    for attributes, number in (('{"parcels": 2}', 1), ('{"parcels": 3}', 0)):
+        assert len(service.get("/queues/jobs/tasks", attributes=attributes)) == number
+    assert service.call("GET", "/queues/jobs/tasks", params={"attributes": "x"}).status_code == 400
+
+
+def test_workflow_runs_are_created_changed_and_found(service: Api) -> None:
+    created = service.post("/workflow-runs", name="order", inputs={"n": 1}, tags=["eu"])
+    at = f"/workflow-runs/{created['workflow_run_id']}"
+    task = spawn(service, workflow_run_id=created["workflow_run_id"])
+    service.patch(at, version="2")
+    assert service.get(at)["version"] == "2"
+    assert [row["task_id"] for row in service.get(at + "/tasks")] == [task]
+    assert len(service.get("/workflow-runs", name="order")) == 1
+    assert service.call("GET", f"/workflow-runs/{task}").json()["code"] == "TG009"
+    assert service.post("/cleanup-workflow-runs", ttl_seconds=0) == {"deleted": 0}
+
+
+def test_handlers_of_the_database_are_registered_and_listed(service: Api, dsn: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as owner:
+        owner.execute("create schema shop")
+        owner.execute(
+            "create function shop.ship(job teguh.job) returns jsonb language sql"
+            " as $$ select 'null'::jsonb $$"
+        )
+    at = "/queues/jobs/handlers/ship"
+    service.put(at, function="shop.ship")
+    assert service.get("/handlers", queue="jobs")[0]["task_name"] == "ship"
+    assert service.delete(at) == {"removed": True}
+    assert service.delete(at) == {"removed": False}
+
+
 def test_limits_are_set_and_shown(service: Api) -> None:
     service.put("/limits", queue="jobs", scope="task", name="ship", max_running=1)
     spawn(service)
@@ -274,5 +325,7 @@ def test_every_function_that_a_role_may_call_has_an_endpoint_for_the_same_scopes
     # for roles and servers, and not for those who would rather curl
     assert rights.keys() - served.keys() == {
         "current_time", "portable_uuidv7", "uuidv7_timestamp", "validate_queue_name", "metrics",
-        "ticker_loop", "start", "stop", "grant_access", "revoke_access",
+        "ticker_loop", "start", "stop", "grant_access", "revoke_access", "work",
+        # for handlers in the database
+        "step", "sleep_for", "sleep_until", "await", "receive", "children",
     }  # fmt: skip

@@ -11,7 +11,7 @@ UUIDV7_TIMESTAMP = "select teguh.uuidv7_timestamp(%(id)s)"
 START = "select teguh.start(%(options)s::jsonb)"
 STOP = "select teguh.stop()"
 STATUS = """
-select scheduler, ticker_job, cleanup_job, last_tick_at, lag_seconds
+select scheduler, ticker_job, cleanup_job, last_tick_at, lag_seconds, work_jobs
 from teguh.status()
 """
 TICKER = "select teguh.ticker(%(queue)s)"
@@ -123,6 +123,22 @@ ADD_COMPENSATION = """
 select teguh.add_compensation(%(queue)s, %(task)s, %(run)s, %(step)s, %(compensation)s::jsonb)
 """
 REPEAT_RUN = "select teguh.repeat_run(%(queue)s, %(run)s, %(after)s)"
+SEND_MESSAGE = """
+select message_id, created
+from teguh.send_message(
+  %(queue)s, %(task)s, %(topic)s, %(payload)s::jsonb,
+  jsonb_build_object('idempotency_key', %(key)s::text))
+"""
+RECEIVE_MESSAGE = """
+select should_suspend, payload, timed_out
+from teguh.receive_message(%(queue)s, %(task)s, %(run)s, %(step)s, %(topic)s, %(timeout)s)
+"""
+LIST_MESSAGES = """
+select message_id, topic, payload, sent_at, idempotency_key
+from teguh.list_messages(%(queue)s, %(task)s)
+"""
+SET_ATTRIBUTES = "select teguh.set_attributes(%(queue)s, %(run)s, %(attributes)s::jsonb)"
+GET_ATTRIBUTES = "select teguh.get_attributes(%(queue)s, %(task)s)"
 EMIT_EVENT = "select teguh.emit_event(%(queue)s, %(event)s, %(payload)s::jsonb)"
 
 # Schedules
@@ -149,6 +165,40 @@ select schedule_name, queue_name, task_name, schedule, options, created_at, paus
 from teguh.list_schedules(%(queue)s)
 """
 NEXT_FIRE_TIME = "select teguh.next_fire_time(%(schedule)s, %(after)s, %(timezone)s)"
+
+# Workflow runs
+
+CREATE_WORKFLOW_RUN = """
+select workflow_run_id, created
+from teguh.create_workflow_run(%(name)s, %(options)s::jsonb)
+"""
+UPDATE_WORKFLOW_RUN = "select teguh.update_workflow_run(%(id)s, %(options)s::jsonb)"
+GET_WORKFLOW_RUN = """
+select workflow_run_id, name, version, status, tags, created_by, created_at, started_at,
+       finished_at, pending, running, sleeping, completed, failed, cancelled, expired, inputs
+from teguh.get_workflow_run(%(id)s)
+"""
+LIST_WORKFLOW_RUNS = """
+select workflow_run_id, name, version, status, tags, created_by, created_at, started_at,
+       finished_at, pending, running, sleeping, completed, failed, cancelled, expired, cursor
+from teguh.list_workflow_runs(%(filter)s::jsonb, %(cursor)s, %(limit)s)
+"""
+GET_WORKFLOW_TREE = """
+select depth, queue_name, task_id, parent_task_id, task_name, state, attempts, failures,
+       created_at, started_at, finished_at, failure_reason, attributes, cut
+from teguh.get_workflow_tree(%(id)s, %(limit)s)
+"""
+CLEANUP_WORKFLOW_RUNS = "select teguh.cleanup_workflow_runs(%(ttl)s, %(limit)s)"
+
+# Handlers that are SQL functions
+
+REGISTER_HANDLER = "select teguh.register_handler(%(queue)s, %(task_name)s, %(function)s)"
+UNREGISTER_HANDLER = "select teguh.unregister_handler(%(queue)s, %(task_name)s)"
+WORK = "call teguh.work(%(queue)s, %(options)s::jsonb)"
+LIST_HANDLERS = """
+select queue_name, task_name, function_name, registered_at
+from teguh.list_handlers(%(queue)s)
+"""
 
 # Rights and repair
 
@@ -178,13 +228,13 @@ select task_id, state, attempts, completed_payload, cancelled_at, failure_reason
        tags, correlation_id, parent_task_id, workflow_run_id,
        run_id, params, headers, started_at, claimed_by, lease_expires_at, wake_event,
        event_payload, max_attempts, retry_strategy, timeout_seconds, cancellation, deadline_at,
-       expires_at, on_expired, idempotency_key
+       expires_at, on_expired, idempotency_key, attributes
 from teguh.get_task(%(queue)s, %(task)s)
 """
 LIST_TASKS = """
 select task_id, task_name, state, attempts, failures, created_at, available_at, started_at,
        finished_at, claimed_by, lease_expires_at, failure_reason, tags, correlation_id,
-       parent_task_id, workflow_run_id, cursor
+       parent_task_id, workflow_run_id, cursor, attributes
 from teguh.list_tasks(%(queue)s, %(filter)s::jsonb, %(cursor)s, %(limit)s)
 """
 LIST_RUNS = """
@@ -207,7 +257,7 @@ from teguh.list_actions(%(queue)s, %(cursor)s, %(limit)s)
 LIST_DEAD_LETTERS = """
 select task_id, task_name, state, attempts, failures, created_at, available_at, started_at,
        finished_at, claimed_by, lease_expires_at, failure_reason, tags, correlation_id,
-       parent_task_id, workflow_run_id, cursor
+       parent_task_id, workflow_run_id, cursor, attributes
 from teguh.list_dead_letters(%(queue)s, %(filter)s::jsonb, %(cursor)s, %(limit)s)
 """
 REPLAY_DEAD_LETTERS = """
@@ -285,4 +335,12 @@ select s.task_id, s.run_id, s.attempt, s.created,
                             'attempt', s.attempt, 'created', s.created),
          %(run)s)
 from teguh.spawn_task(%(to_queue)s, %(task_name)s, %(params)s::jsonb, %(options)s::jsonb) as s
+"""
+
+# Send a message and remember that as a step's state, in one commit.
+SEND_STEP = """
+select s.message_id,
+       teguh.set_task_checkpoint_state(
+         %(queue)s, %(task)s, %(step)s, to_jsonb(s.message_id), %(run)s)
+from teguh.send_message(%(to_queue)s, %(to_task)s, %(topic)s, %(payload)s::jsonb) as s
 """

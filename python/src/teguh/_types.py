@@ -14,6 +14,7 @@ Access = Literal["client", "worker", "observer", "admin"]
 Order = Literal["round_robin", "strict", "oldest"]
 Scope = Literal["all", "queue", "task", "key"]
 State = Literal["pending", "running", "sleeping", "completed", "failed", "cancelled", "expired"]
+WorkflowStatus = Literal["pending", "running", "sleeping", "completed", "failed", "cancelled"]
 
 
 class RetryStrategy(TypedDict, total=False):
@@ -81,6 +82,29 @@ class FollowUp(TypedDict, total=False):
     options: SpawnOptions
 
 
+class WorkOptions(TypedDict, total=False):
+    """The options of ``work``, durations in seconds. What is left out, or None, is the default.
+
+    ``max_seconds`` (None): how long to go on; None means until nothing is due.
+    ``poll_seconds`` (1): the longest wait between two looks.
+    ``limit`` (None): how many runs to claim at most.
+    ``batch`` (1): how many to claim at a time.
+    ``claim_timeout`` (30): after how long the run of a session that died is taken from it.
+    ``known_only`` (False): claim only tasks that there are handlers for.
+    ``unknown_delay`` (10): how long others are handed back for.
+    ``worker_id``: the name under which the lease is held.
+    """
+
+    max_seconds: float | None
+    poll_seconds: float | None
+    limit: int | None
+    batch: int | None
+    claim_timeout: float | None
+    known_only: bool | None
+    unknown_delay: float | None
+    worker_id: str | None
+
+
 class ScheduleOptions(TypedDict, total=False):
     """The options of a schedule; what is left out, or None, is the default."""
 
@@ -119,6 +143,7 @@ class QueuePolicy(TypedDict, total=False):
     default_ttl: float | None
     duration_buckets: Sequence[float] | None
     max_pending: int | None
+    max_messages: int | None
     on_full: Literal["reject", "drop_oldest"] | None
     namespace: str | None
 
@@ -153,9 +178,31 @@ class Filter(TypedDict, total=False):
     correlation_id: str
     parent_task_id: UUID | str
     workflow_run_id: UUID | str
+    attributes: dict[str, str | float | bool]
     created_after: datetime
     created_before: datetime
     older_than_seconds: float
+
+
+class WorkflowRunOptions(TypedDict, total=False):
+    """What is known of a workflow run beside its name; None is nothing."""
+
+    version: str | None
+    inputs: Any
+    tags: Sequence[str] | None
+    created_by: str | None
+
+
+class WorkflowRunFilter(TypedDict, total=False):
+    """Which workflow runs are meant: those for which all that is given holds."""
+
+    name: str
+    version: str
+    tags: Sequence[str]
+    created_by: str
+    created_after: datetime
+    created_before: datetime
+    status: WorkflowStatus | Sequence[WorkflowStatus]
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,11 +267,33 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Awaited:
-    """The answer of ``await_event``: suspend, or go on with the payload or the timeout."""
+    """The answer of ``await_event`` or ``receive_message``.
+
+    Suspend, or go on with the payload or the timeout.
+    """
 
     should_suspend: bool
     payload: Any
     timed_out: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SentMessage:
+    """A message to a task. ``created`` is false if one of the same key had been sent before."""
+
+    message_id: int
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message that waits in a task's mailbox."""
+
+    message_id: int
+    topic: str
+    payload: Any
+    sent_at: datetime
+    idempotency_key: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +368,7 @@ class Task(TaskResult):
     expires_at: datetime | None = None
     on_expired: dict[str, Any] | None = None
     idempotency_key: str | None = None
+    attributes: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,6 +392,87 @@ class ListedTask:
     parent_task_id: UUID | None
     workflow_run_id: UUID | None
     cursor: str
+    attributes: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class CreatedWorkflowRun:
+    """A workflow run. ``created`` is false if the idempotency key found an existing one."""
+
+    workflow_run_id: UUID
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowRun:
+    """A workflow run, and how many of its tasks stand where.
+
+    ``name`` and ``created_at`` are None for an id that was only given to tasks.
+    """
+
+    workflow_run_id: UUID
+    name: str | None
+    version: str | None
+    status: WorkflowStatus
+    tags: list[str] | None
+    created_by: str | None
+    created_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    pending: int
+    running: int
+    sleeping: int
+    completed: int
+    failed: int
+    cancelled: int
+    expired: int
+    inputs: Any
+
+
+@dataclass(frozen=True, slots=True)
+class ListedWorkflowRun:
+    """A workflow run in a list. Pass the ``cursor`` of the last one for the next page."""
+
+    workflow_run_id: UUID
+    name: str
+    version: str | None
+    status: WorkflowStatus
+    tags: list[str] | None
+    created_by: str | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    pending: int
+    running: int
+    sleeping: int
+    completed: int
+    failed: int
+    cancelled: int
+    expired: int
+    cursor: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowTask:
+    """A task of a workflow run, ``depth`` levels below the first.
+
+    ``cut`` is true in all of them if the run has more tasks than are shown.
+    """
+
+    depth: int
+    queue_name: str
+    task_id: UUID
+    parent_task_id: UUID | None
+    task_name: str
+    state: State
+    attempts: int
+    failures: int
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    failure_reason: Any
+    attributes: dict[str, Any]
+    cut: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -406,6 +557,16 @@ class Schedule:
 
 
 @dataclass(frozen=True, slots=True)
+class Handler:
+    """An SQL function that handles tasks of a name, ``*`` for all that have none of their own."""
+
+    queue_name: str
+    task_name: str
+    function_name: str
+    registered_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class QueueStats:
     """How many tasks of a queue stand where, and for how long the oldest have, in seconds.
 
@@ -468,13 +629,17 @@ class Cleaned:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Who ticks. Without a scheduler, ``scheduler`` is None and workers tick."""
+    """Who ticks. Without a scheduler, ``scheduler`` is None and workers tick.
+
+    ``work_jobs``: the queues whose handlers the database runs by a scheduled job.
+    """
 
     scheduler: str | None
     ticker_job: str | None
     cleanup_job: str | None
     last_tick_at: datetime | None
     lag_seconds: float | None
+    work_jobs: list[str] | None
 
 
 _FOLLOW_UPS = {"on_expired", "on_failure", "compensate"}
@@ -490,7 +655,7 @@ def _option_json(name: str, value: Any) -> Any:
         return iso(value, name)
     if isinstance(value, UUID):
         return str(value)
-    if name == "tags":
+    if name == "tags" and value is not None:
         return list(value)
     if name == "task_options" and value is not None:
         return options_json(value)
@@ -521,8 +686,10 @@ def filter_json(which: Mapping[str, Any]) -> dict[str, Any]:
             values[key] = iso(value, key)
         elif isinstance(value, UUID):
             values[key] = str(value)
+        elif isinstance(value, str | int | float | dict):
+            values[key] = value
         else:
-            values[key] = value if isinstance(value, str | int | float) else list(value)
+            values[key] = list(value)
     return values
 
 

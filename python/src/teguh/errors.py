@@ -16,6 +16,7 @@
         │   ├── Conflict                TG006
         │   ├── QueueFull               TG007
         │   ├── ScheduleNotFound        TG008
+        │   ├── WorkflowRunNotFound     TG009
         │   └── VersionMismatch         TG010
         ├── ConfigurationError          a worker's options contradict each other (a ValueError)
         ├── EventTimeout                an awaited event did not come in time (a TimeoutError)
@@ -109,6 +110,10 @@ class ScheduleNotFound(EngineError):
     """The schedule does not exist (TG008)."""
 
 
+class WorkflowRunNotFound(EngineError):
+    """The workflow run does not exist (TG009)."""
+
+
 class VersionMismatch(EngineError):
     """The schema in the database does not fit this package (TG010)."""
 
@@ -148,6 +153,7 @@ _BY_SQLSTATE: dict[str, type[EngineError]] = {
     "TG006": Conflict,
     "TG007": QueueFull,
     "TG008": ScheduleNotFound,
+    "TG009": WorkflowRunNotFound,
     "TG010": VersionMismatch,
 }
 

@@ -17,13 +17,17 @@ from teguh._types import (
     ClaimedRun,
     Cleaned,
     CompletedRun,
+    CreatedWorkflowRun,
     Filter,
     FollowUp,
+    Handler,
     Happening,
     Holder,
     Limit,
     LimitUsage,
     ListedTask,
+    ListedWorkflowRun,
+    Message,
     Metric,
     NewTask,
     Only,
@@ -36,12 +40,18 @@ from teguh._types import (
     ScheduleChanges,
     ScheduleOptions,
     Scope,
+    SentMessage,
     Spawned,
     SpawnedChild,
     SpawnOptions,
     Status,
     Task,
     TaskResult,
+    WorkflowRun,
+    WorkflowRunFilter,
+    WorkflowRunOptions,
+    WorkflowTask,
+    WorkOptions,
     awaited_children,
     filter_json,
     follow_up_json,
@@ -128,14 +138,23 @@ class AsyncClient:
         return cast("datetime | None", await self._one(_sql.UUIDV7_TIMESTAMP, id=uuid))
 
     async def start(
-        self, *, ticker_schedule: str | None = None, cleanup_schedule: str | None = None
+        self,
+        *,
+        ticker_schedule: str | None = None,
+        cleanup_schedule: str | None = None,
+        work: Sequence[str] | None = None,
     ) -> None:
         """Schedule ticker and cleanup in pg_cron; without it, do nothing. SQL: ``start``.
 
-        Schedules are in pg_cron's syntax; None takes the engine's.
+        Schedules are in pg_cron's syntax; None takes the engine's. `work` names the queues whose
+        handlers the database is to run; None means all that have handlers.
         """
-        given = {"ticker_schedule": ticker_schedule, "cleanup_schedule": cleanup_schedule}
-        options = {name: schedule for name, schedule in given.items() if schedule is not None}
+        given = {
+            "ticker_schedule": ticker_schedule,
+            "cleanup_schedule": cleanup_schedule,
+            "work": work if work is None else list(work),
+        }
+        options = {name: value for name, value in given.items() if value is not None}
         await self._all(_sql.START, options=dumps(options, "options"))
 
     async def stop(self) -> None:
@@ -578,6 +597,88 @@ class AsyncClient:
             "UUID", await self._one(_sql.REPEAT_RUN, queue=queue, run=run_id, after=after_seconds)
         )
 
+    async def send_message(
+        self,
+        queue: str,
+        task_id: Id,
+        topic: str,
+        payload: object = None,
+        *,
+        idempotency_key: str | None = None,
+    ) -> SentMessage:
+        """Send a message to a task that is not over; of one key it is sent once.
+
+        SQL: ``send_message``. Raise :class:`teguh.TaskNotFound`, :class:`teguh.WrongState` if the
+        task is over, :class:`teguh.Conflict` if the key belongs to another message,
+        :class:`teguh.QueueFull` if the mailbox is full.
+        """
+        rows = await self._all(
+            _sql.SEND_MESSAGE,
+            queue=queue,
+            task=task_id,
+            topic=topic,
+            payload=dumps(payload, f"the payload of a message on {topic!r}"),
+            key=idempotency_key,
+        )
+        return SentMessage(*rows[0])
+
+    async def receive_message(
+        self,
+        queue: str,
+        task_id: Id,
+        run_id: Id,
+        step_name: str,
+        topic: str,
+        timeout: float | None = None,  # noqa: ASYNC109 - the database waits, not this call
+    ) -> Awaited:
+        """Take the oldest message of a topic for a step, or put the run to sleep until one comes.
+
+        When `should_suspend` is true the run is no longer the caller's. A timeout of None
+        waits for ever. SQL: ``receive_message``. Raise what :meth:`complete_run` raises.
+        """
+        rows = await self._all(
+            _sql.RECEIVE_MESSAGE,
+            queue=queue,
+            task=task_id,
+            run=run_id,
+            step=step_name,
+            topic=topic,
+            timeout=timeout,
+        )
+        return Awaited(*rows[0])
+
+    async def list_messages(self, queue: str, task_id: Id) -> list[Message]:
+        """Return the messages in a task's mailbox, in the order in which they were sent.
+
+        SQL: ``list_messages``. Raise :class:`teguh.TaskNotFound`.
+        """
+        rows = await self._all(_sql.LIST_MESSAGES, queue=queue, task=task_id)
+        return [Message(*row) for row in rows]
+
+    async def set_attributes(
+        self, queue: str, run_id: Id, attributes: Mapping[str, str | float | bool | None]
+    ) -> None:
+        """Publish attributes by which the run's task is found; None takes one away.
+
+        SQL: ``set_attributes``. Raise what :meth:`complete_run` raises, and
+        :class:`teguh.InvalidOption`.
+        """
+        await self._all(
+            _sql.SET_ATTRIBUTES,
+            queue=queue,
+            run=run_id,
+            attributes=dumps(attributes, "the attributes"),
+        )
+
+    async def get_attributes(self, queue: str, task_id: Id) -> dict[str, Any]:
+        """Return what a task has published. SQL: ``get_attributes``.
+
+        Raise :class:`teguh.TaskNotFound`.
+        """
+        return cast(
+            "dict[str, Any]", await self._one(_sql.GET_ATTRIBUTES, queue=queue, task=task_id)
+        )
+
     async def emit_event(self, queue: str, event_name: str, payload: object = None) -> None:
         """Emit an event; the first payload of a name wins. SQL: ``emit_event``."""
         await self._all(
@@ -672,6 +773,107 @@ class AsyncClient:
             "datetime | None",
             await self._one(_sql.NEXT_FIRE_TIME, schedule=schedule, after=after, timezone=timezone),
         )
+
+    # Workflow runs
+
+    async def create_workflow_run(
+        self,
+        name: str,
+        *,
+        idempotency_key: str | None = None,
+        **options: Unpack[WorkflowRunOptions],
+    ) -> CreatedWorkflowRun:
+        """Create a workflow run: its id is for the option ``workflow_run_id`` of a spawn.
+
+        The same key again gives the same run, unchanged. SQL: ``create_workflow_run``. Raise
+        :class:`teguh.InvalidOption`, and :class:`teguh.Conflict` if the key is that of a run of
+        another name.
+        """
+        known = {**options_json(options), **given(idempotency_key=idempotency_key)}
+        rows = await self._all(
+            _sql.CREATE_WORKFLOW_RUN,
+            name=name,
+            options=dumps(known, f"options of workflow run {name!r}"),
+        )
+        return CreatedWorkflowRun(*rows[0])
+
+    async def update_workflow_run(
+        self, workflow_run_id: Id, **changes: Unpack[WorkflowRunOptions]
+    ) -> None:
+        """Set the parts given of a workflow run; None takes one away.
+
+        SQL: ``update_workflow_run``. Raise :class:`teguh.WorkflowRunNotFound` and
+        :class:`teguh.InvalidOption`.
+        """
+        await self._all(
+            _sql.UPDATE_WORKFLOW_RUN,
+            id=workflow_run_id,
+            options=dumps(options_json(changes), "changes of a workflow run"),
+        )
+
+    async def get_workflow_run(self, workflow_run_id: Id) -> WorkflowRun:
+        """Return a workflow run and how its tasks stand. SQL: ``get_workflow_run``.
+
+        Raise :class:`teguh.WorkflowRunNotFound`.
+        """
+        rows = await self._all(_sql.GET_WORKFLOW_RUN, id=workflow_run_id)
+        return WorkflowRun(*rows[0])
+
+    async def get_workflow_tree(
+        self, workflow_run_id: Id, *, limit: int = 1000
+    ) -> list[WorkflowTask]:
+        """Return the tasks of a workflow run, each right below its parent.
+
+        The `limit` oldest. SQL: ``get_workflow_tree``. Raise
+        :class:`teguh.WorkflowRunNotFound`.
+        """
+        rows = await self._all(_sql.GET_WORKFLOW_TREE, id=workflow_run_id, limit=limit)
+        return [WorkflowTask(*row) for row in rows]
+
+    async def list_workflow_runs(
+        self, *, cursor: str | None = None, limit: int = 50, **which: Unpack[WorkflowRunFilter]
+    ) -> list[ListedWorkflowRun]:
+        """Return a page of workflow runs, the newest first. SQL: ``list_workflow_runs``.
+
+        Raise :class:`teguh.InvalidOption`.
+        """
+        rows = await self._all(
+            _sql.LIST_WORKFLOW_RUNS,
+            filter=dumps(filter_json(which), "the filter"),
+            cursor=cursor,
+            limit=limit,
+        )
+        return [ListedWorkflowRun(*row) for row in rows]
+
+    # Handlers that are SQL functions
+
+    async def register_handler(self, queue: str, task_name: str, function: str) -> None:
+        """Let ``teguh.work()`` run an SQL function for tasks of a name. SQL: ``register_handler``.
+
+        `function` is its schema and name. It takes a ``teguh.job`` and returns ``jsonb``.
+        `task_name` may be ``*``, for all tasks that have no handler of their own.
+        """
+        await self._all(_sql.REGISTER_HANDLER, queue=queue, task_name=task_name, function=function)
+
+    async def unregister_handler(self, queue: str, task_name: str) -> bool:
+        """Take a handler away; return whether there was one. SQL: ``unregister_handler``."""
+        return cast(
+            "bool", await self._one(_sql.UNREGISTER_HANDLER, queue=queue, task_name=task_name)
+        )
+
+    async def list_handlers(self, queue: str | None = None) -> list[Handler]:
+        """Return the handlers of a queue, or of each. SQL: ``list_handlers``."""
+        return [Handler(*row) for row in await self._all(_sql.LIST_HANDLERS, queue=queue)]
+
+    async def work(self, queue: str, **options: Unpack[WorkOptions]) -> None:
+        """Let the database work on a queue whose handlers are SQL functions. SQL: ``work``.
+
+        The connection has to be in autocommit mode. Raise :class:`teguh.WrongState` if the queue
+        has no handlers, and :class:`teguh.InvalidOption`.
+        """
+        values = {"queue": queue, "options": dumps(dict(options), "options")}
+        with translated():
+            await self.connection.execute(_sql.WORK.encode(), values)
 
     # Controlling and looking
 
@@ -903,6 +1105,18 @@ class AsyncClient:
         """
         return cast(
             "int", await self._one(_sql.CLEANUP_EVENTS, queue=queue, ttl=ttl_seconds, limit=limit)
+        )
+
+    async def cleanup_workflow_runs(
+        self, ttl_seconds: float | None = None, limit: int | None = None
+    ) -> int:
+        """Remove workflow runs that were over long ago and have no task; return how many.
+
+        None: 30 days or the longest ``cleanup_ttl`` of any queue, and at most 1000 of them.
+        SQL: ``cleanup_workflow_runs``.
+        """
+        return cast(
+            "int", await self._one(_sql.CLEANUP_WORKFLOW_RUNS, ttl=ttl_seconds, limit=limit)
         )
 
     async def cleanup_all_queues(self, queue: str | None = None) -> list[Cleaned]:

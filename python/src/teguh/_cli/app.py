@@ -103,8 +103,8 @@ def _command(group: str, name: str, verb: Callable[..., Any]) -> Callable[..., N
     """Return the command that calls a verb and shows what it returns."""
     taken = list(parameters(verb))
     needed = [parameter.name for parameter in taken if parameter.default is Parameter.empty]
-    sizes = [p.default for p in signature(verb).parameters.values() if p.name == "limit"]
-    page = sizes[0] if sizes else None
+    asked = signature(verb).parameters
+    page = asked["limit"].default if "cursor" in asked else None
 
     def command(*, dsn: str, form: Format, **values: Any) -> None:
         said = given(taken, values)

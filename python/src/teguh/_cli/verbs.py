@@ -177,6 +177,19 @@ VERBS: dict[str, dict[str, Callable[..., Any]]] = {
         "schedule": Client.schedule_run,
     },
     "events": {"emit": Client.emit_event},
+    "messages": {"send": Client.send_message, "list": Client.list_messages},
+    "workflows": {
+        "create": Client.create_workflow_run,
+        "list": Client.list_workflow_runs,
+        "get": Client.get_workflow_run,
+        "tree": Client.get_workflow_tree,
+        "update": Client.update_workflow_run,
+    },
+    "handlers": {
+        "register": Client.register_handler,
+        "unregister": Client.unregister_handler,
+        "list": Client.list_handlers,
+    },
     "schedules": {
         "create": Client.create_schedule,
         "list": Client.list_schedules,

@@ -42,7 +42,7 @@ from teguh.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
     from datetime import datetime
     from types import TracebackType
@@ -77,6 +77,20 @@ class Calls(Protocol):
     def emit_event(self, event: str, payload: str) -> None:
         """Emit an event with a payload given as JSON text."""
 
+    def receive(self, run: ClaimedRun, step: str, topic: str, seconds: float | None) -> Awaited:
+        """Take the oldest message of a topic, or put the run to sleep until there is one."""
+
+    def send(
+        self,
+        run: ClaimedRun,
+        step: str,
+        queue: str | None,
+        task_id: UUID | str,
+        topic: str,
+        payload: object,
+    ) -> int:
+        """Send a message and store its id as the step's state, in one commit."""
+
     def spawn(
         self,
         run: ClaimedRun,
@@ -106,6 +120,9 @@ class Calls(Protocol):
 
     def compensate(self, run: ClaimedRun, step: str, task: FollowUp) -> None:
         """Have a task spawned for a step, should the task end without success."""
+
+    def set_attributes(self, run: ClaimedRun, attributes: str) -> None:
+        """Publish attributes of the task, given as JSON text."""
 
     def repeat(self, run: ClaimedRun, seconds: float) -> None:
         """End the run with success and begin the task anew."""
@@ -289,6 +306,49 @@ class TaskContext:
         with self._guard():
             self._calls.emit_event(name, text)
 
+    def receive(
+        self,
+        topic: str,
+        timeout: float | None = None,
+        step: str | None = None,
+    ) -> Any:
+        """Return the payload of the oldest message on a topic that this task has not received.
+
+        Suspend the task until there is one. Each message is received once, and a replay meets
+        the same. Raise :class:`teguh.EventTimeout` if none has come after `timeout` seconds;
+        None waits for ever.
+        """
+        key = self._number(step or f"receive:{topic}")
+        if key in self._checkpoints:
+            return self._checkpoints[key]
+        with self._guard():
+            received = self._calls.receive(self._run, key, topic, timeout)
+            if received.should_suspend:
+                raise Suspended(f"awaiting a message on {topic!r}")
+        if received.timed_out:
+            raise EventTimeout(f"no message on {topic!r} came in time")
+        return received.payload
+
+    def send(
+        self,
+        task_id: UUID | str,
+        topic: str,
+        payload: object = None,
+        *,
+        queue: str | None = None,
+        step: str | None = None,
+    ) -> None:
+        """Send a message to a task exactly once, in this task's queue if no other is given.
+
+        The message and the step that remembers it commit together. Raise
+        :class:`teguh.TaskNotFound`, or :class:`teguh.WrongState` if the task is over.
+        """
+        key = self._number(step or f"send:{topic}")
+        if key in self._checkpoints:
+            return
+        with self._guard():
+            self._calls.send(self._run, key, queue, task_id, topic, payload)
+
     def spawn(
         self,
         task_name: str,
@@ -378,6 +438,16 @@ class TaskContext:
         }
         with self._guard():
             self._calls.compensate(self._run, key, task)
+
+    def set_attributes(self, attributes: Mapping[str, str | float | bool | None]) -> None:
+        """Publish attributes by which the task is found: see the filter of ``list_tasks``.
+
+        Those not named stay as they are; None takes one away. It needs no step: setting them
+        again changes nothing.
+        """
+        text = dumps(attributes, "the attributes")
+        with self._guard():
+            self._calls.set_attributes(self._run, text)
 
     def repeat(self, seconds: float = 0) -> None:
         """End this run with success and begin the task anew after some seconds.

@@ -29,6 +29,7 @@ from teguh.errors import Abandoned
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+    from uuid import UUID
 
     from teguh._async.pool import AsyncPool
     from teguh._connect import AsyncConn, Conn
@@ -118,6 +119,37 @@ class WorkerAsyncCalls:
         params = {"queue": self.queue, "event": event, "payload": payload}
         await self._store.fetch(_sql.EMIT_EVENT, params)
 
+    async def receive(
+        self, run: ClaimedRun, step: str, topic: str, seconds: float | None
+    ) -> Awaited:
+        """Take the oldest message of a topic, or put the run to sleep until there is one."""
+        params = {**self._step(run, step), "topic": topic, "timeout": seconds}
+        received = Awaited(*(await self._store.fetch(_sql.RECEIVE_MESSAGE, params))[0])
+        if received.should_suspend:
+            self._timer_set()
+        return received
+
+    async def send(
+        self,
+        run: ClaimedRun,
+        step: str,
+        queue: str | None,
+        task_id: UUID | str,
+        topic: str,
+        payload: object,
+    ) -> int:
+        """Send a message and store its id as the step's state, in one commit."""
+        statement = {
+            **self._step(run, step),
+            "to_queue": queue or self.queue,
+            "to_task": task_id,
+            "topic": topic,
+            "payload": dumps(payload, f"the payload of a message on {topic!r}"),
+        }
+        sent = await asyncio.shield(self._store.detach(self._send(statement)))
+        self._timer_set()
+        return sent
+
     async def spawn(
         self,
         run: ClaimedRun,
@@ -190,6 +222,11 @@ class WorkerAsyncCalls:
             _sql.ADD_COMPENSATION, {**self._step(run, step), "compensation": text}
         )
 
+    async def set_attributes(self, run: ClaimedRun, attributes: str) -> None:
+        """Publish attributes of the task, given as JSON text."""
+        params = {"queue": self.queue, "run": run.run_id, "attributes": attributes}
+        await self._store.fetch(_sql.SET_ATTRIBUTES, params)
+
     async def repeat(self, run: ClaimedRun, seconds: float) -> None:
         """End the run with success and begin the task anew."""
         params = {"queue": self.queue, "run": run.run_id, "after": seconds}
@@ -218,16 +255,25 @@ class WorkerAsyncCalls:
 
     async def _spawn(self, statement: dict[str, Any]) -> Spawned:
         """Spawn once, also if the answer to the first try was lost with its connection."""
+        row, known = await self._once(_sql.SPAWN_STEP, statement)
+        return Spawned(*row[:4]) if row else spawned(known)
+
+    async def _send(self, statement: dict[str, Any]) -> int:
+        """Send once, also if the answer to the first try was lost with its connection."""
+        row, known = await self._once(_sql.SEND_STEP, statement)
+        return cast("int", row[0] if row else known)
+
+    async def _once(self, query: str, statement: dict[str, Any]) -> tuple[Any, Any]:
+        """Return the row of a query that stores a checkpoint, or else that checkpoint."""
         while True:
             try:
-                rows = await self._store.fetch_once(_sql.SPAWN_STEP, statement)
-                return Spawned(*rows[0][:4])
+                return (await self._store.fetch_once(query, statement))[0], None
             except psycopg.Error as error:
                 if not is_lost(error):
                     raise
             known = (await self._store.fetch(_sql.GET_TASK_CHECKPOINT_STATE, statement))[0][0]
             if known is not None:
-                return spawned(known)
+                return None, known
 
     async def _write_all(self) -> None:
         try:
@@ -310,6 +356,22 @@ class WorkerCalls:
         """Spawn a task and store what was spawned as the step's state, in one commit."""
         return self._wait(self._calls.spawn(run, step, queue, task_name, params, options))
 
+    def receive(self, run: ClaimedRun, step: str, topic: str, seconds: float | None) -> Awaited:
+        """Take the oldest message of a topic, or put the run to sleep until there is one."""
+        return self._wait(self._calls.receive(run, step, topic, seconds))
+
+    def send(
+        self,
+        run: ClaimedRun,
+        step: str,
+        queue: str | None,
+        task_id: UUID | str,
+        topic: str,
+        payload: object,
+    ) -> int:
+        """Send a message and store its id as the step's state, in one commit."""
+        return self._wait(self._calls.send(run, step, queue, task_id, topic, payload))
+
     def spawn_children(
         self, run: ClaimedRun, step: str, tasks: Sequence[FollowUp], on_parent_end: str
     ) -> list[SpawnedChild]:
@@ -333,6 +395,10 @@ class WorkerCalls:
     def compensate(self, run: ClaimedRun, step: str, task: FollowUp) -> None:
         """Have a task spawned for a step, should the task end without success."""
         self._wait(self._calls.compensate(run, step, task))
+
+    def set_attributes(self, run: ClaimedRun, attributes: str) -> None:
+        """Publish attributes of the task, given as JSON text."""
+        self._wait(self._calls.set_attributes(run, attributes))
 
     def repeat(self, run: ClaimedRun, seconds: float) -> None:
         """End the run with success and begin the task anew."""

@@ -19,8 +19,8 @@ def order(ctx: teguh.TaskContext) -> dict[str, Any]:
     number, amount = ctx.params["number"], ctx.params["amount"]
 
     receipt = ctx.transaction("charge", charge, number, amount, ctx.failures == 0)
-    ctx.sleep_for(1.5)
-    ctx.transaction("pack", pack, number)
+    ctx.sleep_for(ctx.params.get("rest", 1.5))
+    ctx.transaction("pack", pack, number, ctx.params.get("packing", 0.8))
     courier = ctx.await_event(f"courier:{number}", timeout=30)
     parcel = ctx.transaction("ship", ship, number, courier["name"])
 
@@ -35,10 +35,10 @@ def charge(db: psycopg.Connection, number: int, amount: str, terminal_fails: boo
     return f"receipt-{number}"
 
 
-def pack(db: psycopg.Connection, number: int) -> None:
+def pack(db: psycopg.Connection, number: int, seconds: float) -> None:
     """Pack the order, which takes a while."""
     write(db, number, "pack", "packed one box")
-    time.sleep(0.8)
+    time.sleep(seconds)
 
 
 def ship(db: psycopg.Connection, number: int, courier: str) -> str:

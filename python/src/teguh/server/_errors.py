@@ -30,6 +30,7 @@ STATUS = {
     "TG006": 409,  # idempotency or unique key
     "TG007": 429,  # the queue is full
     "TG008": 404,  # no such schedule
+    "TG009": 404,  # no such workflow run
     "TG010": 503,  # the schema does not fit the package
     "22": 400,  # a value that PostgreSQL refuses
     "23": 409,

@@ -57,7 +57,9 @@ def describe(routes: Sequence[Route], prefix: str, version: str) -> dict[str, An
     }
 
 
-_TAGS = {"queues", "tasks", "dead-letters", "runs", "events", "schedules", "streams"}
+_TAGS = {
+    "queues", "tasks", "dead-letters", "runs", "events", "schedules", "streams", "workflow-runs"
+}  # fmt: skip
 
 
 def _operation(route: Route, named: dict[str, Any]) -> dict[str, Any]:
@@ -121,7 +123,10 @@ def _parameter(field: Field, place: str, named: dict[str, Any]) -> dict[str, Any
     if not field.required and isinstance(field.default, str | int | float):
         shape["default"] = field.default
     required = field.required or place == "path"
-    return {"name": field.name, "in": place, "required": required, "schema": shape}
+    known = {"name": field.name, "in": place, "required": required}
+    if shape.get("type") == "object":
+        return {**known, "content": {"application/json": {"schema": shape}}}
+    return {**known, "schema": shape}
 
 
 def _without_null(shape: dict[str, Any]) -> dict[str, Any]:

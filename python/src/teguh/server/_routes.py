@@ -136,6 +136,7 @@ _rule = partial(Route, RULE)
 _TASK = "/queues/{queue}/tasks/{task_id}"
 _RUN = "/queues/{queue}/runs/{run_id}"
 _SCHEDULE = "/schedules/{name}"
+_WORKFLOW = "/workflow-runs/{workflow_run_id}"
 
 # fmt: off
 ROUTES = [
@@ -196,6 +197,23 @@ ROUTES = [
     _look("GET", _TASK + "/checkpoints/{step_name}", Client.get_task_checkpoint_state,
           "state"),
     _work("PUT", _TASK + "/checkpoints/{step_name}", Client.set_task_checkpoint_state),
+    # messages and attributes
+    _use("POST", _TASK + "/messages", Client.send_message),
+    _look("GET", _TASK + "/messages", Client.list_messages),
+    _work("POST", _RUN + "/wait-for-message", Client.receive_message),
+    _look("GET", _TASK + "/attributes", Client.get_attributes),
+    _work("PATCH", _RUN + "/attributes", Client.set_attributes),
+    # workflow runs
+    _use("POST", "/workflow-runs", Client.create_workflow_run),
+    _look("GET", "/workflow-runs", Client.list_workflow_runs),
+    _look("GET", _WORKFLOW, Client.get_workflow_run),
+    _use("PATCH", _WORKFLOW, Client.update_workflow_run),
+    _look("GET", _WORKFLOW + "/tasks", Client.get_workflow_tree),
+    _rule("POST", "/cleanup-workflow-runs", Client.cleanup_workflow_runs, "deleted"),
+    # handlers in the database
+    _look("GET", "/handlers", Client.list_handlers),
+    _rule("PUT", "/queues/{queue}/handlers/{task_name}", Client.register_handler),
+    _rule("DELETE", "/queues/{queue}/handlers/{task_name}", Client.unregister_handler, "removed"),
     # events
     _use("POST", "/queues/{queue}/events", Client.emit_event),
     # schedules

@@ -72,12 +72,12 @@ def parameters(call: Callable[..., Any]) -> list[Field]:
     return found
 
 
-def parse(text: bytes) -> Any:
+def parse(text: bytes, where: str = "the body") -> Any:
     """Return the value of a JSON text, which has neither NaN nor infinities."""
     try:
         return json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
-        raise Misshapen("the body", f"is not JSON: {error}") from None
+        raise Misshapen(where, f"is not JSON: {error}") from None
 
 
 def _refuse(word: str) -> Any:
@@ -100,7 +100,8 @@ def read(value: Any, kind: Any, where: str) -> Any:
             raise Misshapen(where, "is no array")
         return [read(item, members[0], f"{where}[{n}]") for n, item in enumerate(value)]
     if origin in (Mapping, dict):
-        return _object(value, where)
+        items = _object(value, where).items()
+        return {key: read(item, members[1], f"{where}.{key}") for key, item in items}
     if is_typeddict(kind) or is_dataclass(kind):
         return _read_object(value, kind, where)
     return _read_scalar(value, kind, where)
@@ -214,6 +215,8 @@ def from_text(texts: Sequence[str], kind: Any, where: str) -> Any:
         return [from_text([text], get_args(kind)[0], where) for text in texts]
     if len(texts) != 1:
         raise Misshapen(where, "is given more than once")
+    if get_origin(kind) in (Mapping, dict):
+        return read(parse(texts[0].encode("utf-8", "surrogatepass"), where), kind, where)
     if kind in (bool, int, float):
         try:
             return read(json.loads(texts[0], parse_constant=_refuse), kind, where)
