@@ -276,6 +276,7 @@ from teguh.cleanup_all_queues(%(queue)s)
 # What a worker sends beside these
 
 LISTEN = "listen {channel}"
+UNLISTEN = "unlisten {channel}"
 PROBE = "select 1"
 
 # Seconds until the next task is due, by the database's clock; null if none is.

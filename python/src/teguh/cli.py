@@ -29,6 +29,7 @@ CORE = {
     "install": "install teguh into a database",
     "upgrade": "bring an installed teguh to this version",
     "worker": "execute tasks until SIGTERM or Ctrl-C",
+    "serve": "serve HTTP until SIGTERM or Ctrl-C",
     "spawn": "spawn a task",
     "demo": "an order survives its worker being killed",
 }
@@ -194,6 +195,25 @@ def add_core(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     command.add_argument("-v", "--verbose", action="store_true", help="log everything")
     command.set_defaults(command=_worker)
 
+    command = add("serve", parents=[database])
+    command.add_argument("--host", default="127.0.0.1", help="address to serve at (127.0.0.1)")
+    command.add_argument("--port", type=int, default=8080, metavar="N", help="its port (8080)")
+    command.add_argument(
+        "--tokens",
+        metavar="FILE",
+        help="whom to serve, each line like client,worker=SECRET; also TEGUH_TOKENS",
+    )
+    command.add_argument(
+        "--token", action="append", default=[], metavar="SCOPES=SECRET", help="one more of them"
+    )
+    command.add_argument("--pool-size", type=int, metavar="N", help="connections (10)")
+    command.add_argument("--max-body", type=int, metavar="N", help="bytes of a request (1048576)")
+    command.add_argument(
+        "--ticker-interval", type=float, metavar="S", help="tick every S, 0: never (10)"
+    )
+    command.add_argument("-v", "--verbose", action="store_true", help="log every request")
+    command.set_defaults(command=_serve)
+
     command = add("spawn", parents=[database])
     command.add_argument("queue")
     command.add_argument("task_name")
@@ -236,6 +256,21 @@ def _worker(args: argparse.Namespace) -> int:
     )
     Worker(args.dsn, args.queue, registry, **options).run()
     return 0
+
+
+def _serve(args: argparse.Namespace) -> int:
+    try:
+        from teguh.server import _run
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in {"starlette", "uvicorn"}:
+            raise
+        raise UsageError(
+            "`teguh serve` needs an extra\nhint: run `pip install 'teguh[server]'`"
+        ) from None
+    names = ("pool_size", "max_body", "ticker_interval")
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    tokens = _run.tokens_given(args.token, args.tokens)
+    return _run.serve(args.dsn, args.host, args.port, tokens, verbose=args.verbose, **given)
 
 
 def _load(path: str) -> Registry:
