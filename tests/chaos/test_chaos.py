@@ -55,7 +55,7 @@ def test_the_checks_notice(name: str, cluster: Cluster, tmp_path: Path) -> None:
     log = tmp_path / "errors"
     text = mutated(TEGUH_SQL.read_text(encoding="utf-8"), mutant)
     # what is broken shows with some luck only: most often in the first storm
-    for attempt in range(20):
+    for attempt in range(10):
         log.write_bytes(b"")
         with cluster.database("empty") as database:
             send(cluster.owner_dsn(database), text)
