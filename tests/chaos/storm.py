@@ -106,6 +106,10 @@ class Storm:
                     "select teguh.register_handler(%s, %s, 'chaos.follow')", (INSIDE, task_name)
                 )
             connection.execute(
+                "select teguh.create_schedule('tide', %s, 'tide', 'every second', %s)",
+                (QUEUE, json.dumps({"catch_up": "all", "params": {"plan": ["write-0"]}})),
+            )
+            connection.execute(
                 "select teguh.create_workflow_run(n) from unnest(%s::text[]) as n", (list(FLOWS),)
             )
             if self.rules:
@@ -462,6 +466,7 @@ class Storm:
         """Emit and send what is awaited until all tasks are over or none gets on any more."""
         before, since = "", time.monotonic()
         with psycopg.connect(self.dsn, autocommit=True) as connection:
+            connection.execute("select teguh.pause_schedule('tide')")
             while time.monotonic() - since < patience:
                 for (name,) in connection.execute(
                     f"select event_name from teguh.e_{QUEUE} where emitted_at is null"

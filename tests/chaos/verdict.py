@@ -22,8 +22,33 @@ CHECKS = {
     """,
     "no task exists whose spawn was not committed": """
         select t.task_id from teguh.t_{q} as t
-        where t.task_name <> 'next'
+        where t.task_name not in ('next', 'tide')
           and not exists (select from chaos.spawned as s where s.task_id = t.task_id)
+    """,
+    "a schedule fires once each second": """
+        select p.at, f.fired from (
+          select teguh.next_fire_time('every second', s.at - interval '1 second') as at
+          from (
+            select
+              min((t.headers ->> 'planned_at')::timestamptz) as low,
+              max((t.headers ->> 'planned_at')::timestamptz) as high
+            from teguh.t_{q} as t
+            where t.task_name = 'tide'
+          ) as e
+          cross join lateral generate_series(e.low, e.high, interval '1 second') as s(at)
+        ) as p
+        cross join lateral (
+          select count(*) as fired from teguh.t_{q} as t
+          where t.task_name = 'tide'
+            and (t.headers ->> 'planned_at')::timestamptz = p.at
+            and not exists (
+              select from teguh.a_{q} as a where a.detail ->> 'task_id' = t.task_id::text
+            )
+        ) as f
+        where f.fired <> 1
+        union all
+        select null, 0
+        where not exists (select from teguh.t_{q} as t where t.task_name = 'tide')
     """,
     "a task of a sequence is followed once, if and only if it is completed": """
         select t.task_id, t.state, f.followers from teguh.t_{q} as t
