@@ -13,18 +13,18 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import pytest
 
 import teguh
 from teguh.server import _claims
 from teguh.server._app import PREFIX
 from teguh.server._routes import stream_stats
+from teguh.server._run import allow_connections
 from tests.python.support import until
 from tests.server.support import Api, api
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    import pytest
 
     from tools.servers import Server
 
@@ -183,6 +183,8 @@ async def poll(url: str, headers: dict[str, str], seconds: float) -> list[Any]:
 def test_500_who_wait_and_come_again_take_no_thread_and_no_statement_a_second(
     own_server: Server, own_dsn: str
 ) -> None:
+    if allow_connections() < 1200:
+        pytest.skip("both ends of 500 connections are in this process, which may not have so many")
     own_server.execute("alter database shop set log_statement = 'all'")
 
     def statements() -> int:

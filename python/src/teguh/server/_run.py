@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -43,6 +44,20 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+def allow_connections() -> int:
+    """Let this process have as many open connections as it may raise the limit to; return that.
+
+    Shells often start with 1024, and each client that waits takes one.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return sys.maxsize
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return sys.maxsize if most == resource.RLIM_INFINITY else most
+
+
 def tokens_given(options: Iterable[str], file: str | None) -> list[Token]:
     """Return the tokens of the command line, of a file, and of TEGUH_TOKENS."""
     lines = [*options, *os.environ.get("TEGUH_TOKENS", "").split()]
@@ -72,6 +87,7 @@ def serve(
             f"without tokens only this machine is served, and {host} is not a loopback address\n"
             "hint: say --tokens FILE, or --host 127.0.0.1"
         )
+    allow_connections()
     service = Service(dsn, tokens=tokens, **options)
     config = uvicorn.Config(
         service,
