@@ -6,7 +6,7 @@ schedule spawns, by its name and the planned time.  Times are seconds since 1970
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 OVER = ("completed", "failed", "cancelled")
@@ -64,10 +64,11 @@ class Wait:
 
     step: str
     event: str
-    until: int | None
+    timeout: int | None
     mode: str = "all"
     fail_fast: bool = False
     cancel_rest: bool = False
+    until: int | None = None
 
 
 @dataclass
@@ -122,7 +123,7 @@ class Schedule:
     queue: str
     every: int
     catch_up: str
-    next_at: int
+    next_at: int = 0
     paused: bool = False
 
     def after(self, moment: int) -> int:
@@ -207,7 +208,7 @@ class Model:
     def about(self, spec: Spec, task: Task, what: dict[str, Any]) -> Spec:
         """A task that is told about another one."""
         params = {**spec.params, "$task_id": task.name, "$task_name": task.name, **what}
-        return Spec(**{**vars(spec), "params": params})
+        return replace(spec, params=params)
 
     def fail(self, task: Task, reason: Any) -> None:
         """End a run with failure: another one follows, or the task has failed."""
@@ -238,8 +239,8 @@ class Model:
 
     def repeat(self, task: Task, after: int) -> None:
         """Begin a task anew, with nothing of before but its messages and attributes."""
-        task.failures = 0
-        task.broods, task.checkpoints = {}, {}
+        task.failures, task.reason = 0, None
+        task.wait, task.broods, task.checkpoints = None, {}, {}
         self.rest(task, after)
 
     def rest(self, task: Task, seconds: int) -> None:
@@ -255,7 +256,8 @@ class Model:
             return [False for _ in task.broods[step].names]
         task.broods[step] = Brood([spec.name for spec in specs], cancel)
         for spec in specs:
-            self.spawn(spec, task, child=True, on_failure=spec.on_failure)
+            apart = spec.workflow not in (None, task.workflow)
+            self.spawn(spec, task, child=not apart, on_failure=spec.on_failure)
         return [True for _ in specs]
 
     def cancel_all(self, brood: Brood) -> None:
@@ -281,6 +283,8 @@ class Model:
         """Wait, or learn what came of it: (should_suspend, payload, timed_out)."""
         if wait.step in task.checkpoints:
             return task.checkpoints[wait.step]  # type: ignore[no-any-return]
+        if wait.until is None and wait.timeout is not None:
+            wait.until = self.now + wait.timeout
         settled = self.settled(task, wait)
         if not settled and (wait.until is None or wait.until > self.now):
             task.wait, task.state = wait, "sleeping"

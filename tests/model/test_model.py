@@ -9,22 +9,23 @@ from __future__ import annotations
 import json
 import os
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import psycopg
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     invariant,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
 from psycopg.rows import DictRow, dict_row
 
-from tests.model.model import Model, Spec, Task
+from tests.model.model import OVER, Model, Schedule, Spec, Task, Wait
 
 if TYPE_CHECKING:
     from tests.cluster import Cluster
@@ -45,12 +46,29 @@ START = int(datetime(2031, 5, 1, 12, tzinfo=UTC).timestamp())
 QUEUES = ("a", "b")
 REASON = {"name": "Broken", "message": "it broke"}
 
-queues = st.sampled_from(QUEUES)
-# which of those that there are
-picks = st.integers(0, 99)
-delays = st.sampled_from((0, 0, 0, 5, 90))
-results = st.sampled_from((None, 7, {"r": 1}, {"r": 2, "s": [3]}))
-attempts = st.sampled_from((1, 1, 2, None))
+# What may be done, and how often.  One rule draws from these: hypothesis would switch rules off.
+ACTIONS = {
+    "spawn": 2,
+    "claim": 6,
+    "complete": 5,
+    "fail": 2,
+    "cancel": 1,
+    "repeat": 1,
+    "spawn_children": 3,
+    "await_children": 4,
+    "receive": 2,
+    "send": 2,
+    "set_attributes": 1,
+    "create_schedule": 1,
+    "pause_or_resume": 1,
+    "wait": 2,
+}
+OF_WORKERS = {"complete", "fail", "repeat", "spawn_children", "receive", "set_attributes"}
+DELAYS = (0, 0, 0, 5, 90)
+TIMEOUTS = (None, None, 0, 3, 60)
+RESULTS = (None, 7, {"r": 1}, {"r": 2, "s": [3]})
+TOPICS = ("x", "y")
+STEPS_OF_RUNS = ("one", "two")
 
 
 class Engine:
@@ -84,7 +102,10 @@ class Engine:
     def tasks(self) -> list[DictRow]:
         """All tasks of all queues."""
         rows = self.connection.execute(
-            "select q.queue_name, t.*"
+            "select q.queue_name, t.*, array("
+            "  select jsonb_build_array(m.topic, m.payload)"
+            "  from teguh.list_messages(q.queue_name, l.task_id) as m"
+            " ) as mailbox"
             " from unnest(%s::text[]) as q(queue_name),"
             " teguh.list_tasks(q.queue_name, '{}', null, 10000) as l,"
             " teguh.get_task(q.queue_name, l.task_id) as t",
@@ -121,71 +142,93 @@ class Composition(RuleBasedStateMachine):
         self.engine.tick(START)
         for queue in QUEUES:
             self.engine.call("create_queue", queue)
+        self.workflows = {
+            name: str(self.engine.call("create_workflow_run", name)[0]["workflow_run_id"])
+            for name in ("one", "two")
+        }
 
     def teardown(self) -> None:
         """Drop the database."""
         self.engine.stack.close()
+
+    @rule(data=st.data())
+    def act(self, data: st.DataObject) -> None:
+        """Do something in both, and let a second pass."""
+        self.data = data
+        tasks = self.model.tasks.values()
+        running = any(t.state == "running" for t in tasks)
+        possible = {
+            "spawn": sum(not t.over for t in tasks) < 12,
+            "cancel": bool(tasks),
+            "send": bool(tasks),
+            "claim": any(self.model.claimable(queue) for queue in QUEUES),
+            "await_children": any(t.broods for t in tasks if t.state == "running"),
+            "create_schedule": len(self.model.schedules) < 2,
+            "pause_or_resume": bool(self.model.schedules),
+        } | dict.fromkeys(OF_WORKERS, running)
+        action = self.draw(
+            "action",
+            [a for a, often in ACTIONS.items() if possible.get(a, True) for _ in range(often)],
+        )
+        getattr(self, action)()
+        self.pass_time()
+
+    def draw(self, what: str, among: Any) -> Any:
+        """Draw one of some values."""
+        return self.data.draw(st.sampled_from(list(among)), what)
+
+    def draw_task(self, *states: str) -> Task:
+        """Draw one of the tasks that are in some state."""
+        names = [t.name for t in self.model.tasks.values() if t.state in states]
+        return self.model.tasks[self.draw("task", names or self.model.tasks)]
+
+    def draw_spec(self, kind: str) -> Spec:
+        """Draw a task to spawn, with a name that no other has."""
+        self.count += 1
+        name = f"{kind}-{self.count:04}"
+        return Spec(
+            name,
+            self.draw("queue", QUEUES),
+            self.draw("params", ({}, {"r": name}, {name: 1})),
+            max_attempts=self.draw("max_attempts", (1, 1, 2, None)),
+            retry_after=self.draw("retry_after", DELAYS),
+            delay=self.draw("delay", DELAYS),
+        )
+
+    def maybe(self, kind: str) -> Spec | None:
+        """Draw a task to spawn, or none."""
+        return self.draw_spec(kind) if self.draw(kind, (False, True)) else None
 
     def pass_time(self, seconds: int = 1) -> None:
         """Let time pass in both."""
         self.model.advance(seconds)
         self.engine.tick(self.model.now)
 
-    def running(self) -> list[Task]:
-        """What workers have."""
-        return [t for t in self.model.tasks.values() if t.state == "running"]
+    def call(self, function: str, task: Task, *values: Any) -> list[DictRow]:
+        """Call a function of a worker for a task that it has."""
+        return self.engine.call(function, task.spec.queue, self.engine.runs[task.name], *values)
 
-    def pick(self, which: int) -> Task:
-        """One of the running tasks."""
-        running = self.running()
-        return running[which % len(running)]
-
-    def name(self, kind: str) -> str:
-        """A name that no other task has."""
-        self.count += 1
-        return f"{kind}-{self.count:04}"
-
-    def draw(self, data: st.DataObject, kind: str) -> Spec:
-        """A task to spawn."""
-        name = self.name(kind)
-        return Spec(
-            name,
-            data.draw(queues),
-            data.draw(st.sampled_from(({}, {"r": name}, {name: 1}))),
-            max_attempts=data.draw(attempts),
-            retry_after=data.draw(delays),
-            delay=data.draw(delays),
-        )
-
-    def maybe(self, data: st.DataObject, kind: str) -> Spec | None:
-        """A task to spawn, or none."""
-        return self.draw(data, kind) if data.draw(st.booleans()) else None
-
-    @rule(data=st.data(), length=st.integers(0, 3))
-    def spawn(self, data: st.DataObject, length: int) -> None:
-        sequence = []
-        for _ in range(length):
-            one = self.draw(data, "next")
-            sequence.append(Spec(**{**vars(one), "compensate": self.maybe(data, "undo")}))
-        spec = Spec(
-            **{
-                **vars(self.draw(data, "root")),
-                "sequence": tuple(sequence),
-                "on_failure": self.maybe(data, "amend"),
-                "compensate": self.maybe(data, "undo"),
-            }
+    def spawn(self) -> None:
+        spec = replace(
+            self.draw_spec("root"),
+            sequence=tuple(
+                replace(self.draw_spec("next"), compensate=self.maybe("undo"))
+                for _ in range(self.draw("length", range(4)))
+            ),
+            on_failure=self.maybe("amend"),
+            compensate=self.maybe("undo"),
+            workflow=self.workflows.get(self.draw("workflow", ("none", "one", "two"))),
         )
         self.engine.call("spawn_task", spec.queue, spec.name, spec.params, spec.options())
         self.model.spawn_root(spec)
-        self.pass_time()
 
-    @rule(queue=queues, count=st.integers(1, 3))
-    def claim(self, queue: str, count: int) -> None:
-        for _ in range(count):
+    def claim(self) -> None:
+        queue = self.draw("queue", QUEUES)
+        for _ in range(self.draw("times", range(1, 4))):
             rows = self.engine.call("claim_task", queue, "w", 0)
             may = {task.name: task for task in self.model.claimable(queue)}
             if not rows:
-                assert not may
+                assert not may, "something may be claimed"
                 return
             (row,) = rows
             task = may[self.engine.names[str(row["task_id"])]]
@@ -194,65 +237,156 @@ class Composition(RuleBasedStateMachine):
             assert row["failures"] == task.failures
             assert self.engine.named(row["params"]) == task.params
             assert row["wake_event"] == (task.wait.event if task.wait else None)
+            assert set(row["checkpoints"] or {}) == set(task.checkpoints)
+            if task.wait:
+                self.ask(task, task.wait)
             self.pass_time()
+            self.all_tasks_are_alike()
 
-    @precondition(lambda self: self.running())
-    @rule(which=picks, result=results)
-    def complete(self, which: int, result: Any) -> None:
-        task = self.pick(which)
-        self.engine.call(
-            "complete_run", task.spec.queue, self.engine.runs[task.name], json.dumps(result)
-        )
+    def complete(self) -> None:
+        task, result = self.draw_task("running"), self.draw("result", RESULTS)
+        self.call("complete_run", task, json.dumps(result))
         self.model.complete(task, result)
-        self.pass_time()
 
-    @precondition(lambda self: self.running())
-    @rule(which=picks)
-    def fail(self, which: int) -> None:
-        task = self.pick(which)
-        self.engine.call("fail_run", task.spec.queue, self.engine.runs[task.name], REASON)
+    def fail(self) -> None:
+        task = self.draw_task("running")
+        self.call("fail_run", task, REASON)
         self.model.fail(task, REASON)
-        self.pass_time()
 
-    @precondition(lambda self: self.model.tasks)
-    @rule(which=picks)
-    def cancel(self, which: int) -> None:
-        task = list(self.model.tasks.values())[which % len(self.model.tasks)]
+    def cancel(self) -> None:
+        task = self.draw_task("pending", "running", "sleeping")
         self.engine.call("cancel_task", task.spec.queue, self.engine.id_of(task))
         self.model.cancel(task)
-        self.pass_time()
 
-    @rule(seconds=st.sampled_from((4, 30, 61, 200)))
-    def wait(self, seconds: int) -> None:
-        self.pass_time(seconds)
+    def repeat(self) -> None:
+        task, after = self.draw_task("running"), self.draw("after", DELAYS)
+        self.call("repeat_run", task, after)
+        self.model.repeat(task, after)
 
-    def state_of(self, row: DictRow) -> str:
-        """The state of a task; the model adopts it where either will do."""
-        task = self.model.tasks.get(self.engine.names[str(row["task_id"])])
-        state: str = row["state"]
-        if task and task.state == "sleeping" and state == "pending" and self.model.due(task):
-            task.state = state
-        return state
+    def spawn_children(self) -> None:
+        task, step = self.draw_task("running"), self.draw("step", STEPS_OF_RUNS)
+        cancel = self.draw("on_parent_end", ("leave", "cancel"))
+        specs = [
+            replace(
+                self.draw_spec("child"),
+                on_failure=self.maybe("amend"),
+                workflow=self.workflows.get(self.draw("workflow", ("parent's", "parent's", "two"))),
+            )
+            for _ in range(self.draw("count", range(1, 5)))
+        ]
+        given = [spec.follows() for spec in specs]
+        rows = self.call("spawn_children", task, step, given, {"on_parent_end": cancel})
+        new = self.model.spawn_children(task, step, specs, cancel == "cancel")
+        assert [row["created"] for row in rows] == new
+
+    def await_children(self) -> None:
+        parents = [t for t in self.model.tasks.values() if t.state == "running" and t.broods]
+        task = self.model.tasks[self.draw("task", [t.name for t in parents])]
+        step = self.draw("step", task.broods)
+        mode = self.draw("mode", ("all", "any", "1", "2"))
+        if mode == "2" and len(task.broods[step].names) < 2:
+            mode = "all"
+        wait = Wait(step, "$children", self.draw("timeout", TIMEOUTS), mode)
+        wait.fail_fast = self.draw("fail_fast", (False, True))
+        wait.cancel_rest = self.draw("cancel_rest", (False, True))
+        self.ask(task, wait)
+
+    def receive(self) -> None:
+        task, step = self.draw_task("running"), self.draw("step", STEPS_OF_RUNS)
+        event = f"$message:{self.draw('topic', TOPICS)}"
+        self.ask(task, Wait(f"receive {step}", event, self.draw("timeout", TIMEOUTS)))
+
+    def ask(self, task: Task, wait: Wait) -> None:
+        """Wait in both."""
+        ids = (task.spec.queue, self.engine.id_of(task), self.engine.runs[task.name])
+        if wait.event == "$children":
+            options = {
+                "on_failure": "fail_fast" if wait.fail_fast else "collect",
+                "cancel_rest": wait.cancel_rest,
+            }
+            (row,) = self.engine.call(
+                "await_children", *ids, wait.step, wait.mode, wait.timeout, options
+            )
+        else:
+            topic = wait.event.removeprefix("$message:")
+            (row,) = self.engine.call("receive_message", *ids, wait.step, topic, wait.timeout)
+        found = (row["should_suspend"], self.engine.named(row["payload"]), row["timed_out"])
+        assert found == self.model.ask(task, wait)
+
+    def send(self) -> None:
+        task = self.draw_task("pending", "running", "sleeping")
+        topic, message = self.draw("topic", TOPICS), self.draw("message", RESULTS)
+        values = (task.spec.queue, self.engine.id_of(task), topic, json.dumps(message))
+        if task.over:
+            with pytest.raises(psycopg.Error) as raised:
+                self.engine.call("send_message", *values)
+            assert raised.value.sqlstate == "TG004"
+        else:
+            self.engine.call("send_message", *values)
+            task.mailbox.append((topic, message))
+
+    def set_attributes(self) -> None:
+        task = self.draw_task("running")
+        given = {self.draw("attribute", ("c", "d")): self.draw("value", (None, 1, "v", True))}
+        self.call("set_attributes", task, given)
+        task.attributes = {
+            name: value for name, value in (task.attributes | given).items() if value is not None
+        }
+
+    def create_schedule(self) -> None:
+        name = f"plan-{len(self.model.schedules)}"
+        schedule = Schedule(
+            name,
+            self.draw("queue", QUEUES),
+            self.draw("every", (50, 120)),
+            self.draw("catch_up", ("one", "all", "skip")),
+        )
+        times = f"every {schedule.every} seconds"
+        options = {
+            "catch_up": schedule.catch_up,
+            "params": {},
+            "task_options": {"max_attempts": 1},
+        }
+        self.engine.call("create_schedule", name, schedule.queue, name, times, options)
+        schedule.next_at = schedule.after(self.model.now)
+        self.model.schedules[name] = schedule
+
+    def pause_or_resume(self) -> None:
+        schedule = self.model.schedules[self.draw("schedule", self.model.schedules)]
+        if self.draw("to do", ("pause", "resume")) == "pause":
+            self.engine.call("pause_schedule", schedule.name)
+            schedule.paused = True
+        else:
+            self.engine.call("resume_schedule", schedule.name)
+            if schedule.paused:
+                schedule.next_at = schedule.after(self.model.now)
+            schedule.paused = False
+
+    def wait(self) -> None:
+        self.pass_time(self.draw("seconds", (4, 30, 61, 200)))
 
     @invariant()
     def all_tasks_are_alike(self) -> None:
         rows = self.engine.tasks()
-        found = {
-            self.engine.names[str(row["task_id"])]: {
+        names = [self.engine.names[str(row["task_id"])] for row in rows]
+        assert sorted(names) == sorted(self.model.tasks), "each is spawned once"
+        for name, row in zip(names, rows, strict=True):
+            task = self.model.tasks[name]
+            if task.state == "sleeping" and row["state"] == "pending" and self.model.due(task):
+                task.state = "pending"  # either will do
+            assert {
                 "queue": row["queue_name"],
-                "state": self.state_of(row),
+                "state": row["state"],
                 "attempts": row["attempts"],
                 "failures": row["failures"],
                 "result": row["completed_payload"],
                 "reason": row["failure_reason"],
                 "params": self.engine.named(row["params"]),
                 "parent": self.engine.names.get(str(row["parent_task_id"])),
-            }
-            for row in rows
-        }
-        assert len(found) == len(rows), "a task was spawned twice"
-        assert found == {
-            name: {
+                "workflow": row["workflow_run_id"] and str(row["workflow_run_id"]),
+                "attributes": row["attributes"] or {},
+                "mailbox": [tuple(message) for message in row["mailbox"]],
+            } == {
                 "queue": task.spec.queue,
                 "state": task.state,
                 "attempts": task.attempts,
@@ -261,9 +395,42 @@ class Composition(RuleBasedStateMachine):
                 "reason": task.reason,
                 "params": task.params,
                 "parent": task.parent,
-            }
-            for name, task in self.model.tasks.items()
-        }
+                "workflow": task.workflow,
+                "attributes": task.attributes,
+                "mailbox": task.mailbox,
+            }, name
+
+    @invariant()
+    def workflow_runs_are_alike(self) -> None:
+        for workflow in self.workflows.values():
+            (row,) = self.engine.call("get_workflow_run", workflow)
+            assert row["status"] == self.model.status(workflow)
+            counts = {one: row[one] for one in ("pending", "running", "sleeping", *OVER)}
+            assert counts == self.model.counts(workflow)
+
+    @invariant()
+    def schedules_are_alike(self) -> None:
+        rows = self.engine.call("list_schedules")
+        assert {
+            row["schedule_name"]: row["next_fire_at"] and int(row["next_fire_at"].timestamp())
+            for row in rows
+        } == {s.name: None if s.paused else s.next_at for s in self.model.schedules.values()}
+
+    @invariant()
+    def attributes_find_their_tasks(self) -> None:
+        for queue in QUEUES:
+            for wanted in ({"c": 1}, {"d": "v"}, {"c": True, "d": 1}):
+                rows = self.engine.call("list_tasks", queue, {"attributes": wanted})
+                assert {row["task_name"] for row in rows} == {
+                    task.spec.name.split("@")[0]
+                    for task in self.model.tasks.values()
+                    if task.spec.queue == queue and alike(wanted, task.attributes)
+                }
+
+
+def alike(wanted: dict[str, Any], attributes: dict[str, Any]) -> bool:
+    """Whether attributes have all that is wanted; to JSON, true is not 1."""
+    return all(json.dumps(attributes.get(k)) == json.dumps(v) for k, v in wanted.items())
 
 
 def test_the_engine_does_what_the_model_says(cluster: Cluster) -> None:
