@@ -48,15 +48,15 @@ REASON = {"name": "Broken", "message": "it broke"}
 
 # What may be done, and how often.  One rule draws from these: hypothesis would switch rules off.
 ACTIONS = {
-    "spawn": 2,
-    "claim": 6,
-    "complete": 5,
-    "fail": 2,
+    "spawn": 4,
+    "claim": 8,
+    "complete": 8,
+    "fail": 4,
     "cancel": 1,
     "repeat": 1,
-    "spawn_children": 3,
-    "await_children": 4,
-    "receive": 2,
+    "spawn_children": 5,
+    "await_children": 6,
+    "receive": 3,
     "send": 2,
     "set_attributes": 1,
     "create_schedule": 1,
@@ -64,7 +64,7 @@ ACTIONS = {
     "wait": 2,
 }
 OF_WORKERS = {"complete", "fail", "repeat", "spawn_children", "receive", "set_attributes"}
-DELAYS = (0, 0, 0, 5, 90)
+DELAYS = (0, 0, 0, 0, 5, 90)
 TIMEOUTS = (None, None, 0, 3, 60)
 RESULTS = (None, 7, {"r": 1}, {"r": 2, "s": [3]})
 TOPICS = ("x", "y")
@@ -158,7 +158,7 @@ class Composition(RuleBasedStateMachine):
         tasks = self.model.tasks.values()
         running = any(t.state == "running" for t in tasks)
         possible = {
-            "spawn": sum(not t.over for t in tasks) < 12,
+            "spawn": sum(not t.over for t in tasks) < 4,
             "cancel": bool(tasks),
             "send": bool(tasks),
             "claim": any(self.model.claimable(queue) for queue in QUEUES),
@@ -223,7 +223,9 @@ class Composition(RuleBasedStateMachine):
         self.model.spawn_root(spec)
 
     def claim(self) -> None:
-        queue = self.draw("queue", QUEUES)
+        # most often of a queue that has something
+        full = [queue for queue in QUEUES if self.model.claimable(queue)]
+        queue = self.draw("queue", (*QUEUES, *full * 4))
         for _ in range(self.draw("times", range(1, 4))):
             rows = self.engine.call("claim_task", queue, "w", 0)
             may = {task.name: task for task in self.model.claimable(queue)}
@@ -237,7 +239,11 @@ class Composition(RuleBasedStateMachine):
             assert row["failures"] == task.failures
             assert self.engine.named(row["params"]) == task.params
             assert row["wake_event"] == (task.wait.event if task.wait else None)
-            assert set(row["checkpoints"] or {}) == set(task.checkpoints)
+            assert self.engine.named(row["checkpoints"]) == {
+                step: payload
+                for step, (_, payload, timed_out) in task.checkpoints.items()
+                if not timed_out
+            }
             if task.wait:
                 self.ask(task, task.wait)
             self.pass_time()
@@ -278,11 +284,18 @@ class Composition(RuleBasedStateMachine):
         rows = self.call("spawn_children", task, step, given, {"on_parent_end": cancel})
         new = self.model.spawn_children(task, step, specs, cancel == "cancel")
         assert [row["created"] for row in rows] == new
+        if self.draw("await them", (True, False)):
+            self.pass_time()
+            self.all_tasks_are_alike()
+            self.await_step(task, step)
 
     def await_children(self) -> None:
         parents = [t for t in self.model.tasks.values() if t.state == "running" and t.broods]
         task = self.model.tasks[self.draw("task", [t.name for t in parents])]
-        step = self.draw("step", task.broods)
+        self.await_step(task, self.draw("step", task.broods))
+
+    def await_step(self, task: Task, step: str) -> None:
+        """Wait for the children of a step, in some way."""
         mode = self.draw("mode", ("all", "any", "1", "2"))
         if mode == "2" and len(task.broods[step].names) < 2:
             mode = "all"
