@@ -148,7 +148,7 @@ class Model:
             spec,
             self.now + spec.delay,
             known.pop("params", spec.params),
-            parent=parent and parent.name,
+            parent=parent.name if parent else None,
             workflow=spec.workflow or (parent.workflow if parent else None),
             **known,
         )
@@ -176,7 +176,7 @@ class Model:
 
     def complete(self, task: Task, result: Any) -> None:
         """End a task with success; the next of its sequence follows."""
-        task.state, task.result = "completed", result
+        task.state, task.result, task.reason = "completed", result, None
         if not task.sequence:
             return
         following, *rest = task.sequence

@@ -1,7 +1,8 @@
 """Whatever is called in whatever order, the engine does what the model of composition says.
 
-Chance calls both and compares all that can be seen after each call.  `make test-model` lets it
-go on for longer: TEGUH_MODEL_STEPS says how many calls each of the examples makes.
+Chance calls both and compares all that can be seen after each call: the same chance each time,
+unless TEGUH_MODEL_STEPS says how many calls each of more examples is to make (`make test-model`).
+A test that fails is shown with the fewest draws that still make it fail.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import psycopg
 import pytest
@@ -34,10 +35,11 @@ STEPS = int(os.environ.get("TEGUH_MODEL_STEPS") or 0)
 SETTINGS = settings(
     derandomize=not STEPS,
     max_examples=200 if STEPS else 30,
-    stateful_step_count=STEPS or 30,
+    stateful_step_count=STEPS or 40,
     deadline=None,
     database=None,
-    phases=(Phase.generate,),
+    phases=(Phase.generate, Phase.shrink),
+    print_blob=bool(STEPS),
     report_multiple_bugs=False,
     suppress_health_check=list(HealthCheck),
 )
@@ -134,9 +136,11 @@ class Engine:
 class Composition(RuleBasedStateMachine):
     """Calls both."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    cluster: ClassVar[Cluster]
+
+    def __init__(self) -> None:
         super().__init__()
-        self.engine = Engine(cluster)
+        self.engine = Engine(self.cluster)
         self.model = Model(START)
         self.count = 0
         self.engine.tick(START)
@@ -278,7 +282,7 @@ class Composition(RuleBasedStateMachine):
                 on_failure=self.maybe("amend"),
                 workflow=self.workflows.get(self.draw("workflow", ("parent's", "parent's", "two"))),
             )
-            for _ in range(self.draw("count", range(1, 5)))
+            for _ in range(self.draw("count", range(1, 4)))
         ]
         given = [spec.follows() for spec in specs]
         rows = self.call("spawn_children", task, step, given, {"on_parent_end": cancel})
@@ -446,5 +450,7 @@ def alike(wanted: dict[str, Any], attributes: dict[str, Any]) -> bool:
     return all(json.dumps(attributes.get(k)) == json.dumps(v) for k, v in wanted.items())
 
 
+@pytest.mark.timeout(0 if STEPS else 900)  # to find the fewest draws takes up to five minutes
 def test_the_engine_does_what_the_model_says(cluster: Cluster) -> None:
-    run_state_machine_as_test(lambda: Composition(cluster), settings=SETTINGS)
+    Composition.cluster = cluster
+    run_state_machine_as_test(Composition, settings=SETTINGS)
