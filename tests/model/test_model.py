@@ -54,7 +54,7 @@ ACTIONS = {
     "claim": 8,
     "complete": 8,
     "fail": 4,
-    "cancel": 1,
+    "cancel": 2,
     "repeat": 1,
     "spawn_children": 5,
     "await_children": 6,
@@ -182,8 +182,9 @@ class Composition(RuleBasedStateMachine):
         return self.data.draw(st.sampled_from(list(among)), what)
 
     def draw_task(self, *states: str) -> Task:
-        """Draw one of the tasks that are in some state."""
-        names = [t.name for t in self.model.tasks.values() if t.state in states]
+        """Draw one of the tasks that are in some state, most often one that others depend on."""
+        tasks = [t for t in self.model.tasks.values() if t.state in states]
+        names = [t.name for t in tasks for _ in range(4 if t.broods or t.undo else 1)]
         return self.model.tasks[self.draw("task", names or self.model.tasks)]
 
     def draw_spec(self, kind: str) -> Spec:
@@ -194,7 +195,7 @@ class Composition(RuleBasedStateMachine):
             name,
             self.draw("queue", QUEUES),
             self.draw("params", ({}, {"r": name}, {name: 1})),
-            max_attempts=self.draw("max_attempts", (1, 1, 2, None)),
+            max_attempts=self.draw("max_attempts", (1, 1, 1, 2, None)),
             retry_after=self.draw("retry_after", DELAYS),
             delay=self.draw("delay", DELAYS),
         )
