@@ -114,6 +114,11 @@ class Task:
         """Whether nothing more becomes of it."""
         return self.state in OVER
 
+    @property
+    def connected(self) -> bool:
+        """Whether others depend on it, or it on others."""
+        return bool(self.child or self.broods or self.undo or self.wait or self.mailbox)
+
 
 @dataclass
 class Schedule:

@@ -54,7 +54,7 @@ ACTIONS = {
     "claim": 8,
     "complete": 8,
     "fail": 4,
-    "cancel": 2,
+    "cancel": 1,
     "repeat": 1,
     "spawn_children": 5,
     "await_children": 6,
@@ -67,9 +67,9 @@ ACTIONS = {
 }
 OF_WORKERS = {"complete", "fail", "repeat", "spawn_children", "receive", "set_attributes"}
 DELAYS = (0, 0, 0, 0, 5, 90)
-TIMEOUTS = (None, None, 0, 3, 60)
+TIMEOUTS = (None, None, None, None, 0, 3, 60)
 RESULTS = (None, 7, {"r": 1}, {"r": 2, "s": [3]})
-TOPICS = ("x", "y")
+TOPICS = ("x", "x", "x", "y")
 STEPS_OF_RUNS = ("one", "two")
 
 
@@ -184,7 +184,7 @@ class Composition(RuleBasedStateMachine):
     def draw_task(self, *states: str) -> Task:
         """Draw one of the tasks that are in some state, most often one that others depend on."""
         tasks = [t for t in self.model.tasks.values() if t.state in states]
-        names = [t.name for t in tasks for _ in range(4 if t.broods or t.undo else 1)]
+        names = [t.name for t in tasks for _ in range(5 if t.connected else 1)]
         return self.model.tasks[self.draw("task", names or self.model.tasks)]
 
     def draw_spec(self, kind: str) -> Spec:
@@ -333,15 +333,18 @@ class Composition(RuleBasedStateMachine):
 
     def send(self) -> None:
         task = self.draw_task("pending", "running", "sleeping")
-        topic, message = self.draw("topic", TOPICS), self.draw("message", RESULTS)
-        values = (task.spec.queue, self.engine.id_of(task), topic, json.dumps(message))
-        if task.over:
-            with pytest.raises(psycopg.Error) as raised:
+        for _ in range(self.draw("times", range(1, 4))):
+            topic = self.draw("topic", TOPICS)
+            self.count += 1
+            message = self.draw("message", (None, self.count, {"n": self.count}))
+            values = (task.spec.queue, self.engine.id_of(task), topic, json.dumps(message))
+            if task.over:
+                with pytest.raises(psycopg.Error) as raised:
+                    self.engine.call("send_message", *values)
+                assert raised.value.sqlstate == "TG004"
+            else:
                 self.engine.call("send_message", *values)
-            assert raised.value.sqlstate == "TG004"
-        else:
-            self.engine.call("send_message", *values)
-            task.mailbox.append((topic, message))
+                task.mailbox.append((topic, message))
 
     def set_attributes(self) -> None:
         task = self.draw_task("running")
