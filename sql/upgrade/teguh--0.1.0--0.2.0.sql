@@ -8703,9 +8703,9 @@ $$;
 comment on function teguh.get_task_result(text, uuid) is
   'Where a task stands and what came of it. state is pending, running, sleeping, '
   'completed, failed, cancelled or expired; attempts is how often it was handed to a '
-  'worker; failure_reason is why its last failed run failed; tags, correlation_id, '
-  'parent_task_id and workflow_run_id are what it was spawned with. Raises TG001 for an unknown '
-  'queue, TG003 for an unknown task.';
+  'worker; failure_reason is why its last failed run failed, null if one has succeeded since; '
+  'tags, correlation_id, parent_task_id and workflow_run_id are what it was spawned with. Raises '
+  'TG001 for an unknown queue, TG003 for an unknown task.';
 
 -- sql/src/45_cleanup.sql
 -- Remove tasks that have been over for longer than p_ttl seconds, with their
