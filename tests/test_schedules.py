@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -203,8 +202,18 @@ def test_many_who_look_all_the_time_fire_each_second_once(dsn: str) -> None:
 
         with ThreadPoolExecutor(6) as pool:
             futures = [pool.submit(look, n) for n in range(6)]
-            time.sleep(3)
-            stop.set()
+            try:
+                until(
+                    lambda: value(
+                        owner,
+                        "select min(last_planned_at) >= %s::timestamptz + interval '2 seconds'"
+                        " from teguh.list_schedules()",
+                        begun,
+                    ),
+                    "two more seconds",
+                )
+            finally:
+                stop.set()
             for future in futures:
                 future.result()
         tick(owner)
