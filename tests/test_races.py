@@ -66,14 +66,15 @@ class Sessions:
         """Run a query in a thread."""
         return self.pool.submit(ask, connection, query, values)
 
-    def wait_until_blocked(self, connection: Connection) -> None:
-        """Return when a session is seen waiting for a lock."""
+    def wait_until_blocked(self, connection: Connection, by: Connection | None = None) -> None:
+        """Return when a session is seen waiting for a lock, or for one that another holds."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             if ask(
                 self.watcher,
-                "select 1 from pg_stat_activity where pid = %s and wait_event_type = 'Lock'",
-                (connection.info.backend_pid,),
+                "select 1 from pg_stat_activity where pid = %s and wait_event_type = 'Lock'"
+                " and coalesce(%s = any (pg_blocking_pids(pid)), true)",
+                (connection.info.backend_pid, by and by.info.backend_pid),
             ):
                 return
             time.sleep(0.002)
@@ -948,6 +949,26 @@ def test_batches_of_completions_in_different_orders_do_not_deadlock(sessions: Se
     met = hammer(sessions, work)
     assert met.keys() == {"ok"}
     assert sum(applied) == states(sessions.watcher)["completed"]
+
+
+def test_telling_why_a_run_was_not_completed_waits_for_nobody(sessions: Sessions) -> None:
+    spawn_many(sessions.watcher, 2)
+    first, second = sorted(str(row[0]) for row in claim(sessions.watcher, 2))
+    complete = "select applied, error from teguh.complete_runs('q', %s)"
+    one, two, three = sessions.open(), sessions.open(), sessions.open()
+    ask(one, "begin")
+    ask(one, complete, (json.dumps([{"run_id": first}]),))
+    ask(two, "begin")
+    ask(two, complete, (json.dumps([{"run_id": second}]),))
+    both = json.dumps([{"run_id": first}, {"run_id": second}])
+    late = sessions.start(three, complete, (both,))
+    sessions.wait_until_blocked(three)
+    ask(one, "commit")
+    # it has locked the first, which it finds completed, and waits for the second
+    sessions.wait_until_blocked(three, by=two)
+    assert ask(two, complete, (json.dumps([{"run_id": first}]),)) == [(False, "AB002")]
+    ask(two, "commit")
+    assert late.result() == [(False, "AB002"), (False, "AB002")]
 
 
 def test_dropping_a_queue_under_load_does_not_deadlock(sessions: Sessions) -> None:

@@ -10,44 +10,55 @@ create or replace function teguh._hold_template(p_run_id uuid)
 as $$
 declare
   v_task teguh.t_template;
-  v_late boolean;
 begin
   select t.* into v_task
   from teguh.t_template as t
   where t.task_id = teguh._run_task(p_run_id)
   for no key update;
 
-  if v_task.run_id = p_run_id and v_task.state = 'running' then
-    return v_task;
+  if (v_task.run_id = p_run_id and v_task.state = 'running') is not true then
+    perform teguh._deny_template(v_task, p_run_id);
   end if;
+  return v_task;
+end;
+$$;
 
-  v_late := teguh._run_number(p_run_id) < teguh._run_number(v_task.run_id);
-  if v_task.task_id is null
-    or teguh._run_number(p_run_id) not between 1 and teguh._run_number(v_task.run_id)
+-- Raise why a run is not held, whose task stands like this; null: there is no such task.
+create or replace function teguh._deny_template(p_task teguh.t_template, p_run_id uuid)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_late boolean := teguh._run_number(p_run_id) < teguh._run_number(p_task.run_id);
+begin
+  if p_task.task_id is null
+    or teguh._run_number(p_run_id) not between 1 and teguh._run_number(p_task.run_id)
   then
     raise exception 'run "%" does not exist', p_run_id
       using
         errcode = 'TG002',
         detail = 'No task of this queue has a run with that id.',
         hint = 'Check the queue, and that the id is a run''s and not a task''s.';
-  elsif v_task.state = 'cancelled' then
-    raise exception 'task "%" is cancelled', v_task.task_id
+  elsif p_task.state = 'cancelled' then
+    raise exception 'task "%" is cancelled', p_task.task_id
       using
         errcode = 'AB001',
-        detail = format('It was cancelled at %s.', v_task.finished_at),
+        detail = format('It was cancelled at %s.', p_task.finished_at),
         hint = 'Stop working on it.';
-  elsif v_late or v_task.state in ('completed', 'failed', 'expired') then
+  elsif v_late or p_task.state in ('completed', 'failed', 'expired') then
     raise exception 'run "%" has ended', p_run_id
       using
         errcode = 'AB002',
-        detail = format('Its task is %s, in run "%s".', v_task.state, v_task.run_id),
+        detail = format('Its task is %s, in run "%s".', p_task.state, p_task.run_id),
         hint = 'Stop working on it: it was finished, or its lease was lost.';
   end if;
 
   raise exception 'run "%" is not running', p_run_id
     using
       errcode = 'TG004',
-      detail = format('It is %s: no worker holds it.', v_task.state),
+      detail = format('It is %s: no worker holds it.', p_task.state),
       hint = 'Claim it first.';
 end;
 $$;
@@ -225,15 +236,23 @@ begin
 end;
 $$;
 
--- Why a run could not be completed, as the SQLSTATE that complete_run() raises.
+-- Why a run could not be completed, as the SQLSTATE that complete_run() raises.  Its task is not
+-- locked: the caller holds others, and whoever holds this one may wait for those.
 create or replace function teguh._why_template(p_run_id uuid)
   returns text
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_task teguh.t_template;
 begin
-  perform teguh._hold_template(p_run_id);
+  select t.* into v_task
+  from teguh.t_template as t
+  where t.task_id = teguh._run_task(p_run_id);
+  if (v_task.run_id = p_run_id and v_task.state = 'running') is not true then
+    perform teguh._deny_template(v_task, p_run_id);
+  end if;
   return 'AB002';
 exception
   when sqlstate 'AB001' or sqlstate 'AB002' or sqlstate 'TG002' or sqlstate 'TG004' then

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import psycopg
 import pytest
 
 import teguh
@@ -235,6 +236,43 @@ def test_a_service_that_is_told_to_stop_ends_waits_and_streams(dsn: str) -> None
         answer = claim.result()
         assert (answer.status_code, answer.json()) == (200, [])
         assert serve.wait(30) == 0
+
+
+def test_a_claim_that_is_under_way_at_the_end_does_not_wait_on(dsn: str) -> None:
+    with teguh.Client.connect(dsn) as owner:
+        owner.create_queue("jobs")
+    headers = {"Authorization": f"Bearer {SECRETS['worker']}"}
+    blocked = """
+        select count(*) from pg_stat_activity
+        where datname = current_database() and wait_event_type = 'Lock'
+    """
+    with (
+        process(dsn, 0, "--ticker-interval", "0") as serve,
+        psycopg.connect(dsn) as blocker,
+        psycopg.connect(dsn, autocommit=True) as watcher,
+        ThreadPoolExecutor() as pool,
+    ):
+        url = started(serve) + PREFIX
+        blocker.execute("lock table teguh.p0_jobs")
+        claim = pool.submit(
+            httpx.post, url + CLAIM, headers=headers, json={"wait_seconds": 60}, timeout=90
+        )
+        until(lambda: watcher.execute(blocked).fetchone() == (1,), "its wait")
+        serve.send_signal(signal.SIGTERM)
+        until(lambda: refuses(url), "the end of the service's listening")
+        blocker.rollback()
+        answer = claim.result()
+        assert (answer.status_code, answer.json()) == (200, [])
+        assert serve.wait(30) == 0
+
+
+def refuses(url: str) -> bool:
+    """Tell whether nobody takes connections there."""
+    try:
+        httpx.get(url)
+    except httpx.ConnectError:
+        return True
+    return False
 
 
 def test_a_port_that_is_taken_ends_with_status_1(service: Api) -> None:

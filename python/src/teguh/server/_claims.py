@@ -262,7 +262,8 @@ class _Line:
             waiter.answer.set_result([])
             raise
         self._failed = False
-        if runs or waiter not in self._waiters:  # or its time was up meanwhile
+        # or its time was up meanwhile, or everybody's is
+        if runs or waiter not in self._waiters or self._claims.closing:
             self._leave(waiter)
             waiter.answer.set_result(runs)
         waiter.served = False
