@@ -926,7 +926,7 @@ def test_bad_calls_say_what_is_wrong(shop: Shop, call: str, state: str) -> None:
 
 def test_a_queue_that_is_dropped_under_a_worker_ends_its_work(dsn: str, shop: Shop) -> None:
     shop.handle("order", "begin return '1'; end")
-    with session(dsn, "call teguh.work('q', '{\"max_seconds\": 60, \"poll_seconds\": 0.02}')") as (
+    with session(dsn, "call teguh.work('q', '{\"max_seconds\": 600, \"poll_seconds\": 0.02}')") as (
         _, errors,
     ):  # fmt: skip
         shop.spawn("order")
