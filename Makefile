@@ -32,7 +32,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 .DELETE_ON_ERROR:
 .PHONY: help all install uninstall dist demo test test-matrix test-installs test-chaos test-model \
   absurd-npm bench bench-absurd bench-flat bench-inspect bench-limits bench-schedules \
-  sql check-generated freeze lint lint-style lint-sql lint-bodies lint-safety \
+  sql check-generated docs site freeze lint lint-style lint-sql lint-bodies lint-safety \
   lint-python lint-types plpgsql-check clean
 
 # Every way in which teguh gets into a database but the first, which `make test` takes.
@@ -111,6 +111,9 @@ sql: ## build sql/teguh.sql and the upgrade script from sql/src
 
 check-generated: ## fail when these are not what sql/src gives
 	@$(PYTHON) tools/build_sql.py --check
+
+docs: $(VENV)/dev ## write the references: docs/reference.md, errors.md, python.md
+	@$(PY) -m tools.make_reference
 
 freeze: $(VENV)/dev ## freeze a release under tests/upgrade/released (ARGS=revision)
 	@$(PY) tools/freeze.py $(ARGS)
