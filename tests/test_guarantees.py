@@ -50,9 +50,7 @@ def test_a_worker_may_report_in_a_transaction_of_any_level(queue: Connection, le
     ((task_id, run_id),) = ask(queue, "select task_id, run_id from teguh.claim_task('q', 'w')")
     ask(queue, f"begin isolation level {level}")
     ask(queue, "insert into payments values (1)")
-    ask(
-        queue, "select teguh.set_task_checkpoint_state('q', %s, 'pay', '1', %s)", task_id, run_id
-    )
+    ask(queue, "select teguh.set_task_checkpoint_state('q', %s, 'pay', '1', %s)", task_id, run_id)
     ask(queue, "select teguh.spawn_task('q', 'b', '2')")
     ask(queue, "select teguh.complete_run('q', %s)", run_id)
     ask(queue, "commit")
@@ -78,7 +76,9 @@ def test_a_report_on_an_old_snapshot_is_refused_whole(
             )
         ask(other, "rollback")
     assert ask(queue, "select * from payments") == []
-    assert ask(queue, "select * from teguh.get_task_checkpoint_states('q', %s, null)", task_id) == []
+    assert (
+        ask(queue, "select * from teguh.get_task_checkpoint_states('q', %s, null)", task_id) == []
+    )
 
 
 def test_what_a_savepoint_takes_back_has_not_happened(queue: Connection) -> None:
@@ -147,9 +147,7 @@ def test_a_step_in_a_prepared_transaction_is_done_when_that_is_committed(two_pha
         ((task_id, run_id),) = ask(one, "select task_id, run_id from teguh.claim_task('q', 'w')")
         ask(one, "begin")
         ask(one, "insert into payments values (1)")
-        ask(
-            one, "select teguh.set_task_checkpoint_state('q', %s, 'pay', '1', %s)", task_id, run_id
-        )
+        ask(one, "select teguh.set_task_checkpoint_state('q', %s, 'pay', '1', %s)", task_id, run_id)
         ask(one, "prepare transaction 'step'")
         ask(other, "set teguh.fake_now = '2031-05-01 12:05:00+00'")
         assert ask(other, "select teguh.claim_task('q', 'w')") == []  # the lease is over: it waits
