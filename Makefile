@@ -115,6 +115,11 @@ check-generated: ## fail when these are not what sql/src gives
 docs: $(VENV)/dev ## write the references: docs/reference.md, errors.md, python.md
 	@$(PY) -m tools.make_reference
 
+site: $(VENV)/docs ## the documents as a site, into build/site
+	@rm -rf build/pages build/site && mkdir -p build/pages
+	@cp -R README.md ARCHITECTURE.md CONTRIBUTING.md CHANGELOG.md docs build/pages
+	@$(VENV)/bin/mkdocs build --strict --quiet
+
 freeze: $(VENV)/dev ## freeze a release under tests/upgrade/released (ARGS=revision)
 	@$(PY) tools/freeze.py $(ARGS)
 
@@ -169,6 +174,10 @@ $(VENV)/made:
 # Editable: what is tested and shown is the checkout.
 $(VENV)/demo: $(VENV)/made pyproject.toml META.json
 	@$(PIP) install --editable '.[embedded]'
+	@touch $@
+
+$(VENV)/docs: $(VENV)/made pyproject.toml META.json
+	@$(PIP) install --editable '.[docs]'
 	@touch $@
 
 $(VENV)/dev: $(VENV)/made pyproject.toml META.json
