@@ -118,7 +118,7 @@ docs: $(VENV)/dev ## write the references: docs/reference.md, errors.md, python.
 site: $(VENV)/docs ## the documents as a site, into build/site
 	@rm -rf build/pages build/site && mkdir -p build/pages
 	@cp -R README.md ARCHITECTURE.md CONTRIBUTING.md CHANGELOG.md docs build/pages
-	@$(VENV)/bin/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 freeze: $(VENV)/dev ## freeze a release under tests/upgrade/released (ARGS=revision)
 	@$(PY) tools/freeze.py $(ARGS)

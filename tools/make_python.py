@@ -64,7 +64,9 @@ def _told(value: griffe.Object | griffe.Alias, *, inline: bool = False) -> str:
 
 def _block(match: re.Match[str]) -> str:
     lines = re.sub(r"(?m)^    ", "", match[1]).rstrip()
-    return f"```{'python' if '@' in lines else 'text'}\n{lines}\n```\n\n"
+    if "@" in lines:
+        return "```python\n" + re.sub(r"\n+(?=@)", r"\n\n\n", lines) + "\n```\n\n"
+    return f"```text\n{lines}\n```\n\n"
 
 
 def _made(value: griffe.Object | griffe.Alias) -> str:
