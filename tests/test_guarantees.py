@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -209,7 +210,7 @@ def test_a_crash_without_synchronous_commit_leaves_a_state_that_was(own_server: 
     for thread in threads:
         thread.start()
     while own_server.execute("select count(*) from payments", "lost") < [(200,)]:
-        pass
+        time.sleep(0.05)
     own_server.kill()
     for thread in threads:
         thread.join()
