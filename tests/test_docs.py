@@ -375,6 +375,14 @@ def test_every_test_that_a_document_names_exists() -> None:
             assert f"def {name}(" in tests, name
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/scaling.md"])
+def test_every_source_is_cited_and_every_citation_has_one(page: str) -> None:
+    text = (ROOT / page).read_text()
+    listed = re.findall(r"(?m)^(\d+)\. .*https://", text)
+    assert listed == [str(n) for n in range(1, len(listed) + 1)]
+    assert set(re.findall(r"\[(\d+)\](?!\()", text)) == set(listed)
+
+
 def test_what_the_page_on_scaling_counts_is_so(conn: psycopg.Connection[Any]) -> None:
     text = (ROOT / "docs" / "scaling.md").read_text()
     conn.execute("select teguh.create_queue('q')")
