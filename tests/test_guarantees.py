@@ -230,6 +230,31 @@ def test_a_crash_without_synchronous_commit_leaves_a_state_that_was(own_server: 
         assert ask(connection, "select distinct state from teguh.t_q") == [("completed",)]
 
 
+# Clocks
+
+
+def test_a_clock_that_steps_ahead_ends_leases_and_lets_no_late_worker_write(
+    queue: Connection, dsn: str
+) -> None:
+    with psycopg.connect(dsn, autocommit=True) as other:
+        ask(queue, "set teguh.fake_now = '2031-05-01 12:00:00+00'")
+        ask(other, "set teguh.fake_now = '2031-05-01 18:00:00+00'")
+        ask(queue, "select teguh.spawn_task('q', 'a', '1')")
+        ((task_id, run_id),) = ask(queue, "select task_id, run_id from teguh.claim_task('q', 'w')")
+        ask(other, "select teguh.ticker('q')")
+        ask(other, "set teguh.fake_now = '2031-05-01 18:01:00+00'")
+        claimed = ask(other, "select attempt, failures from teguh.claim_task('q', 'v')")
+        assert claimed == [(2, 1)]
+        for late in ("complete_run('q', %s)", "extend_claim('q', %s, 60)"):
+            with pytest.raises(psycopg.Error) as caught:
+                ask(queue, f"select teguh.{late}", run_id)
+            assert caught.value.sqlstate == "AB002"
+        step = "select teguh.set_task_checkpoint_state('q', %s, 'pay', '1', %s)"
+        with pytest.raises(psycopg.Error) as caught:
+            ask(queue, step, task_id, run_id)
+        assert caught.value.sqlstate == "AB002"
+
+
 # The page
 
 
