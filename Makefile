@@ -32,7 +32,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 .DELETE_ON_ERROR:
 .PHONY: help all install uninstall dist demo test test-matrix test-installs test-chaos test-model \
   absurd-npm bench bench-absurd bench-flat bench-inspect bench-limits bench-schedules \
-  sql check-generated freeze lint lint-style lint-sql lint-bodies lint-safety \
+  sql check-generated docs site freeze lint lint-style lint-sql lint-bodies lint-safety \
   lint-python lint-types plpgsql-check clean
 
 # Every way in which teguh gets into a database but the first, which `make test` takes.
@@ -112,6 +112,14 @@ sql: ## build sql/teguh.sql and the upgrade script from sql/src
 check-generated: ## fail when these are not what sql/src gives
 	@$(PYTHON) tools/build_sql.py --check
 
+docs: $(VENV)/dev ## write the references: docs/reference.md, errors.md, python.md
+	@$(PY) -m tools.make_reference
+
+site: $(VENV)/docs ## the documents as a site, into build/site
+	@rm -rf build/pages build/site && mkdir -p build/pages
+	@cp -R README.md ARCHITECTURE.md CONTRIBUTING.md CHANGELOG.md docs build/pages
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
 freeze: $(VENV)/dev ## freeze a release under tests/upgrade/released (ARGS=revision)
 	@$(PY) tools/freeze.py $(ARGS)
 
@@ -166,6 +174,10 @@ $(VENV)/made:
 # Editable: what is tested and shown is the checkout.
 $(VENV)/demo: $(VENV)/made pyproject.toml META.json
 	@$(PIP) install --editable '.[embedded]'
+	@touch $@
+
+$(VENV)/docs: $(VENV)/made pyproject.toml META.json
+	@$(PIP) install --editable '.[docs]'
 	@touch $@
 
 $(VENV)/dev: $(VENV)/made pyproject.toml META.json
