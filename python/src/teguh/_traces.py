@@ -158,7 +158,11 @@ class RunTrace:
         elif error is not None:
             outcome = "failed"
             self._span.record_exception(error)
-            self._span.set_attribute("error.type", type(error).__qualname__)
+            kind = type(error)
+            name = kind.__qualname__
+            if kind.__module__ != "builtins":
+                name = f"{kind.__module__}.{name}"
+            self._span.set_attribute("error.type", name)
             self._span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
         self._span.set_attribute("teguh.outcome", outcome)
         self._span.end()
