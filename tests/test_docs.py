@@ -355,7 +355,7 @@ DOCUMENTS = [
     "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/cli.md", "docs/http.md",
     "docs/managed.md", "docs/upgrading.md", "docs/operating.md", "docs/patterns/children.md",
     "docs/patterns/in-database.md", "docs/patterns/messages.md", "docs/patterns/sagas.md",
-    "docs/patterns/schedules.md", "docs/patterns/workflow-runs.md",
+    "docs/patterns/schedules.md", "docs/patterns/workflow-runs.md", "docs/worker.md",
 ]  # fmt: skip
 
 
