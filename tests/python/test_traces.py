@@ -36,7 +36,7 @@ def provider(
     """The provider of tracers, for one test; those that workers get come from it."""
     sampled = request.param == "sampled"
     provider = TracerProvider() if sampled else TracerProvider(sampler=ALWAYS_OFF)
-    monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
     yield provider
     provider.shutdown()
 
@@ -356,6 +356,17 @@ def test_headers_that_name_no_span_are_no_hindrance(
         task = client.spawn_task(queue, "n", headers=headers)
         assert finished(client, queue, task.task_id).state == "completed"
     assert named(exporter, "n")[0].parent is None
+
+
+def test_without_a_provider_the_span_of_the_headers_is_passed_on(
+    dsn: str, client: teguh.Client, queue: str, tasks: teguh.Registry
+) -> None:
+    tasks.task("parent")(lambda ctx: str(ctx.spawn("child").task_id))
+    with running(dsn, queue, tasks, known_only=True):
+        for headers in ({"traceparent": PARENT}, {}):
+            task = client.spawn_task(queue, "parent", headers=headers)
+            child = finished(client, queue, task.task_id).completed_payload
+            assert stored_headers(client, queue, child) == headers
 
 
 def test_without_the_package_all_else_works(dsn: str, client: teguh.Client, queue: str) -> None:

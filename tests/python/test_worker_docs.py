@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import prometheus_client
-import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -31,6 +30,8 @@ from tests.python.support import PATIENCE, finished, running, until
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pytest
 
 TEXT = (ROOT / "docs" / "worker.md").read_text()
 PROGRAM, TRACES, LOGS = re.findall(r"^```python\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
@@ -131,7 +132,7 @@ def test_the_traces_of_the_page_reach_its_exporter(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def set_tracer_provider(provider: trace.TracerProvider) -> None:
-        monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
+        monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
 
     monkeypatch.setattr(trace, "set_tracer_provider", set_tracer_provider)
     space: dict[str, Any] = {"exporter": InMemorySpanExporter()}

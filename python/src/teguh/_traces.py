@@ -68,8 +68,9 @@ def _extract(headers: Mapping[str, Any]) -> Context:
 class Traces:
     """Opens the spans of one worker."""
 
-    def __init__(self, tracer: Tracer, queue: str, worker_id: str) -> None:
+    def __init__(self, tracer: Tracer, queue: str, worker_id: str, *, passes_on: bool) -> None:
         self._tracer = tracer
+        self._passes_on = passes_on
         self._shared = {
             "messaging.system": "teguh",
             "messaging.operation.name": "process",
@@ -80,15 +81,21 @@ class Traces:
 
     @classmethod
     def of_worker(cls, queue: str, worker_id: str) -> Traces | None:
-        """Return what traces a worker, or None without OpenTelemetry."""
+        """Return what traces a worker, or None without OpenTelemetry.
+
+        If the program has set no provider, spans are only passed on.
+        """
         try:
             from opentelemetry import trace
         except ModuleNotFoundError:
             return None
-        return cls(trace.get_tracer("teguh"), queue, worker_id)
+        passes_on = isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+        return cls(trace.get_tracer("teguh"), queue, worker_id, passes_on=passes_on)
 
-    def begin(self, claim: ClaimedRun) -> RunTrace:
-        """Open the span of one execution of a run."""
+    def begin(self, claim: ClaimedRun) -> RunTrace | None:
+        """Open the span of one execution of a run; None if there is nothing to tell."""
+        if self._passes_on and not (claim.headers and "traceparent" in claim.headers):
+            return None
         from opentelemetry.trace import Link, SpanKind, get_current_span
 
         before = (claim.checkpoints or {}).get(SPAN_STEP)

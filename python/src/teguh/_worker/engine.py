@@ -374,6 +374,7 @@ class Engine:
             self._loop.call_later(claim.timeout_seconds, self._lost, run, "its timeout is over")
 
     def _task_ended(self, run: Run, task: asyncio.Task[object]) -> None:
+        run.task = None  # its context knows the run
         if task.cancelled():
             self._handler_ended(run, None, asyncio.CancelledError("the handler was cancelled"))
         elif (error := task.exception()) is not None:
@@ -465,17 +466,19 @@ class Engine:
             else:
                 self._fail(batch[0].run, error)
         else:
-            errors = dict(refused)
-            for run, _ in batch:
-                sqlstate = errors.get(run.claim.run_id)
-                self._count(run.claim, "completed" if sqlstate is None else "lost")
-                if sqlstate is not None:
-                    self._log.info(
-                        "the result of run %s was discarded: %s",
-                        run.claim.run_id,
-                        sqlstate,
-                        extra=run.fields(),
-                    )
+            self._completed([completion.run for completion in batch], dict(refused))
+
+    def _completed(self, runs: list[Run], refused: dict[UUID, str]) -> None:
+        """Count results, and log those that were refused, with the SQLSTATE."""
+        if self._meter is not None:
+            for run in runs:
+                lost = run.claim.run_id in refused
+                self._count(run.claim, "lost" if lost else "completed")
+        if refused:
+            text = "the result of run %s was discarded: %s"
+            for run in runs:
+                if (sqlstate := refused.get(run.claim.run_id)) is not None:
+                    self._log.info(text, run.claim.run_id, sqlstate, extra=run.fields())
 
     def _fail(self, run: Run, error: BaseException) -> None:
         extra = run.fields()
