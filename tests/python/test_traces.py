@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from opentelemetry import baggage, trace
 from opentelemetry.context import attach, detach
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
@@ -356,6 +356,39 @@ def test_headers_that_name_no_span_are_no_hindrance(
         task = client.spawn_task(queue, "n", headers=headers)
         assert finished(client, queue, task.task_id).state == "completed"
     assert named(exporter, "n")[0].parent is None
+
+
+class Broken(SpanProcessor):
+    """A processor that raises at one end of a span."""
+
+    def __init__(self, at: str) -> None:
+        self._at = at
+
+    def on_start(self, span: object, parent_context: object = None) -> None:
+        if self._at == "start":
+            raise RuntimeError("broken")
+
+    def on_end(self, span: ReadableSpan) -> None:
+        if self._at == "end":
+            raise RuntimeError("broken")
+
+
+@pytest.mark.parametrize("at", ["start", "end"])
+def test_a_processor_that_raises_costs_the_span_and_not_the_task(
+    dsn: str,
+    client: teguh.Client,
+    queue: str,
+    tasks: teguh.Registry,
+    provider: TracerProvider,
+    caplog: pytest.LogCaptureFixture,
+    at: str,
+) -> None:
+    provider.add_span_processor(Broken(at))
+    tasks.task("n")(lambda _: None)
+    with running(dsn, queue, tasks):
+        task = client.spawn_task(queue, "n")
+        assert finished(client, queue, task.task_id).state == "completed"
+    assert ("no span for task 'n'" if at == "start" else "could not be ended") in caplog.text
 
 
 def test_without_a_provider_the_span_of_the_headers_is_passed_on(

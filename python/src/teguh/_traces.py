@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
 
     from teguh._types import ClaimedRun, SpawnOptions
+    from teguh.logs import WorkerLog
 
 # The checkpoint that tells the next execution of a task of the span before.
 SPAN_STEP = "$teguh:span"
@@ -68,8 +69,11 @@ def _extract(headers: Mapping[str, Any]) -> Context:
 class Traces:
     """Opens the spans of one worker."""
 
-    def __init__(self, tracer: Tracer, queue: str, worker_id: str, *, passes_on: bool) -> None:
+    def __init__(
+        self, tracer: Tracer, queue: str, worker_id: str, log: WorkerLog, *, passes_on: bool
+    ) -> None:
         self._tracer = tracer
+        self._log = log
         self._passes_on = passes_on
         self._shared = {
             "messaging.system": "teguh",
@@ -80,7 +84,7 @@ class Traces:
         }
 
     @classmethod
-    def of_worker(cls, queue: str, worker_id: str) -> Traces | None:
+    def of_worker(cls, queue: str, worker_id: str, log: WorkerLog) -> Traces | None:
         """Return what traces a worker, or None without OpenTelemetry.
 
         If the program has set no provider, spans are only passed on.
@@ -90,12 +94,19 @@ class Traces:
         except ModuleNotFoundError:
             return None
         passes_on = isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
-        return cls(trace.get_tracer("teguh"), queue, worker_id, passes_on=passes_on)
+        return cls(trace.get_tracer("teguh"), queue, worker_id, log, passes_on=passes_on)
 
     def begin(self, claim: ClaimedRun) -> RunTrace | None:
         """Open the span of one execution of a run; None if there is nothing to tell."""
         if self._passes_on and not (claim.headers and "traceparent" in claim.headers):
             return None
+        try:
+            return self._begin(claim)
+        except Exception:  # noqa: BLE001 - a sampler or processor: tasks go on without
+            self._log.exception("no span for task %r %s", claim.task_name, claim.task_id)
+            return None
+
+    def _begin(self, claim: ClaimedRun) -> RunTrace:
         from opentelemetry.trace import Link, SpanKind, get_current_span
 
         before = (claim.checkpoints or {}).get(SPAN_STEP)
@@ -118,19 +129,20 @@ class Traces:
             },
             links,
         )
-        return RunTrace(self._tracer, span, context)
+        return RunTrace(self._tracer, span, context, self._log)
 
 
 class RunTrace:
     """The span of one execution of a run."""
 
-    __slots__ = ("_context", "_span", "_to_keep", "_tracer")
+    __slots__ = ("_context", "_log", "_span", "_to_keep", "_tracer")
 
-    def __init__(self, tracer: Tracer, span: Span, context: Context) -> None:
+    def __init__(self, tracer: Tracer, span: Span, context: Context, log: WorkerLog) -> None:
         from opentelemetry.trace import set_span_in_context
 
         self._tracer = tracer
         self._span = span
+        self._log = log
         self._context = set_span_in_context(span, context)
         self._to_keep = span.is_recording()
 
@@ -154,6 +166,12 @@ class RunTrace:
 
     def end(self, error: BaseException | None) -> None:
         """Close the span: the handler has returned, or was ended by this."""
+        try:
+            self._end(error)
+        except Exception:  # noqa: BLE001 - a processor: how the task ended is what matters
+            self._log.exception("a span could not be ended")
+
+    def _end(self, error: BaseException | None) -> None:
         from opentelemetry.trace import Status, StatusCode
 
         outcome = "completed"

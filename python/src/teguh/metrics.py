@@ -53,6 +53,9 @@ _HANDLER_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30,
 # A client that sends nothing for so long is hung up on.
 _REQUEST_SECONDS = 10.0
 
+# How long it takes at most to stop serving.
+_STOP_SECONDS = 0.2
+
 
 class Health(TypedDict):
     """Whether all workers are well, and if not, why."""
@@ -129,7 +132,9 @@ class Metrics(Collector):
             raise ConfigurationError(f"metrics cannot be served at {address}: {error}") from None
         server.set_app(self._answer)
         served = f"{address.rpartition(':')[0]}:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, name="teguh-metrics", daemon=True)
+        thread = threading.Thread(
+            target=server.serve_forever, args=[_STOP_SECONDS], name="teguh-metrics", daemon=True
+        )
         thread.start()
         log.info("serving metrics at http://%s/metrics", served)
         try:

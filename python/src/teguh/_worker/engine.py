@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -110,7 +112,7 @@ class Engine:
         self._loop = asyncio.get_running_loop()
 
         self._log = WorkerLog(queue, settings.worker_id)
-        self._traces = Traces.of_worker(queue, settings.worker_id)
+        self._traces = Traces.of_worker(queue, settings.worker_id, self._log)
         self._meter = None if metrics is None else metrics.meter(queue, registry, settings)
 
         # Wakes the claim loop: a notification, a slot that it waits for, a timer it has not
@@ -284,8 +286,7 @@ class Engine:
             params["options"] = dumps({"task_names": self._registry.names()}, "the names")
         rows = await self._claims.fetch(statement, params)
         if self._meter is not None:
-            names = [row[3] for row in rows]
-            self._meter.claimed(names, time.monotonic() - now)
+            self._meter.claimed([row[3] for row in rows], time.monotonic() - now)
         unknown = []
         for row in rows:
             claim = ClaimedRun(*row)
@@ -402,7 +403,8 @@ class Engine:
         if run.trace is not None:
             run.trace.end(interrupt or error)
         if interrupt is not None:
-            self._log.debug("%s: %s", run, interrupt, extra=run.fields())
+            if self._log.isEnabledFor(logging.DEBUG):
+                self._log.debug("%s: %s", run, interrupt, extra=run.fields())
             self._runs.pop(run.claim.run_id, None)
             if not run.released:
                 self._count(run.claim, "suspended" if isinstance(interrupt, Suspended) else "lost")
@@ -515,9 +517,9 @@ class Engine:
         async def report() -> None:
             try:
                 if trace is not None and (span := trace.to_keep()) is not None:
-                    await self._async_calls.checkpoint(
-                        claims[0], SPAN_STEP, dumps(span, "the span")
-                    )
+                    with suppress(psycopg.Error):  # what matters is the next statement
+                        state = dumps(span, "the span")
+                        await self._async_calls.checkpoint(claims[0], SPAN_STEP, state)
                 await self._store.fetch(statement, params)
             except psycopg.Error as error:
                 if statement == _sql.RELEASE_BATCH and len(claims) > 1:
@@ -549,6 +551,8 @@ class Engine:
             await self._hand_back()
             await _at_most(_FLUSH_SECONDS, self._store.drain())
         finally:
+            if self._meter is not None:
+                self._meter.stop()
             self._pulse.stop()
             self._threads.close()
             for part in (claiming, *others):
@@ -559,8 +563,6 @@ class Engine:
                 await pool.close()
             self._thread_transactions.close()
             self._pulse.join(1.0)
-            if self._meter is not None:
-                self._meter.stop()
 
     async def _handlers_end(self) -> None:
         if self._executing:
