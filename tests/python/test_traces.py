@@ -394,12 +394,19 @@ def test_a_processor_that_raises_costs_the_span_and_not_the_task(
 def test_without_a_provider_the_span_of_the_headers_is_passed_on(
     dsn: str, client: teguh.Client, queue: str, tasks: teguh.Registry
 ) -> None:
-    tasks.task("parent")(lambda ctx: str(ctx.spawn("child").task_id))
+    @tasks.task("parent")
+    def parent(ctx: teguh.TaskContext) -> list[str]:
+        def spawn() -> str:
+            with teguh.Client.connect(dsn) as mine:
+                return str(mine.spawn_task(queue, "child").task_id)
+
+        return [str(ctx.spawn("child").task_id), ctx.step("spawn", spawn)]
+
     with running(dsn, queue, tasks, known_only=True):
         for headers in ({"traceparent": PARENT}, {}):
             task = client.spawn_task(queue, "parent", headers=headers)
-            child = finished(client, queue, task.task_id).completed_payload
-            assert stored_headers(client, queue, child) == headers
+            for child in finished(client, queue, task.task_id).completed_payload:
+                assert stored_headers(client, queue, child) == headers
 
 
 def test_without_the_package_all_else_works(dsn: str, client: teguh.Client, queue: str) -> None:

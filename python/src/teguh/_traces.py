@@ -109,12 +109,14 @@ class Traces:
     def _begin(self, claim: ClaimedRun) -> RunTrace:
         from opentelemetry.trace import Link, SpanKind, get_current_span
 
+        context = _extract(claim.headers or {})
+        if self._passes_on:
+            return RunTrace(None, get_current_span(context), context, self._log)
         before = (claim.checkpoints or {}).get(SPAN_STEP)
         links = []
         if isinstance(before, str):
             known = get_current_span(_extract({"traceparent": before})).get_span_context()
             links = [Link(known)] if known.is_valid else []
-        context = _extract(claim.headers or {})
         span = self._tracer.start_span(
             claim.task_name,
             context,
@@ -133,11 +135,11 @@ class Traces:
 
 
 class RunTrace:
-    """The span of one execution of a run."""
+    """The span of one execution of a run; without a tracer, that which its headers name."""
 
     __slots__ = ("_context", "_log", "_span", "_to_keep", "_tracer")
 
-    def __init__(self, tracer: Tracer, span: Span, context: Context, log: WorkerLog) -> None:
+    def __init__(self, tracer: Tracer | None, span: Span, context: Context, log: WorkerLog) -> None:
         from opentelemetry.trace import set_span_in_context
 
         self._tracer = tracer
@@ -154,6 +156,8 @@ class RunTrace:
 
     def step(self, name: str) -> AbstractContextManager[object]:
         """Open a span of a step, which notes what the step raises."""
+        if self._tracer is None:
+            return NO_SPAN
         return self._tracer.start_as_current_span(name, attributes={"teguh.step.name": name})
 
     def to_keep(self) -> str | None:
