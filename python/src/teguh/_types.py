@@ -7,6 +7,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from uuid import UUID
 
+from teguh._traces import propagated
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -678,6 +680,11 @@ def follow_up_json(task: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def child_json(task: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a child to be spawned as JSON values; its headers name the active span."""
+    return follow_up_json({**task, "options": propagated(task.get("options", {}))})
+
+
 def filter_json(which: Mapping[str, Any]) -> dict[str, Any]:
     """Return a filter as JSON values."""
     values: dict[str, Any] = {}
@@ -711,7 +718,7 @@ def tasks_json(tasks: Sequence[NewTask]) -> list[dict[str, Any]]:
         {
             "task_name": task.task_name,
             "params": task.params,
-            "options": options_json(task.options or {}),
+            "options": options_json(propagated(task.options or {})),
         }
         for task in tasks
     ]

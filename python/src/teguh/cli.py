@@ -16,6 +16,7 @@ import psycopg
 from teguh._install import install, upgrade
 from teguh._sync.client import Client
 from teguh.errors import ConfigurationError, EngineError, NotStorable, TeguhError
+from teguh.logs import JsonFormatter, TaskFilter
 from teguh.registry import Registry
 from teguh.worker import Worker, WorkerOptions
 
@@ -178,6 +179,9 @@ def add_core(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     command.add_argument(
         "--shutdown-timeout", type=float, metavar="S", help="wait S for handlers to end (10)"
     )
+    command.add_argument(
+        "--unknown-delay", type=float, metavar="S", help="leave unknown tasks alone for S (10)"
+    )
     command.add_argument("--worker-id", help="the name that holds the lease (host:pid)")
     command.add_argument(
         "--known-only",
@@ -191,6 +195,12 @@ def add_core(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         action="store_false",
         default=None,
         help="poll only: for a pooler in transaction mode",
+    )
+    command.add_argument(
+        "--metrics", metavar="HOST:PORT", help="serve /metrics and /health there (needs an extra)"
+    )
+    command.add_argument(
+        "--log-format", choices=("text", "json"), default="text", help="how to log (text)"
     )
     command.add_argument("-v", "--verbose", action="store_true", help="log everything")
     command.set_defaults(command=_worker)
@@ -244,17 +254,22 @@ def _upgrade(args: argparse.Namespace) -> int:
 
 
 def _worker(args: argparse.Namespace) -> int:
-    logging.basicConfig(
-        level=logging.DEBUG if args.verbose else logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        JsonFormatter()
+        if args.log_format == "json"
+        else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     )
+    handler.addFilter(TaskFilter())
+    logging.basicConfig(level=logging.DEBUG if args.verbose else logging.INFO, handlers=[handler])
     registry = _load(args.registry)
     given = {name: getattr(args, name, None) for name in WorkerOptions.__annotations__}
     options: WorkerOptions = {k: v for k, v in given.items() if v is not None}  # type: ignore[assignment]
+    worker = Worker(args.dsn, args.queue, registry, **options)
     logging.getLogger("teguh.worker").info(
         "working on queue %s: %s", args.queue, ", ".join(registry.names())
     )
-    Worker(args.dsn, args.queue, registry, **options).run()
+    worker.run()
     return 0
 
 

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import threading
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
@@ -17,6 +17,7 @@ from teguh.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from teguh.metrics import Metrics
     from teguh.registry import Registry
 
 
@@ -37,6 +38,8 @@ class WorkerOptions(TypedDict, total=False):
     ``listen`` (True): False does without LISTEN, session state and prepared statements, as a
     pooler in transaction mode needs it; then ``poll_interval`` is how late a task may start.
     ``worker_id`` (host:pid): the name under which the lease is held.
+    ``metrics`` (None): ``HOST:PORT`` serves ``/metrics`` and ``/health`` there while the worker
+    runs; a :class:`teguh.metrics.Metrics` is counted into. Needs the extra ``metrics``.
     """
 
     concurrency: int
@@ -50,6 +53,7 @@ class WorkerOptions(TypedDict, total=False):
     known_only: bool
     listen: bool
     worker_id: str | None
+    metrics: Metrics | str | None
 
 
 def _settings(options: WorkerOptions) -> Settings:
@@ -91,6 +95,24 @@ def _settings(options: WorkerOptions) -> Settings:
     return settings
 
 
+def _metrics(given: Metrics | str | None) -> tuple[Metrics | None, str | None]:
+    """Return what to count into, and where to serve it."""
+    if given is None:
+        return None, None
+    try:
+        from teguh.metrics import Metrics, parse_address
+    except ModuleNotFoundError as error:
+        if error.name != "prometheus_client":
+            raise
+        raise ConfigurationError(str(error)) from None
+    if isinstance(given, Metrics):
+        return given, None
+    if not isinstance(given, str):
+        raise ConfigurationError(f"metrics is HOST:PORT or a teguh.metrics.Metrics, not {given!r}")
+    parse_address(given)
+    return Metrics(), given
+
+
 def _check_names(names: list[str]) -> None:
     """Refuse what cannot be claimed by name."""
     if "*" in names:
@@ -124,6 +146,7 @@ class AsyncWorker:
         self._queue = queue
         self._registry = registry
         self._settings = _settings(options)
+        self._metrics, self._address = _metrics(options.get("metrics"))
         self._lock = threading.Lock()
         self._engine: Engine | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -139,17 +162,25 @@ class AsyncWorker:
         """
         if self._settings.known_only:
             _check_names(self._registry.names())
-        engine = Engine(self._conninfo, self._queue, self._registry, self._settings)
+        engine = Engine(self._conninfo, self._queue, self._registry, self._settings, self._metrics)
         with self._lock:
             if self._stopped:
                 return
             self._engine, self._loop = engine, asyncio.get_running_loop()
         try:
-            with _stopped_by_signals(engine) if signals else _as_is():
+            with (
+                _stopped_by_signals(engine) if signals else nullcontext(),
+                self._served(),
+            ):
                 await engine.run()
         finally:
             with self._lock:
                 self._engine = self._loop = None
+
+    def _served(self) -> AbstractContextManager[object]:
+        if self._metrics is None or self._address is None:
+            return nullcontext()
+        return self._metrics.serve(self._address)
 
     def stop(self, *, wait: bool = True) -> None:
         """Stop claiming, let handlers end, hand the rest back; may be called in any thread.
@@ -204,8 +235,3 @@ def _stopped_by_signals(engine: Engine) -> Iterator[None]:
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
-
-
-@contextmanager
-def _as_is() -> Iterator[None]:
-    yield

@@ -8,6 +8,7 @@ from uuid import UUID
 from teguh import _sql
 from teguh._connect import AsyncConn, open_async
 from teguh._json import dumps
+from teguh._traces import propagated
 from teguh._types import (
     Access,
     Action,
@@ -53,6 +54,7 @@ from teguh._types import (
     WorkflowTask,
     WorkOptions,
     awaited_children,
+    child_json,
     filter_json,
     follow_up_json,
     given,
@@ -329,7 +331,7 @@ class AsyncClient:
             queue=queue,
             task_name=task_name,
             params=dumps(params, f"params of task {task_name!r}"),
-            options=dumps(options_json(options), f"options of task {task_name!r}"),
+            options=dumps(options_json(propagated(options)), f"options of task {task_name!r}"),
         )
         return Spawned(*rows[0])
 
@@ -536,7 +538,7 @@ class AsyncClient:
             queue=queue,
             run=run_id,
             step=step_name,
-            tasks=dumps([follow_up_json(task) for task in tasks], "the children"),
+            tasks=dumps([child_json(task) for task in tasks], "the children"),
             end=on_parent_end,
         )
         return [SpawnedChild(*row) for row in rows]

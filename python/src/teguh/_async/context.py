@@ -20,6 +20,7 @@ import psycopg
 
 from teguh import _sql
 from teguh._json import dumps, stored
+from teguh._traces import NO_SPAN, SPAN_STEP
 from teguh._types import (
     Awaited,
     AwaitedChildren,
@@ -44,12 +45,13 @@ from teguh.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
-    from contextlib import AbstractAsyncContextManager
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
     from datetime import datetime
     from types import TracebackType
     from uuid import UUID
 
     from teguh._connect import AsyncConn
+    from teguh._traces import RunTrace
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -158,6 +160,7 @@ class AsyncTaskContext:
         self._names: set[str] = set()
         self._broods: dict[str, str] = {}
         self._interrupt: Interrupt | None = None
+        self._trace: RunTrace | None = None
 
     @property
     def queue(self) -> str:
@@ -234,10 +237,11 @@ class AsyncTaskContext:
         step = self._number(name)
         if step in self._checkpoints:
             return cast("T", self._checkpoints[step])
-        value = fn(*args, **kwargs)
-        if inspect.isawaitable(value):
-            value = await value
-        return cast("T", await self._store(step, value))
+        with self._span(step):
+            value = fn(*args, **kwargs)
+            if inspect.isawaitable(value):
+                value = await value
+            return cast("T", await self._store(step, value))
 
     # [end]
     # [sync only]
@@ -251,7 +255,8 @@ class AsyncTaskContext:
     #     step = self._number(name)
     #     if step in self._checkpoints:
     #         return cast("T", self._checkpoints[step])
-    #     return cast("T", self._store(step, fn(*args, **kwargs)))
+    #     with self._span(step):
+    #         return cast("T", self._store(step, fn(*args, **kwargs)))
     #
     # [end]
     async def transaction(
@@ -269,22 +274,23 @@ class AsyncTaskContext:
         step = self._number(name)
         if step in self._checkpoints:
             return cast("T", self._checkpoints[step])
-        async with self._calls.transaction() as connection:
-            value = await fn(connection, *args, **kwargs)
-            text = dumps(value, f"the result of step {step!r}")
-            with self._guard():
-                await connection.execute(
-                    _sql.SET_TASK_CHECKPOINT_STATE.encode(),
-                    {
-                        "queue": self._calls.queue,
-                        "task": self._run.task_id,
-                        "step": step,
-                        "state": text,
-                        "run": self._run.run_id,
-                        "extend_by": None,
-                    },
-                )
-        return cast("T", self._remember(step, value, text))
+        with self._span(step):
+            async with self._calls.transaction() as connection:
+                value = await fn(connection, *args, **kwargs)
+                text = dumps(value, f"the result of step {step!r}")
+                with self._guard():
+                    await connection.execute(
+                        _sql.SET_TASK_CHECKPOINT_STATE.encode(),
+                        {
+                            "queue": self._calls.queue,
+                            "task": self._run.task_id,
+                            "step": step,
+                            "state": text,
+                            "run": self._run.run_id,
+                            "extend_by": None,
+                        },
+                    )
+            return cast("T", self._remember(step, value, text))
 
     async def sleep_for(self, seconds: float, name: str | None = None) -> None:
         """Suspend the task for some seconds, counted once by the database's clock.
@@ -298,6 +304,7 @@ class AsyncTaskContext:
             if step in self._checkpoints:
                 await self._sleep_again(step)
             else:
+                await self._keep_span()
                 await self._calls.sleep_for(self._run, step, seconds)
                 raise Suspended(f"asleep for {seconds} seconds")
 
@@ -309,6 +316,7 @@ class AsyncTaskContext:
             if step in self._checkpoints:
                 await self._sleep_again(step)
             else:
+                await self._keep_span()
                 await self._calls.sleep_until(self._run, step, at)
                 raise Suspended(f"asleep until {at}")
 
@@ -328,6 +336,7 @@ class AsyncTaskContext:
         if key in self._checkpoints:
             return self._checkpoints[key]
         with self._guard():
+            await self._keep_span()
             awaited = await self._calls.await_event(self._run, key, name, timeout)
             if awaited.should_suspend:
                 raise Suspended(f"awaiting event {name!r}")
@@ -360,6 +369,7 @@ class AsyncTaskContext:
         if key in self._checkpoints:
             return self._checkpoints[key]
         with self._guard():
+            await self._keep_span()
             received = await self._calls.receive(self._run, key, topic, timeout)
             if received.should_suspend:
                 raise Suspended(f"awaiting a message on {topic!r}")
@@ -444,6 +454,7 @@ class AsyncTaskContext:
         if key in self._checkpoints:
             return children(self._checkpoints[key])
         with self._guard():
+            await self._keep_span()
             awaited = await self._calls.await_children(
                 self._run, key, str(mode), timeout, on_failure, cancel_rest
             )
@@ -540,8 +551,19 @@ class AsyncTaskContext:
 
     async def _sleep_again(self, step: str) -> None:
         wake_at = self._checkpoints[step]
+        await self._keep_span()
         if await self._calls.sleep_again(self._run, wake_at):
             raise Suspended(f"asleep until {wake_at}")
+
+    def _span(self, step: str) -> AbstractContextManager[object]:
+        """Open a span of a step, if the worker traces."""
+        return NO_SPAN if self._trace is None else self._trace.step(step)
+
+    async def _keep_span(self) -> None:
+        """Store what the next execution links to, before the run is put to sleep."""
+        state = None if self._trace is None else self._trace.to_keep()
+        if state is not None:
+            await self._calls.checkpoint(self._run, SPAN_STEP, dumps(state, "the span"))
 
     def _guard(self) -> _Guard:
         self.check()

@@ -19,6 +19,7 @@ import psycopg
 
 from teguh import _sql
 from teguh._json import dumps, stored
+from teguh._traces import NO_SPAN, SPAN_STEP
 from teguh._types import (
     Awaited,
     AwaitedChildren,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from teguh._connect import Conn
+    from teguh._traces import RunTrace
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -153,6 +155,7 @@ class TaskContext:
         self._names: set[str] = set()
         self._broods: dict[str, str] = {}
         self._interrupt: Interrupt | None = None
+        self._trace: RunTrace | None = None
 
     @property
     def queue(self) -> str:
@@ -214,7 +217,8 @@ class TaskContext:
         step = self._number(name)
         if step in self._checkpoints:
             return cast("T", self._checkpoints[step])
-        return cast("T", self._store(step, fn(*args, **kwargs)))
+        with self._span(step):
+            return cast("T", self._store(step, fn(*args, **kwargs)))
 
     def transaction(
         self,
@@ -231,22 +235,23 @@ class TaskContext:
         step = self._number(name)
         if step in self._checkpoints:
             return cast("T", self._checkpoints[step])
-        with self._calls.transaction() as connection:
-            value = fn(connection, *args, **kwargs)
-            text = dumps(value, f"the result of step {step!r}")
-            with self._guard():
-                connection.execute(
-                    _sql.SET_TASK_CHECKPOINT_STATE.encode(),
-                    {
-                        "queue": self._calls.queue,
-                        "task": self._run.task_id,
-                        "step": step,
-                        "state": text,
-                        "run": self._run.run_id,
-                        "extend_by": None,
-                    },
-                )
-        return cast("T", self._remember(step, value, text))
+        with self._span(step):
+            with self._calls.transaction() as connection:
+                value = fn(connection, *args, **kwargs)
+                text = dumps(value, f"the result of step {step!r}")
+                with self._guard():
+                    connection.execute(
+                        _sql.SET_TASK_CHECKPOINT_STATE.encode(),
+                        {
+                            "queue": self._calls.queue,
+                            "task": self._run.task_id,
+                            "step": step,
+                            "state": text,
+                            "run": self._run.run_id,
+                            "extend_by": None,
+                        },
+                    )
+            return cast("T", self._remember(step, value, text))
 
     def sleep_for(self, seconds: float, name: str | None = None) -> None:
         """Suspend the task for some seconds, counted once by the database's clock.
@@ -260,6 +265,7 @@ class TaskContext:
             if step in self._checkpoints:
                 self._sleep_again(step)
             else:
+                self._keep_span()
                 self._calls.sleep_for(self._run, step, seconds)
                 raise Suspended(f"asleep for {seconds} seconds")
 
@@ -271,6 +277,7 @@ class TaskContext:
             if step in self._checkpoints:
                 self._sleep_again(step)
             else:
+                self._keep_span()
                 self._calls.sleep_until(self._run, step, at)
                 raise Suspended(f"asleep until {at}")
 
@@ -290,6 +297,7 @@ class TaskContext:
         if key in self._checkpoints:
             return self._checkpoints[key]
         with self._guard():
+            self._keep_span()
             awaited = self._calls.await_event(self._run, key, name, timeout)
             if awaited.should_suspend:
                 raise Suspended(f"awaiting event {name!r}")
@@ -322,6 +330,7 @@ class TaskContext:
         if key in self._checkpoints:
             return self._checkpoints[key]
         with self._guard():
+            self._keep_span()
             received = self._calls.receive(self._run, key, topic, timeout)
             if received.should_suspend:
                 raise Suspended(f"awaiting a message on {topic!r}")
@@ -406,6 +415,7 @@ class TaskContext:
         if key in self._checkpoints:
             return children(self._checkpoints[key])
         with self._guard():
+            self._keep_span()
             awaited = self._calls.await_children(
                 self._run, key, str(mode), timeout, on_failure, cancel_rest
             )
@@ -502,8 +512,19 @@ class TaskContext:
 
     def _sleep_again(self, step: str) -> None:
         wake_at = self._checkpoints[step]
+        self._keep_span()
         if self._calls.sleep_again(self._run, wake_at):
             raise Suspended(f"asleep until {wake_at}")
+
+    def _span(self, step: str) -> AbstractContextManager[object]:
+        """Open a span of a step, if the worker traces."""
+        return NO_SPAN if self._trace is None else self._trace.step(step)
+
+    def _keep_span(self) -> None:
+        """Store what the next execution links to, before the run is put to sleep."""
+        state = None if self._trace is None else self._trace.to_keep()
+        if state is not None:
+            self._calls.checkpoint(self._run, SPAN_STEP, dumps(state, "the span"))
 
     def _guard(self) -> _Guard:
         self.check()

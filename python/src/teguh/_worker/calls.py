@@ -12,6 +12,7 @@ import psycopg
 from teguh import _sql
 from teguh._connect import is_lost
 from teguh._json import dumps
+from teguh._traces import propagated
 from teguh._types import (
     Awaited,
     AwaitedChildren,
@@ -21,6 +22,7 @@ from teguh._types import (
     SpawnedChild,
     SpawnOptions,
     awaited_children,
+    child_json,
     follow_up_json,
     options_json,
     spawned,
@@ -171,7 +173,7 @@ class WorkerAsyncCalls:
             "to_queue": queue or self.queue,
             "task_name": task_name,
             "params": dumps(params, f"params of task {task_name!r}"),
-            "options": dumps(options_json(merged), f"options of task {task_name!r}"),
+            "options": dumps(options_json(propagated(merged)), f"options of task {task_name!r}"),
         }
         task = await asyncio.shield(self._store.detach(self._spawn(statement)))
         if "delay_seconds" in merged or "available_at" in merged:
@@ -182,7 +184,7 @@ class WorkerAsyncCalls:
         self, run: ClaimedRun, step: str, tasks: Sequence[FollowUp], on_parent_end: str
     ) -> list[SpawnedChild]:
         """Spawn the children of a step, once."""
-        given = [follow_up_json(self._with_defaults(task)) for task in tasks]
+        given = [child_json(self._with_defaults(task)) for task in tasks]
         statement = {
             **self._step(run, step),
             "tasks": dumps(given, f"the children of step {step!r}"),

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -20,6 +21,7 @@ from teguh._install import check_version
 from teguh._json import dumps, printable
 from teguh._sync.context import TaskContext
 from teguh._sync.pool import Pool
+from teguh._traces import SPAN_STEP, Traces
 from teguh._types import ClaimedRun
 from teguh._worker.backoff import Backoff
 from teguh._worker.calls import WorkerAsyncCalls, WorkerCalls
@@ -28,15 +30,18 @@ from teguh._worker.pulse import Pulse
 from teguh._worker.run import Run
 from teguh._worker.store import Store
 from teguh._worker.threads import Threads
-from teguh.errors import NotStorable, RunEnded, from_psycopg
+from teguh.errors import NotStorable, RunEnded, Suspended, from_psycopg
+from teguh.logs import WorkerLog, fields_of
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine
     from uuid import UUID
 
+    from teguh._connect import AsyncConn, Conn
+    from teguh._traces import RunTrace
+    from teguh._worker.meter import Outcome, Reason
+    from teguh.metrics import Metrics
     from teguh.registry import AsyncHandler, Registry, SyncHandler
-
-log = logging.getLogger("teguh.worker")
 
 # A statement that completes more runs than this is not faster per run.
 _BATCH = 500
@@ -93,25 +98,30 @@ class Engine:
     ones, each thread borrows or owns a sync one.
     """
 
-    def __init__(self, conninfo: str, queue: str, registry: Registry, settings: Settings) -> None:
+    def __init__(
+        self,
+        conninfo: str,
+        queue: str,
+        registry: Registry,
+        settings: Settings,
+        metrics: Metrics | None,
+    ) -> None:
         self._queue = queue
         self._registry = registry
         self._settings = settings
         self._loop = asyncio.get_running_loop()
 
+        self._log = WorkerLog(queue, settings.worker_id)
+        self._traces = Traces.of_worker(queue, settings.worker_id, self._log)
+        self._meter = None if metrics is None else metrics.meter(queue, registry, settings)
+
         # Wakes the claim loop: a notification, a slot that it waits for, a timer it has not
         # heard of, the end.
         self._wake = asyncio.Event()
+        self._notified = False  # kept with metrics only
 
-        conninfo = worker_conninfo(conninfo, settings.worker_id)
-        self._open = partial(open_async, conninfo, prepare=settings.listen)
-        open_thread = partial(open_sync, conninfo, prepare=settings.listen)
-        self._claims = AsyncPool(self._open, 1)
-        self._calls = AsyncPool(self._open, _CALL_CONNECTIONS)
-        self._transactions = AsyncPool(self._open, _TRANSACTION_CONNECTIONS)
-        self._thread_transactions = Pool(open_thread, _TRANSACTION_CONNECTIONS)
-
-        self._store = Store(self._calls)
+        self._connect(worker_conninfo(conninfo, settings.worker_id))
+        self._store = Store(self._calls, self._log)
         self._async_calls = WorkerAsyncCalls(
             queue,
             settings.claim_timeout,
@@ -123,13 +133,15 @@ class Engine:
         self._sync_calls = WorkerCalls(self._async_calls, self._thread_transactions, self._loop)
         self._threads = Threads(self._loop, settings.concurrency, self._handler_ended)
         self._pulse = Pulse(
-            open_thread,
+            self._open_thread,
             queue,
             settings.claim_timeout,
             settings.heartbeat,
             lambda: list(self._runs.values()),
             self._loop,
             self._lost,
+            self._log,
+            self._meter,
         )
 
         # Runs in this worker's hands, also those whose completion is on its way.
@@ -147,9 +159,27 @@ class Engine:
         self._completions: list[_Completion] = []
         self._completing: asyncio.Task[None] | None = None
 
+    def _connect(self, conninfo: str) -> None:
+        """Make the pools, which open connections when they need them."""
+        prepare = self._settings.listen
+        self._open: Callable[[], Awaitable[AsyncConn]]
+        self._open = partial(open_async, conninfo, prepare=prepare)
+        self._open_thread: Callable[[], Conn] = partial(open_sync, conninfo, prepare=prepare)
+        pool: Callable[[Callable[[], Awaitable[AsyncConn]], int], AsyncPool] = AsyncPool
+        if self._meter is not None:
+            self._open = self._meter.counted_async(self._open)
+            self._open_thread = self._meter.counted(self._open_thread)
+            pool = self._meter.pool
+        self._claims = pool(self._open, 1)
+        self._calls = pool(self._open, _CALL_CONNECTIONS)
+        self._transactions = pool(self._open, _TRANSACTION_CONNECTIONS)
+        self._thread_transactions = Pool(self._open_thread, _TRANSACTION_CONNECTIONS)
+
     async def run(self) -> None:
         """Work until stopped. Raise what makes going on pointless, such as a missing queue."""
         settings = self._settings
+        if self._meter is not None:
+            self._meter.start(lambda: self._executing)
         parts = [asyncio.create_task(self._claim_loop(), name="teguh-claims")]
         if settings.listen:
             parts.append(
@@ -158,7 +188,8 @@ class Engine:
                         self._open,
                         f"teguh_{self._queue}",
                         settings.poll_interval,
-                        self._wake.set,
+                        self._wake.set if self._meter is None else self._notify,
+                        self._log,
                     ),
                     name="teguh-listener",
                 )
@@ -177,6 +208,10 @@ class Engine:
         self._stopping.set()
         if not wait:
             self._hurry.set()
+        self._wake.set()
+
+    def _notify(self) -> None:
+        self._notified = True
         self._wake.set()
 
     def stop_by_signal(self) -> None:
@@ -212,7 +247,7 @@ class Engine:
                 self._freed = False
                 claimed = await self._claim(free)
                 if backoff.tries:
-                    log.info("claiming again from queue %s", self._queue)
+                    self._log.info("claiming again from queue %s", self._queue)
                     backoff.reset()
                 if claimed == free:
                     continue
@@ -224,7 +259,7 @@ class Engine:
                 if not is_lost(error):
                     raise
                 if backoff.tries == 1:  # the first try may just have met a stale connection
-                    log.warning("cannot claim, trying on: %s", error)
+                    self._log.warning("cannot claim, trying on: %s", error)
                 wait = backoff.next()
             await self._sleep(min(wait, until_tick))
 
@@ -250,6 +285,8 @@ class Engine:
             params["queues"] = [self._queue]
             params["options"] = dumps({"task_names": self._registry.names()}, "the names")
         rows = await self._claims.fetch(statement, params)
+        if self._meter is not None:
+            self._meter.claimed([row[3] for row in rows], time.monotonic() - now)
         unknown = []
         for row in rows:
             claim = ClaimedRun(*row)
@@ -262,7 +299,7 @@ class Engine:
                 self._start(claim, now, *found)
         if unknown:
             names = sorted({claim.task_name for claim in unknown})
-            log.warning("no handler for %s: handed back", ", ".join(map(repr, names)))
+            self._log.warning("no handler for %s: handed back", ", ".join(map(repr, names)))
             self._release(unknown, settings.unknown_delay)
         return len(rows)
 
@@ -295,17 +332,21 @@ class Engine:
         except psycopg.Error as error:
             if is_lost(error) or from_psycopg(error) is not None:
                 raise
-            log.warning("the ticker failed: %s", error)
+            self._log.warning("the ticker failed: %s", error)
 
     async def _sleep(self, seconds: float) -> None:
         """Sleep until woken, at most so long."""
         if self._stopping.is_set():
             return
+        reason: Reason = "worker"
         try:
             async with asyncio.timeout(max(0.0, seconds)):
                 await self._wake.wait()
         except TimeoutError:
-            pass
+            reason = "time"
+        if self._meter is not None:
+            self._meter.woken("notification" if self._notified else reason)
+            self._notified = False
 
     # Executing
 
@@ -314,19 +355,27 @@ class Engine:
     ) -> None:
         self._executing += 1
         self._idle.clear()
+        context = (
+            AsyncTaskContext(self._async_calls, claim)
+            if is_async
+            else TaskContext(self._sync_calls, claim)
+        )
+        run = Run(claim, context, now, self._settings.worker_id)
+        if self._traces is not None:
+            run.trace = context._trace = self._traces.begin(claim)
+        if self._meter is not None:
+            run.began_at = time.monotonic()
         if is_async:
-            context = AsyncTaskContext(self._async_calls, claim)
-            run = Run(claim, context, now)
-            run.task = self._loop.create_task(_call(cast("AsyncHandler", handler), context))
+            run.task = self._loop.create_task(_call(cast("AsyncHandler", handler), run))
             run.task.add_done_callback(partial(self._task_ended, run))
         else:
-            run = Run(claim, TaskContext(self._sync_calls, claim), now)
             self._threads.submit(run, cast("SyncHandler", handler))
         self._runs[claim.run_id] = run
         if claim.timeout_seconds is not None:
             self._loop.call_later(claim.timeout_seconds, self._lost, run, "its timeout is over")
 
     def _task_ended(self, run: Run, task: asyncio.Task[object]) -> None:
+        run.task = None  # its context knows the run
         if task.cancelled():
             self._handler_ended(run, None, asyncio.CancelledError("the handler was cancelled"))
         elif (error := task.exception()) is not None:
@@ -343,22 +392,33 @@ class Engine:
         if self._executing == 0:
             self._idle.set()
         interrupt = run.context._interrupt
-        if interrupt is not None:
-            log.debug("%s: %s", run, interrupt)
-            self._runs.pop(run.claim.run_id, None)
-            self._run_ended()
-            return
-        if error is None:
+        state = ""
+        if interrupt is None and error is None:
             try:
                 state = dumps(result, f"the result of task {run.claim.task_name!r}")
             except NotStorable as refused:
                 error = refused
-            else:
-                self._completions.append(_Completion(run, state))
-                if self._completing is None:
-                    self._completing = self._store.background(self._complete_all())
-                return
-        self._fail(run, error)
+        if self._meter is not None:
+            self._meter.executed(run.claim.task_name, time.monotonic() - run.began_at)
+        if run.trace is not None:
+            run.trace.end(interrupt or error)
+        if interrupt is not None:
+            if self._log.isEnabledFor(logging.DEBUG):
+                self._log.debug("%s: %s", run, interrupt, extra=run.fields())
+            self._runs.pop(run.claim.run_id, None)
+            if not run.released:
+                self._count(run.claim, "suspended" if isinstance(interrupt, Suspended) else "lost")
+            self._run_ended()
+        elif error is not None:
+            self._fail(run, error)
+        else:
+            self._completions.append(_Completion(run, state))
+            if self._completing is None:
+                self._completing = self._store.background(self._complete_all())
+
+    def _count(self, claim: ClaimedRun, outcome: Outcome) -> None:
+        if self._meter is not None:
+            self._meter.ended(claim.task_name, outcome)
 
     def _run_ended(self) -> None:
         """Look for what a slot, or the end of a run, makes room for."""
@@ -369,7 +429,7 @@ class Engine:
     def _lost(self, run: Run, reason: str) -> None:
         """Stop a handler whose run is no longer its own."""
         if not run.ended and run.context._interrupt is None:
-            log.warning("%s: stopped, %s", run, reason)
+            self._log.warning("%s: stopped, %s", run, reason, extra=run.fields())
             self._abandon(run, reason)
 
     def _abandon(self, run: Run, reason: str) -> None:
@@ -403,15 +463,29 @@ class Engine:
             if len(batch) > 1:
                 for completion in batch:
                     await self._complete([completion])
-            elif not isinstance(from_psycopg(error), RunEnded):
+            elif isinstance(from_psycopg(error), RunEnded):
+                self._count(batch[0].run.claim, "lost")
+            else:
                 self._fail(batch[0].run, error)
         else:
-            for run_id, sqlstate in refused:
-                log.info("the result of run %s was discarded: %s", run_id, sqlstate)
+            self._completed([completion.run for completion in batch], dict(refused))
+
+    def _completed(self, runs: list[Run], refused: dict[UUID, str]) -> None:
+        """Count results, and log those that were refused, with the SQLSTATE."""
+        if self._meter is not None:
+            for run in runs:
+                lost = run.claim.run_id in refused
+                self._count(run.claim, "lost" if lost else "completed")
+        if refused:
+            text = "the result of run %s was discarded: %s"
+            for run in runs:
+                if (sqlstate := refused.get(run.claim.run_id)) is not None:
+                    self._log.info(text, run.claim.run_id, sqlstate, extra=run.fields())
 
     def _fail(self, run: Run, error: BaseException) -> None:
-        log.warning("%s failed: %s: %s", run, type(error).__name__, error)
-        log.debug("%s failed here", run, exc_info=error)
+        extra = run.fields()
+        self._log.warning("%s failed: %s: %s", run, type(error).__name__, error, extra=extra)
+        self._log.debug("%s failed here", run, exc_info=error, extra=extra)
         text = "".join(traceback.format_exception(error))
         reason = {
             "name": type(error).__name__,
@@ -424,24 +498,41 @@ class Engine:
             "reason": dumps(reason, "the reason"),
             "retry_at": None,
         }
-        self._report(_sql.FAIL_RUN, params, [run.claim])
+        self._report(_sql.FAIL_RUN, params, [run.claim], "failed", run.trace)
 
     def _release(self, claims: list[ClaimedRun], delay: float) -> None:
         """Hand runs back, to be claimed again after a delay, without counting a failure."""
         ids = sorted(claim.run_id for claim in claims)
         params = {"queue": self._queue, "runs": ids, "delay": delay}
-        self._report(_sql.RELEASE_BATCH, params, claims)
+        self._report(_sql.RELEASE_BATCH, params, claims, "released")
 
-    def _report(self, statement: str, params: dict[str, Any], claims: list[ClaimedRun]) -> None:
+    def _report(
+        self,
+        statement: str,
+        params: dict[str, Any],
+        claims: list[ClaimedRun],
+        outcome: Outcome,
+        trace: RunTrace | None = None,
+    ) -> None:
         async def report() -> None:
             try:
+                if trace is not None and (span := trace.to_keep()) is not None:
+                    with suppress(psycopg.Error):  # what matters is the next statement
+                        state = dumps(span, "the span")
+                        await self._async_calls.checkpoint(claims[0], SPAN_STEP, state)
                 await self._store.fetch(statement, params)
             except psycopg.Error as error:
                 if statement == _sql.RELEASE_BATCH and len(claims) > 1:
                     for claim in claims:
                         self._release([claim], params["delay"])
-                elif not isinstance(from_psycopg(error), RunEnded):
-                    log.error("run %s: %s", claims[0].run_id, error)
+                    return
+                self._count(claims[0], "lost")
+                if not isinstance(from_psycopg(error), RunEnded):
+                    extra = fields_of(claims[0], self._queue, self._settings.worker_id)
+                    self._log.error("run %s: %s", claims[0].run_id, error, extra=extra)
+            else:
+                for claim in claims:
+                    self._count(claim, outcome)
             finally:
                 for claim in claims:
                     self._runs.pop(claim.run_id, None)
@@ -460,6 +551,8 @@ class Engine:
             await self._hand_back()
             await _at_most(_FLUSH_SECONDS, self._store.drain())
         finally:
+            if self._meter is not None:
+                self._meter.stop()
             self._pulse.stop()
             self._threads.close()
             for part in (claiming, *others):
@@ -473,7 +566,7 @@ class Engine:
 
     async def _handlers_end(self) -> None:
         if self._executing:
-            log.info("stopping: waiting for %d handlers", self._executing)
+            self._log.info("stopping: waiting for %d handlers", self._executing)
         waits = [asyncio.create_task(event.wait()) for event in (self._idle, self._hurry)]
         await asyncio.wait(
             waits,
@@ -489,16 +582,18 @@ class Engine:
         ]
         if not left:
             return
-        log.info("stopping: handing back %d runs", len(left))
+        self._log.info("stopping: handing back %d runs", len(left))
         for run in left:
+            run.released = True
             self._abandon(run, "the worker is stopping")
         await _at_most(_UNWIND_SECONDS, self._idle.wait())
         self._release([run.claim for run in left], 0)
 
 
-async def _call(handler: AsyncHandler, context: AsyncTaskContext) -> object:
+async def _call(handler: AsyncHandler, run: Run) -> object:
+    run.enter()
     try:
-        return await handler(context)
+        return await handler(cast("AsyncTaskContext", run.context))
     except (SystemExit, KeyboardInterrupt) as error:
         # As they are, they would take the event loop down with them.
         raise RuntimeError(f"the handler raised {type(error).__name__}") from error

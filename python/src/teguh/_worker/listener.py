@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -19,8 +18,7 @@ if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn
 
     from teguh._connect import AsyncConn
-
-log = logging.getLogger("teguh.worker")
+    from teguh.logs import WorkerLog
 
 # A probe without an answer for so long has found the connection dead.
 _PROBE_SECONDS = 10.0
@@ -31,6 +29,7 @@ async def listen(
     channel: str,
     probe_interval: float,
     wake: Callable[[], None],
+    log: WorkerLog,
 ) -> None:
     """Call `wake` at every notification on a channel, and whenever one may have been missed.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -19,9 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from teguh._connect import Conn
+    from teguh._worker.meter import Meter
     from teguh._worker.run import Run
-
-log = logging.getLogger("teguh.worker")
+    from teguh.logs import WorkerLog
 
 _BATCH = 500
 
@@ -43,6 +42,8 @@ class Pulse:
         runs: Callable[[], Collection[Run]],
         loop: AbstractEventLoop,
         lost: Callable[[Run, str], None],
+        log: WorkerLog,
+        meter: Meter | None,
     ) -> None:
         self._connect = connect
         self._queue = queue
@@ -51,6 +52,8 @@ class Pulse:
         self._runs = runs
         self._loop = loop
         self._lost = lost
+        self._log = log
+        self._meter = meter
         self._connection: Conn | None = None
         self._backoff = Backoff(limit=min(5.0, interval))
         self._stopping = threading.Event()
@@ -81,8 +84,10 @@ class Pulse:
                     self._renew(due[start : start + _BATCH])
                 self._backoff.reset()
             except psycopg.Error as error:
+                if self._meter is not None:
+                    self._meter.heartbeat_failed(error)
                 if self._backoff.tries == 0:
-                    log.warning("cannot renew leases, trying on: %s", error)
+                    self._log.warning("cannot renew leases, trying on: %s", error)
                 self._close()
                 wait = self._backoff.next()
         self._close()
@@ -122,6 +127,8 @@ class Pulse:
         if self._connection is None or self._connection.closed:
             self._connection = self._connect()
         self._connection.execute(statement.encode(), params)
+        if self._meter is not None:
+            self._meter.heard()
 
     def _close(self) -> None:
         if self._connection is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
@@ -15,10 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from teguh._async.pool import AsyncPool
+    from teguh.logs import WorkerLog
 
 T = TypeVar("T")
-
-log = logging.getLogger("teguh.worker")
 
 
 class Store:
@@ -29,8 +27,9 @@ class Store:
     detached from their callers: cancelling a handler does not cut off what it has sent.
     """
 
-    def __init__(self, pool: AsyncPool) -> None:
+    def __init__(self, pool: AsyncPool, log: WorkerLog) -> None:
         self._pool = pool
+        self._log = log
         self._running: set[asyncio.Task[Any]] = set()
 
     async def fetch(self, statement: str, params: dict[str, Any]) -> list[tuple[Any, ...]]:
@@ -51,7 +50,7 @@ class Store:
     def background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Let something run that nobody waits for; log it should it fail."""
         task = self.detach(work)
-        task.add_done_callback(_log_failure)
+        task.add_done_callback(self._log_failure)
         return task
 
     async def drain(self) -> None:
@@ -74,7 +73,7 @@ class Store:
                 if not is_lost(error):
                     raise
                 if backoff.tries == 1:  # the first try may just have met a stale connection
-                    log.warning("the database does not answer, trying on: %s", error)
+                    self._log.warning("the database does not answer, trying on: %s", error)
             await asyncio.sleep(backoff.next())
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
@@ -82,7 +81,6 @@ class Store:
         if not task.cancelled():
             task.exception()  # whoever waited has seen it
 
-
-def _log_failure(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("something in the worker failed", exc_info=error)
+    def _log_failure(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._log.error("something in the worker failed", exc_info=error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from contextvars import Context
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -55,7 +56,8 @@ class Threads:
             run, handler = job
             result, error = None, None
             try:
-                result = handler(run.context)  # type: ignore[arg-type]
+                # What it sets in contextvars is not for the next one in this thread.
+                result = Context().run(_call, run, handler)
             except BaseException as raised:  # noqa: BLE001 - the run is failed with it
                 error = raised
             self._done.append((run, result, error))
@@ -73,3 +75,8 @@ class Threads:
         while self._done:
             self._busy -= 1
             self._report(*self._done.popleft())
+
+
+def _call(run: Run, handler: SyncHandler) -> object:
+    run.enter()
+    return handler(run.context)  # type: ignore[arg-type]
