@@ -8,576 +8,582 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  582  00_install.sql
---  630  01_version.sql: What the schema is, and its version
---  637    version
---  649  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  651    current_time
---  670    _after
---  685    _micros
---  696  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  712    _random_bytes
---  731    _make_uuidv7
---  754    portable_uuidv7
---  784    uuidv7_timestamp
---  810    _task_id
---  835    _run_id
---  850    _run_task
---  861    _run_number
---  875  12_types.sql: The composite types that functions pass to each other
---  880    _gap (type)
---  888    _late (type)
---  895    _timer (type)
---  902    _tally (type)
---  913    _picked (type)
---  925    _spawn (type)
---  950    _cron (type)
---  964    _filter (type)
---  979    job (type)
---  995    _shift (type)
--- 1042  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
--- 1044    _check_keys
--- 1077    _number_option
--- 1112    _integer_option
--- 1128    _whole_option
--- 1155    _text_option
--- 1181    _flag_option
--- 1203    _present
--- 1214    _name_option
--- 1231    _uuid_option
--- 1258    _tags_option
--- 1287    _check_name
--- 1314    _check_seconds
--- 1342    _check_isolation
--- 1361    _buckets_option
--- 1399    _check_policy
--- 1449    _check_spawn
--- 1496    _read_spawn_options
--- 1573    _time_option
--- 1594    _moment_option
--- 1626    _read_time_options
--- 1665    _unique_option
--- 1719    _inherit
--- 1749    _check_cancellation
--- 1766  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1769    _check_retry_strategy
--- 1807    _backoff
--- 1860    _fraction
--- 1871  20_tables.sql: Queues and the policy of each
--- 1873    queues (table)
--- 1906    grants (table)
--- 1920    limits (table)
--- 1941    pauses (table)
--- 1953    starts (table)
--- 1968    wanted (table)
--- 1980    schedules (table)
--- 2024    workflow_runs (table)
--- 2051    workflow_tallies (table)
--- 2071    handlers (table)
--- 2087    versions (table)
--- 2102    t_template (table)
--- 2216    g_template (table)
--- 2228    v_template (table)
--- 2244    d_template (table)
--- 2258    p0_template (table)
--- 2271    p1_template (table)
--- 2316    l_template (table)
--- 2343    h_template (table)
--- 2363    k0_template (table)
--- 2376    k1_template (table)
--- 2405    n0_template (table)
--- 2416    n1_template (table)
--- 2432    n_template (table)
--- 2456    seq_template (sequence)
--- 2457    ring_template (sequence)
--- 2458    parked_template (sequence)
--- 2459    woken_template (sequence)
--- 2460    plan_template (sequence)
--- 2461    fired_template (sequence)
--- 2462    clock_template (sequence)
--- 2463    carry_template (sequence)
--- 2464    round_template (sequence)
--- 2465    agenda_template (sequence)
--- 2490    r_template (table)
--- 2507    a_template (table)
--- 2533    c_template (table)
--- 2549    e_template (table)
--- 2566    u_template (table)
--- 2579    j_template (table)
--- 2602    f_template (table)
--- 2615    m_template (table)
--- 2640    w_template (table)
--- 2655  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2658    validate_queue_name
--- 2700    _policy
--- 2744    _call
--- 2758    _template_ddl (view)
--- 2843    _stamp
--- 2855    _stamp_queues
--- 2883    _stamp_relation
--- 2923    _stamp_function
--- 2956    _function
--- 2968    _signature
--- 2979    _leave_extension
--- 3005    _lock_number
--- 3015    _share_queue
--- 3028    _may
--- 3044    _each_queue
--- 3066    _init_template
--- 3097    _hush_template
--- 3118    _beyond
--- 3127    create_queue
--- 3193    _refuse_busy
--- 3210    _reach_queue
--- 3226    drop_queue
--- 3256    _drop_all
--- 3313    list_queues
--- 3337  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 3346    _push_template
--- 3387    _fill
--- 3407    _add0_template
--- 3474    _back0_template
--- 3492  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3497    _claim0_template
--- 3569    _pick0_template
--- 3652    _limits_template
--- 3693    _move0_template
--- 3755    _open_xids
--- 3775    _next0_template
--- 3804    _many0_template
--- 3833    _stuck0_template
--- 3871    _trim0_template
--- 3912    _bring_template
--- 3944    _take_template
--- 4025    _known_template
--- 4045    _paused_until
--- 4058    claim_task
--- 4119    _next_template
--- 4161    _soon0_template
--- 4219    next_due
--- 4244  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 4257    _due0_template
--- 4335    _last0_template
--- 4360    _any0_template
--- 4387    _miss0_template
--- 4423    _pass0_template
--- 4469    _fire_template
--- 4530    _expire_template
--- 4601    _timeout_reason
--- 4620    _over_template
--- 4642    _close_template
--- 4672    _follow_template
--- 4705  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4707    _segment_bytes
--- 4728    _turn_template
--- 4760    _turn0_template
--- 4798    _spent0_template
--- 4812    _dry0_template
--- 4839    _left0_template
--- 4870    _carry0_template
--- 4914  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4920    _remake_template
--- 4978    _alive_template
--- 5032    _home
--- 5045    _settle_template
--- 5067    rebuild_dispatch
--- 5104    _recap_template
--- 5135  35_tally.sql: The letter by which tallies know where a task stands
--- 5137    _letter
--- 5156    _letters
--- 5168    _bound
--- 5188    _tally_template
--- 5213    _reckon_template
--- 5240    _finish_template
--- 5268    _moved_template
--- 5299    _sum0_template
--- 5335    _noted0_template
--- 5370    _bank0_template
--- 5390    _census_template
--- 5412    _count_template
--- 5434  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5444    _gate_number
--- 5455    _enter_gate
--- 5477    _limit_of
--- 5495    _rule_template
--- 5521    _reign_template
--- 5535    _enrol_template
--- 5562    _going_template
--- 5578    _busy_template
--- 5594    _everywhere_busy
--- 5620    _closed_until
--- 5640    _is_fresh
--- 5655    _is_limited
--- 5666    _started
--- 5683    _left_over
--- 5704    _slots_template
--- 5754    _vacate_template
--- 5817    _unbar_template
--- 5846    _intake_template
--- 5867    _sift0_template
--- 5954    _line_template
--- 6014    _keys_template
--- 6068    _admit_template
--- 6131    _spare_template
--- 6153    _choose_template
--- 6199    _named_template
--- 6226    _weed_template
--- 6262    _cull_template
--- 6293    _seize_template
--- 6368    _quit_template
--- 6396    _occupy_template
--- 6436    _chance_template
--- 6466    _align_template
--- 6511  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 6514    _want_template
--- 6548    _names_option
--- 6583    _order_queues
--- 6619    _remember_names
--- 6639    claim_any
--- 6716    _check_order
--- 6733  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6738    _put_template
--- 6806    _enlist_template
--- 6849    _new_template
--- 6906    _tag_template
--- 6924    _room_template
--- 6951    _shed_template
--- 6993    _first0_template
--- 7034    _once_template
--- 7082    _blocks
--- 7109    _meet_template
--- 7143    _swap_template
--- 7204    _series_template
--- 7241    _found_template
--- 7298    _abide
--- 7320    _check_spawner
--- 7340    spawn_task
--- 7405    spawn_tasks
--- 7452    _read_task
--- 7470  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7475    _hold_template
--- 7526    _own_template
--- 7546    _done_template
--- 7594    complete_run
--- 7617    _flush_template
--- 7699    _why_template
--- 7715    _read_runs
--- 7761    _explain_bad_run
--- 7786    complete_runs
--- 7811    _end_template
--- 7860    _lost_template
--- 7880    _file_template
--- 7906    _again_template
--- 7946    _queue_template
--- 7967    _fail_template
--- 7985    fail_run
--- 8009    _nap_template
--- 8038    schedule_run
--- 8068    _free_template
--- 8116    release_run
--- 8141    _keep_template
--- 8167    extend_claim
--- 8190  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 8195    _mark_template
--- 8217    _note_template
--- 8247    set_task_checkpoint_state
--- 8282    _recall_template
--- 8304    get_task_checkpoint_state
--- 8328    _list_template
--- 8357    get_task_checkpoint_states
--- 8383  43_events.sql: Wait for an event, or learn how the wait ended
--- 8390    _wait_template
--- 8462    _park_template
--- 8504    _check_event
--- 8523    await_event
--- 8560    _emit_template
--- 8623    emit_event
--- 8648  44_control.sql: Read a task, or raise TG003
--- 8650    _fetch_template
--- 8677    _stop_template
--- 8709    _act_template
--- 8731    _halt_template
--- 8747    cancel_task
--- 8769    _rerun_template
--- 8844    _forget_template
--- 8881    _redo_template
--- 8917    _renew_template
--- 8953    retry_task
--- 9003    _show_template
--- 9051    get_task_result
--- 9086  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 9093    _purge_template
--- 9123    _erase_template
--- 9177    _first_uuid
--- 9196    _sweep_template
--- 9236    _clean
--- 9270    cleanup_tasks
--- 9291    cleanup_events
--- 9312    cleanup_all_queues
--- 9347  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 9349    _cap_template
--- 9378    _write_limit
--- 9401    _read_limit
--- 9450    _check_limit_keys
--- 9472    set_limit
--- 9527    _usage_template
--- 9605    _overall_usage
--- 9649    limit_usage
--- 9682  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 9684    _pause_template
--- 9705    _halve_template
--- 9735    _check_only
--- 9758    pause_queue
--- 9794    resume_queue
--- 9820    get_queue_policy
--- 9844    set_queue_policy
--- 9862    list_namespaces
--- 9879  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9882    _read_filter
--- 9918    _states_option
--- 9949    _read_cursor
--- 9968    _check_limit
--- 9992    _find_template
--- 10044    _seek_template
--- 10096    _page_template
--- 10174    _ended_template
--- 10211    _fit_template
--- 10252    _live_template
--- 10289    _hints_template
--- 10312    _hints0_template
--- 10354    _rows_template
--- 10405    list_tasks
--- 10452    _peek_template
--- 10510    get_task
--- 10566    _runs_template
--- 10619    list_runs
--- 10650    _past_template
--- 10726    _since_template
--- 10744    get_task_history
--- 10764    _held_template
--- 10796    list_workers
--- 10835    _read_place
--- 10854    _acts_template
--- 10880    list_actions
--- 10912  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10914    _abort_template
--- 10951    cancel_tasks
--- 10988    _check_meant
--- 11010    _limit_option
--- 11023    _retake_template
--- 11061    requeue_task
--- 11086    _regain_template
--- 11121    requeue_tasks
--- 11160    list_dead_letters
--- 11204    _replay_template
--- 11245    replay_dead_letters
--- 11285    _bury_template
--- 11327    purge_dead_letters
--- 11357  49_stats.sql: When the first task that is ready became so; null if none is
--- 11359    _oldest_template
--- 11403    _elder0_template
--- 11439    _tenure_template
--- 11464    _is_wanted
--- 11481    _stat_template
--- 11527    queue_stats
--- 11582    _from
--- 11596    _tardy_template
--- 11627    _counters (view)
--- 11651    _gauge_template
--- 11705    _spans_template
--- 11758    metrics
--- 11796    _xmin_age
--- 11815    prometheus
--- 11874    _label_text
--- 11897    _schedule_problems
--- 11934    health
--- 11990  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 11995    _tick_template
--- 12020    _ticked (sequence)
--- 12026    _set_ticked
--- 12039    ticker
--- 12086    ticker_loop (procedure)
--- 12112  51_cron.sql: Whether pg_cron is installed in this database
--- 12114    _has_cron
--- 12124    _cron_has_seconds
--- 12143    _plan_cron
--- 12178    _work_option
--- 12211    _explain_no_cron
--- 12244    start
--- 12281    _unschedule
--- 12297    _is_ours
--- 12307    _drop_job
--- 12326    stop
--- 12346    _maintain
--- 12368    status
--- 12407  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 12411    _rights (view)
--- 12525    _allowed
--- 12566    _grant
--- 12585    _grant_again
--- 12601    _grant_queue
--- 12616    _check_grant
--- 12649    grant_access
--- 12685    revoke_access
--- 12732  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 12734    _refuse_schedule
--- 12751    _cron_value
--- 12765    _cron_field
--- 12826    _read_every
--- 12848    _read_schedule
--- 12923    _cron_time
--- 12961    _cron_reading
--- 13000    _clock
--- 13009    _clock_reads
--- 13045    _clock_set
--- 13073    _cron_passing
--- 13111    _cron_next
--- 13151    _check_timezone
--- 13180    next_fire_time
--- 13216  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 13229    _planning_number
--- 13239    _replan_template
--- 13253    _agenda_template
--- 13270    _future_template
--- 13298    _strike_template
--- 13354    _chime_template
--- 13410    _undone_template
--- 13429    _planned_after
--- 13448    _due_times
--- 13498    _spawn_scheduled
--- 13543    _check_task_options
--- 13573    _word_option
--- 13595    _draw_schedule
--- 13634    _schedule_options
--- 13649    _miss_schedule
--- 13665    _scheduled_in
--- 13686    _grasp_template
--- 13713    _enroll_template
--- 13744    _redraw_template
--- 13794    create_schedule
--- 13838    _reform_template
--- 13864    update_schedule
--- 13887    _steer_template
--- 13930    pause_schedule
--- 13951    resume_schedule
--- 13971    drop_schedule
--- 13991    _launch_template
--- 14023    trigger_schedule
--- 14045    _diary_template
--- 14081    get_schedule
--- 14116    list_schedules
--- 14158  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 14163    _links_option
--- 14206    _read_link
--- 14248    _trail_template
--- 14294    _linked_template
--- 14326    _ensue_template
--- 14369    _undoings
--- 14396    _undo_template
--- 14430    _repent_template
--- 14466    add_compensation
--- 14506    _repeat_template
--- 14536    _blank_template
--- 14574    repeat_run
--- 14600  63_children.sql: Children: tasks that a step spawns and may wait for
--- 14609    _brood_template
--- 14639    _bind_template
--- 14670    _read_child
--- 14719    _child_queues
--- 14745    _birth
--- 14769    spawn_children
--- 14848    _cancel_option
--- 14871    _answer
--- 14889    _report_template
--- 14925    _tell_template
--- 14940    _judge_template
--- 14976    _ripe_template
--- 15003    _gather_template
--- 15068    _rally_template
--- 15145    _crop_template
--- 15191    _yield_template
--- 15212    _dismiss
--- 15233    _ditch_template
--- 15278    _perish_template
--- 15297    _orphan_template
--- 15312    await_children
--- 15369  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
--- 15376    _refuse_run
--- 15392    _read_run
--- 15412    create_workflow_run
--- 15470    update_workflow_run
--- 15501    _is_own
--- 15514    _flow_template
--- 15547    _score_template
--- 15584    _recorded_run
--- 15595    _recorded_tallies
--- 15607    _flows
--- 15641    _survey
--- 15697    get_workflow_run
--- 15747    _is_alike
--- 15762    _recorded_runs
--- 15797    _status_option
--- 15828    list_workflow_runs
--- 15912    _member_template
--- 15945    _members
--- 15980    get_workflow_tree
--- 16056    _used_template
--- 16073    _needed_runs
--- 16105    _merge_tallies
--- 16128    cleanup_workflow_runs
--- 16203  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
--- 16207    _word
--- 16221    _check_attributes
--- 16258    _attributes_option
--- 16275    _pinned_template
--- 16294    _pin_template
--- 16325    set_attributes
--- 16354    _told_template
--- 16367    get_attributes
--- 16385  66_messages.sql: Messages: a mailbox per task
--- 16392    _shut_template
--- 16435    _post_template
--- 16484    send_message
--- 16525    _hear_template
--- 16592    receive_message
--- 16630    _unhear_template
--- 16651    _tidy_template
--- 16678    _inbox_template
--- 16704    list_messages
--- 16726  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
--- 16737    _resolve_function
--- 16793    _hire_template
--- 16815    register_handler
--- 16839    unregister_handler
--- 16858    _staff_template
--- 16879    list_handlers
--- 16915    _number_step
--- 16946    _order
--- 16962    step
--- 16995    _doze
--- 17012    sleep_for
--- 17033    sleep_until
--- 17056    await
--- 17090    receive
--- 17122    children
--- 17158  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
--- 17170    _crew
--- 17217    _steps_given
--- 17238    _claim_batch
--- 17281    _grip_template
--- 17297    _begin_pass
--- 17323    _read_error
--- 17352    _carry_out
--- 17432    _run_pass (procedure)
--- 17463    _step_call
--- 17487    _obey (procedure)
--- 17525    _begin_shift
--- 17562    _begin_round
--- 17582    _leave_round
--- 17617    _handler_of
--- 17631    _advance (procedure)
--- 17656    work (procedure)
--- 17707  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  588  00_install.sql
+--  636  01_version.sql: What the schema is, and its version
+--  643    version
+--  655  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  657    current_time
+--  676    _after
+--  691    _micros
+--  702  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  718    _random_bytes
+--  737    _make_uuidv7
+--  760    portable_uuidv7
+--  790    uuidv7_timestamp
+--  816    _task_id
+--  841    _run_id
+--  856    _run_task
+--  867    _run_number
+--  881  12_types.sql: The composite types that functions pass to each other
+--  886    _gap (type)
+--  894    _late (type)
+--  901    _timer (type)
+--  908    _tally (type)
+--  919    _picked (type)
+--  931    _spawn (type)
+--  956    _cron (type)
+--  970    _filter (type)
+--  985    job (type)
+-- 1001    _shift (type)
+-- 1048  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+-- 1050    _check_keys
+-- 1083    _number_option
+-- 1118    _integer_option
+-- 1134    _whole_option
+-- 1161    _text_option
+-- 1187    _flag_option
+-- 1209    _present
+-- 1220    _name_option
+-- 1237    _uuid_option
+-- 1264    _tags_option
+-- 1293    _check_name
+-- 1320    _check_seconds
+-- 1348    _check_isolation
+-- 1367    _buckets_option
+-- 1405    _check_policy
+-- 1455    _check_spawn
+-- 1502    _read_spawn_options
+-- 1579    _time_option
+-- 1600    _moment_option
+-- 1632    _read_time_options
+-- 1671    _unique_option
+-- 1725    _inherit
+-- 1755    _check_cancellation
+-- 1772  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1775    _check_retry_strategy
+-- 1813    _backoff
+-- 1866    _fraction
+-- 1877  20_tables.sql: Queues and the policy of each
+-- 1879    queues (table)
+-- 1912    grants (table)
+-- 1926    limits (table)
+-- 1947    pauses (table)
+-- 1959    starts (table)
+-- 1974    wanted (table)
+-- 1986    schedules (table)
+-- 2030    workflow_runs (table)
+-- 2057    workflow_tallies (table)
+-- 2077    handlers (table)
+-- 2093    versions (table)
+-- 2108    t_template (table)
+-- 2222    g_template (table)
+-- 2234    v_template (table)
+-- 2250    d_template (table)
+-- 2264    p0_template (table)
+-- 2277    p1_template (table)
+-- 2322    l_template (table)
+-- 2349    h_template (table)
+-- 2369    k0_template (table)
+-- 2382    k1_template (table)
+-- 2411    n0_template (table)
+-- 2422    n1_template (table)
+-- 2438    n_template (table)
+-- 2462    seq_template (sequence)
+-- 2463    ring_template (sequence)
+-- 2464    parked_template (sequence)
+-- 2465    woken_template (sequence)
+-- 2466    plan_template (sequence)
+-- 2467    fired_template (sequence)
+-- 2468    clock_template (sequence)
+-- 2469    carry_template (sequence)
+-- 2470    round_template (sequence)
+-- 2471    agenda_template (sequence)
+-- 2496    r_template (table)
+-- 2513    a_template (table)
+-- 2539    c_template (table)
+-- 2555    e_template (table)
+-- 2574    u_template (table)
+-- 2587    j_template (table)
+-- 2610    f_template (table)
+-- 2623    m_template (table)
+-- 2648    w_template (table)
+-- 2663  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2666    validate_queue_name
+-- 2708    _policy
+-- 2752    _call
+-- 2766    _template_ddl (view)
+-- 2851    _stamp
+-- 2863    _stamp_queues
+-- 2891    _stamp_relation
+-- 2931    _stamp_function
+-- 2964    _function
+-- 2976    _signature
+-- 2987    _leave_extension
+-- 3013    _lock_number
+-- 3023    _share_queue
+-- 3036    _may
+-- 3052    _each_queue
+-- 3074    _init_template
+-- 3105    _hush_template
+-- 3126    _beyond
+-- 3135    create_queue
+-- 3201    _refuse_busy
+-- 3218    _reach_queue
+-- 3234    drop_queue
+-- 3264    _drop_all
+-- 3321    list_queues
+-- 3345  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 3354    _push_template
+-- 3395    _fill
+-- 3415    _add0_template
+-- 3482    _back0_template
+-- 3500  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3505    _claim0_template
+-- 3577    _pick0_template
+-- 3660    _limits_template
+-- 3701    _move0_template
+-- 3763    _open_xids
+-- 3783    _next0_template
+-- 3812    _many0_template
+-- 3841    _stuck0_template
+-- 3879    _trim0_template
+-- 3920    _bring_template
+-- 3952    _take_template
+-- 4033    _known_template
+-- 4053    _paused_until
+-- 4066    claim_task
+-- 4127    _next_template
+-- 4169    _soon0_template
+-- 4227    next_due
+-- 4252  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 4265    _due0_template
+-- 4343    _last0_template
+-- 4368    _any0_template
+-- 4395    _miss0_template
+-- 4431    _pass0_template
+-- 4477    _fire_template
+-- 4538    _expire_template
+-- 4609    _timeout_reason
+-- 4628    _over_template
+-- 4650    _close_template
+-- 4680    _follow_template
+-- 4713  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4715    _segment_bytes
+-- 4736    _turn_template
+-- 4768    _turn0_template
+-- 4806    _spent0_template
+-- 4820    _dry0_template
+-- 4847    _left0_template
+-- 4878    _carry0_template
+-- 4922  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4928    _remake_template
+-- 4986    _alive_template
+-- 5040    _home
+-- 5053    _settle_template
+-- 5075    rebuild_dispatch
+-- 5112    _recap_template
+-- 5143  35_tally.sql: The letter by which tallies know where a task stands
+-- 5145    _letter
+-- 5164    _letters
+-- 5176    _bound
+-- 5196    _tally_template
+-- 5221    _reckon_template
+-- 5248    _finish_template
+-- 5276    _moved_template
+-- 5307    _sum0_template
+-- 5343    _noted0_template
+-- 5378    _bank0_template
+-- 5398    _census_template
+-- 5420    _count_template
+-- 5442  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5452    _gate_number
+-- 5463    _enter_gate
+-- 5485    _limit_of
+-- 5503    _rule_template
+-- 5529    _reign_template
+-- 5543    _enrol_template
+-- 5570    _going_template
+-- 5586    _busy_template
+-- 5602    _everywhere_busy
+-- 5628    _closed_until
+-- 5648    _is_fresh
+-- 5663    _is_limited
+-- 5674    _started
+-- 5691    _left_over
+-- 5712    _slots_template
+-- 5762    _vacate_template
+-- 5825    _unbar_template
+-- 5854    _intake_template
+-- 5875    _sift0_template
+-- 5962    _line_template
+-- 6022    _keys_template
+-- 6076    _admit_template
+-- 6139    _spare_template
+-- 6161    _choose_template
+-- 6207    _named_template
+-- 6234    _weed_template
+-- 6270    _cull_template
+-- 6301    _seize_template
+-- 6376    _quit_template
+-- 6404    _occupy_template
+-- 6444    _chance_template
+-- 6474    _align_template
+-- 6519  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6522    _want_template
+-- 6556    _names_option
+-- 6591    _order_queues
+-- 6627    _remember_names
+-- 6647    claim_any
+-- 6724    _check_order
+-- 6741  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6746    _put_template
+-- 6814    _enlist_template
+-- 6857    _new_template
+-- 6914    _tag_template
+-- 6932    _room_template
+-- 6959    _shed_template
+-- 7001    _first0_template
+-- 7042    _once_template
+-- 7090    _blocks
+-- 7117    _meet_template
+-- 7151    _swap_template
+-- 7212    _series_template
+-- 7249    _found_template
+-- 7306    _abide
+-- 7328    _check_spawner
+-- 7348    spawn_task
+-- 7413    spawn_tasks
+-- 7460    _read_task
+-- 7478  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7483    _hold_template
+-- 7534    _own_template
+-- 7554    _done_template
+-- 7602    complete_run
+-- 7625    _flush_template
+-- 7707    _why_template
+-- 7723    _read_runs
+-- 7769    _explain_bad_run
+-- 7794    complete_runs
+-- 7819    _end_template
+-- 7868    _lost_template
+-- 7888    _file_template
+-- 7914    _again_template
+-- 7954    _queue_template
+-- 7975    _fail_template
+-- 7993    fail_run
+-- 8017    _nap_template
+-- 8046    schedule_run
+-- 8076    _free_template
+-- 8124    release_run
+-- 8149    _keep_template
+-- 8175    extend_claim
+-- 8198  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 8203    _mark_template
+-- 8225    _note_template
+-- 8255    set_task_checkpoint_state
+-- 8290    _recall_template
+-- 8312    get_task_checkpoint_state
+-- 8336    _list_template
+-- 8365    get_task_checkpoint_states
+-- 8391  43_events.sql: Wait for an event, or learn how the wait ended
+-- 8398    _wait_template
+-- 8470    _park_template
+-- 8512    _check_event
+-- 8531    await_event
+-- 8568    _emit_template
+-- 8631    emit_event
+-- 8657    _read_event_cursor
+-- 8695    _named_template
+-- 8748    _leaf_template
+-- 8801    _awaited_template
+-- 8817    _news_template
+-- 8870    list_events
+-- 8928  44_control.sql: Read a task, or raise TG003
+-- 8930    _fetch_template
+-- 8957    _stop_template
+-- 8989    _act_template
+-- 9011    _halt_template
+-- 9027    cancel_task
+-- 9049    _rerun_template
+-- 9124    _forget_template
+-- 9161    _redo_template
+-- 9197    _renew_template
+-- 9233    retry_task
+-- 9283    _show_template
+-- 9331    get_task_result
+-- 9366  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 9373    _purge_template
+-- 9403    _erase_template
+-- 9457    _first_uuid
+-- 9476    _sweep_template
+-- 9516    _clean
+-- 9550    cleanup_tasks
+-- 9571    cleanup_events
+-- 9592    cleanup_all_queues
+-- 9627  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 9629    _cap_template
+-- 9658    _write_limit
+-- 9681    _read_limit
+-- 9730    _check_limit_keys
+-- 9752    set_limit
+-- 9807    _usage_template
+-- 9885    _overall_usage
+-- 9929    limit_usage
+-- 9962  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 9964    _pause_template
+-- 9985    _halve_template
+-- 10015    _check_only
+-- 10038    pause_queue
+-- 10074    resume_queue
+-- 10100    get_queue_policy
+-- 10124    set_queue_policy
+-- 10142    list_namespaces
+-- 10159  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 10162    _read_filter
+-- 10198    _states_option
+-- 10229    _read_cursor
+-- 10248    _check_limit
+-- 10272    _find_template
+-- 10324    _seek_template
+-- 10376    _page_template
+-- 10454    _ended_template
+-- 10491    _fit_template
+-- 10532    _live_template
+-- 10569    _hints_template
+-- 10592    _hints0_template
+-- 10634    _rows_template
+-- 10685    list_tasks
+-- 10732    _peek_template
+-- 10790    get_task
+-- 10846    _runs_template
+-- 10899    list_runs
+-- 10930    _past_template
+-- 11006    _since_template
+-- 11024    get_task_history
+-- 11044    _held_template
+-- 11076    list_workers
+-- 11115    _read_place
+-- 11134    _acts_template
+-- 11160    list_actions
+-- 11192  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 11194    _abort_template
+-- 11231    cancel_tasks
+-- 11268    _check_meant
+-- 11290    _limit_option
+-- 11303    _retake_template
+-- 11341    requeue_task
+-- 11366    _regain_template
+-- 11401    requeue_tasks
+-- 11440    list_dead_letters
+-- 11484    _replay_template
+-- 11525    replay_dead_letters
+-- 11565    _bury_template
+-- 11607    purge_dead_letters
+-- 11637  49_stats.sql: When the first task that is ready became so; null if none is
+-- 11639    _oldest_template
+-- 11683    _elder0_template
+-- 11719    _tenure_template
+-- 11744    _is_wanted
+-- 11761    _stat_template
+-- 11807    queue_stats
+-- 11862    _from
+-- 11876    _tardy_template
+-- 11907    _counters (view)
+-- 11931    _gauge_template
+-- 11985    _spans_template
+-- 12038    metrics
+-- 12076    _xmin_age
+-- 12095    prometheus
+-- 12154    _label_text
+-- 12177    _schedule_problems
+-- 12214    health
+-- 12270  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 12275    _tick_template
+-- 12300    _ticked (sequence)
+-- 12306    _set_ticked
+-- 12319    ticker
+-- 12366    ticker_loop (procedure)
+-- 12392  51_cron.sql: Whether pg_cron is installed in this database
+-- 12394    _has_cron
+-- 12404    _cron_has_seconds
+-- 12423    _plan_cron
+-- 12458    _work_option
+-- 12491    _explain_no_cron
+-- 12524    start
+-- 12561    _unschedule
+-- 12577    _is_ours
+-- 12587    _drop_job
+-- 12606    stop
+-- 12626    _maintain
+-- 12648    status
+-- 12687  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 12691    _rights (view)
+-- 12806    _allowed
+-- 12847    _grant
+-- 12866    _grant_again
+-- 12882    _grant_queue
+-- 12897    _check_grant
+-- 12930    grant_access
+-- 12966    revoke_access
+-- 13013  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 13015    _refuse_schedule
+-- 13032    _cron_value
+-- 13046    _cron_field
+-- 13107    _read_every
+-- 13129    _read_schedule
+-- 13204    _cron_time
+-- 13242    _cron_reading
+-- 13281    _clock
+-- 13290    _clock_reads
+-- 13326    _clock_set
+-- 13354    _cron_passing
+-- 13392    _cron_next
+-- 13432    _check_timezone
+-- 13461    next_fire_time
+-- 13497  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 13510    _planning_number
+-- 13520    _replan_template
+-- 13534    _agenda_template
+-- 13551    _future_template
+-- 13579    _strike_template
+-- 13635    _chime_template
+-- 13691    _undone_template
+-- 13710    _planned_after
+-- 13729    _due_times
+-- 13779    _spawn_scheduled
+-- 13824    _check_task_options
+-- 13854    _word_option
+-- 13876    _draw_schedule
+-- 13915    _schedule_options
+-- 13930    _miss_schedule
+-- 13946    _scheduled_in
+-- 13967    _grasp_template
+-- 13994    _enroll_template
+-- 14025    _redraw_template
+-- 14075    create_schedule
+-- 14119    _reform_template
+-- 14145    update_schedule
+-- 14168    _steer_template
+-- 14211    pause_schedule
+-- 14232    resume_schedule
+-- 14252    drop_schedule
+-- 14272    _launch_template
+-- 14304    trigger_schedule
+-- 14326    _diary_template
+-- 14362    get_schedule
+-- 14397    list_schedules
+-- 14439  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 14444    _links_option
+-- 14487    _read_link
+-- 14529    _trail_template
+-- 14575    _linked_template
+-- 14607    _ensue_template
+-- 14650    _undoings
+-- 14677    _undo_template
+-- 14711    _repent_template
+-- 14747    add_compensation
+-- 14787    _repeat_template
+-- 14817    _blank_template
+-- 14855    repeat_run
+-- 14881  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 14890    _brood_template
+-- 14920    _bind_template
+-- 14951    _read_child
+-- 15000    _child_queues
+-- 15026    _birth
+-- 15050    spawn_children
+-- 15129    _cancel_option
+-- 15152    _answer
+-- 15170    _report_template
+-- 15206    _tell_template
+-- 15221    _judge_template
+-- 15257    _ripe_template
+-- 15284    _gather_template
+-- 15349    _rally_template
+-- 15426    _crop_template
+-- 15472    _yield_template
+-- 15493    _dismiss
+-- 15514    _ditch_template
+-- 15559    _perish_template
+-- 15578    _orphan_template
+-- 15593    await_children
+-- 15650  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
+-- 15657    _refuse_run
+-- 15673    _read_run
+-- 15693    create_workflow_run
+-- 15751    update_workflow_run
+-- 15782    _is_own
+-- 15795    _flow_template
+-- 15828    _score_template
+-- 15865    _recorded_run
+-- 15876    _recorded_tallies
+-- 15888    _flows
+-- 15922    _survey
+-- 15978    get_workflow_run
+-- 16028    _is_alike
+-- 16043    _recorded_runs
+-- 16078    _status_option
+-- 16109    list_workflow_runs
+-- 16193    _member_template
+-- 16226    _members
+-- 16261    get_workflow_tree
+-- 16337    _used_template
+-- 16354    _needed_runs
+-- 16386    _merge_tallies
+-- 16409    cleanup_workflow_runs
+-- 16484  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
+-- 16488    _word
+-- 16502    _check_attributes
+-- 16539    _attributes_option
+-- 16556    _pinned_template
+-- 16575    _pin_template
+-- 16606    set_attributes
+-- 16635    _told_template
+-- 16648    get_attributes
+-- 16666  66_messages.sql: Messages: a mailbox per task
+-- 16673    _shut_template
+-- 16716    _post_template
+-- 16765    send_message
+-- 16806    _hear_template
+-- 16873    receive_message
+-- 16911    _unhear_template
+-- 16932    _tidy_template
+-- 16959    _inbox_template
+-- 16985    list_messages
+-- 17007  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
+-- 17018    _resolve_function
+-- 17074    _hire_template
+-- 17096    register_handler
+-- 17120    unregister_handler
+-- 17139    _staff_template
+-- 17160    list_handlers
+-- 17196    _number_step
+-- 17227    _order
+-- 17243    step
+-- 17276    _doze
+-- 17293    sleep_for
+-- 17314    sleep_until
+-- 17337    await
+-- 17371    receive
+-- 17403    children
+-- 17439  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
+-- 17451    _crew
+-- 17498    _steps_given
+-- 17519    _claim_batch
+-- 17562    _grip_template
+-- 17578    _begin_pass
+-- 17604    _read_error
+-- 17633    _carry_out
+-- 17713    _run_pass (procedure)
+-- 17744    _step_call
+-- 17768    _obey (procedure)
+-- 17806    _begin_shift
+-- 17843    _begin_round
+-- 17863    _leave_round
+-- 17898    _handler_of
+-- 17912    _advance (procedure)
+-- 17937    work (procedure)
+-- 17988  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -2556,6 +2562,8 @@ create table if not exists teguh.e_template (
 
 create index if not exists eage_template
   on teguh.e_template (created_at);
+create index if not exists ename_template
+  on teguh.e_template (event_name collate "C");
 
 comment on table teguh.e_template is
   'Events that were emitted, or are awaited. The row is also the lock between the two.';
@@ -8645,6 +8653,278 @@ comment on function teguh.emit_event(text, text, jsonb) is
   'for an unknown queue, TG005 for a bad name, 25001 unless the transaction is READ '
   'COMMITTED.';
 
+-- Read the cursor of a page of events: the event before which it begins.
+create or replace function teguh._read_event_cursor(p_cursor text)
+  returns teguh.e_template
+  language plpgsql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_place text[];
+  v_event teguh.e_template;
+begin
+  if p_cursor is null then
+    v_event.created_at := 'infinity';
+    v_event.event_name := '';
+    return v_event;
+  end if;
+
+  begin
+    v_place := regexp_match(convert_from(decode(p_cursor, 'hex'), 'UTF8'), '^(\S+ \S+) (.+)$');
+    v_event.created_at := v_place[1]::timestamptz;
+    v_event.event_name := v_place[2];
+  exception
+    when data_exception then
+      v_event.event_name := null;
+  end;
+  if v_event.event_name is null then
+    raise exception 'not a cursor'
+      using
+        errcode = 'TG005',
+        detail = format('Found: "%s".', left(p_cursor, 200)),
+        hint = 'Pass the cursor of the last row of the page before, or null for the first page.';
+  end if;
+
+  return v_event;
+end;
+$$;
+
+-- The names that may be meant when they begin so, or are awaited; null if these are many, and
+-- events are better looked through by age.
+create or replace function teguh._named_template(p_prefix text, p_awaited boolean)
+  returns text[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_names text[];
+begin
+  if p_prefix is not null then
+    v_names := array(
+      select e.event_name
+      from teguh.e_template as e
+      where e.event_name collate "C" >= p_prefix
+      order by e.event_name collate "C"
+      limit 2000
+    );
+    if not coalesce(starts_with(v_names[2000], p_prefix), false) then
+      return v_names;
+    end if;
+  end if;
+
+  if p_awaited then
+    v_names := array(
+      with recursive awaited as (
+        (select w.event_name from teguh.w_template as w order by w.event_name limit 1)
+        union all
+        select n.event_name
+        from awaited as a
+        cross join lateral (
+          select w.event_name
+          from teguh.w_template as w
+          where w.event_name > a.event_name
+          order by w.event_name
+          limit 1
+        ) as n
+      )
+
+      select a.event_name
+      from awaited as a
+      limit 2000
+    );
+    if cardinality(v_names) < 2000 then
+      return v_names;
+    end if;
+  end if;
+
+  return null;
+end;
+$$;
+
+-- The names of a page of events, the newest first.  p_before, p_name: the event before which it
+-- begins.
+create or replace function teguh._leaf_template(
+  p_prefix  text,
+  p_emitted boolean,
+  p_awaited boolean,
+  p_after   timestamptz,
+  p_before  timestamptz,
+  p_name    text,
+  p_limit   integer
+)
+  returns text[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now   timestamptz := teguh.current_time();
+  v_names text[] := teguh._named_template(p_prefix, p_awaited);
+begin
+  if v_names is null then
+    return array(
+      select e.event_name
+      from teguh.e_template as e
+      where (e.created_at, e.event_name) < (p_before, p_name)
+        and e.created_at >= p_after
+        and (p_prefix is null or starts_with(e.event_name, p_prefix))
+        and (p_emitted is null or (e.emitted_at is not null) = p_emitted)
+        and (p_awaited is null or teguh._awaited_template(e.event_name, v_now) = p_awaited)
+      order by e.created_at desc, e.event_name desc
+      limit p_limit
+    );
+  end if;
+
+  return array(
+    select e.event_name
+    from unnest(v_names) as u(event_name)
+    cross join lateral (
+      select e.*
+      from teguh.e_template as e
+      where e.event_name = u.event_name
+      offset 0
+    ) as e
+    where (e.created_at, e.event_name) < (p_before, p_name)
+      and e.created_at >= p_after
+      and (p_prefix is null or starts_with(e.event_name, p_prefix))
+      and (p_emitted is null or (e.emitted_at is not null) = p_emitted)
+      and (p_awaited is null or teguh._awaited_template(e.event_name, v_now) = p_awaited)
+    order by e.created_at desc, e.event_name desc
+    limit p_limit
+  );
+end;
+$$;
+
+-- Whether an emit of this event would wake a task.
+create or replace function teguh._awaited_template(p_event_name text, p_now timestamptz)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return exists (
+    select from teguh.w_template as w
+    where w.event_name = p_event_name
+      and (w.timeout_at > p_now or w.timeout_at is null)
+  );
+end;
+$$;
+
+-- A page of events, as rows.
+create or replace function teguh._news_template(
+  p_prefix  text,
+  p_emitted boolean,
+  p_awaited boolean,
+  p_after   timestamptz,
+  p_before  timestamptz,
+  p_name    text,
+  p_limit   integer
+)
+  returns table(
+    event_name text,
+    created_at timestamptz,
+    emitted_at timestamptz,
+    payload    jsonb,
+    waiters    bigint,
+    cursor     text
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_now   timestamptz := teguh.current_time();
+  v_names text[] := teguh._leaf_template(
+    p_prefix, p_emitted, p_awaited, p_after, p_before, p_name, p_limit
+  );
+begin
+  return query
+  select
+    e.event_name, e.created_at, e.emitted_at, e.payload, w.waiters,
+    encode(convert_to(
+      to_char(e.created_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS.US+00 ') || e.event_name,
+      'UTF8'
+    ), 'hex')
+  from unnest(v_names) with ordinality as u(event_name, place)
+  cross join lateral (
+    select e.*
+    from teguh.e_template as e
+    where e.event_name = u.event_name
+    offset 0
+  ) as e
+  cross join lateral (
+    select count(*) as waiters
+    from teguh.w_template as w
+    where w.event_name = e.event_name
+      and (w.timeout_at > v_now or w.timeout_at is null)
+  ) as w
+  order by u.place;
+end;
+$$;
+
+-- List events.
+create or replace function teguh.list_events(
+  p_queue_name text,
+  p_filter     jsonb default '{}',
+  p_cursor     text default null,
+  p_limit      integer default 50
+)
+  returns table(
+    event_name text,
+    created_at timestamptz,
+    emitted_at timestamptz,
+    payload    jsonb,
+    waiters    bigint,
+    cursor     text
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_filter jsonb := coalesce(p_filter, '{}');
+  v_place  teguh.e_template := teguh._read_event_cursor(p_cursor);
+  v_until  timestamptz;
+begin
+  perform teguh._check_keys('filter', v_filter, array[
+    'prefix', 'emitted', 'awaited', 'created_after', 'created_before', 'older_than_seconds'
+  ]);
+  v_until := least(
+    teguh._time_option(v_filter, 'created_before'),
+    teguh._after(
+      teguh.current_time(), -teguh._number_option(v_filter, 'older_than_seconds', 0, 1e12)
+    )
+  );
+  if v_until <= v_place.created_at then
+    v_place.created_at := v_until;
+    v_place.event_name := '';
+  end if;
+
+  return query execute teguh._call('news', p_queue_name, 7)
+  using
+    teguh._text_option(v_filter, 'prefix'),
+    case when v_filter -> 'emitted' <> 'null' then teguh._flag_option(v_filter, 'emitted') end,
+    case when v_filter -> 'awaited' <> 'null' then teguh._flag_option(v_filter, 'awaited') end,
+    coalesce(teguh._time_option(v_filter, 'created_after'), '-infinity'),
+    v_place.created_at,
+    v_place.event_name,
+    teguh._check_limit(p_limit);
+end;
+$$;
+
+comment on function teguh.list_events(text, jsonb, text, integer) is
+  'The events of a queue that were emitted or awaited, the newest first, a page at a time. '
+  'created_at is when that was first, emitted_at null while it is only awaited, waiters how many '
+  'tasks an emit would wake. The filter may have prefix (of the name), emitted, awaited (whether '
+  'there are waiters), created_after, created_before, older_than_seconds. p_cursor is the cursor '
+  'of the last row of the page before, null for the first page. What no index leads to (emitted, '
+  'a prefix of very many) is looked for from the newest on. Rows go when cleanup removes events. '
+  'Raises TG001 for an unknown queue, TG005 for a bad filter, cursor or limit.';
+
 -- sql/src/44_control.sql
 -- Read a task, or raise TG003.
 create or replace function teguh._fetch_template(p_task_id uuid)
@@ -12438,6 +12718,7 @@ from (
     ('list_workers',               'held',        'client worker observer admin', false),
     ('list_dead_letters',          'rows',        'client worker observer admin', false),
     ('list_actions',               'acts',        'client worker observer admin', false),
+    ('list_events',                'news',        'client worker observer admin', false),
     ('get_task_checkpoint_state',  'recall',      'client worker observer admin', false),
     ('get_task_checkpoint_states', 'list',        'client worker observer admin', false),
     ('limit_usage',                'usage',       'client worker observer admin', false),
