@@ -8289,7 +8289,7 @@ begin
   end if;
 
   begin
-    v_place := regexp_match(convert_from(decode(p_cursor, 'hex'), 'UTF8'), '^(\S+ \S+) (.+)$');
+    v_place := regexp_match(convert_from(decode(p_cursor, 'hex'), 'UTF8'), '^([^ ]+ [^ ]+) (.+)$');
     v_event.created_at := v_place[1]::timestamptz;
     v_event.event_name := v_place[2];
   exception
@@ -8310,7 +8310,7 @@ $$;
 
 -- The names that may be meant when they begin so, or are awaited; null if these are many, and
 -- events are better looked through by age.
-create or replace function teguh._named_template(p_prefix text, p_awaited boolean)
+create or replace function teguh._meant_template(p_prefix text, p_awaited boolean)
   returns text[]
   language plpgsql
   volatile
@@ -8379,7 +8379,7 @@ create or replace function teguh._leaf_template(
 as $$
 declare
   v_now   timestamptz := teguh.current_time();
-  v_names text[] := teguh._named_template(p_prefix, p_awaited);
+  v_names text[] := teguh._meant_template(p_prefix, p_awaited);
 begin
   if v_names is null then
     return array(
@@ -8389,7 +8389,7 @@ begin
         and e.created_at >= p_after
         and (p_prefix is null or starts_with(e.event_name, p_prefix))
         and (p_emitted is null or (e.emitted_at is not null) = p_emitted)
-        and (p_awaited is null or teguh._awaited_template(e.event_name, v_now) = p_awaited)
+        and (p_awaited is null or teguh._sought_template(e.event_name, v_now) = p_awaited)
       order by e.created_at desc, e.event_name desc
       limit p_limit
     );
@@ -8408,7 +8408,7 @@ begin
       and e.created_at >= p_after
       and (p_prefix is null or starts_with(e.event_name, p_prefix))
       and (p_emitted is null or (e.emitted_at is not null) = p_emitted)
-      and (p_awaited is null or teguh._awaited_template(e.event_name, v_now) = p_awaited)
+      and (p_awaited is null or teguh._sought_template(e.event_name, v_now) = p_awaited)
     order by e.created_at desc, e.event_name desc
     limit p_limit
   );
@@ -8416,7 +8416,7 @@ end;
 $$;
 
 -- Whether an emit of this event would wake a task.
-create or replace function teguh._awaited_template(p_event_name text, p_now timestamptz)
+create or replace function teguh._sought_template(p_event_name text, p_now timestamptz)
   returns boolean
   language plpgsql
   volatile

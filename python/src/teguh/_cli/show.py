@@ -77,7 +77,9 @@ def _names(row_type: type | None, rows: Sequence[Row]) -> list[str]:
 
 
 def _json(value: object, indent: int | None = None) -> str:
-    def plain(value: object) -> str:
+    def plain(value: object) -> object:
+        if dataclasses.is_dataclass(value):
+            return _row(value)
         return value.isoformat() if isinstance(value, datetime) else str(value)
 
     wide = sys.stdout.encoding.lower().startswith("utf")
