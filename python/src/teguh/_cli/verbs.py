@@ -186,7 +186,7 @@ def cancel_tasks(
 
     def batch() -> int:
         return client.cancel_tasks(
-            queue, everything=everything, limit=limit or BATCH, reason=reason, **which
+            queue, everything=everything, limit=BATCH if limit is None else limit, reason=reason, **which
         )
 
     return _until_none("cancelled", batch) if limit is None else batch()
@@ -209,7 +209,7 @@ def requeue_tasks(
             queue,
             worker_id=worker_id,
             everything=everything,
-            limit=limit or BATCH,
+            limit=BATCH if limit is None else limit,
             reason=reason,
             **which,
         )
