@@ -337,7 +337,9 @@ def test_the_page_on_the_command_line_names_every_verb_and_what_it_calls(
     conn: psycopg.Connection[Any],
 ) -> None:
     rows = re.findall(r"^\| `(\w+) ([^|]*) \| ([^|]*) \|$", CLI.read_text(), re.MULTILINE)
-    named = {f"{group} {verb}" for group, verbs, _ in rows for verb in re.findall(r"([\w-]+)`", verbs)}
+    named = {
+        f"{group} {verb}" for group, verbs, _ in rows for verb in re.findall(r"([\w-]+)`", verbs)
+    }
     assert named == {f"{group} {verb}" for group, verbs in VERBS.items() for verb in verbs}
     called = {name for _, _, calls in rows for name in re.findall(r"`([a-z_]+)`", calls)}
     sent = {

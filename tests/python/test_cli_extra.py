@@ -195,7 +195,8 @@ def test_purging_and_cleaning_up_go_on_until_nothing_is_left(
 
 
 @pytest.mark.parametrize(
-    "line", [b"{", b"7", b"[1]", b'{"name": "a"}', b'{"task_name": "a", "options": 7}', b"\n", b"\xff"]
+    "line",
+    [b"{", b"7", b"[1]", b'{"name": "a"}', b'{"task_name": "a", "options": 7}', b"\n", b"\xff"],
 )
 def test_a_file_with_a_line_that_is_no_task_spawns_nothing(
     at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: bytes

@@ -48,9 +48,7 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def made(
-    cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[str, World]]:
+def made(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, World]]:
     """A database with such a queue; its clock stands still at noon."""
     file = tmp_path_factory.mktemp("cli") / "tasks"
     file.write_text('{"task_name": "one", "params": 1}\n{"task_name": "two"}\n')
@@ -111,6 +109,12 @@ def granted(client: teguh.Client) -> list[str]:
     """Return what the guest may do."""
     rows = client.connection.execute("select access from teguh.grants")
     return [str(access) for (access,) in rows]
+
+
+def compensated(client: teguh.Client, run: str) -> bool:
+    """Let a run fail, and return whether it is undone."""
+    client.fail_run("jobs", run, "no")
+    return client.list_tasks("jobs", task_name="refund") != []
 
 
 def nothing(_: teguh.Client, __: World) -> bool:
@@ -221,10 +225,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Check]] = {
     "runs compensate": (
         "jobs {running} {run} charge {\"task_name\":\"refund\"}",
         {"done": "runs compensate", "step_name": "charge"},
-        lambda client, world: (
-            client.fail_run("jobs", world.run, "no"),
-            client.list_tasks("jobs", task_name="refund"),
-        )[1] != [],
+        lambda client, world: compensated(client, world.run),
     ),
     "checkpoints list": (
         "jobs {running} {run}", {"checkpoint_name": "label", "state": "printed"}, nothing

@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 
 def opened(page: Page, endpoint: str) -> Locator:
     """Open an endpoint of the page and return what belongs to it."""
-    found = page.locator("section > details").filter(
-        has=page.get_by_text(endpoint, exact=True)
-    )
+    found = page.locator("section > details").filter(has=page.get_by_text(endpoint, exact=True))
     found.locator("> summary").click()
     return found
 

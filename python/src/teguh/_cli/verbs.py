@@ -184,10 +184,10 @@ def cancel_tasks(
     Each batch is a transaction.
     """
 
+    most = BATCH if limit is None else limit
+
     def batch() -> int:
-        return client.cancel_tasks(
-            queue, everything=everything, limit=BATCH if limit is None else limit, reason=reason, **which
-        )
+        return client.cancel_tasks(queue, everything=everything, limit=most, reason=reason, **which)
 
     return _until_none("cancelled", batch) if limit is None else batch()
 
@@ -204,12 +204,14 @@ def requeue_tasks(
 ) -> int:
     """Take running tasks from their workers: so many, or else all, in a transaction."""
 
+    most = BATCH if limit is None else limit
+
     def batch() -> int:
         return client.requeue_tasks(
             queue,
             worker_id=worker_id,
             everything=everything,
-            limit=BATCH if limit is None else limit,
+            limit=most,
             reason=reason,
             **which,
         )
