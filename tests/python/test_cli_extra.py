@@ -134,6 +134,11 @@ def test_an_empty_list_still_has_its_columns(at: str, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == "worker_id,queue_name,runs,oldest_start,soonest_lease_end\n"
 
 
+def test_a_row_of_nulls_shows_its_columns(at: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["queues", "next-due", "jobs"]) == 0
+    assert capsys.readouterr().out.split() == ["next_due"]
+
+
 def test_a_full_page_says_how_to_get_the_next(at: str, capsys: pytest.CaptureFixture[str]) -> None:
     fail(at, 3)
     seen = []
