@@ -31,7 +31,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help all install uninstall dist demo test test-matrix test-installs test-chaos test-model \
-  absurd-npm bench bench-absurd bench-flat bench-inspect bench-limits bench-schedules \
+  absurd-npm bench bench-absurd bench-flat bench-inspect bench-limits bench-longpoll bench-schedules \
   sql check-generated docs site freeze lint lint-style lint-sql lint-bodies lint-safety \
   lint-python lint-types plpgsql-check clean
 
@@ -102,6 +102,9 @@ bench-inspect: $(VENV)/dev check-generated ## lists and filters on ten million f
 
 bench-limits: $(VENV)/dev check-generated ## what limits keep, and what they cost
 	@$(PY) bench/limits.py $(ARGS)
+
+bench-longpoll: $(VENV)/dev check-generated ## how soon a claim that waits over HTTP gets a task
+	@$(PY) bench/longpoll.py $(ARGS)
 
 bench-schedules: $(VENV)/dev check-generated ## what schedules cost while none is due, and when many are
 	@$(PY) bench/schedules.py $(ARGS)

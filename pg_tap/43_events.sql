@@ -1,6 +1,6 @@
 -- A task waits for an event, is woken by it or by its timeout, and always sees the same outcome.
 begin;
-select plan(50);
+select plan(79);
 
 -- Given a queue, tasks that wait, and a clock to set
 create function pg_temp.at(p_seconds double precision)
@@ -284,6 +284,146 @@ select is(
   0::bigint,
   'no wait outlives its task'
 );
+
+-- Given events a second apart, of which some are awaited, one for longer than its wait lasts
+select teguh.create_queue('l');
+create function pg_temp.await(p_event_name text, p_timeout double precision default null)
+  returns void
+  language plpgsql
+as $$
+declare
+  v_run record;
+begin
+  perform teguh.spawn_task('l', p_event_name, '{}');
+  select c.* into v_run from teguh.claim_task('l', 'w', 0, 100) as c where c.task_name = p_event_name;
+  perform teguh.await_event('l', v_run.task_id, v_run.run_id, 's', p_event_name, p_timeout);
+end;
+$$;
+create function pg_temp.events(
+  p_filter jsonb default '{}',
+  p_cursor text default null,
+  p_limit  integer default 50
+)
+  returns text[]
+  language sql
+as $$
+  select array(select e.event_name from teguh.list_events('l', p_filter, p_cursor, p_limit) as e);
+$$;
+select pg_temp.at(300);
+select teguh.emit_event('l', 'order:1', '{"n": 1}');
+select pg_temp.at(301);
+select pg_temp.await('order:2');
+select pg_temp.await('order:2', 3600);
+select pg_temp.at(302);
+select teguh.emit_event('l', 'order 3'), teguh.emit_event('l', E'größe\n%_'), teguh.emit_event('l', 'Order');
+select pg_temp.at(303);
+select pg_temp.await('late', 10);
+select pg_temp.at(304);
+select pg_temp.await('paid');
+select teguh.emit_event('l', 'paid');
+select pg_temp.at(400);
+
+-- Then
+select results_eq(
+  $$
+    select e.event_name, e.created_at, e.emitted_at, e.payload, e.waiters
+    from teguh.list_events('l', '{"prefix": "order:"}') as e
+  $$,
+  $$
+    values
+      ('order:2', '2031-05-01 12:05:01+00'::timestamptz, null::timestamptz, null::jsonb, 2::bigint),
+      ('order:1', '2031-05-01 12:05:00+00', '2031-05-01 12:05:00+00', '{"n": 1}', 0)
+  $$,
+  'list_events shows what was emitted, and how many tasks wait for what was not'
+);
+select is(pg_temp.events(f.filter), f.names::text[], f.filter::text || ' finds the events it means')
+from (
+  values
+    ('{"prefix": "order"}'::jsonb, '{order 3,order:2,order:1}'),
+    ('{"prefix": "order:1"}', '{order:1}'),
+    ('{"prefix": "größe"}', E'{"größe\n%_"}'),
+    ('{"prefix": "%"}', '{}'),
+    ('{"prefix": "zz"}', '{}'),
+    ('{"emitted": false}', '{late,order:2}'),
+    ('{"emitted": true, "prefix": "pa"}', '{paid}'),
+    ('{"awaited": true}', '{order:2}'),
+    ('{"awaited": false, "emitted": false}', '{late}'),
+    ('{"awaited": true, "prefix": "late"}', '{}'),
+    ('{"created_after": "2031-05-01T12:05:03+00"}', '{paid,late}'),
+    ('{"created_before": "2031-05-01T12:05:02+00"}', '{order:2,order:1}'),
+    ('{"older_than_seconds": 98, "emitted": null, "prefix": null}', '{order:2,order:1}')
+) as f(filter, names);
+
+-- Then those of the same moment have an order, too
+select is(pg_temp.events(), a.names, 'all are listed, the newest first, a page at a time')
+from (
+  with recursive page as (
+    (select e.event_name, e.cursor, 1 as n from teguh.list_events('l', p_limit => 1) as e)
+    union all
+    select e.event_name, e.cursor, p.n + 1
+    from page as p
+    cross join lateral teguh.list_events('l', '{}', p.cursor, 1) as e
+  )
+
+  select array_agg(p.event_name order by p.n) as names from page as p
+) as a
+where cardinality(a.names) = 7;
+select is(
+  pg_temp.events('{"created_before": "2031-05-01T12:05:01+00"}', (
+    select e.cursor from teguh.list_events('l', '{}', null, 1) as e
+  )),
+  '{order:1}'::text[],
+  'a page begins where its cursor and its filter allow'
+);
+select pg_temp.await('paid:new');
+select teguh.emit_event('l', 'paid:newer');
+select is(
+  pg_temp.events('{}', (select e.cursor from teguh.list_events('l', '{"prefix": "late"}') as e)),
+  (pg_temp.events('{"created_before": "2031-05-01T12:05:03+00"}')),
+  'and what is emitted meanwhile moves no page'
+);
+
+-- Then what tasks wait for besides is no event
+select teguh.spawn_task('l', 'asks', '{}');
+select teguh.receive_message('l', c.task_id, c.run_id, 's', 'topic')
+from teguh.claim_task('l', 'w', 0) as c;
+select is(
+  pg_temp.events('{"prefix": "$"}') || pg_temp.events('{"awaited": true, "created_after": "-infinity"}'),
+  '{paid:new,order:2}'::text[],
+  'a wait for a message is not listed'
+);
+
+-- When there are more than are looked for by name
+insert into teguh.e_l as e (event_name, created_at)
+select 'many:' || n.n, '2031-05-02 00:00:00+00'::timestamptz + n.n * interval '1 second'
+from generate_series(1, 2500) as n(n);
+
+-- Then
+select is(
+  pg_temp.events('{"prefix": "many:"}', null, 2) || pg_temp.events('{"prefix": "many:25"}', null, 2)
+  || pg_temp.events('{"prefix": "m", "awaited": true}'),
+  '{many:2500,many:2499,many:2500,many:259}'::text[],
+  'a prefix of many is found from the newest on'
+);
+
+-- Then what cannot be is refused
+select throws_ok(
+  format('select * from teguh.list_events(%L, %L, %L, %L)', b.queue, b.filter, b.cursor, b.page),
+  b.sqlstate, null, 'list_events refuses ' || b.what
+)
+from (
+  values
+    ('l', '{"name": "a"}', null, '1', 'TG005', 'an unknown key'),
+    ('l', '{"prefix": 1}', null, '1', 'TG005', 'a prefix that is no text'),
+    ('l', '{"emitted": "yes"}', null, '1', 'TG005', 'a word for true'),
+    ('l', '{"created_after": "soon"}', null, '1', 'TG005', 'a time that is none'),
+    ('l', '[]', null, '1', 'TG005', 'a filter that is no object'),
+    ('l', '{}', 'x', '1', 'TG005', 'a cursor that is none'),
+    ('l', '{}', '00', '1', 'TG005', 'a cursor with a byte that is no text'),
+    ('l', '{}', '61', '1', 'TG005', 'a cursor without a time'),
+    ('l', '{}', null, '0', 'TG005', 'a limit of 0'),
+    ('nowhere', '{}', null, '1', 'TG001', 'an unknown queue')
+) as b(queue, filter, cursor, page, sqlstate, what);
 
 select * from finish();
 rollback;

@@ -8,577 +8,583 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  583  00_install.sql
---  631  01_version.sql: What the schema is, and its version
---  638    version
---  650  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  652    current_time
---  671    _after
---  686    _micros
---  697  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  713    _random_bytes
---  732    _make_uuidv7
---  755    portable_uuidv7
---  785    uuidv7_timestamp
---  811    _task_id
---  836    _run_id
---  851    _run_task
---  862    _run_number
---  876  12_types.sql: The composite types that functions pass to each other
---  881    _gap (type)
---  889    _late (type)
---  896    _timer (type)
---  903    _tally (type)
---  914    _picked (type)
---  926    _spawn (type)
---  951    _cron (type)
---  965    _filter (type)
---  980    job (type)
---  996    _shift (type)
--- 1043  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
--- 1045    _check_keys
--- 1078    _number_option
--- 1113    _integer_option
--- 1129    _whole_option
--- 1156    _text_option
--- 1182    _flag_option
--- 1204    _present
--- 1215    _name_option
--- 1232    _uuid_option
--- 1259    _tags_option
--- 1288    _check_name
--- 1315    _check_seconds
--- 1343    _check_isolation
--- 1362    _buckets_option
--- 1400    _check_policy
--- 1450    _check_spawn
--- 1497    _read_spawn_options
--- 1574    _time_option
--- 1595    _moment_option
--- 1627    _read_time_options
--- 1666    _unique_option
--- 1720    _inherit
--- 1750    _check_cancellation
--- 1767  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1770    _check_retry_strategy
--- 1808    _backoff
--- 1861    _fraction
--- 1872  20_tables.sql: Queues and the policy of each
--- 1874    queues (table)
--- 1907    grants (table)
--- 1921    limits (table)
--- 1942    pauses (table)
--- 1954    starts (table)
--- 1969    wanted (table)
--- 1981    schedules (table)
--- 2025    workflow_runs (table)
--- 2052    workflow_tallies (table)
--- 2072    handlers (table)
--- 2088    versions (table)
--- 2103    t_template (table)
--- 2217    g_template (table)
--- 2229    v_template (table)
--- 2245    d_template (table)
--- 2259    p0_template (table)
--- 2272    p1_template (table)
--- 2317    l_template (table)
--- 2344    h_template (table)
--- 2364    k0_template (table)
--- 2377    k1_template (table)
--- 2406    n0_template (table)
--- 2417    n1_template (table)
--- 2433    n_template (table)
--- 2457    seq_template (sequence)
--- 2458    ring_template (sequence)
--- 2459    parked_template (sequence)
--- 2460    woken_template (sequence)
--- 2461    plan_template (sequence)
--- 2462    fired_template (sequence)
--- 2463    clock_template (sequence)
--- 2464    carry_template (sequence)
--- 2465    round_template (sequence)
--- 2466    agenda_template (sequence)
--- 2491    r_template (table)
--- 2508    a_template (table)
--- 2534    c_template (table)
--- 2550    e_template (table)
--- 2567    u_template (table)
--- 2580    j_template (table)
--- 2603    f_template (table)
--- 2616    m_template (table)
--- 2641    w_template (table)
--- 2656  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2659    validate_queue_name
--- 2701    _policy
--- 2745    _call
--- 2759    _template_ddl (view)
--- 2844    _stamp
--- 2856    _stamp_queues
--- 2884    _stamp_relation
--- 2924    _stamp_function
--- 2957    _function
--- 2969    _signature
--- 2980    _leave_extension
--- 3006    _lock_number
--- 3016    _share_queue
--- 3029    _may
--- 3045    _each_queue
--- 3067    _init_template
--- 3098    _hush_template
--- 3119    _beyond
--- 3128    create_queue
--- 3194    _refuse_busy
--- 3211    _reach_queue
--- 3227    drop_queue
--- 3257    _drop_all
--- 3314    list_queues
--- 3338  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 3347    _push_template
--- 3388    _fill
--- 3408    _add0_template
--- 3475    _back0_template
--- 3493  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3498    _claim0_template
--- 3570    _pick0_template
--- 3653    _limits_template
--- 3694    _move0_template
--- 3756    _open_xids
--- 3776    _next0_template
--- 3805    _many0_template
--- 3834    _stuck0_template
--- 3872    _trim0_template
--- 3913    _bring_template
--- 3945    _take_template
--- 4026    _known_template
--- 4046    _paused_until
--- 4059    claim_task
--- 4120    _next_template
--- 4162    _soon0_template
--- 4220    next_due
--- 4245  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 4258    _due0_template
--- 4336    _last0_template
--- 4361    _any0_template
--- 4388    _miss0_template
--- 4424    _pass0_template
--- 4470    _fire_template
--- 4531    _expire_template
--- 4602    _timeout_reason
--- 4621    _over_template
--- 4643    _close_template
--- 4673    _follow_template
--- 4706  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4708    _segment_bytes
--- 4729    _turn_template
--- 4761    _turn0_template
--- 4799    _spent0_template
--- 4813    _dry0_template
--- 4840    _left0_template
--- 4871    _carry0_template
--- 4915  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4921    _remake_template
--- 4979    _alive_template
--- 5033    _home
--- 5046    _settle_template
--- 5068    rebuild_dispatch
--- 5105    _recap_template
--- 5136  35_tally.sql: The letter by which tallies know where a task stands
--- 5138    _letter
--- 5157    _letters
--- 5169    _bound
--- 5189    _tally_template
--- 5214    _reckon_template
--- 5241    _finish_template
--- 5269    _moved_template
--- 5300    _sum0_template
--- 5336    _noted0_template
--- 5371    _bank0_template
--- 5391    _census_template
--- 5413    _count_template
--- 5435  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5445    _gate_number
--- 5456    _enter_gate
--- 5478    _limit_of
--- 5496    _rule_template
--- 5522    _reign_template
--- 5536    _enrol_template
--- 5563    _going_template
--- 5579    _busy_template
--- 5595    _everywhere_busy
--- 5621    _closed_until
--- 5641    _is_fresh
--- 5656    _is_limited
--- 5667    _started
--- 5684    _left_over
--- 5705    _slots_template
--- 5755    _vacate_template
--- 5818    _unbar_template
--- 5847    _intake_template
--- 5868    _sift0_template
--- 5955    _line_template
--- 6015    _keys_template
--- 6069    _admit_template
--- 6132    _spare_template
--- 6154    _choose_template
--- 6200    _named_template
--- 6227    _weed_template
--- 6263    _cull_template
--- 6294    _seize_template
--- 6369    _quit_template
--- 6397    _occupy_template
--- 6437    _chance_template
--- 6467    _align_template
--- 6512  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 6515    _want_template
--- 6549    _names_option
--- 6584    _order_queues
--- 6620    _remember_names
--- 6640    claim_any
--- 6717    _check_order
--- 6734  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6739    _put_template
--- 6807    _enlist_template
--- 6850    _new_template
--- 6907    _tag_template
--- 6925    _room_template
--- 6952    _shed_template
--- 6994    _first0_template
--- 7035    _once_template
--- 7083    _blocks
--- 7110    _meet_template
--- 7144    _swap_template
--- 7205    _series_template
--- 7242    _found_template
--- 7299    _abide
--- 7321    _check_spawner
--- 7341    spawn_task
--- 7406    spawn_tasks
--- 7453    _read_task
--- 7471  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7476    _hold_template
--- 7498    _deny_template
--- 7538    _own_template
--- 7558    _done_template
--- 7606    complete_run
--- 7629    _flush_template
--- 7712    _why_template
--- 7735    _read_runs
--- 7781    _explain_bad_run
--- 7806    complete_runs
--- 7831    _end_template
--- 7880    _lost_template
--- 7900    _file_template
--- 7926    _again_template
--- 7966    _queue_template
--- 7987    _fail_template
--- 8005    fail_run
--- 8029    _nap_template
--- 8058    schedule_run
--- 8088    _free_template
--- 8136    release_run
--- 8161    _keep_template
--- 8187    extend_claim
--- 8210  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 8215    _mark_template
--- 8237    _note_template
--- 8267    set_task_checkpoint_state
--- 8302    _recall_template
--- 8324    get_task_checkpoint_state
--- 8348    _list_template
--- 8377    get_task_checkpoint_states
--- 8403  43_events.sql: Wait for an event, or learn how the wait ended
--- 8410    _wait_template
--- 8482    _park_template
--- 8524    _check_event
--- 8543    await_event
--- 8580    _emit_template
--- 8643    emit_event
--- 8668  44_control.sql: Read a task, or raise TG003
--- 8670    _fetch_template
--- 8697    _stop_template
--- 8729    _act_template
--- 8751    _halt_template
--- 8767    cancel_task
--- 8789    _rerun_template
--- 8864    _forget_template
--- 8901    _redo_template
--- 8937    _renew_template
--- 8973    retry_task
--- 9023    _show_template
--- 9071    get_task_result
--- 9106  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 9113    _purge_template
--- 9143    _erase_template
--- 9197    _first_uuid
--- 9216    _sweep_template
--- 9256    _clean
--- 9290    cleanup_tasks
--- 9311    cleanup_events
--- 9332    cleanup_all_queues
--- 9367  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 9369    _cap_template
--- 9398    _write_limit
--- 9421    _read_limit
--- 9470    _check_limit_keys
--- 9492    set_limit
--- 9547    _usage_template
--- 9625    _overall_usage
--- 9669    limit_usage
--- 9702  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 9704    _pause_template
--- 9725    _halve_template
--- 9755    _check_only
--- 9778    pause_queue
--- 9814    resume_queue
--- 9840    get_queue_policy
--- 9864    set_queue_policy
--- 9882    list_namespaces
--- 9899  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9902    _read_filter
--- 9938    _states_option
--- 9969    _read_cursor
--- 9988    _check_limit
--- 10012    _find_template
--- 10064    _seek_template
--- 10116    _page_template
--- 10194    _ended_template
--- 10231    _fit_template
--- 10272    _live_template
--- 10309    _hints_template
--- 10332    _hints0_template
--- 10374    _rows_template
--- 10425    list_tasks
--- 10472    _peek_template
--- 10530    get_task
--- 10586    _runs_template
--- 10639    list_runs
--- 10670    _past_template
--- 10746    _since_template
--- 10764    get_task_history
--- 10784    _held_template
--- 10816    list_workers
--- 10855    _read_place
--- 10874    _acts_template
--- 10900    list_actions
--- 10932  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10934    _abort_template
--- 10971    cancel_tasks
--- 11008    _check_meant
--- 11030    _limit_option
--- 11043    _retake_template
--- 11081    requeue_task
--- 11106    _regain_template
--- 11141    requeue_tasks
--- 11180    list_dead_letters
--- 11224    _replay_template
--- 11265    replay_dead_letters
--- 11305    _bury_template
--- 11347    purge_dead_letters
--- 11377  49_stats.sql: When the first task that is ready became so; null if none is
--- 11379    _oldest_template
--- 11423    _elder0_template
--- 11459    _tenure_template
--- 11484    _is_wanted
--- 11501    _stat_template
--- 11547    queue_stats
--- 11602    _from
--- 11616    _tardy_template
--- 11647    _counters (view)
--- 11671    _gauge_template
--- 11725    _spans_template
--- 11778    metrics
--- 11816    _xmin_age
--- 11835    prometheus
--- 11894    _label_text
--- 11917    _schedule_problems
--- 11954    health
--- 12010  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 12015    _tick_template
--- 12040    _ticked (sequence)
--- 12046    _set_ticked
--- 12059    ticker
--- 12106    ticker_loop (procedure)
--- 12132  51_cron.sql: Whether pg_cron is installed in this database
--- 12134    _has_cron
--- 12144    _cron_has_seconds
--- 12163    _plan_cron
--- 12198    _work_option
--- 12231    _explain_no_cron
--- 12264    start
--- 12301    _unschedule
--- 12317    _is_ours
--- 12327    _drop_job
--- 12346    stop
--- 12366    _maintain
--- 12388    status
--- 12427  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 12431    _rights (view)
--- 12545    _allowed
--- 12586    _grant
--- 12605    _grant_again
--- 12621    _grant_queue
--- 12636    _check_grant
--- 12669    grant_access
--- 12705    revoke_access
--- 12752  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 12754    _refuse_schedule
--- 12771    _cron_value
--- 12785    _cron_field
--- 12846    _read_every
--- 12868    _read_schedule
--- 12943    _cron_time
--- 12981    _cron_reading
--- 13020    _clock
--- 13029    _clock_reads
--- 13065    _clock_set
--- 13093    _cron_passing
--- 13131    _cron_next
--- 13171    _check_timezone
--- 13200    next_fire_time
--- 13236  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 13249    _planning_number
--- 13259    _replan_template
--- 13273    _agenda_template
--- 13290    _future_template
--- 13318    _strike_template
--- 13374    _chime_template
--- 13430    _undone_template
--- 13449    _planned_after
--- 13468    _due_times
--- 13518    _spawn_scheduled
--- 13563    _check_task_options
--- 13593    _word_option
--- 13615    _draw_schedule
--- 13654    _schedule_options
--- 13669    _miss_schedule
--- 13685    _scheduled_in
--- 13706    _grasp_template
--- 13733    _enroll_template
--- 13764    _redraw_template
--- 13814    create_schedule
--- 13858    _reform_template
--- 13884    update_schedule
--- 13907    _steer_template
--- 13950    pause_schedule
--- 13971    resume_schedule
--- 13991    drop_schedule
--- 14011    _launch_template
--- 14043    trigger_schedule
--- 14065    _diary_template
--- 14101    get_schedule
--- 14136    list_schedules
--- 14178  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 14183    _links_option
--- 14226    _read_link
--- 14268    _trail_template
--- 14314    _linked_template
--- 14346    _ensue_template
--- 14389    _undoings
--- 14416    _undo_template
--- 14450    _repent_template
--- 14486    add_compensation
--- 14526    _repeat_template
--- 14556    _blank_template
--- 14594    repeat_run
--- 14620  63_children.sql: Children: tasks that a step spawns and may wait for
--- 14629    _brood_template
--- 14659    _bind_template
--- 14690    _read_child
--- 14739    _child_queues
--- 14765    _birth
--- 14789    spawn_children
--- 14868    _cancel_option
--- 14891    _answer
--- 14909    _report_template
--- 14945    _tell_template
--- 14960    _judge_template
--- 14996    _ripe_template
--- 15023    _gather_template
--- 15088    _rally_template
--- 15165    _crop_template
--- 15211    _yield_template
--- 15232    _dismiss
--- 15253    _ditch_template
--- 15298    _perish_template
--- 15317    _orphan_template
--- 15332    await_children
--- 15389  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
--- 15396    _refuse_run
--- 15412    _read_run
--- 15432    create_workflow_run
--- 15490    update_workflow_run
--- 15521    _is_own
--- 15534    _flow_template
--- 15567    _score_template
--- 15604    _recorded_run
--- 15615    _recorded_tallies
--- 15627    _flows
--- 15661    _survey
--- 15717    get_workflow_run
--- 15767    _is_alike
--- 15782    _recorded_runs
--- 15817    _status_option
--- 15848    list_workflow_runs
--- 15932    _member_template
--- 15965    _members
--- 16000    get_workflow_tree
--- 16076    _used_template
--- 16093    _needed_runs
--- 16125    _merge_tallies
--- 16148    cleanup_workflow_runs
--- 16223  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
--- 16227    _word
--- 16241    _check_attributes
--- 16278    _attributes_option
--- 16295    _pinned_template
--- 16314    _pin_template
--- 16345    set_attributes
--- 16374    _told_template
--- 16387    get_attributes
--- 16405  66_messages.sql: Messages: a mailbox per task
--- 16412    _shut_template
--- 16455    _post_template
--- 16504    send_message
--- 16545    _hear_template
--- 16612    receive_message
--- 16650    _unhear_template
--- 16671    _tidy_template
--- 16698    _inbox_template
--- 16724    list_messages
--- 16746  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
--- 16757    _resolve_function
--- 16813    _hire_template
--- 16835    register_handler
--- 16859    unregister_handler
--- 16878    _staff_template
--- 16899    list_handlers
--- 16935    _number_step
--- 16966    _order
--- 16982    step
--- 17015    _doze
--- 17032    sleep_for
--- 17053    sleep_until
--- 17076    await
--- 17110    receive
--- 17142    children
--- 17178  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
--- 17190    _crew
--- 17237    _steps_given
--- 17258    _claim_batch
--- 17301    _grip_template
--- 17317    _begin_pass
--- 17343    _read_error
--- 17372    _carry_out
--- 17452    _run_pass (procedure)
--- 17483    _step_call
--- 17507    _obey (procedure)
--- 17545    _begin_shift
--- 17582    _begin_round
--- 17602    _leave_round
--- 17637    _handler_of
--- 17651    _advance (procedure)
--- 17676    work (procedure)
--- 17727  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  589  00_install.sql
+--  637  01_version.sql: What the schema is, and its version
+--  644    version
+--  656  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  658    current_time
+--  677    _after
+--  692    _micros
+--  703  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  719    _random_bytes
+--  738    _make_uuidv7
+--  761    portable_uuidv7
+--  791    uuidv7_timestamp
+--  817    _task_id
+--  842    _run_id
+--  857    _run_task
+--  868    _run_number
+--  882  12_types.sql: The composite types that functions pass to each other
+--  887    _gap (type)
+--  895    _late (type)
+--  902    _timer (type)
+--  909    _tally (type)
+--  920    _picked (type)
+--  932    _spawn (type)
+--  957    _cron (type)
+--  971    _filter (type)
+--  986    job (type)
+-- 1002    _shift (type)
+-- 1049  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+-- 1051    _check_keys
+-- 1084    _number_option
+-- 1119    _integer_option
+-- 1135    _whole_option
+-- 1162    _text_option
+-- 1188    _flag_option
+-- 1210    _present
+-- 1221    _name_option
+-- 1238    _uuid_option
+-- 1265    _tags_option
+-- 1294    _check_name
+-- 1321    _check_seconds
+-- 1349    _check_isolation
+-- 1368    _buckets_option
+-- 1406    _check_policy
+-- 1456    _check_spawn
+-- 1503    _read_spawn_options
+-- 1580    _time_option
+-- 1601    _moment_option
+-- 1633    _read_time_options
+-- 1672    _unique_option
+-- 1726    _inherit
+-- 1756    _check_cancellation
+-- 1773  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1776    _check_retry_strategy
+-- 1814    _backoff
+-- 1867    _fraction
+-- 1878  20_tables.sql: Queues and the policy of each
+-- 1880    queues (table)
+-- 1913    grants (table)
+-- 1927    limits (table)
+-- 1948    pauses (table)
+-- 1960    starts (table)
+-- 1975    wanted (table)
+-- 1987    schedules (table)
+-- 2031    workflow_runs (table)
+-- 2058    workflow_tallies (table)
+-- 2078    handlers (table)
+-- 2094    versions (table)
+-- 2109    t_template (table)
+-- 2223    g_template (table)
+-- 2235    v_template (table)
+-- 2251    d_template (table)
+-- 2265    p0_template (table)
+-- 2278    p1_template (table)
+-- 2323    l_template (table)
+-- 2350    h_template (table)
+-- 2370    k0_template (table)
+-- 2383    k1_template (table)
+-- 2412    n0_template (table)
+-- 2423    n1_template (table)
+-- 2439    n_template (table)
+-- 2463    seq_template (sequence)
+-- 2464    ring_template (sequence)
+-- 2465    parked_template (sequence)
+-- 2466    woken_template (sequence)
+-- 2467    plan_template (sequence)
+-- 2468    fired_template (sequence)
+-- 2469    clock_template (sequence)
+-- 2470    carry_template (sequence)
+-- 2471    round_template (sequence)
+-- 2472    agenda_template (sequence)
+-- 2497    r_template (table)
+-- 2514    a_template (table)
+-- 2540    c_template (table)
+-- 2556    e_template (table)
+-- 2575    u_template (table)
+-- 2588    j_template (table)
+-- 2611    f_template (table)
+-- 2624    m_template (table)
+-- 2649    w_template (table)
+-- 2664  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2667    validate_queue_name
+-- 2709    _policy
+-- 2753    _call
+-- 2767    _template_ddl (view)
+-- 2852    _stamp
+-- 2864    _stamp_queues
+-- 2892    _stamp_relation
+-- 2932    _stamp_function
+-- 2965    _function
+-- 2977    _signature
+-- 2988    _leave_extension
+-- 3014    _lock_number
+-- 3024    _share_queue
+-- 3037    _may
+-- 3053    _each_queue
+-- 3075    _init_template
+-- 3106    _hush_template
+-- 3127    _beyond
+-- 3136    create_queue
+-- 3202    _refuse_busy
+-- 3219    _reach_queue
+-- 3235    drop_queue
+-- 3265    _drop_all
+-- 3322    list_queues
+-- 3346  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 3355    _push_template
+-- 3396    _fill
+-- 3416    _add0_template
+-- 3483    _back0_template
+-- 3501  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3506    _claim0_template
+-- 3578    _pick0_template
+-- 3661    _limits_template
+-- 3702    _move0_template
+-- 3764    _open_xids
+-- 3784    _next0_template
+-- 3813    _many0_template
+-- 3842    _stuck0_template
+-- 3880    _trim0_template
+-- 3921    _bring_template
+-- 3953    _take_template
+-- 4034    _known_template
+-- 4054    _paused_until
+-- 4067    claim_task
+-- 4128    _next_template
+-- 4170    _soon0_template
+-- 4228    next_due
+-- 4253  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 4266    _due0_template
+-- 4344    _last0_template
+-- 4369    _any0_template
+-- 4396    _miss0_template
+-- 4432    _pass0_template
+-- 4478    _fire_template
+-- 4539    _expire_template
+-- 4610    _timeout_reason
+-- 4629    _over_template
+-- 4651    _close_template
+-- 4681    _follow_template
+-- 4714  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4716    _segment_bytes
+-- 4737    _turn_template
+-- 4769    _turn0_template
+-- 4807    _spent0_template
+-- 4821    _dry0_template
+-- 4848    _left0_template
+-- 4879    _carry0_template
+-- 4923  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4929    _remake_template
+-- 4987    _alive_template
+-- 5041    _home
+-- 5054    _settle_template
+-- 5076    rebuild_dispatch
+-- 5113    _recap_template
+-- 5144  35_tally.sql: The letter by which tallies know where a task stands
+-- 5146    _letter
+-- 5165    _letters
+-- 5177    _bound
+-- 5197    _tally_template
+-- 5222    _reckon_template
+-- 5249    _finish_template
+-- 5277    _moved_template
+-- 5308    _sum0_template
+-- 5344    _noted0_template
+-- 5379    _bank0_template
+-- 5399    _census_template
+-- 5421    _count_template
+-- 5443  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5453    _gate_number
+-- 5464    _enter_gate
+-- 5486    _limit_of
+-- 5504    _rule_template
+-- 5530    _reign_template
+-- 5544    _enrol_template
+-- 5571    _going_template
+-- 5587    _busy_template
+-- 5603    _everywhere_busy
+-- 5629    _closed_until
+-- 5649    _is_fresh
+-- 5664    _is_limited
+-- 5675    _started
+-- 5692    _left_over
+-- 5713    _slots_template
+-- 5763    _vacate_template
+-- 5826    _unbar_template
+-- 5855    _intake_template
+-- 5876    _sift0_template
+-- 5963    _line_template
+-- 6023    _keys_template
+-- 6077    _admit_template
+-- 6140    _spare_template
+-- 6162    _choose_template
+-- 6208    _named_template
+-- 6235    _weed_template
+-- 6271    _cull_template
+-- 6302    _seize_template
+-- 6377    _quit_template
+-- 6405    _occupy_template
+-- 6445    _chance_template
+-- 6475    _align_template
+-- 6520  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6523    _want_template
+-- 6557    _names_option
+-- 6592    _order_queues
+-- 6628    _remember_names
+-- 6648    claim_any
+-- 6725    _check_order
+-- 6742  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6747    _put_template
+-- 6815    _enlist_template
+-- 6858    _new_template
+-- 6915    _tag_template
+-- 6933    _room_template
+-- 6960    _shed_template
+-- 7002    _first0_template
+-- 7043    _once_template
+-- 7091    _blocks
+-- 7118    _meet_template
+-- 7152    _swap_template
+-- 7213    _series_template
+-- 7250    _found_template
+-- 7307    _abide
+-- 7329    _check_spawner
+-- 7349    spawn_task
+-- 7414    spawn_tasks
+-- 7461    _read_task
+-- 7479  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7484    _hold_template
+-- 7506    _deny_template
+-- 7546    _own_template
+-- 7566    _done_template
+-- 7614    complete_run
+-- 7637    _flush_template
+-- 7720    _why_template
+-- 7743    _read_runs
+-- 7789    _explain_bad_run
+-- 7814    complete_runs
+-- 7839    _end_template
+-- 7888    _lost_template
+-- 7908    _file_template
+-- 7934    _again_template
+-- 7974    _queue_template
+-- 7995    _fail_template
+-- 8013    fail_run
+-- 8037    _nap_template
+-- 8066    schedule_run
+-- 8096    _free_template
+-- 8144    release_run
+-- 8169    _keep_template
+-- 8195    extend_claim
+-- 8218  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 8223    _mark_template
+-- 8245    _note_template
+-- 8275    set_task_checkpoint_state
+-- 8310    _recall_template
+-- 8332    get_task_checkpoint_state
+-- 8356    _list_template
+-- 8385    get_task_checkpoint_states
+-- 8411  43_events.sql: Wait for an event, or learn how the wait ended
+-- 8418    _wait_template
+-- 8490    _park_template
+-- 8532    _check_event
+-- 8551    await_event
+-- 8588    _emit_template
+-- 8651    emit_event
+-- 8677    _read_event_cursor
+-- 8715    _meant_template
+-- 8768    _leaf_template
+-- 8821    _sought_template
+-- 8837    _news_template
+-- 8890    list_events
+-- 8948  44_control.sql: Read a task, or raise TG003
+-- 8950    _fetch_template
+-- 8977    _stop_template
+-- 9009    _act_template
+-- 9031    _halt_template
+-- 9047    cancel_task
+-- 9069    _rerun_template
+-- 9144    _forget_template
+-- 9181    _redo_template
+-- 9217    _renew_template
+-- 9253    retry_task
+-- 9303    _show_template
+-- 9351    get_task_result
+-- 9386  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 9393    _purge_template
+-- 9423    _erase_template
+-- 9477    _first_uuid
+-- 9496    _sweep_template
+-- 9536    _clean
+-- 9570    cleanup_tasks
+-- 9591    cleanup_events
+-- 9612    cleanup_all_queues
+-- 9647  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 9649    _cap_template
+-- 9678    _write_limit
+-- 9701    _read_limit
+-- 9750    _check_limit_keys
+-- 9772    set_limit
+-- 9827    _usage_template
+-- 9905    _overall_usage
+-- 9949    limit_usage
+-- 9982  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 9984    _pause_template
+-- 10005    _halve_template
+-- 10035    _check_only
+-- 10058    pause_queue
+-- 10094    resume_queue
+-- 10120    get_queue_policy
+-- 10144    set_queue_policy
+-- 10162    list_namespaces
+-- 10179  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 10182    _read_filter
+-- 10218    _states_option
+-- 10249    _read_cursor
+-- 10268    _check_limit
+-- 10292    _find_template
+-- 10344    _seek_template
+-- 10396    _page_template
+-- 10474    _ended_template
+-- 10511    _fit_template
+-- 10552    _live_template
+-- 10589    _hints_template
+-- 10612    _hints0_template
+-- 10654    _rows_template
+-- 10705    list_tasks
+-- 10752    _peek_template
+-- 10810    get_task
+-- 10866    _runs_template
+-- 10919    list_runs
+-- 10950    _past_template
+-- 11026    _since_template
+-- 11044    get_task_history
+-- 11064    _held_template
+-- 11096    list_workers
+-- 11135    _read_place
+-- 11154    _acts_template
+-- 11180    list_actions
+-- 11212  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 11214    _abort_template
+-- 11251    cancel_tasks
+-- 11288    _check_meant
+-- 11310    _limit_option
+-- 11323    _retake_template
+-- 11361    requeue_task
+-- 11386    _regain_template
+-- 11421    requeue_tasks
+-- 11460    list_dead_letters
+-- 11504    _replay_template
+-- 11545    replay_dead_letters
+-- 11585    _bury_template
+-- 11627    purge_dead_letters
+-- 11657  49_stats.sql: When the first task that is ready became so; null if none is
+-- 11659    _oldest_template
+-- 11703    _elder0_template
+-- 11739    _tenure_template
+-- 11764    _is_wanted
+-- 11781    _stat_template
+-- 11827    queue_stats
+-- 11882    _from
+-- 11896    _tardy_template
+-- 11927    _counters (view)
+-- 11951    _gauge_template
+-- 12005    _spans_template
+-- 12058    metrics
+-- 12096    _xmin_age
+-- 12115    prometheus
+-- 12174    _label_text
+-- 12197    _schedule_problems
+-- 12234    health
+-- 12290  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 12295    _tick_template
+-- 12320    _ticked (sequence)
+-- 12326    _set_ticked
+-- 12339    ticker
+-- 12386    ticker_loop (procedure)
+-- 12412  51_cron.sql: Whether pg_cron is installed in this database
+-- 12414    _has_cron
+-- 12424    _cron_has_seconds
+-- 12443    _plan_cron
+-- 12478    _work_option
+-- 12511    _explain_no_cron
+-- 12544    start
+-- 12581    _unschedule
+-- 12597    _is_ours
+-- 12607    _drop_job
+-- 12626    stop
+-- 12646    _maintain
+-- 12668    status
+-- 12707  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 12711    _rights (view)
+-- 12826    _allowed
+-- 12867    _grant
+-- 12886    _grant_again
+-- 12902    _grant_queue
+-- 12917    _check_grant
+-- 12950    grant_access
+-- 12986    revoke_access
+-- 13033  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 13035    _refuse_schedule
+-- 13052    _cron_value
+-- 13066    _cron_field
+-- 13127    _read_every
+-- 13149    _read_schedule
+-- 13224    _cron_time
+-- 13262    _cron_reading
+-- 13301    _clock
+-- 13310    _clock_reads
+-- 13346    _clock_set
+-- 13374    _cron_passing
+-- 13412    _cron_next
+-- 13452    _check_timezone
+-- 13481    next_fire_time
+-- 13517  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 13530    _planning_number
+-- 13540    _replan_template
+-- 13554    _agenda_template
+-- 13571    _future_template
+-- 13599    _strike_template
+-- 13655    _chime_template
+-- 13711    _undone_template
+-- 13730    _planned_after
+-- 13749    _due_times
+-- 13799    _spawn_scheduled
+-- 13844    _check_task_options
+-- 13874    _word_option
+-- 13896    _draw_schedule
+-- 13935    _schedule_options
+-- 13950    _miss_schedule
+-- 13966    _scheduled_in
+-- 13987    _grasp_template
+-- 14014    _enroll_template
+-- 14045    _redraw_template
+-- 14095    create_schedule
+-- 14139    _reform_template
+-- 14165    update_schedule
+-- 14188    _steer_template
+-- 14231    pause_schedule
+-- 14252    resume_schedule
+-- 14272    drop_schedule
+-- 14292    _launch_template
+-- 14324    trigger_schedule
+-- 14346    _diary_template
+-- 14382    get_schedule
+-- 14417    list_schedules
+-- 14459  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 14464    _links_option
+-- 14507    _read_link
+-- 14549    _trail_template
+-- 14595    _linked_template
+-- 14627    _ensue_template
+-- 14670    _undoings
+-- 14697    _undo_template
+-- 14731    _repent_template
+-- 14767    add_compensation
+-- 14807    _repeat_template
+-- 14837    _blank_template
+-- 14875    repeat_run
+-- 14901  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 14910    _brood_template
+-- 14940    _bind_template
+-- 14971    _read_child
+-- 15020    _child_queues
+-- 15046    _birth
+-- 15070    spawn_children
+-- 15149    _cancel_option
+-- 15172    _answer
+-- 15190    _report_template
+-- 15226    _tell_template
+-- 15241    _judge_template
+-- 15277    _ripe_template
+-- 15304    _gather_template
+-- 15369    _rally_template
+-- 15446    _crop_template
+-- 15492    _yield_template
+-- 15513    _dismiss
+-- 15534    _ditch_template
+-- 15579    _perish_template
+-- 15598    _orphan_template
+-- 15613    await_children
+-- 15670  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
+-- 15677    _refuse_run
+-- 15693    _read_run
+-- 15713    create_workflow_run
+-- 15771    update_workflow_run
+-- 15802    _is_own
+-- 15815    _flow_template
+-- 15848    _score_template
+-- 15885    _recorded_run
+-- 15896    _recorded_tallies
+-- 15908    _flows
+-- 15942    _survey
+-- 15998    get_workflow_run
+-- 16048    _is_alike
+-- 16063    _recorded_runs
+-- 16098    _status_option
+-- 16129    list_workflow_runs
+-- 16213    _member_template
+-- 16246    _members
+-- 16281    get_workflow_tree
+-- 16357    _used_template
+-- 16374    _needed_runs
+-- 16406    _merge_tallies
+-- 16429    cleanup_workflow_runs
+-- 16504  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
+-- 16508    _word
+-- 16522    _check_attributes
+-- 16559    _attributes_option
+-- 16576    _pinned_template
+-- 16595    _pin_template
+-- 16626    set_attributes
+-- 16655    _told_template
+-- 16668    get_attributes
+-- 16686  66_messages.sql: Messages: a mailbox per task
+-- 16693    _shut_template
+-- 16736    _post_template
+-- 16785    send_message
+-- 16826    _hear_template
+-- 16893    receive_message
+-- 16931    _unhear_template
+-- 16952    _tidy_template
+-- 16979    _inbox_template
+-- 17005    list_messages
+-- 17027  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
+-- 17038    _resolve_function
+-- 17094    _hire_template
+-- 17116    register_handler
+-- 17140    unregister_handler
+-- 17159    _staff_template
+-- 17180    list_handlers
+-- 17216    _number_step
+-- 17247    _order
+-- 17263    step
+-- 17296    _doze
+-- 17313    sleep_for
+-- 17334    sleep_until
+-- 17357    await
+-- 17391    receive
+-- 17423    children
+-- 17459  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
+-- 17471    _crew
+-- 17518    _steps_given
+-- 17539    _claim_batch
+-- 17582    _grip_template
+-- 17598    _begin_pass
+-- 17624    _read_error
+-- 17653    _carry_out
+-- 17733    _run_pass (procedure)
+-- 17764    _step_call
+-- 17788    _obey (procedure)
+-- 17826    _begin_shift
+-- 17863    _begin_round
+-- 17883    _leave_round
+-- 17918    _handler_of
+-- 17932    _advance (procedure)
+-- 17957    work (procedure)
+-- 18008  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -2557,6 +2563,8 @@ create table if not exists teguh.e_template (
 
 create index if not exists eage_template
   on teguh.e_template (created_at);
+create index if not exists ename_template
+  on teguh.e_template (event_name collate "C");
 
 comment on table teguh.e_template is
   'Events that were emitted, or are awaited. The row is also the lock between the two.';
@@ -8665,6 +8673,278 @@ comment on function teguh.emit_event(text, text, jsonb) is
   'for an unknown queue, TG005 for a bad name, 25001 unless the transaction is READ '
   'COMMITTED.';
 
+-- Read the cursor of a page of events: the event before which it begins.
+create or replace function teguh._read_event_cursor(p_cursor text)
+  returns teguh.e_template
+  language plpgsql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_place text[];
+  v_event teguh.e_template;
+begin
+  if p_cursor is null then
+    v_event.created_at := 'infinity';
+    v_event.event_name := '';
+    return v_event;
+  end if;
+
+  begin
+    v_place := regexp_match(convert_from(decode(p_cursor, 'hex'), 'UTF8'), '^([^ ]+ [^ ]+) (.+)$');
+    v_event.created_at := v_place[1]::timestamptz;
+    v_event.event_name := v_place[2];
+  exception
+    when data_exception then
+      v_event.event_name := null;
+  end;
+  if v_event.event_name is null then
+    raise exception 'not a cursor'
+      using
+        errcode = 'TG005',
+        detail = format('Found: "%s".', left(p_cursor, 200)),
+        hint = 'Pass the cursor of the last row of the page before, or null for the first page.';
+  end if;
+
+  return v_event;
+end;
+$$;
+
+-- The names that may be meant when they begin so, or are awaited; null if these are many, and
+-- events are better looked through by age.
+create or replace function teguh._meant_template(p_prefix text, p_awaited boolean)
+  returns text[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_names text[];
+begin
+  if p_prefix is not null then
+    v_names := array(
+      select e.event_name
+      from teguh.e_template as e
+      where e.event_name collate "C" >= p_prefix
+      order by e.event_name collate "C"
+      limit 2000
+    );
+    if not coalesce(starts_with(v_names[2000], p_prefix), false) then
+      return v_names;
+    end if;
+  end if;
+
+  if p_awaited then
+    v_names := array(
+      with recursive awaited as (
+        (select w.event_name from teguh.w_template as w order by w.event_name limit 1)
+        union all
+        select n.event_name
+        from awaited as a
+        cross join lateral (
+          select w.event_name
+          from teguh.w_template as w
+          where w.event_name > a.event_name
+          order by w.event_name
+          limit 1
+        ) as n
+      )
+
+      select a.event_name
+      from awaited as a
+      limit 2000
+    );
+    if cardinality(v_names) < 2000 then
+      return v_names;
+    end if;
+  end if;
+
+  return null;
+end;
+$$;
+
+-- The names of a page of events, the newest first.  p_before, p_name: the event before which it
+-- begins.
+create or replace function teguh._leaf_template(
+  p_prefix  text,
+  p_emitted boolean,
+  p_awaited boolean,
+  p_after   timestamptz,
+  p_before  timestamptz,
+  p_name    text,
+  p_limit   integer
+)
+  returns text[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now   timestamptz := teguh.current_time();
+  v_names text[] := teguh._meant_template(p_prefix, p_awaited);
+begin
+  if v_names is null then
+    return array(
+      select e.event_name
+      from teguh.e_template as e
+      where (e.created_at, e.event_name) < (p_before, p_name)
+        and e.created_at >= p_after
+        and (p_prefix is null or starts_with(e.event_name, p_prefix))
+        and (p_emitted is null or (e.emitted_at is not null) = p_emitted)
+        and (p_awaited is null or teguh._sought_template(e.event_name, v_now) = p_awaited)
+      order by e.created_at desc, e.event_name desc
+      limit p_limit
+    );
+  end if;
+
+  return array(
+    select e.event_name
+    from unnest(v_names) as u(event_name)
+    cross join lateral (
+      select e.*
+      from teguh.e_template as e
+      where e.event_name = u.event_name
+      offset 0
+    ) as e
+    where (e.created_at, e.event_name) < (p_before, p_name)
+      and e.created_at >= p_after
+      and (p_prefix is null or starts_with(e.event_name, p_prefix))
+      and (p_emitted is null or (e.emitted_at is not null) = p_emitted)
+      and (p_awaited is null or teguh._sought_template(e.event_name, v_now) = p_awaited)
+    order by e.created_at desc, e.event_name desc
+    limit p_limit
+  );
+end;
+$$;
+
+-- Whether an emit of this event would wake a task.
+create or replace function teguh._sought_template(p_event_name text, p_now timestamptz)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return exists (
+    select from teguh.w_template as w
+    where w.event_name = p_event_name
+      and (w.timeout_at > p_now or w.timeout_at is null)
+  );
+end;
+$$;
+
+-- A page of events, as rows.
+create or replace function teguh._news_template(
+  p_prefix  text,
+  p_emitted boolean,
+  p_awaited boolean,
+  p_after   timestamptz,
+  p_before  timestamptz,
+  p_name    text,
+  p_limit   integer
+)
+  returns table(
+    event_name text,
+    created_at timestamptz,
+    emitted_at timestamptz,
+    payload    jsonb,
+    waiters    bigint,
+    cursor     text
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_now   timestamptz := teguh.current_time();
+  v_names text[] := teguh._leaf_template(
+    p_prefix, p_emitted, p_awaited, p_after, p_before, p_name, p_limit
+  );
+begin
+  return query
+  select
+    e.event_name, e.created_at, e.emitted_at, e.payload, w.waiters,
+    encode(convert_to(
+      to_char(e.created_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS.US+00 ') || e.event_name,
+      'UTF8'
+    ), 'hex')
+  from unnest(v_names) with ordinality as u(event_name, place)
+  cross join lateral (
+    select e.*
+    from teguh.e_template as e
+    where e.event_name = u.event_name
+    offset 0
+  ) as e
+  cross join lateral (
+    select count(*) as waiters
+    from teguh.w_template as w
+    where w.event_name = e.event_name
+      and (w.timeout_at > v_now or w.timeout_at is null)
+  ) as w
+  order by u.place;
+end;
+$$;
+
+-- List events.
+create or replace function teguh.list_events(
+  p_queue_name text,
+  p_filter     jsonb default '{}',
+  p_cursor     text default null,
+  p_limit      integer default 50
+)
+  returns table(
+    event_name text,
+    created_at timestamptz,
+    emitted_at timestamptz,
+    payload    jsonb,
+    waiters    bigint,
+    cursor     text
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_filter jsonb := coalesce(p_filter, '{}');
+  v_place  teguh.e_template := teguh._read_event_cursor(p_cursor);
+  v_until  timestamptz;
+begin
+  perform teguh._check_keys('filter', v_filter, array[
+    'prefix', 'emitted', 'awaited', 'created_after', 'created_before', 'older_than_seconds'
+  ]);
+  v_until := least(
+    teguh._time_option(v_filter, 'created_before'),
+    teguh._after(
+      teguh.current_time(), -teguh._number_option(v_filter, 'older_than_seconds', 0, 1e12)
+    )
+  );
+  if v_until <= v_place.created_at then
+    v_place.created_at := v_until;
+    v_place.event_name := '';
+  end if;
+
+  return query execute teguh._call('news', p_queue_name, 7)
+  using
+    teguh._text_option(v_filter, 'prefix'),
+    case when v_filter -> 'emitted' <> 'null' then teguh._flag_option(v_filter, 'emitted') end,
+    case when v_filter -> 'awaited' <> 'null' then teguh._flag_option(v_filter, 'awaited') end,
+    coalesce(teguh._time_option(v_filter, 'created_after'), '-infinity'),
+    v_place.created_at,
+    v_place.event_name,
+    teguh._check_limit(p_limit);
+end;
+$$;
+
+comment on function teguh.list_events(text, jsonb, text, integer) is
+  'The events of a queue that were emitted or awaited, the newest first, a page at a time. '
+  'created_at is when that was first, emitted_at null while it is only awaited, waiters how many '
+  'tasks an emit would wake. The filter may have prefix (of the name), emitted, awaited (whether '
+  'there are waiters), created_after, created_before, older_than_seconds. p_cursor is the cursor '
+  'of the last row of the page before, null for the first page. What no index leads to (emitted, '
+  'a prefix of very many) is looked for from the newest on. Rows go when cleanup removes events. '
+  'Raises TG001 for an unknown queue, TG005 for a bad filter, cursor or limit.';
+
 -- sql/src/44_control.sql
 -- Read a task, or raise TG003.
 create or replace function teguh._fetch_template(p_task_id uuid)
@@ -12458,6 +12738,7 @@ from (
     ('list_workers',               'held',        'client worker observer admin', false),
     ('list_dead_letters',          'rows',        'client worker observer admin', false),
     ('list_actions',               'acts',        'client worker observer admin', false),
+    ('list_events',                'news',        'client worker observer admin', false),
     ('get_task_checkpoint_state',  'recall',      'client worker observer admin', false),
     ('get_task_checkpoint_states', 'list',        'client worker observer admin', false),
     ('limit_usage',                'usage',       'client worker observer admin', false),

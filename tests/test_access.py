@@ -40,6 +40,7 @@ CALLS = {
     "list_workers": "select * from teguh.list_workers('{q}')",
     "list_actions": "select * from teguh.list_actions('{q}')",
     "list_dead_letters": "select * from teguh.list_dead_letters('{q}')",
+    "list_events": "select * from teguh.list_events('{q}')",
     "list_messages": f"select * from teguh.list_messages('{{q}}', {TASK})",
     "list_namespaces": "select * from teguh.list_namespaces()",
     "spawn_task": "select teguh.spawn_task('{q}', 't', '{{}}')",
@@ -133,7 +134,7 @@ READ = {
     "get_task_result", "get_task_checkpoint_state", "get_task_checkpoint_states", "get_task",
     "list_tasks", "list_runs", "get_task_history", "list_workers", "list_actions",
     "list_dead_letters", "queue_stats", "limit_usage", "get_schedule", "list_schedules",
-    "list_messages", "get_attributes", "list_handlers",
+    "list_messages", "get_attributes", "list_handlers", "list_events",
 }  # fmt: skip
 CLIENT = READ | UNBOUND | {
     "spawn_task", "spawn_tasks", "emit_event", "cancel_task", "cancel_tasks", "retry_task",

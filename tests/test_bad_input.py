@@ -103,6 +103,7 @@ QUEUE_CALLS = [
     "select * from teguh.send_message({q}, {task}, 't')",
     "select * from teguh.list_messages({q}, {task})",
     "select teguh.emit_event({q}, 'e')",
+    "select * from teguh.list_events({q})",
     "select teguh.cancel_task({q}, {task})",
     "select * from teguh.retry_task({q}, {task})",
     "select * from teguh.get_task_result({q}, {task})",

@@ -113,6 +113,9 @@ send_message(p_queue_name text, p_task_id uuid, p_topic text, p_payload jsonb, p
 receive_message(p_queue_name text, p_task_id uuid, p_run_id uuid, p_step_name text, p_topic text,
   p_timeout double precision)
   -> TABLE(should_suspend boolean, payload jsonb, timed_out boolean)
+list_events(p_queue_name text, p_filter jsonb, p_cursor text, p_limit integer)
+  -> TABLE(event_name text, created_at timestamp with time zone,
+  emitted_at timestamp with time zone, payload jsonb, waiters bigint, cursor text)
 list_messages(p_queue_name text, p_task_id uuid)
   -> TABLE(message_id bigint, topic text, payload jsonb, sent_at timestamp with time zone,
   idempotency_key text)

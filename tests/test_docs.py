@@ -337,9 +337,13 @@ def test_the_command_line_prints_what_its_page_shows(dsn: str) -> None:
     assert UUID.sub("an id", typed(text, environment)) == UUID.sub("an id", text)
 
 
-def test_the_page_on_the_command_line_names_every_verb_and_what_it_calls() -> None:
+def test_the_page_on_the_command_line_names_every_verb_and_what_it_calls(
+    conn: psycopg.Connection[Any],
+) -> None:
     rows = re.findall(r"^\| `(\w+) ([^|]*) \| ([^|]*) \|$", CLI.read_text(), re.MULTILINE)
-    named = {f"{group} {verb}" for group, verbs, _ in rows for verb in re.findall(r"(\w+)`", verbs)}
+    named = {
+        f"{group} {verb}" for group, verbs, _ in rows for verb in re.findall(r"([\w-]+)`", verbs)
+    }
     assert named == {f"{group} {verb}" for group, verbs in VERBS.items() for verb in verbs}
     called = {name for _, _, calls in rows for name in re.findall(r"`([a-z_]+)`", calls)}
     sent = {
@@ -348,6 +352,14 @@ def test_the_page_on_the_command_line_names_every_verb_and_what_it_calls() -> No
     }  # fmt: skip
     assert sent <= called
     assert called <= set(vars(teguh.Client))
+    rights = {str(name) for (name,) in conn.execute("select routine from teguh._rights")}
+    assert rights - called == {
+        # for other programs, or seen to by the doctor
+        "version", "current_time", "portable_uuidv7", "uuidv7_timestamp", "validate_queue_name",
+        "prometheus", "health",
+        # for handlers in the database
+        "step", "sleep_for", "sleep_until", "await", "receive", "children",
+    }  # fmt: skip
 
 
 def test_the_page_on_the_command_line_names_every_check() -> None:

@@ -685,6 +685,8 @@ create table if not exists teguh.e_template (
 
 create index if not exists eage_template
   on teguh.e_template (created_at);
+create index if not exists ename_template
+  on teguh.e_template (event_name collate "C");
 
 comment on table teguh.e_template is
   'Events that were emitted, or are awaited. The row is also the lock between the two.';

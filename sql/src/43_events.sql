@@ -261,3 +261,275 @@ comment on function teguh.emit_event(text, text, jsonb) is
   'name counts, later ones change nothing; a null payload is JSON null. Raises TG001 '
   'for an unknown queue, TG005 for a bad name, 25001 unless the transaction is READ '
   'COMMITTED.';
+
+-- Read the cursor of a page of events: the event before which it begins.
+create or replace function teguh._read_event_cursor(p_cursor text)
+  returns teguh.e_template
+  language plpgsql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_place text[];
+  v_event teguh.e_template;
+begin
+  if p_cursor is null then
+    v_event.created_at := 'infinity';
+    v_event.event_name := '';
+    return v_event;
+  end if;
+
+  begin
+    v_place := regexp_match(convert_from(decode(p_cursor, 'hex'), 'UTF8'), '^([^ ]+ [^ ]+) (.+)$');
+    v_event.created_at := v_place[1]::timestamptz;
+    v_event.event_name := v_place[2];
+  exception
+    when data_exception then
+      v_event.event_name := null;
+  end;
+  if v_event.event_name is null then
+    raise exception 'not a cursor'
+      using
+        errcode = 'TG005',
+        detail = format('Found: "%s".', left(p_cursor, 200)),
+        hint = 'Pass the cursor of the last row of the page before, or null for the first page.';
+  end if;
+
+  return v_event;
+end;
+$$;
+
+-- The names that may be meant when they begin so, or are awaited; null if these are many, and
+-- events are better looked through by age.
+create or replace function teguh._meant_template(p_prefix text, p_awaited boolean)
+  returns text[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_names text[];
+begin
+  if p_prefix is not null then
+    v_names := array(
+      select e.event_name
+      from teguh.e_template as e
+      where e.event_name collate "C" >= p_prefix
+      order by e.event_name collate "C"
+      limit 2000
+    );
+    if not coalesce(starts_with(v_names[2000], p_prefix), false) then
+      return v_names;
+    end if;
+  end if;
+
+  if p_awaited then
+    v_names := array(
+      with recursive awaited as (
+        (select w.event_name from teguh.w_template as w order by w.event_name limit 1)
+        union all
+        select n.event_name
+        from awaited as a
+        cross join lateral (
+          select w.event_name
+          from teguh.w_template as w
+          where w.event_name > a.event_name
+          order by w.event_name
+          limit 1
+        ) as n
+      )
+
+      select a.event_name
+      from awaited as a
+      limit 2000
+    );
+    if cardinality(v_names) < 2000 then
+      return v_names;
+    end if;
+  end if;
+
+  return null;
+end;
+$$;
+
+-- The names of a page of events, the newest first.  p_before, p_name: the event before which it
+-- begins.
+create or replace function teguh._leaf_template(
+  p_prefix  text,
+  p_emitted boolean,
+  p_awaited boolean,
+  p_after   timestamptz,
+  p_before  timestamptz,
+  p_name    text,
+  p_limit   integer
+)
+  returns text[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now   timestamptz := teguh.current_time();
+  v_names text[] := teguh._meant_template(p_prefix, p_awaited);
+begin
+  if v_names is null then
+    return array(
+      select e.event_name
+      from teguh.e_template as e
+      where (e.created_at, e.event_name) < (p_before, p_name)
+        and e.created_at >= p_after
+        and (p_prefix is null or starts_with(e.event_name, p_prefix))
+        and (p_emitted is null or (e.emitted_at is not null) = p_emitted)
+        and (p_awaited is null or teguh._sought_template(e.event_name, v_now) = p_awaited)
+      order by e.created_at desc, e.event_name desc
+      limit p_limit
+    );
+  end if;
+
+  return array(
+    select e.event_name
+    from unnest(v_names) as u(event_name)
+    cross join lateral (
+      select e.*
+      from teguh.e_template as e
+      where e.event_name = u.event_name
+      offset 0
+    ) as e
+    where (e.created_at, e.event_name) < (p_before, p_name)
+      and e.created_at >= p_after
+      and (p_prefix is null or starts_with(e.event_name, p_prefix))
+      and (p_emitted is null or (e.emitted_at is not null) = p_emitted)
+      and (p_awaited is null or teguh._sought_template(e.event_name, v_now) = p_awaited)
+    order by e.created_at desc, e.event_name desc
+    limit p_limit
+  );
+end;
+$$;
+
+-- Whether an emit of this event would wake a task.
+create or replace function teguh._sought_template(p_event_name text, p_now timestamptz)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return exists (
+    select from teguh.w_template as w
+    where w.event_name = p_event_name
+      and (w.timeout_at > p_now or w.timeout_at is null)
+  );
+end;
+$$;
+
+-- A page of events, as rows.
+create or replace function teguh._news_template(
+  p_prefix  text,
+  p_emitted boolean,
+  p_awaited boolean,
+  p_after   timestamptz,
+  p_before  timestamptz,
+  p_name    text,
+  p_limit   integer
+)
+  returns table(
+    event_name text,
+    created_at timestamptz,
+    emitted_at timestamptz,
+    payload    jsonb,
+    waiters    bigint,
+    cursor     text
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_now   timestamptz := teguh.current_time();
+  v_names text[] := teguh._leaf_template(
+    p_prefix, p_emitted, p_awaited, p_after, p_before, p_name, p_limit
+  );
+begin
+  return query
+  select
+    e.event_name, e.created_at, e.emitted_at, e.payload, w.waiters,
+    encode(convert_to(
+      to_char(e.created_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS.US+00 ') || e.event_name,
+      'UTF8'
+    ), 'hex')
+  from unnest(v_names) with ordinality as u(event_name, place)
+  cross join lateral (
+    select e.*
+    from teguh.e_template as e
+    where e.event_name = u.event_name
+    offset 0
+  ) as e
+  cross join lateral (
+    select count(*) as waiters
+    from teguh.w_template as w
+    where w.event_name = e.event_name
+      and (w.timeout_at > v_now or w.timeout_at is null)
+  ) as w
+  order by u.place;
+end;
+$$;
+
+-- List events.
+create or replace function teguh.list_events(
+  p_queue_name text,
+  p_filter     jsonb default '{}',
+  p_cursor     text default null,
+  p_limit      integer default 50
+)
+  returns table(
+    event_name text,
+    created_at timestamptz,
+    emitted_at timestamptz,
+    payload    jsonb,
+    waiters    bigint,
+    cursor     text
+  )
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_filter jsonb := coalesce(p_filter, '{}');
+  v_place  teguh.e_template := teguh._read_event_cursor(p_cursor);
+  v_until  timestamptz;
+begin
+  perform teguh._check_keys('filter', v_filter, array[
+    'prefix', 'emitted', 'awaited', 'created_after', 'created_before', 'older_than_seconds'
+  ]);
+  v_until := least(
+    teguh._time_option(v_filter, 'created_before'),
+    teguh._after(
+      teguh.current_time(), -teguh._number_option(v_filter, 'older_than_seconds', 0, 1e12)
+    )
+  );
+  if v_until <= v_place.created_at then
+    v_place.created_at := v_until;
+    v_place.event_name := '';
+  end if;
+
+  return query execute teguh._call('news', p_queue_name, 7)
+  using
+    teguh._text_option(v_filter, 'prefix'),
+    case when v_filter -> 'emitted' <> 'null' then teguh._flag_option(v_filter, 'emitted') end,
+    case when v_filter -> 'awaited' <> 'null' then teguh._flag_option(v_filter, 'awaited') end,
+    coalesce(teguh._time_option(v_filter, 'created_after'), '-infinity'),
+    v_place.created_at,
+    v_place.event_name,
+    teguh._check_limit(p_limit);
+end;
+$$;
+
+comment on function teguh.list_events(text, jsonb, text, integer) is
+  'The events of a queue that were emitted or awaited, the newest first, a page at a time. '
+  'created_at is when that was first, emitted_at null while it is only awaited, waiters how many '
+  'tasks an emit would wake. The filter may have prefix (of the name), emitted, awaited (whether '
+  'there are waiters), created_after, created_before, older_than_seconds. p_cursor is the cursor '
+  'of the last row of the page before, null for the first page. What no index leads to (emitted, '
+  'a prefix of very many) is looked for from the newest on. Rows go when cleanup removes events. '
+  'Raises TG001 for an unknown queue, TG005 for a bad filter, cursor or limit.';

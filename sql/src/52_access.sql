@@ -31,6 +31,7 @@ from (
     ('list_workers',               'held',        'client worker observer admin', false),
     ('list_dead_letters',          'rows',        'client worker observer admin', false),
     ('list_actions',               'acts',        'client worker observer admin', false),
+    ('list_events',                'news',        'client worker observer admin', false),
     ('get_task_checkpoint_state',  'recall',      'client worker observer admin', false),
     ('get_task_checkpoint_states', 'list',        'client worker observer admin', false),
     ('limit_usage',                'usage',       'client worker observer admin', false),

@@ -27,6 +27,8 @@ from teguh.cli import EXTRA, main
 from tests.python.support import until
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.cluster import Cluster
 
 
@@ -71,6 +73,7 @@ def test_every_argument_and_option_has_its_help_and_none_is_left_over() -> None:
         "doctor --patience -1", "doctor --patience nan", "tasks list jobs --limit many",
         "tasks spawn jobs t {", "runs schedule jobs ID later", "limits set nothing",
         "schedules next @daily --count x", "queues delete jobs", "dlq purge jobs",
+        "tasks spawn-many jobs /nowhere", "tasks spawn-many jobs /", "access grant me nothing",
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_ends_with_status_2(
@@ -131,6 +134,11 @@ def test_an_empty_list_still_has_its_columns(at: str, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == "worker_id,queue_name,runs,oldest_start,soonest_lease_end\n"
 
 
+def test_a_row_of_nulls_shows_its_columns(at: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["queues", "next-due", "jobs"]) == 0
+    assert capsys.readouterr().out.split() == ["next_due"]
+
+
 def test_a_full_page_says_how_to_get_the_next(at: str, capsys: pytest.CaptureFixture[str]) -> None:
     fail(at, 3)
     seen = []
@@ -189,6 +197,44 @@ def test_purging_and_cleaning_up_go_on_until_nothing_is_left(
         client.set_queue_policy("jobs", cleanup_ttl=0, cleanup_limit=2)
     assert main(["queues", "cleanup", "--format", "csv"]) == 0
     assert capsys.readouterr().out == "queue_name,tasks_deleted,events_deleted\njobs,5,1\n"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"{", b"7", b"[1]", b'{"name": "a"}', b'{"task_name": "a", "options": 7}', b"\n", b"\xff"],
+)
+def test_a_file_with_a_line_that_is_no_task_spawns_nothing(
+    at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: bytes
+) -> None:
+    monkeypatch.setattr(verbs, "BATCH", 2)
+    file = tmp_path / "tasks"
+    file.write_bytes(b'{"task_name": "report"}\n' * 3 + line)
+    assert main(["tasks", "spawn-many", "jobs", str(file)]) == 2
+    with teguh.Client.connect(at) as client:
+        assert client.list_tasks("jobs") == []
+
+
+def test_tasks_are_spawned_from_standard_input_cancelled_and_requeued_until_none_is_left(
+    at: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def count(*arguments: str) -> int:
+        assert main([*arguments, "--format", "csv"]) == 0
+        return int(capsys.readouterr().out.split()[1])
+
+    monkeypatch.setattr(verbs, "BATCH", 2)
+    lines = '{"task_name": "report", "options": {"tags": ["a"]}}\n' * 5
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    assert count("tasks", "spawn-many", "jobs") == 5
+    assert not sys.stdin.closed
+    with teguh.Client.connect(at) as client:
+        client.claim_task("jobs", qty=5)
+        assert count("tasks", "requeue-many", "jobs", "--limit", "1", "--everything") == 1
+        assert count("tasks", "requeue-many", "jobs", "--tag", "a") == 4
+        assert count("tasks", "cancel-many", "jobs", "--tag", "a", "--limit", "1") == 1
+        assert count("tasks", "cancel-many", "jobs", "--everything") == 4
+        assert main(["tasks", "cancel-many", "jobs"]) == 1
+        assert main(["tasks", "cancel-many", "jobs", "--everything", "--limit", "0"]) == 1
+        assert count("tasks", "cleanup", "jobs", "--ttl-seconds", "0") == 5
 
 
 def test_watching_tells_what_happens_until_the_task_is_over(

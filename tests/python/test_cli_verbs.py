@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +15,7 @@ from psycopg.conninfo import make_conninfo
 import teguh
 from teguh._cli.verbs import VERBS
 from teguh.cli import main
-from tools.servers import OWNER
+from tools.servers import GUEST, OWNER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,6 +38,7 @@ class World:
     failed: str = ""
     completed: str = ""
     flow: str = ""
+    file: str = ""
 
     def named(self, value: Any) -> Any:
         """Return a value with {pending} and the like replaced by ids."""
@@ -46,10 +48,12 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def made(cluster: Cluster) -> Iterator[tuple[str, World]]:
+def made(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, World]]:
     """A database with such a queue; its clock stands still at noon."""
+    file = tmp_path_factory.mktemp("cli") / "tasks"
+    file.write_text('{"task_name": "one", "params": 1}\n{"task_name": "two"}\n')
     with cluster.database("teguh") as name:
-        world = World(at_noon(cluster.owner_dsn(name)))
+        world = World(at_noon(cluster.owner_dsn(name)), file=str(file))
         fill(world)
         yield name, world
 
@@ -76,6 +80,10 @@ def fill(world: World) -> None:
                 world.run = str(claimed.run_id)
         world.pending = str(client.spawn_task("jobs", "pending").task_id)
         client.send_message("jobs", world.running, "note", 7)
+        client.emit_event("jobs", "shop:open", {"by": "ann"})
+        client.set_attributes("jobs", world.run, {"shop": "x"})
+        client.set_task_checkpoint_state("jobs", world.running, "label", "printed", world.run)
+        client.spawn_children("jobs", world.run, "parts", [])
         client.connection.execute(
             "create function public.handle(teguh.job) returns jsonb return 'null'::jsonb"
         )
@@ -95,6 +103,18 @@ def world(cluster: Cluster, made: tuple[str, World]) -> Iterator[World]:
 
 def state(task: str, is_: str) -> Check:
     return lambda client, world: client.get_task("jobs", getattr(world, task)).state == is_
+
+
+def granted(client: teguh.Client) -> list[str]:
+    """Return what the guest may do."""
+    rows = client.connection.execute("select access from teguh.grants")
+    return [str(access) for (access,) in rows]
+
+
+def compensated(client: teguh.Client, run: str) -> bool:
+    """Let a run fail, and return whether it is undone."""
+    client.fail_run("jobs", run, "no")
+    return client.list_tasks("jobs", task_name="refund") != []
 
 
 def nothing(_: teguh.Client, __: World) -> bool:
@@ -129,6 +149,10 @@ CASES: dict[str, tuple[str, dict[str, Any], Check]] = {
         "jobs", {"done": "queues resume", "queue": "jobs"},
         lambda client, _: client.claim_task("jobs") != [],
     ),
+    "queues actions": ("jobs", {"action": "create_schedule"}, nothing),
+    "queues metrics": ("", {"name": "teguh_tasks"}, nothing),
+    "queues next-due": ("jobs", {"next_due": NOON}, nothing),
+    "queues rebuild": ("jobs", {"rebuild": 1}, lambda client, _: client.claim_task("jobs") != []),
     "queues cleanup": (
         "jobs", {"queue_name": "jobs", "tasks_deleted": 0, "events_deleted": 0}, nothing
     ),
@@ -136,6 +160,11 @@ CASES: dict[str, tuple[str, dict[str, Any], Check]] = {
         "jobs report {\"d\":1} --tags eu --tags us --delay-seconds 60 --unique {\"key\":\"k\"}",
         {"attempt": 1, "created": True},
         lambda client, _: client.list_tasks("jobs", tags=["eu", "us"])[0].task_name == "report",
+    ),
+    "tasks spawn-many": (
+        "jobs {file}", {"spawn-many": 2},
+        lambda client, _: [len(client.list_tasks("jobs", task_name=n)) for n in ("one", "two")]
+        == [1, 1],
     ),
     "tasks list": (
         "jobs --state failed --state expired --task-name failed --created-after 2031-01-01",
@@ -156,6 +185,21 @@ CASES: dict[str, tuple[str, dict[str, Any], Check]] = {
         {"done": "tasks cancel", "queue": "jobs", "task_id": "{pending}"},
         state("pending", "cancelled"),
     ),
+    "tasks cancel-many": (
+        "jobs --task-name pending --reason late", {"cancel-many": 1}, state("pending", "cancelled")
+    ),
+    "tasks requeue": ("jobs {running} --reason lost", {}, state("running", "pending")),
+    "tasks requeue-many": (
+        "jobs --worker-id host-1", {"requeue-many": 1}, state("running", "pending")
+    ),
+    "tasks claim-any": (
+        "host-2 --queues jobs --task-names pending --order oldest",
+        {"task_id": "{pending}", "attempt": 1}, state("pending", "running"),
+    ),
+    "tasks cleanup": (
+        "jobs --ttl-seconds 0", {"cleanup": 2},
+        lambda client, _: len(client.list_tasks("jobs")) == 2,
+    ),
     "tasks claim": (
         "jobs host-2 --qty 5 --claim-timeout 60", {"task_id": "{pending}", "attempt": 1},
         state("pending", "running"),
@@ -165,6 +209,48 @@ CASES: dict[str, tuple[str, dict[str, Any], Check]] = {
         "jobs {run} {\"ok\":true}", {"done": "runs complete", "queue": "jobs", "run_id": "{run}"},
         lambda client, world:
             client.get_task("jobs", world.running).completed_payload == {"ok": True},
+    ),
+    "runs complete-many": (
+        "jobs {\"{run}\":1}", {"run_id": "{run}", "applied": True}, state("running", "completed")
+    ),
+    "runs release": (
+        "jobs {run} --delay-seconds 5", {"done": "runs release"}, state("running", "sleeping")
+    ),
+    "runs extend": (
+        "jobs {run} 120", {"done": "runs extend", "run_id": "{run}"},
+        lambda client, world: client.get_task("jobs", world.running).lease_expires_at
+        == datetime.fromisoformat(NOON) + timedelta(minutes=2),
+    ),
+    "runs repeat": ("jobs {run} --after-seconds 60", {}, state("running", "sleeping")),
+    "runs compensate": (
+        "jobs {running} {run} charge {\"task_name\":\"refund\"}",
+        {"done": "runs compensate", "step_name": "charge"},
+        lambda client, world: compensated(client, world.run),
+    ),
+    "checkpoints list": (
+        "jobs {running} {run}", {"checkpoint_name": "label", "state": "printed"}, nothing
+    ),
+    "checkpoints get": ("jobs {running} label", {"state": "printed"}, nothing),
+    "checkpoints set": (
+        "jobs {running} charge [1] {run} --extend-claim-by 60",
+        {"done": "checkpoints set", "step_name": "charge"},
+        lambda client, world:
+            client.get_task_checkpoint_state("jobs", world.running, "charge") == [1],
+    ),
+    "children spawn": (
+        "jobs {run} more {\"task_name\":\"child\"} {\"task_name\":\"other\"}",
+        {"queue_name": "jobs", "created": True},
+        lambda client, _: [len(client.list_tasks("jobs", task_name=n)) for n in ("child", "other")]
+        == [1, 1],
+    ),
+    "children await": (
+        "jobs {running} {run} parts --on-failure fail_fast --cancel-rest",
+        {"should_suspend": False, "children": []}, lambda _, __: True,
+    ),
+    "attributes get": ("jobs {running}", {"shop": "x"}, nothing),
+    "attributes set": (
+        "jobs {run} {\"paid\":true,\"shop\":null}", {"done": "attributes set"},
+        lambda client, world: client.get_attributes("jobs", world.running) == {"paid": True},
     ),
     "runs fail": (
         "jobs {run} {\"message\":\"no\"}",
@@ -177,13 +263,27 @@ CASES: dict[str, tuple[str, dict[str, Any], Check]] = {
     "events emit": (
         "jobs paid {\"by\":\"card\"}",
         {"done": "events emit", "queue": "jobs", "event_name": "paid"},
-        lambda client, _: client.connection.execute(
-            "select payload from teguh.e_jobs").fetchall() == [({"by": "card"},)],
+        lambda client, _: client.list_events("jobs", prefix="paid")[0].payload == {"by": "card"},
+    ),
+    "events list": (
+        "jobs --prefix shop --emitted --no-awaited",
+        {"event_name": "shop:open", "payload": {"by": "ann"}, "waiters": 0}, nothing,
+    ),
+    "events await": (
+        "jobs {running} {run} paid paid:1 --timeout 60", {"should_suspend": True},
+        lambda client, _: client.list_events("jobs", awaited=True)[0].waiters == 1,
+    ),
+    "events cleanup": (
+        "jobs --ttl-seconds 0", {"cleanup": 1}, lambda client, _: client.list_events("jobs") == []
     ),
     "messages send": (
         "jobs {pending} approval {\"by\":\"ann\"} --idempotency-key k", {"created": True},
         lambda client, world:
             client.list_messages("jobs", world.pending)[0].payload == {"by": "ann"},
+    ),
+    "messages receive": (
+        "jobs {running} {run} hear note", {"should_suspend": False, "payload": 7},
+        lambda client, world: client.list_messages("jobs", world.running) == [],
     ),
     "messages list": ("jobs {running}", {"topic": "note", "payload": 7}, nothing),
     "workflows create": (
@@ -202,6 +302,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Check]] = {
         "{flow} --version 3", {"done": "workflows update", "workflow_run_id": "{flow}"},
         lambda client, world: client.get_workflow_run(world.flow).version == "3",
     ),
+    "workflows cleanup": ("--ttl-seconds 0", {"cleanup": 0}, nothing),
     "handlers register": (
         "jobs|*|public.handle", {"done": "handlers register", "queue": "jobs"},
         lambda client, _: [h.task_name for h in client.list_handlers()] == ["*", "report"],
@@ -211,6 +312,9 @@ CASES: dict[str, tuple[str, dict[str, Any], Check]] = {
     ),
     "handlers list": (
         "jobs", {"task_name": "report", "function_name": "public.handle"}, nothing
+    ),
+    "handlers work": (
+        "jobs --limit 1 --unknown-delay 60", {"done": "handlers work"}, state("pending", "sleeping")
     ),
     "schedules create": (
         "nightly|jobs|report|30 2 * * mon-fri|--overlap|skip|--params|[]",
@@ -255,6 +359,23 @@ CASES: dict[str, tuple[str, dict[str, Any], Check]] = {
     "limits usage": ("jobs", {"scope": "queue", "max_running": 9, "running": 1}, nothing),
     "workers list": ("jobs", {"worker_id": "host-1", "queue_name": "jobs", "runs": 1}, nothing),
     "namespaces list": ("", {"namespace": "shop", "queues": 1}, nothing),
+    "access grant": (
+        f"{GUEST} client jobs", {"done": "access grant", "role": GUEST},
+        lambda client, _: granted(client) == ["client"],
+    ),
+    "access revoke": (
+        GUEST, {"done": "access revoke", "role": GUEST}, lambda client, _: granted(client) == []
+    ),
+    "ticker run": (
+        "jobs", {"run": 0}, lambda client, _: client.status().last_tick_at is not None
+    ),
+    "ticker loop": (
+        "--tick-seconds 0.01 --max-seconds 0.05", {"done": "ticker loop"},
+        lambda client, _: client.status().last_tick_at is not None,
+    ),
+    "ticker start": ("", {"scheduler": None}, nothing),
+    "ticker stop": ("", {"done": "ticker stop"}, nothing),
+    "ticker status": ("", {"scheduler": None}, nothing),
 }  # fmt: skip
 
 
@@ -271,6 +392,8 @@ def rows(form: str, text: str) -> list[dict[str, Any]]:
 
 def plain(value: object) -> str:
     """A value as CSV and tables have it."""
+    if value is None:
+        return ""
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -124,7 +124,12 @@ def test_sleeping_awaiting_and_releasing(client: teguh.Client, queue: str) -> No
     assert run.task_id == other.task_id
     awaited = client.await_event(queue, run.task_id, run.run_id, "step", "go", timeout=60)
     assert awaited.should_suspend
+    (event,) = client.list_events(queue, awaited=True)
+    assert (event.event_name, event.emitted_at, event.waiters) == ("go", None, 1)
     client.emit_event(queue, "go", {"ok": True})
+    (event,) = client.list_events(queue, prefix="g", created_before=now + timedelta(hours=1))
+    assert (event.payload, event.waiters) == ({"ok": True}, 0)
+    assert client.list_events(queue, cursor=event.cursor, limit=1) == []
     (run,) = client.claim_task(queue)
     assert (run.wake_event, run.event_payload) == ("go", {"ok": True})
     assert task.task_id != run.task_id

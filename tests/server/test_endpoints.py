@@ -145,6 +145,19 @@ def test_a_run_waits_for_an_event(service: Api) -> None:
     assert answer == {"should_suspend": False, "payload": {"by": "card"}, "timed_out": False}
 
 
+def test_events_are_found_page_by_page(service: Api) -> None:
+    for name in ("paid:1", "paid:2", "sent:1", "paid:ä b"):
+        service.post("/queues/jobs/events", event_name=name, payload={"of": name})
+    at = "/queues/jobs/events"
+    page = service.get(at, prefix="paid:", limit=2, emitted=True, created_after="2001-01-01T00:00Z")
+    rest = service.get(at, prefix="paid:", limit=2, cursor=page[-1]["cursor"])
+    assert [event["event_name"] for event in page + rest] == ["paid:ä b", "paid:2", "paid:1"]
+    assert (rest[0]["payload"], rest[0]["waiters"]) == ({"of": "paid:1"}, 0)
+    assert service.get(at, awaited=True) == service.get(at, older_than_seconds=60) == []
+    assert service.call("GET", at, params={"cursor": "x"}).json()["code"] == "TG005"
+    assert service.call("GET", at, params={"emitted": "perhaps"}).status_code == 400
+
+
 def test_a_run_spawns_children_and_waits_for_them(service: Api) -> None:
     task = spawn(service)
     run = claim(service)["run_id"]

@@ -140,6 +140,10 @@ from teguh.list_messages(%(queue)s, %(task)s)
 SET_ATTRIBUTES = "select teguh.set_attributes(%(queue)s, %(run)s, %(attributes)s::jsonb)"
 GET_ATTRIBUTES = "select teguh.get_attributes(%(queue)s, %(task)s)"
 EMIT_EVENT = "select teguh.emit_event(%(queue)s, %(event)s, %(payload)s::jsonb)"
+LIST_EVENTS = """
+select event_name, created_at, emitted_at, payload, waiters, cursor
+from teguh.list_events(%(queue)s, %(filter)s::jsonb, %(cursor)s, %(limit)s)
+"""
 
 # Schedules
 

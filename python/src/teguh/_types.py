@@ -186,6 +186,17 @@ class Filter(TypedDict, total=False):
     older_than_seconds: float
 
 
+class EventFilter(TypedDict, total=False):
+    """Which events are meant: those for which all that is given holds. Ages in seconds."""
+
+    prefix: str
+    emitted: bool
+    awaited: bool
+    created_after: datetime
+    created_before: datetime
+    older_than_seconds: float
+
+
 class WorkflowRunOptions(TypedDict, total=False):
     """What is known of a workflow run beside its name; None is nothing."""
 
@@ -296,6 +307,18 @@ class Message:
     payload: Any
     sent_at: datetime
     idempotency_key: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An event; ``emitted_at`` is None while it is only awaited, by so many ``waiters``."""
+
+    event_name: str
+    created_at: datetime
+    emitted_at: datetime | None
+    payload: Any
+    waiters: int
+    cursor: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,8 +39,11 @@ EXTRA = {
     "queues": "create, look at, pause and delete queues",
     "tasks": "spawn, find, cancel, retry and claim tasks",
     "runs": "look at and end runs",
-    "events": "emit events",
-    "messages": "send messages to tasks, and see what waits",
+    "checkpoints": "look at and store the states of steps",
+    "children": "spawn the children of a step, and wait for them",
+    "events": "emit, find and await events",
+    "messages": "send messages to tasks, see what waits, and receive",
+    "attributes": "look at and publish what tasks say of themselves",
     "workflows": "see how tasks stand that belong together",
     "handlers": "say which SQL functions handle tasks",
     "schedules": "spawn tasks by cron or interval",
@@ -48,6 +51,8 @@ EXTRA = {
     "limits": "limit what runs, and see what does",
     "workers": "see who holds runs",
     "namespaces": "see how queues are grouped",
+    "access": "say which roles may do what",
+    "ticker": "do the housekeeping, or have pg_cron do it",
 }
 
 REFUSED, USAGE = 1, 2

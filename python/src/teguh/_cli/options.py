@@ -80,7 +80,7 @@ def kind_of(name: str, annotation: Any, *, nullable: bool = False) -> Kind:
         return Kind(each.metavar, each.read, each.choices, nullable, many=True)
     if get_origin(annotation) is Literal:
         return Kind("|".join(members), choices=tuple(members), nullable=nullable)
-    seconds = name.endswith(("_seconds", "_ttl", "_timeout", "interval"))
+    seconds = name.endswith(("_seconds", "_ttl", "timeout", "interval", "_by", "_delay"))
     simple = {
         bool: Kind("", flag=True),
         str: Kind("TEXT", nullable=nullable),

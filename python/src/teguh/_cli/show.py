@@ -31,6 +31,8 @@ Row = dict[str, Any]
 _COLUMNS: dict[type, str] = {
     _types.Queue: "queue_name namespace created_at paused_until",
     _types.ListedTask: "task_id task_name state attempts created_at claimed_by failure_reason",
+    _types.Event: "event_name created_at emitted_at payload waiters",
+    _types.Action: "at action by_role reason task_id run_id detail",
     _types.ClaimedRun: "run_id task_id task_name attempt params lease_expires_at",
     _types.Schedule: "schedule_name queue_name task_name schedule next_fire_at last_error",
 }  # fmt: skip
@@ -77,7 +79,9 @@ def _names(row_type: type | None, rows: Sequence[Row]) -> list[str]:
 
 
 def _json(value: object, indent: int | None = None) -> str:
-    def plain(value: object) -> str:
+    def plain(value: object) -> object:
+        if dataclasses.is_dataclass(value):
+            return _row(value)
         return value.isoformat() if isinstance(value, datetime) else str(value)
 
     wide = sys.stdout.encoding.lower().startswith("utf")
@@ -140,8 +144,9 @@ def _record(row: Row) -> None:
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
+    any_said = any(value is not None for value in row.values())
     for name, value in row.items():
-        if value is not None:
+        if value is not None or not any_said:
             table.add_row(name, _cell(value))
     _console().print(table)
 

@@ -20,6 +20,8 @@ from teguh._types import (
     Cleaned,
     CompletedRun,
     CreatedWorkflowRun,
+    Event,
+    EventFilter,
     Filter,
     FollowUp,
     Handler,
@@ -674,6 +676,28 @@ class Client:
             event=event_name,
             payload=dumps(payload, f"the payload of event {event_name!r}"),
         )
+
+    def list_events(
+        self,
+        queue: str,
+        *,
+        cursor: str | None = None,
+        limit: int = 50,
+        **which: Unpack[EventFilter],
+    ) -> list[Event]:
+        """Return a page of a queue's events, the newest first. SQL: ``list_events``.
+
+        `cursor` is that of the last event of the page before. Raise
+        :class:`teguh.InvalidOption`.
+        """
+        rows = self._all(
+            _sql.LIST_EVENTS,
+            queue=queue,
+            filter=dumps(filter_json(which), "the filter"),
+            cursor=cursor,
+            limit=limit,
+        )
+        return [Event(*row) for row in rows]
 
     # Schedules
 

@@ -216,6 +216,7 @@ ROUTES = [
     _rule("DELETE", "/queues/{queue}/handlers/{task_name}", Client.unregister_handler, "removed"),
     # events
     _use("POST", "/queues/{queue}/events", Client.emit_event),
+    _look("GET", "/queues/{queue}/events", Client.list_events),
     # schedules
     _look("GET", "/schedules", Client.list_schedules),
     _look("GET", "/next-fire-time", Client.next_fire_time, "next_fire_time"),
