@@ -113,6 +113,7 @@ OPTIONS = {
         "Filter of tasks",
         "list_tasks, cancel_tasks, requeue_tasks; for dead letters without state", "list_tasks",
     ),
+    "filter of events": ("Filter of events", "list_events", "list_events"),
     "cancel options": ("Cancel options", "cancel_tasks", "cancel_tasks"),
     "requeue options": ("Requeue options", "requeue_tasks", "requeue_tasks"),
     "replay options": ("Replay options", "replay_dead_letters", "replay"),

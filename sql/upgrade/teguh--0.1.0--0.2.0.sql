@@ -8527,7 +8527,7 @@ declare
   v_place  teguh.e_template := teguh._read_event_cursor(p_cursor);
   v_until  timestamptz;
 begin
-  perform teguh._check_keys('filter', v_filter, array[
+  perform teguh._check_keys('filter of events', v_filter, array[
     'prefix', 'emitted', 'awaited', 'created_after', 'created_before', 'older_than_seconds'
   ]);
   v_until := least(
