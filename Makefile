@@ -31,7 +31,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help all install uninstall dist demo test test-matrix test-installs test-chaos test-model \
-  absurd-npm bench bench-absurd bench-flat bench-inspect bench-limits bench-schedules \
+  absurd-npm bench bench-absurd bench-flat bench-inspect bench-limits bench-peers bench-schedules \
   sql check-generated freeze lint lint-style lint-sql lint-bodies lint-safety \
   lint-python lint-types plpgsql-check clean
 
@@ -105,6 +105,9 @@ bench-limits: $(VENV)/dev check-generated ## what limits keep, and what they cos
 
 bench-schedules: $(VENV)/dev check-generated ## what schedules cost while none is due, and when many are
 	@$(PY) bench/schedules.py $(ARGS)
+
+bench-peers: $(VENV)/dev check-generated ## beside other queues, which it installs; an hour (ARGS=--quick: a trial)
+	@$(PY) -m bench.peers $(ARGS)
 
 sql: ## build sql/teguh.sql and the upgrade script from sql/src
 	@$(PYTHON) tools/build_sql.py
