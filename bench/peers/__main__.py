@@ -16,8 +16,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -223,13 +223,13 @@ def machine(server: Databases, python: str, bench: Bench) -> dict[str, Any]:
     """Return what is measured on."""
     with connect(server.dsn("postgres")) as connection:
         settings = {name: scalar(connection, f"show {name}") for name in SHOWN}
-    version = os.popen(f"'{python}' -V").read().strip()  # noqa: S605 - our own choice
+    version = subprocess.run([python, "-V"], capture_output=True, text=True, check=True).stdout
     return {
         **describe(server.data if isinstance(server, Server) else None),
         "server": server.kind,
         "settings": settings,
         "counts_statements": bench.counts_statements,
-        "python": version or platform.python_version(),
+        "python": version.strip(),
         "node": NODE,
         "load_before": round(os.getloadavg()[0], 1),
     }

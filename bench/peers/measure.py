@@ -92,7 +92,8 @@ class Bench:
         self.environments: dict[str, Environment] = {}
         self._children: set[subprocess.Popen[bytes]] = set()
         self._templates: set[str] = set()
-        self._watch = self._connect("postgres", 60)
+        self._broken: dict[str, str] = {}  # why a template could not be made
+        self._watch = self._connect("postgres", sizes.fill_limit)
         self._with_strategy = self._watch.info.server_version >= 150_000
         self.counts_statements = self._prepare_statements()
 
@@ -155,6 +156,8 @@ class Bench:
         name = f"peer_{peer.name}_{kind}_{os.getpid()}"
         if name in self._templates:
             return name
+        if name in self._broken:
+            raise Failed(self._broken[name])
         deadline = Deadline(self.sizes.fill_limit)
         if kind:
             self._copy(self._template(peer, ""), name, peer, large=False)
@@ -172,7 +175,8 @@ class Bench:
                     more, delay = self.sizes.sleeping, 86_400.0
                 self.fill(peer, deadline, name, self.sizes.drain, more, delay)
                 self.vacuum(name, deadline)
-        except BaseException:
+        except BaseException as error:
+            self._broken[name] = str(error)
             self._templates.discard(name)
             self._drop(name)
             raise
@@ -307,6 +311,9 @@ class Bench:
     @contextmanager
     def upkeep(self, peer: Peer, database: str) -> Iterator[None]:
         """Call every second what somebody has to call."""
+        if not peer.upkeep:
+            yield
+            return
         over = threading.Event()
 
         def call() -> None:
@@ -314,7 +321,7 @@ class Bench:
                 while not over.wait(1):
                     connection.execute(peer.upkeep.encode())
 
-        thread = threading.Thread(target=call if peer.upkeep else over.wait, daemon=True)
+        thread = threading.Thread(target=call, daemon=True)
         thread.start()
         try:
             yield

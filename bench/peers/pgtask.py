@@ -12,11 +12,24 @@ if TYPE_CHECKING:
 
     from bench.peers.base import Producer, Sink
 
+# The rows that enqueue() leaves, without its triggers.
 FILL = """
+insert into pgtask.tasks
+  (id, queue_name, task_name, handler_version, payload, run_at, max_attempts)
+select gen_random_uuid(), 'bench', 'noop', 1, jsonb_build_object('i', i),
+  clock_timestamp() + make_interval(secs => %(delay)s::float8), 5
+from generate_series(%(first)s::integer, %(last)s::integer) as i
+"""
+CALL = """
 select count(*) from generate_series(%(first)s::integer, %(last)s::integer) as i
 cross join lateral pgtask.enqueue('noop', jsonb_build_object('i', i), 'bench', 1,
   now() + make_interval(secs => %(delay)s::float8), 0::smallint, 5, null, '{}'::jsonb)
 """
+
+
+def _address(dsn: str) -> str:
+    """Return the address with a host: it takes none without, and that of a socket goes before."""
+    return dsn.replace("@/", "@localhost/")
 
 
 class PgtaskProducer:
@@ -28,7 +41,7 @@ class PgtaskProducer:
         self._loop = asyncio.new_event_loop()
 
         async def open_client() -> Any:
-            return await Client.connect(dsn)
+            return await Client.connect(_address(dsn))
 
         self._client = self._loop.run_until_complete(open_client())
 
@@ -74,7 +87,7 @@ class Pgtask(Peer):
         from pgtask import Client
 
         async def migrate() -> None:
-            client = await Client.connect(dsn)
+            client = await Client.connect(_address(dsn))
             await client.migrate()
 
         asyncio.run(migrate())
@@ -84,8 +97,18 @@ class Pgtask(Peer):
         return PgtaskProducer(dsn)
 
     def fill(self, dsn: str, first: int, number: int, delay: float | None) -> None:
-        """Call the SQL function."""
-        fill_by(dsn, FILL, first, number, delay)
+        """Call the SQL function, or for very many insert the rows that it does."""
+        if number <= 20_000:
+            fill_by(dsn, CALL, first, number, delay)
+            return
+        fill_by(dsn, CALL, first, 1, delay)  # registers the queue
+        fill_by(
+            f"{dsn}&options=-csession_replication_role%3Dreplica",
+            FILL,
+            first + 1,
+            number - 1,
+            delay,
+        )
 
     def work(self, dsn: str, setting: str, sink: Sink) -> None:
         """Run a worker."""
@@ -111,7 +134,7 @@ class Pgtask(Peer):
         concurrency = 100 if setting == "tuned" else 10
 
         async def run() -> None:
-            await Worker(dsn, tasks, concurrency=concurrency).run()
+            await Worker(_address(dsn), tasks, concurrency=concurrency).run()
 
         asyncio.run(run())
 
