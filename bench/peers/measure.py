@@ -279,8 +279,9 @@ class Bench:
         """Kill what runs, drop what was made."""
         for child in list(self._children):
             self.end(child)
-        for name in self._templates:
-            self._drop(name)
+        with suppress(psycopg.OperationalError):  # the server may have been killed
+            for name in self._templates:
+                self._drop(name)
         self._watch.close()
 
     def kill(self) -> None:
@@ -459,11 +460,11 @@ def _drained(
         hits = worker.hits()
     if to_the_end and all_began and not finished:
         raise Failed("all jobs began, but some did not end")
-    if not to_the_end or not finished:
-        ended = hits[min(number, len(hits)) - 1][1] if all_began else ended
     done = number if all_began else len(hits)
+    last = hits[number - 1][1] if all_began else ended
     figures: Figures = {
-        "rate": done / max(ended - began, 1e-6),
+        "rate": done / max((ended if to_the_end else last) - began, 1e-6),
+        "begun_rate": done / max(last - began, 1e-6),
         "jobs": done,
         "stopped": not all_began,
         "twice": len(hits) - len({n for n, _ in hits}),

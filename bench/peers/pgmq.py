@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
 from bench.peers.base import Peer, connect, fill_by
 
 if TYPE_CHECKING:
@@ -22,7 +24,9 @@ select count(*) from pgmq.send_batch('bench', (
 def _client(dsn: str) -> Any:
     from pgmq import PGMQueue
 
-    return PGMQueue(conn_string=dsn, init_extension=False, pool_size=2)
+    # of a URI it does not see where the socket is
+    address = make_conninfo("", **conninfo_to_dict(dsn))
+    return PGMQueue(conn_string=address, init_extension=False, pool_size=2)
 
 
 class PgmqProducer:

@@ -58,7 +58,7 @@ def _number(value: float) -> str:
 
 def bars(title: str, rows: list[tuple[str, float]]) -> str:
     """Draw a bar for each row; those of teguh stand out."""
-    body = [_text(10, 20, title, "title")]
+    body = [_text(10, 20, f"{title} (logarithmic)", "title")]
     if not rows:
         return _svg(30, body)
     low, high = _decades([value for _, value in rows])
@@ -86,7 +86,7 @@ def bars(title: str, rows: list[tuple[str, float]]) -> str:
 
 def curves(title: str, series: list[Series]) -> str:
     """Draw a line for each series."""
-    body = [_text(10, 20, title, "title")]
+    body = [_text(10, 20, f"{title} (logarithmic)", "title")]
     points = [(x, y) for one in series for x, y in one.points if x > 0 and y > 0]
     if not points:
         return _svg(30, body)

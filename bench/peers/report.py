@@ -264,7 +264,7 @@ def _drain(results: Results) -> Table:
 
 def _backlog(results: Results) -> Table:
     def cells(peer: str) -> list[str]:
-        alone = results.figure("drain", peer, "rate", "tuned")
+        alone = results.figure("drain", peer, "begun_rate", "tuned")
         many = results.figure("backlog", peer, "rate", "tuned")
         asleep = results.figure("sleeping", peer, "rate", "tuned")
         if many is None and asleep is None:
@@ -276,7 +276,7 @@ def _backlog(results: Results) -> Table:
     return Table(
         "Beside much else",
         f"The tuned worker, with a backlog of {number} ready jobs, and beside {asleep} that are"
-        " due tomorrow; and as a share of its rate without them.",
+        " due tomorrow; and as a share of its rate without them. Jobs begun, whenever they end.",
         ["system", "alone /s", "backlog /s", "share", "sleepers /s", "share"],
         _rows(results, cells),
         results.notes("backlog", "sleeping"),
