@@ -231,10 +231,11 @@ class Bench:
         else:
             command = [environment.python, "-m", "bench.peers.child", peer.name]
         with (self.logs / f"{peer.name}.log").open("ab") as log:
+            output = log if arguments[0] == "work" else subprocess.PIPE
             log.write(f"--- {' '.join((arguments[0], *arguments[2:]))}\n".encode())
             log.flush()
             child = subprocess.Popen(
-                [*command, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+                [*command, *arguments], stdin=subprocess.PIPE, stdout=output, stderr=log,
                 cwd=self.logs, env=environment.variables(), start_new_session=True, bufsize=0,
             )  # fmt: skip
         self._children.add(child)

@@ -5,7 +5,6 @@ usage: python -m bench.peers.report [bench/peers.json]
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.common import percentile
 from bench.peers.base import ROOT
+from bench.peers.measure import CELLS
 from bench.peers.plots import Series, bars, curves
 
 if TYPE_CHECKING:
@@ -82,7 +82,8 @@ class Results:
         for peer, about in self.peers.items():
             if lacks in about["absent"]:
                 notes.append(f"{about['title']}: not measured, {about['absent'][lacks]}.")
-            for cell, setting in itertools.product(cells, ("", "default", "tuned")):
+                continue
+            for cell, setting in ((c, s) for c in cells for s in CELLS[c][1]):
                 who = f"{about['title']}{f' ({setting})' if setting else ''}"
                 found = self.all(cell, peer, setting)
                 error = self._errors.get((cell, peer, setting))
@@ -91,6 +92,8 @@ class Results:
                     others += [one["others"] for one in found if one.get("others") is not None]
                 elif error:
                     notes.append(f"{who}: no figure in {cell}, {error}.")
+                elif not about["not_installed"]:
+                    notes.append(f"{who}: {cell} was left out for want of time.")
                 if any(one.get("stopped") for one in found):
                     jobs = median(one["jobs"] for one in found)
                     notes.append(f"{who}: stopped in {cell} after {jobs:,.0f} jobs.")

@@ -15,7 +15,7 @@ import pytest
 from bench.peers import __main__ as command
 from bench.peers import install as installer
 from bench.peers import report
-from bench.peers.base import Peer
+from bench.peers.base import ROOT, Peer
 from bench.peers.install import Environment, NotInstalled, interpreter
 from bench.peers.measure import CELLS, Bench, Deadline, Failed, Sizes
 from bench.peers.registry import NAMES, load
@@ -143,12 +143,12 @@ def options(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> argparse.Namesp
 def test_a_whole_run_publishes_and_a_trial_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = options(monkeypatch)
     assert (whole.publish, whole.form, whole.rounds) == (True, "short", 3)
-    assert whole.into == report.ROOT / "bench"
+    assert whole.into == ROOT / "bench"
     assert options(monkeypatch, "--long").publish
     for arguments in (["--quick"], ["--peers=limit"], ["--only=drain"], ["--into=x"]):
         assert not options(monkeypatch, *arguments).publish
     assert options(monkeypatch, "--quick").rounds == 1
-    assert options(monkeypatch, "--quick").into == report.ROOT / "build" / "peers"
+    assert options(monkeypatch, "--quick").into == ROOT / "build" / "peers"
     for wrong in ("--only=sprint", "--peers=somebody"):
         with pytest.raises(SystemExit):
             options(monkeypatch, wrong)
@@ -193,16 +193,42 @@ def test_a_peer_that_cannot_be_had_is_named(
     monkeypatch.setattr(installer, "CACHE", tmp_path / "cache")
     with pytest.raises(NotInstalled, match="nowhere"):
         installer.install(load("oban"), "/nowhere/python", tmp_path / "log")
-    text = report.as_text(
-        report.Results(
-            {"at": "", "form": "quick", "minutes": 0, "left_out": 0, "measurements": [],
-             "not_measured": {},
-             "peers": {"oban": {
-                 "title": "oban", "versions": [], "settings": {"default": "", "tuned": ""},
-                 "keeps": "", "absent": {}, "not_installed": "it is nowhere"}}}
-        )
-    )  # fmt: skip
-    assert "oban: not installed, it is nowhere." in text
+    data = measured([], oban={"not_installed": "it is nowhere"})
+    assert "oban: not installed, it is nowhere." in report.as_text(report.Results(data))
+
+
+def measured(measurements: list[dict[str, Any]], **peers: dict[str, Any]) -> dict[str, Any]:
+    """Return what a run would have written."""
+    about = {"versions": [], "settings": {"default": "", "tuned": ""}, "keeps": "", "absent": {}}
+    return {
+        "at": "", "form": "short", "minutes": 0, "left_out": 0, "not_measured": {},
+        "measurements": measurements,
+        "peers": {
+            name: {"title": name, "not_installed": None, **about, **given}
+            for name, given in peers.items()
+        },
+    }  # fmt: skip
+
+
+def test_tables_have_medians_reasons_and_who_is_ahead() -> None:
+    found = [
+        {"cell": "drain", "peer": peer, "setting": "tuned", "round": round_,
+         "figures": {"rate": rate, "jobs": 9, "stopped": False, "others": 0.25}}
+        for peer, rates in {"teguh": (100, 900, 200), "other": (400, 300, 500)}.items()
+        for round_, rate in enumerate(rates)
+    ]  # fmt: skip
+    found.append({"cell": "drain", "peer": "third", "setting": "tuned", "error": "it fell over"})
+    lacking = {"absent": {"steps": "has no steps"}}
+    data = measured(found, teguh={}, other=lacking, third=lacking)
+    tables = {table.title: table for table in report.tables(report.Results(data))}
+    drained = tables["Drain"]
+    assert [row[:3] for row in drained.rows] == [["teguh", "", "200"], ["other", "", "400"]]
+    assert "Medians of 3 measurements." in drained.notes
+    assert "Other processes kept 0.25 cores busy (median), 0.25 at most." in drained.notes
+    assert "third (tuned): no figure in drain, it fell over." in drained.notes
+    assert "teguh (default): drain was left out for want of time." in drained.notes
+    assert tables["Where teguh is behind"].rows == [["drain", "other 2.0 x"]]
+    assert tables["Ratios"].rows[0][3] == "0.50"
 
 
 def test_the_python_of_the_peers_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +239,7 @@ def test_the_python_of_the_peers_can_be_chosen(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_page_plots_and_text_are_made_from_the_figures() -> None:
-    file = report.ROOT / "bench" / "peers.json"
+    file = ROOT / "bench" / "peers.json"
     results = report.read(file)
     text = report.PAGE.read_text(encoding="utf-8")
     assert report.page(text, results) == text
