@@ -184,7 +184,6 @@ COMPARED = (
     ("3 steps", lambda r, p: r.best("steps", p, "rate"), False),
     ("pick-up p50", lambda r, p: r.waits(p, 0.5), True),
     ("pick-up p99", lambda r, p: r.waits(p, 0.99), True),
-    ("idle statements", lambda r, p: r.figure("pickup", p, "statements_per_s", "tuned"), True),
     ("WAL of a drain", lambda r, p: r.figure("drain", p, "wal", "tuned"), True),
     ("16 clients", lambda r, p: r.figure("clients", p, "many_rate"), False),
     ("old snapshot", _last, False),
@@ -210,7 +209,7 @@ def _ratios(results: Results) -> Table:
             times = [_times(results, peer, column) for column in range(len(COMPARED))]
             rows.append([results.title(peer), *(exact(t[0]) if t else "" for t in times)])
     text = (
-        "How many times teguh does better than the system, in rates, times, statements and bytes:"
+        "How many times teguh does better than the system, in rates, times and bytes:"
         " above 1 teguh is ahead. Each in its better setting; teguh by its Python worker, or where"
         " that one is not measured by plain SQL."
     )
