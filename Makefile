@@ -31,7 +31,8 @@ export PYTHONDONTWRITEBYTECODE := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help all install uninstall dist demo test test-matrix test-installs test-chaos test-model \
-  absurd-npm bench bench-absurd bench-flat bench-inspect bench-limits bench-longpoll bench-schedules \
+  absurd-npm bench bench-absurd bench-flat bench-inspect bench-limits bench-longpoll bench-peers \
+  bench-schedules \
   sql check-generated docs site freeze lint lint-style lint-sql lint-bodies lint-safety \
   lint-python lint-types plpgsql-check clean
 
@@ -108,6 +109,9 @@ bench-longpoll: $(VENV)/dev check-generated ## how soon a claim that waits over 
 
 bench-schedules: $(VENV)/dev check-generated ## what schedules cost while none is due, and when many are
 	@$(PY) bench/schedules.py $(ARGS)
+
+bench-peers: $(VENV)/dev check-generated ## beside other queues, which it installs; an hour (ARGS=--quick: a trial)
+	@$(PY) -m bench.peers $(ARGS)
 
 sql: ## build sql/teguh.sql and the upgrade script from sql/src
 	@$(PYTHON) tools/build_sql.py

@@ -47,7 +47,9 @@ DRAIN = 10_000
 BATCH = 100
 TICKS = os.sysconf("SC_CLK_TCK")
 
-NOT_MEASURED = "Not measured: other engines, workflows of several steps, a server across a network."
+NOT_MEASURED = (
+    "Not measured: a server across a network; for other engines there is make bench-peers."
+)
 
 
 class Row(NamedTuple):

@@ -1,0 +1,1 @@
+"""Teguh beside other job queues and durable execution on PostgreSQL: `python -m bench.peers`."""
