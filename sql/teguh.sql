@@ -16,568 +16,568 @@
 --  670    _after
 --  685    _micros
 --  696  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  712    _random_bytes
---  731    _make_uuidv7
---  754    portable_uuidv7
---  784    uuidv7_timestamp
---  810    _task_id
---  835    _run_id
---  850    _run_task
---  861    _run_number
---  875  12_types.sql: The composite types that functions pass to each other
---  880    _gap (type)
---  888    _late (type)
---  895    _timer (type)
---  902    _tally (type)
---  913    _picked (type)
---  925    _spawn (type)
---  950    _cron (type)
---  964    _filter (type)
---  979    job (type)
---  995    _shift (type)
--- 1042  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
--- 1044    _check_keys
--- 1077    _number_option
--- 1112    _integer_option
--- 1128    _whole_option
--- 1155    _text_option
--- 1181    _flag_option
--- 1203    _present
--- 1214    _name_option
--- 1231    _uuid_option
--- 1258    _tags_option
--- 1287    _check_name
--- 1314    _check_seconds
--- 1342    _check_isolation
--- 1361    _buckets_option
--- 1399    _check_policy
--- 1449    _check_spawn
--- 1496    _read_spawn_options
--- 1573    _time_option
--- 1594    _moment_option
--- 1626    _read_time_options
--- 1665    _unique_option
--- 1719    _inherit
--- 1749    _check_cancellation
--- 1766  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1769    _check_retry_strategy
--- 1807    _backoff
--- 1860    _fraction
--- 1871  20_tables.sql: Queues and the policy of each
--- 1873    queues (table)
--- 1906    grants (table)
--- 1920    limits (table)
--- 1941    pauses (table)
--- 1953    starts (table)
--- 1968    wanted (table)
--- 1980    schedules (table)
--- 2024    workflow_runs (table)
--- 2051    workflow_tallies (table)
--- 2071    handlers (table)
--- 2087    versions (table)
--- 2102    t_template (table)
--- 2216    g_template (table)
--- 2228    v_template (table)
--- 2244    d_template (table)
--- 2258    p0_template (table)
--- 2271    p1_template (table)
--- 2316    l_template (table)
--- 2343    h_template (table)
--- 2363    k0_template (table)
--- 2376    k1_template (table)
--- 2405    n0_template (table)
--- 2416    n1_template (table)
--- 2432    n_template (table)
--- 2456    seq_template (sequence)
--- 2457    ring_template (sequence)
--- 2458    parked_template (sequence)
--- 2459    woken_template (sequence)
--- 2460    plan_template (sequence)
--- 2461    fired_template (sequence)
--- 2462    clock_template (sequence)
--- 2463    carry_template (sequence)
--- 2464    round_template (sequence)
--- 2465    agenda_template (sequence)
--- 2490    r_template (table)
--- 2507    a_template (table)
--- 2533    c_template (table)
--- 2549    e_template (table)
--- 2566    u_template (table)
--- 2579    j_template (table)
--- 2602    f_template (table)
--- 2615    m_template (table)
--- 2640    w_template (table)
--- 2655  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2658    validate_queue_name
--- 2700    _policy
--- 2744    _call
--- 2758    _template_ddl (view)
--- 2843    _stamp
--- 2855    _stamp_queues
--- 2883    _stamp_relation
--- 2923    _stamp_function
--- 2956    _function
--- 2968    _signature
--- 2979    _leave_extension
--- 3005    _lock_number
--- 3015    _share_queue
--- 3028    _may
--- 3044    _each_queue
--- 3066    _init_template
--- 3097    _hush_template
--- 3118    _beyond
--- 3127    create_queue
--- 3193    _refuse_busy
--- 3210    _reach_queue
--- 3226    drop_queue
--- 3256    _drop_all
--- 3313    list_queues
--- 3337  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 3346    _push_template
--- 3387    _fill
--- 3407    _add0_template
--- 3474    _back0_template
--- 3492  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3497    _claim0_template
--- 3569    _pick0_template
--- 3652    _limits_template
--- 3693    _move0_template
--- 3755    _open_xids
--- 3775    _next0_template
--- 3804    _many0_template
--- 3833    _stuck0_template
--- 3871    _trim0_template
--- 3912    _bring_template
--- 3944    _take_template
--- 4025    _known_template
--- 4045    _paused_until
--- 4058    claim_task
--- 4119    _next_template
--- 4161    _soon0_template
--- 4219    next_due
--- 4244  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 4257    _due0_template
--- 4335    _last0_template
--- 4360    _any0_template
--- 4387    _miss0_template
--- 4423    _pass0_template
--- 4469    _fire_template
--- 4530    _expire_template
--- 4601    _timeout_reason
--- 4620    _over_template
--- 4642    _close_template
--- 4672    _follow_template
--- 4705  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4707    _segment_bytes
--- 4728    _turn_template
--- 4760    _turn0_template
--- 4798    _spent0_template
--- 4812    _dry0_template
--- 4839    _left0_template
--- 4870    _carry0_template
--- 4914  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4920    _remake_template
--- 4978    _alive_template
--- 5032    _home
--- 5045    _settle_template
--- 5067    rebuild_dispatch
--- 5104    _recap_template
--- 5135  35_tally.sql: The letter by which tallies know where a task stands
--- 5137    _letter
--- 5156    _letters
--- 5168    _bound
--- 5188    _tally_template
--- 5213    _reckon_template
--- 5240    _finish_template
--- 5268    _moved_template
--- 5299    _sum0_template
--- 5335    _noted0_template
--- 5370    _bank0_template
--- 5390    _census_template
--- 5412    _count_template
--- 5434  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5444    _gate_number
--- 5455    _enter_gate
--- 5477    _limit_of
--- 5495    _rule_template
--- 5521    _reign_template
--- 5535    _enrol_template
--- 5562    _going_template
--- 5578    _busy_template
--- 5594    _everywhere_busy
--- 5620    _closed_until
--- 5640    _is_fresh
--- 5655    _is_limited
--- 5666    _started
--- 5683    _left_over
--- 5704    _slots_template
--- 5754    _vacate_template
--- 5817    _unbar_template
--- 5846    _intake_template
--- 5867    _sift0_template
--- 5954    _line_template
--- 6014    _keys_template
--- 6068    _admit_template
--- 6131    _spare_template
--- 6153    _choose_template
--- 6199    _named_template
--- 6226    _weed_template
--- 6262    _cull_template
--- 6293    _seize_template
--- 6368    _quit_template
--- 6396    _occupy_template
--- 6436    _chance_template
--- 6466    _align_template
--- 6511  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 6514    _want_template
--- 6548    _names_option
--- 6583    _order_queues
--- 6619    _remember_names
--- 6639    claim_any
--- 6716    _check_order
--- 6733  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6738    _put_template
--- 6806    _enlist_template
--- 6849    _new_template
--- 6906    _tag_template
--- 6924    _room_template
--- 6951    _shed_template
--- 6993    _first0_template
--- 7034    _once_template
--- 7082    _blocks
--- 7109    _meet_template
--- 7143    _swap_template
--- 7204    _series_template
--- 7241    _found_template
--- 7298    _abide
--- 7320    _check_spawner
--- 7340    spawn_task
--- 7405    spawn_tasks
--- 7452    _read_task
--- 7470  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7475    _hold_template
--- 7526    _own_template
--- 7546    _done_template
--- 7594    complete_run
--- 7617    _flush_template
--- 7699    _why_template
--- 7715    _read_runs
--- 7761    _explain_bad_run
--- 7786    complete_runs
--- 7811    _end_template
--- 7860    _lost_template
--- 7880    _file_template
--- 7906    _again_template
--- 7946    _queue_template
--- 7967    _fail_template
--- 7985    fail_run
--- 8009    _nap_template
--- 8038    schedule_run
--- 8068    _free_template
--- 8116    release_run
--- 8141    _keep_template
--- 8167    extend_claim
--- 8190  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 8195    _mark_template
--- 8217    _note_template
--- 8247    set_task_checkpoint_state
--- 8282    _recall_template
--- 8304    get_task_checkpoint_state
--- 8328    _list_template
--- 8357    get_task_checkpoint_states
--- 8383  43_events.sql: Wait for an event, or learn how the wait ended
--- 8390    _wait_template
--- 8462    _park_template
--- 8504    _check_event
--- 8523    await_event
--- 8560    _emit_template
--- 8623    emit_event
--- 8648  44_control.sql: Read a task, or raise TG003
--- 8650    _fetch_template
--- 8677    _stop_template
--- 8709    _act_template
--- 8731    _halt_template
--- 8747    cancel_task
--- 8769    _rerun_template
--- 8844    _forget_template
--- 8881    _redo_template
--- 8917    _renew_template
--- 8953    retry_task
--- 9003    _show_template
--- 9051    get_task_result
--- 9086  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 9093    _purge_template
--- 9123    _erase_template
--- 9177    _first_uuid
--- 9196    _sweep_template
--- 9236    _clean
--- 9270    cleanup_tasks
--- 9291    cleanup_events
--- 9312    cleanup_all_queues
--- 9347  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 9349    _cap_template
--- 9378    _write_limit
--- 9401    _read_limit
--- 9450    _check_limit_keys
--- 9472    set_limit
--- 9527    _usage_template
--- 9605    _overall_usage
--- 9649    limit_usage
--- 9682  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 9684    _pause_template
--- 9705    _halve_template
--- 9735    _check_only
--- 9758    pause_queue
--- 9794    resume_queue
--- 9820    get_queue_policy
--- 9844    set_queue_policy
--- 9862    list_namespaces
--- 9879  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9882    _read_filter
--- 9918    _states_option
--- 9949    _read_cursor
--- 9968    _check_limit
--- 9992    _find_template
--- 10044    _seek_template
--- 10096    _page_template
--- 10174    _ended_template
--- 10211    _fit_template
--- 10252    _live_template
--- 10289    _hints_template
--- 10312    _hints0_template
--- 10354    _rows_template
--- 10405    list_tasks
--- 10452    _peek_template
--- 10510    get_task
--- 10566    _runs_template
--- 10619    list_runs
--- 10650    _past_template
--- 10726    _since_template
--- 10744    get_task_history
--- 10764    _held_template
--- 10796    list_workers
--- 10835    _read_place
--- 10854    _acts_template
--- 10880    list_actions
--- 10912  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10914    _abort_template
--- 10951    cancel_tasks
--- 10988    _check_meant
--- 11010    _limit_option
--- 11023    _retake_template
--- 11061    requeue_task
--- 11086    _regain_template
--- 11121    requeue_tasks
--- 11160    list_dead_letters
--- 11204    _replay_template
--- 11245    replay_dead_letters
--- 11285    _bury_template
--- 11327    purge_dead_letters
--- 11357  49_stats.sql: When the first task that is ready became so; null if none is
--- 11359    _oldest_template
--- 11403    _elder0_template
--- 11439    _tenure_template
--- 11464    _is_wanted
--- 11481    _stat_template
--- 11527    queue_stats
--- 11582    _from
--- 11596    _tardy_template
--- 11627    _counters (view)
--- 11651    _gauge_template
--- 11705    _spans_template
--- 11758    metrics
--- 11796    _xmin_age
--- 11815    prometheus
--- 11874    _label_text
--- 11897    _schedule_problems
--- 11934    health
--- 11990  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 11995    _tick_template
--- 12020    _ticked (sequence)
--- 12026    _set_ticked
--- 12039    ticker
--- 12086    ticker_loop (procedure)
--- 12112  51_cron.sql: Whether pg_cron is installed in this database
--- 12114    _has_cron
--- 12124    _cron_has_seconds
--- 12143    _plan_cron
--- 12178    _work_option
--- 12211    _explain_no_cron
--- 12244    start
--- 12281    _unschedule
--- 12297    _is_ours
--- 12307    _drop_job
--- 12326    stop
--- 12346    _maintain
--- 12368    status
--- 12407  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 12411    _rights (view)
--- 12525    _allowed
--- 12566    _grant
--- 12585    _grant_again
--- 12601    _grant_queue
--- 12616    _check_grant
--- 12649    grant_access
--- 12685    revoke_access
--- 12732  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 12734    _refuse_schedule
--- 12751    _cron_value
--- 12765    _cron_field
--- 12826    _read_every
--- 12848    _read_schedule
--- 12923    _cron_time
--- 12961    _cron_reading
--- 13000    _clock
--- 13009    _clock_reads
--- 13045    _clock_set
--- 13073    _cron_passing
--- 13111    _cron_next
--- 13151    _check_timezone
--- 13180    next_fire_time
--- 13216  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 13229    _planning_number
--- 13239    _replan_template
--- 13253    _agenda_template
--- 13270    _future_template
--- 13298    _strike_template
--- 13354    _chime_template
--- 13410    _undone_template
--- 13429    _planned_after
--- 13448    _due_times
--- 13498    _spawn_scheduled
--- 13543    _check_task_options
--- 13573    _word_option
--- 13595    _draw_schedule
--- 13634    _schedule_options
--- 13649    _miss_schedule
--- 13665    _scheduled_in
--- 13686    _grasp_template
--- 13713    _enroll_template
--- 13744    _redraw_template
--- 13794    create_schedule
--- 13838    _reform_template
--- 13864    update_schedule
--- 13887    _steer_template
--- 13930    pause_schedule
--- 13951    resume_schedule
--- 13971    drop_schedule
--- 13991    _launch_template
--- 14023    trigger_schedule
--- 14045    _diary_template
--- 14081    get_schedule
--- 14116    list_schedules
--- 14158  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 14163    _links_option
--- 14206    _read_link
--- 14248    _trail_template
--- 14294    _linked_template
--- 14326    _ensue_template
--- 14369    _undoings
--- 14396    _undo_template
--- 14430    _repent_template
--- 14466    add_compensation
--- 14506    _repeat_template
--- 14536    _blank_template
--- 14574    repeat_run
--- 14600  63_children.sql: Children: tasks that a step spawns and may wait for
--- 14609    _brood_template
--- 14639    _bind_template
--- 14670    _read_child
--- 14719    _child_queues
--- 14745    _birth
--- 14769    spawn_children
--- 14848    _cancel_option
--- 14871    _answer
--- 14889    _report_template
--- 14925    _tell_template
--- 14940    _judge_template
--- 14976    _ripe_template
--- 15003    _gather_template
--- 15068    _rally_template
--- 15145    _crop_template
--- 15191    _yield_template
--- 15212    _dismiss
--- 15233    _ditch_template
--- 15278    _perish_template
--- 15297    _orphan_template
--- 15312    await_children
--- 15369  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
--- 15376    _refuse_run
--- 15392    _read_run
--- 15412    create_workflow_run
--- 15470    update_workflow_run
--- 15501    _is_own
--- 15514    _flow_template
--- 15547    _score_template
--- 15584    _recorded_run
--- 15595    _recorded_tallies
--- 15607    _flows
--- 15641    _survey
--- 15697    get_workflow_run
--- 15747    _is_alike
--- 15762    _recorded_runs
--- 15797    _status_option
--- 15828    list_workflow_runs
--- 15912    _member_template
--- 15945    _members
--- 15980    get_workflow_tree
--- 16056    _used_template
--- 16073    _needed_runs
--- 16105    _merge_tallies
--- 16128    cleanup_workflow_runs
--- 16203  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
--- 16207    _word
--- 16221    _check_attributes
--- 16258    _attributes_option
--- 16275    _pinned_template
--- 16294    _pin_template
--- 16325    set_attributes
--- 16354    _told_template
--- 16367    get_attributes
--- 16385  66_messages.sql: Messages: a mailbox per task
--- 16392    _shut_template
--- 16435    _post_template
--- 16484    send_message
--- 16525    _hear_template
--- 16592    receive_message
--- 16630    _unhear_template
--- 16651    _tidy_template
--- 16678    _inbox_template
--- 16704    list_messages
--- 16726  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
--- 16737    _resolve_function
--- 16793    _hire_template
--- 16815    register_handler
--- 16839    unregister_handler
--- 16858    _staff_template
--- 16879    list_handlers
--- 16915    _number_step
--- 16946    _order
--- 16962    step
--- 16995    _doze
--- 17012    sleep_for
--- 17033    sleep_until
--- 17056    await
--- 17090    receive
--- 17122    children
--- 17158  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
--- 17170    _crew
--- 17217    _steps_given
--- 17238    _claim_batch
--- 17281    _grip_template
--- 17297    _begin_pass
--- 17323    _read_error
--- 17352    _carry_out
--- 17432    _run_pass (procedure)
--- 17463    _step_call
--- 17487    _obey (procedure)
--- 17525    _begin_shift
--- 17562    _begin_round
--- 17582    _leave_round
--- 17617    _handler_of
--- 17631    _advance (procedure)
--- 17656    work (procedure)
--- 17707  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  728    _random_bytes
+--  747    _make_uuidv7
+--  770    portable_uuidv7
+--  800    uuidv7_timestamp
+--  826    _task_id
+--  851    _run_id
+--  866    _run_task
+--  877    _run_number
+--  891  12_types.sql: The composite types that functions pass to each other
+--  896    _gap (type)
+--  904    _late (type)
+--  911    _timer (type)
+--  918    _tally (type)
+--  929    _picked (type)
+--  941    _spawn (type)
+--  966    _cron (type)
+--  980    _filter (type)
+--  995    job (type)
+-- 1011    _shift (type)
+-- 1058  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+-- 1060    _check_keys
+-- 1093    _number_option
+-- 1128    _integer_option
+-- 1144    _whole_option
+-- 1171    _text_option
+-- 1197    _flag_option
+-- 1219    _present
+-- 1230    _name_option
+-- 1247    _uuid_option
+-- 1274    _tags_option
+-- 1303    _check_name
+-- 1330    _check_seconds
+-- 1358    _check_isolation
+-- 1377    _buckets_option
+-- 1415    _check_policy
+-- 1465    _check_spawn
+-- 1512    _read_spawn_options
+-- 1589    _time_option
+-- 1610    _moment_option
+-- 1642    _read_time_options
+-- 1681    _unique_option
+-- 1735    _inherit
+-- 1765    _check_cancellation
+-- 1782  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1785    _check_retry_strategy
+-- 1823    _backoff
+-- 1876    _fraction
+-- 1887  20_tables.sql: Queues and the policy of each
+-- 1889    queues (table)
+-- 1922    grants (table)
+-- 1936    limits (table)
+-- 1957    pauses (table)
+-- 1969    starts (table)
+-- 1984    wanted (table)
+-- 1996    schedules (table)
+-- 2040    workflow_runs (table)
+-- 2067    workflow_tallies (table)
+-- 2087    handlers (table)
+-- 2103    versions (table)
+-- 2118    t_template (table)
+-- 2232    g_template (table)
+-- 2244    v_template (table)
+-- 2260    d_template (table)
+-- 2274    p0_template (table)
+-- 2287    p1_template (table)
+-- 2332    l_template (table)
+-- 2359    h_template (table)
+-- 2379    k0_template (table)
+-- 2392    k1_template (table)
+-- 2421    n0_template (table)
+-- 2432    n1_template (table)
+-- 2448    n_template (table)
+-- 2472    seq_template (sequence)
+-- 2473    ring_template (sequence)
+-- 2474    parked_template (sequence)
+-- 2475    woken_template (sequence)
+-- 2476    plan_template (sequence)
+-- 2477    fired_template (sequence)
+-- 2478    clock_template (sequence)
+-- 2479    carry_template (sequence)
+-- 2480    round_template (sequence)
+-- 2481    agenda_template (sequence)
+-- 2506    r_template (table)
+-- 2523    a_template (table)
+-- 2549    c_template (table)
+-- 2565    e_template (table)
+-- 2582    u_template (table)
+-- 2595    j_template (table)
+-- 2618    f_template (table)
+-- 2631    m_template (table)
+-- 2656    w_template (table)
+-- 2671  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2674    validate_queue_name
+-- 2716    _policy
+-- 2759    _call
+-- 2773    _template_ddl (view)
+-- 2858    _stamp
+-- 2870    _stamp_queues
+-- 2898    _stamp_relation
+-- 2938    _stamp_function
+-- 2971    _function
+-- 2983    _signature
+-- 2994    _leave_extension
+-- 3020    _lock_number
+-- 3030    _share_queue
+-- 3043    _may
+-- 3059    _each_queue
+-- 3081    _init_template
+-- 3112    _hush_template
+-- 3133    _beyond
+-- 3142    create_queue
+-- 3208    _refuse_busy
+-- 3225    _reach_queue
+-- 3241    drop_queue
+-- 3271    _drop_all
+-- 3328    list_queues
+-- 3352  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 3361    _push_template
+-- 3402    _fill
+-- 3422    _add0_template
+-- 3489    _back0_template
+-- 3507  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3512    _claim0_template
+-- 3584    _pick0_template
+-- 3667    _limits_template
+-- 3708    _move0_template
+-- 3770    _open_xids
+-- 3790    _next0_template
+-- 3819    _many0_template
+-- 3848    _stuck0_template
+-- 3886    _trim0_template
+-- 3927    _bring_template
+-- 3959    _take_template
+-- 4040    _known_template
+-- 4060    _paused_until
+-- 4073    claim_task
+-- 4134    _next_template
+-- 4176    _soon0_template
+-- 4234    next_due
+-- 4259  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 4272    _due0_template
+-- 4350    _last0_template
+-- 4375    _any0_template
+-- 4402    _miss0_template
+-- 4438    _pass0_template
+-- 4484    _fire_template
+-- 4545    _expire_template
+-- 4616    _timeout_reason
+-- 4635    _over_template
+-- 4657    _close_template
+-- 4687    _follow_template
+-- 4720  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4722    _segment_bytes
+-- 4743    _turn_template
+-- 4775    _turn0_template
+-- 4813    _spent0_template
+-- 4827    _dry0_template
+-- 4854    _left0_template
+-- 4885    _carry0_template
+-- 4929  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4935    _remake_template
+-- 4993    _alive_template
+-- 5047    _home
+-- 5060    _settle_template
+-- 5082    rebuild_dispatch
+-- 5119    _recap_template
+-- 5150  35_tally.sql: The letter by which tallies know where a task stands
+-- 5152    _letter
+-- 5171    _letters
+-- 5183    _bound
+-- 5203    _tally_template
+-- 5228    _reckon_template
+-- 5255    _finish_template
+-- 5283    _moved_template
+-- 5314    _sum0_template
+-- 5350    _noted0_template
+-- 5385    _bank0_template
+-- 5405    _census_template
+-- 5427    _count_template
+-- 5449  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5459    _gate_number
+-- 5470    _enter_gate
+-- 5492    _limit_of
+-- 5510    _rule_template
+-- 5536    _reign_template
+-- 5550    _enrol_template
+-- 5577    _going_template
+-- 5593    _busy_template
+-- 5609    _everywhere_busy
+-- 5635    _closed_until
+-- 5655    _is_fresh
+-- 5670    _is_limited
+-- 5681    _started
+-- 5698    _left_over
+-- 5719    _slots_template
+-- 5769    _vacate_template
+-- 5832    _unbar_template
+-- 5861    _intake_template
+-- 5882    _sift0_template
+-- 5969    _line_template
+-- 6029    _keys_template
+-- 6083    _admit_template
+-- 6146    _spare_template
+-- 6168    _choose_template
+-- 6214    _named_template
+-- 6241    _weed_template
+-- 6277    _cull_template
+-- 6308    _seize_template
+-- 6383    _quit_template
+-- 6411    _occupy_template
+-- 6451    _chance_template
+-- 6481    _align_template
+-- 6526  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6529    _want_template
+-- 6563    _names_option
+-- 6598    _order_queues
+-- 6634    _remember_names
+-- 6654    claim_any
+-- 6731    _check_order
+-- 6748  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6753    _put_template
+-- 6821    _enlist_template
+-- 6864    _new_template
+-- 6921    _tag_template
+-- 6939    _room_template
+-- 6966    _shed_template
+-- 7008    _first0_template
+-- 7049    _once_template
+-- 7097    _blocks
+-- 7124    _meet_template
+-- 7158    _swap_template
+-- 7219    _series_template
+-- 7256    _found_template
+-- 7313    _abide
+-- 7335    _check_spawner
+-- 7355    spawn_task
+-- 7420    spawn_tasks
+-- 7467    _read_task
+-- 7485  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7490    _hold_template
+-- 7541    _own_template
+-- 7561    _done_template
+-- 7609    complete_run
+-- 7632    _flush_template
+-- 7714    _why_template
+-- 7730    _read_runs
+-- 7776    _explain_bad_run
+-- 7801    complete_runs
+-- 7826    _end_template
+-- 7875    _lost_template
+-- 7895    _file_template
+-- 7921    _again_template
+-- 7961    _queue_template
+-- 7982    _fail_template
+-- 8000    fail_run
+-- 8024    _nap_template
+-- 8053    schedule_run
+-- 8083    _free_template
+-- 8131    release_run
+-- 8156    _keep_template
+-- 8182    extend_claim
+-- 8205  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 8210    _mark_template
+-- 8232    _note_template
+-- 8262    set_task_checkpoint_state
+-- 8297    _recall_template
+-- 8319    get_task_checkpoint_state
+-- 8343    _list_template
+-- 8372    get_task_checkpoint_states
+-- 8398  43_events.sql: Wait for an event, or learn how the wait ended
+-- 8405    _wait_template
+-- 8477    _park_template
+-- 8519    _check_event
+-- 8538    await_event
+-- 8575    _emit_template
+-- 8638    emit_event
+-- 8663  44_control.sql: Read a task, or raise TG003
+-- 8665    _fetch_template
+-- 8692    _stop_template
+-- 8724    _act_template
+-- 8746    _halt_template
+-- 8762    cancel_task
+-- 8784    _rerun_template
+-- 8859    _forget_template
+-- 8896    _redo_template
+-- 8932    _renew_template
+-- 8968    retry_task
+-- 9018    _show_template
+-- 9066    get_task_result
+-- 9101  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 9108    _purge_template
+-- 9138    _erase_template
+-- 9192    _first_uuid
+-- 9211    _sweep_template
+-- 9251    _clean
+-- 9285    cleanup_tasks
+-- 9306    cleanup_events
+-- 9327    cleanup_all_queues
+-- 9362  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 9364    _cap_template
+-- 9393    _write_limit
+-- 9416    _read_limit
+-- 9465    _check_limit_keys
+-- 9487    set_limit
+-- 9542    _usage_template
+-- 9620    _overall_usage
+-- 9664    limit_usage
+-- 9697  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 9699    _pause_template
+-- 9720    _halve_template
+-- 9750    _check_only
+-- 9773    pause_queue
+-- 9809    resume_queue
+-- 9835    get_queue_policy
+-- 9859    set_queue_policy
+-- 9877    list_namespaces
+-- 9894  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9897    _read_filter
+-- 9933    _states_option
+-- 9964    _read_cursor
+-- 9983    _check_limit
+-- 10007    _find_template
+-- 10059    _seek_template
+-- 10111    _page_template
+-- 10189    _ended_template
+-- 10226    _fit_template
+-- 10267    _live_template
+-- 10304    _hints_template
+-- 10327    _hints0_template
+-- 10369    _rows_template
+-- 10420    list_tasks
+-- 10467    _peek_template
+-- 10525    get_task
+-- 10581    _runs_template
+-- 10634    list_runs
+-- 10665    _past_template
+-- 10741    _since_template
+-- 10759    get_task_history
+-- 10779    _held_template
+-- 10811    list_workers
+-- 10850    _read_place
+-- 10869    _acts_template
+-- 10895    list_actions
+-- 10927  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10929    _abort_template
+-- 10966    cancel_tasks
+-- 11003    _check_meant
+-- 11025    _limit_option
+-- 11038    _retake_template
+-- 11076    requeue_task
+-- 11101    _regain_template
+-- 11136    requeue_tasks
+-- 11175    list_dead_letters
+-- 11219    _replay_template
+-- 11260    replay_dead_letters
+-- 11300    _bury_template
+-- 11342    purge_dead_letters
+-- 11372  49_stats.sql: When the first task that is ready became so; null if none is
+-- 11374    _oldest_template
+-- 11418    _elder0_template
+-- 11454    _tenure_template
+-- 11479    _is_wanted
+-- 11496    _stat_template
+-- 11542    queue_stats
+-- 11597    _from
+-- 11611    _tardy_template
+-- 11642    _counters (view)
+-- 11666    _gauge_template
+-- 11720    _spans_template
+-- 11773    metrics
+-- 11811    _xmin_age
+-- 11830    prometheus
+-- 11889    _label_text
+-- 11912    _schedule_problems
+-- 11949    health
+-- 12005  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 12010    _tick_template
+-- 12035    _ticked (sequence)
+-- 12041    _set_ticked
+-- 12054    ticker
+-- 12101    ticker_loop (procedure)
+-- 12127  51_cron.sql: Whether pg_cron is installed in this database
+-- 12129    _has_cron
+-- 12139    _cron_has_seconds
+-- 12158    _plan_cron
+-- 12193    _work_option
+-- 12226    _explain_no_cron
+-- 12259    start
+-- 12296    _unschedule
+-- 12312    _is_ours
+-- 12322    _drop_job
+-- 12341    stop
+-- 12361    _maintain
+-- 12383    status
+-- 12422  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 12426    _rights (view)
+-- 12542    _allowed
+-- 12587    _grant
+-- 12606    _grant_again
+-- 12622    _grant_queue
+-- 12637    _check_grant
+-- 12670    grant_access
+-- 12706    revoke_access
+-- 12761  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 12763    _refuse_schedule
+-- 12780    _cron_value
+-- 12794    _cron_field
+-- 12855    _read_every
+-- 12877    _read_schedule
+-- 12952    _cron_time
+-- 12990    _cron_reading
+-- 13029    _clock
+-- 13038    _clock_reads
+-- 13074    _clock_set
+-- 13102    _cron_passing
+-- 13140    _cron_next
+-- 13180    _check_timezone
+-- 13209    next_fire_time
+-- 13245  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 13258    _planning_number
+-- 13268    _replan_template
+-- 13282    _agenda_template
+-- 13299    _future_template
+-- 13327    _strike_template
+-- 13383    _chime_template
+-- 13439    _undone_template
+-- 13458    _planned_after
+-- 13477    _due_times
+-- 13527    _spawn_scheduled
+-- 13572    _check_task_options
+-- 13602    _word_option
+-- 13624    _draw_schedule
+-- 13663    _schedule_options
+-- 13678    _miss_schedule
+-- 13694    _scheduled_in
+-- 13715    _grasp_template
+-- 13742    _enroll_template
+-- 13773    _redraw_template
+-- 13823    create_schedule
+-- 13867    _reform_template
+-- 13893    update_schedule
+-- 13916    _steer_template
+-- 13959    pause_schedule
+-- 13980    resume_schedule
+-- 14000    drop_schedule
+-- 14020    _launch_template
+-- 14052    trigger_schedule
+-- 14074    _diary_template
+-- 14110    get_schedule
+-- 14145    list_schedules
+-- 14187  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 14192    _links_option
+-- 14235    _read_link
+-- 14277    _trail_template
+-- 14323    _linked_template
+-- 14355    _ensue_template
+-- 14398    _undoings
+-- 14425    _undo_template
+-- 14459    _repent_template
+-- 14495    add_compensation
+-- 14535    _repeat_template
+-- 14565    _blank_template
+-- 14603    repeat_run
+-- 14629  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 14638    _brood_template
+-- 14668    _bind_template
+-- 14699    _read_child
+-- 14748    _child_queues
+-- 14774    _birth
+-- 14798    spawn_children
+-- 14877    _cancel_option
+-- 14900    _answer
+-- 14920    _report_template
+-- 14956    _tell_template
+-- 14971    _judge_template
+-- 15007    _ripe_template
+-- 15034    _gather_template
+-- 15099    _rally_template
+-- 15176    _crop_template
+-- 15223    _yield_template
+-- 15244    _dismiss
+-- 15265    _ditch_template
+-- 15310    _perish_template
+-- 15329    _orphan_template
+-- 15344    await_children
+-- 15401  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
+-- 15408    _refuse_run
+-- 15424    _read_run
+-- 15444    create_workflow_run
+-- 15502    update_workflow_run
+-- 15533    _is_own
+-- 15546    _flow_template
+-- 15579    _score_template
+-- 15616    _recorded_run
+-- 15627    _recorded_tallies
+-- 15639    _flows
+-- 15673    _survey
+-- 15729    get_workflow_run
+-- 15779    _is_alike
+-- 15794    _recorded_runs
+-- 15829    _status_option
+-- 15860    list_workflow_runs
+-- 15944    _member_template
+-- 15977    _members
+-- 16012    get_workflow_tree
+-- 16088    _used_template
+-- 16105    _needed_runs
+-- 16137    _merge_tallies
+-- 16160    cleanup_workflow_runs
+-- 16235  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
+-- 16239    _word
+-- 16253    _check_attributes
+-- 16290    _attributes_option
+-- 16307    _pinned_template
+-- 16326    _pin_template
+-- 16357    set_attributes
+-- 16386    _told_template
+-- 16399    get_attributes
+-- 16417  66_messages.sql: Messages: a mailbox per task
+-- 16424    _shut_template
+-- 16467    _post_template
+-- 16516    send_message
+-- 16557    _hear_template
+-- 16624    receive_message
+-- 16662    _unhear_template
+-- 16683    _tidy_template
+-- 16710    _inbox_template
+-- 16736    list_messages
+-- 16758  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
+-- 16769    _resolve_function
+-- 16825    _hire_template
+-- 16847    register_handler
+-- 16871    unregister_handler
+-- 16890    _staff_template
+-- 16911    list_handlers
+-- 16947    _number_step
+-- 16978    _order
+-- 16994    step
+-- 17027    _doze
+-- 17044    sleep_for
+-- 17065    sleep_until
+-- 17088    await
+-- 17122    receive
+-- 17154    children
+-- 17190  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
+-- 17202    _crew
+-- 17249    _steps_given
+-- 17270    _claim_batch
+-- 17313    _grip_template
+-- 17329    _begin_pass
+-- 17355    _read_error
+-- 17384    _carry_out
+-- 17464    _run_pass (procedure)
+-- 17495    _step_call
+-- 17523    _obey (procedure)
+-- 17561    _begin_shift
+-- 17598    _begin_round
+-- 17618    _leave_round
+-- 17653    _handler_of
+-- 17667    _advance (procedure)
+-- 17692    work (procedure)
+-- 17743  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -698,6 +698,10 @@ $$;
 -- installed, in whatever schema; else the random bytes of a version 4 uuid
 -- (all but its bytes 6 to 8, which hold version and variant).  The choice is
 -- made here, once: run this file again after adding pgcrypto.
+--
+-- Whoever owns the extension or its schema could put another function in that place, which would
+-- run with the rights of teguh's owner: both must be that role's, a superuser's or the database
+-- owner's.
 do $$
 declare
   v_source text := (
@@ -705,6 +709,18 @@ declare
     from pg_catalog.pg_extension as e
     join pg_catalog.pg_namespace as n on n.oid = e.extnamespace
     where e.extname = 'pgcrypto'
+      and not exists (
+        select
+        from pg_catalog.unnest(array[e.extowner, n.nspowner]) as u(owner)
+        join pg_catalog.pg_roles as r on r.oid = u.owner
+        where not r.rolsuper
+          and r.rolname not in (current_user, 'pg_database_owner')
+          and not exists (
+            select
+            from pg_catalog.pg_database as d
+            where d.datname = current_database() and d.datdba = r.oid
+          )
+      )
   );
 begin
   execute format(
@@ -2739,8 +2755,7 @@ begin
 end;
 $$;
 
--- The queue's own function behind a public one, as text to execute.  Names of
--- queues that exist need no quoting.
+-- The queue's own function behind a public one, as text to execute.
 create or replace function teguh._call(p_verb text, p_queue_name text, p_arguments integer)
   returns text
   language plpgsql
@@ -2749,7 +2764,7 @@ create or replace function teguh._call(p_verb text, p_queue_name text, p_argumen
 as $$
 begin
   perform teguh._policy(p_queue_name);
-  return 'select * from teguh._' || p_verb || '_' || p_queue_name
+  return 'select * from teguh.' || quote_ident('_' || p_verb || '_' || p_queue_name)
          || '(' || substr('$1, $2, $3, $4, $5, $6, $7', 1, greatest(4 * p_arguments - 2, 0)) || ')';
 end;
 $$;
@@ -7308,10 +7323,10 @@ create or replace function teguh._abide(
 as $$
 begin
   if p_ranked and not p_policy ? 'ruled' then
-    execute 'select teguh._rule_' || p_queue_name || '(false)';
+    execute format('select teguh.%I(false)', '_rule_' || p_queue_name);
   end if;
   if p_room and p_policy ? 'max_pending' then
-    execute 'select teguh._room_' || p_queue_name || '($1)' using p_policy;
+    execute format('select teguh.%I($1)', '_room_' || p_queue_name) using p_policy;
   end if;
 end;
 $$;
@@ -11587,7 +11602,7 @@ create or replace function teguh._from(p_verb text, p_queue_name text)
 as $$
 begin
   perform teguh._policy(p_queue_name);
-  return format('teguh._%s_%s()', p_verb, p_queue_name);
+  return format('teguh.%I()', '_' || p_verb || '_' || p_queue_name);
 end;
 $$;
 
@@ -12521,7 +12536,9 @@ comment on view teguh._rights is
 -- The functions that this access to a queue (*: to all) allows to execute.
 --
 -- Helpers are for everybody who has access at all: they run with the rights of whoever calls
--- them, and give none.
+-- them, and give none.  But those that execute a text they are given would let whoever may only
+-- call functions, as through PostgREST, run any statement: these are for teguh's owner, and what
+-- work() needs of them for workers.
 create or replace function teguh._allowed(p_access text, p_queue_name text)
   returns setof regprocedure
   language sql
@@ -12539,6 +12556,10 @@ as $$
       or (
         p.proname ~ '^_'
         and not p.prosecdef
+        and p.proname not in (
+          '_each_queue', '_leave_extension', '_stamp_function', '_stamp_queues', '_stamp_relation'
+        )
+        and (p.proname not in ('_advance', '_obey', '_run_pass') or p_access in ('worker', 'admin'))
         and not exists (
           select
           from pg_proc as f
@@ -12696,6 +12717,14 @@ as $$
 declare
   v_role regrole := teguh._check_grant(p_role, p_access);
 begin
+  if v_role = current_user::regrole then
+    raise exception 'role "%" owns teguh', p_role
+      using
+        errcode = 'TG004',
+        detail = 'Its rights were not granted, and everything here needs them.',
+        hint = 'Revoke the access of roles that grant_access() gave it to.';
+  end if;
+
   perform from teguh.grants as g
   where g.grantee = v_role
     and g.access = coalesce(p_access, g.access)
@@ -12726,8 +12755,8 @@ comment on function teguh.revoke_access(text, text, text[]) is
   'Takes from a role what grant_access() gave: one kind of access or, if p_access is null, '
   'all; for the queues named or, if p_queue_names is null, for all. Rights on functions that '
   'were granted by hand go, too. What a role was never given is no error. Raises 42704 for an '
-  'unknown role, TG004 when the role has access to all queues and only some are named, TG005 '
-  'for an unknown kind of access.';
+  'unknown role, TG004 when the role has access to all queues and only some are named, or owns '
+  'teguh, TG005 for an unknown kind of access.';
 
 -- sql/src/60_cron.sql
 -- Refuse a schedule that cannot be read, or not followed.
@@ -14752,8 +14781,8 @@ declare
   v_ids uuid[];
 begin
   execute format(
-    'select array_agg(p.task_id order by p.place) from teguh._put_%s($1) with ordinality '
-    'as p(task_id, run_id, attempt, created, place)', p_queue_name
+    'select array_agg(p.task_id order by p.place) from teguh.%I($1) with ordinality '
+    'as p(task_id, run_id, attempt, created, place)', '_put_' || p_queue_name
   ) into v_ids using p_spawns;
   perform teguh._abide(
     p_queue_name,
@@ -14876,7 +14905,9 @@ create or replace function teguh._answer(p_join jsonb, p_state text)
 as $$
 begin
   if teguh._reach_queue(p_join ->> 'queue_name') then
-    execute format('select teguh._report_%s($1, $2, $3, $4, $5)', p_join ->> 'queue_name')
+    execute format(
+      'select teguh.%I($1, $2, $3, $4, $5)', '_report_' || (p_join ->> 'queue_name')
+    )
     using
       (p_join ->> 'task_id')::uuid, p_join ->> 'step_name', (p_join ->> 'run_id')::uuid,
       (p_join ->> 'place')::integer, p_state;
@@ -15163,7 +15194,8 @@ begin
     from unnest(v_children.child_queues) as q(name)
   loop
     continue when not teguh._reach_queue(v_queue);
-    execute format('select teguh._yield_%s($1)', v_queue) into v_some using v_children.child_ids;
+    execute format('select teguh.%I($1)', '_yield_' || v_queue)
+    into v_some using v_children.child_ids;
     v_all := v_all || coalesce(v_some, '{}');
   end loop;
 
@@ -15224,7 +15256,7 @@ begin
     order by q.name
   loop
     continue when not teguh._reach_queue(v_queue);
-    execute format('select teguh._ditch_%s($1, $2)', v_queue) using p_task_ids, p_wait;
+    execute format('select teguh.%I($1, $2)', '_ditch_' || v_queue) using p_task_ids, p_wait;
   end loop;
 end;
 $$;
@@ -17471,13 +17503,17 @@ declare
     p_order ->> 'function', array['jsonb', 'teguh.job, jsonb']
   );
 begin
-  return format(
-    case
-      when to_regprocedure(v_function || '(teguh.job, jsonb)') is null then 'select %s($1)'
-      else 'select %s($2, $1)'
-    end,
-    v_function
-  );
+  if to_regprocedure(v_function || '(teguh.job, jsonb)') is null then
+    return format('select %s($1)', v_function);
+  elsif to_regprocedure(v_function || '(jsonb)') is not null then
+    raise exception 'there are two functions %', v_function
+      using
+        errcode = 'TG005',
+        detail = 'One takes jsonb, the other teguh.job and jsonb.',
+        hint = 'Give them different names: whoever adds one must not take the place of the other.';
+  end if;
+
+  return format('select %s($2, $1)', v_function);
 end;
 $$;
 

@@ -575,10 +575,10 @@ create or replace function teguh._abide(
 as $$
 begin
   if p_ranked and not p_policy ? 'ruled' then
-    execute 'select teguh._rule_' || p_queue_name || '(false)';
+    execute format('select teguh.%I(false)', '_rule_' || p_queue_name);
   end if;
   if p_room and p_policy ? 'max_pending' then
-    execute 'select teguh._room_' || p_queue_name || '($1)' using p_policy;
+    execute format('select teguh.%I($1)', '_room_' || p_queue_name) using p_policy;
   end if;
 end;
 $$;

@@ -152,8 +152,8 @@ declare
   v_ids uuid[];
 begin
   execute format(
-    'select array_agg(p.task_id order by p.place) from teguh._put_%s($1) with ordinality '
-    'as p(task_id, run_id, attempt, created, place)', p_queue_name
+    'select array_agg(p.task_id order by p.place) from teguh.%I($1) with ordinality '
+    'as p(task_id, run_id, attempt, created, place)', '_put_' || p_queue_name
   ) into v_ids using p_spawns;
   perform teguh._abide(
     p_queue_name,
@@ -276,7 +276,9 @@ create or replace function teguh._answer(p_join jsonb, p_state text)
 as $$
 begin
   if teguh._reach_queue(p_join ->> 'queue_name') then
-    execute format('select teguh._report_%s($1, $2, $3, $4, $5)', p_join ->> 'queue_name')
+    execute format(
+      'select teguh.%I($1, $2, $3, $4, $5)', '_report_' || (p_join ->> 'queue_name')
+    )
     using
       (p_join ->> 'task_id')::uuid, p_join ->> 'step_name', (p_join ->> 'run_id')::uuid,
       (p_join ->> 'place')::integer, p_state;
@@ -563,7 +565,8 @@ begin
     from unnest(v_children.child_queues) as q(name)
   loop
     continue when not teguh._reach_queue(v_queue);
-    execute format('select teguh._yield_%s($1)', v_queue) into v_some using v_children.child_ids;
+    execute format('select teguh.%I($1)', '_yield_' || v_queue)
+    into v_some using v_children.child_ids;
     v_all := v_all || coalesce(v_some, '{}');
   end loop;
 
@@ -624,7 +627,7 @@ begin
     order by q.name
   loop
     continue when not teguh._reach_queue(v_queue);
-    execute format('select teguh._ditch_%s($1, $2)', v_queue) using p_task_ids, p_wait;
+    execute format('select teguh.%I($1, $2)', '_ditch_' || v_queue) using p_task_ids, p_wait;
   end loop;
 end;
 $$;

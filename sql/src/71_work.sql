@@ -313,13 +313,17 @@ declare
     p_order ->> 'function', array['jsonb', 'teguh.job, jsonb']
   );
 begin
-  return format(
-    case
-      when to_regprocedure(v_function || '(teguh.job, jsonb)') is null then 'select %s($1)'
-      else 'select %s($2, $1)'
-    end,
-    v_function
-  );
+  if to_regprocedure(v_function || '(teguh.job, jsonb)') is null then
+    return format('select %s($1)', v_function);
+  elsif to_regprocedure(v_function || '(jsonb)') is not null then
+    raise exception 'there are two functions %', v_function
+      using
+        errcode = 'TG005',
+        detail = 'One takes jsonb, the other teguh.job and jsonb.',
+        hint = 'Give them different names: whoever adds one must not take the place of the other.';
+  end if;
+
+  return format('select %s($2, $1)', v_function);
 end;
 $$;
 

@@ -322,6 +322,10 @@ $$;
 -- installed, in whatever schema; else the random bytes of a version 4 uuid
 -- (all but its bytes 6 to 8, which hold version and variant).  The choice is
 -- made here, once: run this file again after adding pgcrypto.
+--
+-- Whoever owns the extension or its schema could put another function in that place, which would
+-- run with the rights of teguh's owner: both must be that role's, a superuser's or the database
+-- owner's.
 do $$
 declare
   v_source text := (
@@ -329,6 +333,18 @@ declare
     from pg_catalog.pg_extension as e
     join pg_catalog.pg_namespace as n on n.oid = e.extnamespace
     where e.extname = 'pgcrypto'
+      and not exists (
+        select
+        from pg_catalog.unnest(array[e.extowner, n.nspowner]) as u(owner)
+        join pg_catalog.pg_roles as r on r.oid = u.owner
+        where not r.rolsuper
+          and r.rolname not in (current_user, 'pg_database_owner')
+          and not exists (
+            select
+            from pg_catalog.pg_database as d
+            where d.datname = current_database() and d.datdba = r.oid
+          )
+      )
   );
 begin
   execute format(
@@ -2363,8 +2379,7 @@ begin
 end;
 $$;
 
--- The queue's own function behind a public one, as text to execute.  Names of
--- queues that exist need no quoting.
+-- The queue's own function behind a public one, as text to execute.
 create or replace function teguh._call(p_verb text, p_queue_name text, p_arguments integer)
   returns text
   language plpgsql
@@ -2373,7 +2388,7 @@ create or replace function teguh._call(p_verb text, p_queue_name text, p_argumen
 as $$
 begin
   perform teguh._policy(p_queue_name);
-  return 'select * from teguh._' || p_verb || '_' || p_queue_name
+  return 'select * from teguh.' || quote_ident('_' || p_verb || '_' || p_queue_name)
          || '(' || substr('$1, $2, $3, $4, $5, $6, $7', 1, greatest(4 * p_arguments - 2, 0)) || ')';
 end;
 $$;
@@ -6932,10 +6947,10 @@ create or replace function teguh._abide(
 as $$
 begin
   if p_ranked and not p_policy ? 'ruled' then
-    execute 'select teguh._rule_' || p_queue_name || '(false)';
+    execute format('select teguh.%I(false)', '_rule_' || p_queue_name);
   end if;
   if p_room and p_policy ? 'max_pending' then
-    execute 'select teguh._room_' || p_queue_name || '($1)' using p_policy;
+    execute format('select teguh.%I($1)', '_room_' || p_queue_name) using p_policy;
   end if;
 end;
 $$;
@@ -11211,7 +11226,7 @@ create or replace function teguh._from(p_verb text, p_queue_name text)
 as $$
 begin
   perform teguh._policy(p_queue_name);
-  return format('teguh._%s_%s()', p_verb, p_queue_name);
+  return format('teguh.%I()', '_' || p_verb || '_' || p_queue_name);
 end;
 $$;
 
@@ -12145,7 +12160,9 @@ comment on view teguh._rights is
 -- The functions that this access to a queue (*: to all) allows to execute.
 --
 -- Helpers are for everybody who has access at all: they run with the rights of whoever calls
--- them, and give none.
+-- them, and give none.  But those that execute a text they are given would let whoever may only
+-- call functions, as through PostgREST, run any statement: these are for teguh's owner, and what
+-- work() needs of them for workers.
 create or replace function teguh._allowed(p_access text, p_queue_name text)
   returns setof regprocedure
   language sql
@@ -12163,6 +12180,10 @@ as $$
       or (
         p.proname ~ '^_'
         and not p.prosecdef
+        and p.proname not in (
+          '_each_queue', '_leave_extension', '_stamp_function', '_stamp_queues', '_stamp_relation'
+        )
+        and (p.proname not in ('_advance', '_obey', '_run_pass') or p_access in ('worker', 'admin'))
         and not exists (
           select
           from pg_proc as f
@@ -12320,6 +12341,14 @@ as $$
 declare
   v_role regrole := teguh._check_grant(p_role, p_access);
 begin
+  if v_role = current_user::regrole then
+    raise exception 'role "%" owns teguh', p_role
+      using
+        errcode = 'TG004',
+        detail = 'Its rights were not granted, and everything here needs them.',
+        hint = 'Revoke the access of roles that grant_access() gave it to.';
+  end if;
+
   perform from teguh.grants as g
   where g.grantee = v_role
     and g.access = coalesce(p_access, g.access)
@@ -12350,8 +12379,8 @@ comment on function teguh.revoke_access(text, text, text[]) is
   'Takes from a role what grant_access() gave: one kind of access or, if p_access is null, '
   'all; for the queues named or, if p_queue_names is null, for all. Rights on functions that '
   'were granted by hand go, too. What a role was never given is no error. Raises 42704 for an '
-  'unknown role, TG004 when the role has access to all queues and only some are named, TG005 '
-  'for an unknown kind of access.';
+  'unknown role, TG004 when the role has access to all queues and only some are named, or owns '
+  'teguh, TG005 for an unknown kind of access.';
 
 -- sql/src/60_cron.sql
 -- Refuse a schedule that cannot be read, or not followed.
@@ -14376,8 +14405,8 @@ declare
   v_ids uuid[];
 begin
   execute format(
-    'select array_agg(p.task_id order by p.place) from teguh._put_%s($1) with ordinality '
-    'as p(task_id, run_id, attempt, created, place)', p_queue_name
+    'select array_agg(p.task_id order by p.place) from teguh.%I($1) with ordinality '
+    'as p(task_id, run_id, attempt, created, place)', '_put_' || p_queue_name
   ) into v_ids using p_spawns;
   perform teguh._abide(
     p_queue_name,
@@ -14500,7 +14529,9 @@ create or replace function teguh._answer(p_join jsonb, p_state text)
 as $$
 begin
   if teguh._reach_queue(p_join ->> 'queue_name') then
-    execute format('select teguh._report_%s($1, $2, $3, $4, $5)', p_join ->> 'queue_name')
+    execute format(
+      'select teguh.%I($1, $2, $3, $4, $5)', '_report_' || (p_join ->> 'queue_name')
+    )
     using
       (p_join ->> 'task_id')::uuid, p_join ->> 'step_name', (p_join ->> 'run_id')::uuid,
       (p_join ->> 'place')::integer, p_state;
@@ -14787,7 +14818,8 @@ begin
     from unnest(v_children.child_queues) as q(name)
   loop
     continue when not teguh._reach_queue(v_queue);
-    execute format('select teguh._yield_%s($1)', v_queue) into v_some using v_children.child_ids;
+    execute format('select teguh.%I($1)', '_yield_' || v_queue)
+    into v_some using v_children.child_ids;
     v_all := v_all || coalesce(v_some, '{}');
   end loop;
 
@@ -14848,7 +14880,7 @@ begin
     order by q.name
   loop
     continue when not teguh._reach_queue(v_queue);
-    execute format('select teguh._ditch_%s($1, $2)', v_queue) using p_task_ids, p_wait;
+    execute format('select teguh.%I($1, $2)', '_ditch_' || v_queue) using p_task_ids, p_wait;
   end loop;
 end;
 $$;
@@ -17095,13 +17127,17 @@ declare
     p_order ->> 'function', array['jsonb', 'teguh.job, jsonb']
   );
 begin
-  return format(
-    case
-      when to_regprocedure(v_function || '(teguh.job, jsonb)') is null then 'select %s($1)'
-      else 'select %s($2, $1)'
-    end,
-    v_function
-  );
+  if to_regprocedure(v_function || '(teguh.job, jsonb)') is null then
+    return format('select %s($1)', v_function);
+  elsif to_regprocedure(v_function || '(jsonb)') is not null then
+    raise exception 'there are two functions %', v_function
+      using
+        errcode = 'TG005',
+        detail = 'One takes jsonb, the other teguh.job and jsonb.',
+        hint = 'Give them different names: whoever adds one must not take the place of the other.';
+  end if;
+
+  return format('select %s($2, $1)', v_function);
 end;
 $$;
 
