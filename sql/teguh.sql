@@ -8,576 +8,583 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  582  00_install.sql
---  630  01_version.sql: What the schema is, and its version
---  637    version
---  649  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  651    current_time
---  670    _after
---  685    _micros
---  696  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  728    _random_bytes
---  747    _make_uuidv7
---  770    portable_uuidv7
---  800    uuidv7_timestamp
---  826    _task_id
---  851    _run_id
---  866    _run_task
---  877    _run_number
---  891  12_types.sql: The composite types that functions pass to each other
---  896    _gap (type)
---  904    _late (type)
---  911    _timer (type)
---  918    _tally (type)
---  929    _picked (type)
---  941    _spawn (type)
---  966    _cron (type)
---  980    _filter (type)
---  995    job (type)
--- 1011    _shift (type)
--- 1058  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
--- 1060    _check_keys
--- 1093    _number_option
--- 1128    _integer_option
--- 1144    _whole_option
--- 1171    _text_option
--- 1197    _flag_option
--- 1219    _present
--- 1230    _name_option
--- 1247    _uuid_option
--- 1274    _tags_option
--- 1303    _check_name
--- 1330    _check_seconds
--- 1358    _check_isolation
--- 1377    _buckets_option
--- 1415    _check_policy
--- 1465    _check_spawn
--- 1512    _read_spawn_options
--- 1589    _time_option
--- 1610    _moment_option
--- 1642    _read_time_options
--- 1681    _unique_option
--- 1735    _inherit
--- 1765    _check_cancellation
--- 1782  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1785    _check_retry_strategy
--- 1823    _backoff
--- 1876    _fraction
--- 1887  20_tables.sql: Queues and the policy of each
--- 1889    queues (table)
--- 1922    grants (table)
--- 1936    limits (table)
--- 1957    pauses (table)
--- 1969    starts (table)
--- 1984    wanted (table)
--- 1996    schedules (table)
--- 2040    workflow_runs (table)
--- 2067    workflow_tallies (table)
--- 2087    handlers (table)
--- 2103    versions (table)
--- 2118    t_template (table)
--- 2232    g_template (table)
--- 2244    v_template (table)
--- 2260    d_template (table)
--- 2274    p0_template (table)
--- 2287    p1_template (table)
--- 2332    l_template (table)
--- 2359    h_template (table)
--- 2379    k0_template (table)
--- 2392    k1_template (table)
--- 2421    n0_template (table)
--- 2432    n1_template (table)
--- 2448    n_template (table)
--- 2472    seq_template (sequence)
--- 2473    ring_template (sequence)
--- 2474    parked_template (sequence)
--- 2475    woken_template (sequence)
--- 2476    plan_template (sequence)
--- 2477    fired_template (sequence)
--- 2478    clock_template (sequence)
--- 2479    carry_template (sequence)
--- 2480    round_template (sequence)
--- 2481    agenda_template (sequence)
--- 2506    r_template (table)
--- 2523    a_template (table)
--- 2549    c_template (table)
--- 2565    e_template (table)
--- 2582    u_template (table)
--- 2595    j_template (table)
--- 2618    f_template (table)
--- 2631    m_template (table)
--- 2656    w_template (table)
--- 2671  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2674    validate_queue_name
--- 2716    _policy
--- 2759    _call
--- 2773    _template_ddl (view)
--- 2858    _stamp
--- 2870    _stamp_queues
--- 2898    _stamp_relation
--- 2938    _stamp_function
--- 2971    _function
--- 2983    _signature
--- 2994    _leave_extension
--- 3020    _lock_number
--- 3030    _share_queue
--- 3043    _may
--- 3059    _each_queue
--- 3081    _init_template
--- 3112    _hush_template
--- 3133    _beyond
--- 3142    create_queue
--- 3208    _refuse_busy
--- 3225    _reach_queue
--- 3241    drop_queue
--- 3271    _drop_all
--- 3328    list_queues
--- 3352  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 3361    _push_template
--- 3402    _fill
--- 3422    _add0_template
--- 3489    _back0_template
--- 3507  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3512    _claim0_template
--- 3584    _pick0_template
--- 3667    _limits_template
--- 3708    _move0_template
--- 3770    _open_xids
--- 3790    _next0_template
--- 3819    _many0_template
--- 3848    _stuck0_template
--- 3886    _trim0_template
--- 3927    _bring_template
--- 3959    _take_template
--- 4040    _known_template
--- 4060    _paused_until
--- 4073    claim_task
--- 4134    _next_template
--- 4176    _soon0_template
--- 4234    next_due
--- 4259  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 4272    _due0_template
--- 4350    _last0_template
--- 4375    _any0_template
--- 4402    _miss0_template
--- 4438    _pass0_template
--- 4484    _fire_template
--- 4545    _expire_template
--- 4616    _timeout_reason
--- 4635    _over_template
--- 4657    _close_template
--- 4687    _follow_template
--- 4720  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4722    _segment_bytes
--- 4743    _turn_template
--- 4775    _turn0_template
--- 4813    _spent0_template
--- 4827    _dry0_template
--- 4854    _left0_template
--- 4885    _carry0_template
--- 4929  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4935    _remake_template
--- 4993    _alive_template
--- 5047    _home
--- 5060    _settle_template
--- 5082    rebuild_dispatch
--- 5119    _recap_template
--- 5150  35_tally.sql: The letter by which tallies know where a task stands
--- 5152    _letter
--- 5171    _letters
--- 5183    _bound
--- 5203    _tally_template
--- 5228    _reckon_template
--- 5255    _finish_template
--- 5283    _moved_template
--- 5314    _sum0_template
--- 5350    _noted0_template
--- 5385    _bank0_template
--- 5405    _census_template
--- 5427    _count_template
--- 5449  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5459    _gate_number
--- 5470    _enter_gate
--- 5492    _limit_of
--- 5510    _rule_template
--- 5536    _reign_template
--- 5550    _enrol_template
--- 5577    _going_template
--- 5593    _busy_template
--- 5609    _everywhere_busy
--- 5635    _closed_until
--- 5655    _is_fresh
--- 5670    _is_limited
--- 5681    _started
--- 5698    _left_over
--- 5719    _slots_template
--- 5769    _vacate_template
--- 5832    _unbar_template
--- 5861    _intake_template
--- 5882    _sift0_template
--- 5969    _line_template
--- 6029    _keys_template
--- 6083    _admit_template
--- 6146    _spare_template
--- 6168    _choose_template
--- 6214    _named_template
--- 6241    _weed_template
--- 6277    _cull_template
--- 6308    _seize_template
--- 6383    _quit_template
--- 6411    _occupy_template
--- 6451    _chance_template
--- 6481    _align_template
--- 6526  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 6529    _want_template
--- 6563    _names_option
--- 6598    _order_queues
--- 6634    _remember_names
--- 6654    claim_any
--- 6731    _check_order
--- 6748  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6753    _put_template
--- 6821    _enlist_template
--- 6864    _new_template
--- 6921    _tag_template
--- 6939    _room_template
--- 6966    _shed_template
--- 7008    _first0_template
--- 7049    _once_template
--- 7097    _blocks
--- 7124    _meet_template
--- 7158    _swap_template
--- 7219    _series_template
--- 7256    _found_template
--- 7313    _abide
--- 7335    _check_spawner
--- 7355    spawn_task
--- 7420    spawn_tasks
--- 7467    _read_task
--- 7485  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7490    _hold_template
--- 7541    _own_template
--- 7561    _done_template
--- 7609    complete_run
--- 7632    _flush_template
--- 7714    _why_template
--- 7730    _read_runs
--- 7776    _explain_bad_run
--- 7801    complete_runs
--- 7826    _end_template
--- 7875    _lost_template
--- 7895    _file_template
--- 7921    _again_template
--- 7961    _queue_template
--- 7982    _fail_template
--- 8000    fail_run
--- 8024    _nap_template
--- 8053    schedule_run
--- 8083    _free_template
--- 8131    release_run
--- 8156    _keep_template
--- 8182    extend_claim
--- 8205  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 8210    _mark_template
--- 8232    _note_template
--- 8262    set_task_checkpoint_state
--- 8297    _recall_template
--- 8319    get_task_checkpoint_state
--- 8343    _list_template
--- 8372    get_task_checkpoint_states
--- 8398  43_events.sql: Wait for an event, or learn how the wait ended
--- 8405    _wait_template
--- 8477    _park_template
--- 8519    _check_event
--- 8538    await_event
--- 8575    _emit_template
--- 8638    emit_event
--- 8663  44_control.sql: Read a task, or raise TG003
--- 8665    _fetch_template
--- 8692    _stop_template
--- 8724    _act_template
--- 8746    _halt_template
--- 8762    cancel_task
--- 8784    _rerun_template
--- 8859    _forget_template
--- 8896    _redo_template
--- 8932    _renew_template
--- 8968    retry_task
--- 9018    _show_template
--- 9066    get_task_result
--- 9101  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 9108    _purge_template
--- 9138    _erase_template
--- 9192    _first_uuid
--- 9211    _sweep_template
--- 9251    _clean
--- 9285    cleanup_tasks
--- 9306    cleanup_events
--- 9327    cleanup_all_queues
--- 9362  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 9364    _cap_template
--- 9393    _write_limit
--- 9416    _read_limit
--- 9465    _check_limit_keys
--- 9487    set_limit
--- 9542    _usage_template
--- 9620    _overall_usage
--- 9664    limit_usage
--- 9697  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 9699    _pause_template
--- 9720    _halve_template
--- 9750    _check_only
--- 9773    pause_queue
--- 9809    resume_queue
--- 9835    get_queue_policy
--- 9859    set_queue_policy
--- 9877    list_namespaces
--- 9894  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9897    _read_filter
--- 9933    _states_option
--- 9964    _read_cursor
--- 9983    _check_limit
--- 10007    _find_template
--- 10059    _seek_template
--- 10111    _page_template
--- 10189    _ended_template
--- 10226    _fit_template
--- 10267    _live_template
--- 10304    _hints_template
--- 10327    _hints0_template
--- 10369    _rows_template
--- 10420    list_tasks
--- 10467    _peek_template
--- 10525    get_task
--- 10581    _runs_template
--- 10634    list_runs
--- 10665    _past_template
--- 10741    _since_template
--- 10759    get_task_history
--- 10779    _held_template
--- 10811    list_workers
--- 10850    _read_place
--- 10869    _acts_template
--- 10895    list_actions
--- 10927  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10929    _abort_template
--- 10966    cancel_tasks
--- 11003    _check_meant
--- 11025    _limit_option
--- 11038    _retake_template
--- 11076    requeue_task
--- 11101    _regain_template
--- 11136    requeue_tasks
--- 11175    list_dead_letters
--- 11219    _replay_template
--- 11260    replay_dead_letters
--- 11300    _bury_template
--- 11342    purge_dead_letters
--- 11372  49_stats.sql: When the first task that is ready became so; null if none is
--- 11374    _oldest_template
--- 11418    _elder0_template
--- 11454    _tenure_template
--- 11479    _is_wanted
--- 11496    _stat_template
--- 11542    queue_stats
--- 11597    _from
--- 11611    _tardy_template
--- 11642    _counters (view)
--- 11666    _gauge_template
--- 11720    _spans_template
--- 11773    metrics
--- 11811    _xmin_age
--- 11830    prometheus
--- 11889    _label_text
--- 11912    _schedule_problems
--- 11949    health
--- 12005  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 12010    _tick_template
--- 12035    _ticked (sequence)
--- 12041    _set_ticked
--- 12054    ticker
--- 12101    ticker_loop (procedure)
--- 12127  51_cron.sql: Whether pg_cron is installed in this database
--- 12129    _has_cron
--- 12139    _cron_has_seconds
--- 12158    _plan_cron
--- 12193    _work_option
--- 12226    _explain_no_cron
--- 12259    start
--- 12296    _unschedule
--- 12312    _is_ours
--- 12322    _drop_job
--- 12341    stop
--- 12361    _maintain
--- 12383    status
--- 12422  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 12426    _rights (view)
--- 12542    _allowed
--- 12587    _grant
--- 12606    _grant_again
--- 12622    _grant_queue
--- 12637    _check_grant
--- 12670    grant_access
--- 12706    revoke_access
--- 12761  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 12763    _refuse_schedule
--- 12780    _cron_value
--- 12794    _cron_field
--- 12855    _read_every
--- 12877    _read_schedule
--- 12952    _cron_time
--- 12990    _cron_reading
--- 13029    _clock
--- 13038    _clock_reads
--- 13074    _clock_set
--- 13102    _cron_passing
--- 13140    _cron_next
--- 13180    _check_timezone
--- 13209    next_fire_time
--- 13245  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 13258    _planning_number
--- 13268    _replan_template
--- 13282    _agenda_template
--- 13299    _future_template
--- 13327    _strike_template
--- 13383    _chime_template
--- 13439    _undone_template
--- 13458    _planned_after
--- 13477    _due_times
--- 13527    _spawn_scheduled
--- 13572    _check_task_options
--- 13602    _word_option
--- 13624    _draw_schedule
--- 13663    _schedule_options
--- 13678    _miss_schedule
--- 13694    _scheduled_in
--- 13715    _grasp_template
--- 13742    _enroll_template
--- 13773    _redraw_template
--- 13823    create_schedule
--- 13867    _reform_template
--- 13893    update_schedule
--- 13916    _steer_template
--- 13959    pause_schedule
--- 13980    resume_schedule
--- 14000    drop_schedule
--- 14020    _launch_template
--- 14052    trigger_schedule
--- 14074    _diary_template
--- 14110    get_schedule
--- 14145    list_schedules
--- 14187  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 14192    _links_option
--- 14235    _read_link
--- 14277    _trail_template
--- 14323    _linked_template
--- 14355    _ensue_template
--- 14398    _undoings
--- 14425    _undo_template
--- 14459    _repent_template
--- 14495    add_compensation
--- 14535    _repeat_template
--- 14565    _blank_template
--- 14603    repeat_run
--- 14629  63_children.sql: Children: tasks that a step spawns and may wait for
--- 14638    _brood_template
--- 14668    _bind_template
--- 14699    _read_child
--- 14748    _child_queues
--- 14774    _birth
--- 14798    spawn_children
--- 14877    _cancel_option
--- 14900    _answer
--- 14920    _report_template
--- 14956    _tell_template
--- 14971    _judge_template
--- 15007    _ripe_template
--- 15034    _gather_template
--- 15099    _rally_template
--- 15176    _crop_template
--- 15223    _yield_template
--- 15244    _dismiss
--- 15265    _ditch_template
--- 15310    _perish_template
--- 15329    _orphan_template
--- 15344    await_children
--- 15401  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
--- 15408    _refuse_run
--- 15424    _read_run
--- 15444    create_workflow_run
--- 15502    update_workflow_run
--- 15533    _is_own
--- 15546    _flow_template
--- 15579    _score_template
--- 15616    _recorded_run
--- 15627    _recorded_tallies
--- 15639    _flows
--- 15673    _survey
--- 15729    get_workflow_run
--- 15779    _is_alike
--- 15794    _recorded_runs
--- 15829    _status_option
--- 15860    list_workflow_runs
--- 15944    _member_template
--- 15977    _members
--- 16012    get_workflow_tree
--- 16088    _used_template
--- 16105    _needed_runs
--- 16137    _merge_tallies
--- 16160    cleanup_workflow_runs
--- 16235  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
--- 16239    _word
--- 16253    _check_attributes
--- 16290    _attributes_option
--- 16307    _pinned_template
--- 16326    _pin_template
--- 16357    set_attributes
--- 16386    _told_template
--- 16399    get_attributes
--- 16417  66_messages.sql: Messages: a mailbox per task
--- 16424    _shut_template
--- 16467    _post_template
--- 16516    send_message
--- 16557    _hear_template
--- 16624    receive_message
--- 16662    _unhear_template
--- 16683    _tidy_template
--- 16710    _inbox_template
--- 16736    list_messages
--- 16758  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
--- 16769    _resolve_function
--- 16825    _hire_template
--- 16847    register_handler
--- 16871    unregister_handler
--- 16890    _staff_template
--- 16911    list_handlers
--- 16947    _number_step
--- 16978    _order
--- 16994    step
--- 17027    _doze
--- 17044    sleep_for
--- 17065    sleep_until
--- 17088    await
--- 17122    receive
--- 17154    children
--- 17190  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
--- 17202    _crew
--- 17249    _steps_given
--- 17270    _claim_batch
--- 17313    _grip_template
--- 17329    _begin_pass
--- 17355    _read_error
--- 17384    _carry_out
--- 17464    _run_pass (procedure)
--- 17495    _step_call
--- 17523    _obey (procedure)
--- 17561    _begin_shift
--- 17598    _begin_round
--- 17618    _leave_round
--- 17653    _handler_of
--- 17667    _advance (procedure)
--- 17692    work (procedure)
--- 17743  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  589  00_install.sql
+--  637  01_version.sql: What the schema is, and its version
+--  644    version
+--  656  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  658    current_time
+--  677    _after
+--  692    _micros
+--  703  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  735    _random_bytes
+--  754    _make_uuidv7
+--  777    portable_uuidv7
+--  807    uuidv7_timestamp
+--  833    _task_id
+--  858    _run_id
+--  873    _run_task
+--  884    _run_number
+--  898  12_types.sql: The composite types that functions pass to each other
+--  903    _gap (type)
+--  911    _late (type)
+--  918    _timer (type)
+--  925    _tally (type)
+--  936    _picked (type)
+--  948    _spawn (type)
+--  973    _cron (type)
+--  987    _filter (type)
+-- 1002    job (type)
+-- 1018    _shift (type)
+-- 1065  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+-- 1067    _check_keys
+-- 1100    _number_option
+-- 1135    _integer_option
+-- 1151    _whole_option
+-- 1178    _text_option
+-- 1204    _flag_option
+-- 1226    _present
+-- 1237    _name_option
+-- 1254    _uuid_option
+-- 1281    _tags_option
+-- 1310    _check_name
+-- 1337    _check_seconds
+-- 1365    _check_isolation
+-- 1384    _buckets_option
+-- 1422    _check_policy
+-- 1472    _check_spawn
+-- 1519    _read_spawn_options
+-- 1596    _time_option
+-- 1617    _moment_option
+-- 1649    _read_time_options
+-- 1688    _unique_option
+-- 1742    _inherit
+-- 1772    _check_cancellation
+-- 1789  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1792    _check_retry_strategy
+-- 1830    _backoff
+-- 1883    _fraction
+-- 1894  20_tables.sql: Queues and the policy of each
+-- 1896    queues (table)
+-- 1929    grants (table)
+-- 1943    limits (table)
+-- 1964    pauses (table)
+-- 1976    starts (table)
+-- 1991    wanted (table)
+-- 2003    schedules (table)
+-- 2047    workflow_runs (table)
+-- 2074    workflow_tallies (table)
+-- 2094    handlers (table)
+-- 2110    vouchers (table)
+-- 2122    versions (table)
+-- 2137    t_template (table)
+-- 2251    g_template (table)
+-- 2263    v_template (table)
+-- 2279    d_template (table)
+-- 2293    p0_template (table)
+-- 2306    p1_template (table)
+-- 2351    l_template (table)
+-- 2378    h_template (table)
+-- 2398    k0_template (table)
+-- 2411    k1_template (table)
+-- 2440    n0_template (table)
+-- 2451    n1_template (table)
+-- 2467    n_template (table)
+-- 2491    seq_template (sequence)
+-- 2492    ring_template (sequence)
+-- 2493    parked_template (sequence)
+-- 2494    woken_template (sequence)
+-- 2495    plan_template (sequence)
+-- 2496    fired_template (sequence)
+-- 2497    clock_template (sequence)
+-- 2498    carry_template (sequence)
+-- 2499    round_template (sequence)
+-- 2500    agenda_template (sequence)
+-- 2525    r_template (table)
+-- 2542    a_template (table)
+-- 2568    c_template (table)
+-- 2584    e_template (table)
+-- 2601    u_template (table)
+-- 2614    j_template (table)
+-- 2637    f_template (table)
+-- 2650    m_template (table)
+-- 2675    w_template (table)
+-- 2690  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2693    validate_queue_name
+-- 2735    _policy
+-- 2778    _call
+-- 2792    _template_ddl (view)
+-- 2877    _stamp
+-- 2889    _stamp_queues
+-- 2917    _stamp_relation
+-- 2957    _stamp_function
+-- 2990    _function
+-- 3002    _signature
+-- 3013    _leave_extension
+-- 3039    _lock_number
+-- 3049    _share_queue
+-- 3062    _may
+-- 3078    _each_queue
+-- 3100    _init_template
+-- 3131    _hush_template
+-- 3152    _beyond
+-- 3161    create_queue
+-- 3227    _refuse_busy
+-- 3244    _reach_queue
+-- 3260    drop_queue
+-- 3290    _drop_all
+-- 3347    list_queues
+-- 3371  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 3380    _push_template
+-- 3421    _fill
+-- 3441    _add0_template
+-- 3508    _back0_template
+-- 3526  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3531    _claim0_template
+-- 3603    _pick0_template
+-- 3686    _limits_template
+-- 3727    _move0_template
+-- 3789    _open_xids
+-- 3809    _next0_template
+-- 3838    _many0_template
+-- 3867    _stuck0_template
+-- 3905    _trim0_template
+-- 3946    _bring_template
+-- 3978    _take_template
+-- 4059    _known_template
+-- 4079    _paused_until
+-- 4092    claim_task
+-- 4153    _next_template
+-- 4195    _soon0_template
+-- 4253    next_due
+-- 4278  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 4291    _due0_template
+-- 4369    _last0_template
+-- 4394    _any0_template
+-- 4421    _miss0_template
+-- 4457    _pass0_template
+-- 4503    _fire_template
+-- 4564    _expire_template
+-- 4635    _timeout_reason
+-- 4654    _over_template
+-- 4676    _close_template
+-- 4706    _follow_template
+-- 4739  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4741    _segment_bytes
+-- 4762    _turn_template
+-- 4794    _turn0_template
+-- 4832    _spent0_template
+-- 4846    _dry0_template
+-- 4873    _left0_template
+-- 4904    _carry0_template
+-- 4948  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4954    _remake_template
+-- 5012    _alive_template
+-- 5066    _home
+-- 5079    _settle_template
+-- 5101    rebuild_dispatch
+-- 5138    _recap_template
+-- 5169  35_tally.sql: The letter by which tallies know where a task stands
+-- 5171    _letter
+-- 5190    _letters
+-- 5202    _bound
+-- 5222    _tally_template
+-- 5247    _reckon_template
+-- 5274    _finish_template
+-- 5302    _moved_template
+-- 5333    _sum0_template
+-- 5369    _noted0_template
+-- 5404    _bank0_template
+-- 5424    _census_template
+-- 5446    _count_template
+-- 5468  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5478    _gate_number
+-- 5489    _enter_gate
+-- 5511    _limit_of
+-- 5529    _rule_template
+-- 5555    _reign_template
+-- 5569    _enrol_template
+-- 5596    _going_template
+-- 5612    _busy_template
+-- 5628    _everywhere_busy
+-- 5654    _closed_until
+-- 5674    _is_fresh
+-- 5689    _is_limited
+-- 5700    _started
+-- 5717    _left_over
+-- 5738    _slots_template
+-- 5788    _vacate_template
+-- 5851    _unbar_template
+-- 5880    _intake_template
+-- 5901    _sift0_template
+-- 5988    _line_template
+-- 6048    _keys_template
+-- 6102    _admit_template
+-- 6165    _spare_template
+-- 6187    _choose_template
+-- 6233    _named_template
+-- 6260    _weed_template
+-- 6296    _cull_template
+-- 6327    _seize_template
+-- 6402    _quit_template
+-- 6430    _occupy_template
+-- 6470    _chance_template
+-- 6500    _align_template
+-- 6545  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6548    _want_template
+-- 6582    _names_option
+-- 6617    _order_queues
+-- 6653    _remember_names
+-- 6673    claim_any
+-- 6750    _check_order
+-- 6767  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6772    _put_template
+-- 6843    _enlist_template
+-- 6886    _new_template
+-- 6946    _tag_template
+-- 6964    _room_template
+-- 6991    _shed_template
+-- 7033    _first0_template
+-- 7074    _once_template
+-- 7123    _blocks
+-- 7150    _meet_template
+-- 7184    _swap_template
+-- 7245    _series_template
+-- 7282    _found_template
+-- 7339    _abide
+-- 7361    _queues_named
+-- 7391    _vouch
+-- 7414    _vouch_template
+-- 7429    _check_named
+-- 7461    _check_follows
+-- 7478    _revouch
+-- 7494    _check_spawner
+-- 7518    spawn_task
+-- 7583    spawn_tasks
+-- 7630    _read_task
+-- 7648  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7653    _hold_template
+-- 7704    _own_template
+-- 7724    _done_template
+-- 7772    complete_run
+-- 7795    _flush_template
+-- 7877    _why_template
+-- 7893    _read_runs
+-- 7939    _explain_bad_run
+-- 7964    complete_runs
+-- 7989    _end_template
+-- 8038    _lost_template
+-- 8058    _file_template
+-- 8084    _again_template
+-- 8124    _queue_template
+-- 8145    _fail_template
+-- 8163    fail_run
+-- 8187    _nap_template
+-- 8216    schedule_run
+-- 8246    _free_template
+-- 8294    release_run
+-- 8319    _keep_template
+-- 8345    extend_claim
+-- 8368  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 8373    _mark_template
+-- 8395    _note_template
+-- 8425    set_task_checkpoint_state
+-- 8460    _recall_template
+-- 8482    get_task_checkpoint_state
+-- 8506    _list_template
+-- 8535    get_task_checkpoint_states
+-- 8561  43_events.sql: Wait for an event, or learn how the wait ended
+-- 8568    _wait_template
+-- 8640    _park_template
+-- 8682    _check_event
+-- 8701    await_event
+-- 8738    _emit_template
+-- 8801    emit_event
+-- 8826  44_control.sql: Read a task, or raise TG003
+-- 8828    _fetch_template
+-- 8855    _stop_template
+-- 8887    _act_template
+-- 8909    _halt_template
+-- 8925    cancel_task
+-- 8947    _rerun_template
+-- 9025    _forget_template
+-- 9062    _redo_template
+-- 9098    _renew_template
+-- 9134    retry_task
+-- 9184    _show_template
+-- 9232    get_task_result
+-- 9267  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 9274    _purge_template
+-- 9304    _erase_template
+-- 9358    _first_uuid
+-- 9377    _sweep_template
+-- 9417    _clean
+-- 9451    cleanup_tasks
+-- 9472    cleanup_events
+-- 9493    cleanup_all_queues
+-- 9528  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 9530    _cap_template
+-- 9559    _write_limit
+-- 9582    _read_limit
+-- 9631    _check_limit_keys
+-- 9653    set_limit
+-- 9708    _usage_template
+-- 9786    _overall_usage
+-- 9830    limit_usage
+-- 9863  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 9865    _pause_template
+-- 9886    _halve_template
+-- 9916    _check_only
+-- 9939    pause_queue
+-- 9975    resume_queue
+-- 10001    get_queue_policy
+-- 10025    set_queue_policy
+-- 10043    list_namespaces
+-- 10060  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 10063    _read_filter
+-- 10099    _states_option
+-- 10130    _read_cursor
+-- 10149    _check_limit
+-- 10173    _find_template
+-- 10225    _seek_template
+-- 10277    _page_template
+-- 10355    _ended_template
+-- 10392    _fit_template
+-- 10433    _live_template
+-- 10470    _hints_template
+-- 10493    _hints0_template
+-- 10535    _rows_template
+-- 10586    list_tasks
+-- 10633    _peek_template
+-- 10691    get_task
+-- 10747    _runs_template
+-- 10800    list_runs
+-- 10831    _past_template
+-- 10907    _since_template
+-- 10925    get_task_history
+-- 10945    _held_template
+-- 10977    list_workers
+-- 11016    _read_place
+-- 11035    _acts_template
+-- 11061    list_actions
+-- 11093  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 11095    _abort_template
+-- 11132    cancel_tasks
+-- 11169    _check_meant
+-- 11191    _limit_option
+-- 11204    _retake_template
+-- 11242    requeue_task
+-- 11267    _regain_template
+-- 11302    requeue_tasks
+-- 11341    list_dead_letters
+-- 11385    _replay_template
+-- 11426    replay_dead_letters
+-- 11466    _bury_template
+-- 11508    purge_dead_letters
+-- 11538  49_stats.sql: When the first task that is ready became so; null if none is
+-- 11540    _oldest_template
+-- 11584    _elder0_template
+-- 11620    _tenure_template
+-- 11645    _is_wanted
+-- 11662    _stat_template
+-- 11708    queue_stats
+-- 11763    _from
+-- 11777    _tardy_template
+-- 11808    _counters (view)
+-- 11832    _gauge_template
+-- 11886    _spans_template
+-- 11939    metrics
+-- 11977    _xmin_age
+-- 11996    prometheus
+-- 12055    _label_text
+-- 12078    _schedule_problems
+-- 12115    health
+-- 12171  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 12176    _tick_template
+-- 12201    _ticked (sequence)
+-- 12207    _set_ticked
+-- 12220    ticker
+-- 12267    ticker_loop (procedure)
+-- 12293  51_cron.sql: Whether pg_cron is installed in this database
+-- 12295    _has_cron
+-- 12305    _cron_has_seconds
+-- 12324    _plan_cron
+-- 12359    _work_option
+-- 12392    _explain_no_cron
+-- 12425    start
+-- 12462    _unschedule
+-- 12478    _is_ours
+-- 12488    _drop_job
+-- 12507    stop
+-- 12527    _maintain
+-- 12549    status
+-- 12588  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 12592    _rights (view)
+-- 12708    _allowed
+-- 12753    _grant
+-- 12772    _grant_again
+-- 12788    _grant_queue
+-- 12803    _check_grant
+-- 12836    grant_access
+-- 12872    revoke_access
+-- 12927  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 12929    _refuse_schedule
+-- 12946    _cron_value
+-- 12960    _cron_field
+-- 13021    _read_every
+-- 13043    _read_schedule
+-- 13118    _cron_time
+-- 13156    _cron_reading
+-- 13195    _clock
+-- 13204    _clock_reads
+-- 13240    _clock_set
+-- 13268    _cron_passing
+-- 13306    _cron_next
+-- 13346    _check_timezone
+-- 13375    next_fire_time
+-- 13411  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 13424    _planning_number
+-- 13434    _replan_template
+-- 13448    _agenda_template
+-- 13465    _future_template
+-- 13493    _strike_template
+-- 13549    _chime_template
+-- 13605    _undone_template
+-- 13624    _planned_after
+-- 13643    _due_times
+-- 13693    _spawn_scheduled
+-- 13738    _check_task_options
+-- 13768    _word_option
+-- 13790    _draw_schedule
+-- 13829    _schedule_options
+-- 13844    _miss_schedule
+-- 13860    _scheduled_in
+-- 13881    _grasp_template
+-- 13908    _enroll_template
+-- 13944    _redraw_template
+-- 13994    create_schedule
+-- 14038    _reform_template
+-- 14068    update_schedule
+-- 14100    _steer_template
+-- 14143    pause_schedule
+-- 14164    resume_schedule
+-- 14184    drop_schedule
+-- 14204    _launch_template
+-- 14236    trigger_schedule
+-- 14258    _diary_template
+-- 14294    get_schedule
+-- 14329    list_schedules
+-- 14371  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 14376    _links_option
+-- 14419    _read_link
+-- 14461    _trail_template
+-- 14508    _linked_template
+-- 14540    _ensue_template
+-- 14583    _undoings
+-- 14610    _undo_template
+-- 14644    _repent_template
+-- 14684    add_compensation
+-- 14724    _repeat_template
+-- 14754    _blank_template
+-- 14792    repeat_run
+-- 14818  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 14827    _brood_template
+-- 14857    _bind_template
+-- 14889    _read_child
+-- 14938    _child_queues
+-- 14964    _birth
+-- 14988    spawn_children
+-- 15069    _cancel_option
+-- 15092    _answer
+-- 15112    _report_template
+-- 15148    _tell_template
+-- 15163    _judge_template
+-- 15199    _ripe_template
+-- 15226    _gather_template
+-- 15291    _rally_template
+-- 15368    _crop_template
+-- 15415    _yield_template
+-- 15436    _dismiss
+-- 15457    _ditch_template
+-- 15502    _perish_template
+-- 15521    _orphan_template
+-- 15536    await_children
+-- 15593  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
+-- 15600    _refuse_run
+-- 15616    _read_run
+-- 15636    create_workflow_run
+-- 15694    update_workflow_run
+-- 15725    _is_own
+-- 15738    _flow_template
+-- 15771    _score_template
+-- 15808    _recorded_run
+-- 15819    _recorded_tallies
+-- 15831    _flows
+-- 15865    _survey
+-- 15921    get_workflow_run
+-- 15971    _is_alike
+-- 15986    _recorded_runs
+-- 16021    _status_option
+-- 16052    list_workflow_runs
+-- 16136    _member_template
+-- 16169    _members
+-- 16204    get_workflow_tree
+-- 16280    _used_template
+-- 16297    _needed_runs
+-- 16329    _merge_tallies
+-- 16352    cleanup_workflow_runs
+-- 16427  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
+-- 16431    _word
+-- 16445    _check_attributes
+-- 16482    _attributes_option
+-- 16499    _pinned_template
+-- 16518    _pin_template
+-- 16549    set_attributes
+-- 16578    _told_template
+-- 16591    get_attributes
+-- 16609  66_messages.sql: Messages: a mailbox per task
+-- 16616    _shut_template
+-- 16659    _post_template
+-- 16708    send_message
+-- 16749    _hear_template
+-- 16816    receive_message
+-- 16854    _unhear_template
+-- 16875    _tidy_template
+-- 16902    _inbox_template
+-- 16928    list_messages
+-- 16950  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
+-- 16961    _resolve_function
+-- 17017    _hire_template
+-- 17039    register_handler
+-- 17063    unregister_handler
+-- 17082    _staff_template
+-- 17103    list_handlers
+-- 17139    _number_step
+-- 17170    _order
+-- 17186    step
+-- 17219    _doze
+-- 17236    sleep_for
+-- 17257    sleep_until
+-- 17280    await
+-- 17314    receive
+-- 17346    children
+-- 17382  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
+-- 17394    _crew
+-- 17441    _steps_given
+-- 17462    _claim_batch
+-- 17505    _grip_template
+-- 17521    _begin_pass
+-- 17547    _read_error
+-- 17576    _carry_out
+-- 17656    _run_pass (procedure)
+-- 17687    _step_call
+-- 17715    _obey (procedure)
+-- 17753    _begin_shift
+-- 17790    _begin_round
+-- 17810    _leave_round
+-- 17845    _handler_of
+-- 17859    _advance (procedure)
+-- 17884    work (procedure)
+-- 17935  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -1672,7 +1679,7 @@ begin
   perform teguh._read_task(
     v_queue_name, v_spawn.on_expired - 'queue_name', teguh._policy(v_queue_name)
   );
-  perform teguh._check_spawner(v_queue_name);
+  perform teguh._check_spawner(p_queue_name, v_queue_name);
   return v_spawn;
 end;
 $$;
@@ -2098,6 +2105,18 @@ comment on column teguh.handlers.task_name is
   'The tasks it is for; * for those that no other is for.';
 comment on column teguh.handlers.function_name is
   'Its schema and name, quoted where needed. It takes a teguh.job.';
+
+-- Where the caller of a transaction may have tasks spawned.
+create table if not exists teguh.vouchers (
+  xid        xid8        not null,
+  begun_at   timestamptz not null,
+  queue_name text        not null,
+  constraint vouchers_pkey primary key (xid, queue_name)
+);
+
+comment on table teguh.vouchers is
+  'Queues that a running transaction may name in what it stores: its role may spawn there. Rows '
+  'of transactions that are over mean nothing, and are deleted by the next.';
 
 -- Which versions this schema has had.
 create table if not exists teguh.versions (
@@ -6762,6 +6781,9 @@ declare
   v_ids   uuid[];
   v_added uuid[];
 begin
+  perform teguh._check_follows(substr('_template', 2), s)
+  from unnest(p_tasks) as s
+  where num_nonnulls(s.links, s.on_expired) > 0;
   perform pg_current_xact_id();
   v_now := teguh.current_time();
 
@@ -6873,6 +6895,9 @@ declare
   v_due_at   timestamptz;
   v_deadline timestamptz := p_spawn.expires_at;
 begin
+  if num_nonnulls(p_spawn.links, p_spawn.on_expired) > 0 then
+    perform teguh._check_follows(substr('_template', 2), p_spawn);
+  end if;
   perform pg_current_xact_id();
   v_now := teguh.current_time();
   v_task_id := teguh._task_id(v_now);
@@ -7060,6 +7085,7 @@ declare
   v_new  record;
   v_task teguh.t_template;
 begin
+  perform teguh._check_follows(substr('_template', 2), p_spawn);
   -- cleanup may remove the row in between
   loop
     insert into teguh.u_template as u (unique_key, task_id)
@@ -7331,8 +7357,141 @@ begin
 end;
 $$;
 
--- Refuse to have tasks spawned later, with all rights, where the caller may not spawn any.
-create or replace function teguh._check_spawner(p_queue_name text)
+-- Every queue that is named by what is to follow a task: by its links, or by options of a spawn.
+create or replace function teguh._queues_named(p_links jsonb)
+  returns setof text
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  with recursive named as (
+    select p_links as one
+    union all
+    select f.one
+    from named as n
+    cross join lateral (
+      select n.one -> k.key as one
+      from unnest('{on_expired,on_failure,compensate,options,join}'::text[]) as k(key)
+      union all
+      select e.one
+      from unnest('{sequence,undo}'::text[]) as k(key)
+      cross join lateral jsonb_array_elements(
+        case jsonb_typeof(n.one -> k.key) when 'array' then n.one -> k.key else '[]' end
+      ) as e(one)
+    ) as f
+    where jsonb_typeof(f.one) = 'object'
+  )
+
+  select distinct n.one ->> 'queue_name'
+  from named as n
+  where n.one ->> 'queue_name' is not null;
+$$;
+
+-- Note that this transaction may name a queue.  For those who own teguh, and its functions.
+create or replace function teguh._vouch(p_queue_name text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  delete from teguh.vouchers as v
+  where (v.xid, v.queue_name) in (
+    select o.xid, o.queue_name
+    from teguh.vouchers as o
+    where o.xid < pg_snapshot_xmin(pg_current_snapshot())
+    order by o.xid, o.queue_name
+    limit 10
+    for update skip locked
+  );
+  insert into teguh.vouchers as v (xid, begun_at, queue_name)
+  values (pg_current_xact_id(), now(), p_queue_name)
+  on conflict do nothing;
+end;
+$$;
+
+-- Note that this transaction may name this queue: who may execute this may spawn here.
+create or replace function teguh._vouch_template()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._vouch(substr('_template', 2));
+end;
+$$;
+
+-- Refuse to store the name of another queue unless somebody has vouched for it in this transaction.
+--
+-- What is stored is carried out later, with all rights.  The function that stores it has all rights,
+-- too, and may be called by itself: what _check_spawner() has found cannot be told it by an argument.
+create or replace function teguh._check_named(p_queue_name text, p_names text[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_name text := (
+    select u.name
+    from unnest(p_names) as u(name)
+    where u.name <> p_queue_name
+      and not exists (
+        select
+        from teguh.vouchers as v
+        where v.xid = pg_current_xact_id()
+          and v.begun_at = now()
+          and v.queue_name = u.name
+      )
+    limit 1
+  );
+begin
+  if v_name is not null then
+    raise exception 'nobody who may spawn tasks in queue "%" has asked for that', left(v_name, 60)
+      using
+        errcode = '42501',
+        detail = 'What follows a task is spawned where its spawner may spawn.',
+        hint = 'Call the public function, with a role that has access to both queues.';
+  end if;
+end;
+$$;
+
+-- The same for what is to follow a task.
+create or replace function teguh._check_follows(p_queue_name text, p_spawn teguh._spawn)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_named(p_queue_name, array(
+    select n.name
+    from teguh._queues_named(
+      coalesce(p_spawn.links, '{}') || jsonb_build_object('on_expired', p_spawn.on_expired)
+    ) as n(name)
+  ));
+end;
+$$;
+
+-- Vouch for what a task names that was checked when it was stored.
+create or replace function teguh._revouch(p_spawn teguh._spawn)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._vouch(n.name)
+  from teguh._queues_named(
+    coalesce(p_spawn.links, '{}') || jsonb_build_object('on_expired', p_spawn.on_expired)
+  ) as n(name);
+end;
+$$;
+
+-- Refuse to have tasks spawned later, with all rights, where the caller may not spawn any; p_from is
+-- the queue that stores the other's name.
+create or replace function teguh._check_spawner(p_from text, p_queue_name text)
   returns void
   language plpgsql
   volatile
@@ -7347,6 +7506,10 @@ begin
         errcode = '42501',
         detail = 'What follows a task is spawned where its spawner may spawn.',
         hint = 'grant_access() gives a role access to a queue.';
+  end if;
+
+  if p_queue_name <> p_from then
+    execute format('select teguh.%I()', '_vouch_' || p_queue_name);
   end if;
 end;
 $$;
@@ -8795,8 +8958,9 @@ create or replace function teguh._rerun_template(
 as $$
 #variable_conflict use_column
 declare
-  v_now  timestamptz := teguh.current_time();
-  v_task teguh.t_template;
+  v_now   timestamptz := teguh.current_time();
+  v_task  teguh.t_template;
+  v_spawn teguh._spawn;
 begin
   select t.* into v_task
   from teguh.t_template as t
@@ -8815,14 +8979,16 @@ begin
   end if;
 
   if p_spawn_new then
-    select p.* into task_id, run_id, attempt, created
-    from teguh._put_template(array[row(
+    v_spawn := row(
       v_task.task_name, v_task.params, v_task.headers, v_task.retry_strategy,
       coalesce(p_max_attempts, v_task.max_attempts), v_task.cancellation, null, false, null,
       v_task.tags, v_task.correlation_id, v_task.parent_task_id, v_task.workflow_run_id,
       v_task.timeout_seconds, null, v_task.on_expired, null, v_task.priority, v_task.flow_key,
       nullif(v_task.links - '{join,children,undo}'::text[], '{}')
-    )::teguh._spawn]) as p;
+    )::teguh._spawn;
+    perform teguh._revouch(v_spawn);
+    select p.* into task_id, run_id, attempt, created
+    from teguh._put_template(array[v_spawn]) as p;
     perform teguh._act_template(
       'retry', p_reason, p_task_id, null, jsonb_build_object('task_id', task_id)
     );
@@ -12466,7 +12632,7 @@ from (
     ('get_workflow_tree',          'member',      'client worker observer admin', false),
     ('create_workflow_run',        '',            'client worker admin',          false),
     ('update_workflow_run',        '',            'client worker admin',          false),
-    ('spawn_task',                 'new put once room rule', 'client worker admin',    false),
+    ('spawn_task',                 'new put once room rule vouch', 'client worker admin', false),
     ('spawn_tasks',                'put series room rule', 'client worker admin',     false),
     ('emit_event',                 'emit',        'client worker admin',          false),
     ('send_message',               'post',        'client worker admin',          false),
@@ -13748,6 +13914,11 @@ as $$
 declare
   v_plan teguh.schedules := p_plan;
 begin
+  perform teguh._check_named(
+    substr('_template', 2),
+    array(select n.name from teguh._queues_named(p_plan.task_options) as n(name))
+  );
+  v_plan.queue_name := substr('_template', 2);
   v_plan.created_at := teguh.current_time();
   v_plan.planned_at := teguh._planned_after(v_plan, v_plan.created_at);
   v_plan.next_at := v_plan.planned_at;
@@ -13874,6 +14045,10 @@ declare
   v_old teguh.schedules := teguh._grasp_template(p_schedule_name);
   v_new teguh.schedules := v_old;
 begin
+  perform teguh._check_named(
+    substr('_template', 2),
+    array(select n.name from teguh._queues_named(p_changes -> 'task_options') as n(name))
+  );
   v_new.task_name := case
     when p_changes ? 'task_name' then teguh._text_option(p_changes, 'task_name')
     else v_old.task_name
@@ -13896,13 +14071,22 @@ create or replace function teguh.update_schedule(p_schedule_name text, p_changes
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_queue_name text := teguh._scheduled_in(p_schedule_name);
+  v_named      text;
 begin
   perform teguh._check_keys('schedule changes', p_changes, array[
     'task_name', 'schedule', 'params', 'task_options', 'timezone', 'catch_up', 'overlap',
     'jitter_seconds', 'starts_at', 'ends_at'
   ]);
-  execute teguh._call('reform', teguh._scheduled_in(p_schedule_name), 2)
-  using p_schedule_name, p_changes;
+  for v_named in
+    select n.name
+    from teguh._queues_named(p_changes -> 'task_options') as n(name)
+  loop
+    perform teguh._policy(v_named);
+    perform teguh._check_spawner(v_queue_name, v_named);
+  end loop;
+  execute teguh._call('reform', v_queue_name, 2) using p_schedule_name, p_changes;
 end;
 $$;
 
@@ -14250,7 +14434,7 @@ begin
   );
   v_queue_name := coalesce(teguh._text_option(p_task, 'queue_name'), p_queue_name);
   perform teguh._read_task(v_queue_name, p_task - 'queue_name', teguh._policy(v_queue_name));
-  perform teguh._check_spawner(v_queue_name);
+  perform teguh._check_spawner(p_queue_name, v_queue_name);
   if p_task -> 'options'
     ?| '{sequence,on_failure,compensate,unique,idempotency_key,parent_run_id}'
   then
@@ -14308,6 +14492,7 @@ begin
     v_spawn.tags := p_task.tags;
   end if;
   v_spawn.links := teguh._present(p_links);
+  perform teguh._revouch(v_spawn);
   execute format('select count(*) from teguh._put_%s($1)', v_queue_name) using array[v_spawn];
   perform teguh._abide(v_queue_name, v_policy, v_spawn.priority is not null, false);
 exception
@@ -14471,6 +14656,10 @@ declare
   v_task teguh.t_template := teguh._own_template(p_task_id, p_run_id);
   v_undo jsonb := coalesce(v_task.links -> 'undo', '[]');
 begin
+  perform teguh._check_named(substr('_template', 2), array(
+    select n.name
+    from teguh._queues_named(jsonb_build_object('compensate', p_task)) as n(name)
+  ));
   if v_undo @> jsonb_build_array(jsonb_build_object(
     'step', p_step_name, 'params', jsonb_build_object('$task_id', p_task_id)
   )) then
@@ -14680,6 +14869,7 @@ as $$
 declare
   v_task_id uuid := teguh._run_task(p_run_id);
 begin
+  perform teguh._check_named(substr('_template', 2), p_queues);
   insert into teguh.j_template as j (
     task_id, step_name, run_id, spawned_at, child_ids, child_queues, ends_with_us
   )
@@ -14847,6 +15037,8 @@ begin
     group by q.name
     order by q.name
   loop
+    perform teguh._check_spawner(v_queue, p_queue_name);
+    perform teguh._check_spawner(p_queue_name, v_queue);
     v_some := teguh._birth(
       v_queue, array(select v_spawns[u.place] from unnest(v_places) as u(place))
     );

@@ -212,6 +212,18 @@ comment on column teguh.handlers.task_name is
 comment on column teguh.handlers.function_name is
   'Its schema and name, quoted where needed. It takes a teguh.job.';
 
+-- Where the caller of a transaction may have tasks spawned.
+create table if not exists teguh.vouchers (
+  xid        xid8        not null,
+  begun_at   timestamptz not null,
+  queue_name text        not null,
+  constraint vouchers_pkey primary key (xid, queue_name)
+);
+
+comment on table teguh.vouchers is
+  'Queues that a running transaction may name in what it stores: its role may spawn there. Rows '
+  'of transactions that are over mean nothing, and are deleted by the next.';
+
 -- Which versions this schema has had.
 create table if not exists teguh.versions (
   version      text        not null,

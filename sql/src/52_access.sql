@@ -44,7 +44,7 @@ from (
     ('get_workflow_tree',          'member',      'client worker observer admin', false),
     ('create_workflow_run',        '',            'client worker admin',          false),
     ('update_workflow_run',        '',            'client worker admin',          false),
-    ('spawn_task',                 'new put once room rule', 'client worker admin',    false),
+    ('spawn_task',                 'new put once room rule vouch', 'client worker admin', false),
     ('spawn_tasks',                'put series room rule', 'client worker admin',     false),
     ('emit_event',                 'emit',        'client worker admin',          false),
     ('send_message',               'post',        'client worker admin',          false),

@@ -51,6 +51,7 @@ as $$
 declare
   v_task_id uuid := teguh._run_task(p_run_id);
 begin
+  perform teguh._check_named(substr('_template', 2), p_queues);
   insert into teguh.j_template as j (
     task_id, step_name, run_id, spawned_at, child_ids, child_queues, ends_with_us
   )
@@ -218,6 +219,8 @@ begin
     group by q.name
     order by q.name
   loop
+    perform teguh._check_spawner(v_queue, p_queue_name);
+    perform teguh._check_spawner(p_queue_name, v_queue);
     v_some := teguh._birth(
       v_queue, array(select v_spawns[u.place] from unnest(v_places) as u(place))
     );

@@ -1296,7 +1296,7 @@ begin
   perform teguh._read_task(
     v_queue_name, v_spawn.on_expired - 'queue_name', teguh._policy(v_queue_name)
   );
-  perform teguh._check_spawner(v_queue_name);
+  perform teguh._check_spawner(p_queue_name, v_queue_name);
   return v_spawn;
 end;
 $$;
@@ -1722,6 +1722,18 @@ comment on column teguh.handlers.task_name is
   'The tasks it is for; * for those that no other is for.';
 comment on column teguh.handlers.function_name is
   'Its schema and name, quoted where needed. It takes a teguh.job.';
+
+-- Where the caller of a transaction may have tasks spawned.
+create table if not exists teguh.vouchers (
+  xid        xid8        not null,
+  begun_at   timestamptz not null,
+  queue_name text        not null,
+  constraint vouchers_pkey primary key (xid, queue_name)
+);
+
+comment on table teguh.vouchers is
+  'Queues that a running transaction may name in what it stores: its role may spawn there. Rows '
+  'of transactions that are over mean nothing, and are deleted by the next.';
 
 -- Which versions this schema has had.
 create table if not exists teguh.versions (
@@ -6386,6 +6398,9 @@ declare
   v_ids   uuid[];
   v_added uuid[];
 begin
+  perform teguh._check_follows(substr('_template', 2), s)
+  from unnest(p_tasks) as s
+  where num_nonnulls(s.links, s.on_expired) > 0;
   perform pg_current_xact_id();
   v_now := teguh.current_time();
 
@@ -6497,6 +6512,9 @@ declare
   v_due_at   timestamptz;
   v_deadline timestamptz := p_spawn.expires_at;
 begin
+  if num_nonnulls(p_spawn.links, p_spawn.on_expired) > 0 then
+    perform teguh._check_follows(substr('_template', 2), p_spawn);
+  end if;
   perform pg_current_xact_id();
   v_now := teguh.current_time();
   v_task_id := teguh._task_id(v_now);
@@ -6684,6 +6702,7 @@ declare
   v_new  record;
   v_task teguh.t_template;
 begin
+  perform teguh._check_follows(substr('_template', 2), p_spawn);
   -- cleanup may remove the row in between
   loop
     insert into teguh.u_template as u (unique_key, task_id)
@@ -6955,8 +6974,141 @@ begin
 end;
 $$;
 
--- Refuse to have tasks spawned later, with all rights, where the caller may not spawn any.
-create or replace function teguh._check_spawner(p_queue_name text)
+-- Every queue that is named by what is to follow a task: by its links, or by options of a spawn.
+create or replace function teguh._queues_named(p_links jsonb)
+  returns setof text
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  with recursive named as (
+    select p_links as one
+    union all
+    select f.one
+    from named as n
+    cross join lateral (
+      select n.one -> k.key as one
+      from unnest('{on_expired,on_failure,compensate,options,join}'::text[]) as k(key)
+      union all
+      select e.one
+      from unnest('{sequence,undo}'::text[]) as k(key)
+      cross join lateral jsonb_array_elements(
+        case jsonb_typeof(n.one -> k.key) when 'array' then n.one -> k.key else '[]' end
+      ) as e(one)
+    ) as f
+    where jsonb_typeof(f.one) = 'object'
+  )
+
+  select distinct n.one ->> 'queue_name'
+  from named as n
+  where n.one ->> 'queue_name' is not null;
+$$;
+
+-- Note that this transaction may name a queue.  For those who own teguh, and its functions.
+create or replace function teguh._vouch(p_queue_name text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  delete from teguh.vouchers as v
+  where (v.xid, v.queue_name) in (
+    select o.xid, o.queue_name
+    from teguh.vouchers as o
+    where o.xid < pg_snapshot_xmin(pg_current_snapshot())
+    order by o.xid, o.queue_name
+    limit 10
+    for update skip locked
+  );
+  insert into teguh.vouchers as v (xid, begun_at, queue_name)
+  values (pg_current_xact_id(), now(), p_queue_name)
+  on conflict do nothing;
+end;
+$$;
+
+-- Note that this transaction may name this queue: who may execute this may spawn here.
+create or replace function teguh._vouch_template()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._vouch(substr('_template', 2));
+end;
+$$;
+
+-- Refuse to store the name of another queue unless somebody has vouched for it in this transaction.
+--
+-- What is stored is carried out later, with all rights.  The function that stores it has all rights,
+-- too, and may be called by itself: what _check_spawner() has found cannot be told it by an argument.
+create or replace function teguh._check_named(p_queue_name text, p_names text[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_name text := (
+    select u.name
+    from unnest(p_names) as u(name)
+    where u.name <> p_queue_name
+      and not exists (
+        select
+        from teguh.vouchers as v
+        where v.xid = pg_current_xact_id()
+          and v.begun_at = now()
+          and v.queue_name = u.name
+      )
+    limit 1
+  );
+begin
+  if v_name is not null then
+    raise exception 'nobody who may spawn tasks in queue "%" has asked for that', left(v_name, 60)
+      using
+        errcode = '42501',
+        detail = 'What follows a task is spawned where its spawner may spawn.',
+        hint = 'Call the public function, with a role that has access to both queues.';
+  end if;
+end;
+$$;
+
+-- The same for what is to follow a task.
+create or replace function teguh._check_follows(p_queue_name text, p_spawn teguh._spawn)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_named(p_queue_name, array(
+    select n.name
+    from teguh._queues_named(
+      coalesce(p_spawn.links, '{}') || jsonb_build_object('on_expired', p_spawn.on_expired)
+    ) as n(name)
+  ));
+end;
+$$;
+
+-- Vouch for what a task names that was checked when it was stored.
+create or replace function teguh._revouch(p_spawn teguh._spawn)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._vouch(n.name)
+  from teguh._queues_named(
+    coalesce(p_spawn.links, '{}') || jsonb_build_object('on_expired', p_spawn.on_expired)
+  ) as n(name);
+end;
+$$;
+
+-- Refuse to have tasks spawned later, with all rights, where the caller may not spawn any; p_from is
+-- the queue that stores the other's name.
+create or replace function teguh._check_spawner(p_from text, p_queue_name text)
   returns void
   language plpgsql
   volatile
@@ -6971,6 +7123,10 @@ begin
         errcode = '42501',
         detail = 'What follows a task is spawned where its spawner may spawn.',
         hint = 'grant_access() gives a role access to a queue.';
+  end if;
+
+  if p_queue_name <> p_from then
+    execute format('select teguh.%I()', '_vouch_' || p_queue_name);
   end if;
 end;
 $$;
@@ -8419,8 +8575,9 @@ create or replace function teguh._rerun_template(
 as $$
 #variable_conflict use_column
 declare
-  v_now  timestamptz := teguh.current_time();
-  v_task teguh.t_template;
+  v_now   timestamptz := teguh.current_time();
+  v_task  teguh.t_template;
+  v_spawn teguh._spawn;
 begin
   select t.* into v_task
   from teguh.t_template as t
@@ -8439,14 +8596,16 @@ begin
   end if;
 
   if p_spawn_new then
-    select p.* into task_id, run_id, attempt, created
-    from teguh._put_template(array[row(
+    v_spawn := row(
       v_task.task_name, v_task.params, v_task.headers, v_task.retry_strategy,
       coalesce(p_max_attempts, v_task.max_attempts), v_task.cancellation, null, false, null,
       v_task.tags, v_task.correlation_id, v_task.parent_task_id, v_task.workflow_run_id,
       v_task.timeout_seconds, null, v_task.on_expired, null, v_task.priority, v_task.flow_key,
       nullif(v_task.links - '{join,children,undo}'::text[], '{}')
-    )::teguh._spawn]) as p;
+    )::teguh._spawn;
+    perform teguh._revouch(v_spawn);
+    select p.* into task_id, run_id, attempt, created
+    from teguh._put_template(array[v_spawn]) as p;
     perform teguh._act_template(
       'retry', p_reason, p_task_id, null, jsonb_build_object('task_id', task_id)
     );
@@ -12090,7 +12249,7 @@ from (
     ('get_workflow_tree',          'member',      'client worker observer admin', false),
     ('create_workflow_run',        '',            'client worker admin',          false),
     ('update_workflow_run',        '',            'client worker admin',          false),
-    ('spawn_task',                 'new put once room rule', 'client worker admin',    false),
+    ('spawn_task',                 'new put once room rule vouch', 'client worker admin', false),
     ('spawn_tasks',                'put series room rule', 'client worker admin',     false),
     ('emit_event',                 'emit',        'client worker admin',          false),
     ('send_message',               'post',        'client worker admin',          false),
@@ -13372,6 +13531,11 @@ as $$
 declare
   v_plan teguh.schedules := p_plan;
 begin
+  perform teguh._check_named(
+    substr('_template', 2),
+    array(select n.name from teguh._queues_named(p_plan.task_options) as n(name))
+  );
+  v_plan.queue_name := substr('_template', 2);
   v_plan.created_at := teguh.current_time();
   v_plan.planned_at := teguh._planned_after(v_plan, v_plan.created_at);
   v_plan.next_at := v_plan.planned_at;
@@ -13498,6 +13662,10 @@ declare
   v_old teguh.schedules := teguh._grasp_template(p_schedule_name);
   v_new teguh.schedules := v_old;
 begin
+  perform teguh._check_named(
+    substr('_template', 2),
+    array(select n.name from teguh._queues_named(p_changes -> 'task_options') as n(name))
+  );
   v_new.task_name := case
     when p_changes ? 'task_name' then teguh._text_option(p_changes, 'task_name')
     else v_old.task_name
@@ -13520,13 +13688,22 @@ create or replace function teguh.update_schedule(p_schedule_name text, p_changes
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_queue_name text := teguh._scheduled_in(p_schedule_name);
+  v_named      text;
 begin
   perform teguh._check_keys('schedule changes', p_changes, array[
     'task_name', 'schedule', 'params', 'task_options', 'timezone', 'catch_up', 'overlap',
     'jitter_seconds', 'starts_at', 'ends_at'
   ]);
-  execute teguh._call('reform', teguh._scheduled_in(p_schedule_name), 2)
-  using p_schedule_name, p_changes;
+  for v_named in
+    select n.name
+    from teguh._queues_named(p_changes -> 'task_options') as n(name)
+  loop
+    perform teguh._policy(v_named);
+    perform teguh._check_spawner(v_queue_name, v_named);
+  end loop;
+  execute teguh._call('reform', v_queue_name, 2) using p_schedule_name, p_changes;
 end;
 $$;
 
@@ -13874,7 +14051,7 @@ begin
   );
   v_queue_name := coalesce(teguh._text_option(p_task, 'queue_name'), p_queue_name);
   perform teguh._read_task(v_queue_name, p_task - 'queue_name', teguh._policy(v_queue_name));
-  perform teguh._check_spawner(v_queue_name);
+  perform teguh._check_spawner(p_queue_name, v_queue_name);
   if p_task -> 'options'
     ?| '{sequence,on_failure,compensate,unique,idempotency_key,parent_run_id}'
   then
@@ -13932,6 +14109,7 @@ begin
     v_spawn.tags := p_task.tags;
   end if;
   v_spawn.links := teguh._present(p_links);
+  perform teguh._revouch(v_spawn);
   execute format('select count(*) from teguh._put_%s($1)', v_queue_name) using array[v_spawn];
   perform teguh._abide(v_queue_name, v_policy, v_spawn.priority is not null, false);
 exception
@@ -14095,6 +14273,10 @@ declare
   v_task teguh.t_template := teguh._own_template(p_task_id, p_run_id);
   v_undo jsonb := coalesce(v_task.links -> 'undo', '[]');
 begin
+  perform teguh._check_named(substr('_template', 2), array(
+    select n.name
+    from teguh._queues_named(jsonb_build_object('compensate', p_task)) as n(name)
+  ));
   if v_undo @> jsonb_build_array(jsonb_build_object(
     'step', p_step_name, 'params', jsonb_build_object('$task_id', p_task_id)
   )) then
@@ -14304,6 +14486,7 @@ as $$
 declare
   v_task_id uuid := teguh._run_task(p_run_id);
 begin
+  perform teguh._check_named(substr('_template', 2), p_queues);
   insert into teguh.j_template as j (
     task_id, step_name, run_id, spawned_at, child_ids, child_queues, ends_with_us
   )
@@ -14471,6 +14654,8 @@ begin
     group by q.name
     order by q.name
   loop
+    perform teguh._check_spawner(v_queue, p_queue_name);
+    perform teguh._check_spawner(p_queue_name, v_queue);
     v_some := teguh._birth(
       v_queue, array(select v_spawns[u.place] from unnest(v_places) as u(place))
     );
