@@ -150,441 +150,441 @@
 -- 3905    _trim0_template
 -- 3946    _bring_template
 -- 3978    _take_template
--- 4059    _known_template
--- 4079    _paused_until
--- 4092    claim_task
--- 4153    _next_template
--- 4195    _soon0_template
--- 4253    next_due
--- 4278  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 4291    _due0_template
--- 4369    _last0_template
--- 4394    _any0_template
--- 4421    _miss0_template
--- 4457    _pass0_template
--- 4503    _fire_template
--- 4564    _expire_template
--- 4635    _timeout_reason
--- 4654    _over_template
--- 4676    _close_template
--- 4706    _follow_template
--- 4739  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4741    _segment_bytes
--- 4762    _turn_template
--- 4794    _turn0_template
--- 4832    _spent0_template
--- 4846    _dry0_template
--- 4873    _left0_template
--- 4904    _carry0_template
--- 4948  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4954    _remake_template
--- 5012    _alive_template
--- 5066    _home
--- 5079    _settle_template
--- 5101    rebuild_dispatch
--- 5138    _recap_template
--- 5169  35_tally.sql: The letter by which tallies know where a task stands
--- 5171    _letter
--- 5190    _letters
--- 5202    _bound
--- 5222    _tally_template
--- 5247    _reckon_template
--- 5274    _finish_template
--- 5302    _moved_template
--- 5333    _sum0_template
--- 5369    _noted0_template
--- 5404    _bank0_template
--- 5424    _census_template
--- 5446    _count_template
--- 5468  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5478    _gate_number
--- 5489    _enter_gate
--- 5511    _limit_of
--- 5529    _rule_template
--- 5555    _reign_template
--- 5569    _enrol_template
--- 5596    _going_template
--- 5612    _busy_template
--- 5628    _everywhere_busy
--- 5654    _closed_until
--- 5674    _is_fresh
--- 5689    _is_limited
--- 5700    _started
--- 5717    _left_over
--- 5738    _slots_template
--- 5788    _vacate_template
--- 5851    _unbar_template
--- 5880    _intake_template
--- 5901    _sift0_template
--- 5988    _line_template
--- 6048    _keys_template
--- 6102    _admit_template
--- 6165    _spare_template
--- 6187    _choose_template
--- 6233    _named_template
--- 6260    _weed_template
--- 6296    _cull_template
--- 6327    _seize_template
--- 6402    _quit_template
--- 6430    _occupy_template
--- 6470    _chance_template
--- 6500    _align_template
--- 6545  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 6548    _want_template
--- 6582    _names_option
--- 6617    _order_queues
--- 6653    _remember_names
--- 6673    claim_any
--- 6750    _check_order
--- 6767  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6772    _put_template
--- 6843    _enlist_template
--- 6886    _new_template
--- 6946    _tag_template
--- 6964    _room_template
--- 6991    _shed_template
--- 7033    _first0_template
--- 7074    _once_template
--- 7123    _blocks
--- 7150    _meet_template
--- 7184    _swap_template
--- 7245    _series_template
--- 7282    _found_template
--- 7339    _abide
--- 7361    _queues_named
--- 7391    _vouch
--- 7414    _vouch_template
--- 7429    _check_named
--- 7461    _check_follows
--- 7478    _revouch
--- 7494    _check_spawner
--- 7518    spawn_task
--- 7583    spawn_tasks
--- 7630    _read_task
--- 7648  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7653    _hold_template
--- 7704    _own_template
--- 7724    _done_template
--- 7772    complete_run
--- 7795    _flush_template
--- 7877    _why_template
--- 7893    _read_runs
--- 7939    _explain_bad_run
--- 7964    complete_runs
--- 7989    _end_template
--- 8038    _lost_template
--- 8058    _file_template
--- 8084    _again_template
--- 8124    _queue_template
--- 8145    _fail_template
--- 8163    fail_run
--- 8187    _nap_template
--- 8216    schedule_run
--- 8246    _free_template
--- 8294    release_run
--- 8319    _keep_template
--- 8345    extend_claim
--- 8368  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 8373    _mark_template
--- 8395    _note_template
--- 8425    set_task_checkpoint_state
--- 8460    _recall_template
--- 8482    get_task_checkpoint_state
--- 8506    _list_template
--- 8535    get_task_checkpoint_states
--- 8561  43_events.sql: Wait for an event, or learn how the wait ended
--- 8568    _wait_template
--- 8640    _park_template
--- 8682    _check_event
--- 8701    await_event
--- 8738    _emit_template
--- 8801    emit_event
--- 8826  44_control.sql: Read a task, or raise TG003
--- 8828    _fetch_template
--- 8855    _stop_template
--- 8887    _act_template
--- 8909    _halt_template
--- 8925    cancel_task
--- 8947    _rerun_template
--- 9025    _forget_template
--- 9062    _redo_template
--- 9098    _renew_template
--- 9134    retry_task
--- 9184    _show_template
--- 9232    get_task_result
--- 9267  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 9274    _purge_template
--- 9304    _erase_template
--- 9358    _first_uuid
--- 9377    _sweep_template
--- 9417    _clean
--- 9451    cleanup_tasks
--- 9472    cleanup_events
--- 9493    cleanup_all_queues
--- 9528  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 9530    _cap_template
--- 9559    _write_limit
--- 9582    _read_limit
--- 9631    _check_limit_keys
--- 9653    set_limit
--- 9708    _usage_template
--- 9786    _overall_usage
--- 9830    limit_usage
--- 9863  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 9865    _pause_template
--- 9886    _halve_template
--- 9916    _check_only
--- 9939    pause_queue
--- 9975    resume_queue
--- 10001    get_queue_policy
--- 10025    set_queue_policy
--- 10043    list_namespaces
--- 10060  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 10063    _read_filter
--- 10099    _states_option
--- 10130    _read_cursor
--- 10149    _check_limit
--- 10173    _find_template
--- 10225    _seek_template
--- 10277    _page_template
--- 10355    _ended_template
--- 10392    _fit_template
--- 10433    _live_template
--- 10470    _hints_template
--- 10493    _hints0_template
--- 10535    _rows_template
--- 10586    list_tasks
--- 10633    _peek_template
--- 10691    get_task
--- 10747    _runs_template
--- 10800    list_runs
--- 10831    _past_template
--- 10907    _since_template
--- 10925    get_task_history
--- 10945    _held_template
--- 10977    list_workers
--- 11016    _read_place
--- 11035    _acts_template
--- 11061    list_actions
--- 11093  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 11095    _abort_template
--- 11132    cancel_tasks
--- 11169    _check_meant
--- 11191    _limit_option
--- 11204    _retake_template
--- 11242    requeue_task
--- 11267    _regain_template
--- 11302    requeue_tasks
--- 11341    list_dead_letters
--- 11385    _replay_template
--- 11426    replay_dead_letters
--- 11466    _bury_template
--- 11508    purge_dead_letters
--- 11538  49_stats.sql: When the first task that is ready became so; null if none is
--- 11540    _oldest_template
--- 11584    _elder0_template
--- 11620    _tenure_template
--- 11645    _is_wanted
--- 11662    _stat_template
--- 11708    queue_stats
--- 11763    _from
--- 11777    _tardy_template
--- 11808    _counters (view)
--- 11832    _gauge_template
--- 11886    _spans_template
--- 11939    metrics
--- 11977    _xmin_age
--- 11996    prometheus
--- 12055    _label_text
--- 12078    _schedule_problems
--- 12115    health
--- 12171  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 12176    _tick_template
--- 12201    _ticked (sequence)
--- 12207    _set_ticked
--- 12220    ticker
--- 12267    ticker_loop (procedure)
--- 12293  51_cron.sql: Whether pg_cron is installed in this database
--- 12295    _has_cron
--- 12305    _cron_has_seconds
--- 12324    _plan_cron
--- 12359    _work_option
--- 12392    _explain_no_cron
--- 12425    start
--- 12462    _unschedule
--- 12478    _is_ours
--- 12488    _drop_job
--- 12507    stop
--- 12527    _maintain
--- 12549    status
--- 12588  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 12592    _rights (view)
--- 12708    _allowed
--- 12753    _grant
--- 12772    _grant_again
--- 12788    _grant_queue
--- 12803    _check_grant
--- 12836    grant_access
--- 12872    revoke_access
--- 12927  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 12929    _refuse_schedule
--- 12946    _cron_value
--- 12960    _cron_field
--- 13021    _read_every
--- 13043    _read_schedule
--- 13118    _cron_time
--- 13156    _cron_reading
--- 13195    _clock
--- 13204    _clock_reads
--- 13240    _clock_set
--- 13268    _cron_passing
--- 13306    _cron_next
--- 13346    _check_timezone
--- 13375    next_fire_time
--- 13411  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 13424    _planning_number
--- 13434    _replan_template
--- 13448    _agenda_template
--- 13465    _future_template
--- 13493    _strike_template
--- 13549    _chime_template
--- 13605    _undone_template
--- 13624    _planned_after
--- 13643    _due_times
--- 13693    _spawn_scheduled
--- 13738    _check_task_options
--- 13768    _word_option
--- 13790    _draw_schedule
--- 13829    _schedule_options
--- 13844    _miss_schedule
--- 13860    _scheduled_in
--- 13881    _grasp_template
--- 13908    _enroll_template
--- 13944    _redraw_template
--- 13994    create_schedule
--- 14038    _reform_template
--- 14068    update_schedule
--- 14100    _steer_template
--- 14143    pause_schedule
--- 14164    resume_schedule
--- 14184    drop_schedule
--- 14204    _launch_template
--- 14236    trigger_schedule
--- 14258    _diary_template
--- 14294    get_schedule
--- 14329    list_schedules
--- 14371  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 14376    _links_option
--- 14419    _read_link
--- 14461    _trail_template
--- 14508    _linked_template
--- 14540    _ensue_template
--- 14583    _undoings
--- 14610    _undo_template
--- 14644    _repent_template
--- 14684    add_compensation
--- 14724    _repeat_template
--- 14754    _blank_template
--- 14792    repeat_run
--- 14818  63_children.sql: Children: tasks that a step spawns and may wait for
--- 14827    _brood_template
--- 14857    _bind_template
--- 14889    _read_child
--- 14938    _child_queues
--- 14964    _birth
--- 14988    spawn_children
--- 15069    _cancel_option
--- 15092    _answer
--- 15112    _report_template
--- 15148    _tell_template
--- 15163    _judge_template
--- 15199    _ripe_template
--- 15226    _gather_template
--- 15291    _rally_template
--- 15368    _crop_template
--- 15415    _yield_template
--- 15436    _dismiss
--- 15457    _ditch_template
--- 15502    _perish_template
--- 15521    _orphan_template
--- 15536    await_children
--- 15593  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
--- 15600    _refuse_run
--- 15616    _read_run
--- 15636    create_workflow_run
--- 15694    update_workflow_run
--- 15725    _is_own
--- 15738    _flow_template
--- 15771    _score_template
--- 15808    _recorded_run
--- 15819    _recorded_tallies
--- 15831    _flows
--- 15865    _survey
--- 15921    get_workflow_run
--- 15971    _is_alike
--- 15986    _recorded_runs
--- 16021    _status_option
--- 16052    list_workflow_runs
--- 16136    _member_template
--- 16169    _members
--- 16204    get_workflow_tree
--- 16280    _used_template
--- 16297    _needed_runs
--- 16329    _merge_tallies
--- 16352    cleanup_workflow_runs
--- 16427  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
--- 16431    _word
--- 16445    _check_attributes
--- 16482    _attributes_option
--- 16499    _pinned_template
--- 16518    _pin_template
--- 16549    set_attributes
--- 16578    _told_template
--- 16591    get_attributes
--- 16609  66_messages.sql: Messages: a mailbox per task
--- 16616    _shut_template
--- 16659    _post_template
--- 16708    send_message
--- 16749    _hear_template
--- 16816    receive_message
--- 16854    _unhear_template
--- 16875    _tidy_template
--- 16902    _inbox_template
--- 16928    list_messages
--- 16950  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
--- 16961    _resolve_function
--- 17017    _hire_template
--- 17039    register_handler
--- 17063    unregister_handler
--- 17082    _staff_template
--- 17103    list_handlers
--- 17139    _number_step
--- 17170    _order
--- 17186    step
--- 17219    _doze
--- 17236    sleep_for
--- 17257    sleep_until
--- 17280    await
--- 17314    receive
--- 17346    children
--- 17382  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
--- 17394    _crew
--- 17441    _steps_given
--- 17462    _claim_batch
--- 17505    _grip_template
--- 17521    _begin_pass
--- 17547    _read_error
--- 17576    _carry_out
--- 17656    _run_pass (procedure)
--- 17687    _step_call
--- 17715    _obey (procedure)
--- 17753    _begin_shift
--- 17790    _begin_round
--- 17810    _leave_round
--- 17845    _handler_of
--- 17859    _advance (procedure)
--- 17884    work (procedure)
--- 17935  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 4067    _known_template
+-- 4097    _paused_until
+-- 4110    claim_task
+-- 4171    _next_template
+-- 4213    _soon0_template
+-- 4271    next_due
+-- 4296  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 4309    _due0_template
+-- 4387    _last0_template
+-- 4412    _any0_template
+-- 4439    _miss0_template
+-- 4475    _pass0_template
+-- 4521    _fire_template
+-- 4582    _expire_template
+-- 4653    _timeout_reason
+-- 4672    _over_template
+-- 4694    _close_template
+-- 4724    _follow_template
+-- 4759  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4761    _segment_bytes
+-- 4782    _turn_template
+-- 4814    _turn0_template
+-- 4852    _spent0_template
+-- 4866    _dry0_template
+-- 4893    _left0_template
+-- 4924    _carry0_template
+-- 4968  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4974    _remake_template
+-- 5032    _alive_template
+-- 5086    _home
+-- 5099    _settle_template
+-- 5121    rebuild_dispatch
+-- 5158    _recap_template
+-- 5189  35_tally.sql: The letter by which tallies know where a task stands
+-- 5191    _letter
+-- 5210    _letters
+-- 5222    _bound
+-- 5242    _tally_template
+-- 5267    _reckon_template
+-- 5294    _finish_template
+-- 5322    _moved_template
+-- 5353    _sum0_template
+-- 5389    _noted0_template
+-- 5424    _bank0_template
+-- 5444    _census_template
+-- 5466    _count_template
+-- 5488  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5498    _gate_number
+-- 5509    _enter_gate
+-- 5531    _limit_of
+-- 5549    _rule_template
+-- 5575    _reign_template
+-- 5589    _enrol_template
+-- 5616    _going_template
+-- 5632    _busy_template
+-- 5648    _everywhere_busy
+-- 5674    _closed_until
+-- 5694    _is_fresh
+-- 5709    _is_limited
+-- 5720    _started
+-- 5737    _left_over
+-- 5758    _slots_template
+-- 5808    _vacate_template
+-- 5871    _unbar_template
+-- 5900    _intake_template
+-- 5921    _sift0_template
+-- 6008    _line_template
+-- 6068    _keys_template
+-- 6122    _admit_template
+-- 6185    _spare_template
+-- 6207    _choose_template
+-- 6253    _named_template
+-- 6280    _weed_template
+-- 6316    _cull_template
+-- 6347    _seize_template
+-- 6422    _quit_template
+-- 6450    _occupy_template
+-- 6490    _chance_template
+-- 6520    _align_template
+-- 6565  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6568    _want_template
+-- 6602    _names_option
+-- 6637    _order_queues
+-- 6673    _remember_names
+-- 6693    claim_any
+-- 6770    _check_order
+-- 6787  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6792    _put_template
+-- 6863    _enlist_template
+-- 6906    _new_template
+-- 6966    _tag_template
+-- 6984    _room_template
+-- 7011    _shed_template
+-- 7053    _first0_template
+-- 7094    _once_template
+-- 7143    _blocks
+-- 7170    _meet_template
+-- 7204    _swap_template
+-- 7265    _series_template
+-- 7302    _found_template
+-- 7359    _abide
+-- 7381    _queues_named
+-- 7411    _vouch
+-- 7434    _vouch_template
+-- 7449    _check_named
+-- 7481    _check_follows
+-- 7498    _revouch
+-- 7514    _check_spawner
+-- 7538    spawn_task
+-- 7603    spawn_tasks
+-- 7650    _read_task
+-- 7668  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7673    _hold_template
+-- 7724    _own_template
+-- 7744    _done_template
+-- 7792    complete_run
+-- 7815    _flush_template
+-- 7897    _why_template
+-- 7913    _read_runs
+-- 7959    _explain_bad_run
+-- 7984    complete_runs
+-- 8009    _end_template
+-- 8058    _lost_template
+-- 8078    _file_template
+-- 8104    _again_template
+-- 8144    _queue_template
+-- 8165    _fail_template
+-- 8183    fail_run
+-- 8207    _nap_template
+-- 8236    schedule_run
+-- 8266    _free_template
+-- 8314    release_run
+-- 8339    _keep_template
+-- 8365    extend_claim
+-- 8388  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 8393    _mark_template
+-- 8415    _note_template
+-- 8445    set_task_checkpoint_state
+-- 8480    _recall_template
+-- 8502    get_task_checkpoint_state
+-- 8526    _list_template
+-- 8555    get_task_checkpoint_states
+-- 8581  43_events.sql: Wait for an event, or learn how the wait ended
+-- 8588    _wait_template
+-- 8660    _park_template
+-- 8702    _check_event
+-- 8721    await_event
+-- 8758    _emit_template
+-- 8821    emit_event
+-- 8846  44_control.sql: Read a task, or raise TG003
+-- 8848    _fetch_template
+-- 8875    _stop_template
+-- 8907    _act_template
+-- 8929    _halt_template
+-- 8945    cancel_task
+-- 8967    _rerun_template
+-- 9045    _forget_template
+-- 9082    _redo_template
+-- 9118    _renew_template
+-- 9154    retry_task
+-- 9204    _show_template
+-- 9252    get_task_result
+-- 9287  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 9294    _purge_template
+-- 9324    _erase_template
+-- 9378    _first_uuid
+-- 9397    _sweep_template
+-- 9437    _clean
+-- 9471    cleanup_tasks
+-- 9492    cleanup_events
+-- 9513    cleanup_all_queues
+-- 9548  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 9550    _cap_template
+-- 9579    _write_limit
+-- 9602    _read_limit
+-- 9651    _check_limit_keys
+-- 9673    set_limit
+-- 9728    _usage_template
+-- 9806    _overall_usage
+-- 9850    limit_usage
+-- 9883  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 9885    _pause_template
+-- 9906    _halve_template
+-- 9936    _check_only
+-- 9959    pause_queue
+-- 9995    resume_queue
+-- 10021    get_queue_policy
+-- 10045    set_queue_policy
+-- 10063    list_namespaces
+-- 10080  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 10083    _read_filter
+-- 10119    _states_option
+-- 10150    _read_cursor
+-- 10169    _check_limit
+-- 10193    _find_template
+-- 10245    _seek_template
+-- 10297    _page_template
+-- 10375    _ended_template
+-- 10412    _fit_template
+-- 10453    _live_template
+-- 10490    _hints_template
+-- 10513    _hints0_template
+-- 10555    _rows_template
+-- 10606    list_tasks
+-- 10653    _peek_template
+-- 10711    get_task
+-- 10767    _runs_template
+-- 10820    list_runs
+-- 10851    _past_template
+-- 10927    _since_template
+-- 10945    get_task_history
+-- 10965    _held_template
+-- 10997    list_workers
+-- 11036    _read_place
+-- 11055    _acts_template
+-- 11081    list_actions
+-- 11113  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 11115    _abort_template
+-- 11152    cancel_tasks
+-- 11189    _check_meant
+-- 11211    _limit_option
+-- 11224    _retake_template
+-- 11262    requeue_task
+-- 11287    _regain_template
+-- 11322    requeue_tasks
+-- 11361    list_dead_letters
+-- 11405    _replay_template
+-- 11446    replay_dead_letters
+-- 11486    _bury_template
+-- 11528    purge_dead_letters
+-- 11558  49_stats.sql: When the first task that is ready became so; null if none is
+-- 11560    _oldest_template
+-- 11604    _elder0_template
+-- 11640    _tenure_template
+-- 11665    _is_wanted
+-- 11682    _stat_template
+-- 11728    queue_stats
+-- 11783    _from
+-- 11797    _tardy_template
+-- 11828    _counters (view)
+-- 11852    _gauge_template
+-- 11906    _spans_template
+-- 11959    metrics
+-- 11997    _xmin_age
+-- 12016    prometheus
+-- 12075    _label_text
+-- 12098    _schedule_problems
+-- 12135    health
+-- 12191  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 12196    _tick_template
+-- 12221    _ticked (sequence)
+-- 12227    _set_ticked
+-- 12240    ticker
+-- 12287    ticker_loop (procedure)
+-- 12313  51_cron.sql: Whether pg_cron is installed in this database
+-- 12315    _has_cron
+-- 12325    _cron_has_seconds
+-- 12344    _plan_cron
+-- 12379    _work_option
+-- 12412    _explain_no_cron
+-- 12445    start
+-- 12482    _unschedule
+-- 12498    _is_ours
+-- 12508    _drop_job
+-- 12527    stop
+-- 12547    _maintain
+-- 12569    status
+-- 12608  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 12612    _rights (view)
+-- 12728    _allowed
+-- 12773    _grant
+-- 12792    _grant_again
+-- 12808    _grant_queue
+-- 12823    _check_grant
+-- 12856    grant_access
+-- 12892    revoke_access
+-- 12947  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 12949    _refuse_schedule
+-- 12966    _cron_value
+-- 12980    _cron_field
+-- 13041    _read_every
+-- 13063    _read_schedule
+-- 13138    _cron_time
+-- 13176    _cron_reading
+-- 13215    _clock
+-- 13224    _clock_reads
+-- 13260    _clock_set
+-- 13288    _cron_passing
+-- 13326    _cron_next
+-- 13366    _check_timezone
+-- 13395    next_fire_time
+-- 13431  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 13444    _planning_number
+-- 13454    _replan_template
+-- 13468    _agenda_template
+-- 13485    _future_template
+-- 13513    _strike_template
+-- 13569    _chime_template
+-- 13625    _undone_template
+-- 13644    _planned_after
+-- 13663    _due_times
+-- 13713    _spawn_scheduled
+-- 13758    _check_task_options
+-- 13788    _word_option
+-- 13810    _draw_schedule
+-- 13849    _schedule_options
+-- 13864    _miss_schedule
+-- 13880    _scheduled_in
+-- 13901    _grasp_template
+-- 13928    _enroll_template
+-- 13964    _redraw_template
+-- 14014    create_schedule
+-- 14058    _reform_template
+-- 14088    update_schedule
+-- 14120    _steer_template
+-- 14163    pause_schedule
+-- 14184    resume_schedule
+-- 14204    drop_schedule
+-- 14224    _launch_template
+-- 14256    trigger_schedule
+-- 14278    _diary_template
+-- 14314    get_schedule
+-- 14349    list_schedules
+-- 14391  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 14396    _links_option
+-- 14439    _read_link
+-- 14481    _trail_template
+-- 14528    _linked_template
+-- 14560    _ensue_template
+-- 14603    _undoings
+-- 14631    _undo_template
+-- 14672    _repent_template
+-- 14712    add_compensation
+-- 14752    _repeat_template
+-- 14782    _blank_template
+-- 14820    repeat_run
+-- 14846  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 14855    _brood_template
+-- 14885    _bind_template
+-- 14917    _read_child
+-- 14966    _child_queues
+-- 14992    _birth
+-- 15016    spawn_children
+-- 15097    _cancel_option
+-- 15120    _answer
+-- 15140    _report_template
+-- 15176    _tell_template
+-- 15191    _judge_template
+-- 15227    _ripe_template
+-- 15254    _gather_template
+-- 15319    _rally_template
+-- 15396    _crop_template
+-- 15443    _yield_template
+-- 15464    _dismiss
+-- 15485    _ditch_template
+-- 15530    _perish_template
+-- 15549    _orphan_template
+-- 15564    await_children
+-- 15621  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
+-- 15628    _refuse_run
+-- 15644    _read_run
+-- 15664    create_workflow_run
+-- 15722    update_workflow_run
+-- 15753    _is_own
+-- 15766    _flow_template
+-- 15799    _score_template
+-- 15836    _recorded_run
+-- 15847    _recorded_tallies
+-- 15859    _flows
+-- 15893    _survey
+-- 15949    get_workflow_run
+-- 15999    _is_alike
+-- 16014    _recorded_runs
+-- 16049    _status_option
+-- 16080    list_workflow_runs
+-- 16164    _member_template
+-- 16197    _members
+-- 16232    get_workflow_tree
+-- 16308    _used_template
+-- 16325    _needed_runs
+-- 16357    _merge_tallies
+-- 16380    cleanup_workflow_runs
+-- 16455  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
+-- 16459    _word
+-- 16473    _check_attributes
+-- 16510    _attributes_option
+-- 16527    _pinned_template
+-- 16546    _pin_template
+-- 16577    set_attributes
+-- 16606    _told_template
+-- 16619    get_attributes
+-- 16637  66_messages.sql: Messages: a mailbox per task
+-- 16644    _shut_template
+-- 16687    _post_template
+-- 16736    send_message
+-- 16777    _hear_template
+-- 16844    receive_message
+-- 16882    _unhear_template
+-- 16903    _tidy_template
+-- 16930    _inbox_template
+-- 16956    list_messages
+-- 16978  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
+-- 16989    _resolve_function
+-- 17045    _hire_template
+-- 17067    register_handler
+-- 17091    unregister_handler
+-- 17110    _staff_template
+-- 17131    list_handlers
+-- 17167    _number_step
+-- 17198    _order
+-- 17214    step
+-- 17248    _doze
+-- 17265    sleep_for
+-- 17286    sleep_until
+-- 17309    await
+-- 17343    receive
+-- 17375    children
+-- 17411  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
+-- 17423    _crew
+-- 17471    _steps_given
+-- 17498    _claim_batch
+-- 17541    _grip_template
+-- 17557    _begin_pass
+-- 17583    _read_error
+-- 17612    _carry_out
+-- 17692    _run_pass (procedure)
+-- 17723    _step_call
+-- 17751    _obey (procedure)
+-- 17789    _begin_shift
+-- 17826    _begin_round
+-- 17846    _leave_round
+-- 17881    _handler_of
+-- 17895    _advance (procedure)
+-- 17920    work (procedure)
+-- 17971  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -4045,18 +4045,26 @@ begin
   return query
   select
     t.run_id, t.task_id, t.attempt, t.task_name, t.params, t.retry_strategy, t.max_attempts,
-    t.headers, t.wake_event, t.event_payload, t.failures,
-    case when t.turn = 1 then '{}'::jsonb else teguh._known_template(t.task_id) end,
-    t.lease_expires_at, t.timeout_seconds
+    t.headers, t.wake_event, t.event_payload, t.failures, c.checkpoints, t.lease_expires_at,
+    t.timeout_seconds
   from unnest(v_task_ids) as u(task_id)
   cross join lateral (
     select t.* from teguh.t_template as t where t.task_id = u.task_id offset 0
-  ) as t;
+  ) as t
+  cross join lateral (
+    select case
+      when t.turn = 1 then '{}'::jsonb
+      else teguh._known_template(t.task_id, t.run_id)
+    end as checkpoints
+    offset 0
+  ) as c
+  where c.checkpoints is not null;
 end;
 $$;
 
--- All checkpoints of a task, as one object.
-create or replace function teguh._known_template(p_task_id uuid)
+-- All checkpoints of a task that was just claimed, as one object.  If that is larger than a jsonb can
+-- be, the run fails, and null is returned: others must be had all the same.
+create or replace function teguh._known_template(p_task_id uuid, p_run_id uuid)
   returns jsonb
   language plpgsql
   volatile
@@ -4072,6 +4080,16 @@ begin
     ),
     '{}'
   );
+exception
+  when program_limit_exceeded then
+    perform teguh._fail_template(
+      p_run_id,
+      jsonb_build_object(
+        'name', '$Checkpoints', 'message', 'the checkpoints are together larger than a jsonb can be'
+      ),
+      null
+    );
+    return null;
 end;
 $$;
 
@@ -4728,7 +4746,9 @@ begin
     || coalesce(p_task.on_expired -> 'options', '{}')
   );
 exception
-  when sqlstate 'TG001' or sqlstate 'TG005' or sqlstate 'TG006' or sqlstate 'TG007' then
+  when sqlstate 'TG001' or sqlstate 'TG005' or sqlstate 'TG006' or sqlstate 'TG007'
+    or program_limit_exceeded
+  then
     get stacked diagnostics v_detail = message_text;
     update teguh.t_template as t
     set failure_reason = jsonb_build_object('name', '$OnExpired', 'message', v_detail)
@@ -14606,7 +14626,8 @@ as $$
   end || coalesce(p_links -> 'undo', '[]');
 $$;
 
--- Spawn what undoes the steps that are done, one after another, and what is to follow a failure.
+-- Spawn what undoes the steps that are done, one after another, and what is to follow a failure.  If
+-- that is larger than a jsonb can be, the task says so: whoever ends it must be able to.
 create or replace function teguh._undo_template(p_task teguh.t_template)
   returns void
   language plpgsql
@@ -14637,6 +14658,13 @@ begin
       null
     );
   end if;
+exception
+  when program_limit_exceeded then
+    update teguh.t_template as t
+    set failure_reason = jsonb_build_object(
+      'name', '$OnFailure', 'message', 'what is to follow is larger than a jsonb can be'
+    )
+    where t.task_id = p_task.task_id;
 end;
 $$;
 
@@ -17209,8 +17237,9 @@ $$;
 
 comment on function teguh.step(teguh.job, text, text, jsonb) is
   'For handlers: what a function returns for an argument, or what it returned the first time. It '
-  'is given by schema and name, takes jsonb, or teguh.job and jsonb, and returns jsonb. What it '
-  'writes commits together with that it is done: exactly once. An error in it fails the run, and '
+  'is given by schema and name, takes jsonb, or teguh.job and jsonb (if there are both, the run '
+  'fails), and returns jsonb. What it writes commits together with that it is done: exactly once. '
+  'An error in it fails the run, and '
   'is not for the handler to catch. A name used again in a handler is numbered (charge, charge#2): '
   'the steps must come in the same order each time. Raises TG004 outside of a handler, TG005 for a '
   'bad name.';
@@ -17437,7 +17466,8 @@ begin
 end;
 $$;
 
--- What the steps of a run have given, as teguh.job has it.
+-- What the steps of a run have given, as teguh.job has it; null if a jsonb cannot hold it: then the
+-- run has failed.
 create or replace function teguh._steps_given(p_queue_name text, p_task_id uuid, p_run_id uuid)
   returns jsonb
   language plpgsql
@@ -17455,6 +17485,12 @@ begin
     )
     from teguh.get_task_checkpoint_states(p_queue_name, p_task_id, p_run_id) as s
   );
+exception
+  when program_limit_exceeded then
+    perform teguh.fail_run(p_queue_name, p_run_id, jsonb_build_object(
+      'name', '$Checkpoints', 'message', 'the checkpoints are together larger than a jsonb can be'
+    ));
+    return null;
 end;
 $$;
 

@@ -519,18 +519,26 @@ begin
   return query
   select
     t.run_id, t.task_id, t.attempt, t.task_name, t.params, t.retry_strategy, t.max_attempts,
-    t.headers, t.wake_event, t.event_payload, t.failures,
-    case when t.turn = 1 then '{}'::jsonb else teguh._known_template(t.task_id) end,
-    t.lease_expires_at, t.timeout_seconds
+    t.headers, t.wake_event, t.event_payload, t.failures, c.checkpoints, t.lease_expires_at,
+    t.timeout_seconds
   from unnest(v_task_ids) as u(task_id)
   cross join lateral (
     select t.* from teguh.t_template as t where t.task_id = u.task_id offset 0
-  ) as t;
+  ) as t
+  cross join lateral (
+    select case
+      when t.turn = 1 then '{}'::jsonb
+      else teguh._known_template(t.task_id, t.run_id)
+    end as checkpoints
+    offset 0
+  ) as c
+  where c.checkpoints is not null;
 end;
 $$;
 
--- All checkpoints of a task, as one object.
-create or replace function teguh._known_template(p_task_id uuid)
+-- All checkpoints of a task that was just claimed, as one object.  If that is larger than a jsonb can
+-- be, the run fails, and null is returned: others must be had all the same.
+create or replace function teguh._known_template(p_task_id uuid, p_run_id uuid)
   returns jsonb
   language plpgsql
   volatile
@@ -546,6 +554,16 @@ begin
     ),
     '{}'
   );
+exception
+  when program_limit_exceeded then
+    perform teguh._fail_template(
+      p_run_id,
+      jsonb_build_object(
+        'name', '$Checkpoints', 'message', 'the checkpoints are together larger than a jsonb can be'
+      ),
+      null
+    );
+    return null;
 end;
 $$;
 

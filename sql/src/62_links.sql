@@ -235,7 +235,8 @@ as $$
   end || coalesce(p_links -> 'undo', '[]');
 $$;
 
--- Spawn what undoes the steps that are done, one after another, and what is to follow a failure.
+-- Spawn what undoes the steps that are done, one after another, and what is to follow a failure.  If
+-- that is larger than a jsonb can be, the task says so: whoever ends it must be able to.
 create or replace function teguh._undo_template(p_task teguh.t_template)
   returns void
   language plpgsql
@@ -266,6 +267,13 @@ begin
       null
     );
   end if;
+exception
+  when program_limit_exceeded then
+    update teguh.t_template as t
+    set failure_reason = jsonb_build_object(
+      'name', '$OnFailure', 'message', 'what is to follow is larger than a jsonb can be'
+    )
+    where t.task_id = p_task.task_id;
 end;
 $$;
 

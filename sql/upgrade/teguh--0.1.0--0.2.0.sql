@@ -117,10 +117,10 @@ $$;
 -- delta to change.  Rights that were given on them are kept in mind.
 do $$
 declare
-  v_changed text[] := '{_available_at, _check_spawn, _explain_no_cron, _picked, _read_spawn_options, _read_task,
-    _renew_template, _rerun_template, _show_template, _spawn, _stamp_functions,
-    _stop_template, _take_template, _template_ddl, cancel_task, claim_task,
-    get_task_result, list_queues, status}';
+  v_changed text[] := '{_available_at, _check_spawn, _explain_no_cron, _known_template, _picked,
+    _read_spawn_options, _read_task, _renew_template, _rerun_template, _show_template,
+    _spawn, _stamp_functions, _stop_template, _take_template, _template_ddl, cancel_task,
+    claim_task, get_task_result, list_queues, status}';
   v_types   oid[] := array(
     select t.oid
     from pg_type as t
@@ -3662,18 +3662,26 @@ begin
   return query
   select
     t.run_id, t.task_id, t.attempt, t.task_name, t.params, t.retry_strategy, t.max_attempts,
-    t.headers, t.wake_event, t.event_payload, t.failures,
-    case when t.turn = 1 then '{}'::jsonb else teguh._known_template(t.task_id) end,
-    t.lease_expires_at, t.timeout_seconds
+    t.headers, t.wake_event, t.event_payload, t.failures, c.checkpoints, t.lease_expires_at,
+    t.timeout_seconds
   from unnest(v_task_ids) as u(task_id)
   cross join lateral (
     select t.* from teguh.t_template as t where t.task_id = u.task_id offset 0
-  ) as t;
+  ) as t
+  cross join lateral (
+    select case
+      when t.turn = 1 then '{}'::jsonb
+      else teguh._known_template(t.task_id, t.run_id)
+    end as checkpoints
+    offset 0
+  ) as c
+  where c.checkpoints is not null;
 end;
 $$;
 
--- All checkpoints of a task, as one object.
-create or replace function teguh._known_template(p_task_id uuid)
+-- All checkpoints of a task that was just claimed, as one object.  If that is larger than a jsonb can
+-- be, the run fails, and null is returned: others must be had all the same.
+create or replace function teguh._known_template(p_task_id uuid, p_run_id uuid)
   returns jsonb
   language plpgsql
   volatile
@@ -3689,6 +3697,16 @@ begin
     ),
     '{}'
   );
+exception
+  when program_limit_exceeded then
+    perform teguh._fail_template(
+      p_run_id,
+      jsonb_build_object(
+        'name', '$Checkpoints', 'message', 'the checkpoints are together larger than a jsonb can be'
+      ),
+      null
+    );
+    return null;
 end;
 $$;
 
@@ -4345,7 +4363,9 @@ begin
     || coalesce(p_task.on_expired -> 'options', '{}')
   );
 exception
-  when sqlstate 'TG001' or sqlstate 'TG005' or sqlstate 'TG006' or sqlstate 'TG007' then
+  when sqlstate 'TG001' or sqlstate 'TG005' or sqlstate 'TG006' or sqlstate 'TG007'
+    or program_limit_exceeded
+  then
     get stacked diagnostics v_detail = message_text;
     update teguh.t_template as t
     set failure_reason = jsonb_build_object('name', '$OnExpired', 'message', v_detail)
@@ -14223,7 +14243,8 @@ as $$
   end || coalesce(p_links -> 'undo', '[]');
 $$;
 
--- Spawn what undoes the steps that are done, one after another, and what is to follow a failure.
+-- Spawn what undoes the steps that are done, one after another, and what is to follow a failure.  If
+-- that is larger than a jsonb can be, the task says so: whoever ends it must be able to.
 create or replace function teguh._undo_template(p_task teguh.t_template)
   returns void
   language plpgsql
@@ -14254,6 +14275,13 @@ begin
       null
     );
   end if;
+exception
+  when program_limit_exceeded then
+    update teguh.t_template as t
+    set failure_reason = jsonb_build_object(
+      'name', '$OnFailure', 'message', 'what is to follow is larger than a jsonb can be'
+    )
+    where t.task_id = p_task.task_id;
 end;
 $$;
 
@@ -16826,8 +16854,9 @@ $$;
 
 comment on function teguh.step(teguh.job, text, text, jsonb) is
   'For handlers: what a function returns for an argument, or what it returned the first time. It '
-  'is given by schema and name, takes jsonb, or teguh.job and jsonb, and returns jsonb. What it '
-  'writes commits together with that it is done: exactly once. An error in it fails the run, and '
+  'is given by schema and name, takes jsonb, or teguh.job and jsonb (if there are both, the run '
+  'fails), and returns jsonb. What it writes commits together with that it is done: exactly once. '
+  'An error in it fails the run, and '
   'is not for the handler to catch. A name used again in a handler is numbered (charge, charge#2): '
   'the steps must come in the same order each time. Raises TG004 outside of a handler, TG005 for a '
   'bad name.';
@@ -17054,7 +17083,8 @@ begin
 end;
 $$;
 
--- What the steps of a run have given, as teguh.job has it.
+-- What the steps of a run have given, as teguh.job has it; null if a jsonb cannot hold it: then the
+-- run has failed.
 create or replace function teguh._steps_given(p_queue_name text, p_task_id uuid, p_run_id uuid)
   returns jsonb
   language plpgsql
@@ -17072,6 +17102,12 @@ begin
     )
     from teguh.get_task_checkpoint_states(p_queue_name, p_task_id, p_run_id) as s
   );
+exception
+  when program_limit_exceeded then
+    perform teguh.fail_run(p_queue_name, p_run_id, jsonb_build_object(
+      'name', '$Checkpoints', 'message', 'the checkpoints are together larger than a jsonb can be'
+    ));
+    return null;
 end;
 $$;
 

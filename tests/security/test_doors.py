@@ -70,9 +70,7 @@ def test_no_run_nor_schedule_names_another_queue(conn: Connection, guest: Connec
         "select run_id, task_id from teguh.claim_task('own', 'w')"
     ).fetchall()
     refused(guest, "select teguh._repent_own(%s, %s, 's', %s)", task, run, json.dumps(FOLLOW))
-    refused(
-        guest, "select teguh._bind_own(%s, 's', array[%s]::uuid[], '{other}', true)", run, task
-    )
+    refused(guest, "select teguh._bind_own(%s, 's', array[%s]::uuid[], '{other}', true)", run, task)
     options = json.dumps({"task_options": {"on_failure": FOLLOW}})
     refused(guest, "select teguh._reform_own('of own', %s)", options)
     refused(guest, "select teguh.update_schedule('of own', %s)", options)
@@ -82,7 +80,9 @@ def test_no_run_nor_schedule_names_another_queue(conn: Connection, guest: Connec
             "overlap": "allow", "jitter_seconds": 0}  # fmt: skip
     enroll = "select teguh._enroll_own(jsonb_populate_record(null::teguh.schedules, %s))"
     refused(guest, enroll, json.dumps(plan))
-    guest.execute(enroll.encode(), [json.dumps({**plan, "task_options": {}, "queue_name": "other"})])
+    guest.execute(
+        enroll.encode(), [json.dumps({**plan, "task_options": {}, "queue_name": "other"})]
+    )
     assert conn.execute(
         "select queue_name from teguh.schedules where schedule_name = 'new'"
     ).fetchall() == [("own",)]

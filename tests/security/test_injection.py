@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
-from psycopg.types.json import set_json_loads
 
-from tests.security.support import (
-    Connection,
-    Function,
-    Ids,
-    nested,
-    public_functions,
-    settle,
-    text,
-)
+from tests.cluster import ROOT
+from tests.security.support import nested, public_functions, settle, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.security.support import Connection, Function, Ids
+
+PAGE = ROOT / "docs" / "security.md"
 
 TEXTS = [
     "", " ", "'", "''", "\\", "\\'", "\\' or true; --", "$$", "$function$", "$1", "%s %I %L %", "%%",
@@ -37,7 +32,7 @@ TEXTS = [
 
 # As JSON texts, so that what Python could not write is there, too.
 VALUES = [
-    "null", "true", "0", "-1", "1.5", "1e5000", "-1e5000", "1e-5000", "9" * 100_000, '""', '" "',
+    "null", "true", "0", "-1", "1.5", "1e5000", "-1e5000", "1e-5000", '""', '" "',
     '"x"', '"\'"', '"\\\\"', '"%s %I"', '"$1"', '"NaN"', '"Infinity"', '"-infinity"', '"now"',
     '"template"', '"own; select 1"', '"nowhere"', '"2031-01-01"', '"294277-01-01"',
     '"00000000-0000-0000-0000-000000000000"', '"\\u0001\\u001b"', '"' + "x" * 5000 + '"',
@@ -96,9 +91,7 @@ class Attack:
         trapped = "off" if function.name in CHANGES_CATALOG else "on"
         try:
             with self.connection.transaction(force_rollback=True):
-                self.connection.execute(
-                    "select set_config('test.trapped', %s, true)", (trapped,)
-                )
+                self.connection.execute("select set_config('test.trapped', %s, true)", (trapped,))
                 self.connection.execute(function.statement(), values)
         except psycopg.Error as error:
             self._judge(function, name, value, error)
@@ -162,19 +155,61 @@ def hostile(kind: str) -> list[Any]:
     }[kind]
 
 
-@pytest.mark.parametrize("strings", ["on", "off"])
-def test_hostile_arguments_meet_clear_errors_and_change_nothing_else(
-    attack: Attack, strings: str
-) -> None:
-    attack.connection.execute(f"set standard_conforming_strings = {strings}".encode())
-    attack.connection.execute(b"set escape_string_warning = off")
+def test_hostile_arguments_meet_clear_errors_and_change_nothing_else(attack: Attack) -> None:
     for function in public_functions(attack.connection):
         for name, kind in function.arguments:
             for value in hostile(kind):
                 attack.call(function, name, value)
             if kind == "jsonb":
+                attack.call(function, name, "9" * 100_000)
+                attack.call(function, name, nested(5_000))
                 for key in attack.keys_of(function, name):
                     for value in VALUES:
                         attack.call(function, name, f"{{{text(key)}: {value}}}")
     assert attack.unclear == {}
     assert attack.calls > 10_000
+
+
+def test_so_they_do_where_a_backslash_escapes(attack: Attack) -> None:
+    attack.connection.execute(b"set standard_conforming_strings = off")
+    attack.connection.execute(b"set escape_string_warning = off")
+    for function in public_functions(attack.connection):
+        for name, kind in function.arguments:
+            for value in hostile(kind):
+                if re.search(r"""['"$\\\\]""", str(value)):
+                    attack.call(function, name, value)
+    assert attack.unclear == {}
+    assert attack.calls > 1_000
+
+
+# Each `execute` of the sources is of one kind, which docs/security.md explains.
+KINDS = {
+    "`_call`, `_from`": r"teguh\._(call|from)\(|v_call into",
+    "names quoted": r"format\(\s*'[^']*teguh\.%I\(",
+    "names looked up": r"((pg_catalog\.)?format\(\s*)?'select [^']*(teguh\._\w+_(%(1\$)?s\(|'\s*\|\|\s*p_queue_name)"
+                       r"|teguh\._%s_%s\(|teguh\.l_%s)",
+    "the template": r"teguh\._stamp\(|v_ddl;|p_ddl;|v_drop;|'(lock|drop) table '|replace\(",
+    "objects and roles": r"(pg_catalog\.)?format\(\s*'(drop|alter|revoke|grant) |'alter extension",
+    "handlers": r"pg_catalog\.format\(\s*'select %s\(\$1\)|teguh\._step_call\(",
+    "once, by the installation": r"'select teguh\.version\(\)'|format\(\s*\$sql\$",
+}  # fmt: skip
+
+
+def test_each_statement_that_is_put_together_is_of_a_kind_that_the_page_explains() -> None:
+    found = dict.fromkeys(KINDS, 0)
+    for path in sorted((ROOT / "sql" / "src").glob("*.sql")):
+        source = re.sub(r"--.*", "", path.read_text(encoding="utf-8"))
+        for match in re.finditer(r"\bexecute\s+(?!on routine|')(?=\S)|\bexecute\s+(?='\w)", source):
+            rest = source[match.end() : match.end() + 400]
+            # `_from` comes late in a statement of several lines
+            kinds = [
+                kind for kind, pattern in KINDS.items()
+                if re.match(pattern, rest)
+                or (kind == "`_call`, `_from`" and re.match(r"[^;]*?teguh\._(call|from)\(", rest))
+            ]  # fmt: skip
+            assert kinds, f"{path.name}: {rest[:80]!r} is explained nowhere"
+            found[kinds[0]] += 1
+    rows = re.findall(
+        r"^\| (.+?) \| .+ \| (\d+) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert {kind: int(count) for kind, count in rows if kind in KINDS} == found

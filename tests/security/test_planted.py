@@ -17,6 +17,8 @@ import pytest
 import teguh
 from tests.cluster import ROOT, TEGUH_SQL, released_sql, send
 from tests.test_access import allowed
+from tools.build_extension import files as extension_files
+from tools.build_sql import version
 from tools.servers import GUEST, OWNER
 
 if TYPE_CHECKING:
@@ -97,9 +99,11 @@ WALK = [
     "select teguh.set_limit('walk', 'key', '*', '{\"max_running\": 5}')",
     "select teguh.register_handler('walk', 'order', 'public.handles')",
     "select teguh.register_handler('walk', 'simple', 'public.simple')",
-    "select * from teguh.spawn_task('walk', 'order', '{}', '{\"tags\": [\"a\"], \"key\": \"k\","
-    ' "ttl_seconds": 60, "unique": {"key": "u"}, "on_expired": {"task_name": "late"},'
-    ' "sequence": [{"task_name": "simple", "compensate": {"task_name": "simple"}}]}\')',
+    (
+        'select * from teguh.spawn_task(\'walk\', \'order\', \'{}\', \'{"tags": ["a"], "key": "k",'
+        ' "ttl_seconds": 60, "unique": {"key": "u"}, "on_expired": {"task_name": "late"},'
+        ' "sequence": [{"task_name": "simple", "compensate": {"task_name": "simple"}}]}\')'
+    ),
     "select * from teguh.spawn_task('walk', 'simple', '{}', '{\"delay_seconds\": 0.01}')",
     "select teguh.create_schedule('walks', 'walk', 'simple', 'every second')",
     "select * from teguh.trigger_schedule('walks')",
@@ -107,7 +111,7 @@ WALK = [
     "call teguh.work('walk')",
     "select * from teguh.spawn_task('walk', 'by hand', '{}', '{\"max_attempts\": 2}')",
     f"select teguh.set_attributes('walk', {RUN}, '{{\"a\": 1}}')",
-    "select * from teguh.list_tasks('walk', '{\"attributes\": {\"a\": 1}, \"tag\": \"a\"}')",
+    'select * from teguh.list_tasks(\'walk\', \'{"attributes": {"a": 1}, "tag": "a"}\')',
     "set teguh.fake_now = '2040-01-01'",
     "select teguh.ticker()",
     f"select teguh.fail_run('walk', {RUN}, '{{}}', '2039-01-01')",
@@ -215,3 +219,43 @@ def test_nothing_planted_is_called_by_installing_upgrading_and_removing(
         send(dsn, (ROOT / "sql" / "uninstall.sql").read_text(encoding="utf-8"))
         send(dsn, TEGUH_SQL.read_text(encoding="utf-8"))
         assert caught(superuser) == 0
+
+
+def test_a_pgcrypto_that_a_stranger_could_replace_is_not_used(
+    cluster: Cluster, empty_dsn: str
+) -> None:
+    if not cluster.server.has_extension("pgcrypto"):
+        pytest.skip("the server has no pgcrypto")
+    with psycopg.connect(empty_dsn) as owner:
+        superuser_dsn = cluster.server.dsn(owner.info.dbname)
+    random_bytes = "select prosrc ~ 'gen_random_bytes' from pg_proc where proname = '_random_bytes'"
+    with psycopg.connect(superuser_dsn, autocommit=True) as superuser:
+        superuser.execute(b"drop extension if exists pgcrypto")
+        superuser.execute(f"create schema strange authorization {GUEST}".encode())
+        superuser.execute(b"create extension pgcrypto schema strange")
+        for owner_, used in ((GUEST, False), ("postgres", True)):
+            superuser.execute(f"alter schema strange owner to {owner_}".encode())
+            send(empty_dsn, TEGUH_SQL.read_text(encoding="utf-8"))
+            assert superuser.execute(random_bytes.encode()).fetchall() == [(used,)]
+
+
+def test_an_extension_is_not_made_in_a_strangers_schema() -> None:
+    script = extension_files()[f"teguh--{version()}.sql"]
+    guard, _, rest = script.partition("create or replace function teguh.version()")
+    assert "belongs to" in guard
+    assert rest
+
+
+def test_a_steps_function_is_not_replaced_by_one_with_other_arguments(conn: Connection) -> None:
+    conn.execute(HANDLER.encode())
+    conn.execute("select teguh.create_queue('q')")
+    conn.execute("select teguh.register_handler('q', '*', 'public.handles')")
+    conn.execute(
+        b"create function public.charges(job teguh.job, argument jsonb) returns jsonb"
+        b" language sql as 'select null::jsonb'"
+    )
+    conn.execute("select teguh.spawn_task('q', 't', '{}', '{\"max_attempts\": 1}')")
+    conn.execute("call teguh.work('q')")
+    assert conn.execute(
+        "select state, failure_reason ->> 'name' from teguh.list_tasks('q')"
+    ).fetchall() == [("failed", "TG005")]

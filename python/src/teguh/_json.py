@@ -13,7 +13,6 @@ from teguh.errors import NotStorable
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
-
 def _real(text: str) -> float | str:
     value = float(text)
     return value if math.isfinite(value) else text
