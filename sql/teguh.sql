@@ -150,441 +150,441 @@
 -- 3905    _trim0_template
 -- 3946    _bring_template
 -- 3978    _take_template
--- 4067    _known_template
--- 4097    _paused_until
--- 4110    claim_task
--- 4171    _next_template
--- 4213    _soon0_template
--- 4271    next_due
--- 4296  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 4309    _due0_template
--- 4387    _last0_template
--- 4412    _any0_template
--- 4439    _miss0_template
--- 4475    _pass0_template
--- 4521    _fire_template
--- 4582    _expire_template
--- 4653    _timeout_reason
--- 4672    _over_template
--- 4694    _close_template
--- 4724    _follow_template
--- 4759  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4761    _segment_bytes
--- 4782    _turn_template
--- 4814    _turn0_template
--- 4852    _spent0_template
--- 4866    _dry0_template
--- 4893    _left0_template
--- 4924    _carry0_template
--- 4968  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4974    _remake_template
--- 5032    _alive_template
--- 5086    _home
--- 5099    _settle_template
--- 5121    rebuild_dispatch
--- 5158    _recap_template
--- 5189  35_tally.sql: The letter by which tallies know where a task stands
--- 5191    _letter
--- 5210    _letters
--- 5222    _bound
--- 5242    _tally_template
--- 5267    _reckon_template
--- 5294    _finish_template
--- 5322    _moved_template
--- 5353    _sum0_template
--- 5389    _noted0_template
--- 5424    _bank0_template
--- 5444    _census_template
--- 5466    _count_template
--- 5488  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5498    _gate_number
--- 5509    _enter_gate
--- 5531    _limit_of
--- 5549    _rule_template
--- 5575    _reign_template
--- 5589    _enrol_template
--- 5616    _going_template
--- 5632    _busy_template
--- 5648    _everywhere_busy
--- 5674    _closed_until
--- 5694    _is_fresh
--- 5709    _is_limited
--- 5720    _started
--- 5737    _left_over
--- 5758    _slots_template
--- 5808    _vacate_template
--- 5871    _unbar_template
--- 5900    _intake_template
--- 5921    _sift0_template
--- 6008    _line_template
--- 6068    _keys_template
--- 6122    _admit_template
--- 6185    _spare_template
--- 6207    _choose_template
--- 6253    _named_template
--- 6280    _weed_template
--- 6316    _cull_template
--- 6347    _seize_template
--- 6422    _quit_template
--- 6450    _occupy_template
--- 6490    _chance_template
--- 6520    _align_template
--- 6565  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 6568    _want_template
--- 6602    _names_option
--- 6637    _order_queues
--- 6673    _remember_names
--- 6693    claim_any
--- 6770    _check_order
--- 6787  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6792    _put_template
--- 6863    _enlist_template
--- 6906    _new_template
--- 6966    _tag_template
--- 6984    _room_template
--- 7011    _shed_template
--- 7053    _first0_template
--- 7094    _once_template
--- 7143    _blocks
--- 7170    _meet_template
--- 7204    _swap_template
--- 7265    _series_template
--- 7302    _found_template
--- 7359    _abide
--- 7381    _queues_named
--- 7411    _vouch
--- 7434    _vouch_template
--- 7449    _check_named
--- 7481    _check_follows
--- 7498    _revouch
--- 7514    _check_spawner
--- 7538    spawn_task
--- 7603    spawn_tasks
--- 7650    _read_task
--- 7668  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7673    _hold_template
--- 7724    _own_template
--- 7744    _done_template
--- 7792    complete_run
--- 7815    _flush_template
--- 7897    _why_template
--- 7913    _read_runs
--- 7959    _explain_bad_run
--- 7984    complete_runs
--- 8009    _end_template
--- 8058    _lost_template
--- 8078    _file_template
--- 8104    _again_template
--- 8144    _queue_template
--- 8165    _fail_template
--- 8183    fail_run
--- 8207    _nap_template
--- 8236    schedule_run
--- 8266    _free_template
--- 8314    release_run
--- 8339    _keep_template
--- 8365    extend_claim
--- 8388  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 8393    _mark_template
--- 8415    _note_template
--- 8445    set_task_checkpoint_state
--- 8480    _recall_template
--- 8502    get_task_checkpoint_state
--- 8526    _list_template
--- 8555    get_task_checkpoint_states
--- 8581  43_events.sql: Wait for an event, or learn how the wait ended
--- 8588    _wait_template
--- 8660    _park_template
--- 8702    _check_event
--- 8721    await_event
--- 8758    _emit_template
--- 8821    emit_event
--- 8846  44_control.sql: Read a task, or raise TG003
--- 8848    _fetch_template
--- 8875    _stop_template
--- 8907    _act_template
--- 8929    _halt_template
--- 8945    cancel_task
--- 8967    _rerun_template
--- 9045    _forget_template
--- 9082    _redo_template
--- 9118    _renew_template
--- 9154    retry_task
--- 9204    _show_template
--- 9252    get_task_result
--- 9287  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 9294    _purge_template
--- 9324    _erase_template
--- 9378    _first_uuid
--- 9397    _sweep_template
--- 9437    _clean
--- 9471    cleanup_tasks
--- 9492    cleanup_events
--- 9513    cleanup_all_queues
--- 9548  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 9550    _cap_template
--- 9579    _write_limit
--- 9602    _read_limit
--- 9651    _check_limit_keys
--- 9673    set_limit
--- 9728    _usage_template
--- 9806    _overall_usage
--- 9850    limit_usage
--- 9883  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 9885    _pause_template
--- 9906    _halve_template
--- 9936    _check_only
--- 9959    pause_queue
--- 9995    resume_queue
--- 10021    get_queue_policy
--- 10045    set_queue_policy
--- 10063    list_namespaces
--- 10080  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 10083    _read_filter
--- 10119    _states_option
--- 10150    _read_cursor
--- 10169    _check_limit
--- 10193    _find_template
--- 10245    _seek_template
--- 10297    _page_template
--- 10375    _ended_template
--- 10412    _fit_template
--- 10453    _live_template
--- 10490    _hints_template
--- 10513    _hints0_template
--- 10555    _rows_template
--- 10606    list_tasks
--- 10653    _peek_template
--- 10711    get_task
--- 10767    _runs_template
--- 10820    list_runs
--- 10851    _past_template
--- 10927    _since_template
--- 10945    get_task_history
--- 10965    _held_template
--- 10997    list_workers
--- 11036    _read_place
--- 11055    _acts_template
--- 11081    list_actions
--- 11113  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 11115    _abort_template
--- 11152    cancel_tasks
--- 11189    _check_meant
--- 11211    _limit_option
--- 11224    _retake_template
--- 11262    requeue_task
--- 11287    _regain_template
--- 11322    requeue_tasks
--- 11361    list_dead_letters
--- 11405    _replay_template
--- 11446    replay_dead_letters
--- 11486    _bury_template
--- 11528    purge_dead_letters
--- 11558  49_stats.sql: When the first task that is ready became so; null if none is
--- 11560    _oldest_template
--- 11604    _elder0_template
--- 11640    _tenure_template
--- 11665    _is_wanted
--- 11682    _stat_template
--- 11728    queue_stats
--- 11783    _from
--- 11797    _tardy_template
--- 11828    _counters (view)
--- 11852    _gauge_template
--- 11906    _spans_template
--- 11959    metrics
--- 11997    _xmin_age
--- 12016    prometheus
--- 12075    _label_text
--- 12098    _schedule_problems
--- 12135    health
--- 12191  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 12196    _tick_template
--- 12221    _ticked (sequence)
--- 12227    _set_ticked
--- 12240    ticker
--- 12287    ticker_loop (procedure)
--- 12313  51_cron.sql: Whether pg_cron is installed in this database
--- 12315    _has_cron
--- 12325    _cron_has_seconds
--- 12344    _plan_cron
--- 12379    _work_option
--- 12412    _explain_no_cron
--- 12445    start
--- 12482    _unschedule
--- 12498    _is_ours
--- 12508    _drop_job
--- 12527    stop
--- 12547    _maintain
--- 12569    status
--- 12608  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 12612    _rights (view)
--- 12728    _allowed
--- 12773    _grant
--- 12792    _grant_again
--- 12808    _grant_queue
--- 12823    _check_grant
--- 12856    grant_access
--- 12892    revoke_access
--- 12947  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 12949    _refuse_schedule
--- 12966    _cron_value
--- 12980    _cron_field
--- 13041    _read_every
--- 13063    _read_schedule
--- 13138    _cron_time
--- 13176    _cron_reading
--- 13215    _clock
--- 13224    _clock_reads
--- 13260    _clock_set
--- 13288    _cron_passing
--- 13326    _cron_next
--- 13366    _check_timezone
--- 13395    next_fire_time
--- 13431  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 13444    _planning_number
--- 13454    _replan_template
--- 13468    _agenda_template
--- 13485    _future_template
--- 13513    _strike_template
--- 13569    _chime_template
--- 13625    _undone_template
--- 13644    _planned_after
--- 13663    _due_times
--- 13713    _spawn_scheduled
--- 13758    _check_task_options
--- 13788    _word_option
--- 13810    _draw_schedule
--- 13849    _schedule_options
--- 13864    _miss_schedule
--- 13880    _scheduled_in
--- 13901    _grasp_template
--- 13928    _enroll_template
--- 13964    _redraw_template
--- 14014    create_schedule
--- 14058    _reform_template
--- 14088    update_schedule
--- 14120    _steer_template
--- 14163    pause_schedule
--- 14184    resume_schedule
--- 14204    drop_schedule
--- 14224    _launch_template
--- 14256    trigger_schedule
--- 14278    _diary_template
--- 14314    get_schedule
--- 14349    list_schedules
--- 14391  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 14396    _links_option
--- 14439    _read_link
--- 14481    _trail_template
--- 14528    _linked_template
--- 14560    _ensue_template
--- 14603    _undoings
--- 14631    _undo_template
--- 14672    _repent_template
--- 14712    add_compensation
--- 14752    _repeat_template
--- 14782    _blank_template
--- 14820    repeat_run
--- 14846  63_children.sql: Children: tasks that a step spawns and may wait for
--- 14855    _brood_template
--- 14885    _bind_template
--- 14917    _read_child
--- 14966    _child_queues
--- 14992    _birth
--- 15016    spawn_children
--- 15097    _cancel_option
--- 15120    _answer
--- 15140    _report_template
--- 15176    _tell_template
--- 15191    _judge_template
--- 15227    _ripe_template
--- 15254    _gather_template
--- 15319    _rally_template
--- 15396    _crop_template
--- 15443    _yield_template
--- 15464    _dismiss
--- 15485    _ditch_template
--- 15530    _perish_template
--- 15549    _orphan_template
--- 15564    await_children
--- 15621  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
--- 15628    _refuse_run
--- 15644    _read_run
--- 15664    create_workflow_run
--- 15722    update_workflow_run
--- 15753    _is_own
--- 15766    _flow_template
--- 15799    _score_template
--- 15836    _recorded_run
--- 15847    _recorded_tallies
--- 15859    _flows
--- 15893    _survey
--- 15949    get_workflow_run
--- 15999    _is_alike
--- 16014    _recorded_runs
--- 16049    _status_option
--- 16080    list_workflow_runs
--- 16164    _member_template
--- 16197    _members
--- 16232    get_workflow_tree
--- 16308    _used_template
--- 16325    _needed_runs
--- 16357    _merge_tallies
--- 16380    cleanup_workflow_runs
--- 16455  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
--- 16459    _word
--- 16473    _check_attributes
--- 16510    _attributes_option
--- 16527    _pinned_template
--- 16546    _pin_template
--- 16577    set_attributes
--- 16606    _told_template
--- 16619    get_attributes
--- 16637  66_messages.sql: Messages: a mailbox per task
--- 16644    _shut_template
--- 16687    _post_template
--- 16736    send_message
--- 16777    _hear_template
--- 16844    receive_message
--- 16882    _unhear_template
--- 16903    _tidy_template
--- 16930    _inbox_template
--- 16956    list_messages
--- 16978  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
--- 16989    _resolve_function
--- 17045    _hire_template
--- 17067    register_handler
--- 17091    unregister_handler
--- 17110    _staff_template
--- 17131    list_handlers
--- 17167    _number_step
--- 17198    _order
--- 17214    step
--- 17248    _doze
--- 17265    sleep_for
--- 17286    sleep_until
--- 17309    await
--- 17343    receive
--- 17375    children
--- 17411  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
--- 17423    _crew
--- 17471    _steps_given
--- 17498    _claim_batch
--- 17541    _grip_template
--- 17557    _begin_pass
--- 17583    _read_error
--- 17612    _carry_out
--- 17692    _run_pass (procedure)
--- 17723    _step_call
--- 17751    _obey (procedure)
--- 17789    _begin_shift
--- 17826    _begin_round
--- 17846    _leave_round
--- 17881    _handler_of
--- 17895    _advance (procedure)
--- 17920    work (procedure)
--- 17971  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 4061    _known_template
+-- 4091    _paused_until
+-- 4104    claim_task
+-- 4165    _next_template
+-- 4207    _soon0_template
+-- 4265    next_due
+-- 4290  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 4303    _due0_template
+-- 4381    _last0_template
+-- 4406    _any0_template
+-- 4433    _miss0_template
+-- 4469    _pass0_template
+-- 4515    _fire_template
+-- 4576    _expire_template
+-- 4647    _timeout_reason
+-- 4666    _over_template
+-- 4688    _close_template
+-- 4718    _follow_template
+-- 4753  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4755    _segment_bytes
+-- 4776    _turn_template
+-- 4808    _turn0_template
+-- 4846    _spent0_template
+-- 4860    _dry0_template
+-- 4887    _left0_template
+-- 4918    _carry0_template
+-- 4962  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4968    _remake_template
+-- 5026    _alive_template
+-- 5080    _home
+-- 5093    _settle_template
+-- 5115    rebuild_dispatch
+-- 5152    _recap_template
+-- 5183  35_tally.sql: The letter by which tallies know where a task stands
+-- 5185    _letter
+-- 5204    _letters
+-- 5216    _bound
+-- 5236    _tally_template
+-- 5261    _reckon_template
+-- 5288    _finish_template
+-- 5316    _moved_template
+-- 5347    _sum0_template
+-- 5383    _noted0_template
+-- 5418    _bank0_template
+-- 5438    _census_template
+-- 5460    _count_template
+-- 5482  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5492    _gate_number
+-- 5503    _enter_gate
+-- 5525    _limit_of
+-- 5543    _rule_template
+-- 5569    _reign_template
+-- 5583    _enrol_template
+-- 5610    _going_template
+-- 5626    _busy_template
+-- 5642    _everywhere_busy
+-- 5668    _closed_until
+-- 5688    _is_fresh
+-- 5703    _is_limited
+-- 5714    _started
+-- 5731    _left_over
+-- 5752    _slots_template
+-- 5802    _vacate_template
+-- 5865    _unbar_template
+-- 5894    _intake_template
+-- 5915    _sift0_template
+-- 6002    _line_template
+-- 6062    _keys_template
+-- 6116    _admit_template
+-- 6179    _spare_template
+-- 6201    _choose_template
+-- 6247    _named_template
+-- 6274    _weed_template
+-- 6310    _cull_template
+-- 6341    _seize_template
+-- 6416    _quit_template
+-- 6444    _occupy_template
+-- 6484    _chance_template
+-- 6514    _align_template
+-- 6559  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6562    _want_template
+-- 6596    _names_option
+-- 6631    _order_queues
+-- 6667    _remember_names
+-- 6687    claim_any
+-- 6764    _check_order
+-- 6781  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6786    _put_template
+-- 6857    _enlist_template
+-- 6900    _new_template
+-- 6960    _tag_template
+-- 6978    _room_template
+-- 7005    _shed_template
+-- 7047    _first0_template
+-- 7088    _once_template
+-- 7137    _blocks
+-- 7164    _meet_template
+-- 7198    _swap_template
+-- 7259    _series_template
+-- 7296    _found_template
+-- 7353    _abide
+-- 7375    _queues_named
+-- 7405    _vouch
+-- 7428    _vouch_template
+-- 7444    _check_named
+-- 7476    _check_follows
+-- 7493    _revouch
+-- 7509    _check_spawner
+-- 7533    spawn_task
+-- 7598    spawn_tasks
+-- 7645    _read_task
+-- 7663  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7668    _hold_template
+-- 7719    _own_template
+-- 7739    _done_template
+-- 7787    complete_run
+-- 7810    _flush_template
+-- 7892    _why_template
+-- 7908    _read_runs
+-- 7954    _explain_bad_run
+-- 7979    complete_runs
+-- 8004    _end_template
+-- 8053    _lost_template
+-- 8073    _file_template
+-- 8099    _again_template
+-- 8139    _queue_template
+-- 8160    _fail_template
+-- 8178    fail_run
+-- 8202    _nap_template
+-- 8231    schedule_run
+-- 8261    _free_template
+-- 8309    release_run
+-- 8334    _keep_template
+-- 8360    extend_claim
+-- 8383  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 8388    _mark_template
+-- 8410    _note_template
+-- 8440    set_task_checkpoint_state
+-- 8475    _recall_template
+-- 8497    get_task_checkpoint_state
+-- 8521    _list_template
+-- 8550    get_task_checkpoint_states
+-- 8576  43_events.sql: Wait for an event, or learn how the wait ended
+-- 8583    _wait_template
+-- 8655    _park_template
+-- 8697    _check_event
+-- 8716    await_event
+-- 8753    _emit_template
+-- 8816    emit_event
+-- 8841  44_control.sql: Read a task, or raise TG003
+-- 8843    _fetch_template
+-- 8870    _stop_template
+-- 8902    _act_template
+-- 8924    _halt_template
+-- 8940    cancel_task
+-- 8962    _rerun_template
+-- 9040    _forget_template
+-- 9077    _redo_template
+-- 9113    _renew_template
+-- 9149    retry_task
+-- 9199    _show_template
+-- 9247    get_task_result
+-- 9282  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 9289    _purge_template
+-- 9319    _erase_template
+-- 9373    _first_uuid
+-- 9392    _sweep_template
+-- 9432    _clean
+-- 9466    cleanup_tasks
+-- 9487    cleanup_events
+-- 9508    cleanup_all_queues
+-- 9543  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 9545    _cap_template
+-- 9574    _write_limit
+-- 9597    _read_limit
+-- 9646    _check_limit_keys
+-- 9668    set_limit
+-- 9723    _usage_template
+-- 9801    _overall_usage
+-- 9845    limit_usage
+-- 9878  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 9880    _pause_template
+-- 9901    _halve_template
+-- 9931    _check_only
+-- 9954    pause_queue
+-- 9990    resume_queue
+-- 10016    get_queue_policy
+-- 10040    set_queue_policy
+-- 10058    list_namespaces
+-- 10075  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 10078    _read_filter
+-- 10114    _states_option
+-- 10145    _read_cursor
+-- 10164    _check_limit
+-- 10188    _find_template
+-- 10240    _seek_template
+-- 10292    _page_template
+-- 10370    _ended_template
+-- 10407    _fit_template
+-- 10448    _live_template
+-- 10485    _hints_template
+-- 10508    _hints0_template
+-- 10550    _rows_template
+-- 10601    list_tasks
+-- 10648    _peek_template
+-- 10706    get_task
+-- 10762    _runs_template
+-- 10815    list_runs
+-- 10846    _past_template
+-- 10922    _since_template
+-- 10940    get_task_history
+-- 10960    _held_template
+-- 10992    list_workers
+-- 11031    _read_place
+-- 11050    _acts_template
+-- 11076    list_actions
+-- 11108  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 11110    _abort_template
+-- 11147    cancel_tasks
+-- 11184    _check_meant
+-- 11206    _limit_option
+-- 11219    _retake_template
+-- 11257    requeue_task
+-- 11282    _regain_template
+-- 11317    requeue_tasks
+-- 11356    list_dead_letters
+-- 11400    _replay_template
+-- 11441    replay_dead_letters
+-- 11481    _bury_template
+-- 11523    purge_dead_letters
+-- 11553  49_stats.sql: When the first task that is ready became so; null if none is
+-- 11555    _oldest_template
+-- 11599    _elder0_template
+-- 11635    _tenure_template
+-- 11660    _is_wanted
+-- 11677    _stat_template
+-- 11723    queue_stats
+-- 11778    _from
+-- 11792    _tardy_template
+-- 11823    _counters (view)
+-- 11847    _gauge_template
+-- 11901    _spans_template
+-- 11954    metrics
+-- 11992    _xmin_age
+-- 12011    prometheus
+-- 12070    _label_text
+-- 12093    _schedule_problems
+-- 12130    health
+-- 12186  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 12191    _tick_template
+-- 12216    _ticked (sequence)
+-- 12222    _set_ticked
+-- 12235    ticker
+-- 12282    ticker_loop (procedure)
+-- 12308  51_cron.sql: Whether pg_cron is installed in this database
+-- 12310    _has_cron
+-- 12320    _cron_has_seconds
+-- 12339    _plan_cron
+-- 12374    _work_option
+-- 12407    _explain_no_cron
+-- 12440    start
+-- 12477    _unschedule
+-- 12493    _is_ours
+-- 12503    _drop_job
+-- 12522    stop
+-- 12542    _maintain
+-- 12564    status
+-- 12603  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 12607    _rights (view)
+-- 12723    _allowed
+-- 12768    _grant
+-- 12787    _grant_again
+-- 12803    _grant_queue
+-- 12818    _check_grant
+-- 12851    grant_access
+-- 12887    revoke_access
+-- 12942  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 12944    _refuse_schedule
+-- 12961    _cron_value
+-- 12975    _cron_field
+-- 13036    _read_every
+-- 13058    _read_schedule
+-- 13133    _cron_time
+-- 13171    _cron_reading
+-- 13210    _clock
+-- 13219    _clock_reads
+-- 13255    _clock_set
+-- 13283    _cron_passing
+-- 13321    _cron_next
+-- 13361    _check_timezone
+-- 13390    next_fire_time
+-- 13426  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 13439    _planning_number
+-- 13449    _replan_template
+-- 13463    _agenda_template
+-- 13480    _future_template
+-- 13508    _strike_template
+-- 13564    _chime_template
+-- 13620    _undone_template
+-- 13639    _planned_after
+-- 13658    _due_times
+-- 13708    _spawn_scheduled
+-- 13753    _check_task_options
+-- 13783    _word_option
+-- 13805    _draw_schedule
+-- 13844    _schedule_options
+-- 13859    _miss_schedule
+-- 13875    _scheduled_in
+-- 13896    _grasp_template
+-- 13923    _enroll_template
+-- 13959    _redraw_template
+-- 14009    create_schedule
+-- 14053    _reform_template
+-- 14083    update_schedule
+-- 14115    _steer_template
+-- 14158    pause_schedule
+-- 14179    resume_schedule
+-- 14199    drop_schedule
+-- 14219    _launch_template
+-- 14251    trigger_schedule
+-- 14273    _diary_template
+-- 14309    get_schedule
+-- 14344    list_schedules
+-- 14386  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 14391    _links_option
+-- 14434    _read_link
+-- 14476    _trail_template
+-- 14523    _linked_template
+-- 14555    _ensue_template
+-- 14598    _undoings
+-- 14626    _undo_template
+-- 14667    _repent_template
+-- 14707    add_compensation
+-- 14747    _repeat_template
+-- 14777    _blank_template
+-- 14815    repeat_run
+-- 14841  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 14850    _brood_template
+-- 14880    _bind_template
+-- 14912    _read_child
+-- 14961    _child_queues
+-- 14987    _birth
+-- 15011    spawn_children
+-- 15096    _cancel_option
+-- 15119    _answer
+-- 15139    _report_template
+-- 15175    _tell_template
+-- 15190    _judge_template
+-- 15226    _ripe_template
+-- 15253    _gather_template
+-- 15318    _rally_template
+-- 15395    _crop_template
+-- 15446    _yield_template
+-- 15467    _dismiss
+-- 15488    _ditch_template
+-- 15533    _perish_template
+-- 15552    _orphan_template
+-- 15567    await_children
+-- 15624  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
+-- 15631    _refuse_run
+-- 15647    _read_run
+-- 15667    create_workflow_run
+-- 15725    update_workflow_run
+-- 15756    _is_own
+-- 15769    _flow_template
+-- 15802    _score_template
+-- 15839    _recorded_run
+-- 15850    _recorded_tallies
+-- 15862    _flows
+-- 15896    _survey
+-- 15952    get_workflow_run
+-- 16002    _is_alike
+-- 16017    _recorded_runs
+-- 16052    _status_option
+-- 16083    list_workflow_runs
+-- 16167    _member_template
+-- 16200    _members
+-- 16235    get_workflow_tree
+-- 16311    _used_template
+-- 16328    _needed_runs
+-- 16360    _merge_tallies
+-- 16383    cleanup_workflow_runs
+-- 16458  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
+-- 16462    _word
+-- 16476    _check_attributes
+-- 16513    _attributes_option
+-- 16530    _pinned_template
+-- 16549    _pin_template
+-- 16580    set_attributes
+-- 16609    _told_template
+-- 16622    get_attributes
+-- 16640  66_messages.sql: Messages: a mailbox per task
+-- 16647    _shut_template
+-- 16690    _post_template
+-- 16739    send_message
+-- 16780    _hear_template
+-- 16847    receive_message
+-- 16885    _unhear_template
+-- 16906    _tidy_template
+-- 16933    _inbox_template
+-- 16959    list_messages
+-- 16981  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
+-- 16992    _resolve_function
+-- 17048    _hire_template
+-- 17070    register_handler
+-- 17094    unregister_handler
+-- 17113    _staff_template
+-- 17134    list_handlers
+-- 17170    _number_step
+-- 17201    _order
+-- 17217    step
+-- 17251    _doze
+-- 17268    sleep_for
+-- 17289    sleep_until
+-- 17312    await
+-- 17346    receive
+-- 17378    children
+-- 17414  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
+-- 17426    _crew
+-- 17474    _steps_given
+-- 17501    _claim_batch
+-- 17544    _grip_template
+-- 17560    _begin_pass
+-- 17586    _read_error
+-- 17615    _carry_out
+-- 17695    _run_pass (procedure)
+-- 17726    _step_call
+-- 17754    _obey (procedure)
+-- 17792    _begin_shift
+-- 17829    _begin_round
+-- 17849    _leave_round
+-- 17884    _handler_of
+-- 17898    _advance (procedure)
+-- 17923    work (procedure)
+-- 17974  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -4018,7 +4018,6 @@ begin
     perform setval('teguh.fired_template'::regclass, v_millis);
     v_fired := teguh._bring_template(v_now, v_fresh, true, 1000);
   end if;
-
   loop
     v_before := v_left;
     v_ring := pg_sequence_last_value('teguh.ring_template'::regclass);
@@ -4037,7 +4036,6 @@ begin
     v_fired := teguh._bring_template(v_now, v_fresh, v_left = p_qty, least(v_left, 1000) + 100);
     exit when v_fired = 0;
   end loop;
-
   if v_left > 0 then
     perform nextval('teguh.parked_template'::regclass);
   end if;
@@ -4045,25 +4043,21 @@ begin
   return query
   select
     t.run_id, t.task_id, t.attempt, t.task_name, t.params, t.retry_strategy, t.max_attempts,
-    t.headers, t.wake_event, t.event_payload, t.failures, c.checkpoints, t.lease_expires_at,
+    t.headers, t.wake_event, t.event_payload, t.failures, t.known, t.lease_expires_at,
     t.timeout_seconds
   from unnest(v_task_ids) as u(task_id)
   cross join lateral (
-    select t.* from teguh.t_template as t where t.task_id = u.task_id offset 0
+    select
+      t.*,
+      case when t.turn = 1 then '{}' else teguh._known_template(t.task_id, t.run_id) end as known
+    from teguh.t_template as t where t.task_id = u.task_id offset 0
   ) as t
-  cross join lateral (
-    select case
-      when t.turn = 1 then '{}'::jsonb
-      else teguh._known_template(t.task_id, t.run_id)
-    end as checkpoints
-    offset 0
-  ) as c
-  where c.checkpoints is not null;
+  where t.known is not null;
 end;
 $$;
 
--- All checkpoints of a task that was just claimed, as one object.  If that is larger than a jsonb can
--- be, the run fails, and null is returned: others must be had all the same.
+-- All checkpoints of a task that was just claimed, as one object.  If that is larger than a jsonb
+-- can be, the run fails, and null is returned: others must be had all the same.
 create or replace function teguh._known_template(p_task_id uuid, p_run_id uuid)
   returns jsonb
   language plpgsql
@@ -7444,8 +7438,9 @@ $$;
 
 -- Refuse to store the name of another queue unless somebody has vouched for it in this transaction.
 --
--- What is stored is carried out later, with all rights.  The function that stores it has all rights,
--- too, and may be called by itself: what _check_spawner() has found cannot be told it by an argument.
+-- What is stored is carried out later, with all rights.  The function that stores it has all
+-- rights, too, and may be called by itself: what _check_spawner() has found cannot be told it by an
+-- argument.
 create or replace function teguh._check_named(p_queue_name text, p_names text[])
   returns void
   language plpgsql
@@ -7509,8 +7504,8 @@ begin
 end;
 $$;
 
--- Refuse to have tasks spawned later, with all rights, where the caller may not spawn any; p_from is
--- the queue that stores the other's name.
+-- Refuse to have tasks spawned later, with all rights, where the caller may not spawn any; p_from
+-- is the queue that stores the other's name.
 create or replace function teguh._check_spawner(p_from text, p_queue_name text)
   returns void
   language plpgsql
@@ -14626,8 +14621,8 @@ as $$
   end || coalesce(p_links -> 'undo', '[]');
 $$;
 
--- Spawn what undoes the steps that are done, one after another, and what is to follow a failure.  If
--- that is larger than a jsonb can be, the task says so: whoever ends it must be able to.
+-- Spawn what undoes the steps that are done, one after another, and what is to follow a failure.
+-- If that is larger than a jsonb can be, the task says so: whoever ends it must be able to.
 create or replace function teguh._undo_template(p_task teguh.t_template)
   returns void
   language plpgsql
@@ -15034,6 +15029,7 @@ declare
   v_queue  text;
   v_places bigint[];
   v_spawns teguh._spawn[];
+  v_here   teguh._spawn[];
   v_known  text[];
   v_some   uuid[];
   v_ids    uuid[];
@@ -15067,9 +15063,12 @@ begin
   loop
     perform teguh._check_spawner(v_queue, p_queue_name);
     perform teguh._check_spawner(p_queue_name, v_queue);
-    v_some := teguh._birth(
-      v_queue, array(select v_spawns[u.place] from unnest(v_places) as u(place))
-    );
+    -- in a loop, as a query would copy all of them for each
+    v_here := '{}';
+    for v_place in 1 .. cardinality(v_places) loop
+      v_here[v_place] := v_spawns[v_places[v_place]];
+    end loop;
+    v_some := teguh._birth(v_queue, v_here);
     for v_place in 1 .. cardinality(v_places) loop
       v_ids[v_places[v_place]] := v_some[v_place];
     end loop;
@@ -15430,9 +15429,13 @@ begin
       )
       from unnest(v_children.child_ids, v_children.child_queues) with ordinality
         as c(task_id, queue_name, place)
-      left join teguh.f_template as f
-        on (f.task_id, f.step_name) = (p_task_id, p_step_name)
-        and (f.run_id, f.place) = (v_children.run_id, c.place)
+      left join lateral (
+        select f.state
+        from teguh.f_template as f
+        where (f.task_id, f.step_name) = (p_task_id, p_step_name)
+          and (f.run_id, f.place) = (v_children.run_id, c.place::integer)
+        offset 0
+      ) as f on true
     ),
     '[]'
   );

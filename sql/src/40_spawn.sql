@@ -657,8 +657,9 @@ $$;
 
 -- Refuse to store the name of another queue unless somebody has vouched for it in this transaction.
 --
--- What is stored is carried out later, with all rights.  The function that stores it has all rights,
--- too, and may be called by itself: what _check_spawner() has found cannot be told it by an argument.
+-- What is stored is carried out later, with all rights.  The function that stores it has all
+-- rights, too, and may be called by itself: what _check_spawner() has found cannot be told it by an
+-- argument.
 create or replace function teguh._check_named(p_queue_name text, p_names text[])
   returns void
   language plpgsql
@@ -722,8 +723,8 @@ begin
 end;
 $$;
 
--- Refuse to have tasks spawned later, with all rights, where the caller may not spawn any; p_from is
--- the queue that stores the other's name.
+-- Refuse to have tasks spawned later, with all rights, where the caller may not spawn any; p_from
+-- is the queue that stores the other's name.
 create or replace function teguh._check_spawner(p_from text, p_queue_name text)
   returns void
   language plpgsql

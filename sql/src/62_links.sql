@@ -235,8 +235,8 @@ as $$
   end || coalesce(p_links -> 'undo', '[]');
 $$;
 
--- Spawn what undoes the steps that are done, one after another, and what is to follow a failure.  If
--- that is larger than a jsonb can be, the task says so: whoever ends it must be able to.
+-- Spawn what undoes the steps that are done, one after another, and what is to follow a failure.
+-- If that is larger than a jsonb can be, the task says so: whoever ends it must be able to.
 create or replace function teguh._undo_template(p_task teguh.t_template)
   returns void
   language plpgsql

@@ -188,6 +188,7 @@ declare
   v_queue  text;
   v_places bigint[];
   v_spawns teguh._spawn[];
+  v_here   teguh._spawn[];
   v_known  text[];
   v_some   uuid[];
   v_ids    uuid[];
@@ -221,9 +222,12 @@ begin
   loop
     perform teguh._check_spawner(v_queue, p_queue_name);
     perform teguh._check_spawner(p_queue_name, v_queue);
-    v_some := teguh._birth(
-      v_queue, array(select v_spawns[u.place] from unnest(v_places) as u(place))
-    );
+    -- in a loop, as a query would copy all of them for each
+    v_here := '{}';
+    for v_place in 1 .. cardinality(v_places) loop
+      v_here[v_place] := v_spawns[v_places[v_place]];
+    end loop;
+    v_some := teguh._birth(v_queue, v_here);
     for v_place in 1 .. cardinality(v_places) loop
       v_ids[v_places[v_place]] := v_some[v_place];
     end loop;
@@ -584,9 +588,13 @@ begin
       )
       from unnest(v_children.child_ids, v_children.child_queues) with ordinality
         as c(task_id, queue_name, place)
-      left join teguh.f_template as f
-        on (f.task_id, f.step_name) = (p_task_id, p_step_name)
-        and (f.run_id, f.place) = (v_children.run_id, c.place)
+      left join lateral (
+        select f.state
+        from teguh.f_template as f
+        where (f.task_id, f.step_name) = (p_task_id, p_step_name)
+          and (f.run_id, f.place) = (v_children.run_id, c.place::integer)
+        offset 0
+      ) as f on true
     ),
     '[]'
   );

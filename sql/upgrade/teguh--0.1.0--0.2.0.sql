@@ -3635,7 +3635,6 @@ begin
     perform setval('teguh.fired_template'::regclass, v_millis);
     v_fired := teguh._bring_template(v_now, v_fresh, true, 1000);
   end if;
-
   loop
     v_before := v_left;
     v_ring := pg_sequence_last_value('teguh.ring_template'::regclass);
@@ -3654,7 +3653,6 @@ begin
     v_fired := teguh._bring_template(v_now, v_fresh, v_left = p_qty, least(v_left, 1000) + 100);
     exit when v_fired = 0;
   end loop;
-
   if v_left > 0 then
     perform nextval('teguh.parked_template'::regclass);
   end if;
@@ -3662,25 +3660,21 @@ begin
   return query
   select
     t.run_id, t.task_id, t.attempt, t.task_name, t.params, t.retry_strategy, t.max_attempts,
-    t.headers, t.wake_event, t.event_payload, t.failures, c.checkpoints, t.lease_expires_at,
+    t.headers, t.wake_event, t.event_payload, t.failures, t.known, t.lease_expires_at,
     t.timeout_seconds
   from unnest(v_task_ids) as u(task_id)
   cross join lateral (
-    select t.* from teguh.t_template as t where t.task_id = u.task_id offset 0
+    select
+      t.*,
+      case when t.turn = 1 then '{}' else teguh._known_template(t.task_id, t.run_id) end as known
+    from teguh.t_template as t where t.task_id = u.task_id offset 0
   ) as t
-  cross join lateral (
-    select case
-      when t.turn = 1 then '{}'::jsonb
-      else teguh._known_template(t.task_id, t.run_id)
-    end as checkpoints
-    offset 0
-  ) as c
-  where c.checkpoints is not null;
+  where t.known is not null;
 end;
 $$;
 
--- All checkpoints of a task that was just claimed, as one object.  If that is larger than a jsonb can
--- be, the run fails, and null is returned: others must be had all the same.
+-- All checkpoints of a task that was just claimed, as one object.  If that is larger than a jsonb
+-- can be, the run fails, and null is returned: others must be had all the same.
 create or replace function teguh._known_template(p_task_id uuid, p_run_id uuid)
   returns jsonb
   language plpgsql
@@ -7061,8 +7055,9 @@ $$;
 
 -- Refuse to store the name of another queue unless somebody has vouched for it in this transaction.
 --
--- What is stored is carried out later, with all rights.  The function that stores it has all rights,
--- too, and may be called by itself: what _check_spawner() has found cannot be told it by an argument.
+-- What is stored is carried out later, with all rights.  The function that stores it has all
+-- rights, too, and may be called by itself: what _check_spawner() has found cannot be told it by an
+-- argument.
 create or replace function teguh._check_named(p_queue_name text, p_names text[])
   returns void
   language plpgsql
@@ -7126,8 +7121,8 @@ begin
 end;
 $$;
 
--- Refuse to have tasks spawned later, with all rights, where the caller may not spawn any; p_from is
--- the queue that stores the other's name.
+-- Refuse to have tasks spawned later, with all rights, where the caller may not spawn any; p_from
+-- is the queue that stores the other's name.
 create or replace function teguh._check_spawner(p_from text, p_queue_name text)
   returns void
   language plpgsql
@@ -14243,8 +14238,8 @@ as $$
   end || coalesce(p_links -> 'undo', '[]');
 $$;
 
--- Spawn what undoes the steps that are done, one after another, and what is to follow a failure.  If
--- that is larger than a jsonb can be, the task says so: whoever ends it must be able to.
+-- Spawn what undoes the steps that are done, one after another, and what is to follow a failure.
+-- If that is larger than a jsonb can be, the task says so: whoever ends it must be able to.
 create or replace function teguh._undo_template(p_task teguh.t_template)
   returns void
   language plpgsql
@@ -14651,6 +14646,7 @@ declare
   v_queue  text;
   v_places bigint[];
   v_spawns teguh._spawn[];
+  v_here   teguh._spawn[];
   v_known  text[];
   v_some   uuid[];
   v_ids    uuid[];
@@ -14684,9 +14680,12 @@ begin
   loop
     perform teguh._check_spawner(v_queue, p_queue_name);
     perform teguh._check_spawner(p_queue_name, v_queue);
-    v_some := teguh._birth(
-      v_queue, array(select v_spawns[u.place] from unnest(v_places) as u(place))
-    );
+    -- in a loop, as a query would copy all of them for each
+    v_here := '{}';
+    for v_place in 1 .. cardinality(v_places) loop
+      v_here[v_place] := v_spawns[v_places[v_place]];
+    end loop;
+    v_some := teguh._birth(v_queue, v_here);
     for v_place in 1 .. cardinality(v_places) loop
       v_ids[v_places[v_place]] := v_some[v_place];
     end loop;
@@ -15047,9 +15046,13 @@ begin
       )
       from unnest(v_children.child_ids, v_children.child_queues) with ordinality
         as c(task_id, queue_name, place)
-      left join teguh.f_template as f
-        on (f.task_id, f.step_name) = (p_task_id, p_step_name)
-        and (f.run_id, f.place) = (v_children.run_id, c.place)
+      left join lateral (
+        select f.state
+        from teguh.f_template as f
+        where (f.task_id, f.step_name) = (p_task_id, p_step_name)
+          and (f.run_id, f.place) = (v_children.run_id, c.place::integer)
+        offset 0
+      ) as f on true
     ),
     '[]'
   );

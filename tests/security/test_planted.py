@@ -75,6 +75,7 @@ TYPES = (
     "text", "jsonb", "int4", "int8", "bool", "uuid", "timestamptz", "interval", "float8", "name",
     "oid", "regclass", "regprocedure", "regtype", "xid8", "numeric", "record",
 )  # fmt: skip
+DOMAIN = 'create domain {}."{}" as pg_catalog.int4 check (public.counted())'
 CATALOG = (
     "pg_class", "pg_proc", "pg_namespace", "pg_roles", "pg_extension", "pg_sequences", "pg_depend",
     "pg_constraint", "pg_index", "pg_attribute", "pg_attrdef", "pg_type", "pg_locks",
@@ -143,9 +144,7 @@ def planted(dsn: str) -> Iterator[Connection]:
         superuser.execute("select set_config('test.names', %s, false)", (f"{{{names}}}",))
         superuser.execute(PLANT.encode())
         for name in TYPES:
-            superuser.execute(
-                f'create domain public."{name}" as pg_catalog.int4 check (public.counted())'.encode()
-            )
+            superuser.execute(DOMAIN.format("public", name).encode())
         superuser.execute(b"reset role")
         ((functions, operators),) = superuser.execute(
             "select count(*) filter (where proname !~ '^planted_'),"
@@ -175,9 +174,7 @@ def shadow(connection: Connection) -> None:
     for name in (*CATALOG, *(str(table) for (table,) in tables)):
         connection.execute(f'create temp table "{name}" (queue_name pg_catalog.text)'.encode())
     for name in TYPES:
-        connection.execute(
-            f'create domain pg_temp."{name}" as pg_catalog.int4 check (public.counted())'.encode()
-        )
+        connection.execute(DOMAIN.format("pg_temp", name).encode())
 
 
 @pytest.fixture
