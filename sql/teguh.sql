@@ -8,73 +8,73 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  589  00_install.sql
---  637  01_version.sql: What the schema is, and its version
---  644    version
---  656  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  658    current_time
---  677    _after
---  692    _micros
---  703  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  735    _random_bytes
---  754    _make_uuidv7
---  777    portable_uuidv7
---  807    uuidv7_timestamp
---  833    _task_id
---  858    _run_id
---  873    _run_task
---  884    _run_number
---  898  12_types.sql: The composite types that functions pass to each other
---  903    _gap (type)
---  911    _late (type)
---  918    _timer (type)
---  925    _tally (type)
---  936    _picked (type)
---  948    _spawn (type)
---  973    _cron (type)
---  987    _filter (type)
--- 1002    job (type)
--- 1018    _shift (type)
--- 1065  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
--- 1067    _check_keys
--- 1100    _number_option
--- 1135    _integer_option
--- 1151    _whole_option
--- 1178    _text_option
--- 1204    _flag_option
--- 1226    _present
--- 1237    _name_option
--- 1254    _uuid_option
--- 1281    _tags_option
--- 1310    _check_name
--- 1337    _check_seconds
--- 1365    _check_isolation
--- 1384    _buckets_option
--- 1422    _check_policy
--- 1472    _check_spawn
--- 1519    _read_spawn_options
--- 1596    _time_option
--- 1617    _moment_option
--- 1649    _read_time_options
--- 1688    _unique_option
--- 1742    _inherit
--- 1772    _check_cancellation
--- 1789  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1792    _check_retry_strategy
--- 1830    _backoff
--- 1883    _fraction
--- 1894  20_tables.sql: Queues and the policy of each
--- 1896    queues (table)
--- 1929    grants (table)
--- 1943    limits (table)
--- 1964    pauses (table)
--- 1976    starts (table)
--- 1991    wanted (table)
--- 2003    schedules (table)
--- 2047    workflow_runs (table)
--- 2074    workflow_tallies (table)
--- 2094    handlers (table)
--- 2110    vouchers (table)
+--  590  00_install.sql
+--  638  01_version.sql: What the schema is, and its version
+--  645    version
+--  657  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  659    current_time
+--  678    _after
+--  693    _micros
+--  704  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  736    _random_bytes
+--  755    _make_uuidv7
+--  778    portable_uuidv7
+--  808    uuidv7_timestamp
+--  834    _task_id
+--  859    _run_id
+--  874    _run_task
+--  885    _run_number
+--  899  12_types.sql: The composite types that functions pass to each other
+--  904    _gap (type)
+--  912    _late (type)
+--  919    _timer (type)
+--  926    _tally (type)
+--  937    _picked (type)
+--  949    _spawn (type)
+--  974    _cron (type)
+--  988    _filter (type)
+-- 1003    job (type)
+-- 1019    _shift (type)
+-- 1066  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+-- 1068    _check_keys
+-- 1101    _number_option
+-- 1136    _integer_option
+-- 1152    _whole_option
+-- 1179    _text_option
+-- 1205    _flag_option
+-- 1227    _present
+-- 1238    _name_option
+-- 1255    _uuid_option
+-- 1282    _tags_option
+-- 1311    _check_name
+-- 1338    _check_seconds
+-- 1366    _check_isolation
+-- 1385    _buckets_option
+-- 1423    _check_policy
+-- 1473    _check_spawn
+-- 1520    _read_spawn_options
+-- 1597    _time_option
+-- 1618    _moment_option
+-- 1650    _read_time_options
+-- 1689    _unique_option
+-- 1743    _inherit
+-- 1773    _check_cancellation
+-- 1790  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1793    _check_retry_strategy
+-- 1831    _backoff
+-- 1884    _fraction
+-- 1895  20_tables.sql: Queues and the policy of each
+-- 1897    queues (table)
+-- 1930    grants (table)
+-- 1944    limits (table)
+-- 1965    pauses (table)
+-- 1977    starts (table)
+-- 1992    wanted (table)
+-- 2004    schedules (table)
+-- 2048    workflow_runs (table)
+-- 2075    workflow_tallies (table)
+-- 2095    handlers (table)
+-- 2111    secrets (table)
 -- 2122    versions (table)
 -- 2137    t_template (table)
 -- 2251    g_template (table)
@@ -252,339 +252,340 @@
 -- 7296    _found_template
 -- 7353    _abide
 -- 7375    _queues_named
--- 7405    _vouch
--- 7428    _vouch_template
--- 7444    _check_named
--- 7476    _check_follows
--- 7493    _revouch
--- 7509    _check_spawner
--- 7533    spawn_task
--- 7598    spawn_tasks
--- 7645    _read_task
--- 7663  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7668    _hold_template
--- 7719    _own_template
--- 7739    _done_template
--- 7787    complete_run
--- 7810    _flush_template
--- 7892    _why_template
--- 7908    _read_runs
--- 7954    _explain_bad_run
--- 7979    complete_runs
--- 8004    _end_template
--- 8053    _lost_template
--- 8073    _file_template
--- 8099    _again_template
--- 8139    _queue_template
--- 8160    _fail_template
--- 8178    fail_run
--- 8202    _nap_template
--- 8231    schedule_run
--- 8261    _free_template
--- 8309    release_run
--- 8334    _keep_template
--- 8360    extend_claim
--- 8383  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 8388    _mark_template
--- 8410    _note_template
--- 8440    set_task_checkpoint_state
--- 8475    _recall_template
--- 8497    get_task_checkpoint_state
--- 8521    _list_template
--- 8550    get_task_checkpoint_states
--- 8576  43_events.sql: Wait for an event, or learn how the wait ended
--- 8583    _wait_template
--- 8655    _park_template
--- 8697    _check_event
--- 8716    await_event
--- 8753    _emit_template
--- 8816    emit_event
--- 8841  44_control.sql: Read a task, or raise TG003
--- 8843    _fetch_template
--- 8870    _stop_template
--- 8902    _act_template
--- 8924    _halt_template
--- 8940    cancel_task
--- 8962    _rerun_template
--- 9040    _forget_template
--- 9077    _redo_template
--- 9113    _renew_template
--- 9149    retry_task
--- 9199    _show_template
--- 9247    get_task_result
--- 9282  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 9289    _purge_template
--- 9319    _erase_template
--- 9373    _first_uuid
--- 9392    _sweep_template
--- 9432    _clean
--- 9466    cleanup_tasks
--- 9487    cleanup_events
--- 9508    cleanup_all_queues
--- 9543  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 9545    _cap_template
--- 9574    _write_limit
--- 9597    _read_limit
--- 9646    _check_limit_keys
--- 9668    set_limit
--- 9723    _usage_template
--- 9801    _overall_usage
--- 9845    limit_usage
--- 9878  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 9880    _pause_template
--- 9901    _halve_template
--- 9931    _check_only
--- 9954    pause_queue
--- 9990    resume_queue
--- 10016    get_queue_policy
--- 10040    set_queue_policy
--- 10058    list_namespaces
--- 10075  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 10078    _read_filter
--- 10114    _states_option
--- 10145    _read_cursor
--- 10164    _check_limit
--- 10188    _find_template
--- 10240    _seek_template
--- 10292    _page_template
--- 10370    _ended_template
--- 10407    _fit_template
--- 10448    _live_template
--- 10485    _hints_template
--- 10508    _hints0_template
--- 10550    _rows_template
--- 10601    list_tasks
--- 10648    _peek_template
--- 10706    get_task
--- 10762    _runs_template
--- 10815    list_runs
--- 10846    _past_template
--- 10922    _since_template
--- 10940    get_task_history
--- 10960    _held_template
--- 10992    list_workers
--- 11031    _read_place
--- 11050    _acts_template
--- 11076    list_actions
--- 11108  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 11110    _abort_template
--- 11147    cancel_tasks
--- 11184    _check_meant
--- 11206    _limit_option
--- 11219    _retake_template
--- 11257    requeue_task
--- 11282    _regain_template
--- 11317    requeue_tasks
--- 11356    list_dead_letters
--- 11400    _replay_template
--- 11441    replay_dead_letters
--- 11481    _bury_template
--- 11523    purge_dead_letters
--- 11553  49_stats.sql: When the first task that is ready became so; null if none is
--- 11555    _oldest_template
--- 11599    _elder0_template
--- 11635    _tenure_template
--- 11660    _is_wanted
--- 11677    _stat_template
--- 11723    queue_stats
--- 11778    _from
--- 11792    _tardy_template
--- 11823    _counters (view)
--- 11847    _gauge_template
--- 11901    _spans_template
--- 11954    metrics
--- 11992    _xmin_age
--- 12011    prometheus
--- 12070    _label_text
--- 12093    _schedule_problems
--- 12130    health
--- 12186  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 12191    _tick_template
--- 12216    _ticked (sequence)
--- 12222    _set_ticked
--- 12235    ticker
--- 12282    ticker_loop (procedure)
--- 12308  51_cron.sql: Whether pg_cron is installed in this database
--- 12310    _has_cron
--- 12320    _cron_has_seconds
--- 12339    _plan_cron
--- 12374    _work_option
--- 12407    _explain_no_cron
--- 12440    start
--- 12477    _unschedule
--- 12493    _is_ours
--- 12503    _drop_job
--- 12522    stop
--- 12542    _maintain
--- 12564    status
--- 12603  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 12607    _rights (view)
--- 12723    _allowed
--- 12768    _grant
--- 12787    _grant_again
--- 12803    _grant_queue
--- 12818    _check_grant
--- 12851    grant_access
--- 12887    revoke_access
--- 12942  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 12944    _refuse_schedule
--- 12961    _cron_value
--- 12975    _cron_field
--- 13036    _read_every
--- 13058    _read_schedule
--- 13133    _cron_time
--- 13171    _cron_reading
--- 13210    _clock
--- 13219    _clock_reads
--- 13255    _clock_set
--- 13283    _cron_passing
--- 13321    _cron_next
--- 13361    _check_timezone
--- 13390    next_fire_time
--- 13426  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 13439    _planning_number
--- 13449    _replan_template
--- 13463    _agenda_template
--- 13480    _future_template
--- 13508    _strike_template
--- 13564    _chime_template
--- 13620    _undone_template
--- 13639    _planned_after
--- 13658    _due_times
--- 13708    _spawn_scheduled
--- 13753    _check_task_options
--- 13783    _word_option
--- 13805    _draw_schedule
--- 13844    _schedule_options
--- 13859    _miss_schedule
--- 13875    _scheduled_in
--- 13896    _grasp_template
--- 13923    _enroll_template
--- 13959    _redraw_template
--- 14009    create_schedule
--- 14053    _reform_template
--- 14083    update_schedule
--- 14115    _steer_template
--- 14158    pause_schedule
--- 14179    resume_schedule
--- 14199    drop_schedule
--- 14219    _launch_template
--- 14251    trigger_schedule
--- 14273    _diary_template
--- 14309    get_schedule
--- 14344    list_schedules
--- 14386  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 14391    _links_option
--- 14434    _read_link
--- 14476    _trail_template
--- 14523    _linked_template
--- 14555    _ensue_template
--- 14598    _undoings
--- 14626    _undo_template
--- 14667    _repent_template
--- 14707    add_compensation
--- 14747    _repeat_template
--- 14777    _blank_template
--- 14815    repeat_run
--- 14841  63_children.sql: Children: tasks that a step spawns and may wait for
--- 14850    _brood_template
--- 14880    _bind_template
--- 14912    _read_child
--- 14961    _child_queues
--- 14987    _birth
--- 15011    spawn_children
--- 15096    _cancel_option
--- 15119    _answer
--- 15139    _report_template
--- 15175    _tell_template
--- 15190    _judge_template
--- 15226    _ripe_template
--- 15253    _gather_template
--- 15318    _rally_template
--- 15395    _crop_template
--- 15446    _yield_template
--- 15467    _dismiss
--- 15488    _ditch_template
--- 15533    _perish_template
--- 15552    _orphan_template
--- 15567    await_children
--- 15624  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
--- 15631    _refuse_run
--- 15647    _read_run
--- 15667    create_workflow_run
--- 15725    update_workflow_run
--- 15756    _is_own
--- 15769    _flow_template
--- 15802    _score_template
--- 15839    _recorded_run
--- 15850    _recorded_tallies
--- 15862    _flows
--- 15896    _survey
--- 15952    get_workflow_run
--- 16002    _is_alike
--- 16017    _recorded_runs
--- 16052    _status_option
--- 16083    list_workflow_runs
--- 16167    _member_template
--- 16200    _members
--- 16235    get_workflow_tree
--- 16311    _used_template
--- 16328    _needed_runs
--- 16360    _merge_tallies
--- 16383    cleanup_workflow_runs
--- 16458  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
--- 16462    _word
--- 16476    _check_attributes
--- 16513    _attributes_option
--- 16530    _pinned_template
--- 16549    _pin_template
--- 16580    set_attributes
--- 16609    _told_template
--- 16622    get_attributes
--- 16640  66_messages.sql: Messages: a mailbox per task
--- 16647    _shut_template
--- 16690    _post_template
--- 16739    send_message
--- 16780    _hear_template
--- 16847    receive_message
--- 16885    _unhear_template
--- 16906    _tidy_template
--- 16933    _inbox_template
--- 16959    list_messages
--- 16981  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
--- 16992    _resolve_function
--- 17048    _hire_template
--- 17070    register_handler
--- 17094    unregister_handler
--- 17113    _staff_template
--- 17134    list_handlers
--- 17170    _number_step
--- 17201    _order
--- 17217    step
--- 17251    _doze
--- 17268    sleep_for
--- 17289    sleep_until
--- 17312    await
--- 17346    receive
--- 17378    children
--- 17414  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
--- 17426    _crew
--- 17474    _steps_given
--- 17501    _claim_batch
--- 17544    _grip_template
--- 17560    _begin_pass
--- 17586    _read_error
--- 17615    _carry_out
--- 17695    _run_pass (procedure)
--- 17726    _step_call
--- 17754    _obey (procedure)
--- 17792    _begin_shift
--- 17829    _begin_round
--- 17849    _leave_round
--- 17884    _handler_of
--- 17898    _advance (procedure)
--- 17923    work (procedure)
--- 17974  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 7406    _voucher
+-- 7419    _vouch
+-- 7436    _vouch_template
+-- 7452    _check_named
+-- 7480    _check_follows
+-- 7497    _revouch
+-- 7513    _check_spawner
+-- 7537    spawn_task
+-- 7602    spawn_tasks
+-- 7649    _read_task
+-- 7667  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7672    _hold_template
+-- 7723    _own_template
+-- 7743    _done_template
+-- 7791    complete_run
+-- 7814    _flush_template
+-- 7896    _why_template
+-- 7912    _read_runs
+-- 7958    _explain_bad_run
+-- 7983    complete_runs
+-- 8008    _end_template
+-- 8057    _lost_template
+-- 8077    _file_template
+-- 8103    _again_template
+-- 8143    _queue_template
+-- 8164    _fail_template
+-- 8182    fail_run
+-- 8206    _nap_template
+-- 8235    schedule_run
+-- 8265    _free_template
+-- 8313    release_run
+-- 8338    _keep_template
+-- 8364    extend_claim
+-- 8387  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 8392    _mark_template
+-- 8414    _note_template
+-- 8444    set_task_checkpoint_state
+-- 8479    _recall_template
+-- 8501    get_task_checkpoint_state
+-- 8525    _list_template
+-- 8554    get_task_checkpoint_states
+-- 8580  43_events.sql: Wait for an event, or learn how the wait ended
+-- 8587    _wait_template
+-- 8659    _park_template
+-- 8701    _check_event
+-- 8720    await_event
+-- 8757    _emit_template
+-- 8820    emit_event
+-- 8845  44_control.sql: Read a task, or raise TG003
+-- 8847    _fetch_template
+-- 8874    _stop_template
+-- 8906    _act_template
+-- 8928    _halt_template
+-- 8944    cancel_task
+-- 8966    _rerun_template
+-- 9044    _forget_template
+-- 9081    _redo_template
+-- 9117    _renew_template
+-- 9153    retry_task
+-- 9203    _show_template
+-- 9251    get_task_result
+-- 9286  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 9293    _purge_template
+-- 9323    _erase_template
+-- 9377    _first_uuid
+-- 9396    _sweep_template
+-- 9436    _clean
+-- 9470    cleanup_tasks
+-- 9491    cleanup_events
+-- 9512    cleanup_all_queues
+-- 9547  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 9549    _cap_template
+-- 9578    _write_limit
+-- 9601    _read_limit
+-- 9650    _check_limit_keys
+-- 9672    set_limit
+-- 9727    _usage_template
+-- 9805    _overall_usage
+-- 9849    limit_usage
+-- 9882  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 9884    _pause_template
+-- 9905    _halve_template
+-- 9935    _check_only
+-- 9958    pause_queue
+-- 9994    resume_queue
+-- 10020    get_queue_policy
+-- 10044    set_queue_policy
+-- 10062    list_namespaces
+-- 10079  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 10082    _read_filter
+-- 10118    _states_option
+-- 10149    _read_cursor
+-- 10168    _check_limit
+-- 10192    _find_template
+-- 10244    _seek_template
+-- 10296    _page_template
+-- 10374    _ended_template
+-- 10411    _fit_template
+-- 10452    _live_template
+-- 10489    _hints_template
+-- 10512    _hints0_template
+-- 10554    _rows_template
+-- 10605    list_tasks
+-- 10652    _peek_template
+-- 10710    get_task
+-- 10766    _runs_template
+-- 10819    list_runs
+-- 10850    _past_template
+-- 10926    _since_template
+-- 10944    get_task_history
+-- 10964    _held_template
+-- 10996    list_workers
+-- 11035    _read_place
+-- 11054    _acts_template
+-- 11080    list_actions
+-- 11112  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 11114    _abort_template
+-- 11151    cancel_tasks
+-- 11188    _check_meant
+-- 11210    _limit_option
+-- 11223    _retake_template
+-- 11261    requeue_task
+-- 11286    _regain_template
+-- 11321    requeue_tasks
+-- 11360    list_dead_letters
+-- 11404    _replay_template
+-- 11445    replay_dead_letters
+-- 11485    _bury_template
+-- 11527    purge_dead_letters
+-- 11557  49_stats.sql: When the first task that is ready became so; null if none is
+-- 11559    _oldest_template
+-- 11603    _elder0_template
+-- 11639    _tenure_template
+-- 11664    _is_wanted
+-- 11681    _stat_template
+-- 11727    queue_stats
+-- 11782    _from
+-- 11796    _tardy_template
+-- 11827    _counters (view)
+-- 11851    _gauge_template
+-- 11905    _spans_template
+-- 11958    metrics
+-- 11996    _xmin_age
+-- 12015    prometheus
+-- 12074    _label_text
+-- 12097    _schedule_problems
+-- 12134    health
+-- 12190  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 12195    _tick_template
+-- 12220    _ticked (sequence)
+-- 12226    _set_ticked
+-- 12239    ticker
+-- 12286    ticker_loop (procedure)
+-- 12312  51_cron.sql: Whether pg_cron is installed in this database
+-- 12314    _has_cron
+-- 12324    _cron_has_seconds
+-- 12343    _plan_cron
+-- 12378    _work_option
+-- 12411    _explain_no_cron
+-- 12444    start
+-- 12481    _unschedule
+-- 12497    _is_ours
+-- 12507    _drop_job
+-- 12526    stop
+-- 12546    _maintain
+-- 12568    status
+-- 12607  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 12611    _rights (view)
+-- 12727    _allowed
+-- 12772    _grant
+-- 12791    _grant_again
+-- 12807    _grant_queue
+-- 12822    _check_grant
+-- 12855    grant_access
+-- 12891    revoke_access
+-- 12946  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 12948    _refuse_schedule
+-- 12965    _cron_value
+-- 12979    _cron_field
+-- 13040    _read_every
+-- 13062    _read_schedule
+-- 13137    _cron_time
+-- 13175    _cron_reading
+-- 13214    _clock
+-- 13223    _clock_reads
+-- 13259    _clock_set
+-- 13287    _cron_passing
+-- 13325    _cron_next
+-- 13365    _check_timezone
+-- 13394    next_fire_time
+-- 13430  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 13443    _planning_number
+-- 13453    _replan_template
+-- 13467    _agenda_template
+-- 13484    _future_template
+-- 13512    _strike_template
+-- 13568    _chime_template
+-- 13624    _undone_template
+-- 13643    _planned_after
+-- 13662    _due_times
+-- 13712    _spawn_scheduled
+-- 13757    _check_task_options
+-- 13787    _word_option
+-- 13809    _draw_schedule
+-- 13848    _schedule_options
+-- 13863    _miss_schedule
+-- 13879    _scheduled_in
+-- 13900    _grasp_template
+-- 13927    _enroll_template
+-- 13963    _redraw_template
+-- 14013    create_schedule
+-- 14057    _reform_template
+-- 14087    update_schedule
+-- 14119    _steer_template
+-- 14162    pause_schedule
+-- 14183    resume_schedule
+-- 14203    drop_schedule
+-- 14223    _launch_template
+-- 14255    trigger_schedule
+-- 14277    _diary_template
+-- 14313    get_schedule
+-- 14348    list_schedules
+-- 14390  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 14395    _links_option
+-- 14438    _read_link
+-- 14480    _trail_template
+-- 14527    _linked_template
+-- 14559    _ensue_template
+-- 14602    _undoings
+-- 14630    _undo_template
+-- 14671    _repent_template
+-- 14711    add_compensation
+-- 14751    _repeat_template
+-- 14781    _blank_template
+-- 14819    repeat_run
+-- 14845  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 14854    _brood_template
+-- 14884    _bind_template
+-- 14916    _read_child
+-- 14965    _child_queues
+-- 14991    _birth
+-- 15015    spawn_children
+-- 15100    _cancel_option
+-- 15123    _answer
+-- 15143    _report_template
+-- 15179    _tell_template
+-- 15194    _judge_template
+-- 15230    _ripe_template
+-- 15257    _gather_template
+-- 15322    _rally_template
+-- 15399    _crop_template
+-- 15450    _yield_template
+-- 15471    _dismiss
+-- 15492    _ditch_template
+-- 15537    _perish_template
+-- 15556    _orphan_template
+-- 15571    await_children
+-- 15628  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
+-- 15635    _refuse_run
+-- 15651    _read_run
+-- 15671    create_workflow_run
+-- 15729    update_workflow_run
+-- 15760    _is_own
+-- 15773    _flow_template
+-- 15806    _score_template
+-- 15843    _recorded_run
+-- 15854    _recorded_tallies
+-- 15866    _flows
+-- 15900    _survey
+-- 15956    get_workflow_run
+-- 16006    _is_alike
+-- 16021    _recorded_runs
+-- 16056    _status_option
+-- 16087    list_workflow_runs
+-- 16171    _member_template
+-- 16204    _members
+-- 16239    get_workflow_tree
+-- 16315    _used_template
+-- 16332    _needed_runs
+-- 16364    _merge_tallies
+-- 16387    cleanup_workflow_runs
+-- 16462  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
+-- 16466    _word
+-- 16480    _check_attributes
+-- 16517    _attributes_option
+-- 16534    _pinned_template
+-- 16553    _pin_template
+-- 16584    set_attributes
+-- 16613    _told_template
+-- 16626    get_attributes
+-- 16644  66_messages.sql: Messages: a mailbox per task
+-- 16651    _shut_template
+-- 16694    _post_template
+-- 16743    send_message
+-- 16784    _hear_template
+-- 16851    receive_message
+-- 16889    _unhear_template
+-- 16910    _tidy_template
+-- 16937    _inbox_template
+-- 16963    list_messages
+-- 16985  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
+-- 16996    _resolve_function
+-- 17052    _hire_template
+-- 17074    register_handler
+-- 17098    unregister_handler
+-- 17117    _staff_template
+-- 17138    list_handlers
+-- 17174    _number_step
+-- 17205    _order
+-- 17221    step
+-- 17255    _doze
+-- 17272    sleep_for
+-- 17293    sleep_until
+-- 17316    await
+-- 17350    receive
+-- 17382    children
+-- 17418  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
+-- 17430    _crew
+-- 17478    _steps_given
+-- 17505    _claim_batch
+-- 17548    _grip_template
+-- 17564    _begin_pass
+-- 17590    _read_error
+-- 17619    _carry_out
+-- 17699    _run_pass (procedure)
+-- 17730    _step_call
+-- 17758    _obey (procedure)
+-- 17796    _begin_shift
+-- 17833    _begin_round
+-- 17853    _leave_round
+-- 17888    _handler_of
+-- 17902    _advance (procedure)
+-- 17927    work (procedure)
+-- 17978  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -2106,17 +2107,16 @@ comment on column teguh.handlers.task_name is
 comment on column teguh.handlers.function_name is
   'Its schema and name, quoted where needed. It takes a teguh.job.';
 
--- Where the caller of a transaction may have tasks spawned.
-create table if not exists teguh.vouchers (
-  xid        xid8        not null,
-  begun_at   timestamptz not null,
-  queue_name text        not null,
-  constraint vouchers_pkey primary key (xid, queue_name)
+-- What nobody but the owner of this schema knows.
+create table if not exists teguh.secrets (
+  secret text not null
 );
+insert into teguh.secrets (secret)
+select gen_random_uuid()::text || gen_random_uuid()::text
+where not exists (select from teguh.secrets);
 
-comment on table teguh.vouchers is
-  'Queues that a running transaction may name in what it stores: its role may spawn there. Rows '
-  'of transactions that are over mean nothing, and are deleted by the next.';
+comment on table teguh.secrets is
+  'One row, made at random: with it is sealed which queues a transaction may name (_voucher).';
 
 -- Which versions this schema has had.
 create table if not exists teguh.versions (
@@ -7401,26 +7401,34 @@ as $$
   where n.one ->> 'queue_name' is not null;
 $$;
 
--- Note that this transaction may name a queue.  For those who own teguh, and its functions.
+-- What proves that this transaction may name a queue.  Only the owner of teguh, and its functions,
+-- can read what it is made of.
+create or replace function teguh._voucher(p_queue_name text)
+  returns text
+  language sql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+  select encode(
+    sha256(convert_to(concat_ws('/', pg_current_xact_id(), p_queue_name, s.secret), 'UTF8')), 'hex'
+  )
+  from teguh.secrets as s;
+$$;
+
+-- Note that this transaction may name a queue: among its settings, which leave no dead rows.
 create or replace function teguh._vouch(p_queue_name text)
   returns void
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_known   text := coalesce(current_setting('teguh.vouched', true), '');
+  v_voucher text := teguh._voucher(p_queue_name);
 begin
-  delete from teguh.vouchers as v
-  where (v.xid, v.queue_name) in (
-    select o.xid, o.queue_name
-    from teguh.vouchers as o
-    where o.xid < pg_snapshot_xmin(pg_current_snapshot())
-    order by o.xid, o.queue_name
-    limit 10
-    for update skip locked
-  );
-  insert into teguh.vouchers as v (xid, begun_at, queue_name)
-  values (pg_current_xact_id(), now(), p_queue_name)
-  on conflict do nothing;
+  if strpos(v_known, v_voucher) = 0 then
+    perform set_config('teguh.vouched', v_known || v_voucher, true);
+  end if;
 end;
 $$;
 
@@ -7452,13 +7460,9 @@ declare
     select u.name
     from unnest(p_names) as u(name)
     where u.name <> p_queue_name
-      and not exists (
-        select
-        from teguh.vouchers as v
-        where v.xid = pg_current_xact_id()
-          and v.begun_at = now()
-          and v.queue_name = u.name
-      )
+      and strpos(
+        coalesce(current_setting('teguh.vouched', true), ''), teguh._voucher(u.name)
+      ) = 0
     limit 1
   );
 begin

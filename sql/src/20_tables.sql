@@ -212,17 +212,16 @@ comment on column teguh.handlers.task_name is
 comment on column teguh.handlers.function_name is
   'Its schema and name, quoted where needed. It takes a teguh.job.';
 
--- Where the caller of a transaction may have tasks spawned.
-create table if not exists teguh.vouchers (
-  xid        xid8        not null,
-  begun_at   timestamptz not null,
-  queue_name text        not null,
-  constraint vouchers_pkey primary key (xid, queue_name)
+-- What nobody but the owner of this schema knows.
+create table if not exists teguh.secrets (
+  secret text not null
 );
+insert into teguh.secrets (secret)
+select gen_random_uuid()::text || gen_random_uuid()::text
+where not exists (select from teguh.secrets);
 
-comment on table teguh.vouchers is
-  'Queues that a running transaction may name in what it stores: its role may spawn there. Rows '
-  'of transactions that are over mean nothing, and are deleted by the next.';
+comment on table teguh.secrets is
+  'One row, made at random: with it is sealed which queues a transaction may name (_voucher).';
 
 -- Which versions this schema has had.
 create table if not exists teguh.versions (

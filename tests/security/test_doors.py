@@ -101,8 +101,17 @@ def test_vouching_is_for_those_who_may_spawn_there_and_for_one_transaction(
         "select teguh._new_own(jsonb_populate_record(null::teguh._spawn, %s))",
         spawn(links={"on_failure": FOLLOW}),
     )
-    conn.execute("select teguh._vouch('other')")
-    assert conn.execute("select count(*) from teguh.vouchers").fetchall() == [(1,)]
+    refused(guest, "select teguh._voucher('other')")
+    with guest.transaction():
+        guest.execute("select teguh._vouch_other()")
+        ((voucher,),) = guest.execute("select current_setting('teguh.vouched')").fetchall()
+    assert len(voucher) == 64
+    guest.execute("select set_config('teguh.vouched', %s, false)", (voucher,))
+    refused(
+        guest,
+        "select teguh._new_own(jsonb_populate_record(null::teguh._spawn, %s))",
+        spawn(links={"on_failure": FOLLOW}),
+    )
 
 
 def test_what_was_stored_with_the_right_goes_on_without_it(
