@@ -31,6 +31,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help all install uninstall dist demo test test-matrix test-installs test-chaos test-model \
+  test-exhaustion \
   absurd-npm bench bench-absurd bench-flat bench-inspect bench-limits bench-longpoll bench-peers \
   bench-schedules \
   sql check-generated docs site freeze lint lint-style lint-sql lint-bodies lint-safety \
@@ -79,6 +80,9 @@ test-chaos: $(VENV)/dev check-generated ## the long torture, TEGUH_CHAOS_SECONDS
 
 test-model: $(VENV)/dev check-generated ## the engine beside a model of it, at random, TEGUH_MODEL_STEPS=60
 	@TEGUH_MODEL_STEPS=$(TEGUH_MODEL_STEPS) $(PY) -m pytest tests/model --timeout 0 $(ARGS)
+
+test-exhaustion: $(VENV)/dev check-generated ## what gigabytes and hundred thousands cost, printed
+	@$(PY) -m pytest tests/security -m exhaustion -s --timeout 0 $(ARGS)
 
 absurd-npm: .cache/absurd-npm/made ## absurd's npm package, for its tests (skipped without npm)
 

@@ -1,6 +1,6 @@
 -- A worker knows its handlers, reads its options, and tells orders from errors.
 begin;
-select plan(56);
+select plan(57);
 
 -- Given
 create schema shop;
@@ -9,6 +9,7 @@ create function shop."Ship; it"(job teguh.job) returns jsonb language sql return
 create function shop.charge(jsonb) returns jsonb language sql return $1;
 create function shop.either(jsonb) returns jsonb language sql return $1;
 create function shop.either(teguh.job, jsonb) returns jsonb language sql return $2;
+create function shop.with_job(teguh.job, jsonb) returns jsonb language sql return $2;
 select teguh.create_queue('q');
 
 -- Then
@@ -59,7 +60,7 @@ select is(
   format('the step %s is called by: %s', n.name, n.call)
 )
 from (
-  values ('shop.charge', 'select shop.charge($1)'), ('shop.either', 'select shop.either($2, $1)')
+  values ('shop.charge', 'select shop.charge($1)'), ('shop.with_job', 'select shop.with_job($2, $1)')
 ) as n(name, call);
 select throws_ok(
   format($$ select teguh._step_call(jsonb_build_object('function', %L)) $$, n.name), n.state, null,
@@ -67,7 +68,8 @@ select throws_ok(
 )
 from (
   values
-    ('shop.order', '42883'), ('shop.nothing', '42883'), ('charge', 'TG005'), (null, 'TG005'),
+    ('shop.either', 'TG005'), ('shop.order', '42883'), ('shop.nothing', '42883'),
+    ('charge', 'TG005'), (null, 'TG005'),
     ('shop.charge($1), pg_sleep(1); --', 'TG005')
 ) as n(name, state);
 

@@ -8,583 +8,591 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  589  00_install.sql
---  637  01_version.sql: What the schema is, and its version
---  644    version
---  656  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  658    current_time
---  677    _after
---  692    _micros
---  703  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  719    _random_bytes
---  738    _make_uuidv7
---  761    portable_uuidv7
---  791    uuidv7_timestamp
---  817    _task_id
---  842    _run_id
---  857    _run_task
---  868    _run_number
---  882  12_types.sql: The composite types that functions pass to each other
---  887    _gap (type)
---  895    _late (type)
---  902    _timer (type)
---  909    _tally (type)
---  920    _picked (type)
---  932    _spawn (type)
---  957    _cron (type)
---  971    _filter (type)
---  986    job (type)
--- 1002    _shift (type)
--- 1049  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
--- 1051    _check_keys
--- 1084    _number_option
--- 1119    _integer_option
--- 1135    _whole_option
--- 1162    _text_option
--- 1188    _flag_option
--- 1210    _present
--- 1221    _name_option
--- 1238    _uuid_option
--- 1265    _tags_option
--- 1294    _check_name
--- 1321    _check_seconds
--- 1349    _check_isolation
--- 1368    _buckets_option
--- 1406    _check_policy
--- 1456    _check_spawn
--- 1503    _read_spawn_options
--- 1580    _time_option
--- 1601    _moment_option
--- 1633    _read_time_options
--- 1672    _unique_option
--- 1726    _inherit
--- 1756    _check_cancellation
--- 1773  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1776    _check_retry_strategy
--- 1814    _backoff
--- 1867    _fraction
--- 1878  20_tables.sql: Queues and the policy of each
--- 1880    queues (table)
--- 1913    grants (table)
--- 1927    limits (table)
--- 1948    pauses (table)
--- 1960    starts (table)
--- 1975    wanted (table)
--- 1987    schedules (table)
--- 2031    workflow_runs (table)
--- 2058    workflow_tallies (table)
--- 2078    handlers (table)
--- 2094    versions (table)
--- 2109    t_template (table)
--- 2223    g_template (table)
--- 2235    v_template (table)
--- 2251    d_template (table)
--- 2265    p0_template (table)
--- 2278    p1_template (table)
--- 2323    l_template (table)
--- 2350    h_template (table)
--- 2370    k0_template (table)
--- 2383    k1_template (table)
--- 2412    n0_template (table)
--- 2423    n1_template (table)
--- 2439    n_template (table)
--- 2463    seq_template (sequence)
--- 2464    ring_template (sequence)
--- 2465    parked_template (sequence)
--- 2466    woken_template (sequence)
--- 2467    plan_template (sequence)
--- 2468    fired_template (sequence)
--- 2469    clock_template (sequence)
--- 2470    carry_template (sequence)
--- 2471    round_template (sequence)
--- 2472    agenda_template (sequence)
--- 2497    r_template (table)
--- 2514    a_template (table)
--- 2540    c_template (table)
--- 2556    e_template (table)
--- 2575    u_template (table)
--- 2588    j_template (table)
--- 2611    f_template (table)
--- 2624    m_template (table)
--- 2649    w_template (table)
--- 2664  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2667    validate_queue_name
--- 2709    _policy
--- 2753    _call
--- 2767    _template_ddl (view)
--- 2852    _stamp
--- 2864    _stamp_queues
--- 2892    _stamp_relation
--- 2932    _stamp_function
--- 2965    _function
--- 2977    _signature
--- 2988    _leave_extension
--- 3014    _lock_number
--- 3024    _share_queue
--- 3037    _may
--- 3053    _each_queue
--- 3075    _init_template
--- 3106    _hush_template
--- 3127    _beyond
--- 3136    create_queue
--- 3202    _refuse_busy
--- 3219    _reach_queue
--- 3235    drop_queue
--- 3265    _drop_all
--- 3322    list_queues
--- 3346  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 3355    _push_template
--- 3396    _fill
--- 3416    _add0_template
--- 3483    _back0_template
--- 3501  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3506    _claim0_template
--- 3578    _pick0_template
--- 3661    _limits_template
--- 3702    _move0_template
--- 3764    _open_xids
--- 3784    _next0_template
--- 3813    _many0_template
--- 3842    _stuck0_template
--- 3880    _trim0_template
--- 3921    _bring_template
--- 3953    _take_template
--- 4034    _known_template
--- 4054    _paused_until
--- 4067    claim_task
--- 4128    _next_template
--- 4170    _soon0_template
--- 4228    next_due
--- 4253  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 4266    _due0_template
--- 4344    _last0_template
--- 4369    _any0_template
--- 4396    _miss0_template
--- 4432    _pass0_template
--- 4478    _fire_template
--- 4539    _expire_template
--- 4610    _timeout_reason
--- 4629    _over_template
--- 4651    _close_template
--- 4681    _follow_template
--- 4714  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4716    _segment_bytes
--- 4737    _turn_template
--- 4769    _turn0_template
--- 4807    _spent0_template
--- 4821    _dry0_template
--- 4848    _left0_template
--- 4879    _carry0_template
--- 4923  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4929    _remake_template
--- 4987    _alive_template
--- 5041    _home
--- 5054    _settle_template
--- 5076    rebuild_dispatch
--- 5113    _recap_template
--- 5144  35_tally.sql: The letter by which tallies know where a task stands
--- 5146    _letter
--- 5165    _letters
--- 5177    _bound
--- 5197    _tally_template
--- 5222    _reckon_template
--- 5249    _finish_template
--- 5277    _moved_template
--- 5308    _sum0_template
--- 5344    _noted0_template
--- 5379    _bank0_template
--- 5399    _census_template
--- 5421    _count_template
--- 5443  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5453    _gate_number
--- 5464    _enter_gate
--- 5486    _limit_of
--- 5504    _rule_template
--- 5530    _reign_template
--- 5544    _enrol_template
--- 5571    _going_template
--- 5587    _busy_template
--- 5603    _everywhere_busy
--- 5629    _closed_until
--- 5649    _is_fresh
--- 5664    _is_limited
--- 5675    _started
--- 5692    _left_over
--- 5713    _slots_template
--- 5763    _vacate_template
--- 5826    _unbar_template
--- 5855    _intake_template
--- 5876    _sift0_template
--- 5963    _line_template
--- 6023    _keys_template
--- 6077    _admit_template
--- 6140    _spare_template
--- 6162    _choose_template
--- 6208    _named_template
--- 6235    _weed_template
--- 6271    _cull_template
--- 6302    _seize_template
--- 6377    _quit_template
--- 6405    _occupy_template
--- 6445    _chance_template
--- 6475    _align_template
--- 6520  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 6523    _want_template
--- 6557    _names_option
--- 6592    _order_queues
--- 6628    _remember_names
--- 6648    claim_any
--- 6725    _check_order
--- 6742  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6747    _put_template
--- 6815    _enlist_template
--- 6858    _new_template
--- 6915    _tag_template
--- 6933    _room_template
--- 6960    _shed_template
--- 7002    _first0_template
--- 7043    _once_template
--- 7091    _blocks
--- 7118    _meet_template
--- 7152    _swap_template
--- 7213    _series_template
--- 7250    _found_template
--- 7307    _abide
--- 7329    _check_spawner
--- 7349    spawn_task
--- 7414    spawn_tasks
--- 7461    _read_task
--- 7479  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7484    _hold_template
--- 7506    _deny_template
--- 7546    _own_template
--- 7566    _done_template
--- 7614    complete_run
--- 7637    _flush_template
--- 7720    _why_template
--- 7743    _read_runs
--- 7789    _explain_bad_run
--- 7814    complete_runs
--- 7839    _end_template
--- 7888    _lost_template
--- 7908    _file_template
--- 7934    _again_template
--- 7974    _queue_template
--- 7995    _fail_template
--- 8013    fail_run
--- 8037    _nap_template
--- 8066    schedule_run
--- 8096    _free_template
--- 8144    release_run
--- 8169    _keep_template
--- 8195    extend_claim
--- 8218  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 8223    _mark_template
--- 8245    _note_template
--- 8275    set_task_checkpoint_state
--- 8310    _recall_template
--- 8332    get_task_checkpoint_state
--- 8356    _list_template
--- 8385    get_task_checkpoint_states
--- 8411  43_events.sql: Wait for an event, or learn how the wait ended
--- 8418    _wait_template
--- 8490    _park_template
--- 8532    _check_event
--- 8551    await_event
--- 8588    _emit_template
--- 8651    emit_event
--- 8677    _read_event_cursor
--- 8715    _meant_template
--- 8768    _leaf_template
--- 8821    _sought_template
--- 8837    _news_template
--- 8890    list_events
--- 8948  44_control.sql: Read a task, or raise TG003
--- 8950    _fetch_template
--- 8977    _stop_template
--- 9009    _act_template
--- 9031    _halt_template
--- 9047    cancel_task
--- 9069    _rerun_template
--- 9144    _forget_template
--- 9181    _redo_template
--- 9217    _renew_template
--- 9253    retry_task
--- 9303    _show_template
--- 9351    get_task_result
--- 9386  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 9393    _purge_template
--- 9423    _erase_template
--- 9477    _first_uuid
--- 9496    _sweep_template
--- 9536    _clean
--- 9570    cleanup_tasks
--- 9591    cleanup_events
--- 9612    cleanup_all_queues
--- 9647  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 9649    _cap_template
--- 9678    _write_limit
--- 9701    _read_limit
--- 9750    _check_limit_keys
--- 9772    set_limit
--- 9827    _usage_template
--- 9905    _overall_usage
--- 9949    limit_usage
--- 9982  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 9984    _pause_template
--- 10005    _halve_template
--- 10035    _check_only
--- 10058    pause_queue
--- 10094    resume_queue
--- 10120    get_queue_policy
--- 10144    set_queue_policy
--- 10162    list_namespaces
--- 10179  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 10182    _read_filter
--- 10218    _states_option
--- 10249    _read_cursor
--- 10268    _check_limit
--- 10292    _find_template
--- 10344    _seek_template
--- 10396    _page_template
--- 10474    _ended_template
--- 10511    _fit_template
--- 10552    _live_template
--- 10589    _hints_template
--- 10612    _hints0_template
--- 10654    _rows_template
--- 10705    list_tasks
--- 10752    _peek_template
--- 10810    get_task
--- 10866    _runs_template
--- 10919    list_runs
--- 10950    _past_template
--- 11026    _since_template
--- 11044    get_task_history
--- 11064    _held_template
--- 11096    list_workers
--- 11135    _read_place
--- 11154    _acts_template
--- 11180    list_actions
--- 11212  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 11214    _abort_template
--- 11251    cancel_tasks
--- 11288    _check_meant
--- 11310    _limit_option
--- 11323    _retake_template
--- 11361    requeue_task
--- 11386    _regain_template
--- 11421    requeue_tasks
--- 11460    list_dead_letters
--- 11504    _replay_template
--- 11545    replay_dead_letters
--- 11585    _bury_template
--- 11627    purge_dead_letters
--- 11657  49_stats.sql: When the first task that is ready became so; null if none is
--- 11659    _oldest_template
--- 11703    _elder0_template
--- 11739    _tenure_template
--- 11764    _is_wanted
--- 11781    _stat_template
--- 11827    queue_stats
--- 11882    _from
--- 11896    _tardy_template
--- 11927    _counters (view)
--- 11951    _gauge_template
--- 12005    _spans_template
--- 12058    metrics
--- 12096    _xmin_age
--- 12115    prometheus
--- 12174    _label_text
--- 12197    _schedule_problems
--- 12234    health
--- 12290  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 12295    _tick_template
--- 12320    _ticked (sequence)
--- 12326    _set_ticked
--- 12339    ticker
--- 12386    ticker_loop (procedure)
--- 12412  51_cron.sql: Whether pg_cron is installed in this database
--- 12414    _has_cron
--- 12424    _cron_has_seconds
--- 12443    _plan_cron
--- 12478    _work_option
--- 12511    _explain_no_cron
--- 12544    start
--- 12581    _unschedule
--- 12597    _is_ours
--- 12607    _drop_job
--- 12626    stop
--- 12646    _maintain
--- 12668    status
--- 12707  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 12711    _rights (view)
--- 12826    _allowed
--- 12867    _grant
--- 12886    _grant_again
--- 12902    _grant_queue
--- 12917    _check_grant
--- 12950    grant_access
--- 12986    revoke_access
--- 13033  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 13035    _refuse_schedule
--- 13052    _cron_value
--- 13066    _cron_field
--- 13127    _read_every
--- 13149    _read_schedule
--- 13224    _cron_time
--- 13262    _cron_reading
--- 13301    _clock
--- 13310    _clock_reads
--- 13346    _clock_set
--- 13374    _cron_passing
--- 13412    _cron_next
--- 13452    _check_timezone
--- 13481    next_fire_time
--- 13517  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 13530    _planning_number
--- 13540    _replan_template
--- 13554    _agenda_template
--- 13571    _future_template
--- 13599    _strike_template
--- 13655    _chime_template
--- 13711    _undone_template
--- 13730    _planned_after
--- 13749    _due_times
--- 13799    _spawn_scheduled
--- 13844    _check_task_options
--- 13874    _word_option
--- 13896    _draw_schedule
--- 13935    _schedule_options
--- 13950    _miss_schedule
--- 13966    _scheduled_in
--- 13987    _grasp_template
--- 14014    _enroll_template
--- 14045    _redraw_template
--- 14095    create_schedule
--- 14139    _reform_template
--- 14165    update_schedule
--- 14188    _steer_template
--- 14231    pause_schedule
--- 14252    resume_schedule
--- 14272    drop_schedule
--- 14292    _launch_template
--- 14324    trigger_schedule
--- 14346    _diary_template
--- 14382    get_schedule
--- 14417    list_schedules
--- 14459  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 14464    _links_option
--- 14507    _read_link
--- 14549    _trail_template
--- 14595    _linked_template
--- 14627    _ensue_template
--- 14670    _undoings
--- 14697    _undo_template
--- 14731    _repent_template
--- 14767    add_compensation
--- 14807    _repeat_template
--- 14837    _blank_template
--- 14875    repeat_run
--- 14901  63_children.sql: Children: tasks that a step spawns and may wait for
--- 14910    _brood_template
--- 14940    _bind_template
--- 14971    _read_child
--- 15020    _child_queues
--- 15046    _birth
--- 15070    spawn_children
--- 15149    _cancel_option
--- 15172    _answer
--- 15190    _report_template
--- 15226    _tell_template
--- 15241    _judge_template
--- 15277    _ripe_template
--- 15304    _gather_template
--- 15369    _rally_template
--- 15446    _crop_template
--- 15492    _yield_template
--- 15513    _dismiss
--- 15534    _ditch_template
--- 15579    _perish_template
--- 15598    _orphan_template
--- 15613    await_children
--- 15670  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
--- 15677    _refuse_run
--- 15693    _read_run
--- 15713    create_workflow_run
--- 15771    update_workflow_run
--- 15802    _is_own
--- 15815    _flow_template
--- 15848    _score_template
--- 15885    _recorded_run
--- 15896    _recorded_tallies
--- 15908    _flows
--- 15942    _survey
--- 15998    get_workflow_run
--- 16048    _is_alike
--- 16063    _recorded_runs
--- 16098    _status_option
--- 16129    list_workflow_runs
--- 16213    _member_template
--- 16246    _members
--- 16281    get_workflow_tree
--- 16357    _used_template
--- 16374    _needed_runs
--- 16406    _merge_tallies
--- 16429    cleanup_workflow_runs
--- 16504  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
--- 16508    _word
--- 16522    _check_attributes
--- 16559    _attributes_option
--- 16576    _pinned_template
--- 16595    _pin_template
--- 16626    set_attributes
--- 16655    _told_template
--- 16668    get_attributes
--- 16686  66_messages.sql: Messages: a mailbox per task
--- 16693    _shut_template
--- 16736    _post_template
--- 16785    send_message
--- 16826    _hear_template
--- 16893    receive_message
--- 16931    _unhear_template
--- 16952    _tidy_template
--- 16979    _inbox_template
--- 17005    list_messages
--- 17027  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
--- 17038    _resolve_function
--- 17094    _hire_template
--- 17116    register_handler
--- 17140    unregister_handler
--- 17159    _staff_template
--- 17180    list_handlers
--- 17216    _number_step
--- 17247    _order
--- 17263    step
--- 17296    _doze
--- 17313    sleep_for
--- 17334    sleep_until
--- 17357    await
--- 17391    receive
--- 17423    children
--- 17459  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
--- 17471    _crew
--- 17518    _steps_given
--- 17539    _claim_batch
--- 17582    _grip_template
--- 17598    _begin_pass
--- 17624    _read_error
--- 17653    _carry_out
--- 17733    _run_pass (procedure)
--- 17764    _step_call
--- 17788    _obey (procedure)
--- 17826    _begin_shift
--- 17863    _begin_round
--- 17883    _leave_round
--- 17918    _handler_of
--- 17932    _advance (procedure)
--- 17957    work (procedure)
--- 18008  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  597  00_install.sql
+--  645  01_version.sql: What the schema is, and its version
+--  652    version
+--  664  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  666    current_time
+--  685    _after
+--  700    _micros
+--  711  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  743    _random_bytes
+--  762    _make_uuidv7
+--  785    portable_uuidv7
+--  815    uuidv7_timestamp
+--  841    _task_id
+--  866    _run_id
+--  881    _run_task
+--  892    _run_number
+--  906  12_types.sql: The composite types that functions pass to each other
+--  911    _gap (type)
+--  919    _late (type)
+--  926    _timer (type)
+--  933    _tally (type)
+--  944    _picked (type)
+--  956    _spawn (type)
+--  981    _cron (type)
+--  995    _filter (type)
+-- 1010    job (type)
+-- 1026    _shift (type)
+-- 1073  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+-- 1075    _check_keys
+-- 1108    _number_option
+-- 1143    _integer_option
+-- 1159    _whole_option
+-- 1186    _text_option
+-- 1212    _flag_option
+-- 1234    _present
+-- 1245    _name_option
+-- 1262    _uuid_option
+-- 1289    _tags_option
+-- 1318    _check_name
+-- 1345    _check_seconds
+-- 1373    _check_isolation
+-- 1392    _buckets_option
+-- 1430    _check_policy
+-- 1480    _check_spawn
+-- 1527    _read_spawn_options
+-- 1604    _time_option
+-- 1625    _moment_option
+-- 1657    _read_time_options
+-- 1696    _unique_option
+-- 1750    _inherit
+-- 1780    _check_cancellation
+-- 1797  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1800    _check_retry_strategy
+-- 1838    _backoff
+-- 1891    _fraction
+-- 1902  20_tables.sql: Queues and the policy of each
+-- 1904    queues (table)
+-- 1937    grants (table)
+-- 1951    limits (table)
+-- 1972    pauses (table)
+-- 1984    starts (table)
+-- 1999    wanted (table)
+-- 2011    schedules (table)
+-- 2055    workflow_runs (table)
+-- 2082    workflow_tallies (table)
+-- 2102    handlers (table)
+-- 2118    secrets (table)
+-- 2129    versions (table)
+-- 2144    t_template (table)
+-- 2258    g_template (table)
+-- 2270    v_template (table)
+-- 2286    d_template (table)
+-- 2300    p0_template (table)
+-- 2313    p1_template (table)
+-- 2358    l_template (table)
+-- 2385    h_template (table)
+-- 2405    k0_template (table)
+-- 2418    k1_template (table)
+-- 2447    n0_template (table)
+-- 2458    n1_template (table)
+-- 2474    n_template (table)
+-- 2498    seq_template (sequence)
+-- 2499    ring_template (sequence)
+-- 2500    parked_template (sequence)
+-- 2501    woken_template (sequence)
+-- 2502    plan_template (sequence)
+-- 2503    fired_template (sequence)
+-- 2504    clock_template (sequence)
+-- 2505    carry_template (sequence)
+-- 2506    round_template (sequence)
+-- 2507    agenda_template (sequence)
+-- 2532    r_template (table)
+-- 2549    a_template (table)
+-- 2575    c_template (table)
+-- 2591    e_template (table)
+-- 2610    u_template (table)
+-- 2623    j_template (table)
+-- 2646    f_template (table)
+-- 2659    m_template (table)
+-- 2684    w_template (table)
+-- 2699  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2702    validate_queue_name
+-- 2744    _policy
+-- 2787    _call
+-- 2801    _template_ddl (view)
+-- 2886    _stamp
+-- 2898    _stamp_queues
+-- 2926    _stamp_relation
+-- 2966    _stamp_function
+-- 2999    _function
+-- 3011    _signature
+-- 3022    _leave_extension
+-- 3048    _lock_number
+-- 3058    _share_queue
+-- 3071    _may
+-- 3087    _each_queue
+-- 3109    _init_template
+-- 3140    _hush_template
+-- 3161    _beyond
+-- 3170    create_queue
+-- 3236    _refuse_busy
+-- 3253    _reach_queue
+-- 3269    drop_queue
+-- 3299    _drop_all
+-- 3356    list_queues
+-- 3380  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 3389    _push_template
+-- 3430    _fill
+-- 3450    _add0_template
+-- 3517    _back0_template
+-- 3535  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3540    _claim0_template
+-- 3612    _pick0_template
+-- 3695    _limits_template
+-- 3736    _move0_template
+-- 3798    _open_xids
+-- 3818    _next0_template
+-- 3847    _many0_template
+-- 3876    _stuck0_template
+-- 3914    _trim0_template
+-- 3955    _bring_template
+-- 3987    _take_template
+-- 4070    _known_template
+-- 4100    _paused_until
+-- 4113    claim_task
+-- 4174    _next_template
+-- 4216    _soon0_template
+-- 4274    next_due
+-- 4299  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 4312    _due0_template
+-- 4390    _last0_template
+-- 4415    _any0_template
+-- 4442    _miss0_template
+-- 4478    _pass0_template
+-- 4524    _fire_template
+-- 4585    _expire_template
+-- 4656    _timeout_reason
+-- 4675    _over_template
+-- 4697    _close_template
+-- 4727    _follow_template
+-- 4762  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4764    _segment_bytes
+-- 4785    _turn_template
+-- 4817    _turn0_template
+-- 4855    _spent0_template
+-- 4869    _dry0_template
+-- 4896    _left0_template
+-- 4927    _carry0_template
+-- 4971  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4977    _remake_template
+-- 5035    _alive_template
+-- 5089    _home
+-- 5102    _settle_template
+-- 5124    rebuild_dispatch
+-- 5161    _recap_template
+-- 5192  35_tally.sql: The letter by which tallies know where a task stands
+-- 5194    _letter
+-- 5213    _letters
+-- 5225    _bound
+-- 5245    _tally_template
+-- 5270    _reckon_template
+-- 5297    _finish_template
+-- 5325    _moved_template
+-- 5356    _sum0_template
+-- 5392    _noted0_template
+-- 5427    _bank0_template
+-- 5447    _census_template
+-- 5469    _count_template
+-- 5491  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5501    _gate_number
+-- 5512    _enter_gate
+-- 5534    _limit_of
+-- 5552    _rule_template
+-- 5578    _reign_template
+-- 5592    _enrol_template
+-- 5619    _going_template
+-- 5635    _busy_template
+-- 5651    _everywhere_busy
+-- 5677    _closed_until
+-- 5697    _is_fresh
+-- 5712    _is_limited
+-- 5723    _started
+-- 5740    _left_over
+-- 5761    _slots_template
+-- 5811    _vacate_template
+-- 5874    _unbar_template
+-- 5903    _intake_template
+-- 5924    _sift0_template
+-- 6011    _line_template
+-- 6071    _keys_template
+-- 6125    _admit_template
+-- 6188    _spare_template
+-- 6210    _choose_template
+-- 6256    _named_template
+-- 6283    _weed_template
+-- 6319    _cull_template
+-- 6350    _seize_template
+-- 6425    _quit_template
+-- 6453    _occupy_template
+-- 6493    _chance_template
+-- 6523    _align_template
+-- 6568  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6571    _want_template
+-- 6605    _names_option
+-- 6640    _order_queues
+-- 6676    _remember_names
+-- 6696    claim_any
+-- 6773    _check_order
+-- 6790  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6795    _put_template
+-- 6866    _enlist_template
+-- 6909    _new_template
+-- 6969    _tag_template
+-- 6987    _room_template
+-- 7014    _shed_template
+-- 7056    _first0_template
+-- 7097    _once_template
+-- 7146    _blocks
+-- 7173    _meet_template
+-- 7207    _swap_template
+-- 7268    _series_template
+-- 7305    _found_template
+-- 7362    _abide
+-- 7384    _queues_named
+-- 7415    _voucher
+-- 7428    _vouch
+-- 7445    _vouch_template
+-- 7461    _check_named
+-- 7489    _check_follows
+-- 7506    _revouch
+-- 7522    _check_spawner
+-- 7546    spawn_task
+-- 7611    spawn_tasks
+-- 7658    _read_task
+-- 7676  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7681    _hold_template
+-- 7703    _deny_template
+-- 7743    _own_template
+-- 7763    _done_template
+-- 7811    complete_run
+-- 7834    _flush_template
+-- 7917    _why_template
+-- 7940    _read_runs
+-- 7986    _explain_bad_run
+-- 8011    complete_runs
+-- 8036    _end_template
+-- 8085    _lost_template
+-- 8105    _file_template
+-- 8131    _again_template
+-- 8171    _queue_template
+-- 8192    _fail_template
+-- 8210    fail_run
+-- 8234    _nap_template
+-- 8263    schedule_run
+-- 8293    _free_template
+-- 8341    release_run
+-- 8366    _keep_template
+-- 8392    extend_claim
+-- 8415  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 8420    _mark_template
+-- 8442    _note_template
+-- 8472    set_task_checkpoint_state
+-- 8507    _recall_template
+-- 8529    get_task_checkpoint_state
+-- 8553    _list_template
+-- 8582    get_task_checkpoint_states
+-- 8608  43_events.sql: Wait for an event, or learn how the wait ended
+-- 8615    _wait_template
+-- 8687    _park_template
+-- 8729    _check_event
+-- 8748    await_event
+-- 8785    _emit_template
+-- 8848    emit_event
+-- 8874    _read_event_cursor
+-- 8912    _meant_template
+-- 8965    _leaf_template
+-- 9018    _sought_template
+-- 9034    _news_template
+-- 9087    list_events
+-- 9145  44_control.sql: Read a task, or raise TG003
+-- 9147    _fetch_template
+-- 9174    _stop_template
+-- 9206    _act_template
+-- 9228    _halt_template
+-- 9244    cancel_task
+-- 9266    _rerun_template
+-- 9344    _forget_template
+-- 9381    _redo_template
+-- 9417    _renew_template
+-- 9453    retry_task
+-- 9503    _show_template
+-- 9551    get_task_result
+-- 9586  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 9593    _purge_template
+-- 9623    _erase_template
+-- 9677    _first_uuid
+-- 9696    _sweep_template
+-- 9736    _clean
+-- 9770    cleanup_tasks
+-- 9791    cleanup_events
+-- 9812    cleanup_all_queues
+-- 9847  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 9849    _cap_template
+-- 9878    _write_limit
+-- 9901    _read_limit
+-- 9950    _check_limit_keys
+-- 9972    set_limit
+-- 10027    _usage_template
+-- 10105    _overall_usage
+-- 10149    limit_usage
+-- 10182  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 10184    _pause_template
+-- 10205    _halve_template
+-- 10235    _check_only
+-- 10258    pause_queue
+-- 10294    resume_queue
+-- 10320    get_queue_policy
+-- 10344    set_queue_policy
+-- 10362    list_namespaces
+-- 10379  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 10382    _read_filter
+-- 10418    _states_option
+-- 10449    _read_cursor
+-- 10468    _check_limit
+-- 10492    _find_template
+-- 10544    _seek_template
+-- 10596    _page_template
+-- 10674    _ended_template
+-- 10711    _fit_template
+-- 10752    _live_template
+-- 10789    _hints_template
+-- 10812    _hints0_template
+-- 10854    _rows_template
+-- 10905    list_tasks
+-- 10952    _peek_template
+-- 11010    get_task
+-- 11066    _runs_template
+-- 11119    list_runs
+-- 11150    _past_template
+-- 11226    _since_template
+-- 11244    get_task_history
+-- 11264    _held_template
+-- 11296    list_workers
+-- 11335    _read_place
+-- 11354    _acts_template
+-- 11380    list_actions
+-- 11412  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 11414    _abort_template
+-- 11451    cancel_tasks
+-- 11488    _check_meant
+-- 11510    _limit_option
+-- 11523    _retake_template
+-- 11561    requeue_task
+-- 11586    _regain_template
+-- 11621    requeue_tasks
+-- 11660    list_dead_letters
+-- 11704    _replay_template
+-- 11745    replay_dead_letters
+-- 11785    _bury_template
+-- 11827    purge_dead_letters
+-- 11857  49_stats.sql: When the first task that is ready became so; null if none is
+-- 11859    _oldest_template
+-- 11903    _elder0_template
+-- 11939    _tenure_template
+-- 11964    _is_wanted
+-- 11981    _stat_template
+-- 12027    queue_stats
+-- 12082    _from
+-- 12096    _tardy_template
+-- 12127    _counters (view)
+-- 12151    _gauge_template
+-- 12205    _spans_template
+-- 12258    metrics
+-- 12296    _xmin_age
+-- 12315    prometheus
+-- 12374    _label_text
+-- 12397    _schedule_problems
+-- 12434    health
+-- 12490  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 12495    _tick_template
+-- 12520    _ticked (sequence)
+-- 12526    _set_ticked
+-- 12539    ticker
+-- 12586    ticker_loop (procedure)
+-- 12612  51_cron.sql: Whether pg_cron is installed in this database
+-- 12614    _has_cron
+-- 12624    _cron_has_seconds
+-- 12643    _plan_cron
+-- 12678    _work_option
+-- 12711    _explain_no_cron
+-- 12744    start
+-- 12781    _unschedule
+-- 12797    _is_ours
+-- 12807    _drop_job
+-- 12826    stop
+-- 12846    _maintain
+-- 12868    status
+-- 12907  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 12911    _rights (view)
+-- 13028    _allowed
+-- 13073    _grant
+-- 13092    _grant_again
+-- 13108    _grant_queue
+-- 13123    _check_grant
+-- 13156    grant_access
+-- 13192    revoke_access
+-- 13247  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 13249    _refuse_schedule
+-- 13266    _cron_value
+-- 13280    _cron_field
+-- 13341    _read_every
+-- 13363    _read_schedule
+-- 13438    _cron_time
+-- 13476    _cron_reading
+-- 13515    _clock
+-- 13524    _clock_reads
+-- 13560    _clock_set
+-- 13588    _cron_passing
+-- 13626    _cron_next
+-- 13666    _check_timezone
+-- 13695    next_fire_time
+-- 13731  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 13744    _planning_number
+-- 13754    _replan_template
+-- 13768    _agenda_template
+-- 13785    _future_template
+-- 13813    _strike_template
+-- 13869    _chime_template
+-- 13925    _undone_template
+-- 13944    _planned_after
+-- 13963    _due_times
+-- 14013    _spawn_scheduled
+-- 14058    _check_task_options
+-- 14088    _word_option
+-- 14110    _draw_schedule
+-- 14149    _schedule_options
+-- 14164    _miss_schedule
+-- 14180    _scheduled_in
+-- 14201    _grasp_template
+-- 14228    _enroll_template
+-- 14264    _redraw_template
+-- 14314    create_schedule
+-- 14358    _reform_template
+-- 14388    update_schedule
+-- 14420    _steer_template
+-- 14463    pause_schedule
+-- 14484    resume_schedule
+-- 14504    drop_schedule
+-- 14524    _launch_template
+-- 14556    trigger_schedule
+-- 14578    _diary_template
+-- 14614    get_schedule
+-- 14649    list_schedules
+-- 14691  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 14696    _links_option
+-- 14739    _read_link
+-- 14781    _trail_template
+-- 14828    _linked_template
+-- 14860    _ensue_template
+-- 14903    _undoings
+-- 14931    _undo_template
+-- 14972    _repent_template
+-- 15012    add_compensation
+-- 15052    _repeat_template
+-- 15082    _blank_template
+-- 15120    repeat_run
+-- 15146  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 15155    _brood_template
+-- 15185    _bind_template
+-- 15217    _read_child
+-- 15266    _child_queues
+-- 15292    _birth
+-- 15316    spawn_children
+-- 15401    _cancel_option
+-- 15424    _answer
+-- 15444    _report_template
+-- 15480    _tell_template
+-- 15495    _judge_template
+-- 15531    _ripe_template
+-- 15558    _gather_template
+-- 15623    _rally_template
+-- 15700    _crop_template
+-- 15751    _yield_template
+-- 15772    _dismiss
+-- 15793    _ditch_template
+-- 15838    _perish_template
+-- 15857    _orphan_template
+-- 15872    await_children
+-- 15929  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
+-- 15936    _refuse_run
+-- 15952    _read_run
+-- 15972    create_workflow_run
+-- 16030    update_workflow_run
+-- 16061    _is_own
+-- 16074    _flow_template
+-- 16107    _score_template
+-- 16144    _recorded_run
+-- 16155    _recorded_tallies
+-- 16167    _flows
+-- 16201    _survey
+-- 16257    get_workflow_run
+-- 16307    _is_alike
+-- 16322    _recorded_runs
+-- 16357    _status_option
+-- 16388    list_workflow_runs
+-- 16472    _member_template
+-- 16505    _members
+-- 16540    get_workflow_tree
+-- 16616    _used_template
+-- 16633    _needed_runs
+-- 16665    _merge_tallies
+-- 16688    cleanup_workflow_runs
+-- 16763  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
+-- 16767    _word
+-- 16781    _check_attributes
+-- 16818    _attributes_option
+-- 16835    _pinned_template
+-- 16854    _pin_template
+-- 16885    set_attributes
+-- 16914    _told_template
+-- 16927    get_attributes
+-- 16945  66_messages.sql: Messages: a mailbox per task
+-- 16952    _shut_template
+-- 16995    _post_template
+-- 17044    send_message
+-- 17085    _hear_template
+-- 17152    receive_message
+-- 17190    _unhear_template
+-- 17211    _tidy_template
+-- 17238    _inbox_template
+-- 17264    list_messages
+-- 17286  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
+-- 17297    _resolve_function
+-- 17353    _hire_template
+-- 17375    register_handler
+-- 17399    unregister_handler
+-- 17418    _staff_template
+-- 17439    list_handlers
+-- 17475    _number_step
+-- 17506    _order
+-- 17522    step
+-- 17556    _doze
+-- 17573    sleep_for
+-- 17594    sleep_until
+-- 17617    await
+-- 17651    receive
+-- 17683    children
+-- 17719  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
+-- 17731    _crew
+-- 17779    _steps_given
+-- 17806    _claim_batch
+-- 17849    _grip_template
+-- 17865    _begin_pass
+-- 17891    _read_error
+-- 17920    _carry_out
+-- 18000    _run_pass (procedure)
+-- 18031    _step_call
+-- 18059    _obey (procedure)
+-- 18097    _begin_shift
+-- 18134    _begin_round
+-- 18154    _leave_round
+-- 18189    _handler_of
+-- 18203    _advance (procedure)
+-- 18228    work (procedure)
+-- 18279  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -705,6 +713,10 @@ $$;
 -- installed, in whatever schema; else the random bytes of a version 4 uuid
 -- (all but its bytes 6 to 8, which hold version and variant).  The choice is
 -- made here, once: run this file again after adding pgcrypto.
+--
+-- Whoever owns the extension or its schema could put another function in that place, which would
+-- run with the rights of teguh's owner: both must be that role's, a superuser's or the database
+-- owner's.
 do $$
 declare
   v_source text := (
@@ -712,6 +724,18 @@ declare
     from pg_catalog.pg_extension as e
     join pg_catalog.pg_namespace as n on n.oid = e.extnamespace
     where e.extname = 'pgcrypto'
+      and not exists (
+        select
+        from pg_catalog.unnest(array[e.extowner, n.nspowner]) as u(owner)
+        join pg_catalog.pg_roles as r on r.oid = u.owner
+        where not r.rolsuper
+          and r.rolname not in (current_user, 'pg_database_owner')
+          and not exists (
+            select
+            from pg_catalog.pg_database as d
+            where d.datname = current_database() and d.datdba = r.oid
+          )
+      )
   );
 begin
   execute format(
@@ -1663,7 +1687,7 @@ begin
   perform teguh._read_task(
     v_queue_name, v_spawn.on_expired - 'queue_name', teguh._policy(v_queue_name)
   );
-  perform teguh._check_spawner(v_queue_name);
+  perform teguh._check_spawner(p_queue_name, v_queue_name);
   return v_spawn;
 end;
 $$;
@@ -2089,6 +2113,17 @@ comment on column teguh.handlers.task_name is
   'The tasks it is for; * for those that no other is for.';
 comment on column teguh.handlers.function_name is
   'Its schema and name, quoted where needed. It takes a teguh.job.';
+
+-- What nobody but the owner of this schema knows.
+create table if not exists teguh.secrets (
+  secret text not null
+);
+insert into teguh.secrets (secret)
+select gen_random_uuid()::text || gen_random_uuid()::text
+where not exists (select from teguh.secrets);
+
+comment on table teguh.secrets is
+  'One row, made at random: with it is sealed which queues a transaction may name (_voucher).';
 
 -- Which versions this schema has had.
 create table if not exists teguh.versions (
@@ -2748,8 +2783,7 @@ begin
 end;
 $$;
 
--- The queue's own function behind a public one, as text to execute.  Names of
--- queues that exist need no quoting.
+-- The queue's own function behind a public one, as text to execute.
 create or replace function teguh._call(p_verb text, p_queue_name text, p_arguments integer)
   returns text
   language plpgsql
@@ -2758,7 +2792,7 @@ create or replace function teguh._call(p_verb text, p_queue_name text, p_argumen
 as $$
 begin
   perform teguh._policy(p_queue_name);
-  return 'select * from teguh._' || p_verb || '_' || p_queue_name
+  return 'select * from teguh.' || quote_ident('_' || p_verb || '_' || p_queue_name)
          || '(' || substr('$1, $2, $3, $4, $5, $6, $7', 1, greatest(4 * p_arguments - 2, 0)) || ')';
 end;
 $$;
@@ -3993,7 +4027,6 @@ begin
     perform setval('teguh.fired_template'::regclass, v_millis);
     v_fired := teguh._bring_template(v_now, v_fresh, true, 1000);
   end if;
-
   loop
     v_before := v_left;
     v_ring := pg_sequence_last_value('teguh.ring_template'::regclass);
@@ -4012,7 +4045,6 @@ begin
     v_fired := teguh._bring_template(v_now, v_fresh, v_left = p_qty, least(v_left, 1000) + 100);
     exit when v_fired = 0;
   end loop;
-
   if v_left > 0 then
     perform nextval('teguh.parked_template'::regclass);
   end if;
@@ -4020,18 +4052,22 @@ begin
   return query
   select
     t.run_id, t.task_id, t.attempt, t.task_name, t.params, t.retry_strategy, t.max_attempts,
-    t.headers, t.wake_event, t.event_payload, t.failures,
-    case when t.turn = 1 then '{}'::jsonb else teguh._known_template(t.task_id) end,
-    t.lease_expires_at, t.timeout_seconds
+    t.headers, t.wake_event, t.event_payload, t.failures, t.known, t.lease_expires_at,
+    t.timeout_seconds
   from unnest(v_task_ids) as u(task_id)
   cross join lateral (
-    select t.* from teguh.t_template as t where t.task_id = u.task_id offset 0
-  ) as t;
+    select
+      t.*,
+      case when t.turn = 1 then '{}' else teguh._known_template(t.task_id, t.run_id) end as known
+    from teguh.t_template as t where t.task_id = u.task_id offset 0
+  ) as t
+  where t.known is not null;
 end;
 $$;
 
--- All checkpoints of a task, as one object.
-create or replace function teguh._known_template(p_task_id uuid)
+-- All checkpoints of a task that was just claimed, as one object.  If that is larger than a jsonb
+-- can be, the run fails, and null is returned: others must be had all the same.
+create or replace function teguh._known_template(p_task_id uuid, p_run_id uuid)
   returns jsonb
   language plpgsql
   volatile
@@ -4047,6 +4083,16 @@ begin
     ),
     '{}'
   );
+exception
+  when program_limit_exceeded then
+    perform teguh._fail_template(
+      p_run_id,
+      jsonb_build_object(
+        'name', '$Checkpoints', 'message', 'the checkpoints are together larger than a jsonb can be'
+      ),
+      null
+    );
+    return null;
 end;
 $$;
 
@@ -4703,7 +4749,9 @@ begin
     || coalesce(p_task.on_expired -> 'options', '{}')
   );
 exception
-  when sqlstate 'TG001' or sqlstate 'TG005' or sqlstate 'TG006' or sqlstate 'TG007' then
+  when sqlstate 'TG001' or sqlstate 'TG005' or sqlstate 'TG006' or sqlstate 'TG007'
+    or program_limit_exceeded
+  then
     get stacked diagnostics v_detail = message_text;
     update teguh.t_template as t
     set failure_reason = jsonb_build_object('name', '$OnExpired', 'message', v_detail)
@@ -6756,6 +6804,9 @@ declare
   v_ids   uuid[];
   v_added uuid[];
 begin
+  perform teguh._check_follows(substr('_template', 2), s)
+  from unnest(p_tasks) as s
+  where num_nonnulls(s.links, s.on_expired) > 0;
   perform pg_current_xact_id();
   v_now := teguh.current_time();
 
@@ -6867,6 +6918,9 @@ declare
   v_due_at   timestamptz;
   v_deadline timestamptz := p_spawn.expires_at;
 begin
+  if num_nonnulls(p_spawn.links, p_spawn.on_expired) > 0 then
+    perform teguh._check_follows(substr('_template', 2), p_spawn);
+  end if;
   perform pg_current_xact_id();
   v_now := teguh.current_time();
   v_task_id := teguh._task_id(v_now);
@@ -7054,6 +7108,7 @@ declare
   v_new  record;
   v_task teguh.t_template;
 begin
+  perform teguh._check_follows(substr('_template', 2), p_spawn);
   -- cleanup may remove the row in between
   loop
     insert into teguh.u_template as u (unique_key, task_id)
@@ -7317,16 +7372,154 @@ create or replace function teguh._abide(
 as $$
 begin
   if p_ranked and not p_policy ? 'ruled' then
-    execute 'select teguh._rule_' || p_queue_name || '(false)';
+    execute format('select teguh.%I(false)', '_rule_' || p_queue_name);
   end if;
   if p_room and p_policy ? 'max_pending' then
-    execute 'select teguh._room_' || p_queue_name || '($1)' using p_policy;
+    execute format('select teguh.%I($1)', '_room_' || p_queue_name) using p_policy;
   end if;
 end;
 $$;
 
--- Refuse to have tasks spawned later, with all rights, where the caller may not spawn any.
-create or replace function teguh._check_spawner(p_queue_name text)
+-- Every queue that is named by what is to follow a task: by its links, or by options of a spawn.
+create or replace function teguh._queues_named(p_links jsonb)
+  returns setof text
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  with recursive named as (
+    select p_links as one
+    union all
+    select f.one
+    from named as n
+    cross join lateral (
+      select n.one -> k.key as one
+      from unnest('{on_expired,on_failure,compensate,options,join}'::text[]) as k(key)
+      union all
+      select e.one
+      from unnest('{sequence,undo}'::text[]) as k(key)
+      cross join lateral jsonb_array_elements(
+        case jsonb_typeof(n.one -> k.key) when 'array' then n.one -> k.key else '[]' end
+      ) as e(one)
+    ) as f
+    where jsonb_typeof(f.one) = 'object'
+  )
+
+  select distinct n.one ->> 'queue_name'
+  from named as n
+  where n.one ->> 'queue_name' is not null;
+$$;
+
+-- What proves that this transaction may name a queue.  Only the owner of teguh, and its functions,
+-- can read what it is made of.
+create or replace function teguh._voucher(p_queue_name text)
+  returns text
+  language sql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+  select encode(
+    sha256(convert_to(concat_ws('/', pg_current_xact_id(), p_queue_name, s.secret), 'UTF8')), 'hex'
+  )
+  from teguh.secrets as s;
+$$;
+
+-- Note that this transaction may name a queue: among its settings, which leave no dead rows.
+create or replace function teguh._vouch(p_queue_name text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_known   text := coalesce(current_setting('teguh.vouched', true), '');
+  v_voucher text := teguh._voucher(p_queue_name);
+begin
+  if strpos(v_known, v_voucher) = 0 then
+    perform set_config('teguh.vouched', v_known || v_voucher, true);
+  end if;
+end;
+$$;
+
+-- Note that this transaction may name this queue: who may execute this may spawn here.
+create or replace function teguh._vouch_template()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._vouch(substr('_template', 2));
+end;
+$$;
+
+-- Refuse to store the name of another queue unless somebody has vouched for it in this transaction.
+--
+-- What is stored is carried out later, with all rights.  The function that stores it has all
+-- rights, too, and may be called by itself: what _check_spawner() has found cannot be told it by an
+-- argument.
+create or replace function teguh._check_named(p_queue_name text, p_names text[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_name text := (
+    select u.name
+    from unnest(p_names) as u(name)
+    where u.name <> p_queue_name
+      and strpos(
+        coalesce(current_setting('teguh.vouched', true), ''), teguh._voucher(u.name)
+      ) = 0
+    limit 1
+  );
+begin
+  if v_name is not null then
+    raise exception 'nobody who may spawn tasks in queue "%" has asked for that', left(v_name, 60)
+      using
+        errcode = '42501',
+        detail = 'What follows a task is spawned where its spawner may spawn.',
+        hint = 'Call the public function, with a role that has access to both queues.';
+  end if;
+end;
+$$;
+
+-- The same for what is to follow a task.
+create or replace function teguh._check_follows(p_queue_name text, p_spawn teguh._spawn)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_named(p_queue_name, array(
+    select n.name
+    from teguh._queues_named(
+      coalesce(p_spawn.links, '{}') || jsonb_build_object('on_expired', p_spawn.on_expired)
+    ) as n(name)
+  ));
+end;
+$$;
+
+-- Vouch for what a task names that was checked when it was stored.
+create or replace function teguh._revouch(p_spawn teguh._spawn)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._vouch(n.name)
+  from teguh._queues_named(
+    coalesce(p_spawn.links, '{}') || jsonb_build_object('on_expired', p_spawn.on_expired)
+  ) as n(name);
+end;
+$$;
+
+-- Refuse to have tasks spawned later, with all rights, where the caller may not spawn any; p_from
+-- is the queue that stores the other's name.
+create or replace function teguh._check_spawner(p_from text, p_queue_name text)
   returns void
   language plpgsql
   volatile
@@ -7341,6 +7534,10 @@ begin
         errcode = '42501',
         detail = 'What follows a task is spawned where its spawner may spawn.',
         hint = 'grant_access() gives a role access to a queue.';
+  end if;
+
+  if p_queue_name <> p_from then
+    execute format('select teguh.%I()', '_vouch_' || p_queue_name);
   end if;
 end;
 $$;
@@ -9080,8 +9277,9 @@ create or replace function teguh._rerun_template(
 as $$
 #variable_conflict use_column
 declare
-  v_now  timestamptz := teguh.current_time();
-  v_task teguh.t_template;
+  v_now   timestamptz := teguh.current_time();
+  v_task  teguh.t_template;
+  v_spawn teguh._spawn;
 begin
   select t.* into v_task
   from teguh.t_template as t
@@ -9100,14 +9298,16 @@ begin
   end if;
 
   if p_spawn_new then
-    select p.* into task_id, run_id, attempt, created
-    from teguh._put_template(array[row(
+    v_spawn := row(
       v_task.task_name, v_task.params, v_task.headers, v_task.retry_strategy,
       coalesce(p_max_attempts, v_task.max_attempts), v_task.cancellation, null, false, null,
       v_task.tags, v_task.correlation_id, v_task.parent_task_id, v_task.workflow_run_id,
       v_task.timeout_seconds, null, v_task.on_expired, null, v_task.priority, v_task.flow_key,
       nullif(v_task.links - '{join,children,undo}'::text[], '{}')
-    )::teguh._spawn]) as p;
+    )::teguh._spawn;
+    perform teguh._revouch(v_spawn);
+    select p.* into task_id, run_id, attempt, created
+    from teguh._put_template(array[v_spawn]) as p;
     perform teguh._act_template(
       'retry', p_reason, p_task_id, null, jsonb_build_object('task_id', task_id)
     );
@@ -11887,7 +12087,7 @@ create or replace function teguh._from(p_verb text, p_queue_name text)
 as $$
 begin
   perform teguh._policy(p_queue_name);
-  return format('teguh._%s_%s()', p_verb, p_queue_name);
+  return format('teguh.%I()', '_' || p_verb || '_' || p_queue_name);
 end;
 $$;
 
@@ -12387,8 +12587,8 @@ create or replace procedure teguh.ticker_loop(p_options jsonb default '{}')
   language plpgsql
 as $$
 declare
-  v_pause double precision;
-  v_until timestamptz;
+  v_pause pg_catalog.float8;
+  v_until pg_catalog.timestamptz;
 begin
   perform teguh._check_keys('ticker options', p_options, array['tick_seconds', 'max_seconds']);
   v_pause := coalesce(teguh._number_option(p_options, 'tick_seconds', 0.001, 3600), 0.1);
@@ -12752,7 +12952,7 @@ from (
     ('get_workflow_tree',          'member',      'client worker observer admin', false),
     ('create_workflow_run',        '',            'client worker admin',          false),
     ('update_workflow_run',        '',            'client worker admin',          false),
-    ('spawn_task',                 'new put once room rule', 'client worker admin',    false),
+    ('spawn_task',                 'new put once room rule vouch', 'client worker admin', false),
     ('spawn_tasks',                'put series room rule', 'client worker admin',     false),
     ('emit_event',                 'emit',        'client worker admin',          false),
     ('send_message',               'post',        'client worker admin',          false),
@@ -12822,7 +13022,9 @@ comment on view teguh._rights is
 -- The functions that this access to a queue (*: to all) allows to execute.
 --
 -- Helpers are for everybody who has access at all: they run with the rights of whoever calls
--- them, and give none.
+-- them, and give none.  But those that execute a text they are given would let whoever may only
+-- call functions, as through PostgREST, run any statement: these are for teguh's owner, and what
+-- work() needs of them for workers.
 create or replace function teguh._allowed(p_access text, p_queue_name text)
   returns setof regprocedure
   language sql
@@ -12840,6 +13042,10 @@ as $$
       or (
         p.proname ~ '^_'
         and not p.prosecdef
+        and p.proname not in (
+          '_each_queue', '_leave_extension', '_stamp_function', '_stamp_queues', '_stamp_relation'
+        )
+        and (p.proname not in ('_advance', '_obey', '_run_pass') or p_access in ('worker', 'admin'))
         and not exists (
           select
           from pg_proc as f
@@ -12997,6 +13203,14 @@ as $$
 declare
   v_role regrole := teguh._check_grant(p_role, p_access);
 begin
+  if v_role = current_user::regrole then
+    raise exception 'role "%" owns teguh', p_role
+      using
+        errcode = 'TG004',
+        detail = 'Its rights were not granted, and everything here needs them.',
+        hint = 'Revoke the access of roles that grant_access() gave it to.';
+  end if;
+
   perform from teguh.grants as g
   where g.grantee = v_role
     and g.access = coalesce(p_access, g.access)
@@ -13027,8 +13241,8 @@ comment on function teguh.revoke_access(text, text, text[]) is
   'Takes from a role what grant_access() gave: one kind of access or, if p_access is null, '
   'all; for the queues named or, if p_queue_names is null, for all. Rights on functions that '
   'were granted by hand go, too. What a role was never given is no error. Raises 42704 for an '
-  'unknown role, TG004 when the role has access to all queues and only some are named, TG005 '
-  'for an unknown kind of access.';
+  'unknown role, TG004 when the role has access to all queues and only some are named, or owns '
+  'teguh, TG005 for an unknown kind of access.';
 
 -- sql/src/60_cron.sql
 -- Refuse a schedule that cannot be read, or not followed.
@@ -14020,6 +14234,11 @@ as $$
 declare
   v_plan teguh.schedules := p_plan;
 begin
+  perform teguh._check_named(
+    substr('_template', 2),
+    array(select n.name from teguh._queues_named(p_plan.task_options) as n(name))
+  );
+  v_plan.queue_name := substr('_template', 2);
   v_plan.created_at := teguh.current_time();
   v_plan.planned_at := teguh._planned_after(v_plan, v_plan.created_at);
   v_plan.next_at := v_plan.planned_at;
@@ -14146,6 +14365,10 @@ declare
   v_old teguh.schedules := teguh._grasp_template(p_schedule_name);
   v_new teguh.schedules := v_old;
 begin
+  perform teguh._check_named(
+    substr('_template', 2),
+    array(select n.name from teguh._queues_named(p_changes -> 'task_options') as n(name))
+  );
   v_new.task_name := case
     when p_changes ? 'task_name' then teguh._text_option(p_changes, 'task_name')
     else v_old.task_name
@@ -14168,13 +14391,22 @@ create or replace function teguh.update_schedule(p_schedule_name text, p_changes
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_queue_name text := teguh._scheduled_in(p_schedule_name);
+  v_named      text;
 begin
   perform teguh._check_keys('schedule changes', p_changes, array[
     'task_name', 'schedule', 'params', 'task_options', 'timezone', 'catch_up', 'overlap',
     'jitter_seconds', 'starts_at', 'ends_at'
   ]);
-  execute teguh._call('reform', teguh._scheduled_in(p_schedule_name), 2)
-  using p_schedule_name, p_changes;
+  for v_named in
+    select n.name
+    from teguh._queues_named(p_changes -> 'task_options') as n(name)
+  loop
+    perform teguh._policy(v_named);
+    perform teguh._check_spawner(v_queue_name, v_named);
+  end loop;
+  execute teguh._call('reform', v_queue_name, 2) using p_schedule_name, p_changes;
 end;
 $$;
 
@@ -14522,7 +14754,7 @@ begin
   );
   v_queue_name := coalesce(teguh._text_option(p_task, 'queue_name'), p_queue_name);
   perform teguh._read_task(v_queue_name, p_task - 'queue_name', teguh._policy(v_queue_name));
-  perform teguh._check_spawner(v_queue_name);
+  perform teguh._check_spawner(p_queue_name, v_queue_name);
   if p_task -> 'options'
     ?| '{sequence,on_failure,compensate,unique,idempotency_key,parent_run_id}'
   then
@@ -14580,6 +14812,7 @@ begin
     v_spawn.tags := p_task.tags;
   end if;
   v_spawn.links := teguh._present(p_links);
+  perform teguh._revouch(v_spawn);
   execute format('select count(*) from teguh._put_%s($1)', v_queue_name) using array[v_spawn];
   perform teguh._abide(v_queue_name, v_policy, v_spawn.priority is not null, false);
 exception
@@ -14694,6 +14927,7 @@ as $$
 $$;
 
 -- Spawn what undoes the steps that are done, one after another, and what is to follow a failure.
+-- If that is larger than a jsonb can be, the task says so: whoever ends it must be able to.
 create or replace function teguh._undo_template(p_task teguh.t_template)
   returns void
   language plpgsql
@@ -14724,6 +14958,13 @@ begin
       null
     );
   end if;
+exception
+  when program_limit_exceeded then
+    update teguh.t_template as t
+    set failure_reason = jsonb_build_object(
+      'name', '$OnFailure', 'message', 'what is to follow is larger than a jsonb can be'
+    )
+    where t.task_id = p_task.task_id;
 end;
 $$;
 
@@ -14743,6 +14984,10 @@ declare
   v_task teguh.t_template := teguh._own_template(p_task_id, p_run_id);
   v_undo jsonb := coalesce(v_task.links -> 'undo', '[]');
 begin
+  perform teguh._check_named(substr('_template', 2), array(
+    select n.name
+    from teguh._queues_named(jsonb_build_object('compensate', p_task)) as n(name)
+  ));
   if v_undo @> jsonb_build_array(jsonb_build_object(
     'step', p_step_name, 'params', jsonb_build_object('$task_id', p_task_id)
   )) then
@@ -14952,6 +15197,7 @@ as $$
 declare
   v_task_id uuid := teguh._run_task(p_run_id);
 begin
+  perform teguh._check_named(substr('_template', 2), p_queues);
   insert into teguh.j_template as j (
     task_id, step_name, run_id, spawned_at, child_ids, child_queues, ends_with_us
   )
@@ -15053,8 +15299,8 @@ declare
   v_ids uuid[];
 begin
   execute format(
-    'select array_agg(p.task_id order by p.place) from teguh._put_%s($1) with ordinality '
-    'as p(task_id, run_id, attempt, created, place)', p_queue_name
+    'select array_agg(p.task_id order by p.place) from teguh.%I($1) with ordinality '
+    'as p(task_id, run_id, attempt, created, place)', '_put_' || p_queue_name
   ) into v_ids using p_spawns;
   perform teguh._abide(
     p_queue_name,
@@ -15088,6 +15334,7 @@ declare
   v_queue  text;
   v_places bigint[];
   v_spawns teguh._spawn[];
+  v_here   teguh._spawn[];
   v_known  text[];
   v_some   uuid[];
   v_ids    uuid[];
@@ -15119,9 +15366,14 @@ begin
     group by q.name
     order by q.name
   loop
-    v_some := teguh._birth(
-      v_queue, array(select v_spawns[u.place] from unnest(v_places) as u(place))
-    );
+    perform teguh._check_spawner(v_queue, p_queue_name);
+    perform teguh._check_spawner(p_queue_name, v_queue);
+    -- in a loop, as a query would copy all of them for each
+    v_here := '{}';
+    for v_place in 1 .. cardinality(v_places) loop
+      v_here[v_place] := v_spawns[v_places[v_place]];
+    end loop;
+    v_some := teguh._birth(v_queue, v_here);
     for v_place in 1 .. cardinality(v_places) loop
       v_ids[v_places[v_place]] := v_some[v_place];
     end loop;
@@ -15177,7 +15429,9 @@ create or replace function teguh._answer(p_join jsonb, p_state text)
 as $$
 begin
   if teguh._reach_queue(p_join ->> 'queue_name') then
-    execute format('select teguh._report_%s($1, $2, $3, $4, $5)', p_join ->> 'queue_name')
+    execute format(
+      'select teguh.%I($1, $2, $3, $4, $5)', '_report_' || (p_join ->> 'queue_name')
+    )
     using
       (p_join ->> 'task_id')::uuid, p_join ->> 'step_name', (p_join ->> 'run_id')::uuid,
       (p_join ->> 'place')::integer, p_state;
@@ -15464,7 +15718,8 @@ begin
     from unnest(v_children.child_queues) as q(name)
   loop
     continue when not teguh._reach_queue(v_queue);
-    execute format('select teguh._yield_%s($1)', v_queue) into v_some using v_children.child_ids;
+    execute format('select teguh.%I($1)', '_yield_' || v_queue)
+    into v_some using v_children.child_ids;
     v_all := v_all || coalesce(v_some, '{}');
   end loop;
 
@@ -15479,9 +15734,13 @@ begin
       )
       from unnest(v_children.child_ids, v_children.child_queues) with ordinality
         as c(task_id, queue_name, place)
-      left join teguh.f_template as f
-        on (f.task_id, f.step_name) = (p_task_id, p_step_name)
-        and (f.run_id, f.place) = (v_children.run_id, c.place)
+      left join lateral (
+        select f.state
+        from teguh.f_template as f
+        where (f.task_id, f.step_name) = (p_task_id, p_step_name)
+          and (f.run_id, f.place) = (v_children.run_id, c.place::integer)
+        offset 0
+      ) as f on true
     ),
     '[]'
   );
@@ -15525,7 +15784,7 @@ begin
     order by q.name
   loop
     continue when not teguh._reach_queue(v_queue);
-    execute format('select teguh._ditch_%s($1, $2)', v_queue) using p_task_ids, p_wait;
+    execute format('select teguh.%I($1, $2)', '_ditch_' || v_queue) using p_task_ids, p_wait;
   end loop;
 end;
 $$;
@@ -17286,8 +17545,9 @@ $$;
 
 comment on function teguh.step(teguh.job, text, text, jsonb) is
   'For handlers: what a function returns for an argument, or what it returned the first time. It '
-  'is given by schema and name, takes jsonb, or teguh.job and jsonb, and returns jsonb. What it '
-  'writes commits together with that it is done: exactly once. An error in it fails the run, and '
+  'is given by schema and name, takes jsonb, or teguh.job and jsonb (if there are both, the run '
+  'fails), and returns jsonb. What it writes commits together with that it is done: exactly once. '
+  'An error in it fails the run, and '
   'is not for the handler to catch. A name used again in a handler is numbered (charge, charge#2): '
   'the steps must come in the same order each time. Raises TG004 outside of a handler, TG005 for a '
   'bad name.';
@@ -17514,7 +17774,8 @@ begin
 end;
 $$;
 
--- What the steps of a run have given, as teguh.job has it.
+-- What the steps of a run have given, as teguh.job has it; null if a jsonb cannot hold it: then the
+-- run has failed.
 create or replace function teguh._steps_given(p_queue_name text, p_task_id uuid, p_run_id uuid)
   returns jsonb
   language plpgsql
@@ -17532,6 +17793,12 @@ begin
     )
     from teguh.get_task_checkpoint_states(p_queue_name, p_task_id, p_run_id) as s
   );
+exception
+  when program_limit_exceeded then
+    perform teguh.fail_run(p_queue_name, p_run_id, jsonb_build_object(
+      'name', '$Checkpoints', 'message', 'the checkpoints are together larger than a jsonb can be'
+    ));
+    return null;
 end;
 $$;
 
@@ -17772,13 +18039,17 @@ declare
     p_order ->> 'function', array['jsonb', 'teguh.job, jsonb']
   );
 begin
-  return format(
-    case
-      when to_regprocedure(v_function || '(teguh.job, jsonb)') is null then 'select %s($1)'
-      else 'select %s($2, $1)'
-    end,
-    v_function
-  );
+  if to_regprocedure(v_function || '(teguh.job, jsonb)') is null then
+    return format('select %s($1)', v_function);
+  elsif to_regprocedure(v_function || '(jsonb)') is not null then
+    raise exception 'there are two functions %', v_function
+      using
+        errcode = 'TG005',
+        detail = 'One takes jsonb, the other teguh.job and jsonb.',
+        hint = 'Give them different names: whoever adds one must not take the place of the other.';
+  end if;
+
+  return format('select %s($2, $1)', v_function);
 end;
 $$;
 

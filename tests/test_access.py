@@ -278,47 +278,6 @@ def test_a_schema_that_somebody_else_has_made_is_not_installed_into(
             send(superuser_dsn, TEGUH_SQL.read_text(encoding="utf-8"))
 
 
-# What a hostile user with `create` on schema public puts there: functions and operators that
-# match better than pg_catalog's, and that tell who called them.
-TRAPS = """
-create table public.caught (who text);
-grant insert on public.caught to public;
-create function public.now() returns timestamptz language plpgsql as $$
-begin insert into public.caught values (current_user); return clock_timestamp(); end $$;
-create function public.format(text, text) returns text language plpgsql as $$
-begin insert into public.caught values (current_user); return $2; end $$;
-create function public.coalesce(text) returns text language sql as 'select null::text';
-create function public.trap(text, text) returns text language plpgsql as $$
-begin insert into public.caught values (current_user); return $1; end $$;
-create operator public.|| (leftarg = text, rightarg = text, function = public.trap);
-create function public.trap(timestamptz, timestamptz) returns boolean language plpgsql as $$
-begin insert into public.caught values (current_user); return true; end $$;
-create operator public.> (leftarg = timestamptz, rightarg = timestamptz, function = public.trap);
-create function public.length(text) returns integer language plpgsql as $$
-begin insert into public.caught values (current_user); return 0; end $$;
-"""
-
-
-def test_what_a_hostile_user_puts_into_public_is_never_called(
-    conn: Connection, superuser_dsn: str, queues: None
-) -> None:
-    with psycopg.connect(superuser_dsn, autocommit=True) as superuser:
-        superuser.execute(f"grant create on schema public to {GUEST}".encode())
-        superuser.execute(f"set role {GUEST}".encode())
-        superuser.execute(TRAPS.encode())
-        superuser.execute("reset role")
-        superuser.execute("set search_path = public, pg_catalog")
-        assert superuser.execute("select now() > now()").fetchall() == [(True,)]
-        caught = superuser.execute("delete from public.caught returning who").rowcount
-        assert caught > 0  # the traps are set
-        allowed(superuser, "own")
-        superuser.execute("select teguh.create_queue('another')")
-        superuser.execute("select teguh.spawn_task('another', 't', '{}', '{\"delay_seconds\": 1}')")
-        superuser.execute("select * from teguh.claim_task('another', 'w', 1, 10)")
-        superuser.execute("select teguh.ticker()")
-        assert superuser.execute("select who from public.caught").fetchall() == []
-
-
 def rpc(connection: Connection, name: str, **arguments: object) -> list[dict[str, Any]]:
     """Call a function as PostgREST does: by names of arguments, which come as one JSON object."""
     types: dict[str, str] = dict(

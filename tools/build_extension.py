@@ -36,6 +36,8 @@ superuser = false
 # Where what opens a teguh.sql ends: transaction, guards, schema.
 SECOND_MODULE = "\n-- sql/src/01_version.sql\n"
 SCHEMA = "create schema if not exists teguh;\n"
+# What refuses a schema that somebody else has made.
+GUARD = re.compile(r"-- A schema of that name.*?\n\$\$;\n", re.DOTALL)
 NO_PSQL = r'\echo Use "{command}" to load this file. \quit'
 PGTLE = """\
 -- Register teguh {version} with pg_tle: run this in the database, as a member of pgtle_admin, then
@@ -92,7 +94,11 @@ def fresh(text: str, root: Path = ROOT) -> str:
         _, found, body = text.partition(SCHEMA)
     if not found:
         raise ValueError("what opens teguh.sql does not end where it was expected")
-    return SETTINGS + body.removesuffix("\ncommit;\n") + "\n" + registries(root)
+    guard = GUARD.search((root / "sql" / "src" / "00_install.sql").read_text(encoding="utf-8"))
+    if not guard:
+        raise ValueError("sql/src/00_install.sql has lost its guard of the schema")
+    body = guard[0] + body.removesuffix("\ncommit;\n")
+    return SETTINGS + body + "\n" + registries(root)
 
 
 def update(text: str, root: Path = ROOT) -> str:

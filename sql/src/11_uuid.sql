@@ -2,6 +2,10 @@
 -- installed, in whatever schema; else the random bytes of a version 4 uuid
 -- (all but its bytes 6 to 8, which hold version and variant).  The choice is
 -- made here, once: run this file again after adding pgcrypto.
+--
+-- Whoever owns the extension or its schema could put another function in that place, which would
+-- run with the rights of teguh's owner: both must be that role's, a superuser's or the database
+-- owner's.
 do $$
 declare
   v_source text := (
@@ -9,6 +13,18 @@ declare
     from pg_catalog.pg_extension as e
     join pg_catalog.pg_namespace as n on n.oid = e.extnamespace
     where e.extname = 'pgcrypto'
+      and not exists (
+        select
+        from pg_catalog.unnest(array[e.extowner, n.nspowner]) as u(owner)
+        join pg_catalog.pg_roles as r on r.oid = u.owner
+        where not r.rolsuper
+          and r.rolname not in (current_user, 'pg_database_owner')
+          and not exists (
+            select
+            from pg_catalog.pg_database as d
+            where d.datname = current_database() and d.datdba = r.oid
+          )
+      )
   );
 begin
   execute format(

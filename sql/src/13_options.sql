@@ -614,7 +614,7 @@ begin
   perform teguh._read_task(
     v_queue_name, v_spawn.on_expired - 'queue_name', teguh._policy(v_queue_name)
   );
-  perform teguh._check_spawner(v_queue_name);
+  perform teguh._check_spawner(p_queue_name, v_queue_name);
   return v_spawn;
 end;
 $$;

@@ -212,6 +212,17 @@ comment on column teguh.handlers.task_name is
 comment on column teguh.handlers.function_name is
   'Its schema and name, quoted where needed. It takes a teguh.job.';
 
+-- What nobody but the owner of this schema knows.
+create table if not exists teguh.secrets (
+  secret text not null
+);
+insert into teguh.secrets (secret)
+select gen_random_uuid()::text || gen_random_uuid()::text
+where not exists (select from teguh.secrets);
+
+comment on table teguh.secrets is
+  'One row, made at random: with it is sealed which queues a transaction may name (_voucher).';
+
 -- Which versions this schema has had.
 create table if not exists teguh.versions (
   version      text        not null,

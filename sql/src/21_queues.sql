@@ -84,8 +84,7 @@ begin
 end;
 $$;
 
--- The queue's own function behind a public one, as text to execute.  Names of
--- queues that exist need no quoting.
+-- The queue's own function behind a public one, as text to execute.
 create or replace function teguh._call(p_verb text, p_queue_name text, p_arguments integer)
   returns text
   language plpgsql
@@ -94,7 +93,7 @@ create or replace function teguh._call(p_verb text, p_queue_name text, p_argumen
 as $$
 begin
   perform teguh._policy(p_queue_name);
-  return 'select * from teguh._' || p_verb || '_' || p_queue_name
+  return 'select * from teguh.' || quote_ident('_' || p_verb || '_' || p_queue_name)
          || '(' || substr('$1, $2, $3, $4, $5, $6, $7', 1, greatest(4 * p_arguments - 2, 0)) || ')';
 end;
 $$;

@@ -492,7 +492,6 @@ begin
     perform setval('teguh.fired_template'::regclass, v_millis);
     v_fired := teguh._bring_template(v_now, v_fresh, true, 1000);
   end if;
-
   loop
     v_before := v_left;
     v_ring := pg_sequence_last_value('teguh.ring_template'::regclass);
@@ -511,7 +510,6 @@ begin
     v_fired := teguh._bring_template(v_now, v_fresh, v_left = p_qty, least(v_left, 1000) + 100);
     exit when v_fired = 0;
   end loop;
-
   if v_left > 0 then
     perform nextval('teguh.parked_template'::regclass);
   end if;
@@ -519,18 +517,22 @@ begin
   return query
   select
     t.run_id, t.task_id, t.attempt, t.task_name, t.params, t.retry_strategy, t.max_attempts,
-    t.headers, t.wake_event, t.event_payload, t.failures,
-    case when t.turn = 1 then '{}'::jsonb else teguh._known_template(t.task_id) end,
-    t.lease_expires_at, t.timeout_seconds
+    t.headers, t.wake_event, t.event_payload, t.failures, t.known, t.lease_expires_at,
+    t.timeout_seconds
   from unnest(v_task_ids) as u(task_id)
   cross join lateral (
-    select t.* from teguh.t_template as t where t.task_id = u.task_id offset 0
-  ) as t;
+    select
+      t.*,
+      case when t.turn = 1 then '{}' else teguh._known_template(t.task_id, t.run_id) end as known
+    from teguh.t_template as t where t.task_id = u.task_id offset 0
+  ) as t
+  where t.known is not null;
 end;
 $$;
 
--- All checkpoints of a task, as one object.
-create or replace function teguh._known_template(p_task_id uuid)
+-- All checkpoints of a task that was just claimed, as one object.  If that is larger than a jsonb
+-- can be, the run fails, and null is returned: others must be had all the same.
+create or replace function teguh._known_template(p_task_id uuid, p_run_id uuid)
   returns jsonb
   language plpgsql
   volatile
@@ -546,6 +548,16 @@ begin
     ),
     '{}'
   );
+exception
+  when program_limit_exceeded then
+    perform teguh._fail_template(
+      p_run_id,
+      jsonb_build_object(
+        'name', '$Checkpoints', 'message', 'the checkpoints are together larger than a jsonb can be'
+      ),
+      null
+    );
+    return null;
 end;
 $$;
 

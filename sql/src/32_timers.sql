@@ -450,7 +450,9 @@ begin
     || coalesce(p_task.on_expired -> 'options', '{}')
   );
 exception
-  when sqlstate 'TG001' or sqlstate 'TG005' or sqlstate 'TG006' or sqlstate 'TG007' then
+  when sqlstate 'TG001' or sqlstate 'TG005' or sqlstate 'TG006' or sqlstate 'TG007'
+    or program_limit_exceeded
+  then
     get stacked diagnostics v_detail = message_text;
     update teguh.t_template as t
     set failure_reason = jsonb_build_object('name', '$OnExpired', 'message', v_detail)

@@ -14,6 +14,9 @@ declare
   v_ids   uuid[];
   v_added uuid[];
 begin
+  perform teguh._check_follows(substr('_template', 2), s)
+  from unnest(p_tasks) as s
+  where num_nonnulls(s.links, s.on_expired) > 0;
   perform pg_current_xact_id();
   v_now := teguh.current_time();
 
@@ -125,6 +128,9 @@ declare
   v_due_at   timestamptz;
   v_deadline timestamptz := p_spawn.expires_at;
 begin
+  if num_nonnulls(p_spawn.links, p_spawn.on_expired) > 0 then
+    perform teguh._check_follows(substr('_template', 2), p_spawn);
+  end if;
   perform pg_current_xact_id();
   v_now := teguh.current_time();
   v_task_id := teguh._task_id(v_now);
@@ -312,6 +318,7 @@ declare
   v_new  record;
   v_task teguh.t_template;
 begin
+  perform teguh._check_follows(substr('_template', 2), p_spawn);
   -- cleanup may remove the row in between
   loop
     insert into teguh.u_template as u (unique_key, task_id)
@@ -575,16 +582,154 @@ create or replace function teguh._abide(
 as $$
 begin
   if p_ranked and not p_policy ? 'ruled' then
-    execute 'select teguh._rule_' || p_queue_name || '(false)';
+    execute format('select teguh.%I(false)', '_rule_' || p_queue_name);
   end if;
   if p_room and p_policy ? 'max_pending' then
-    execute 'select teguh._room_' || p_queue_name || '($1)' using p_policy;
+    execute format('select teguh.%I($1)', '_room_' || p_queue_name) using p_policy;
   end if;
 end;
 $$;
 
--- Refuse to have tasks spawned later, with all rights, where the caller may not spawn any.
-create or replace function teguh._check_spawner(p_queue_name text)
+-- Every queue that is named by what is to follow a task: by its links, or by options of a spawn.
+create or replace function teguh._queues_named(p_links jsonb)
+  returns setof text
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  with recursive named as (
+    select p_links as one
+    union all
+    select f.one
+    from named as n
+    cross join lateral (
+      select n.one -> k.key as one
+      from unnest('{on_expired,on_failure,compensate,options,join}'::text[]) as k(key)
+      union all
+      select e.one
+      from unnest('{sequence,undo}'::text[]) as k(key)
+      cross join lateral jsonb_array_elements(
+        case jsonb_typeof(n.one -> k.key) when 'array' then n.one -> k.key else '[]' end
+      ) as e(one)
+    ) as f
+    where jsonb_typeof(f.one) = 'object'
+  )
+
+  select distinct n.one ->> 'queue_name'
+  from named as n
+  where n.one ->> 'queue_name' is not null;
+$$;
+
+-- What proves that this transaction may name a queue.  Only the owner of teguh, and its functions,
+-- can read what it is made of.
+create or replace function teguh._voucher(p_queue_name text)
+  returns text
+  language sql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+  select encode(
+    sha256(convert_to(concat_ws('/', pg_current_xact_id(), p_queue_name, s.secret), 'UTF8')), 'hex'
+  )
+  from teguh.secrets as s;
+$$;
+
+-- Note that this transaction may name a queue: among its settings, which leave no dead rows.
+create or replace function teguh._vouch(p_queue_name text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_known   text := coalesce(current_setting('teguh.vouched', true), '');
+  v_voucher text := teguh._voucher(p_queue_name);
+begin
+  if strpos(v_known, v_voucher) = 0 then
+    perform set_config('teguh.vouched', v_known || v_voucher, true);
+  end if;
+end;
+$$;
+
+-- Note that this transaction may name this queue: who may execute this may spawn here.
+create or replace function teguh._vouch_template()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._vouch(substr('_template', 2));
+end;
+$$;
+
+-- Refuse to store the name of another queue unless somebody has vouched for it in this transaction.
+--
+-- What is stored is carried out later, with all rights.  The function that stores it has all
+-- rights, too, and may be called by itself: what _check_spawner() has found cannot be told it by an
+-- argument.
+create or replace function teguh._check_named(p_queue_name text, p_names text[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_name text := (
+    select u.name
+    from unnest(p_names) as u(name)
+    where u.name <> p_queue_name
+      and strpos(
+        coalesce(current_setting('teguh.vouched', true), ''), teguh._voucher(u.name)
+      ) = 0
+    limit 1
+  );
+begin
+  if v_name is not null then
+    raise exception 'nobody who may spawn tasks in queue "%" has asked for that', left(v_name, 60)
+      using
+        errcode = '42501',
+        detail = 'What follows a task is spawned where its spawner may spawn.',
+        hint = 'Call the public function, with a role that has access to both queues.';
+  end if;
+end;
+$$;
+
+-- The same for what is to follow a task.
+create or replace function teguh._check_follows(p_queue_name text, p_spawn teguh._spawn)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_named(p_queue_name, array(
+    select n.name
+    from teguh._queues_named(
+      coalesce(p_spawn.links, '{}') || jsonb_build_object('on_expired', p_spawn.on_expired)
+    ) as n(name)
+  ));
+end;
+$$;
+
+-- Vouch for what a task names that was checked when it was stored.
+create or replace function teguh._revouch(p_spawn teguh._spawn)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._vouch(n.name)
+  from teguh._queues_named(
+    coalesce(p_spawn.links, '{}') || jsonb_build_object('on_expired', p_spawn.on_expired)
+  ) as n(name);
+end;
+$$;
+
+-- Refuse to have tasks spawned later, with all rights, where the caller may not spawn any; p_from
+-- is the queue that stores the other's name.
+create or replace function teguh._check_spawner(p_from text, p_queue_name text)
   returns void
   language plpgsql
   volatile
@@ -599,6 +744,10 @@ begin
         errcode = '42501',
         detail = 'What follows a task is spawned where its spawner may spawn.',
         hint = 'grant_access() gives a role access to a queue.';
+  end if;
+
+  if p_queue_name <> p_from then
+    execute format('select teguh.%I()', '_vouch_' || p_queue_name);
   end if;
 end;
 $$;

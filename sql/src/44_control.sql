@@ -132,8 +132,9 @@ create or replace function teguh._rerun_template(
 as $$
 #variable_conflict use_column
 declare
-  v_now  timestamptz := teguh.current_time();
-  v_task teguh.t_template;
+  v_now   timestamptz := teguh.current_time();
+  v_task  teguh.t_template;
+  v_spawn teguh._spawn;
 begin
   select t.* into v_task
   from teguh.t_template as t
@@ -152,14 +153,16 @@ begin
   end if;
 
   if p_spawn_new then
-    select p.* into task_id, run_id, attempt, created
-    from teguh._put_template(array[row(
+    v_spawn := row(
       v_task.task_name, v_task.params, v_task.headers, v_task.retry_strategy,
       coalesce(p_max_attempts, v_task.max_attempts), v_task.cancellation, null, false, null,
       v_task.tags, v_task.correlation_id, v_task.parent_task_id, v_task.workflow_run_id,
       v_task.timeout_seconds, null, v_task.on_expired, null, v_task.priority, v_task.flow_key,
       nullif(v_task.links - '{join,children,undo}'::text[], '{}')
-    )::teguh._spawn]) as p;
+    )::teguh._spawn;
+    perform teguh._revouch(v_spawn);
+    select p.* into task_id, run_id, attempt, created
+    from teguh._put_template(array[v_spawn]) as p;
     perform teguh._act_template(
       'retry', p_reason, p_task_id, null, jsonb_build_object('task_id', task_id)
     );

@@ -230,7 +230,7 @@ create or replace function teguh._from(p_verb text, p_queue_name text)
 as $$
 begin
   perform teguh._policy(p_queue_name);
-  return format('teguh._%s_%s()', p_verb, p_queue_name);
+  return format('teguh.%I()', '_' || p_verb || '_' || p_queue_name);
 end;
 $$;
 

@@ -97,8 +97,8 @@ create or replace procedure teguh.ticker_loop(p_options jsonb default '{}')
   language plpgsql
 as $$
 declare
-  v_pause double precision;
-  v_until timestamptz;
+  v_pause pg_catalog.float8;
+  v_until pg_catalog.timestamptz;
 begin
   perform teguh._check_keys('ticker options', p_options, array['tick_seconds', 'max_seconds']);
   v_pause := coalesce(teguh._number_option(p_options, 'tick_seconds', 0.001, 3600), 0.1);

@@ -45,7 +45,7 @@ from (
     ('get_workflow_tree',          'member',      'client worker observer admin', false),
     ('create_workflow_run',        '',            'client worker admin',          false),
     ('update_workflow_run',        '',            'client worker admin',          false),
-    ('spawn_task',                 'new put once room rule', 'client worker admin',    false),
+    ('spawn_task',                 'new put once room rule vouch', 'client worker admin', false),
     ('spawn_tasks',                'put series room rule', 'client worker admin',     false),
     ('emit_event',                 'emit',        'client worker admin',          false),
     ('send_message',               'post',        'client worker admin',          false),
@@ -115,7 +115,9 @@ comment on view teguh._rights is
 -- The functions that this access to a queue (*: to all) allows to execute.
 --
 -- Helpers are for everybody who has access at all: they run with the rights of whoever calls
--- them, and give none.
+-- them, and give none.  But those that execute a text they are given would let whoever may only
+-- call functions, as through PostgREST, run any statement: these are for teguh's owner, and what
+-- work() needs of them for workers.
 create or replace function teguh._allowed(p_access text, p_queue_name text)
   returns setof regprocedure
   language sql
@@ -133,6 +135,10 @@ as $$
       or (
         p.proname ~ '^_'
         and not p.prosecdef
+        and p.proname not in (
+          '_each_queue', '_leave_extension', '_stamp_function', '_stamp_queues', '_stamp_relation'
+        )
+        and (p.proname not in ('_advance', '_obey', '_run_pass') or p_access in ('worker', 'admin'))
         and not exists (
           select
           from pg_proc as f
@@ -290,6 +296,14 @@ as $$
 declare
   v_role regrole := teguh._check_grant(p_role, p_access);
 begin
+  if v_role = current_user::regrole then
+    raise exception 'role "%" owns teguh', p_role
+      using
+        errcode = 'TG004',
+        detail = 'Its rights were not granted, and everything here needs them.',
+        hint = 'Revoke the access of roles that grant_access() gave it to.';
+  end if;
+
   perform from teguh.grants as g
   where g.grantee = v_role
     and g.access = coalesce(p_access, g.access)
@@ -320,5 +334,5 @@ comment on function teguh.revoke_access(text, text, text[]) is
   'Takes from a role what grant_access() gave: one kind of access or, if p_access is null, '
   'all; for the queues named or, if p_queue_names is null, for all. Rights on functions that '
   'were granted by hand go, too. What a role was never given is no error. Raises 42704 for an '
-  'unknown role, TG004 when the role has access to all queues and only some are named, TG005 '
-  'for an unknown kind of access.';
+  'unknown role, TG004 when the role has access to all queues and only some are named, or owns '
+  'teguh, TG005 for an unknown kind of access.';

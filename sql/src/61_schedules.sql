@@ -503,6 +503,11 @@ as $$
 declare
   v_plan teguh.schedules := p_plan;
 begin
+  perform teguh._check_named(
+    substr('_template', 2),
+    array(select n.name from teguh._queues_named(p_plan.task_options) as n(name))
+  );
+  v_plan.queue_name := substr('_template', 2);
   v_plan.created_at := teguh.current_time();
   v_plan.planned_at := teguh._planned_after(v_plan, v_plan.created_at);
   v_plan.next_at := v_plan.planned_at;
@@ -629,6 +634,10 @@ declare
   v_old teguh.schedules := teguh._grasp_template(p_schedule_name);
   v_new teguh.schedules := v_old;
 begin
+  perform teguh._check_named(
+    substr('_template', 2),
+    array(select n.name from teguh._queues_named(p_changes -> 'task_options') as n(name))
+  );
   v_new.task_name := case
     when p_changes ? 'task_name' then teguh._text_option(p_changes, 'task_name')
     else v_old.task_name
@@ -651,13 +660,22 @@ create or replace function teguh.update_schedule(p_schedule_name text, p_changes
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_queue_name text := teguh._scheduled_in(p_schedule_name);
+  v_named      text;
 begin
   perform teguh._check_keys('schedule changes', p_changes, array[
     'task_name', 'schedule', 'params', 'task_options', 'timezone', 'catch_up', 'overlap',
     'jitter_seconds', 'starts_at', 'ends_at'
   ]);
-  execute teguh._call('reform', teguh._scheduled_in(p_schedule_name), 2)
-  using p_schedule_name, p_changes;
+  for v_named in
+    select n.name
+    from teguh._queues_named(p_changes -> 'task_options') as n(name)
+  loop
+    perform teguh._policy(v_named);
+    perform teguh._check_spawner(v_queue_name, v_named);
+  end loop;
+  execute teguh._call('reform', v_queue_name, 2) using p_schedule_name, p_changes;
 end;
 $$;
 

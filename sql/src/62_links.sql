@@ -63,7 +63,7 @@ begin
   );
   v_queue_name := coalesce(teguh._text_option(p_task, 'queue_name'), p_queue_name);
   perform teguh._read_task(v_queue_name, p_task - 'queue_name', teguh._policy(v_queue_name));
-  perform teguh._check_spawner(v_queue_name);
+  perform teguh._check_spawner(p_queue_name, v_queue_name);
   if p_task -> 'options'
     ?| '{sequence,on_failure,compensate,unique,idempotency_key,parent_run_id}'
   then
@@ -121,6 +121,7 @@ begin
     v_spawn.tags := p_task.tags;
   end if;
   v_spawn.links := teguh._present(p_links);
+  perform teguh._revouch(v_spawn);
   execute format('select count(*) from teguh._put_%s($1)', v_queue_name) using array[v_spawn];
   perform teguh._abide(v_queue_name, v_policy, v_spawn.priority is not null, false);
 exception
@@ -235,6 +236,7 @@ as $$
 $$;
 
 -- Spawn what undoes the steps that are done, one after another, and what is to follow a failure.
+-- If that is larger than a jsonb can be, the task says so: whoever ends it must be able to.
 create or replace function teguh._undo_template(p_task teguh.t_template)
   returns void
   language plpgsql
@@ -265,6 +267,13 @@ begin
       null
     );
   end if;
+exception
+  when program_limit_exceeded then
+    update teguh.t_template as t
+    set failure_reason = jsonb_build_object(
+      'name', '$OnFailure', 'message', 'what is to follow is larger than a jsonb can be'
+    )
+    where t.task_id = p_task.task_id;
 end;
 $$;
 
@@ -284,6 +293,10 @@ declare
   v_task teguh.t_template := teguh._own_template(p_task_id, p_run_id);
   v_undo jsonb := coalesce(v_task.links -> 'undo', '[]');
 begin
+  perform teguh._check_named(substr('_template', 2), array(
+    select n.name
+    from teguh._queues_named(jsonb_build_object('compensate', p_task)) as n(name)
+  ));
   if v_undo @> jsonb_build_array(jsonb_build_object(
     'step', p_step_name, 'params', jsonb_build_object('$task_id', p_task_id)
   )) then

@@ -51,6 +51,7 @@ as $$
 declare
   v_task_id uuid := teguh._run_task(p_run_id);
 begin
+  perform teguh._check_named(substr('_template', 2), p_queues);
   insert into teguh.j_template as j (
     task_id, step_name, run_id, spawned_at, child_ids, child_queues, ends_with_us
   )
@@ -152,8 +153,8 @@ declare
   v_ids uuid[];
 begin
   execute format(
-    'select array_agg(p.task_id order by p.place) from teguh._put_%s($1) with ordinality '
-    'as p(task_id, run_id, attempt, created, place)', p_queue_name
+    'select array_agg(p.task_id order by p.place) from teguh.%I($1) with ordinality '
+    'as p(task_id, run_id, attempt, created, place)', '_put_' || p_queue_name
   ) into v_ids using p_spawns;
   perform teguh._abide(
     p_queue_name,
@@ -187,6 +188,7 @@ declare
   v_queue  text;
   v_places bigint[];
   v_spawns teguh._spawn[];
+  v_here   teguh._spawn[];
   v_known  text[];
   v_some   uuid[];
   v_ids    uuid[];
@@ -218,9 +220,14 @@ begin
     group by q.name
     order by q.name
   loop
-    v_some := teguh._birth(
-      v_queue, array(select v_spawns[u.place] from unnest(v_places) as u(place))
-    );
+    perform teguh._check_spawner(v_queue, p_queue_name);
+    perform teguh._check_spawner(p_queue_name, v_queue);
+    -- in a loop, as a query would copy all of them for each
+    v_here := '{}';
+    for v_place in 1 .. cardinality(v_places) loop
+      v_here[v_place] := v_spawns[v_places[v_place]];
+    end loop;
+    v_some := teguh._birth(v_queue, v_here);
     for v_place in 1 .. cardinality(v_places) loop
       v_ids[v_places[v_place]] := v_some[v_place];
     end loop;
@@ -276,7 +283,9 @@ create or replace function teguh._answer(p_join jsonb, p_state text)
 as $$
 begin
   if teguh._reach_queue(p_join ->> 'queue_name') then
-    execute format('select teguh._report_%s($1, $2, $3, $4, $5)', p_join ->> 'queue_name')
+    execute format(
+      'select teguh.%I($1, $2, $3, $4, $5)', '_report_' || (p_join ->> 'queue_name')
+    )
     using
       (p_join ->> 'task_id')::uuid, p_join ->> 'step_name', (p_join ->> 'run_id')::uuid,
       (p_join ->> 'place')::integer, p_state;
@@ -563,7 +572,8 @@ begin
     from unnest(v_children.child_queues) as q(name)
   loop
     continue when not teguh._reach_queue(v_queue);
-    execute format('select teguh._yield_%s($1)', v_queue) into v_some using v_children.child_ids;
+    execute format('select teguh.%I($1)', '_yield_' || v_queue)
+    into v_some using v_children.child_ids;
     v_all := v_all || coalesce(v_some, '{}');
   end loop;
 
@@ -578,9 +588,13 @@ begin
       )
       from unnest(v_children.child_ids, v_children.child_queues) with ordinality
         as c(task_id, queue_name, place)
-      left join teguh.f_template as f
-        on (f.task_id, f.step_name) = (p_task_id, p_step_name)
-        and (f.run_id, f.place) = (v_children.run_id, c.place)
+      left join lateral (
+        select f.state
+        from teguh.f_template as f
+        where (f.task_id, f.step_name) = (p_task_id, p_step_name)
+          and (f.run_id, f.place) = (v_children.run_id, c.place::integer)
+        offset 0
+      ) as f on true
     ),
     '[]'
   );
@@ -624,7 +638,7 @@ begin
     order by q.name
   loop
     continue when not teguh._reach_queue(v_queue);
-    execute format('select teguh._ditch_%s($1, $2)', v_queue) using p_task_ids, p_wait;
+    execute format('select teguh.%I($1, $2)', '_ditch_' || v_queue) using p_task_ids, p_wait;
   end loop;
 end;
 $$;

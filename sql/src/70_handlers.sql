@@ -259,8 +259,9 @@ $$;
 
 comment on function teguh.step(teguh.job, text, text, jsonb) is
   'For handlers: what a function returns for an argument, or what it returned the first time. It '
-  'is given by schema and name, takes jsonb, or teguh.job and jsonb, and returns jsonb. What it '
-  'writes commits together with that it is done: exactly once. An error in it fails the run, and '
+  'is given by schema and name, takes jsonb, or teguh.job and jsonb (if there are both, the run '
+  'fails), and returns jsonb. What it writes commits together with that it is done: exactly once. '
+  'An error in it fails the run, and '
   'is not for the handler to catch. A name used again in a handler is numbered (charge, charge#2): '
   'the steps must come in the same order each time. Raises TG004 outside of a handler, TG005 for a '
   'bad name.';

@@ -55,7 +55,8 @@ begin
 end;
 $$;
 
--- What the steps of a run have given, as teguh.job has it.
+-- What the steps of a run have given, as teguh.job has it; null if a jsonb cannot hold it: then the
+-- run has failed.
 create or replace function teguh._steps_given(p_queue_name text, p_task_id uuid, p_run_id uuid)
   returns jsonb
   language plpgsql
@@ -73,6 +74,12 @@ begin
     )
     from teguh.get_task_checkpoint_states(p_queue_name, p_task_id, p_run_id) as s
   );
+exception
+  when program_limit_exceeded then
+    perform teguh.fail_run(p_queue_name, p_run_id, jsonb_build_object(
+      'name', '$Checkpoints', 'message', 'the checkpoints are together larger than a jsonb can be'
+    ));
+    return null;
 end;
 $$;
 
@@ -313,13 +320,17 @@ declare
     p_order ->> 'function', array['jsonb', 'teguh.job, jsonb']
   );
 begin
-  return format(
-    case
-      when to_regprocedure(v_function || '(teguh.job, jsonb)') is null then 'select %s($1)'
-      else 'select %s($2, $1)'
-    end,
-    v_function
-  );
+  if to_regprocedure(v_function || '(teguh.job, jsonb)') is null then
+    return format('select %s($1)', v_function);
+  elsif to_regprocedure(v_function || '(jsonb)') is not null then
+    raise exception 'there are two functions %', v_function
+      using
+        errcode = 'TG005',
+        detail = 'One takes jsonb, the other teguh.job and jsonb.',
+        hint = 'Give them different names: whoever adds one must not take the place of the other.';
+  end if;
+
+  return format('select %s($2, $1)', v_function);
 end;
 $$;
 

@@ -117,10 +117,10 @@ $$;
 -- delta to change.  Rights that were given on them are kept in mind.
 do $$
 declare
-  v_changed text[] := '{_available_at, _check_spawn, _explain_no_cron, _picked, _read_spawn_options, _read_task,
-    _renew_template, _rerun_template, _show_template, _spawn, _stamp_functions,
-    _stop_template, _take_template, _template_ddl, cancel_task, claim_task,
-    get_task_result, list_queues, status}';
+  v_changed text[] := '{_available_at, _check_spawn, _explain_no_cron, _known_template, _picked,
+    _read_spawn_options, _read_task, _renew_template, _rerun_template, _show_template,
+    _spawn, _stamp_functions, _stop_template, _take_template, _template_ddl, cancel_task,
+    claim_task, get_task_result, list_queues, status}';
   v_types   oid[] := array(
     select t.oid
     from pg_type as t
@@ -322,6 +322,10 @@ $$;
 -- installed, in whatever schema; else the random bytes of a version 4 uuid
 -- (all but its bytes 6 to 8, which hold version and variant).  The choice is
 -- made here, once: run this file again after adding pgcrypto.
+--
+-- Whoever owns the extension or its schema could put another function in that place, which would
+-- run with the rights of teguh's owner: both must be that role's, a superuser's or the database
+-- owner's.
 do $$
 declare
   v_source text := (
@@ -329,6 +333,18 @@ declare
     from pg_catalog.pg_extension as e
     join pg_catalog.pg_namespace as n on n.oid = e.extnamespace
     where e.extname = 'pgcrypto'
+      and not exists (
+        select
+        from pg_catalog.unnest(array[e.extowner, n.nspowner]) as u(owner)
+        join pg_catalog.pg_roles as r on r.oid = u.owner
+        where not r.rolsuper
+          and r.rolname not in (current_user, 'pg_database_owner')
+          and not exists (
+            select
+            from pg_catalog.pg_database as d
+            where d.datname = current_database() and d.datdba = r.oid
+          )
+      )
   );
 begin
   execute format(
@@ -1280,7 +1296,7 @@ begin
   perform teguh._read_task(
     v_queue_name, v_spawn.on_expired - 'queue_name', teguh._policy(v_queue_name)
   );
-  perform teguh._check_spawner(v_queue_name);
+  perform teguh._check_spawner(p_queue_name, v_queue_name);
   return v_spawn;
 end;
 $$;
@@ -1706,6 +1722,17 @@ comment on column teguh.handlers.task_name is
   'The tasks it is for; * for those that no other is for.';
 comment on column teguh.handlers.function_name is
   'Its schema and name, quoted where needed. It takes a teguh.job.';
+
+-- What nobody but the owner of this schema knows.
+create table if not exists teguh.secrets (
+  secret text not null
+);
+insert into teguh.secrets (secret)
+select gen_random_uuid()::text || gen_random_uuid()::text
+where not exists (select from teguh.secrets);
+
+comment on table teguh.secrets is
+  'One row, made at random: with it is sealed which queues a transaction may name (_voucher).';
 
 -- Which versions this schema has had.
 create table if not exists teguh.versions (
@@ -2365,8 +2392,7 @@ begin
 end;
 $$;
 
--- The queue's own function behind a public one, as text to execute.  Names of
--- queues that exist need no quoting.
+-- The queue's own function behind a public one, as text to execute.
 create or replace function teguh._call(p_verb text, p_queue_name text, p_arguments integer)
   returns text
   language plpgsql
@@ -2375,7 +2401,7 @@ create or replace function teguh._call(p_verb text, p_queue_name text, p_argumen
 as $$
 begin
   perform teguh._policy(p_queue_name);
-  return 'select * from teguh._' || p_verb || '_' || p_queue_name
+  return 'select * from teguh.' || quote_ident('_' || p_verb || '_' || p_queue_name)
          || '(' || substr('$1, $2, $3, $4, $5, $6, $7', 1, greatest(4 * p_arguments - 2, 0)) || ')';
 end;
 $$;
@@ -3610,7 +3636,6 @@ begin
     perform setval('teguh.fired_template'::regclass, v_millis);
     v_fired := teguh._bring_template(v_now, v_fresh, true, 1000);
   end if;
-
   loop
     v_before := v_left;
     v_ring := pg_sequence_last_value('teguh.ring_template'::regclass);
@@ -3629,7 +3654,6 @@ begin
     v_fired := teguh._bring_template(v_now, v_fresh, v_left = p_qty, least(v_left, 1000) + 100);
     exit when v_fired = 0;
   end loop;
-
   if v_left > 0 then
     perform nextval('teguh.parked_template'::regclass);
   end if;
@@ -3637,18 +3661,22 @@ begin
   return query
   select
     t.run_id, t.task_id, t.attempt, t.task_name, t.params, t.retry_strategy, t.max_attempts,
-    t.headers, t.wake_event, t.event_payload, t.failures,
-    case when t.turn = 1 then '{}'::jsonb else teguh._known_template(t.task_id) end,
-    t.lease_expires_at, t.timeout_seconds
+    t.headers, t.wake_event, t.event_payload, t.failures, t.known, t.lease_expires_at,
+    t.timeout_seconds
   from unnest(v_task_ids) as u(task_id)
   cross join lateral (
-    select t.* from teguh.t_template as t where t.task_id = u.task_id offset 0
-  ) as t;
+    select
+      t.*,
+      case when t.turn = 1 then '{}' else teguh._known_template(t.task_id, t.run_id) end as known
+    from teguh.t_template as t where t.task_id = u.task_id offset 0
+  ) as t
+  where t.known is not null;
 end;
 $$;
 
--- All checkpoints of a task, as one object.
-create or replace function teguh._known_template(p_task_id uuid)
+-- All checkpoints of a task that was just claimed, as one object.  If that is larger than a jsonb
+-- can be, the run fails, and null is returned: others must be had all the same.
+create or replace function teguh._known_template(p_task_id uuid, p_run_id uuid)
   returns jsonb
   language plpgsql
   volatile
@@ -3664,6 +3692,16 @@ begin
     ),
     '{}'
   );
+exception
+  when program_limit_exceeded then
+    perform teguh._fail_template(
+      p_run_id,
+      jsonb_build_object(
+        'name', '$Checkpoints', 'message', 'the checkpoints are together larger than a jsonb can be'
+      ),
+      null
+    );
+    return null;
 end;
 $$;
 
@@ -4320,7 +4358,9 @@ begin
     || coalesce(p_task.on_expired -> 'options', '{}')
   );
 exception
-  when sqlstate 'TG001' or sqlstate 'TG005' or sqlstate 'TG006' or sqlstate 'TG007' then
+  when sqlstate 'TG001' or sqlstate 'TG005' or sqlstate 'TG006' or sqlstate 'TG007'
+    or program_limit_exceeded
+  then
     get stacked diagnostics v_detail = message_text;
     update teguh.t_template as t
     set failure_reason = jsonb_build_object('name', '$OnExpired', 'message', v_detail)
@@ -6373,6 +6413,9 @@ declare
   v_ids   uuid[];
   v_added uuid[];
 begin
+  perform teguh._check_follows(substr('_template', 2), s)
+  from unnest(p_tasks) as s
+  where num_nonnulls(s.links, s.on_expired) > 0;
   perform pg_current_xact_id();
   v_now := teguh.current_time();
 
@@ -6484,6 +6527,9 @@ declare
   v_due_at   timestamptz;
   v_deadline timestamptz := p_spawn.expires_at;
 begin
+  if num_nonnulls(p_spawn.links, p_spawn.on_expired) > 0 then
+    perform teguh._check_follows(substr('_template', 2), p_spawn);
+  end if;
   perform pg_current_xact_id();
   v_now := teguh.current_time();
   v_task_id := teguh._task_id(v_now);
@@ -6671,6 +6717,7 @@ declare
   v_new  record;
   v_task teguh.t_template;
 begin
+  perform teguh._check_follows(substr('_template', 2), p_spawn);
   -- cleanup may remove the row in between
   loop
     insert into teguh.u_template as u (unique_key, task_id)
@@ -6934,16 +6981,154 @@ create or replace function teguh._abide(
 as $$
 begin
   if p_ranked and not p_policy ? 'ruled' then
-    execute 'select teguh._rule_' || p_queue_name || '(false)';
+    execute format('select teguh.%I(false)', '_rule_' || p_queue_name);
   end if;
   if p_room and p_policy ? 'max_pending' then
-    execute 'select teguh._room_' || p_queue_name || '($1)' using p_policy;
+    execute format('select teguh.%I($1)', '_room_' || p_queue_name) using p_policy;
   end if;
 end;
 $$;
 
--- Refuse to have tasks spawned later, with all rights, where the caller may not spawn any.
-create or replace function teguh._check_spawner(p_queue_name text)
+-- Every queue that is named by what is to follow a task: by its links, or by options of a spawn.
+create or replace function teguh._queues_named(p_links jsonb)
+  returns setof text
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  with recursive named as (
+    select p_links as one
+    union all
+    select f.one
+    from named as n
+    cross join lateral (
+      select n.one -> k.key as one
+      from unnest('{on_expired,on_failure,compensate,options,join}'::text[]) as k(key)
+      union all
+      select e.one
+      from unnest('{sequence,undo}'::text[]) as k(key)
+      cross join lateral jsonb_array_elements(
+        case jsonb_typeof(n.one -> k.key) when 'array' then n.one -> k.key else '[]' end
+      ) as e(one)
+    ) as f
+    where jsonb_typeof(f.one) = 'object'
+  )
+
+  select distinct n.one ->> 'queue_name'
+  from named as n
+  where n.one ->> 'queue_name' is not null;
+$$;
+
+-- What proves that this transaction may name a queue.  Only the owner of teguh, and its functions,
+-- can read what it is made of.
+create or replace function teguh._voucher(p_queue_name text)
+  returns text
+  language sql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+  select encode(
+    sha256(convert_to(concat_ws('/', pg_current_xact_id(), p_queue_name, s.secret), 'UTF8')), 'hex'
+  )
+  from teguh.secrets as s;
+$$;
+
+-- Note that this transaction may name a queue: among its settings, which leave no dead rows.
+create or replace function teguh._vouch(p_queue_name text)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_known   text := coalesce(current_setting('teguh.vouched', true), '');
+  v_voucher text := teguh._voucher(p_queue_name);
+begin
+  if strpos(v_known, v_voucher) = 0 then
+    perform set_config('teguh.vouched', v_known || v_voucher, true);
+  end if;
+end;
+$$;
+
+-- Note that this transaction may name this queue: who may execute this may spawn here.
+create or replace function teguh._vouch_template()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._vouch(substr('_template', 2));
+end;
+$$;
+
+-- Refuse to store the name of another queue unless somebody has vouched for it in this transaction.
+--
+-- What is stored is carried out later, with all rights.  The function that stores it has all
+-- rights, too, and may be called by itself: what _check_spawner() has found cannot be told it by an
+-- argument.
+create or replace function teguh._check_named(p_queue_name text, p_names text[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_name text := (
+    select u.name
+    from unnest(p_names) as u(name)
+    where u.name <> p_queue_name
+      and strpos(
+        coalesce(current_setting('teguh.vouched', true), ''), teguh._voucher(u.name)
+      ) = 0
+    limit 1
+  );
+begin
+  if v_name is not null then
+    raise exception 'nobody who may spawn tasks in queue "%" has asked for that', left(v_name, 60)
+      using
+        errcode = '42501',
+        detail = 'What follows a task is spawned where its spawner may spawn.',
+        hint = 'Call the public function, with a role that has access to both queues.';
+  end if;
+end;
+$$;
+
+-- The same for what is to follow a task.
+create or replace function teguh._check_follows(p_queue_name text, p_spawn teguh._spawn)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._check_named(p_queue_name, array(
+    select n.name
+    from teguh._queues_named(
+      coalesce(p_spawn.links, '{}') || jsonb_build_object('on_expired', p_spawn.on_expired)
+    ) as n(name)
+  ));
+end;
+$$;
+
+-- Vouch for what a task names that was checked when it was stored.
+create or replace function teguh._revouch(p_spawn teguh._spawn)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform teguh._vouch(n.name)
+  from teguh._queues_named(
+    coalesce(p_spawn.links, '{}') || jsonb_build_object('on_expired', p_spawn.on_expired)
+  ) as n(name);
+end;
+$$;
+
+-- Refuse to have tasks spawned later, with all rights, where the caller may not spawn any; p_from
+-- is the queue that stores the other's name.
+create or replace function teguh._check_spawner(p_from text, p_queue_name text)
   returns void
   language plpgsql
   volatile
@@ -6958,6 +7143,10 @@ begin
         errcode = '42501',
         detail = 'What follows a task is spawned where its spawner may spawn.',
         hint = 'grant_access() gives a role access to a queue.';
+  end if;
+
+  if p_queue_name <> p_from then
+    execute format('select teguh.%I()', '_vouch_' || p_queue_name);
   end if;
 end;
 $$;
@@ -8697,8 +8886,9 @@ create or replace function teguh._rerun_template(
 as $$
 #variable_conflict use_column
 declare
-  v_now  timestamptz := teguh.current_time();
-  v_task teguh.t_template;
+  v_now   timestamptz := teguh.current_time();
+  v_task  teguh.t_template;
+  v_spawn teguh._spawn;
 begin
   select t.* into v_task
   from teguh.t_template as t
@@ -8717,14 +8907,16 @@ begin
   end if;
 
   if p_spawn_new then
-    select p.* into task_id, run_id, attempt, created
-    from teguh._put_template(array[row(
+    v_spawn := row(
       v_task.task_name, v_task.params, v_task.headers, v_task.retry_strategy,
       coalesce(p_max_attempts, v_task.max_attempts), v_task.cancellation, null, false, null,
       v_task.tags, v_task.correlation_id, v_task.parent_task_id, v_task.workflow_run_id,
       v_task.timeout_seconds, null, v_task.on_expired, null, v_task.priority, v_task.flow_key,
       nullif(v_task.links - '{join,children,undo}'::text[], '{}')
-    )::teguh._spawn]) as p;
+    )::teguh._spawn;
+    perform teguh._revouch(v_spawn);
+    select p.* into task_id, run_id, attempt, created
+    from teguh._put_template(array[v_spawn]) as p;
     perform teguh._act_template(
       'retry', p_reason, p_task_id, null, jsonb_build_object('task_id', task_id)
     );
@@ -11504,7 +11696,7 @@ create or replace function teguh._from(p_verb text, p_queue_name text)
 as $$
 begin
   perform teguh._policy(p_queue_name);
-  return format('teguh._%s_%s()', p_verb, p_queue_name);
+  return format('teguh.%I()', '_' || p_verb || '_' || p_queue_name);
 end;
 $$;
 
@@ -12004,8 +12196,8 @@ create or replace procedure teguh.ticker_loop(p_options jsonb default '{}')
   language plpgsql
 as $$
 declare
-  v_pause double precision;
-  v_until timestamptz;
+  v_pause pg_catalog.float8;
+  v_until pg_catalog.timestamptz;
 begin
   perform teguh._check_keys('ticker options', p_options, array['tick_seconds', 'max_seconds']);
   v_pause := coalesce(teguh._number_option(p_options, 'tick_seconds', 0.001, 3600), 0.1);
@@ -12369,7 +12561,7 @@ from (
     ('get_workflow_tree',          'member',      'client worker observer admin', false),
     ('create_workflow_run',        '',            'client worker admin',          false),
     ('update_workflow_run',        '',            'client worker admin',          false),
-    ('spawn_task',                 'new put once room rule', 'client worker admin',    false),
+    ('spawn_task',                 'new put once room rule vouch', 'client worker admin', false),
     ('spawn_tasks',                'put series room rule', 'client worker admin',     false),
     ('emit_event',                 'emit',        'client worker admin',          false),
     ('send_message',               'post',        'client worker admin',          false),
@@ -12439,7 +12631,9 @@ comment on view teguh._rights is
 -- The functions that this access to a queue (*: to all) allows to execute.
 --
 -- Helpers are for everybody who has access at all: they run with the rights of whoever calls
--- them, and give none.
+-- them, and give none.  But those that execute a text they are given would let whoever may only
+-- call functions, as through PostgREST, run any statement: these are for teguh's owner, and what
+-- work() needs of them for workers.
 create or replace function teguh._allowed(p_access text, p_queue_name text)
   returns setof regprocedure
   language sql
@@ -12457,6 +12651,10 @@ as $$
       or (
         p.proname ~ '^_'
         and not p.prosecdef
+        and p.proname not in (
+          '_each_queue', '_leave_extension', '_stamp_function', '_stamp_queues', '_stamp_relation'
+        )
+        and (p.proname not in ('_advance', '_obey', '_run_pass') or p_access in ('worker', 'admin'))
         and not exists (
           select
           from pg_proc as f
@@ -12614,6 +12812,14 @@ as $$
 declare
   v_role regrole := teguh._check_grant(p_role, p_access);
 begin
+  if v_role = current_user::regrole then
+    raise exception 'role "%" owns teguh', p_role
+      using
+        errcode = 'TG004',
+        detail = 'Its rights were not granted, and everything here needs them.',
+        hint = 'Revoke the access of roles that grant_access() gave it to.';
+  end if;
+
   perform from teguh.grants as g
   where g.grantee = v_role
     and g.access = coalesce(p_access, g.access)
@@ -12644,8 +12850,8 @@ comment on function teguh.revoke_access(text, text, text[]) is
   'Takes from a role what grant_access() gave: one kind of access or, if p_access is null, '
   'all; for the queues named or, if p_queue_names is null, for all. Rights on functions that '
   'were granted by hand go, too. What a role was never given is no error. Raises 42704 for an '
-  'unknown role, TG004 when the role has access to all queues and only some are named, TG005 '
-  'for an unknown kind of access.';
+  'unknown role, TG004 when the role has access to all queues and only some are named, or owns '
+  'teguh, TG005 for an unknown kind of access.';
 
 -- sql/src/60_cron.sql
 -- Refuse a schedule that cannot be read, or not followed.
@@ -13637,6 +13843,11 @@ as $$
 declare
   v_plan teguh.schedules := p_plan;
 begin
+  perform teguh._check_named(
+    substr('_template', 2),
+    array(select n.name from teguh._queues_named(p_plan.task_options) as n(name))
+  );
+  v_plan.queue_name := substr('_template', 2);
   v_plan.created_at := teguh.current_time();
   v_plan.planned_at := teguh._planned_after(v_plan, v_plan.created_at);
   v_plan.next_at := v_plan.planned_at;
@@ -13763,6 +13974,10 @@ declare
   v_old teguh.schedules := teguh._grasp_template(p_schedule_name);
   v_new teguh.schedules := v_old;
 begin
+  perform teguh._check_named(
+    substr('_template', 2),
+    array(select n.name from teguh._queues_named(p_changes -> 'task_options') as n(name))
+  );
   v_new.task_name := case
     when p_changes ? 'task_name' then teguh._text_option(p_changes, 'task_name')
     else v_old.task_name
@@ -13785,13 +14000,22 @@ create or replace function teguh.update_schedule(p_schedule_name text, p_changes
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_queue_name text := teguh._scheduled_in(p_schedule_name);
+  v_named      text;
 begin
   perform teguh._check_keys('schedule changes', p_changes, array[
     'task_name', 'schedule', 'params', 'task_options', 'timezone', 'catch_up', 'overlap',
     'jitter_seconds', 'starts_at', 'ends_at'
   ]);
-  execute teguh._call('reform', teguh._scheduled_in(p_schedule_name), 2)
-  using p_schedule_name, p_changes;
+  for v_named in
+    select n.name
+    from teguh._queues_named(p_changes -> 'task_options') as n(name)
+  loop
+    perform teguh._policy(v_named);
+    perform teguh._check_spawner(v_queue_name, v_named);
+  end loop;
+  execute teguh._call('reform', v_queue_name, 2) using p_schedule_name, p_changes;
 end;
 $$;
 
@@ -14139,7 +14363,7 @@ begin
   );
   v_queue_name := coalesce(teguh._text_option(p_task, 'queue_name'), p_queue_name);
   perform teguh._read_task(v_queue_name, p_task - 'queue_name', teguh._policy(v_queue_name));
-  perform teguh._check_spawner(v_queue_name);
+  perform teguh._check_spawner(p_queue_name, v_queue_name);
   if p_task -> 'options'
     ?| '{sequence,on_failure,compensate,unique,idempotency_key,parent_run_id}'
   then
@@ -14197,6 +14421,7 @@ begin
     v_spawn.tags := p_task.tags;
   end if;
   v_spawn.links := teguh._present(p_links);
+  perform teguh._revouch(v_spawn);
   execute format('select count(*) from teguh._put_%s($1)', v_queue_name) using array[v_spawn];
   perform teguh._abide(v_queue_name, v_policy, v_spawn.priority is not null, false);
 exception
@@ -14311,6 +14536,7 @@ as $$
 $$;
 
 -- Spawn what undoes the steps that are done, one after another, and what is to follow a failure.
+-- If that is larger than a jsonb can be, the task says so: whoever ends it must be able to.
 create or replace function teguh._undo_template(p_task teguh.t_template)
   returns void
   language plpgsql
@@ -14341,6 +14567,13 @@ begin
       null
     );
   end if;
+exception
+  when program_limit_exceeded then
+    update teguh.t_template as t
+    set failure_reason = jsonb_build_object(
+      'name', '$OnFailure', 'message', 'what is to follow is larger than a jsonb can be'
+    )
+    where t.task_id = p_task.task_id;
 end;
 $$;
 
@@ -14360,6 +14593,10 @@ declare
   v_task teguh.t_template := teguh._own_template(p_task_id, p_run_id);
   v_undo jsonb := coalesce(v_task.links -> 'undo', '[]');
 begin
+  perform teguh._check_named(substr('_template', 2), array(
+    select n.name
+    from teguh._queues_named(jsonb_build_object('compensate', p_task)) as n(name)
+  ));
   if v_undo @> jsonb_build_array(jsonb_build_object(
     'step', p_step_name, 'params', jsonb_build_object('$task_id', p_task_id)
   )) then
@@ -14569,6 +14806,7 @@ as $$
 declare
   v_task_id uuid := teguh._run_task(p_run_id);
 begin
+  perform teguh._check_named(substr('_template', 2), p_queues);
   insert into teguh.j_template as j (
     task_id, step_name, run_id, spawned_at, child_ids, child_queues, ends_with_us
   )
@@ -14670,8 +14908,8 @@ declare
   v_ids uuid[];
 begin
   execute format(
-    'select array_agg(p.task_id order by p.place) from teguh._put_%s($1) with ordinality '
-    'as p(task_id, run_id, attempt, created, place)', p_queue_name
+    'select array_agg(p.task_id order by p.place) from teguh.%I($1) with ordinality '
+    'as p(task_id, run_id, attempt, created, place)', '_put_' || p_queue_name
   ) into v_ids using p_spawns;
   perform teguh._abide(
     p_queue_name,
@@ -14705,6 +14943,7 @@ declare
   v_queue  text;
   v_places bigint[];
   v_spawns teguh._spawn[];
+  v_here   teguh._spawn[];
   v_known  text[];
   v_some   uuid[];
   v_ids    uuid[];
@@ -14736,9 +14975,14 @@ begin
     group by q.name
     order by q.name
   loop
-    v_some := teguh._birth(
-      v_queue, array(select v_spawns[u.place] from unnest(v_places) as u(place))
-    );
+    perform teguh._check_spawner(v_queue, p_queue_name);
+    perform teguh._check_spawner(p_queue_name, v_queue);
+    -- in a loop, as a query would copy all of them for each
+    v_here := '{}';
+    for v_place in 1 .. cardinality(v_places) loop
+      v_here[v_place] := v_spawns[v_places[v_place]];
+    end loop;
+    v_some := teguh._birth(v_queue, v_here);
     for v_place in 1 .. cardinality(v_places) loop
       v_ids[v_places[v_place]] := v_some[v_place];
     end loop;
@@ -14794,7 +15038,9 @@ create or replace function teguh._answer(p_join jsonb, p_state text)
 as $$
 begin
   if teguh._reach_queue(p_join ->> 'queue_name') then
-    execute format('select teguh._report_%s($1, $2, $3, $4, $5)', p_join ->> 'queue_name')
+    execute format(
+      'select teguh.%I($1, $2, $3, $4, $5)', '_report_' || (p_join ->> 'queue_name')
+    )
     using
       (p_join ->> 'task_id')::uuid, p_join ->> 'step_name', (p_join ->> 'run_id')::uuid,
       (p_join ->> 'place')::integer, p_state;
@@ -15081,7 +15327,8 @@ begin
     from unnest(v_children.child_queues) as q(name)
   loop
     continue when not teguh._reach_queue(v_queue);
-    execute format('select teguh._yield_%s($1)', v_queue) into v_some using v_children.child_ids;
+    execute format('select teguh.%I($1)', '_yield_' || v_queue)
+    into v_some using v_children.child_ids;
     v_all := v_all || coalesce(v_some, '{}');
   end loop;
 
@@ -15096,9 +15343,13 @@ begin
       )
       from unnest(v_children.child_ids, v_children.child_queues) with ordinality
         as c(task_id, queue_name, place)
-      left join teguh.f_template as f
-        on (f.task_id, f.step_name) = (p_task_id, p_step_name)
-        and (f.run_id, f.place) = (v_children.run_id, c.place)
+      left join lateral (
+        select f.state
+        from teguh.f_template as f
+        where (f.task_id, f.step_name) = (p_task_id, p_step_name)
+          and (f.run_id, f.place) = (v_children.run_id, c.place::integer)
+        offset 0
+      ) as f on true
     ),
     '[]'
   );
@@ -15142,7 +15393,7 @@ begin
     order by q.name
   loop
     continue when not teguh._reach_queue(v_queue);
-    execute format('select teguh._ditch_%s($1, $2)', v_queue) using p_task_ids, p_wait;
+    execute format('select teguh.%I($1, $2)', '_ditch_' || v_queue) using p_task_ids, p_wait;
   end loop;
 end;
 $$;
@@ -16903,8 +17154,9 @@ $$;
 
 comment on function teguh.step(teguh.job, text, text, jsonb) is
   'For handlers: what a function returns for an argument, or what it returned the first time. It '
-  'is given by schema and name, takes jsonb, or teguh.job and jsonb, and returns jsonb. What it '
-  'writes commits together with that it is done: exactly once. An error in it fails the run, and '
+  'is given by schema and name, takes jsonb, or teguh.job and jsonb (if there are both, the run '
+  'fails), and returns jsonb. What it writes commits together with that it is done: exactly once. '
+  'An error in it fails the run, and '
   'is not for the handler to catch. A name used again in a handler is numbered (charge, charge#2): '
   'the steps must come in the same order each time. Raises TG004 outside of a handler, TG005 for a '
   'bad name.';
@@ -17131,7 +17383,8 @@ begin
 end;
 $$;
 
--- What the steps of a run have given, as teguh.job has it.
+-- What the steps of a run have given, as teguh.job has it; null if a jsonb cannot hold it: then the
+-- run has failed.
 create or replace function teguh._steps_given(p_queue_name text, p_task_id uuid, p_run_id uuid)
   returns jsonb
   language plpgsql
@@ -17149,6 +17402,12 @@ begin
     )
     from teguh.get_task_checkpoint_states(p_queue_name, p_task_id, p_run_id) as s
   );
+exception
+  when program_limit_exceeded then
+    perform teguh.fail_run(p_queue_name, p_run_id, jsonb_build_object(
+      'name', '$Checkpoints', 'message', 'the checkpoints are together larger than a jsonb can be'
+    ));
+    return null;
 end;
 $$;
 
@@ -17389,13 +17648,17 @@ declare
     p_order ->> 'function', array['jsonb', 'teguh.job, jsonb']
   );
 begin
-  return format(
-    case
-      when to_regprocedure(v_function || '(teguh.job, jsonb)') is null then 'select %s($1)'
-      else 'select %s($2, $1)'
-    end,
-    v_function
-  );
+  if to_regprocedure(v_function || '(teguh.job, jsonb)') is null then
+    return format('select %s($1)', v_function);
+  elsif to_regprocedure(v_function || '(jsonb)') is not null then
+    raise exception 'there are two functions %', v_function
+      using
+        errcode = 'TG005',
+        detail = 'One takes jsonb, the other teguh.job and jsonb.',
+        hint = 'Give them different names: whoever adds one must not take the place of the other.';
+  end if;
+
+  return format('select %s($2, $1)', v_function);
 end;
 $$;
 

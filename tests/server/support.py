@@ -29,7 +29,9 @@ PATIENCE = 30.0
 @contextmanager
 def serving(service: Service, app: ASGIApp | None = None) -> Iterator[str]:
     """Serve in a thread, and yield the URL; with `app`, that is served, and ends the service."""
-    config = uvicorn.Config(app or service, "127.0.0.1", 0, log_level="warning", lifespan="on")
+    config = uvicorn.Config(
+        app or service, "127.0.0.1", 0, log_level="warning", lifespan="on", http="h11", ws="none"
+    )
     server = Server(config, service)
     thread = threading.Thread(target=server.run)
     thread.start()

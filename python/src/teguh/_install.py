@@ -91,7 +91,9 @@ def _connected(target: str | Conn) -> Iterator[Conn]:
 
 def installed_version(connection: Conn) -> str | None:
     """Return the version that a database holds, None without teguh."""
-    found = connection.execute("select to_regprocedure('teguh.version()') is not null").fetchone()
+    found = connection.execute(
+        "select pg_catalog.to_regprocedure('teguh.version()') is not null"
+    ).fetchone()
     if found is None or not found[0]:
         return None
     row = connection.execute(_sql.VERSION.encode()).fetchone()
@@ -99,7 +101,9 @@ def installed_version(connection: Conn) -> str | None:
 
 
 def _is_extension(connection: Conn) -> bool:
-    rows = connection.execute("select 1 from pg_catalog.pg_extension where extname = 'teguh'")
+    rows = connection.execute(
+        "select 1 from pg_catalog.pg_extension where extname operator(pg_catalog.=) 'teguh'"
+    )
     return rows.fetchone() is not None
 
 

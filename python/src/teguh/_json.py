@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
@@ -11,14 +12,39 @@ from teguh.errors import NotStorable
 # An escaped NUL: a run of backslashes of odd length before "u0000".
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
-_decode = json.JSONDecoder().decode
+
+def _real(text: str) -> float | str:
+    value = float(text)
+    return value if math.isfinite(value) else text
+
+
+def _whole(text: str) -> int | str:
+    try:
+        return int(text)
+    except ValueError:  # more digits than Python reads
+        return text
+
+
+_decode = json.JSONDecoder(parse_float=_real).decode
+_decode_any = json.JSONDecoder(parse_float=_real, parse_int=_whole).decode
 
 
 def loads(text: str | bytes) -> Any:
-    """Return the value of a JSON text in UTF-8."""
+    """Return the value of a JSON text in UTF-8.
+
+    jsonb holds what Python does not read: a number too large for it comes as a string of its
+    digits, a value nested too deeply as a string of all its JSON. So one task's params cannot keep
+    a worker from its other tasks.
+    """
     if text == b"{}":  # what most params and checkpoints are
         return {}
-    return _decode(text if isinstance(text, str) else text.decode())
+    text = text if isinstance(text, str) else text.decode()
+    try:
+        return _decode(text)
+    except RecursionError:
+        return text
+    except ValueError:
+        return _decode_any(text)
 
 
 def dumps(value: object, what: str) -> str:

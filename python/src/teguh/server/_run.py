@@ -97,6 +97,8 @@ def serve(
         access_log=verbose,
         server_header=False,
         proxy_headers=False,
+        http="h11",  # refuses headers of more than 16 kB, as httptools would not
+        ws="none",
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
     try:

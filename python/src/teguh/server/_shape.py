@@ -220,7 +220,7 @@ def from_text(texts: Sequence[str], kind: Any, where: str) -> Any:
     if kind in (bool, int, float):
         try:
             return read(json.loads(texts[0], parse_constant=_refuse), kind, where)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if isinstance(error, Misshapen):
                 raise
             raise Misshapen(where, f"is no {kind.__name__}") from None
