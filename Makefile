@@ -30,8 +30,8 @@ export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help all install uninstall dist demo test test-matrix test-installs test-chaos test-model test-exhaustion \
-  absurd-npm bench bench-absurd bench-flat bench-inspect bench-limits bench-schedules \
+.PHONY: help all install uninstall dist demo test test-matrix test-installs test-chaos test-model \
+  test-exhaustion absurd-npm bench bench-absurd bench-flat bench-inspect bench-limits bench-schedules \
   sql check-generated freeze lint lint-style lint-sql lint-bodies lint-safety \
   lint-python lint-types plpgsql-check clean
 
