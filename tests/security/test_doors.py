@@ -134,3 +134,17 @@ def test_what_was_stored_with_the_right_goes_on_without_it(
     guest.execute(
         f"select * from teguh.retry_task('own', {first}, '{{\"spawn_new\": true}}')".encode()
     )
+
+
+def test_a_strangers_advisory_lock_makes_tickers_pass_a_queue_over(
+    conn: Connection, guest_dsn: str
+) -> None:
+    """PostgreSQL has no rights on them: the page says so."""
+    conn.execute("select teguh.create_queue('q')")
+    conn.execute("select teguh.spawn_task('q', 't', '{}', '{\"delay_seconds\": 0.001}')")
+    conn.execute("select pg_sleep(0.01)")
+    with psycopg.connect(guest_dsn, autocommit=True) as stranger:
+        stranger.execute("select pg_advisory_lock(hashtextextended('teguh.queue_q', 0))")
+        assert conn.execute("select teguh.ticker('q')").fetchall() == [(0,)]
+        stranger.execute("select pg_advisory_unlock_all()")
+        assert conn.execute("select teguh.ticker('q')").fetchall() == [(1,)]

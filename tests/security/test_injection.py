@@ -170,10 +170,10 @@ def test_hostile_arguments_meet_clear_errors_and_change_nothing_else(attack: Att
                 attack.call(function, name, "9" * 100_000)
                 attack.call(function, name, nested(5_000))
                 for place, key in enumerate(attack.keys_of(function, name)):
-                    for value in VALUES[place % 2 :: 2]:  # the other half in other functions
+                    for value in VALUES[place % 3 :: 3]:  # the others at other keys
                         attack.call(function, name, f"{{{text(key)}: {value}}}")
     assert attack.unclear == {}
-    assert attack.calls > 10_000
+    assert attack.calls > 9_000
 
 
 def test_so_they_do_where_a_backslash_escapes(attack: Attack) -> None:
