@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote, unquote, urlencode
 from uuid import UUID
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.datastructures import QueryParams
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route as Endpoint
@@ -140,7 +140,7 @@ class Dashboard:
                 ask = await self._ask(client, request)
                 values = await view(ask)
             common = {"visitor": visitor, "now": ask.now, "cursor": ask.cursor, **ask.path}
-            return self._show(request, f"{view.__name__}.html", **common, **values)
+            return self._show(request, f"{view.__name__}.html", common | values)
         except Moved as moved:
             return _moved(_url(request, *moved.parts, **moved.query))
         except Exception as error:  # noqa: BLE001 - whatever it is, the visitor is told
@@ -230,12 +230,13 @@ class Dashboard:
             ask = await self._ask(client, request)
             target = self._target(ask, act)
             values = await views.about(ask, act, target)
-        return self._show(
-            request, "act.html", status, visitor=visitor, act=act, target=target, typed=typed,
-            problem=problem, now=ask.now, query=request.query_params,
-            back=_url(request, *_place(act, target)[0], **_place(act, target)[1]),
-            queue=target.get("queue"), **values,
-        )  # fmt: skip
+        parts, query = _place(act, target)
+        common = {
+            "visitor": visitor, "act": act, "target": target, "typed": typed, "problem": problem,
+            "now": ask.now, "query": request.query_params, "back": _url(request, *parts, **query),
+            "queue": target.get("queue"),
+        }  # fmt: skip
+        return self._show(request, "act.html", common | values, status)
 
     async def _carry_out(self, request: Request, act: Act, typed: dict[str, str]) -> Response:
         async with self._lend() as client:
@@ -282,12 +283,13 @@ class Dashboard:
             if not self._gate.has_tokens:
                 return _moved(_url(request))
             if request.method != "POST":
-                return self._show(request, "sign_in.html", wrong=False, next=_next(request, None))
+                values = {"wrong": False, "next": _next(request, None)}
+                return self._show(request, "sign_in.html", values)
             typed = await self._form(request, None)
             cookie = self._gate.sign_in(typed.get("token", ""))
             where = _next(request, typed.get("next"))
             if cookie is None:
-                return self._show(request, "sign_in.html", 401, wrong=True, next=where)
+                return self._show(request, "sign_in.html", {"wrong": True, "next": where}, 401)
         except Exception as error:  # noqa: BLE001 - whatever it is, the visitor is told
             return self._trouble(request, error)
         response = _moved(where)
@@ -326,19 +328,21 @@ class Dashboard:
 
     # Answers
 
-    def _show(self, request: Request, name: str, status: int = 200, **values: Any) -> Response:
-        template: Template = self._templates.get_template(name)
+    def _show(
+        self, request: Request, name: str, values: dict[str, Any], status: int = 200
+    ) -> Response:
         theme = request.cookies.get(_THEME_COOKIE)
+        visitor = values.get("visitor")
         common = {
             "url": partial(_url, request),
             "here": _here(request),
             "theme": theme if theme in THEMES else "auto",
-            "visitor": None,
+            "visitor": visitor,
             "queue": None,
             "said": _said(request.query_params),
-            "may": lambda act: self._may(values.get("visitor"), act),
+            "may": partial(self._may, visitor),
         }
-        page = template.render({**common, **values})
+        page = self._templates.get_template(name).render(common | values)
         retry = {"Retry-After": "1"} if status in (429, 503) else {}
         return Response(page, status, {**_HEADERS, **retry}, "text/html")
 
@@ -359,9 +363,8 @@ class Dashboard:
                 visitor = self._gate.visitor(request)
             except Problem:
                 pass
-        return self._show(
-            request, "trouble.html", status, visitor=visitor, problem=problem, status=status
-        )
+        values = {"visitor": visitor, "problem": problem, "status": status}
+        return self._show(request, "trouble.html", values, status)
 
 
 def _url(request: Request, *parts: str, **query: Any) -> str:
