@@ -10,6 +10,7 @@ usage: python bench/dashboard.py [--tasks 1000000] [--loads 5] [--minutes 1]
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import random
 import shutil
@@ -158,6 +159,7 @@ def main() -> None:
     chromium = shutil.which("chromium")
     if chromium is None:
         sys.exit("there is no chromium: apt-get install chromium")
+    logging.disable(logging.WARNING)  # the worker's, of tasks that fail on purpose
     SHOTS.mkdir(parents=True, exist_ok=True)
     with server_of(options) as server, database_of(server, "dashboard", TEGUH_SQL) as dsn:
         with connect(dsn) as connection:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-import teguh
-
 if TYPE_CHECKING:
     from uuid import UUID
+
+    import teguh
 
 # Names that would do harm, or mislead, where they are taken for more than text.
 SCRIPT = "<script>alert(1)</script>"

@@ -29,9 +29,9 @@ from teguh.server._auth import Gatekeeper
 from teguh.server._claims import Claims
 from teguh.server._errors import Problem, problem_of, told
 from teguh.server._feeds import Feed
+from teguh.server._openapi import describe, in_path, takes_body
 from teguh.server._pages import Dashboard
 from teguh.server._pages.samples import Samples
-from teguh.server._openapi import describe, in_path, takes_body
 from teguh.server._routes import BARE, LONG_POLLS, LOOK, ROUTES, SSE, stream_schedules, stream_stats
 from teguh.server._shape import Misshapen, from_text, parameters, parse, read, write
 

@@ -63,7 +63,7 @@ class Act:
     grave: bool = False
 
 
-def _number(typed: Typed, name: str, kind: type[int] | type[float] = int) -> Any:
+def _number(typed: Typed, name: str, kind: type[int | float] = int) -> Any:
     text = typed.get(name, "").strip()
     return from_text([text], kind, name) if text else None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
 from hashlib import sha256
 from importlib.resources import files
@@ -12,25 +12,32 @@ from urllib.parse import parse_qs, quote, unquote, urlencode
 from uuid import UUID
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from starlette.datastructures import QueryParams
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route as Endpoint
 
 from teguh._async.client import AsyncClient
-from teguh.server._auth import COOKIE, SESSION_SECONDS, Gatekeeper, Visitor
-from teguh.server._auth import check_same_origin, is_seal
+from teguh.server._auth import (
+    COOKIE,
+    SESSION_SECONDS,
+    Gatekeeper,
+    Visitor,
+    check_same_origin,
+    is_seal,
+)
 from teguh.server._errors import Problem, problem_of
 from teguh.server._pages import text, views
 from teguh.server._pages.acts import ACTS, Act
 from teguh.server._pages.filters import fields_of
 from teguh.server._pages.plots import HEIGHT, WIDTH
-from teguh.server._pages.samples import Samples
 from teguh.server._pages.views import Ask, Moved, Usage, View
 from teguh.server._routes import LOOK
 from teguh.server._shape import Misshapen
 
 if TYPE_CHECKING:
+    from starlette.datastructures import QueryParams
     from starlette.requests import Request
+
+    from teguh.server._pages.samples import Samples
 
 Lend = Callable[[], AbstractAsyncContextManager[AsyncClient]]
 Body = Callable[["Request"], Awaitable[bytes]]
@@ -161,7 +168,10 @@ class Dashboard:
             path = {k: unquote(v, errors="strict") for k, v in request.path_params.items()}
         except UnicodeDecodeError:
             raise Misshapen("the path", "is not in UTF-8") from None
-        for part in (*path.values(), *(p for pair in request.query_params.multi_items() for p in pair)):
+        for part in (
+            *path.values(),
+            *(p for pair in request.query_params.multi_items() for p in pair),
+        ):
             _check_text(part)
         now = await client.current_time()
         return Ask(client, path, request.query_params, now, self._samples, self._usage)
@@ -185,7 +195,7 @@ class Dashboard:
             typed = await self._form(request, visitor)
             try:
                 return await self._carry_out(request, act, typed)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the visitor is told
+            except Exception as error:
                 status, problem = problem_of(error)
                 if status >= 500:
                     raise
@@ -322,9 +332,7 @@ class Dashboard:
         if name not in self._assets:
             return self._trouble(request, Problem("there is no such path", "42883"))
         kept = {"Cache-Control": "public, max-age=31536000, immutable"}
-        return Response(
-            self._assets[name], media_type=_ASSETS[name], headers={**_HEADERS, **kept}
-        )
+        return Response(self._assets[name], media_type=_ASSETS[name], headers={**_HEADERS, **kept})
 
     # Answers
 
@@ -347,9 +355,7 @@ class Dashboard:
         return Response(page, status, {**_HEADERS, **retry}, "text/html")
 
     def _may(self, visitor: Visitor | None, act: str) -> bool:
-        return bool(
-            visitor and not self._read_only and visitor.scopes & set(ACTS[act].scopes)
-        )
+        return bool(visitor and not self._read_only and visitor.scopes & set(ACTS[act].scopes))
 
     def _trouble(self, request: Request, error: Exception) -> Response:
         status, problem = problem_of(error)
@@ -359,10 +365,8 @@ class Dashboard:
             return _moved(_url(request, "sign-in", **query))
         visitor = None
         if status != 401:
-            try:
+            with suppress(Problem):
                 visitor = self._gate.visitor(request)
-            except Problem:
-                pass
         values = {"visitor": visitor, "problem": problem, "status": status}
         return self._show(request, "trouble.html", values, status)
 
@@ -411,7 +415,9 @@ def _said(query: QueryParams) -> str:
     """Return what has been done, as the address says after an action."""
     act = ACTS.get(query.get("done", ""))
     n = query.get("n", "")
-    return act.done.format(text.number(int(n)) if n.isdecimal() and len(n) < 10 else "") if act else ""
+    return (
+        act.done.format(text.number(int(n)) if n.isdecimal() and len(n) < 10 else "") if act else ""
+    )
 
 
 def _check_text(value: str) -> None:

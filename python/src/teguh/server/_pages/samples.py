@@ -61,7 +61,8 @@ class Samples:
         """Keep what was measured at a time, in seconds."""
         before = self._kept[-1][1] if self._kept else {}
         of_queues = totals(metrics)
-        queues: dict[str | None, Totals] = {**of_queues, None: _sum(of_queues.values())}
+        queues: dict[str | None, Totals] = {None: _sum(of_queues.values())}
+        queues.update(of_queues)
         for queue, found in queues.items():
             if before.get(queue) == found:
                 queues[queue] = before[queue]

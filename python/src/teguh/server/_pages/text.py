@@ -11,6 +11,9 @@ from markupsafe import Markup, escape
 
 from teguh.cli import printable
 
+# What is written for a value that there is not.
+NONE = "\N{EN DASH}"
+
 # Of a value so many characters are on the page; a link leads to the rest.
 SHOWN = 8_000
 
@@ -32,7 +35,7 @@ def exact(value: object) -> Markup:
 def duration(seconds: float | None) -> str:
     """Return seconds for people: two units at most."""
     if seconds is None:
-        return "–"
+        return NONE
     if abs(seconds) < 1:
         return f"{seconds * 1000:.0f} ms"
     if abs(seconds) < 10:
@@ -69,7 +72,7 @@ def utc(at: datetime, form: str = "") -> str:
 def number(value: float | None) -> str:
     """Return a number with its thousands apart, and no more digits than one reads."""
     if value is None:
-        return "–"
+        return NONE
     if isinstance(value, int) or value == int(value):
         return f"{int(value):,}".replace(",", "\u202f")
     return f"{value:.2f}" if abs(value) < 10 else f"{value:,.1f}".replace(",", "\u202f")

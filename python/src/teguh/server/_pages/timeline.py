@@ -110,9 +110,7 @@ def _runs(
         yield Span("wait", what, "sleeping", history[-1].at, None)
 
 
-def _steps(
-    run: Run, steps: Sequence[Checkpoint], began: datetime, now: datetime
-) -> Iterator[Span]:
+def _steps(run: Run, steps: Sequence[Checkpoint], began: datetime, now: datetime) -> Iterator[Span]:
     """Return a run's steps: each from the one before it, a sleep until its wake time."""
     since = began
     for step in steps:
@@ -123,7 +121,7 @@ def _steps(
             since = step.updated_at
         else:
             over = min(wake, run.finished_at or now)
-            ended = over if over > step.updated_at else step.updated_at
+            ended = max(step.updated_at, over)
             yield Span("wait", step.checkpoint_name, step.status, step.updated_at, ended)
             since = ended
 

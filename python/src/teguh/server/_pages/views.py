@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from starlette.datastructures import QueryParams
-
 from teguh.errors import WorkflowRunNotFound
 from teguh.server._errors import Problem
 from teguh.server._pages import plots
@@ -22,6 +20,8 @@ from teguh.server._shape import Misshapen, from_text
 
 if TYPE_CHECKING:
     from datetime import datetime
+
+    from starlette.datastructures import QueryParams
 
     from teguh._async.client import AsyncClient as Client
     from teguh._types import LimitUsage, QueueStats, Schedule, WorkflowRunFilter
@@ -105,7 +105,7 @@ async def overview(ask: Ask) -> Values:
         stats
         for stats in every
         if wanted in stats.queue_name
-        and (not namespace or (q := queues.get(stats.queue_name)) and q.namespace == namespace)
+        and (not namespace or ((q := queues.get(stats.queue_name)) and q.namespace == namespace))
     ]
     stats = found[:QUEUES_SHOWN]
     points = ask.samples.points()
@@ -242,7 +242,11 @@ async def events(ask: Ask) -> Values:
         for key in ("created_after", "created_before")
         if query.get(key)
     }
-    given = {key: v for key, v in (("prefix", query.get("prefix")), ("emitted", emitted)) if v is not None and v != ""}
+    given = {
+        key: v
+        for key, v in (("prefix", query.get("prefix")), ("emitted", emitted))
+        if v is not None and v != ""
+    }
     list_events = getattr(ask.client, "list_events", None)
     rows = (
         await list_events(ask.queue, cursor=ask.cursor, limit=PAGE, **given, **times)
@@ -338,18 +342,22 @@ async def about(ask: Ask, act: Act, target: dict[str, Any]) -> Values:
     """Return what the page that asks before an action says of what it is about."""
     client = ask.client
     if act.about == "schedule":
-        return {"schedule": await client.get_schedule(target["name"])}
+        return {"schedule": await client.get_schedule(target["name"]), "steps": []}
     queue_name = target["queue"]
     if act.about == "task":
-        return {"task": await client.get_task(queue_name, target["task_id"])}
+        found = await client.get_task(queue_name, target["task_id"])
+        assert found.run_id is not None
+        steps = await client.get_task_checkpoint_states(queue_name, found.task_id, found.run_id)
+        return {"task": found, "steps": steps[:200] if act.name == "retry-task" else []}
     (stats,) = await client.queue_stats(queue_name)
-    values: Values = {"stats": stats}
+    values: Values = {"stats": stats, "steps": []}
     if act.about == "worker":
-        held = [w for w in await client.list_workers(queue_name) if w.worker_id == target["worker_id"]]
+        held = [
+            w for w in await client.list_workers(queue_name) if w.worker_id == target["worker_id"]
+        ]
         values["held"] = held[0].runs if held else 0
     elif act.about == "filter":
         which = filter_of(target["fields"])
         meant = await count_meant(client, act, queue_name, which)
         values |= {"meant": min(meant, COUNTED), "more": meant > COUNTED}
     return values
-
