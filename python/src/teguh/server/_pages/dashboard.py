@@ -168,13 +168,11 @@ class Dashboard:
             path = {k: unquote(v, errors="strict") for k, v in request.path_params.items()}
         except UnicodeDecodeError:
             raise Misshapen("the path", "is not in UTF-8") from None
-        for part in (
-            *path.values(),
-            *(p for pair in request.query_params.multi_items() for p in pair),
-        ):
-            _check_text(part)
+        query = request.query_params
+        for given in (path.items(), query.multi_items()):
+            _check_text("".join(name + value for name, value in given))
         now = await client.current_time()
-        return Ask(client, path, request.query_params, now, self._samples, self._usage)
+        return Ask(client, path, query, now, self._samples, self._usage)
 
     def _visitor(self, request: Request) -> Visitor:
         visitor = self._gate.visitor(request)
@@ -415,9 +413,8 @@ def _said(query: QueryParams) -> str:
     """Return what has been done, as the address says after an action."""
     act = ACTS.get(query.get("done", ""))
     n = query.get("n", "")
-    return (
-        act.done.format(text.number(int(n)) if n.isdecimal() and len(n) < 10 else "") if act else ""
-    )
+    much = text.number(int(n)) if n.isascii() and n.isdecimal() and len(n) < 10 else ""
+    return act.done.format(much) if act else ""
 
 
 def _check_text(value: str) -> None:

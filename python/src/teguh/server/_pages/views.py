@@ -101,12 +101,8 @@ async def overview(ask: Ask) -> Values:
     every = await ask.client.queue_stats()
     wanted = ask.query.get("name", "")
     namespace = ask.query.get("namespace", "")
-    found = [
-        stats
-        for stats in every
-        if wanted in stats.queue_name
-        and (not namespace or ((q := queues.get(stats.queue_name)) and q.namespace == namespace))
-    ]
+    names = {q.queue_name for q in queues.values() if namespace in ("", q.namespace)}
+    found = [row for row in every if wanted in row.queue_name and row.queue_name in names]
     stats = found[:QUEUES_SHOWN]
     points = ask.samples.points()
     sparks = {
@@ -236,27 +232,23 @@ async def value(ask: Ask) -> str:
 
 async def events(ask: Ask) -> Values:
     query = ask.query
-    emitted = {"": None, "yes": True, "no": False}.get(query.get("emitted", ""))
-    times = {
+    which: dict[str, Any] = {
         key: moment(query[key], key)
         for key in ("created_after", "created_before")
         if query.get(key)
     }
-    given = {
-        key: v
-        for key, v in (("prefix", query.get("prefix")), ("emitted", emitted))
-        if v is not None and v != ""
-    }
+    if prefix := query.get("prefix"):
+        which["prefix"] = prefix
+    if emitted := query.get("emitted"):
+        which["emitted"] = emitted == "yes"
     list_events = getattr(ask.client, "list_events", None)
-    rows = (
-        await list_events(ask.queue, cursor=ask.cursor, limit=PAGE, **given, **times)
-        if list_events
-        else []
-    )
+    rows = []
+    if list_events:
+        rows = await list_events(ask.queue, cursor=ask.cursor, limit=PAGE, **which)
     return {
         "events": rows,
         "listed": list_events is not None,
-        "fields": {key: v for key, v in query.items() if v and key != "cursor"},
+        "fields": {key: value for key, value in query.items() if value and key != "cursor"},
         "next": rows[-1].cursor if len(rows) == PAGE else None,
     }
 
@@ -352,10 +344,8 @@ async def about(ask: Ask, act: Act, target: dict[str, Any]) -> Values:
     (stats,) = await client.queue_stats(queue_name)
     values: Values = {"stats": stats, "steps": []}
     if act.about == "worker":
-        held = [
-            w for w in await client.list_workers(queue_name) if w.worker_id == target["worker_id"]
-        ]
-        values["held"] = held[0].runs if held else 0
+        held = await client.list_workers(queue_name)
+        values["held"] = sum(row.runs for row in held if row.worker_id == target["worker_id"])
     elif act.about == "filter":
         which = filter_of(target["fields"])
         meant = await count_meant(client, act, queue_name, which)
