@@ -61,7 +61,9 @@ class Visitor:
         known = {"Origin": self.url} if headers is None else headers
         return self.http.post(self.root + path, data=typed, headers=known)
 
-    def act(self, name: str, typed: dict[str, str] | None = None, **target: Any) -> httpx.Response:
+    def act(
+        self, name: str, typed: dict[str, str] | None = None, /, **target: Any
+    ) -> httpx.Response:
         """Open the page that asks, and press its button."""
         query = str(httpx.QueryParams({key: str(value) for key, value in target.items()}))
         page = self.page(f"/act/{name}?{query}")
@@ -72,7 +74,7 @@ class Visitor:
             headers={"Origin": self.url},
         )
 
-    def done(self, name: str, typed: dict[str, str] | None = None, **target: Any) -> str:
+    def done(self, name: str, typed: Any = None, /, **target: Any) -> str:
         """Do something, and return the page that it leads to."""
         answer = self.act(name, typed, **target)
         assert answer.status_code == 303, (answer.status_code, answer.text)
@@ -82,7 +84,9 @@ class Visitor:
 def fields(page: str) -> dict[str, str]:
     """Return what the form of an action holds before anything is typed."""
     form = page[page.index('<form class="ask"') :]
-    found = re.findall(r'<input [^>]*?name="([^"]+)"[^>]*? value="([^"]*)"', form)
+    found = re.findall(
+        r'<input (?!type="checkbox")[^>]*?name="([^"]+)"[^>]*? value="([^"]*)"', form
+    )
     return {name: html.unescape(value) for name, value in found}
 
 
@@ -201,15 +205,21 @@ def test_names_of_any_kind_lead_where_they_say(admin: Visitor, scene: Scene) -> 
         assert re.findall(r'<tr id="task-([^"]*)', found) == [str(task)]
 
 
-def test_the_overview_tells_how_queues_stand(dsn: str, scene: Scene, admin: Visitor) -> None:
+def test_the_overview_tells_how_queues_stand(admin: Visitor, client: teguh.Client) -> None:
     page = admin.page("/")
-    for text in ("orders", "emails", "quiet", "paused", "nobody ticks", "ship", "of 2", "of 100"):
+    for text in ("orders", "emails", "quiet", "paused", "ship", "of 2", "of 100", ">ok<"):
         assert text in page
     assert re.findall(r'<tr id="queue-(\w+)"', page) == ["emails", "orders", "quiet"]
     assert re.findall(r'<tr id="queue-(\w+)"', admin.page("/", name="ord")) == ["orders"]
     outside = admin.page("/", namespace="outside")
     assert re.findall(r'<tr id="queue-(\w+)"', outside) == ["emails", "quiet"]
-    del dsn, scene
+    long_ago = datetime.now(UTC) - timedelta(minutes=10)
+    client.connection.execute("select set_config('teguh.fake_now', %s, false)", [str(long_ago)])
+    client.spawn_task("quiet", "forgotten")
+    page = admin.page("/")
+    assert ">degraded<" in page
+    assert "nobody works on queue &#34;quiet&#34;" in page
+    assert "start a worker" in page
 
 
 def test_plots_show_what_was_sampled(dsn: str, scene: Scene, client: teguh.Client) -> None:
@@ -421,7 +431,8 @@ def test_what_matches_is_cancelled(admin: Visitor, client: teguh.Client) -> None
         "cancel-tasks", {"limit": "2", "reason": "spring"}, queue="quiet", task_name="a"
     )
     assert "Cancelled: 2." in page
-    assert [task.task_name for task in client.list_tasks("quiet", state="pending")] == ["b", "a"]
+    left = [task.task_name for task in client.list_tasks("quiet", state="pending")]
+    assert sorted(left) == ["a", "b"]
     # states that are over are not counted
     ask = admin.page("/act/cancel-tasks", queue="quiet", state="cancelled")
     assert "<strong>0 tasks</strong>" in ask
@@ -781,7 +792,7 @@ def test_a_database_that_does_not_answer_has_a_page(own_server: Server, own_dsn:
             assert answer.status_code == 503
             assert answer.headers["retry-after"] == "1"
             assert "Not available" in answer.text
-            assert "the database does not answer" in answer.text
+            assert re.search("<code>(08|57)", answer.text)
         assert Visitor(url).get("/sign-in").status_code == 200
 
 
@@ -793,8 +804,8 @@ def test_it_can_be_mounted(dsn: str, scene: Scene, client: teguh.Client) -> None
         async with service.running():
             yield
 
-    app = Starlette(routes=[Mount("/du rable", service)], lifespan=lifespan)
-    root = "/du%20rable"
+    app = Starlette(routes=[Mount("/durable", service)], lifespan=lifespan)
+    root = "/durable"
     with serving(service, app) as url:
         stranger = Visitor(url, root=root)
         moved = stranger.get("/queues/orders/tasks?state=failed").headers["location"]

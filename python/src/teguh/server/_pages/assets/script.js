@@ -63,24 +63,28 @@ function say(text) {
 }
 
 async function refresh() {
-  asked = new AbortController();
-  const limit = setTimeout(() => asked && asked.abort(), 10000);
+  const asking = asked = new AbortController();
+  const limit = setTimeout(() => asking.abort(), 10000);
+  let answer, text;
   try {
-    const answer = await fetch(location.href, {signal: asked.signal, cache: "no-store"});
-    if (answer.redirected) return location.reload();
-    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-    const fresh = page.getElementById("main");
-    if (answer.status >= 500 || !fresh) say(`${page.title.split(" · ")[0] || "The service has trouble"}; trying again.`);
-    else if (!paused && !document.hidden) {
-      become(main, fresh);
-      document.title = page.title;
-      say("");
-    }
+    answer = await fetch(location.href, {signal: asking.signal, cache: "no-store"});
+    text = await answer.text();
   } catch {
     if (!paused && !document.hidden) say("The service does not answer; trying again.");
+    return;
   } finally {
     clearTimeout(limit);
-    asked = null;
+  }
+  if (paused || document.hidden) return;
+  if (answer.redirected) return location.reload();
+  const page = new DOMParser().parseFromString(text, "text/html");
+  const fresh = page.getElementById("main");
+  if (answer.status >= 500 || !fresh) {
+    say(`${page.title.split(" · ")[0] || "The service has trouble"}; trying again.`);
+  } else {
+    become(main, fresh);
+    document.title = page.title;
+    say("");
   }
 }
 
@@ -98,7 +102,7 @@ function pause(yes) {
   button.setAttribute("aria-pressed", String(yes));
   try { sessionStorage.setItem(PAUSED, yes ? "yes" : ""); } catch { /* it is not kept */ }
   if (yes) {
-    if (asked) asked.abort();
+    asked?.abort();
     say("");
   }
   schedule();
