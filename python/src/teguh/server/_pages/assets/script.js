@@ -14,10 +14,12 @@ let asked = null;
 
 // Changes a tree into another. What the reader has typed, opened, focused and scrolled stays.
 function become(old, fresh) {
-  for (const {name} of [...old.attributes]) {
-    if (!fresh.hasAttribute(name) && !(old.matches("details") && name === "open")) old.removeAttribute(name);
+  // not .attributes: a form has its fields as properties, and one is called that
+  for (const name of old.getAttributeNames()) {
+    if (!fresh.hasAttribute(name) && !(old.nodeName === "DETAILS" && name === "open")) old.removeAttribute(name);
   }
-  for (const {name, value} of fresh.attributes) {
+  for (const name of fresh.getAttributeNames()) {
+    const value = fresh.getAttribute(name);
     if (old.getAttribute(name) !== value) old.setAttribute(name, value);
   }
   let mine = old.firstChild;
