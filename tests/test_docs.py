@@ -352,10 +352,10 @@ def test_the_page_on_the_command_line_names_every_check() -> None:
 
 
 DOCUMENTS = [
-    "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/cli.md", "docs/http.md",
-    "docs/managed.md", "docs/upgrading.md", "docs/operating.md", "docs/patterns/children.md",
-    "docs/patterns/in-database.md", "docs/patterns/messages.md", "docs/patterns/sagas.md",
-    "docs/patterns/schedules.md", "docs/patterns/workflow-runs.md",
+    "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/cli.md", "docs/dashboard.md",
+    "docs/http.md", "docs/managed.md", "docs/upgrading.md", "docs/operating.md",
+    "docs/patterns/children.md", "docs/patterns/in-database.md", "docs/patterns/messages.md",
+    "docs/patterns/sagas.md", "docs/patterns/schedules.md", "docs/patterns/workflow-runs.md",
 ]  # fmt: skip
 
 

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+import httpx
+
+from teguh.server._pages.acts import ACTS
+
 if TYPE_CHECKING:
     from uuid import UUID
 
@@ -190,3 +194,32 @@ def _schedules(client: teguh.Client) -> None:
     client.create_schedule("every quarter", "orders", "report", "*/15 * * * *")
     client.create_schedule("old", "emails", "digest", "@daily")
     client.pause_schedule("old", reason="nobody reads it")
+
+
+def pages_of(scene: Scene) -> list[str]:
+    """Return a path of each page, and of some in each of their states."""
+    orders = "/queues/orders"
+    tasks = [scene.order, scene.failed, scene.running, scene.waiting, scene.delayed, scene.large]
+    return [
+        "/", "/?name=ord", "/?namespace=outside",
+        orders, "/queues/emails", "/queues/quiet",
+        f"{orders}/tasks", f"{orders}/tasks?state=failed&state=running", "/queues/quiet/tasks",
+        *(f"{orders}/tasks/{task}" for task in [*tasks, *scene.nasty]),
+        f"{orders}/dead-letters", f"{orders}/events", f"{orders}/actions",
+        "/schedules", "/schedule?name=nightly", "/schedule?name=old",
+        *(f"/schedule?{httpx.QueryParams(name=name)}" for name in NASTY),
+        "/workers", "/workflow-runs", f"/workflow-runs/{scene.workflow}",
+        *(f"/act/{name}?{target_of(scene, name)}" for name in ACTS),
+    ]  # fmt: skip
+
+
+def target_of(scene: Scene, name: str) -> str:
+    """Return the query of the page of an action."""
+    about = {
+        "task": {"queue": "orders", "task_id": str(scene.failed)},
+        "queue": {"queue": "orders"},
+        "filter": {"queue": "orders", "task_name": "charge"},
+        "worker": {"queue": "orders", "worker_id": "worker-b:97"},
+        "schedule": {"name": "nightly"},
+    }[ACTS[name].about]
+    return str(httpx.QueryParams(about))

@@ -9,9 +9,8 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
 import teguh
-from tests.dashboard.scene import NASTY, Scene
+from tests.dashboard.scene import NASTY, Scene, pages_of
 from tests.python.support import until
-from tests.server.test_pages import pages_of
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

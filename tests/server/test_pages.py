@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import re
-import time
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from http.cookies import SimpleCookie
@@ -20,10 +19,12 @@ from teguh._types import Metric
 from teguh.server import Token, _auth, create_app
 from teguh.server._app import PREFIX
 from teguh.server._pages.acts import ACTS
+from teguh.server._pages.dashboard import PAGES
 from teguh.server._pages.samples import Samples, quantile
-from tests.dashboard.scene import BIDI, NASTY, Scene, fill
+from tests.dashboard.scene import BIDI, NASTY, Scene, fill, pages_of, target_of
 from tests.python.support import until
 from tests.server.support import PATIENCE, SECRETS, TOKENS, serving
+from tests.test_docs import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -118,35 +119,6 @@ def admin(url: str) -> Visitor:
     return Visitor(url, "admin")
 
 
-def pages_of(scene: Scene) -> list[str]:
-    """Return a path of each page, and of some in each of their states."""
-    orders = "/queues/orders"
-    tasks = [scene.order, scene.failed, scene.running, scene.waiting, scene.delayed, scene.large]
-    return [
-        "/", "/?name=ord", "/?namespace=outside",
-        orders, "/queues/emails", "/queues/quiet",
-        f"{orders}/tasks", f"{orders}/tasks?state=failed&state=running", "/queues/quiet/tasks",
-        *(f"{orders}/tasks/{task}" for task in [*tasks, *scene.nasty]),
-        f"{orders}/dead-letters", f"{orders}/events", f"{orders}/actions",
-        "/schedules", "/schedule?name=nightly", "/schedule?name=old",
-        *(f"/schedule?{httpx.QueryParams(name=name)}" for name in NASTY),
-        "/workers", "/workflow-runs", f"/workflow-runs/{scene.workflow}",
-        *(f"/act/{name}?{target_of(scene, name)}" for name in ACTS),
-    ]  # fmt: skip
-
-
-def target_of(scene: Scene, name: str) -> str:
-    """Return the query of the page of an action."""
-    about = {
-        "task": {"queue": "orders", "task_id": str(scene.failed)},
-        "queue": {"queue": "orders"},
-        "filter": {"queue": "orders", "task_name": "charge"},
-        "worker": {"queue": "orders", "worker_id": "worker-b:97"},
-        "schedule": {"name": "nightly"},
-    }[ACTS[name].about]
-    return str(httpx.QueryParams(about))
-
-
 # What pages show
 
 
@@ -236,6 +208,8 @@ def test_plots_show_what_was_sampled(dsn: str, scene: Scene, client: teguh.Clien
             page = visitor.page(path)
             assert 'class="line line-completed" points="' in page
             assert 'class="line line-p95" points="' in page
+    with serving(create_app(dsn, sample_interval=0)) as url:
+        assert "<polyline" not in Visitor(url).page("/queues/quiet")
 
 
 def test_a_task_shows_its_timeline_and_family(admin: Visitor, scene: Scene) -> None:
@@ -253,6 +227,24 @@ def test_a_task_shows_its_timeline_and_family(admin: Visitor, scene: Scene) -> N
     assert f'href="/queues/orders/tasks/{scene.order}">order' in admin.page(child[1])
     for text in ("TimeoutError: no answer", "order-4711", "c0ffee", "vip", "p-4711", "r-1"):
         assert text in page
+
+
+def test_a_family_is_shown_as_far_as_a_page_goes(admin: Visitor, client: teguh.Client) -> None:
+    parent = client.spawn_task("quiet", "parent").task_id
+    child = client.spawn_task("emails", "child", parent_task_id=parent).task_id
+    client.spawn_task("quiet", "grandchild", parent_task_id=child)
+    page = admin.page(f"/queues/emails/tasks/{child}")
+    tree = re.findall(r'<li class="depth-(\d)">.*?</span>(?:<a [^>]*>|<strong [^>]*>)(\w+)', page)
+    assert tree == [("0", "parent"), ("1", "child"), ("2", "grandchild")]
+    assert "There may be more" not in page
+    client.spawn_tasks(
+        "quiet", [teguh.NewTask("many", options={"parent_task_id": str(parent)})] * 205
+    )
+    page = admin.page(f"/queues/quiet/tasks/{parent}")
+    assert len(re.findall(r'<li class="depth-1">', page)) == 200
+    assert "There may be more" in page
+    lost = client.spawn_task("quiet", "lost", parent_task_id=client.portable_uuidv7()).task_id
+    assert "There may be more" in admin.page(f"/queues/quiet/tasks/{lost}")
 
 
 def test_a_failure_shows_its_traceback_as_text(admin: Visitor, scene: Scene) -> None:
@@ -668,9 +660,8 @@ def test_a_cookie_cannot_be_made_up_and_ends(dsn: str, monkeypatch: pytest.Monke
 
         assert status(cookie) == 200
         assert [status(value) for value in forged] == [303] * len(forged)
-        later = time.time() + _auth.SESSION_SECONDS
-        monkeypatch.setattr(_auth.time, "time", lambda: later)
-        assert status(cookie) == 303
+        monkeypatch.setattr(_auth, "SESSION_SECONDS", 0)
+        assert status(gate.sign_in(SECRETS["admin"]) or "") == 303
 
 
 @pytest.mark.parametrize(
@@ -853,6 +844,16 @@ def test_a_page_costs_no_more_than_it_says(admin: Visitor) -> None:
         assert admin.http.request(method, "/queues/orders").status_code == 405
     assert admin.http.request("POST", "/queues/orders").status_code == 405
     assert admin.http.head("/").status_code == 200
+
+
+def test_docs_dashboard_md_names_each_page_and_what_it_does() -> None:
+    text = (ROOT / "docs" / "dashboard.md").read_text()
+    rows = dict(re.findall(r"^\| `(/[^`]*)` \| [^|]* \| ([^|]*) ?\|$", text, re.MULTILINE))
+    inner = {"/find", "/schedule", "/workflow-runs/{workflow_run_id}"}
+    assert set(rows) == set(PAGES) - inner
+    told = " ".join(rows.values())
+    for name in ACTS:
+        assert name.partition("-")[0] in told, name
 
 
 # What plots are made of

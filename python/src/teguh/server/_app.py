@@ -58,8 +58,8 @@ class ServiceOptions(TypedDict, total=False):
     ``pool_size`` connections do what is asked; one more listens for all that wait. A request's
     body has at most ``max_body`` bytes. The ticker runs every ``ticker_interval``, with 0 never:
     somebody has to. Streams show every ``stream_interval`` what has changed, and the dashboard's
-    plots have a point every ``sample_interval``, with 0 none. With ``read_only`` nothing is
-    served that changes anything, and there is no ticker.
+    plots have a point every ``sample_interval``, with 0 none. With ``read_only`` nothing is served
+    that changes anything, and there is no ticker.
     """
 
     pool_size: int
@@ -114,6 +114,7 @@ class Service(Starlette):
             stream_schedules: Feed("schedule", "schedule_name", self._schedules, stream_interval),
         }
         self._samples = Samples(sample_interval)
+        self._sample_after = 0.0
         dashboard = Dashboard(
             self._client, self._read_body, self._gate, self._samples, read_only=self._read_only
         )
@@ -197,7 +198,11 @@ class Service(Starlette):
         await client.ticker()
 
     async def _sample(self, client: AsyncClient) -> None:
-        self._samples.add(time.time(), await client.metrics())
+        begun = time.monotonic()
+        if begun >= self._sample_after:
+            self._samples.add(time.time(), await client.metrics())
+            ended = time.monotonic()  # of many queues it takes long: rest, then
+            self._sample_after = ended + 20 * (ended - begun)
 
     async def _stats(self) -> list[Any]:
         async with self._client() as client:

@@ -66,7 +66,7 @@ _ASSETS = {
 }
 
 # path, template and view of that name
-_PAGES: dict[str, View] = {
+PAGES: dict[str, View] = {
     "/": views.overview,
     "/queues/{queue}": views.queue,
     "/queues/{queue}/actions": views.actions,
@@ -127,7 +127,7 @@ class Dashboard:
 
     def routes(self) -> list[Endpoint]:
         """Return what is to be served."""
-        pages = [Endpoint(path, partial(self._page, view)) for path, view in _PAGES.items()]
+        pages = [Endpoint(path, partial(self._page, view)) for path, view in PAGES.items()]
         return [
             *pages,
             Endpoint("/queues/{queue}/tasks/{task_id}/value", self._value),

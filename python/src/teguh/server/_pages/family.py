@@ -55,7 +55,7 @@ async def family(client: Client, queue: str, task: Task, queues: Sequence[str]) 
     ancestors: list[Member] = []
     parent_id = task.parent_task_id
     while parent_id and len(ancestors) < _MOST_ANCESTORS:
-        found = await find(client, names, parent_id)
+        found = await find(client, names[:_QUESTIONS], parent_id)
         if found is None or any(found[1].task_id == member.task_id for member in ancestors):
             break
         where, parent = found
