@@ -26,9 +26,9 @@ PATIENCE_MS = 20_000
 Open = Callable[..., "Page"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Chromium, for the whole session."""
+    """Chromium; one at a time, because Playwright's loop holds the thread."""
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("there is no chromium")
