@@ -280,6 +280,17 @@ def test_each_value_can_be_had_whole(admin: Visitor, scene: Scene, client: teguh
         assert answer.status_code == status
 
 
+def test_large_values_of_others_can_be_had_whole(admin: Visitor, client: teguh.Client) -> None:
+    large = "y" * 1_000_000
+    client.create_schedule("large", "quiet", "import", "@daily", params=large)
+    run = client.create_workflow_run("large", inputs=large).workflow_run_id
+    for path in ("/schedule?name=large", f"/workflow-runs/{run}"):
+        page = admin.page(path)
+        assert len(page) < 30_000
+        (link,) = re.findall(r'href="([^"]*/value[^"]*)"', page)
+        assert large in admin.http.get(html.unescape(link)).text
+
+
 @pytest.mark.parametrize(
     ("which", "names"),
     [

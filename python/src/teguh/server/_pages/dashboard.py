@@ -82,6 +82,12 @@ PAGES: dict[str, View] = {
     "/find": views.search,
 }
 
+_VALUES: dict[str, View] = {
+    "/queues/{queue}/tasks/{task_id}/value": views.task_value,
+    "/workflow-runs/{workflow_run_id}/value": views.workflow_run_value,
+    "/schedule/value": views.schedule_value,
+}
+
 # What an action is about: names in the query of its page.
 _TARGETS = {
     "task": ("queue", "task_id"),
@@ -130,7 +136,7 @@ class Dashboard:
         pages = [Endpoint(path, partial(self._page, view)) for path, view in PAGES.items()]
         return [
             *pages,
-            Endpoint("/queues/{queue}/tasks/{task_id}/value", self._value),
+            *(Endpoint(path, partial(self._value, view)) for path, view in _VALUES.items()),
             Endpoint("/act/{act}", self._act, methods=["GET", "POST"]),
             Endpoint("/sign-in", self._sign_in, methods=["GET", "POST"]),
             Endpoint("/sign-out", self._sign_out, methods=["POST"]),
@@ -153,11 +159,11 @@ class Dashboard:
         except Exception as error:  # noqa: BLE001 - whatever it is, the visitor is told
             return self._trouble(request, error)
 
-    async def _value(self, request: Request) -> Response:
+    async def _value(self, view: View, request: Request) -> Response:
         try:
             self._visitor(request)
             async with self._lend() as client:
-                value = await views.value(await self._ask(client, request))
+                value = text.pretty(await view(await self._ask(client, request)))
         except Exception as error:  # noqa: BLE001 - whatever it is, the visitor is told
             return self._trouble(request, error)
         policy = {"Content-Security-Policy": "default-src 'none'; sandbox; frame-ancestors 'none'"}
@@ -251,6 +257,7 @@ class Dashboard:
             ask = await self._ask(client, request)
             target = self._target(ask, act)
             outcome = await act.call(client, target, typed)
+            self._usage.forget()
             queue = target.get("queue")
             if isinstance(outcome, UUID) and queue is None:
                 queue = (await client.get_schedule(target["name"])).queue_name

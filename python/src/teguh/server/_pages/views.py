@@ -1,4 +1,7 @@
-"""What each page shows. A view returns the values of the template of its name."""
+"""What each page shows. A view returns the values of the template of its name.
+
+Those called ``…_value`` return a value that a page shows the beginning of.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from teguh.server._pages import plots
 from teguh.server._pages.acts import COUNTED, Act, count_meant
 from teguh.server._pages.family import family, find
 from teguh.server._pages.filters import STATES, fields_of, filter_of, moment
-from teguh.server._pages.text import is_id, pretty
+from teguh.server._pages.text import is_id
 from teguh.server._pages.timeline import timeline
 from teguh.server._shape import Misshapen, from_text
 
@@ -65,6 +68,10 @@ class Usage:
                 del self._kept[name]
             self._kept[queue] = (ended + max(_USAGE_SECONDS, 20 * (ended - begun)), rows)
         return rows
+
+    def forget(self) -> None:
+        """Ask again, because something was done."""
+        self._kept.clear()
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,16 +213,15 @@ async def task(ask: Ask) -> Values:
     }
 
 
-async def value(ask: Ask) -> str:
-    """Return a value of a task, whole."""
+async def task_value(ask: Ask) -> Any:
     task_id = ask.uuid("task_id", ask.path["task_id"])
     of, name = ask.query.get("of", ""), ask.query.get("name", "")
     if of == "step":
-        return pretty(await ask.client.get_task_checkpoint_state(ask.queue, task_id, name))
+        return await ask.client.get_task_checkpoint_state(ask.queue, task_id, name)
     if of == "message":
         for message in await ask.client.list_messages(ask.queue, task_id):
             if str(message.message_id) == name:
-                return pretty(message.payload)
+                return message.payload
         raise Problem("there is no such message", "42883")
     found = await ask.client.get_task(ask.queue, task_id)
     known = {
@@ -227,7 +233,16 @@ async def value(ask: Ask) -> str:
     }
     if of not in known:
         raise Misshapen("of", f"is not one of {', '.join([*known, 'step', 'message'])}")
-    return pretty(known[of])
+    return known[of]
+
+
+async def workflow_run_value(ask: Ask) -> Any:
+    run_id = ask.uuid("workflow_run_id", ask.path["workflow_run_id"])
+    return (await ask.client.get_workflow_run(run_id)).inputs
+
+
+async def schedule_value(ask: Ask) -> Any:
+    return (await ask.client.get_schedule(ask.query.get("name", ""))).options
 
 
 async def events(ask: Ask) -> Values:
