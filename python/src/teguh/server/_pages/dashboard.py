@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 Lend = Callable[[], AbstractAsyncContextManager[AsyncClient]]
 Body = Callable[["Request"], Awaitable[bytes]]
+Answer = Callable[["Request"], Awaitable[Response]]
 
 THEMES = ("auto", "light", "dark")
 _THEME_COOKIE = "teguh_theme"
@@ -65,7 +66,7 @@ _ASSETS = {
     "icon.svg": "image/svg+xml",
 }
 
-# path, template and view of that name
+# Each is shown by the template of its name.
 PAGES: dict[str, View] = {
     "/": views.overview,
     "/queues/{queue}": views.queue,
@@ -133,39 +134,43 @@ class Dashboard:
 
     def routes(self) -> list[Endpoint]:
         """Return what is to be served."""
-        pages = [Endpoint(path, partial(self._page, view)) for path, view in PAGES.items()]
+
+        def route(path: str, answer: Answer, *methods: str) -> Endpoint:
+            return Endpoint(path, partial(self._tell, answer), methods=methods or ["GET"])
+
         return [
-            *pages,
-            *(Endpoint(path, partial(self._value, view)) for path, view in _VALUES.items()),
-            Endpoint("/act/{act}", self._act, methods=["GET", "POST"]),
-            Endpoint("/sign-in", self._sign_in, methods=["GET", "POST"]),
-            Endpoint("/sign-out", self._sign_out, methods=["POST"]),
-            Endpoint("/theme", self._theme, methods=["POST"]),
-            Endpoint("/assets/{name}", self._asset),
+            *(route(path, partial(self._page, view)) for path, view in PAGES.items()),
+            *(route(path, partial(self._value, view)) for path, view in _VALUES.items()),
+            route("/act/{act}", self._act, "GET", "POST"),
+            route("/sign-in", self._sign_in, "GET", "POST"),
+            route("/sign-out", self._sign_out, "POST"),
+            route("/theme", self._theme, "POST"),
+            route("/assets/{name}", self._asset),
         ]
 
-    # Pages
-
-    async def _page(self, view: View, request: Request) -> Response:
+    async def _tell(self, answer: Answer, request: Request) -> Response:
+        """Answer a request, with a page that tells of the trouble if there is some."""
         try:
-            visitor = self._visitor(request)
-            async with self._lend() as client:
-                ask = await self._ask(client, request)
-                values = await view(ask)
-            common = {"visitor": visitor, "now": ask.now, "cursor": ask.cursor, **ask.path}
-            return self._show(request, f"{view.__name__}.html", common | values)
+            return await answer(request)
         except Moved as moved:
             return _moved(_url(request, *moved.parts, **moved.query))
         except Exception as error:  # noqa: BLE001 - whatever it is, the visitor is told
             return self._trouble(request, error)
 
+    # Pages
+
+    async def _page(self, view: View, request: Request) -> Response:
+        visitor = self._visitor(request)
+        async with self._lend() as client:
+            ask = await self._ask(client, request)
+            values = await view(ask)
+        common = {"visitor": visitor, "now": ask.now, "cursor": ask.cursor, **ask.path}
+        return self._show(request, f"{view.__name__}.html", common | values)
+
     async def _value(self, view: View, request: Request) -> Response:
-        try:
-            self._visitor(request)
-            async with self._lend() as client:
-                value = text.pretty(await view(await self._ask(client, request)))
-        except Exception as error:  # noqa: BLE001 - whatever it is, the visitor is told
-            return self._trouble(request, error)
+        self._visitor(request)
+        async with self._lend() as client:
+            value = text.pretty(await view(await self._ask(client, request)))
         policy = {"Content-Security-Policy": "default-src 'none'; sandbox; frame-ancestors 'none'"}
         return Response(value, media_type="text/plain", headers={**_HEADERS, **policy})
 
@@ -188,24 +193,21 @@ class Dashboard:
     # Actions
 
     async def _act(self, request: Request) -> Response:
+        visitor = self._visitor(request)
+        act = ACTS.get(request.path_params["act"])
+        if act is None:
+            raise Problem("there is no such action", "42883")
+        self._check_allowed(visitor, act)
+        if request.method != "POST":
+            return await self._ask_before(request, visitor, act, {})
+        typed = await self._form(request, visitor)
         try:
-            visitor = self._visitor(request)
-            act = ACTS.get(request.path_params["act"])
-            if act is None:
-                raise Problem("there is no such action", "42883")
-            self._check_allowed(visitor, act)
-            if request.method != "POST":
-                return await self._ask_before(request, visitor, act, {})
-            typed = await self._form(request, visitor)
-            try:
-                return await self._carry_out(request, act, typed)
-            except Exception as error:
-                status, problem = problem_of(error)
-                if status >= 500:
-                    raise
-                return await self._ask_before(request, visitor, act, typed, status, problem)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the visitor is told
-            return self._trouble(request, error)
+            return await self._carry_out(request, act, typed)
+        except Exception as error:
+            status, problem = problem_of(error)
+            if status >= 500:
+                raise
+            return await self._ask_before(request, visitor, act, typed, status, problem)
 
     def _check_allowed(self, visitor: Visitor, act: Act) -> None:
         if self._read_only:
@@ -294,48 +296,34 @@ class Dashboard:
     # Signing in and out, and looks
 
     async def _sign_in(self, request: Request) -> Response:
-        try:
-            if not self._gate.has_tokens:
-                return _moved(_url(request))
-            if request.method != "POST":
-                values = {"wrong": False, "next": _next(request, None)}
-                return self._show(request, "sign_in.html", values)
-            typed = await self._form(request, None)
-            cookie = self._gate.sign_in(typed.get("token", ""))
-            where = _next(request, typed.get("next"))
-            if cookie is None:
-                return self._show(request, "sign_in.html", {"wrong": True, "next": where}, 401)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the visitor is told
-            return self._trouble(request, error)
-        response = _moved(where)
-        _set_cookie(request, response, COOKIE, cookie, SESSION_SECONDS)
-        return response
+        if not self._gate.has_tokens:
+            return _moved(_url(request))
+        if request.method != "POST":
+            where = _next(request, request.query_params.get("next", ""))
+            return self._show(request, "sign_in.html", {"wrong": False, "next": where})
+        typed = await self._form(request, None)
+        cookie = self._gate.sign_in(typed.get("token", ""))
+        where = _next(request, typed.get("next", ""))
+        if cookie is None:
+            return self._show(request, "sign_in.html", {"wrong": True, "next": where}, 401)
+        return _with_cookie(request, _moved(where), COOKIE, cookie, SESSION_SECONDS)
 
     async def _sign_out(self, request: Request) -> Response:
-        try:
-            await self._form(request, self._visitor(request))
-        except Exception as error:  # noqa: BLE001 - whatever it is, the visitor is told
-            return self._trouble(request, error)
-        response = _moved(_url(request, "sign-in"))
-        _set_cookie(request, response, COOKIE, "", 0)
-        return response
+        await self._form(request, self._visitor(request))
+        return _with_cookie(request, _moved(_url(request, "sign-in")), COOKIE, "", 0)
 
     async def _theme(self, request: Request) -> Response:
-        try:
-            typed = await self._form(request, None)
-            theme = typed.get("theme", "")
-            if theme not in THEMES:
-                raise Misshapen("theme", f"is not one of {', '.join(THEMES)}")
-        except Exception as error:  # noqa: BLE001 - whatever it is, the visitor is told
-            return self._trouble(request, error)
-        response = _moved(_next(request, typed.get("next")))
-        _set_cookie(request, response, _THEME_COOKIE, theme, _YEAR)
-        return response
+        typed = await self._form(request, None)
+        theme = typed.get("theme", "")
+        if theme not in THEMES:
+            raise Misshapen("theme", f"is not one of {', '.join(THEMES)}")
+        where = _next(request, typed.get("next", ""))
+        return _with_cookie(request, _moved(where), _THEME_COOKIE, theme, _YEAR)
 
     async def _asset(self, request: Request) -> Response:
         name = request.path_params["name"]
         if name not in self._assets:
-            return self._trouble(request, Problem("there is no such path", "42883"))
+            raise Problem("there is no such path", "42883")
         kept = {"Cache-Control": "public, max-age=31536000, immutable"}
         return Response(self._assets[name], media_type=_ASSETS[name], headers={**_HEADERS, **kept})
 
@@ -391,9 +379,8 @@ def _here(request: Request) -> str:
     return path + (f"?{urlencode(query)}" if query else "")
 
 
-def _next(request: Request, wanted: str | None) -> str:
+def _next(request: Request, wanted: str) -> str:
     """Return where to go on: an address of this service, whatever was asked for."""
-    wanted = request.query_params.get("next", "") if wanted is None else wanted
     home = _url(request)
     plain = wanted.isprintable() and wanted.isascii() and "\\" not in wanted
     ours = plain and wanted.startswith(home) and not wanted.startswith("//")
@@ -434,7 +421,9 @@ def _moved(where: str) -> Response:
     return RedirectResponse(where, 303, _HEADERS)
 
 
-def _set_cookie(request: Request, response: Response, name: str, value: str, seconds: int) -> None:
+def _with_cookie(
+    request: Request, response: Response, name: str, value: str, seconds: int
+) -> Response:
     # behind a proxy that speaks TLS, only the browser knows
     secure = request.url.scheme == "https" or request.headers.get("origin", "").startswith("https:")
     response.set_cookie(
@@ -446,3 +435,4 @@ def _set_cookie(request: Request, response: Response, name: str, value: str, sec
         httponly=True,
         samesite="strict",
     )
+    return response
