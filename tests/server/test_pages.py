@@ -399,6 +399,7 @@ def test_a_task_is_retried_from_a_step(admin: Visitor, scene: Scene, client: teg
     assert (task.state, task.max_attempts) == ("pending", 7)
     assert task.run_id
     assert client.get_task_checkpoint_states("orders", scene.failed, task.run_id) == []
+    assert client.list_actions("orders")[0].reason == "paid now"
 
 
 def test_a_task_is_replayed_as_a_new_one(
@@ -414,15 +415,17 @@ def test_a_task_is_replayed_as_a_new_one(
 def test_a_task_is_requeued(admin: Visitor, scene: Scene, client: teguh.Client) -> None:
     admin.done("requeue-task", {"reason": "it hangs"}, queue="orders", task_id=scene.running)
     assert client.get_task_result("orders", scene.running).state == "pending"
+    assert client.list_actions("orders")[0].reason == "it hangs"
 
 
 def test_what_a_worker_holds_is_requeued(
     admin: Visitor, scene: Scene, client: teguh.Client
 ) -> None:
     assert "Requeue what it holds" in admin.page("/workers")
-    assert "Requeued: 1." in admin.done(
-        "requeue-tasks", queue="orders", worker_id="worker-b:97", limit="5"
-    )
+    typed = {"limit": "5", "reason": "its machine is gone"}
+    page = admin.done("requeue-tasks", typed, queue="orders", worker_id="worker-b:97")
+    assert "Requeued: 1." in page
+    assert client.list_actions("orders")[0].reason == "its machine is gone"
     assert client.get_task_result("orders", scene.running).state == "pending"
 
 
@@ -434,6 +437,7 @@ def test_what_matches_is_cancelled(admin: Visitor, client: teguh.Client) -> None
         "cancel-tasks", {"limit": "2", "reason": "spring"}, queue="quiet", task_name="a"
     )
     assert "Cancelled: 2." in page
+    assert {action.reason for action in client.list_actions("quiet")} == {"spring"}
     left = [task.task_name for task in client.list_tasks("quiet", state="pending")]
     assert sorted(left) == ["a", "b"]
     # states that are over are not counted
@@ -466,6 +470,7 @@ def test_dead_letters_are_replayed_and_purged(
     page = admin.done("replay-dead-letters", typed, queue="orders", tag="retry")
     assert "Replayed: 1." in page
     assert client.get_task("orders", scene.failed).max_attempts == 9
+    assert client.list_actions("orders")[0].reason == "the bank is back"
     assert "<strong>5</strong>" in admin.page("/act/purge-dead-letters", queue="orders")
     assert "Purged: 2." in admin.done(
         "purge-dead-letters", {"ttl_seconds": "0", "limit": "2"}, queue="orders"
@@ -480,6 +485,7 @@ def test_a_queue_is_paused_and_resumed(admin: Visitor, client: teguh.Client) -> 
 
     page = admin.done("pause-queue", {"seconds": "3600", "reason": "lunch"}, queue="quiet")
     assert "The queue is paused." in page
+    assert client.list_actions("quiet")[0].reason == "lunch"
     until_when = paused()
     assert until_when
     left = until_when - datetime.now(UTC)
@@ -515,6 +521,7 @@ def test_a_schedule_is_paused_resumed_triggered_and_dropped(
 ) -> None:
     admin.done("pause-schedule", {"reason": "holidays"}, name=name)
     assert client.get_schedule(name).paused_at
+    assert client.list_actions("orders")[0].reason == "holidays"
     admin.done("resume-schedule", name=name)
     assert client.get_schedule(name).paused_at is None
     assert "This is the task that was triggered." in admin.done("trigger-schedule", name=name)
