@@ -21,6 +21,7 @@ from teguh.server._app import PREFIX
 from teguh.server._pages.acts import ACTS
 from teguh.server._pages.dashboard import PAGES
 from teguh.server._pages.samples import Samples, quantile
+from teguh.server._pages.text import duration, relative
 from tests.dashboard.scene import BIDI, NASTY, Scene, fill, pages_of, target_of
 from tests.python.support import until
 from tests.server.support import PATIENCE, SECRETS, TOKENS, serving
@@ -872,6 +873,28 @@ def test_docs_dashboard_md_names_each_page_and_what_it_does() -> None:
     told = " ".join(rows.values())
     for name in ACTS:
         assert name.partition("-")[0] in told, name
+
+
+# How values read
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "\N{EN DASH}"), (0, "0 ms"), (0.0123, "12 ms"), (1.26, "1.3 s"), (59.4, "59 s"),
+        (60, "1 min"), (3599.9, "1 h"), (3661, "1 h 1 min"), (90061, "1 d 1 h"),
+        (1108 * 86400, "3 y 13 d"), (-75, "-1 min 15 s"),
+    ],
+)  # fmt: skip
+def test_durations_read_well(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_times_are_told_from_now() -> None:
+    now = datetime(2031, 5, 1, 12, tzinfo=UTC)
+    assert relative(now - timedelta(minutes=5, seconds=7), now) == "5 min ago"
+    assert relative(now + timedelta(hours=23, minutes=59), now) == "in 23 h"
+    assert relative(now, now) == "now"
 
 
 # What plots are made of

@@ -17,7 +17,7 @@ NONE = "\N{EN DASH}"
 # Of a value so many characters are on the page; a link leads to the rest.
 SHOWN = 8_000
 
-_UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+_UNITS = ((365 * 86400, "y"), (86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 def visible(value: object) -> object:
@@ -45,7 +45,7 @@ def duration(seconds: float | None) -> str:
     for place, (size, unit) in enumerate(_UNITS):
         if left >= size:
             much, rest = divmod(left, size)
-            smaller, name = _UNITS[min(place + 1, 3)]
+            smaller, name = _UNITS[min(place + 1, 4)]
             more = f" {rest // smaller} {name}" if size > 1 and rest >= smaller else ""
             return f"{sign}{much} {unit}{more}"
     return "0 s"
