@@ -96,6 +96,7 @@ def visit(browser: Browser, url: str) -> Iterator[Open]:
                 page.goto("/sign-in")
                 page.get_by_label("Token").fill(SECRETS[scope])
                 page.get_by_role("button", name="Sign in").click()
+                page.get_by_role("button", name="Sign out").wait_for()
             return page
 
         yield visit

@@ -161,7 +161,7 @@ def test_it_works_without_javascript(visit: Open, scene: Scene) -> None:
     press(page, "Cancel this task")
     said(page, "The task is cancelled.")
     press(page, "Dark")
-    assert page.locator("html").get_attribute("data-theme") == "dark"
+    expect(page.locator("html")).to_have_attribute("data-theme", "dark")
     expect(page.get_by_role("button", name="Pause", exact=True)).to_be_hidden()
     page.get_by_role("link", name="orders", exact=True).first.click()
     press(page, "Sign out")
@@ -333,22 +333,24 @@ def test_a_session_that_has_ended_leads_to_sign_in(visit: Open) -> None:
 
 
 def test_light_and_dark_follow_the_system_and_the_switch(visit: Open) -> None:
-    def ground() -> str:
+    def ground(theme: str) -> str:
+        page.locator(f'html[data-theme="{theme}"] footer').wait_for()
+        page.wait_for_load_state()
         return str(page.evaluate("getComputedStyle(document.body).backgroundColor"))
 
     page = visit(color_scheme="dark")
-    dark = ground()
+    dark = ground("auto")
     page.emulate_media(color_scheme="light")
-    light = ground()
+    light = ground("auto")
     assert light != dark
     press(page, "Dark")
-    assert ground() == dark
+    assert ground("dark") == dark
     press(page, "Light")
-    assert ground() == light
+    assert ground("light") == light
     page.emulate_media(color_scheme="dark")
-    assert ground() == light
+    assert ground("light") == light
     press(page, "Auto")
-    assert ground() == dark
+    assert ground("auto") == dark
 
 
 def test_each_page_fits_a_phone(visit: Open, scene: Scene) -> None:
