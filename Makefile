@@ -30,12 +30,11 @@ export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help all install uninstall dist demo test test-matrix test-installs test-chaos test-model \
-  test-exhaustion \
-  absurd-npm bench bench-absurd bench-flat bench-inspect bench-limits bench-longpoll bench-peers \
-  bench-schedules \
-  sql check-generated docs site freeze lint lint-style lint-sql lint-bodies lint-safety \
-  lint-python lint-types plpgsql-check clean
+.PHONY: help all install uninstall dist demo sql check-generated docs site freeze clean absurd-npm \
+  test test-matrix test-installs test-chaos test-model test-exhaustion \
+  bench bench-absurd bench-dashboard bench-flat bench-inspect bench-limits bench-longpoll \
+  bench-peers bench-schedules \
+  lint lint-style lint-sql lint-bodies lint-safety lint-python lint-types plpgsql-check
 
 # Every way in which teguh gets into a database but the first, which `make test` takes.
 WAYS ?= psql upgraded extension extension-upgraded
@@ -104,6 +103,9 @@ bench-absurd: $(VENV)/dev check-generated ## speed beside absurd, through its ow
 
 bench-inspect: $(VENV)/dev check-generated ## lists and filters on ten million finished tasks
 	@$(PY) bench/inspection.py $(ARGS)
+
+bench-dashboard: $(VENV)/dev check-generated ## first paint of the dashboard's pages, and pictures (needs chromium)
+	@$(PY) bench/dashboard.py $(ARGS)
 
 bench-limits: $(VENV)/dev check-generated ## what limits keep, and what they cost
 	@$(PY) bench/limits.py $(ARGS)

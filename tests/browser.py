@@ -1,7 +1,8 @@
-"""A page of the system's chromium, for tests that click."""
+"""The system's chromium, for tests that click."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -12,24 +13,29 @@ from playwright.sync_api import sync_playwright
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
 PATIENCE = 30.0
 
 
 @contextmanager
-def browsing() -> Iterator[Page]:
-    """Yield an empty page; the test fails if a script on it did not catch an error.
-
-    Skip the test where there is no chromium.
-    """
-    chromium = shutil.which("chromium")
-    if chromium is None:
+def chromium() -> Iterator[Browser]:
+    """Yield a browser, one at a time: Playwright's loop holds the thread. Skip without chromium."""
+    path = shutil.which("chromium")
+    if path is None:
         pytest.skip("there is no chromium")
+    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
     with (
         sync_playwright() as driver,
-        driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"]) as browser,
+        driver.chromium.launch(executable_path=path, args=arguments) as browser,
     ):
+        yield browser
+
+
+@contextmanager
+def browsing() -> Iterator[Page]:
+    """Yield an empty page; the test fails if a script on it did not catch an error."""
+    with chromium() as browser:
         page = browser.new_page()
         page.set_default_timeout(PATIENCE * 1000)
         errors: list[str] = []

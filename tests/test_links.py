@@ -13,8 +13,6 @@ DOCUMENTS = sorted(
     for pattern in ("*.md", "docs/**/*.md", "examples/**/*.md", "python/**/*.md")
     for path in ROOT.glob(pattern)
 )
-# Pages that are on their way.
-COMING = {"docs/dashboard.md", "docs/worker.md"}
 
 
 def prose(path: Path) -> str:
@@ -37,8 +35,6 @@ def test_every_link_leads_somewhere(document: Path) -> None:
             continue
         name, _, anchor = target.partition("#")
         path = (ROOT / document.parent / name).resolve() if name else ROOT / document
-        if str(path.relative_to(ROOT)) in COMING:
-            continue
         assert path.exists(), target
         if anchor:
             assert anchor in anchors(path), target
@@ -47,7 +43,7 @@ def test_every_link_leads_somewhere(document: Path) -> None:
 def test_every_page_is_in_the_navigation_and_none_is_missing() -> None:
     text = (ROOT / "mkdocs.yml").read_text("utf-8")
     named = set(re.findall(r"^ +- (?:[^:\n]+: )?(\S+\.md)$", text, re.MULTILINE))
-    assert named - COMING == {str(path) for path in DOCUMENTS} - COMING
+    assert named == {str(path) for path in DOCUMENTS}
 
 
 def test_every_page_that_readers_start_from_is_linked_from_the_readme() -> None:

@@ -292,6 +292,7 @@ def test_a_port_that_is_taken_ends_with_status_1(service: Api) -> None:
         (["--pool-size", "0"], "pool_size must be at least 1"),
         (["--max-body", "0"], "max_body must be at least 1"),
         (["--ticker-interval", "-1"], "ticker_interval must be at least 0"),
+        (["--read-only", "--ticker-interval", "5"], "read_only has no ticker_interval"),
     ],
 )
 def test_what_makes_no_sense_ends_with_status_2(
@@ -305,9 +306,20 @@ def test_what_makes_no_sense_ends_with_status_2(
     assert "long-enough-a-secret" not in told
 
 
-def test_without_the_extra_the_verb_says_how_to_get_it() -> None:
+def test_the_command_line_can_serve_read_only(dsn: str) -> None:
+    with teguh.Client.connect(dsn) as owner:
+        owner.create_queue("jobs")
+    with process(dsn, 0, "--read-only") as serve, httpx.Client(base_url=started(serve)) as http:
+        http.headers["Authorization"] = f"Bearer {SECRETS['admin']}"
+        assert http.get(f"{PREFIX}/queues").status_code == 200
+        assert http.post(f"{PREFIX}/queues/jobs/tasks", json={"task_name": "x"}).status_code == 403
+        assert http.get(f"{PREFIX}/status").json()["last_tick_at"] is None
+
+
+@pytest.mark.parametrize("module", ["jinja2", "starlette", "uvicorn"])
+def test_without_the_extra_the_verb_says_how_to_get_it(module: str) -> None:
     script = (
-        "import sys; sys.modules['uvicorn'] = None\n"
+        f"import sys; sys.modules[{module!r}] = None\n"
         "from teguh.cli import main; sys.exit(main(['serve']))"
     )
     done = subprocess.run(

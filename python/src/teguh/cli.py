@@ -226,6 +226,9 @@ def add_core(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     command.add_argument(
         "--ticker-interval", type=float, metavar="S", help="tick every S, 0: never (10)"
     )
+    command.add_argument(
+        "--read-only", action="store_true", default=None, help="change nothing, and do not tick"
+    )
     command.add_argument("-v", "--verbose", action="store_true", help="log every request")
     command.set_defaults(command=_serve)
 
@@ -282,12 +285,12 @@ def _serve(args: argparse.Namespace) -> int:
     try:
         from teguh.server import _run
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in {"starlette", "uvicorn"}:
+        if (error.name or "").partition(".")[0] not in {"jinja2", "starlette", "uvicorn"}:
             raise
         raise UsageError(
             "`teguh serve` needs an extra\nhint: run `pip install 'teguh[server]'`"
         ) from None
-    names = ("pool_size", "max_body", "ticker_interval")
+    names = ("pool_size", "max_body", "ticker_interval", "read_only")
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
     tokens = _run.tokens_given(args.token, args.tokens)
     return _run.serve(args.dsn, args.host, args.port, tokens, verbose=args.verbose, **given)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 from contextlib import asynccontextmanager
 from functools import partial
 from http import HTTPStatus
@@ -29,11 +30,13 @@ from teguh.server._claims import Claims
 from teguh.server._errors import Problem, problem_of, told
 from teguh.server._feeds import Feed
 from teguh.server._openapi import describe, in_path, takes_body
+from teguh.server._pages import Dashboard
+from teguh.server._pages.samples import Samples
 from teguh.server._routes import BARE, LONG_POLLS, LOOK, ROUTES, SSE, stream_schedules, stream_stats
 from teguh.server._shape import Misshapen, from_text, parameters, parse, read, write
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
     from starlette.types import Receive, Scope, Send
 
@@ -54,13 +57,17 @@ class ServiceOptions(TypedDict, total=False):
 
     ``pool_size`` connections do what is asked; one more listens for all that wait. A request's
     body has at most ``max_body`` bytes. The ticker runs every ``ticker_interval``, with 0 never:
-    somebody has to. Streams show every ``stream_interval`` what has changed.
+    somebody has to. Streams show every ``stream_interval`` what has changed, and the dashboard's
+    plots have a point every ``sample_interval``, with 0 none. With ``read_only`` nothing is served
+    that changes anything, and there is no ticker.
     """
 
     pool_size: int
     max_body: int
     ticker_interval: float
     stream_interval: float
+    sample_interval: float
+    read_only: bool
 
 
 class Service(Starlette):
@@ -83,13 +90,18 @@ class Service(Starlette):
         """
         pool_size = options.get("pool_size", 10)
         self._max_body = options.get("max_body", 1 << 20)
-        self._ticker_interval = options.get("ticker_interval", 10.0)
+        self._read_only = options.get("read_only", False)
+        if self._read_only and options.get("ticker_interval"):
+            raise ConfigurationError("a service that is read_only has no ticker_interval")
+        self._ticker_interval = options.get("ticker_interval", 0 if self._read_only else 10.0)
+        sample_interval = options.get("sample_interval", 10.0)
         stream_interval = options.get("stream_interval", 1.0)
         for name, value, least in (
             ("pool_size", pool_size, 1),
             ("max_body", self._max_body, 1),
             ("ticker_interval", self._ticker_interval, 0),
             ("stream_interval", stream_interval, 0.01),
+            ("sample_interval", sample_interval, 0),
         ):
             if not least <= value < math.inf:
                 raise ConfigurationError(f"{name} must be at least {least}, and is {value}")
@@ -101,12 +113,18 @@ class Service(Starlette):
             stream_stats: Feed("stats", "queue_name", self._stats, stream_interval),
             stream_schedules: Feed("schedule", "schedule_name", self._schedules, stream_interval),
         }
+        self._samples = Samples(sample_interval)
+        self._sample_after = 0.0
+        dashboard = Dashboard(
+            self._client, self._read_body, self._gate, self._samples, read_only=self._read_only
+        )
         self._description = describe(ROUTES, PREFIX, package_version())
         super().__init__(
             routes=[
                 *self._endpoints(),
                 Endpoint("/openapi.json", self._openapi),
                 Endpoint("/docs", self._docs),
+                *dashboard.routes(),
             ],
             exception_handlers={HTTPException: _no_endpoint},
             lifespan=lambda _: self.running(),
@@ -115,12 +133,16 @@ class Service(Starlette):
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Serve during the block; at its end, end what waits and close all connections."""
-        ticking = asyncio.create_task(self._tick())
+        upkeep = [
+            asyncio.create_task(self._often("the ticker", self._ticker_interval, self._tick)),
+            asyncio.create_task(self._often("sampling", self._samples.seconds, self._sample)),
+        ]
         try:
             yield
         finally:
-            ticking.cancel()
-            await asyncio.wait([ticking])
+            for task in upkeep:
+                task.cancel()
+            await asyncio.wait(upkeep)
             await self.end_waits()
             await self._claims.close()
             await self._pool.close()
@@ -156,18 +178,31 @@ class Service(Starlette):
         finally:
             await lent.__aexit__(None, None, None)
 
-    async def _tick(self) -> None:
+    async def _often(
+        self, what: str, seconds: float, act: Callable[[AsyncClient], Awaitable[None]]
+    ) -> None:
+        """Do something every so many seconds, never with 0."""
         failing = False
-        while self._ticker_interval > 0:
+        while seconds > 0:
             try:
                 async with self._client() as client:
-                    await client.ticker()
+                    await act(client)
                 failing = False
             except (psycopg.Error, TeguhError, TimeoutError) as error:
                 if not failing:
-                    log.warning("the ticker failed: %s", error)
+                    log.warning("%s failed: %s", what, error)
                 failing = True
-            await asyncio.sleep(self._ticker_interval)
+            await asyncio.sleep(seconds)
+
+    async def _tick(self, client: AsyncClient) -> None:
+        await client.ticker()
+
+    async def _sample(self, client: AsyncClient) -> None:
+        begun = time.monotonic()
+        if begun >= self._sample_after:
+            self._samples.add(time.time(), await client.metrics())
+            ended = time.monotonic()  # of many queues it takes long: rest, then
+            self._sample_after = ended + 20 * (ended - begun)
 
     async def _stats(self) -> list[Any]:
         async with self._client() as client:
@@ -208,6 +243,8 @@ class Service(Starlette):
     async def _answer(self, request: Request, route: Route) -> Response:
         if route.scopes:
             self._gate.check(request, route.scopes)
+        if self._read_only and route.scopes not in ((), LOOK):
+            raise Problem("this service only shows", "42501", hint="It runs with --read-only.")
         arguments = await self._arguments(request, route)
         if route.media == SSE:
             if request.method == "HEAD":
@@ -272,6 +309,13 @@ class Service(Starlette):
         return found
 
     async def _body(self, request: Request) -> dict[str, Any]:
+        text = await self._read_body(request)
+        body = parse(text) if text.strip() else {}
+        if not isinstance(body, dict):
+            raise Misshapen("the body", "is no object")
+        return body
+
+    async def _read_body(self, request: Request) -> bytes:
         chunks = bytearray()
         async for chunk in request.stream():
             chunks += chunk
@@ -281,10 +325,7 @@ class Service(Starlette):
                     "54000",
                     hint="Keep large data elsewhere and pass a reference to it.",
                 )
-        body = parse(bytes(chunks)) if chunks.strip() else {}
-        if not isinstance(body, dict):
-            raise Misshapen("the body", "is no object")
-        return body
+        return bytes(chunks)
 
     # The description
 

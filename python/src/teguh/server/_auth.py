@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hmac
+import time
 from dataclasses import dataclass, field
 from hashlib import sha256
 from ipaddress import ip_address
+from secrets import token_bytes, token_urlsafe
 from typing import TYPE_CHECKING, get_args
 
 from teguh._types import Access
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 
 SCOPES: tuple[Access, ...] = get_args(Access)
 MIN_LENGTH = 16
+
+COOKIE = "teguh_session"
+SESSION_SECONDS = 12 * 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,15 @@ def read_tokens(lines: Iterable[str]) -> list[Token]:
     return tokens
 
 
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """Who asks for a page. Each form of theirs has to hold the `seal`."""
+
+    scopes: frozenset[str]
+    seal: str
+    signed_in: bool
+
+
 class Gatekeeper:
     """Lets requests in whose token has a scope they need.
 
@@ -61,6 +75,38 @@ class Gatekeeper:
 
     def __init__(self, tokens: Iterable[Token]) -> None:
         self._known = [(_digest(token.secret), token.scopes) for token in tokens]
+        self._key = token_bytes()
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether there are tokens, with which one can sign in."""
+        return bool(self._known)
+
+    def sign_in(self, secret: str) -> str | None:
+        """Return the cookie for whoever knows a token, None if that is no token.
+
+        It is made of the token and cannot be turned back into it; no other process needs to know.
+        """
+        digest = _digest(secret.strip())
+        known = [key for key, _ in self._known if hmac.compare_digest(key, digest)]
+        if not known:
+            return None
+        session = f"{int(time.time()) + SESSION_SECONDS}.{token_urlsafe(16)}"
+        return f"{session}.{_sealed(known[0], 'session', session)}"
+
+    def visitor(self, request: Request) -> Visitor:
+        """Return who asks for a page; raise if nobody is signed in who needs to be."""
+        if not self._known:
+            _check_local(request)
+            return Visitor(frozenset(SCOPES), _sealed(self._key, "form", ""), signed_in=False)
+        cookie = request.cookies.get(COOKIE, "")
+        session, _, seal = cookie.rpartition(".")
+        ends = session.partition(".")[0]
+        for key, scopes in self._known:
+            fits = is_seal(_sealed(key, "session", session), seal)
+            if fits and int(ends) > time.time():
+                return Visitor(scopes, _sealed(key, "form", session), signed_in=True)
+        raise Problem("nobody is signed in", "28000", hint="Sign in with a token.")
 
     def check(self, request: Request, scopes: Collection[str]) -> None:
         """Raise unless the request may do what takes one of these scopes."""
@@ -90,6 +136,28 @@ class Gatekeeper:
             if hmac.compare_digest(known, digest):
                 found = scopes
         return found
+
+
+def _sealed(key: bytes, what: str, text: str) -> str:
+    return hmac.new(key, f"{what} {text}".encode("utf-8", "surrogateescape"), sha256).hexdigest()
+
+
+def is_seal(seal: str, given: str) -> bool:
+    """Tell whether a seal is what it has to be, in a time that says nothing of it."""
+    return hmac.compare_digest(seal.encode(), given.encode("utf-8", "surrogateescape"))
+
+
+def check_same_origin(request: Request) -> None:
+    """Raise unless a page of this service sent a form, as far as the browser tells."""
+    site = request.headers.get("sec-fetch-site")
+    origin = request.headers.get("origin", "")
+    own = origin.partition("://")[2] == request.headers.get("host", "")
+    if (site != "same-origin") if site else not own:
+        raise Problem(
+            "the form comes from another site",
+            "42501",
+            hint="Send it from a page of this service. A proxy has to pass the header Host on.",
+        )
 
 
 def _digest(secret: str) -> bytes:
