@@ -137,8 +137,14 @@ class Cluster:
     @contextmanager
     def database(self, kind: str) -> Iterator[str]:
         """Yield the name of a fresh copy of a template database, dropped afterwards."""
+        with self.copy(self.template(kind)) as name:
+            yield name
+
+    @contextmanager
+    def copy(self, database: str) -> Iterator[str]:
+        """Yield the name of a copy of a database without sessions, dropped afterwards."""
         name = f"{self.prefix}_{next(self._numbers)}"
-        self.server.create_database(name, template=self.template(kind), owner=OWNER)
+        self.server.create_database(name, template=database, owner=OWNER)
         try:
             yield name
         finally:
