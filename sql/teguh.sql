@@ -8,576 +8,577 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  582  00_install.sql
---  630  01_version.sql: What the schema is, and its version
---  637    version
---  649  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  651    current_time
---  670    _after
---  685    _micros
---  696  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  712    _random_bytes
---  731    _make_uuidv7
---  754    portable_uuidv7
---  784    uuidv7_timestamp
---  810    _task_id
---  835    _run_id
---  850    _run_task
---  861    _run_number
---  875  12_types.sql: The composite types that functions pass to each other
---  880    _gap (type)
---  888    _late (type)
---  895    _timer (type)
---  902    _tally (type)
---  913    _picked (type)
---  925    _spawn (type)
---  950    _cron (type)
---  964    _filter (type)
---  979    job (type)
---  995    _shift (type)
--- 1042  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
--- 1044    _check_keys
--- 1077    _number_option
--- 1112    _integer_option
--- 1128    _whole_option
--- 1155    _text_option
--- 1181    _flag_option
--- 1203    _present
--- 1214    _name_option
--- 1231    _uuid_option
--- 1258    _tags_option
--- 1287    _check_name
--- 1314    _check_seconds
--- 1342    _check_isolation
--- 1361    _buckets_option
--- 1399    _check_policy
--- 1449    _check_spawn
--- 1496    _read_spawn_options
--- 1573    _time_option
--- 1594    _moment_option
--- 1626    _read_time_options
--- 1665    _unique_option
--- 1719    _inherit
--- 1749    _check_cancellation
--- 1766  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1769    _check_retry_strategy
--- 1807    _backoff
--- 1860    _fraction
--- 1871  20_tables.sql: Queues and the policy of each
--- 1873    queues (table)
--- 1906    grants (table)
--- 1920    limits (table)
--- 1941    pauses (table)
--- 1953    starts (table)
--- 1968    wanted (table)
--- 1980    schedules (table)
--- 2024    workflow_runs (table)
--- 2051    workflow_tallies (table)
--- 2071    handlers (table)
--- 2087    versions (table)
--- 2102    t_template (table)
--- 2216    g_template (table)
--- 2228    v_template (table)
--- 2244    d_template (table)
--- 2258    p0_template (table)
--- 2271    p1_template (table)
--- 2316    l_template (table)
--- 2343    h_template (table)
--- 2363    k0_template (table)
--- 2376    k1_template (table)
--- 2405    n0_template (table)
--- 2416    n1_template (table)
--- 2432    n_template (table)
--- 2456    seq_template (sequence)
--- 2457    ring_template (sequence)
--- 2458    parked_template (sequence)
--- 2459    woken_template (sequence)
--- 2460    plan_template (sequence)
--- 2461    fired_template (sequence)
--- 2462    clock_template (sequence)
--- 2463    carry_template (sequence)
--- 2464    round_template (sequence)
--- 2465    agenda_template (sequence)
--- 2490    r_template (table)
--- 2507    a_template (table)
--- 2533    c_template (table)
--- 2549    e_template (table)
--- 2566    u_template (table)
--- 2579    j_template (table)
--- 2602    f_template (table)
--- 2615    m_template (table)
--- 2640    w_template (table)
--- 2655  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2658    validate_queue_name
--- 2700    _policy
--- 2744    _call
--- 2758    _template_ddl (view)
--- 2843    _stamp
--- 2855    _stamp_queues
--- 2883    _stamp_relation
--- 2923    _stamp_function
--- 2956    _function
--- 2968    _signature
--- 2979    _leave_extension
--- 3005    _lock_number
--- 3015    _share_queue
--- 3028    _may
--- 3044    _each_queue
--- 3066    _init_template
--- 3097    _hush_template
--- 3118    _beyond
--- 3127    create_queue
--- 3193    _refuse_busy
--- 3210    _reach_queue
--- 3226    drop_queue
--- 3256    _drop_all
--- 3313    list_queues
--- 3337  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 3346    _push_template
--- 3387    _fill
--- 3407    _add0_template
--- 3474    _back0_template
--- 3492  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3497    _claim0_template
--- 3569    _pick0_template
--- 3652    _limits_template
--- 3693    _move0_template
--- 3755    _open_xids
--- 3775    _next0_template
--- 3804    _many0_template
--- 3833    _stuck0_template
--- 3871    _trim0_template
--- 3912    _bring_template
--- 3944    _take_template
--- 4025    _known_template
--- 4045    _paused_until
--- 4058    claim_task
--- 4119    _next_template
--- 4161    _soon0_template
--- 4219    next_due
--- 4244  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 4257    _due0_template
--- 4335    _last0_template
--- 4360    _any0_template
--- 4387    _miss0_template
--- 4423    _pass0_template
--- 4469    _fire_template
--- 4530    _expire_template
--- 4601    _timeout_reason
--- 4620    _over_template
--- 4642    _close_template
--- 4672    _follow_template
--- 4705  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4707    _segment_bytes
--- 4728    _turn_template
--- 4760    _turn0_template
--- 4798    _spent0_template
--- 4812    _dry0_template
--- 4839    _left0_template
--- 4870    _carry0_template
--- 4914  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4920    _remake_template
--- 4978    _alive_template
--- 5032    _home
--- 5045    _settle_template
--- 5067    rebuild_dispatch
--- 5104    _recap_template
--- 5135  35_tally.sql: The letter by which tallies know where a task stands
--- 5137    _letter
--- 5156    _letters
--- 5168    _bound
--- 5188    _tally_template
--- 5213    _reckon_template
--- 5240    _finish_template
--- 5268    _moved_template
--- 5299    _sum0_template
--- 5335    _noted0_template
--- 5370    _bank0_template
--- 5390    _census_template
--- 5412    _count_template
--- 5434  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5444    _gate_number
--- 5455    _enter_gate
--- 5477    _limit_of
--- 5495    _rule_template
--- 5521    _reign_template
--- 5535    _enrol_template
--- 5562    _going_template
--- 5578    _busy_template
--- 5594    _everywhere_busy
--- 5620    _closed_until
--- 5640    _is_fresh
--- 5655    _is_limited
--- 5666    _started
--- 5683    _left_over
--- 5704    _slots_template
--- 5754    _vacate_template
--- 5817    _unbar_template
--- 5846    _intake_template
--- 5867    _sift0_template
--- 5954    _line_template
--- 6014    _keys_template
--- 6068    _admit_template
--- 6131    _spare_template
--- 6153    _choose_template
--- 6199    _named_template
--- 6226    _weed_template
--- 6262    _cull_template
--- 6293    _seize_template
--- 6368    _quit_template
--- 6396    _occupy_template
--- 6436    _chance_template
--- 6466    _align_template
--- 6511  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 6514    _want_template
--- 6548    _names_option
--- 6583    _order_queues
--- 6619    _remember_names
--- 6639    claim_any
--- 6716    _check_order
--- 6733  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6738    _put_template
--- 6806    _enlist_template
--- 6849    _new_template
--- 6906    _tag_template
--- 6924    _room_template
--- 6951    _shed_template
--- 6993    _first0_template
--- 7034    _once_template
--- 7082    _blocks
--- 7109    _meet_template
--- 7143    _swap_template
--- 7204    _series_template
--- 7241    _found_template
--- 7298    _abide
--- 7320    _check_spawner
--- 7340    spawn_task
--- 7405    spawn_tasks
--- 7452    _read_task
--- 7470  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7475    _hold_template
--- 7526    _own_template
--- 7546    _done_template
--- 7594    complete_run
--- 7617    _flush_template
--- 7699    _why_template
--- 7715    _read_runs
--- 7761    _explain_bad_run
--- 7786    complete_runs
--- 7811    _end_template
--- 7860    _lost_template
--- 7880    _file_template
--- 7906    _again_template
--- 7946    _queue_template
--- 7967    _fail_template
--- 7985    fail_run
--- 8009    _nap_template
--- 8038    schedule_run
--- 8068    _free_template
--- 8116    release_run
--- 8141    _keep_template
--- 8167    extend_claim
--- 8190  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 8195    _mark_template
--- 8217    _note_template
--- 8247    set_task_checkpoint_state
--- 8282    _recall_template
--- 8304    get_task_checkpoint_state
--- 8328    _list_template
--- 8357    get_task_checkpoint_states
--- 8383  43_events.sql: Wait for an event, or learn how the wait ended
--- 8390    _wait_template
--- 8462    _park_template
--- 8504    _check_event
--- 8523    await_event
--- 8560    _emit_template
--- 8623    emit_event
--- 8648  44_control.sql: Read a task, or raise TG003
--- 8650    _fetch_template
--- 8677    _stop_template
--- 8709    _act_template
--- 8731    _halt_template
--- 8747    cancel_task
--- 8769    _rerun_template
--- 8844    _forget_template
--- 8881    _redo_template
--- 8917    _renew_template
--- 8953    retry_task
--- 9003    _show_template
--- 9051    get_task_result
--- 9086  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 9093    _purge_template
--- 9123    _erase_template
--- 9177    _first_uuid
--- 9196    _sweep_template
--- 9236    _clean
--- 9270    cleanup_tasks
--- 9291    cleanup_events
--- 9312    cleanup_all_queues
--- 9347  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 9349    _cap_template
--- 9378    _write_limit
--- 9401    _read_limit
--- 9450    _check_limit_keys
--- 9472    set_limit
--- 9527    _usage_template
--- 9605    _overall_usage
--- 9649    limit_usage
--- 9682  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 9684    _pause_template
--- 9705    _halve_template
--- 9735    _check_only
--- 9758    pause_queue
--- 9794    resume_queue
--- 9820    get_queue_policy
--- 9844    set_queue_policy
--- 9862    list_namespaces
--- 9879  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9882    _read_filter
--- 9918    _states_option
--- 9949    _read_cursor
--- 9968    _check_limit
--- 9992    _find_template
--- 10044    _seek_template
--- 10096    _page_template
--- 10174    _ended_template
--- 10211    _fit_template
--- 10252    _live_template
--- 10289    _hints_template
--- 10312    _hints0_template
--- 10354    _rows_template
--- 10405    list_tasks
--- 10452    _peek_template
--- 10510    get_task
--- 10566    _runs_template
--- 10619    list_runs
--- 10650    _past_template
--- 10726    _since_template
--- 10744    get_task_history
--- 10764    _held_template
--- 10796    list_workers
--- 10835    _read_place
--- 10854    _acts_template
--- 10880    list_actions
--- 10912  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10914    _abort_template
--- 10951    cancel_tasks
--- 10988    _check_meant
--- 11010    _limit_option
--- 11023    _retake_template
--- 11061    requeue_task
--- 11086    _regain_template
--- 11121    requeue_tasks
--- 11160    list_dead_letters
--- 11204    _replay_template
--- 11245    replay_dead_letters
--- 11285    _bury_template
--- 11327    purge_dead_letters
--- 11357  49_stats.sql: When the first task that is ready became so; null if none is
--- 11359    _oldest_template
--- 11403    _elder0_template
--- 11439    _tenure_template
--- 11464    _is_wanted
--- 11481    _stat_template
--- 11527    queue_stats
--- 11582    _from
--- 11596    _tardy_template
--- 11627    _counters (view)
--- 11651    _gauge_template
--- 11705    _spans_template
--- 11758    metrics
--- 11796    _xmin_age
--- 11815    prometheus
--- 11874    _label_text
--- 11897    _schedule_problems
--- 11934    health
--- 11990  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 11995    _tick_template
--- 12020    _ticked (sequence)
--- 12026    _set_ticked
--- 12039    ticker
--- 12086    ticker_loop (procedure)
--- 12112  51_cron.sql: Whether pg_cron is installed in this database
--- 12114    _has_cron
--- 12124    _cron_has_seconds
--- 12143    _plan_cron
--- 12178    _work_option
--- 12211    _explain_no_cron
--- 12244    start
--- 12281    _unschedule
--- 12297    _is_ours
--- 12307    _drop_job
--- 12326    stop
--- 12346    _maintain
--- 12368    status
--- 12407  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 12411    _rights (view)
--- 12525    _allowed
--- 12566    _grant
--- 12585    _grant_again
--- 12601    _grant_queue
--- 12616    _check_grant
--- 12649    grant_access
--- 12685    revoke_access
--- 12732  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 12734    _refuse_schedule
--- 12751    _cron_value
--- 12765    _cron_field
--- 12826    _read_every
--- 12848    _read_schedule
--- 12923    _cron_time
--- 12961    _cron_reading
--- 13000    _clock
--- 13009    _clock_reads
--- 13045    _clock_set
--- 13073    _cron_passing
--- 13111    _cron_next
--- 13151    _check_timezone
--- 13180    next_fire_time
--- 13216  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 13229    _planning_number
--- 13239    _replan_template
--- 13253    _agenda_template
--- 13270    _future_template
--- 13298    _strike_template
--- 13354    _chime_template
--- 13410    _undone_template
--- 13429    _planned_after
--- 13448    _due_times
--- 13498    _spawn_scheduled
--- 13543    _check_task_options
--- 13573    _word_option
--- 13595    _draw_schedule
--- 13634    _schedule_options
--- 13649    _miss_schedule
--- 13665    _scheduled_in
--- 13686    _grasp_template
--- 13713    _enroll_template
--- 13744    _redraw_template
--- 13794    create_schedule
--- 13838    _reform_template
--- 13864    update_schedule
--- 13887    _steer_template
--- 13930    pause_schedule
--- 13951    resume_schedule
--- 13971    drop_schedule
--- 13991    _launch_template
--- 14023    trigger_schedule
--- 14045    _diary_template
--- 14081    get_schedule
--- 14116    list_schedules
--- 14158  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 14163    _links_option
--- 14206    _read_link
--- 14248    _trail_template
--- 14294    _linked_template
--- 14326    _ensue_template
--- 14369    _undoings
--- 14396    _undo_template
--- 14430    _repent_template
--- 14466    add_compensation
--- 14506    _repeat_template
--- 14536    _blank_template
--- 14574    repeat_run
--- 14600  63_children.sql: Children: tasks that a step spawns and may wait for
--- 14609    _brood_template
--- 14639    _bind_template
--- 14670    _read_child
--- 14719    _child_queues
--- 14745    _birth
--- 14769    spawn_children
--- 14848    _cancel_option
--- 14871    _answer
--- 14889    _report_template
--- 14925    _tell_template
--- 14940    _judge_template
--- 14976    _ripe_template
--- 15003    _gather_template
--- 15068    _rally_template
--- 15145    _crop_template
--- 15191    _yield_template
--- 15212    _dismiss
--- 15233    _ditch_template
--- 15278    _perish_template
--- 15297    _orphan_template
--- 15312    await_children
--- 15369  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
--- 15376    _refuse_run
--- 15392    _read_run
--- 15412    create_workflow_run
--- 15470    update_workflow_run
--- 15501    _is_own
--- 15514    _flow_template
--- 15547    _score_template
--- 15584    _recorded_run
--- 15595    _recorded_tallies
--- 15607    _flows
--- 15641    _survey
--- 15697    get_workflow_run
--- 15747    _is_alike
--- 15762    _recorded_runs
--- 15797    _status_option
--- 15828    list_workflow_runs
--- 15912    _member_template
--- 15945    _members
--- 15980    get_workflow_tree
--- 16056    _used_template
--- 16073    _needed_runs
--- 16105    _merge_tallies
--- 16128    cleanup_workflow_runs
--- 16203  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
--- 16207    _word
--- 16221    _check_attributes
--- 16258    _attributes_option
--- 16275    _pinned_template
--- 16294    _pin_template
--- 16325    set_attributes
--- 16354    _told_template
--- 16367    get_attributes
--- 16385  66_messages.sql: Messages: a mailbox per task
--- 16392    _shut_template
--- 16435    _post_template
--- 16484    send_message
--- 16525    _hear_template
--- 16592    receive_message
--- 16630    _unhear_template
--- 16651    _tidy_template
--- 16678    _inbox_template
--- 16704    list_messages
--- 16726  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
--- 16737    _resolve_function
--- 16793    _hire_template
--- 16815    register_handler
--- 16839    unregister_handler
--- 16858    _staff_template
--- 16879    list_handlers
--- 16915    _number_step
--- 16946    _order
--- 16962    step
--- 16995    _doze
--- 17012    sleep_for
--- 17033    sleep_until
--- 17056    await
--- 17090    receive
--- 17122    children
--- 17158  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
--- 17170    _crew
--- 17217    _steps_given
--- 17238    _claim_batch
--- 17281    _grip_template
--- 17297    _begin_pass
--- 17323    _read_error
--- 17352    _carry_out
--- 17432    _run_pass (procedure)
--- 17463    _step_call
--- 17487    _obey (procedure)
--- 17525    _begin_shift
--- 17562    _begin_round
--- 17582    _leave_round
--- 17617    _handler_of
--- 17631    _advance (procedure)
--- 17656    work (procedure)
--- 17707  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  583  00_install.sql
+--  631  01_version.sql: What the schema is, and its version
+--  638    version
+--  650  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  652    current_time
+--  671    _after
+--  686    _micros
+--  697  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  713    _random_bytes
+--  732    _make_uuidv7
+--  755    portable_uuidv7
+--  785    uuidv7_timestamp
+--  811    _task_id
+--  836    _run_id
+--  851    _run_task
+--  862    _run_number
+--  876  12_types.sql: The composite types that functions pass to each other
+--  881    _gap (type)
+--  889    _late (type)
+--  896    _timer (type)
+--  903    _tally (type)
+--  914    _picked (type)
+--  926    _spawn (type)
+--  951    _cron (type)
+--  965    _filter (type)
+--  980    job (type)
+--  996    _shift (type)
+-- 1043  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+-- 1045    _check_keys
+-- 1078    _number_option
+-- 1113    _integer_option
+-- 1129    _whole_option
+-- 1156    _text_option
+-- 1182    _flag_option
+-- 1204    _present
+-- 1215    _name_option
+-- 1232    _uuid_option
+-- 1259    _tags_option
+-- 1288    _check_name
+-- 1315    _check_seconds
+-- 1343    _check_isolation
+-- 1362    _buckets_option
+-- 1400    _check_policy
+-- 1450    _check_spawn
+-- 1497    _read_spawn_options
+-- 1574    _time_option
+-- 1595    _moment_option
+-- 1627    _read_time_options
+-- 1666    _unique_option
+-- 1720    _inherit
+-- 1750    _check_cancellation
+-- 1767  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1770    _check_retry_strategy
+-- 1808    _backoff
+-- 1861    _fraction
+-- 1872  20_tables.sql: Queues and the policy of each
+-- 1874    queues (table)
+-- 1907    grants (table)
+-- 1921    limits (table)
+-- 1942    pauses (table)
+-- 1954    starts (table)
+-- 1969    wanted (table)
+-- 1981    schedules (table)
+-- 2025    workflow_runs (table)
+-- 2052    workflow_tallies (table)
+-- 2072    handlers (table)
+-- 2088    versions (table)
+-- 2103    t_template (table)
+-- 2217    g_template (table)
+-- 2229    v_template (table)
+-- 2245    d_template (table)
+-- 2259    p0_template (table)
+-- 2272    p1_template (table)
+-- 2317    l_template (table)
+-- 2344    h_template (table)
+-- 2364    k0_template (table)
+-- 2377    k1_template (table)
+-- 2406    n0_template (table)
+-- 2417    n1_template (table)
+-- 2433    n_template (table)
+-- 2457    seq_template (sequence)
+-- 2458    ring_template (sequence)
+-- 2459    parked_template (sequence)
+-- 2460    woken_template (sequence)
+-- 2461    plan_template (sequence)
+-- 2462    fired_template (sequence)
+-- 2463    clock_template (sequence)
+-- 2464    carry_template (sequence)
+-- 2465    round_template (sequence)
+-- 2466    agenda_template (sequence)
+-- 2491    r_template (table)
+-- 2508    a_template (table)
+-- 2534    c_template (table)
+-- 2550    e_template (table)
+-- 2567    u_template (table)
+-- 2580    j_template (table)
+-- 2603    f_template (table)
+-- 2616    m_template (table)
+-- 2641    w_template (table)
+-- 2656  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2659    validate_queue_name
+-- 2701    _policy
+-- 2745    _call
+-- 2759    _template_ddl (view)
+-- 2844    _stamp
+-- 2856    _stamp_queues
+-- 2884    _stamp_relation
+-- 2924    _stamp_function
+-- 2957    _function
+-- 2969    _signature
+-- 2980    _leave_extension
+-- 3006    _lock_number
+-- 3016    _share_queue
+-- 3029    _may
+-- 3045    _each_queue
+-- 3067    _init_template
+-- 3098    _hush_template
+-- 3119    _beyond
+-- 3128    create_queue
+-- 3194    _refuse_busy
+-- 3211    _reach_queue
+-- 3227    drop_queue
+-- 3257    _drop_all
+-- 3314    list_queues
+-- 3338  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 3347    _push_template
+-- 3388    _fill
+-- 3408    _add0_template
+-- 3475    _back0_template
+-- 3493  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3498    _claim0_template
+-- 3570    _pick0_template
+-- 3653    _limits_template
+-- 3694    _move0_template
+-- 3756    _open_xids
+-- 3776    _next0_template
+-- 3805    _many0_template
+-- 3834    _stuck0_template
+-- 3872    _trim0_template
+-- 3913    _bring_template
+-- 3945    _take_template
+-- 4026    _known_template
+-- 4046    _paused_until
+-- 4059    claim_task
+-- 4120    _next_template
+-- 4162    _soon0_template
+-- 4220    next_due
+-- 4245  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 4258    _due0_template
+-- 4336    _last0_template
+-- 4361    _any0_template
+-- 4388    _miss0_template
+-- 4424    _pass0_template
+-- 4470    _fire_template
+-- 4531    _expire_template
+-- 4602    _timeout_reason
+-- 4621    _over_template
+-- 4643    _close_template
+-- 4673    _follow_template
+-- 4706  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4708    _segment_bytes
+-- 4729    _turn_template
+-- 4761    _turn0_template
+-- 4799    _spent0_template
+-- 4813    _dry0_template
+-- 4840    _left0_template
+-- 4871    _carry0_template
+-- 4915  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4921    _remake_template
+-- 4979    _alive_template
+-- 5033    _home
+-- 5046    _settle_template
+-- 5068    rebuild_dispatch
+-- 5105    _recap_template
+-- 5136  35_tally.sql: The letter by which tallies know where a task stands
+-- 5138    _letter
+-- 5157    _letters
+-- 5169    _bound
+-- 5189    _tally_template
+-- 5214    _reckon_template
+-- 5241    _finish_template
+-- 5269    _moved_template
+-- 5300    _sum0_template
+-- 5336    _noted0_template
+-- 5371    _bank0_template
+-- 5391    _census_template
+-- 5413    _count_template
+-- 5435  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5445    _gate_number
+-- 5456    _enter_gate
+-- 5478    _limit_of
+-- 5496    _rule_template
+-- 5522    _reign_template
+-- 5536    _enrol_template
+-- 5563    _going_template
+-- 5579    _busy_template
+-- 5595    _everywhere_busy
+-- 5621    _closed_until
+-- 5641    _is_fresh
+-- 5656    _is_limited
+-- 5667    _started
+-- 5684    _left_over
+-- 5705    _slots_template
+-- 5755    _vacate_template
+-- 5818    _unbar_template
+-- 5847    _intake_template
+-- 5868    _sift0_template
+-- 5955    _line_template
+-- 6015    _keys_template
+-- 6069    _admit_template
+-- 6132    _spare_template
+-- 6154    _choose_template
+-- 6200    _named_template
+-- 6227    _weed_template
+-- 6263    _cull_template
+-- 6294    _seize_template
+-- 6369    _quit_template
+-- 6397    _occupy_template
+-- 6437    _chance_template
+-- 6467    _align_template
+-- 6512  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6515    _want_template
+-- 6549    _names_option
+-- 6584    _order_queues
+-- 6620    _remember_names
+-- 6640    claim_any
+-- 6717    _check_order
+-- 6734  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6739    _put_template
+-- 6807    _enlist_template
+-- 6850    _new_template
+-- 6907    _tag_template
+-- 6925    _room_template
+-- 6952    _shed_template
+-- 6994    _first0_template
+-- 7035    _once_template
+-- 7083    _blocks
+-- 7110    _meet_template
+-- 7144    _swap_template
+-- 7205    _series_template
+-- 7242    _found_template
+-- 7299    _abide
+-- 7321    _check_spawner
+-- 7341    spawn_task
+-- 7406    spawn_tasks
+-- 7453    _read_task
+-- 7471  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7476    _hold_template
+-- 7527    _own_template
+-- 7547    _done_template
+-- 7595    complete_run
+-- 7618    _flush_template
+-- 7700    _why_template
+-- 7716    _read_runs
+-- 7762    _explain_bad_run
+-- 7787    complete_runs
+-- 7812    _end_template
+-- 7861    _lost_template
+-- 7881    _file_template
+-- 7908    _blame_template
+-- 7930    _again_template
+-- 7970    _queue_template
+-- 7991    _fail_template
+-- 8009    fail_run
+-- 8033    _nap_template
+-- 8062    schedule_run
+-- 8092    _free_template
+-- 8140    release_run
+-- 8165    _keep_template
+-- 8191    extend_claim
+-- 8214  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 8219    _mark_template
+-- 8241    _note_template
+-- 8271    set_task_checkpoint_state
+-- 8306    _recall_template
+-- 8328    get_task_checkpoint_state
+-- 8352    _list_template
+-- 8381    get_task_checkpoint_states
+-- 8407  43_events.sql: Wait for an event, or learn how the wait ended
+-- 8414    _wait_template
+-- 8486    _park_template
+-- 8528    _check_event
+-- 8547    await_event
+-- 8584    _emit_template
+-- 8647    emit_event
+-- 8672  44_control.sql: Read a task, or raise TG003
+-- 8674    _fetch_template
+-- 8701    _stop_template
+-- 8733    _act_template
+-- 8755    _halt_template
+-- 8771    cancel_task
+-- 8793    _rerun_template
+-- 8868    _forget_template
+-- 8905    _redo_template
+-- 8941    _renew_template
+-- 8977    retry_task
+-- 9027    _show_template
+-- 9075    get_task_result
+-- 9110  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 9117    _purge_template
+-- 9147    _erase_template
+-- 9201    _first_uuid
+-- 9220    _sweep_template
+-- 9260    _clean
+-- 9294    cleanup_tasks
+-- 9315    cleanup_events
+-- 9336    cleanup_all_queues
+-- 9371  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 9373    _cap_template
+-- 9402    _write_limit
+-- 9425    _read_limit
+-- 9474    _check_limit_keys
+-- 9496    set_limit
+-- 9551    _usage_template
+-- 9629    _overall_usage
+-- 9673    limit_usage
+-- 9706  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 9708    _pause_template
+-- 9729    _halve_template
+-- 9759    _check_only
+-- 9782    pause_queue
+-- 9818    resume_queue
+-- 9844    get_queue_policy
+-- 9868    set_queue_policy
+-- 9886    list_namespaces
+-- 9903  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9906    _read_filter
+-- 9942    _states_option
+-- 9973    _read_cursor
+-- 9992    _check_limit
+-- 10016    _find_template
+-- 10068    _seek_template
+-- 10120    _page_template
+-- 10198    _ended_template
+-- 10235    _fit_template
+-- 10276    _live_template
+-- 10313    _hints_template
+-- 10336    _hints0_template
+-- 10378    _rows_template
+-- 10429    list_tasks
+-- 10476    _peek_template
+-- 10534    get_task
+-- 10590    _runs_template
+-- 10639    list_runs
+-- 10670    _past_template
+-- 10746    _since_template
+-- 10764    get_task_history
+-- 10784    _held_template
+-- 10816    list_workers
+-- 10855    _read_place
+-- 10874    _acts_template
+-- 10900    list_actions
+-- 10932  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10934    _abort_template
+-- 10971    cancel_tasks
+-- 11008    _check_meant
+-- 11030    _limit_option
+-- 11043    _retake_template
+-- 11081    requeue_task
+-- 11106    _regain_template
+-- 11141    requeue_tasks
+-- 11180    list_dead_letters
+-- 11224    _replay_template
+-- 11265    replay_dead_letters
+-- 11305    _bury_template
+-- 11347    purge_dead_letters
+-- 11377  49_stats.sql: When the first task that is ready became so; null if none is
+-- 11379    _oldest_template
+-- 11423    _elder0_template
+-- 11459    _tenure_template
+-- 11484    _is_wanted
+-- 11501    _stat_template
+-- 11547    queue_stats
+-- 11602    _from
+-- 11616    _tardy_template
+-- 11647    _counters (view)
+-- 11671    _gauge_template
+-- 11725    _spans_template
+-- 11778    metrics
+-- 11816    _xmin_age
+-- 11835    prometheus
+-- 11894    _label_text
+-- 11917    _schedule_problems
+-- 11954    health
+-- 12010  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 12015    _tick_template
+-- 12040    _ticked (sequence)
+-- 12046    _set_ticked
+-- 12059    ticker
+-- 12106    ticker_loop (procedure)
+-- 12132  51_cron.sql: Whether pg_cron is installed in this database
+-- 12134    _has_cron
+-- 12144    _cron_has_seconds
+-- 12163    _plan_cron
+-- 12198    _work_option
+-- 12231    _explain_no_cron
+-- 12264    start
+-- 12301    _unschedule
+-- 12317    _is_ours
+-- 12327    _drop_job
+-- 12346    stop
+-- 12366    _maintain
+-- 12388    status
+-- 12427  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 12431    _rights (view)
+-- 12545    _allowed
+-- 12586    _grant
+-- 12605    _grant_again
+-- 12621    _grant_queue
+-- 12636    _check_grant
+-- 12669    grant_access
+-- 12705    revoke_access
+-- 12752  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 12754    _refuse_schedule
+-- 12771    _cron_value
+-- 12785    _cron_field
+-- 12846    _read_every
+-- 12868    _read_schedule
+-- 12943    _cron_time
+-- 12981    _cron_reading
+-- 13020    _clock
+-- 13029    _clock_reads
+-- 13065    _clock_set
+-- 13093    _cron_passing
+-- 13131    _cron_next
+-- 13171    _check_timezone
+-- 13200    next_fire_time
+-- 13236  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 13249    _planning_number
+-- 13259    _replan_template
+-- 13273    _agenda_template
+-- 13290    _future_template
+-- 13318    _strike_template
+-- 13374    _chime_template
+-- 13430    _undone_template
+-- 13449    _planned_after
+-- 13468    _due_times
+-- 13518    _spawn_scheduled
+-- 13563    _check_task_options
+-- 13593    _word_option
+-- 13615    _draw_schedule
+-- 13654    _schedule_options
+-- 13669    _miss_schedule
+-- 13685    _scheduled_in
+-- 13706    _grasp_template
+-- 13733    _enroll_template
+-- 13764    _redraw_template
+-- 13814    create_schedule
+-- 13858    _reform_template
+-- 13884    update_schedule
+-- 13907    _steer_template
+-- 13950    pause_schedule
+-- 13971    resume_schedule
+-- 13991    drop_schedule
+-- 14011    _launch_template
+-- 14043    trigger_schedule
+-- 14065    _diary_template
+-- 14101    get_schedule
+-- 14136    list_schedules
+-- 14178  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 14183    _links_option
+-- 14226    _read_link
+-- 14268    _trail_template
+-- 14314    _linked_template
+-- 14346    _ensue_template
+-- 14389    _undoings
+-- 14416    _undo_template
+-- 14450    _repent_template
+-- 14486    add_compensation
+-- 14526    _repeat_template
+-- 14556    _blank_template
+-- 14594    repeat_run
+-- 14620  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 14629    _brood_template
+-- 14659    _bind_template
+-- 14690    _read_child
+-- 14739    _child_queues
+-- 14765    _birth
+-- 14789    spawn_children
+-- 14868    _cancel_option
+-- 14891    _answer
+-- 14909    _report_template
+-- 14945    _tell_template
+-- 14960    _judge_template
+-- 14996    _ripe_template
+-- 15023    _gather_template
+-- 15088    _rally_template
+-- 15165    _crop_template
+-- 15211    _yield_template
+-- 15232    _dismiss
+-- 15253    _ditch_template
+-- 15298    _perish_template
+-- 15317    _orphan_template
+-- 15332    await_children
+-- 15389  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
+-- 15396    _refuse_run
+-- 15412    _read_run
+-- 15432    create_workflow_run
+-- 15490    update_workflow_run
+-- 15521    _is_own
+-- 15534    _flow_template
+-- 15567    _score_template
+-- 15604    _recorded_run
+-- 15615    _recorded_tallies
+-- 15627    _flows
+-- 15661    _survey
+-- 15717    get_workflow_run
+-- 15767    _is_alike
+-- 15782    _recorded_runs
+-- 15817    _status_option
+-- 15848    list_workflow_runs
+-- 15932    _member_template
+-- 15965    _members
+-- 16000    get_workflow_tree
+-- 16076    _used_template
+-- 16093    _needed_runs
+-- 16125    _merge_tallies
+-- 16148    cleanup_workflow_runs
+-- 16223  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
+-- 16227    _word
+-- 16241    _check_attributes
+-- 16278    _attributes_option
+-- 16295    _pinned_template
+-- 16314    _pin_template
+-- 16345    set_attributes
+-- 16374    _told_template
+-- 16387    get_attributes
+-- 16405  66_messages.sql: Messages: a mailbox per task
+-- 16412    _shut_template
+-- 16455    _post_template
+-- 16504    send_message
+-- 16545    _hear_template
+-- 16612    receive_message
+-- 16650    _unhear_template
+-- 16671    _tidy_template
+-- 16698    _inbox_template
+-- 16724    list_messages
+-- 16746  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
+-- 16757    _resolve_function
+-- 16813    _hire_template
+-- 16835    register_handler
+-- 16859    unregister_handler
+-- 16878    _staff_template
+-- 16899    list_handlers
+-- 16935    _number_step
+-- 16966    _order
+-- 16982    step
+-- 17015    _doze
+-- 17032    sleep_for
+-- 17053    sleep_until
+-- 17076    await
+-- 17110    receive
+-- 17142    children
+-- 17178  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
+-- 17190    _crew
+-- 17237    _steps_given
+-- 17258    _claim_batch
+-- 17301    _grip_template
+-- 17317    _begin_pass
+-- 17343    _read_error
+-- 17372    _carry_out
+-- 17452    _run_pass (procedure)
+-- 17483    _step_call
+-- 17507    _obey (procedure)
+-- 17545    _begin_shift
+-- 17582    _begin_round
+-- 17602    _leave_round
+-- 17637    _handler_of
+-- 17651    _advance (procedure)
+-- 17676    work (procedure)
+-- 17727  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -7902,6 +7903,29 @@ begin
 end;
 $$;
 
+-- Why the current run of a task has failed; null if it has not.  Until then the task's row says
+-- why the last one that did has.
+create or replace function teguh._blame_template(p_task teguh.t_template)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return case
+    when p_task.state = 'failed' then p_task.failure_reason
+    else nullif(p_task.failure_reason, (
+      select r.failure_reason
+      from teguh.r_template as r
+      where r.task_id = p_task.task_id
+        and r.failure_reason is not null
+      order by r.run_id desc
+      limit 1
+    ))
+  end;
+end;
+$$;
+
 -- Begin the next run of a locked task: at once, or when p_at has come.
 create or replace function teguh._again_template(
   p_task     teguh.t_template,
@@ -8894,7 +8918,7 @@ declare
   v_number integer := teguh._run_number(p_task.run_id) + 1;
 begin
   perform teguh._file_template(
-    p_task, p_task.state, p_task.failure_reason, p_task.finished_at
+    p_task, p_task.state, teguh._blame_template(p_task), p_task.finished_at
   );
   perform teguh._again_template(
     p_task, v_number, p_task.failures, p_task.failure_reason, p_at, teguh.current_time()
@@ -10596,7 +10620,7 @@ begin
   ) as r
   order by r.run_id;
 
-  -- until the current run starts and ends, the task's row says what was true of the last one
+  -- until the current run starts, the task's row says what was true of the last one
   select r.* into v_last
   from teguh.r_template as r
   where r.task_id = p_task_id
@@ -10607,11 +10631,7 @@ begin
     v_task.run_id, teguh._run_number(v_task.run_id), v_task.state, v_task.attempt,
     v_task.claimed_by,
     case when v_task.attempt > coalesce(v_last.attempt, 0) then v_task.started_at end,
-    v_task.lease_expires_at, v_task.finished_at,
-    case
-      when v_task.state = 'failed' then v_task.failure_reason
-      else nullif(v_task.failure_reason, v_last.failure_reason)
-    end;
+    v_task.lease_expires_at, v_task.finished_at, teguh._blame_template(v_task);
 end;
 $$;
 

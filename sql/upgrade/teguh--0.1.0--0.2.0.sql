@@ -7526,6 +7526,29 @@ begin
 end;
 $$;
 
+-- Why the current run of a task has failed; null if it has not.  Until then the task's row says
+-- why the last one that did has.
+create or replace function teguh._blame_template(p_task teguh.t_template)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return case
+    when p_task.state = 'failed' then p_task.failure_reason
+    else nullif(p_task.failure_reason, (
+      select r.failure_reason
+      from teguh.r_template as r
+      where r.task_id = p_task.task_id
+        and r.failure_reason is not null
+      order by r.run_id desc
+      limit 1
+    ))
+  end;
+end;
+$$;
+
 -- Begin the next run of a locked task: at once, or when p_at has come.
 create or replace function teguh._again_template(
   p_task     teguh.t_template,
@@ -8518,7 +8541,7 @@ declare
   v_number integer := teguh._run_number(p_task.run_id) + 1;
 begin
   perform teguh._file_template(
-    p_task, p_task.state, p_task.failure_reason, p_task.finished_at
+    p_task, p_task.state, teguh._blame_template(p_task), p_task.finished_at
   );
   perform teguh._again_template(
     p_task, v_number, p_task.failures, p_task.failure_reason, p_at, teguh.current_time()
@@ -10220,7 +10243,7 @@ begin
   ) as r
   order by r.run_id;
 
-  -- until the current run starts and ends, the task's row says what was true of the last one
+  -- until the current run starts, the task's row says what was true of the last one
   select r.* into v_last
   from teguh.r_template as r
   where r.task_id = p_task_id
@@ -10231,11 +10254,7 @@ begin
     v_task.run_id, teguh._run_number(v_task.run_id), v_task.state, v_task.attempt,
     v_task.claimed_by,
     case when v_task.attempt > coalesce(v_last.attempt, 0) then v_task.started_at end,
-    v_task.lease_expires_at, v_task.finished_at,
-    case
-      when v_task.state = 'failed' then v_task.failure_reason
-      else nullif(v_task.failure_reason, v_last.failure_reason)
-    end;
+    v_task.lease_expires_at, v_task.finished_at, teguh._blame_template(v_task);
 end;
 $$;
 

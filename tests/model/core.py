@@ -1,8 +1,8 @@
 """What the core of the engine promises, in memory: tasks and their runs, from spawn to cleanup.
 
-Written from the documentation.  Times are seconds since 1970.  A task has the id that the engine
-gave it: what is queued together is queued in the order of ids.  A call that the engine refuses
-raises Refused with the SQLSTATE, and may leave anything behind: who calls takes it back.
+Written from the documentation.  Times are seconds from some moment on.  A task has the id that
+the engine gave it: what is queued together is queued in the order of ids.  A call that the engine
+refuses raises Refused with the SQLSTATE, and may leave anything behind: who calls takes it back.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import psycopg
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from tests.cluster import Cluster
 
+BEGINNING = datetime.fromtimestamp(START, UTC)
+NOW = 1000
 QUEUES = ("a", "b")
 NAMES = ("n1", "n2")
 KEYS = ("k1", "k2")
@@ -160,15 +162,15 @@ class Moments:
 
     @staticmethod
     def seconds(found: Any) -> float | None:
-        """Seconds since 1970 of a timestamp, or of its text."""
+        """Seconds since the beginning of a timestamp, or of its text."""
         if isinstance(found, str):
             found = datetime.fromisoformat(found)
-        return None if found is None else round(found.timestamp(), 6)
+        return None if found is None else round((found - BEGINNING).total_seconds(), 6)
 
     @staticmethod
     def text(seconds: float) -> str:
         """A moment as text."""
-        return datetime.fromtimestamp(seconds, UTC).isoformat()
+        return (BEGINNING + timedelta(seconds=seconds)).isoformat()
 
 
 class Calls(RuleBasedStateMachine):
@@ -180,8 +182,8 @@ class Calls(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.engine = Engine(self.cluster, self.template)
-        self.take(Core(START, QUEUES))
-        self.engine.set_clock(START)
+        self.take(Core(NOW, QUEUES))
+        self.engine.set_clock(START + NOW)
         self.engine.call("ticker")  # in a copy of a database the first one builds dispatch anew
         self.count = 0
 
@@ -219,7 +221,7 @@ class Calls(RuleBasedStateMachine):
             self.do_together(mode)
         passed = self.draw("seconds", (0, 1, 1, 1, 4, 10, 31, -3))
         self.model.now += passed
-        self.engine.set_clock(self.model.now)
+        self.engine.set_clock(START + self.model.now)
 
     def do_together(self, mode: str) -> None:
         """Do several things in one transaction, of which none or not all may stay."""
@@ -723,7 +725,9 @@ class Calls(RuleBasedStateMachine):
             queue = self.model.queue(row["queue_name"])
             found_due, next_due = Moments.seconds(row["next_due"]), self.model.next_due(queue.name)
             assert (found_due is None) == (next_due is None)
-            assert max(found_due or 0, self.model.now) == max(round(next_due or 0, 6), self.model.now)
+            assert max(found_due or 0, self.model.now) == max(
+                round(next_due or 0, 6), self.model.now
+            )
             wanted_stats = {k: rounded(v) for k, v in self.model.stats(queue).items()}
             assert {k: rounded(row[k]) for k in wanted_stats} == wanted_stats, queue.name
 
