@@ -8,577 +8,578 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  583  00_install.sql
---  631  01_version.sql: What the schema is, and its version
---  638    version
---  650  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  652    current_time
---  671    _after
---  686    _micros
---  697  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  713    _random_bytes
---  732    _make_uuidv7
---  755    portable_uuidv7
---  785    uuidv7_timestamp
---  811    _task_id
---  836    _run_id
---  851    _run_task
---  862    _run_number
---  876  12_types.sql: The composite types that functions pass to each other
---  881    _gap (type)
---  889    _late (type)
---  896    _timer (type)
---  903    _tally (type)
---  914    _picked (type)
---  926    _spawn (type)
---  951    _cron (type)
---  965    _filter (type)
---  980    job (type)
---  996    _shift (type)
--- 1043  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
--- 1045    _check_keys
--- 1078    _number_option
--- 1113    _integer_option
--- 1129    _whole_option
--- 1156    _text_option
--- 1182    _flag_option
--- 1204    _present
--- 1215    _name_option
--- 1232    _uuid_option
--- 1259    _tags_option
--- 1288    _check_name
--- 1315    _check_seconds
--- 1343    _check_isolation
--- 1362    _buckets_option
--- 1400    _check_policy
--- 1450    _check_spawn
--- 1497    _read_spawn_options
--- 1574    _time_option
--- 1595    _moment_option
--- 1627    _read_time_options
--- 1666    _unique_option
--- 1720    _inherit
--- 1750    _check_cancellation
--- 1767  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1770    _check_retry_strategy
--- 1808    _backoff
--- 1861    _fraction
--- 1872  20_tables.sql: Queues and the policy of each
--- 1874    queues (table)
--- 1907    grants (table)
--- 1921    limits (table)
--- 1942    pauses (table)
--- 1954    starts (table)
--- 1969    wanted (table)
--- 1981    schedules (table)
--- 2025    workflow_runs (table)
--- 2052    workflow_tallies (table)
--- 2072    handlers (table)
--- 2088    versions (table)
--- 2103    t_template (table)
--- 2217    g_template (table)
--- 2229    v_template (table)
--- 2245    d_template (table)
--- 2259    p0_template (table)
--- 2272    p1_template (table)
--- 2317    l_template (table)
--- 2344    h_template (table)
--- 2364    k0_template (table)
--- 2377    k1_template (table)
--- 2406    n0_template (table)
--- 2417    n1_template (table)
--- 2433    n_template (table)
--- 2457    seq_template (sequence)
--- 2458    ring_template (sequence)
--- 2459    parked_template (sequence)
--- 2460    woken_template (sequence)
--- 2461    plan_template (sequence)
--- 2462    fired_template (sequence)
--- 2463    clock_template (sequence)
--- 2464    carry_template (sequence)
--- 2465    round_template (sequence)
--- 2466    agenda_template (sequence)
--- 2491    r_template (table)
--- 2508    a_template (table)
--- 2534    c_template (table)
--- 2550    e_template (table)
--- 2567    u_template (table)
--- 2580    j_template (table)
--- 2603    f_template (table)
--- 2616    m_template (table)
--- 2641    w_template (table)
--- 2656  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2659    validate_queue_name
--- 2701    _policy
--- 2745    _call
--- 2759    _template_ddl (view)
--- 2844    _stamp
--- 2856    _stamp_queues
--- 2884    _stamp_relation
--- 2924    _stamp_function
--- 2957    _function
--- 2969    _signature
--- 2980    _leave_extension
--- 3006    _lock_number
--- 3016    _share_queue
--- 3029    _may
--- 3045    _each_queue
--- 3067    _init_template
--- 3098    _hush_template
--- 3119    _beyond
--- 3128    create_queue
--- 3194    _refuse_busy
--- 3211    _reach_queue
--- 3227    drop_queue
--- 3257    _drop_all
--- 3314    list_queues
--- 3338  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 3347    _push_template
--- 3388    _fill
--- 3408    _add0_template
--- 3475    _back0_template
--- 3493  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3498    _claim0_template
--- 3570    _pick0_template
--- 3653    _limits_template
--- 3694    _move0_template
--- 3756    _open_xids
--- 3776    _next0_template
--- 3805    _many0_template
--- 3834    _stuck0_template
--- 3872    _trim0_template
--- 3913    _bring_template
--- 3945    _take_template
--- 4026    _known_template
--- 4046    _paused_until
--- 4059    claim_task
--- 4120    _next_template
--- 4162    _soon0_template
--- 4220    next_due
--- 4245  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 4258    _due0_template
--- 4336    _last0_template
--- 4361    _any0_template
--- 4388    _miss0_template
--- 4424    _pass0_template
--- 4470    _fire_template
--- 4531    _expire_template
--- 4602    _timeout_reason
--- 4621    _over_template
--- 4643    _close_template
--- 4673    _follow_template
--- 4706  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4708    _segment_bytes
--- 4729    _turn_template
--- 4761    _turn0_template
--- 4799    _spent0_template
--- 4813    _dry0_template
--- 4840    _left0_template
--- 4871    _carry0_template
--- 4915  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4921    _remake_template
--- 4979    _alive_template
--- 5033    _home
--- 5046    _settle_template
--- 5068    rebuild_dispatch
--- 5105    _recap_template
--- 5136  35_tally.sql: The letter by which tallies know where a task stands
--- 5138    _letter
--- 5157    _letters
--- 5169    _bound
--- 5189    _tally_template
--- 5214    _reckon_template
--- 5241    _finish_template
--- 5269    _moved_template
--- 5300    _sum0_template
--- 5336    _noted0_template
--- 5371    _bank0_template
--- 5391    _census_template
--- 5413    _count_template
--- 5435  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5445    _gate_number
--- 5456    _enter_gate
--- 5478    _limit_of
--- 5496    _rule_template
--- 5522    _reign_template
--- 5536    _enrol_template
--- 5563    _going_template
--- 5579    _busy_template
--- 5595    _everywhere_busy
--- 5621    _closed_until
--- 5641    _is_fresh
--- 5656    _is_limited
--- 5667    _started
--- 5684    _left_over
--- 5705    _slots_template
--- 5755    _vacate_template
--- 5818    _unbar_template
--- 5847    _intake_template
--- 5868    _sift0_template
--- 5955    _line_template
--- 6015    _keys_template
--- 6069    _admit_template
--- 6132    _spare_template
--- 6154    _choose_template
--- 6200    _named_template
--- 6227    _weed_template
--- 6263    _cull_template
--- 6294    _seize_template
--- 6369    _quit_template
--- 6397    _occupy_template
--- 6437    _chance_template
--- 6467    _align_template
--- 6512  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 6515    _want_template
--- 6549    _names_option
--- 6584    _order_queues
--- 6620    _remember_names
--- 6640    claim_any
--- 6717    _check_order
--- 6734  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6739    _put_template
--- 6807    _enlist_template
--- 6850    _new_template
--- 6907    _tag_template
--- 6925    _room_template
--- 6952    _shed_template
--- 6994    _first0_template
--- 7035    _once_template
--- 7083    _blocks
--- 7110    _meet_template
--- 7144    _swap_template
--- 7205    _series_template
--- 7242    _found_template
--- 7299    _abide
--- 7321    _check_spawner
--- 7341    spawn_task
--- 7406    spawn_tasks
--- 7453    _read_task
--- 7471  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7476    _hold_template
--- 7527    _own_template
--- 7547    _done_template
--- 7595    complete_run
--- 7618    _flush_template
--- 7700    _why_template
--- 7716    _read_runs
--- 7762    _explain_bad_run
--- 7787    complete_runs
--- 7812    _end_template
--- 7861    _lost_template
--- 7881    _file_template
--- 7908    _blame_template
--- 7930    _again_template
--- 7970    _queue_template
--- 7991    _fail_template
--- 8009    fail_run
--- 8033    _nap_template
--- 8062    schedule_run
--- 8092    _free_template
--- 8140    release_run
--- 8165    _keep_template
--- 8191    extend_claim
--- 8214  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 8219    _mark_template
--- 8241    _note_template
--- 8271    set_task_checkpoint_state
--- 8306    _recall_template
--- 8328    get_task_checkpoint_state
--- 8352    _list_template
--- 8381    get_task_checkpoint_states
--- 8407  43_events.sql: Wait for an event, or learn how the wait ended
--- 8414    _wait_template
--- 8486    _park_template
--- 8528    _check_event
--- 8547    await_event
--- 8584    _emit_template
--- 8647    emit_event
--- 8672  44_control.sql: Read a task, or raise TG003
--- 8674    _fetch_template
--- 8701    _stop_template
--- 8733    _act_template
--- 8755    _halt_template
--- 8771    cancel_task
--- 8793    _rerun_template
--- 8868    _forget_template
--- 8905    _redo_template
--- 8941    _renew_template
--- 8977    retry_task
--- 9027    _show_template
--- 9075    get_task_result
--- 9110  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 9117    _purge_template
--- 9147    _erase_template
--- 9201    _first_uuid
--- 9220    _sweep_template
--- 9260    _clean
--- 9294    cleanup_tasks
--- 9315    cleanup_events
--- 9336    cleanup_all_queues
--- 9371  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 9373    _cap_template
--- 9402    _write_limit
--- 9425    _read_limit
--- 9474    _check_limit_keys
--- 9496    set_limit
--- 9551    _usage_template
--- 9629    _overall_usage
--- 9673    limit_usage
--- 9706  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 9708    _pause_template
--- 9729    _halve_template
--- 9759    _check_only
--- 9782    pause_queue
--- 9818    resume_queue
--- 9844    get_queue_policy
--- 9868    set_queue_policy
--- 9886    list_namespaces
--- 9903  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9906    _read_filter
--- 9942    _states_option
--- 9973    _read_cursor
--- 9992    _check_limit
--- 10016    _find_template
--- 10068    _seek_template
--- 10120    _page_template
--- 10198    _ended_template
--- 10235    _fit_template
--- 10276    _live_template
--- 10313    _hints_template
--- 10336    _hints0_template
--- 10378    _rows_template
--- 10429    list_tasks
--- 10476    _peek_template
--- 10534    get_task
--- 10590    _runs_template
--- 10639    list_runs
--- 10670    _past_template
--- 10746    _since_template
--- 10764    get_task_history
--- 10784    _held_template
--- 10816    list_workers
--- 10855    _read_place
--- 10874    _acts_template
--- 10900    list_actions
--- 10932  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10934    _abort_template
--- 10971    cancel_tasks
--- 11008    _check_meant
--- 11030    _limit_option
--- 11043    _retake_template
--- 11081    requeue_task
--- 11106    _regain_template
--- 11141    requeue_tasks
--- 11180    list_dead_letters
--- 11224    _replay_template
--- 11265    replay_dead_letters
--- 11305    _bury_template
--- 11347    purge_dead_letters
--- 11377  49_stats.sql: When the first task that is ready became so; null if none is
--- 11379    _oldest_template
--- 11423    _elder0_template
--- 11459    _tenure_template
--- 11484    _is_wanted
--- 11501    _stat_template
--- 11547    queue_stats
--- 11602    _from
--- 11616    _tardy_template
--- 11647    _counters (view)
--- 11671    _gauge_template
--- 11725    _spans_template
--- 11778    metrics
--- 11816    _xmin_age
--- 11835    prometheus
--- 11894    _label_text
--- 11917    _schedule_problems
--- 11954    health
--- 12010  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 12015    _tick_template
--- 12040    _ticked (sequence)
--- 12046    _set_ticked
--- 12059    ticker
--- 12106    ticker_loop (procedure)
--- 12132  51_cron.sql: Whether pg_cron is installed in this database
--- 12134    _has_cron
--- 12144    _cron_has_seconds
--- 12163    _plan_cron
--- 12198    _work_option
--- 12231    _explain_no_cron
--- 12264    start
--- 12301    _unschedule
--- 12317    _is_ours
--- 12327    _drop_job
--- 12346    stop
--- 12366    _maintain
--- 12388    status
--- 12427  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 12431    _rights (view)
--- 12545    _allowed
--- 12586    _grant
--- 12605    _grant_again
--- 12621    _grant_queue
--- 12636    _check_grant
--- 12669    grant_access
--- 12705    revoke_access
--- 12752  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 12754    _refuse_schedule
--- 12771    _cron_value
--- 12785    _cron_field
--- 12846    _read_every
--- 12868    _read_schedule
--- 12943    _cron_time
--- 12981    _cron_reading
--- 13020    _clock
--- 13029    _clock_reads
--- 13065    _clock_set
--- 13093    _cron_passing
--- 13131    _cron_next
--- 13171    _check_timezone
--- 13200    next_fire_time
--- 13236  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 13249    _planning_number
--- 13259    _replan_template
--- 13273    _agenda_template
--- 13290    _future_template
--- 13318    _strike_template
--- 13374    _chime_template
--- 13430    _undone_template
--- 13449    _planned_after
--- 13468    _due_times
--- 13518    _spawn_scheduled
--- 13563    _check_task_options
--- 13593    _word_option
--- 13615    _draw_schedule
--- 13654    _schedule_options
--- 13669    _miss_schedule
--- 13685    _scheduled_in
--- 13706    _grasp_template
--- 13733    _enroll_template
--- 13764    _redraw_template
--- 13814    create_schedule
--- 13858    _reform_template
--- 13884    update_schedule
--- 13907    _steer_template
--- 13950    pause_schedule
--- 13971    resume_schedule
--- 13991    drop_schedule
--- 14011    _launch_template
--- 14043    trigger_schedule
--- 14065    _diary_template
--- 14101    get_schedule
--- 14136    list_schedules
--- 14178  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 14183    _links_option
--- 14226    _read_link
--- 14268    _trail_template
--- 14314    _linked_template
--- 14346    _ensue_template
--- 14389    _undoings
--- 14416    _undo_template
--- 14450    _repent_template
--- 14486    add_compensation
--- 14526    _repeat_template
--- 14556    _blank_template
--- 14594    repeat_run
--- 14620  63_children.sql: Children: tasks that a step spawns and may wait for
--- 14629    _brood_template
--- 14659    _bind_template
--- 14690    _read_child
--- 14739    _child_queues
--- 14765    _birth
--- 14789    spawn_children
--- 14868    _cancel_option
--- 14891    _answer
--- 14909    _report_template
--- 14945    _tell_template
--- 14960    _judge_template
--- 14996    _ripe_template
--- 15023    _gather_template
--- 15088    _rally_template
--- 15165    _crop_template
--- 15211    _yield_template
--- 15232    _dismiss
--- 15253    _ditch_template
--- 15298    _perish_template
--- 15317    _orphan_template
--- 15332    await_children
--- 15389  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
--- 15396    _refuse_run
--- 15412    _read_run
--- 15432    create_workflow_run
--- 15490    update_workflow_run
--- 15521    _is_own
--- 15534    _flow_template
--- 15567    _score_template
--- 15604    _recorded_run
--- 15615    _recorded_tallies
--- 15627    _flows
--- 15661    _survey
--- 15717    get_workflow_run
--- 15767    _is_alike
--- 15782    _recorded_runs
--- 15817    _status_option
--- 15848    list_workflow_runs
--- 15932    _member_template
--- 15965    _members
--- 16000    get_workflow_tree
--- 16076    _used_template
--- 16093    _needed_runs
--- 16125    _merge_tallies
--- 16148    cleanup_workflow_runs
--- 16223  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
--- 16227    _word
--- 16241    _check_attributes
--- 16278    _attributes_option
--- 16295    _pinned_template
--- 16314    _pin_template
--- 16345    set_attributes
--- 16374    _told_template
--- 16387    get_attributes
--- 16405  66_messages.sql: Messages: a mailbox per task
--- 16412    _shut_template
--- 16455    _post_template
--- 16504    send_message
--- 16545    _hear_template
--- 16612    receive_message
--- 16650    _unhear_template
--- 16671    _tidy_template
--- 16698    _inbox_template
--- 16724    list_messages
--- 16746  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
--- 16757    _resolve_function
--- 16813    _hire_template
--- 16835    register_handler
--- 16859    unregister_handler
--- 16878    _staff_template
--- 16899    list_handlers
--- 16935    _number_step
--- 16966    _order
--- 16982    step
--- 17015    _doze
--- 17032    sleep_for
--- 17053    sleep_until
--- 17076    await
--- 17110    receive
--- 17142    children
--- 17178  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
--- 17190    _crew
--- 17237    _steps_given
--- 17258    _claim_batch
--- 17301    _grip_template
--- 17317    _begin_pass
--- 17343    _read_error
--- 17372    _carry_out
--- 17452    _run_pass (procedure)
--- 17483    _step_call
--- 17507    _obey (procedure)
--- 17545    _begin_shift
--- 17582    _begin_round
--- 17602    _leave_round
--- 17637    _handler_of
--- 17651    _advance (procedure)
--- 17676    work (procedure)
--- 17727  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  584  00_install.sql
+--  632  01_version.sql: What the schema is, and its version
+--  639    version
+--  651  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  653    current_time
+--  672    _after
+--  687    _micros
+--  698  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  714    _random_bytes
+--  733    _make_uuidv7
+--  756    portable_uuidv7
+--  786    uuidv7_timestamp
+--  812    _task_id
+--  837    _run_id
+--  852    _run_task
+--  863    _run_number
+--  877  12_types.sql: The composite types that functions pass to each other
+--  882    _gap (type)
+--  890    _late (type)
+--  897    _timer (type)
+--  904    _tally (type)
+--  915    _picked (type)
+--  927    _spawn (type)
+--  952    _cron (type)
+--  966    _filter (type)
+--  981    job (type)
+--  997    _shift (type)
+-- 1044  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+-- 1046    _check_keys
+-- 1079    _number_option
+-- 1114    _integer_option
+-- 1130    _whole_option
+-- 1157    _text_option
+-- 1183    _flag_option
+-- 1205    _present
+-- 1216    _name_option
+-- 1233    _uuid_option
+-- 1260    _tags_option
+-- 1289    _check_name
+-- 1316    _check_seconds
+-- 1344    _check_isolation
+-- 1363    _buckets_option
+-- 1401    _check_policy
+-- 1451    _check_spawn
+-- 1498    _read_spawn_options
+-- 1575    _time_option
+-- 1596    _moment_option
+-- 1628    _read_time_options
+-- 1667    _unique_option
+-- 1721    _inherit
+-- 1751    _check_cancellation
+-- 1768  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1771    _check_retry_strategy
+-- 1809    _backoff
+-- 1862    _fraction
+-- 1873  20_tables.sql: Queues and the policy of each
+-- 1875    queues (table)
+-- 1908    grants (table)
+-- 1922    limits (table)
+-- 1943    pauses (table)
+-- 1955    starts (table)
+-- 1970    wanted (table)
+-- 1982    schedules (table)
+-- 2026    workflow_runs (table)
+-- 2053    workflow_tallies (table)
+-- 2073    handlers (table)
+-- 2089    versions (table)
+-- 2104    t_template (table)
+-- 2218    g_template (table)
+-- 2230    v_template (table)
+-- 2246    d_template (table)
+-- 2260    p0_template (table)
+-- 2273    p1_template (table)
+-- 2318    l_template (table)
+-- 2345    h_template (table)
+-- 2365    k0_template (table)
+-- 2378    k1_template (table)
+-- 2407    n0_template (table)
+-- 2418    n1_template (table)
+-- 2434    n_template (table)
+-- 2458    seq_template (sequence)
+-- 2459    ring_template (sequence)
+-- 2460    parked_template (sequence)
+-- 2461    woken_template (sequence)
+-- 2462    plan_template (sequence)
+-- 2463    fired_template (sequence)
+-- 2464    clock_template (sequence)
+-- 2465    carry_template (sequence)
+-- 2466    round_template (sequence)
+-- 2467    agenda_template (sequence)
+-- 2492    r_template (table)
+-- 2509    a_template (table)
+-- 2535    c_template (table)
+-- 2551    e_template (table)
+-- 2568    u_template (table)
+-- 2581    j_template (table)
+-- 2604    f_template (table)
+-- 2617    m_template (table)
+-- 2642    w_template (table)
+-- 2657  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2660    validate_queue_name
+-- 2702    _policy
+-- 2746    _call
+-- 2760    _template_ddl (view)
+-- 2845    _stamp
+-- 2857    _stamp_queues
+-- 2885    _stamp_relation
+-- 2925    _stamp_function
+-- 2958    _function
+-- 2970    _signature
+-- 2981    _leave_extension
+-- 3007    _lock_number
+-- 3017    _share_queue
+-- 3030    _may
+-- 3046    _each_queue
+-- 3068    _init_template
+-- 3099    _hush_template
+-- 3120    _beyond
+-- 3129    create_queue
+-- 3195    _refuse_busy
+-- 3212    _reach_queue
+-- 3228    drop_queue
+-- 3258    _drop_all
+-- 3315    list_queues
+-- 3339  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 3348    _push_template
+-- 3389    _fill
+-- 3409    _add0_template
+-- 3476    _back0_template
+-- 3494  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3499    _claim0_template
+-- 3571    _pick0_template
+-- 3654    _limits_template
+-- 3695    _move0_template
+-- 3757    _open_xids
+-- 3777    _next0_template
+-- 3806    _many0_template
+-- 3835    _stuck0_template
+-- 3873    _trim0_template
+-- 3914    _bring_template
+-- 3946    _take_template
+-- 4027    _known_template
+-- 4047    _paused_until
+-- 4060    claim_task
+-- 4121    _next_template
+-- 4163    _soon0_template
+-- 4221    next_due
+-- 4246  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 4259    _due0_template
+-- 4337    _last0_template
+-- 4362    _any0_template
+-- 4389    _miss0_template
+-- 4425    _pass0_template
+-- 4471    _fire_template
+-- 4532    _expire_template
+-- 4603    _timeout_reason
+-- 4622    _over_template
+-- 4644    _close_template
+-- 4674    _follow_template
+-- 4707  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4709    _segment_bytes
+-- 4730    _turn_template
+-- 4762    _turn0_template
+-- 4800    _spent0_template
+-- 4814    _dry0_template
+-- 4841    _left0_template
+-- 4872    _carry0_template
+-- 4916  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4922    _remake_template
+-- 4980    _alive_template
+-- 5034    _home
+-- 5047    _settle_template
+-- 5069    rebuild_dispatch
+-- 5106    _recap_template
+-- 5137  35_tally.sql: The letter by which tallies know where a task stands
+-- 5139    _letter
+-- 5158    _letters
+-- 5170    _bound
+-- 5190    _tally_template
+-- 5215    _reckon_template
+-- 5242    _finish_template
+-- 5270    _moved_template
+-- 5301    _sum0_template
+-- 5337    _noted0_template
+-- 5372    _bank0_template
+-- 5392    _census_template
+-- 5414    _count_template
+-- 5436  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5446    _gate_number
+-- 5457    _enter_gate
+-- 5479    _limit_of
+-- 5497    _rule_template
+-- 5523    _reign_template
+-- 5537    _enrol_template
+-- 5564    _going_template
+-- 5580    _busy_template
+-- 5596    _everywhere_busy
+-- 5622    _closed_until
+-- 5642    _is_fresh
+-- 5657    _is_limited
+-- 5668    _started
+-- 5685    _left_over
+-- 5706    _slots_template
+-- 5756    _vacate_template
+-- 5819    _unbar_template
+-- 5848    _intake_template
+-- 5869    _sift0_template
+-- 5956    _line_template
+-- 6016    _keys_template
+-- 6070    _admit_template
+-- 6133    _spare_template
+-- 6155    _choose_template
+-- 6201    _named_template
+-- 6228    _weed_template
+-- 6264    _cull_template
+-- 6295    _seize_template
+-- 6370    _quit_template
+-- 6398    _occupy_template
+-- 6438    _chance_template
+-- 6468    _align_template
+-- 6513  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6516    _want_template
+-- 6550    _names_option
+-- 6585    _order_queues
+-- 6621    _remember_names
+-- 6641    claim_any
+-- 6718    _check_order
+-- 6735  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6740    _put_template
+-- 6808    _enlist_template
+-- 6851    _new_template
+-- 6908    _tag_template
+-- 6926    _room_template
+-- 6953    _shed_template
+-- 6995    _first0_template
+-- 7036    _once_template
+-- 7084    _begun_template
+-- 7098    _blocks
+-- 7125    _meet_template
+-- 7159    _swap_template
+-- 7220    _series_template
+-- 7257    _found_template
+-- 7314    _abide
+-- 7336    _check_spawner
+-- 7356    spawn_task
+-- 7421    spawn_tasks
+-- 7468    _read_task
+-- 7486  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7491    _hold_template
+-- 7542    _own_template
+-- 7562    _done_template
+-- 7610    complete_run
+-- 7633    _flush_template
+-- 7715    _why_template
+-- 7731    _read_runs
+-- 7777    _explain_bad_run
+-- 7802    complete_runs
+-- 7827    _end_template
+-- 7876    _lost_template
+-- 7896    _file_template
+-- 7923    _blame_template
+-- 7945    _again_template
+-- 7985    _queue_template
+-- 8006    _fail_template
+-- 8024    fail_run
+-- 8048    _nap_template
+-- 8077    schedule_run
+-- 8107    _free_template
+-- 8155    release_run
+-- 8180    _keep_template
+-- 8206    extend_claim
+-- 8229  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 8234    _mark_template
+-- 8256    _note_template
+-- 8286    set_task_checkpoint_state
+-- 8321    _recall_template
+-- 8343    get_task_checkpoint_state
+-- 8367    _list_template
+-- 8396    get_task_checkpoint_states
+-- 8422  43_events.sql: Wait for an event, or learn how the wait ended
+-- 8429    _wait_template
+-- 8501    _park_template
+-- 8543    _check_event
+-- 8562    await_event
+-- 8599    _emit_template
+-- 8662    emit_event
+-- 8687  44_control.sql: Read a task, or raise TG003
+-- 8689    _fetch_template
+-- 8716    _stop_template
+-- 8748    _act_template
+-- 8770    _halt_template
+-- 8786    cancel_task
+-- 8808    _rerun_template
+-- 8883    _forget_template
+-- 8920    _redo_template
+-- 8956    _renew_template
+-- 8992    retry_task
+-- 9042    _show_template
+-- 9090    get_task_result
+-- 9125  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 9132    _purge_template
+-- 9162    _erase_template
+-- 9216    _first_uuid
+-- 9235    _sweep_template
+-- 9275    _clean
+-- 9309    cleanup_tasks
+-- 9330    cleanup_events
+-- 9351    cleanup_all_queues
+-- 9386  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 9388    _cap_template
+-- 9417    _write_limit
+-- 9440    _read_limit
+-- 9489    _check_limit_keys
+-- 9511    set_limit
+-- 9566    _usage_template
+-- 9644    _overall_usage
+-- 9688    limit_usage
+-- 9721  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 9723    _pause_template
+-- 9744    _halve_template
+-- 9774    _check_only
+-- 9797    pause_queue
+-- 9833    resume_queue
+-- 9859    get_queue_policy
+-- 9883    set_queue_policy
+-- 9901    list_namespaces
+-- 9918  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9921    _read_filter
+-- 9957    _states_option
+-- 9988    _read_cursor
+-- 10007    _check_limit
+-- 10031    _find_template
+-- 10083    _seek_template
+-- 10135    _page_template
+-- 10213    _ended_template
+-- 10250    _fit_template
+-- 10291    _live_template
+-- 10328    _hints_template
+-- 10351    _hints0_template
+-- 10393    _rows_template
+-- 10444    list_tasks
+-- 10491    _peek_template
+-- 10549    get_task
+-- 10605    _runs_template
+-- 10654    list_runs
+-- 10685    _past_template
+-- 10761    _since_template
+-- 10779    get_task_history
+-- 10799    _held_template
+-- 10831    list_workers
+-- 10870    _read_place
+-- 10889    _acts_template
+-- 10915    list_actions
+-- 10947  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10949    _abort_template
+-- 10986    cancel_tasks
+-- 11023    _check_meant
+-- 11045    _limit_option
+-- 11058    _retake_template
+-- 11096    requeue_task
+-- 11121    _regain_template
+-- 11156    requeue_tasks
+-- 11195    list_dead_letters
+-- 11239    _replay_template
+-- 11280    replay_dead_letters
+-- 11320    _bury_template
+-- 11362    purge_dead_letters
+-- 11392  49_stats.sql: When the first task that is ready became so; null if none is
+-- 11394    _oldest_template
+-- 11438    _elder0_template
+-- 11474    _tenure_template
+-- 11499    _is_wanted
+-- 11516    _stat_template
+-- 11562    queue_stats
+-- 11617    _from
+-- 11631    _tardy_template
+-- 11662    _counters (view)
+-- 11686    _gauge_template
+-- 11740    _spans_template
+-- 11793    metrics
+-- 11831    _xmin_age
+-- 11850    prometheus
+-- 11909    _label_text
+-- 11932    _schedule_problems
+-- 11969    health
+-- 12025  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 12030    _tick_template
+-- 12055    _ticked (sequence)
+-- 12061    _set_ticked
+-- 12074    ticker
+-- 12121    ticker_loop (procedure)
+-- 12147  51_cron.sql: Whether pg_cron is installed in this database
+-- 12149    _has_cron
+-- 12159    _cron_has_seconds
+-- 12178    _plan_cron
+-- 12213    _work_option
+-- 12246    _explain_no_cron
+-- 12279    start
+-- 12316    _unschedule
+-- 12332    _is_ours
+-- 12342    _drop_job
+-- 12361    stop
+-- 12381    _maintain
+-- 12403    status
+-- 12442  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 12446    _rights (view)
+-- 12560    _allowed
+-- 12601    _grant
+-- 12620    _grant_again
+-- 12636    _grant_queue
+-- 12651    _check_grant
+-- 12684    grant_access
+-- 12720    revoke_access
+-- 12767  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 12769    _refuse_schedule
+-- 12786    _cron_value
+-- 12800    _cron_field
+-- 12861    _read_every
+-- 12883    _read_schedule
+-- 12958    _cron_time
+-- 12996    _cron_reading
+-- 13035    _clock
+-- 13044    _clock_reads
+-- 13080    _clock_set
+-- 13108    _cron_passing
+-- 13146    _cron_next
+-- 13186    _check_timezone
+-- 13215    next_fire_time
+-- 13251  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 13264    _planning_number
+-- 13274    _replan_template
+-- 13288    _agenda_template
+-- 13305    _future_template
+-- 13333    _strike_template
+-- 13389    _chime_template
+-- 13445    _undone_template
+-- 13464    _planned_after
+-- 13483    _due_times
+-- 13533    _spawn_scheduled
+-- 13578    _check_task_options
+-- 13608    _word_option
+-- 13630    _draw_schedule
+-- 13669    _schedule_options
+-- 13684    _miss_schedule
+-- 13700    _scheduled_in
+-- 13721    _grasp_template
+-- 13748    _enroll_template
+-- 13779    _redraw_template
+-- 13829    create_schedule
+-- 13873    _reform_template
+-- 13899    update_schedule
+-- 13922    _steer_template
+-- 13965    pause_schedule
+-- 13986    resume_schedule
+-- 14006    drop_schedule
+-- 14026    _launch_template
+-- 14058    trigger_schedule
+-- 14080    _diary_template
+-- 14116    get_schedule
+-- 14151    list_schedules
+-- 14193  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 14198    _links_option
+-- 14241    _read_link
+-- 14283    _trail_template
+-- 14329    _linked_template
+-- 14361    _ensue_template
+-- 14404    _undoings
+-- 14431    _undo_template
+-- 14465    _repent_template
+-- 14501    add_compensation
+-- 14541    _repeat_template
+-- 14571    _blank_template
+-- 14609    repeat_run
+-- 14635  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 14644    _brood_template
+-- 14674    _bind_template
+-- 14705    _read_child
+-- 14754    _child_queues
+-- 14780    _birth
+-- 14804    spawn_children
+-- 14883    _cancel_option
+-- 14906    _answer
+-- 14924    _report_template
+-- 14960    _tell_template
+-- 14975    _judge_template
+-- 15011    _ripe_template
+-- 15038    _gather_template
+-- 15103    _rally_template
+-- 15180    _crop_template
+-- 15226    _yield_template
+-- 15247    _dismiss
+-- 15268    _ditch_template
+-- 15313    _perish_template
+-- 15332    _orphan_template
+-- 15347    await_children
+-- 15404  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
+-- 15411    _refuse_run
+-- 15427    _read_run
+-- 15447    create_workflow_run
+-- 15505    update_workflow_run
+-- 15536    _is_own
+-- 15549    _flow_template
+-- 15582    _score_template
+-- 15619    _recorded_run
+-- 15630    _recorded_tallies
+-- 15642    _flows
+-- 15676    _survey
+-- 15732    get_workflow_run
+-- 15782    _is_alike
+-- 15797    _recorded_runs
+-- 15832    _status_option
+-- 15863    list_workflow_runs
+-- 15947    _member_template
+-- 15980    _members
+-- 16015    get_workflow_tree
+-- 16091    _used_template
+-- 16108    _needed_runs
+-- 16140    _merge_tallies
+-- 16163    cleanup_workflow_runs
+-- 16238  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
+-- 16242    _word
+-- 16256    _check_attributes
+-- 16293    _attributes_option
+-- 16310    _pinned_template
+-- 16329    _pin_template
+-- 16360    set_attributes
+-- 16389    _told_template
+-- 16402    get_attributes
+-- 16420  66_messages.sql: Messages: a mailbox per task
+-- 16427    _shut_template
+-- 16470    _post_template
+-- 16519    send_message
+-- 16560    _hear_template
+-- 16627    receive_message
+-- 16665    _unhear_template
+-- 16686    _tidy_template
+-- 16713    _inbox_template
+-- 16739    list_messages
+-- 16761  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
+-- 16772    _resolve_function
+-- 16828    _hire_template
+-- 16850    register_handler
+-- 16874    unregister_handler
+-- 16893    _staff_template
+-- 16914    list_handlers
+-- 16950    _number_step
+-- 16981    _order
+-- 16997    step
+-- 17030    _doze
+-- 17047    sleep_for
+-- 17068    sleep_until
+-- 17091    await
+-- 17125    receive
+-- 17157    children
+-- 17193  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
+-- 17205    _crew
+-- 17252    _steps_given
+-- 17273    _claim_batch
+-- 17316    _grip_template
+-- 17332    _begin_pass
+-- 17358    _read_error
+-- 17387    _carry_out
+-- 17467    _run_pass (procedure)
+-- 17498    _step_call
+-- 17522    _obey (procedure)
+-- 17560    _begin_shift
+-- 17597    _begin_round
+-- 17617    _leave_round
+-- 17652    _handler_of
+-- 17666    _advance (procedure)
+-- 17691    work (procedure)
+-- 17742  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -7063,7 +7064,7 @@ begin
   where t.task_id = v_held
   for no key update;
   if found and teguh._blocks(
-    p_spawn.uniqueness, v_task.state, v_task.attempt, v_task.created_at, v_now
+    p_spawn.uniqueness, v_task.state, teguh._begun_template(v_task), v_task.created_at, v_now
   ) then
     perform teguh._meet_template(v_task, p_spawn, v_now);
     return query select v_task.task_id, v_task.run_id, greatest(v_task.attempt, 1), false;
@@ -7079,11 +7080,25 @@ begin
 end;
 $$;
 
+-- Whether a task has begun.  One that was handed back has if it has done something before.
+create or replace function teguh._begun_template(p_task teguh.t_template)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return p_task.attempt > 0
+    or exists (select from teguh.c_template as c where c.task_id = p_task.task_id)
+    or exists (select from teguh.j_template as j where j.task_id = p_task.task_id);
+end;
+$$;
+
 -- Whether a task keeps another of the same key from being spawned.
 create or replace function teguh._blocks(
   p_unique     jsonb,
   p_state      text,
-  p_attempt    integer,
+  p_begun      boolean,
   p_created_at timestamptz,
   p_now        timestamptz
 )
@@ -7094,7 +7109,7 @@ create or replace function teguh._blocks(
 as $$
   select case
     when p_unique ->> 'on_conflict' in ('replace', 'debounce') then
-      p_attempt = 0 and p_state in ('pending', 'sleeping')
+      not p_begun and p_state in ('pending', 'sleeping')
     else
       coalesce(p_unique -> 'states', '["pending", "running", "sleeping"]') ? p_state
       or coalesce(

@@ -6686,7 +6686,7 @@ begin
   where t.task_id = v_held
   for no key update;
   if found and teguh._blocks(
-    p_spawn.uniqueness, v_task.state, v_task.attempt, v_task.created_at, v_now
+    p_spawn.uniqueness, v_task.state, teguh._begun_template(v_task), v_task.created_at, v_now
   ) then
     perform teguh._meet_template(v_task, p_spawn, v_now);
     return query select v_task.task_id, v_task.run_id, greatest(v_task.attempt, 1), false;
@@ -6702,11 +6702,25 @@ begin
 end;
 $$;
 
+-- Whether a task has begun.  One that was handed back has if it has done something before.
+create or replace function teguh._begun_template(p_task teguh.t_template)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return p_task.attempt > 0
+    or exists (select from teguh.c_template as c where c.task_id = p_task.task_id)
+    or exists (select from teguh.j_template as j where j.task_id = p_task.task_id);
+end;
+$$;
+
 -- Whether a task keeps another of the same key from being spawned.
 create or replace function teguh._blocks(
   p_unique     jsonb,
   p_state      text,
-  p_attempt    integer,
+  p_begun      boolean,
   p_created_at timestamptz,
   p_now        timestamptz
 )
@@ -6717,7 +6731,7 @@ create or replace function teguh._blocks(
 as $$
   select case
     when p_unique ->> 'on_conflict' in ('replace', 'debounce') then
-      p_attempt = 0 and p_state in ('pending', 'sleeping')
+      not p_begun and p_state in ('pending', 'sleeping')
     else
       coalesce(p_unique -> 'states', '["pending", "running", "sleeping"]') ? p_state
       or coalesce(

@@ -287,7 +287,8 @@ class Core:
     def blocks(self, unique: dict[str, Any], there: Task) -> bool:
         """Whether a task stands in the way of another one of its unique key."""
         if unique.get("on_conflict") in ("replace", "debounce"):
-            return there.attempts == 0 and there.state in ("pending", "sleeping")
+            begun = there.attempts or there.checkpoints
+            return not begun and there.state in ("pending", "sleeping")
         window = unique.get("window_seconds")
         return there.state in unique.get("states", LIVE) or (
             window is not None and self.now < there.created + window
@@ -307,7 +308,6 @@ class Core:
         key = there.o.get("idempotency_key")
         there.name, there.params, there.o = task.name, task.params, task.o
         there.o["idempotency_key"] = key
-        there.checkpoints = {}
         there.expires, there.turn = task.expires, there.turn + 1
         there.due = due
         self.enqueue(there, due)
