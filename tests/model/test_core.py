@@ -178,6 +178,7 @@ class Calls(RuleBasedStateMachine):
 
     cluster: ClassVar[Cluster]
     template: ClassVar[str]
+    calls: ClassVar[int] = 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -285,6 +286,7 @@ class Calls(RuleBasedStateMachine):
         self, function: str, values: tuple[Any, ...], expected: Callable[[], Any]
     ) -> tuple[list[DictRow], Any]:
         """Call both: both refuse it for the same reason, or none does."""
+        Calls.calls += 1
         before = self.model.save()
         code, rows, answer = None, [], None
         try:
@@ -818,4 +820,8 @@ def test_the_engine_does_what_the_model_of_its_core_says(cluster: Cluster) -> No
         with psycopg.connect(cluster.owner_dsn(Calls.template), autocommit=True) as connection:
             for queue in QUEUES:
                 connection.execute("select teguh.create_queue(%s)", [queue])
-        run_state_machine_as_test(Calls, settings=SETTINGS)
+        try:
+            run_state_machine_as_test(Calls, settings=SETTINGS)
+        except Exception:
+            print(f"noticed after {Calls.calls} calls")
+            raise
