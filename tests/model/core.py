@@ -361,6 +361,15 @@ class Core:
         ended = [t for t in queue.by_id() if t.live and self.expire(t)]
         return len(due) + len(ended)
 
+    def is_due(self) -> bool:
+        """Whether a sleeper, a lease or a deadline has come due."""
+        return any(
+            (t.state == "sleeping" and t.timer and t.timer[0] <= self.now)
+            or min(t.alarm or self.now + 1, t.lease or self.now + 1) <= self.now
+            for t in self.all_tasks()
+            if t.live
+        )
+
     def expire(self, task: Task) -> bool:
         """End a task past its deadline, or the run of one whose lease is over."""
         late = (
@@ -431,12 +440,12 @@ class Core:
         counts: dict[str, Any] = {state: standing.count(state) for state in states}
         starts = [t.started for t in queue.tasks if t.state == "running" and t.started is not None]
         longest = self.now - min(*starts, self.now) if starts else None
-        shown = counts | {"paused": queue.paused > self.now, "oldest_lease_age_seconds": longest}
-        if not queue.ruled:
-            first = next(iter(queue.line()), None)
-            age = None if first is None else self.now - min(first.due or 0, self.now)
-            shown["oldest_pending_age_seconds"] = age
-        return shown
+        return counts | {"paused": queue.paused > self.now, "oldest_lease_age_seconds": longest}
+
+    def ages(self, queue: Queue) -> list[float | None]:
+        """For how long the first in line may be ready: of two segments either has a line."""
+        ages = [self.now - min(t.due or 0, self.now) for t in queue.line()]
+        return [age for age in ages if age >= ages[0]] or [None]
 
     # claims
 
