@@ -3,7 +3,7 @@
 usage: python -m tools.mutants [--detectors core pg_tap ...] [MUTANT...]
 
 A mutant is one of tests/mutants.py, or a part of the names of several.  It is tried by one detector
-after another until one fails: a model, the pgTAP file of its module, interleavings, the storm.
+after another until one fails: a model, the pgTAP file of its module, the others, and so on.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DETECTORS = {
     "core": "tests/model/test_core.py",
     "pg_tap": "pg_tap/{module}.sql",
+    "others": "pg_tap",
     "composition": "tests/model/test_model.py",
     "interleavings": "tests/model/test_interleavings.py",
     "races": "tests/test_races.py",

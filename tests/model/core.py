@@ -125,6 +125,11 @@ class Task:
         """Whether it is still to be had by what was queued for a turn."""
         return self.turn == turn and self.state in ("pending", "sleeping")
 
+    def under(self, scope: str) -> str | None:
+        """By what it is limited."""
+        key: str | None = self.o.get("key")
+        return {"queue": "", "task": self.name, "key": key}[scope]
+
     def in_time(self, now: float) -> bool:
         """Whether it may still be claimed."""
         return self.deadline is None or self.deadline > now
@@ -491,17 +496,15 @@ class Core:
         limit = self.limit_of(queue, scope, name)
         if limit is None:
             return math.inf
-        running = sum(
-            t.state == "running" and name in ("", {"task": t.name, "key": t.o.get("key")}[scope])
-            for t in queue.tasks
-        ) if scope != "queue" else sum(t.state == "running" for t in queue.tasks)  # fmt: skip
+        running = sum(t.state == "running" and t.under(scope) == name for t in queue.tasks)
         period = limit.get("period_seconds", 0)
         started = sum(
             (s, n) == (scope, name) and at > self.now - period for s, n, at in queue.starts
         )
         most: float = limit.get("max_running", math.inf)
         rate: float = limit.get("rate", math.inf)
-        return min(most - running, rate - started)
+        left: float = min(most - running, rate - started)
+        return left
 
     def is_paused(self, queue: Queue, scope: str, name: str) -> bool:
         """Whether a name or key is paused."""
@@ -596,8 +599,8 @@ class Core:
 
     def start(self, queue: Queue, task: Task) -> None:
         """Count a start against rates."""
-        names = (("queue", ""), ("task", task.name), ("key", task.o.get("key")))
-        for scope, name in names:
+        for scope in ("queue", "task", "key"):
+            name = task.under(scope)
             if name is not None and "rate" in (self.limit_of(queue, scope, name) or {}):
                 queue.starts.append((scope, name, self.now))
 

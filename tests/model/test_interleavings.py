@@ -63,6 +63,7 @@ class Pair:
 
 SPAWN = 'x.spawn(\'t\', \'{"retry_strategy": {"kind": "none"}}\')'
 CLAIM, TICK = "x.claim()", "x.tick()"
+KEYED = "x.spawn('t', '{\"idempotency_key\": \"i\"}')"
 PENDING = (SPAWN,)
 RUNNING = (SPAWN, CLAIM)
 FAILED = ("x.spawn('t', '{\"max_attempts\": 1}')", CLAIM, "teguh.fail_run('q', x.run('t'), '1')")
@@ -151,17 +152,15 @@ PAIRS = {
     "sweep, await": Pair(
         (*RUNNING, EMIT), SWEEP, AWAIT
     ),
-    "spawn, spawn of a key": Pair(
-        (), *["x.spawn('t', '{\"idempotency_key\": \"i\"}')"] * 2
-    ),
+    "spawn, spawn of a key": Pair((), KEYED, KEYED),
     "spawn, spawn of another's key": Pair(
         (),
-        "x.spawn('t', '{\"idempotency_key\": \"i\"}')",
+        KEYED,
         "x.spawn('u', '{\"idempotency_key\": \"i\"}')",
     ),
     "spawn, cleanup of a key": Pair(
-        ("x.spawn('t', '{\"idempotency_key\": \"i\"}')", CANCEL),
-        "x.spawn('t', '{\"idempotency_key\": \"i\"}')",
+        (KEYED, CANCEL),
+        KEYED,
         CLEANUP,
     ),
     "spawn, spawn of a unique key": Pair((), REPLACE, REPLACE),
