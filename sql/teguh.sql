@@ -253,333 +253,333 @@
 -- 7314    _abide
 -- 7336    _check_spawner
 -- 7356    spawn_task
--- 7421    spawn_tasks
--- 7468    _read_task
--- 7486  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7491    _hold_template
--- 7542    _own_template
--- 7562    _done_template
--- 7610    complete_run
--- 7633    _flush_template
--- 7715    _why_template
--- 7731    _read_runs
--- 7777    _explain_bad_run
--- 7802    complete_runs
--- 7827    _end_template
--- 7876    _lost_template
--- 7896    _file_template
--- 7923    _blame_template
--- 7945    _again_template
--- 7985    _queue_template
--- 8006    _fail_template
--- 8024    fail_run
--- 8048    _nap_template
--- 8077    schedule_run
--- 8107    _free_template
--- 8155    release_run
--- 8180    _keep_template
--- 8206    extend_claim
--- 8229  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 8234    _mark_template
--- 8256    _note_template
--- 8286    set_task_checkpoint_state
--- 8321    _recall_template
--- 8343    get_task_checkpoint_state
--- 8367    _list_template
--- 8396    get_task_checkpoint_states
--- 8422  43_events.sql: Wait for an event, or learn how the wait ended
--- 8429    _wait_template
--- 8501    _park_template
--- 8543    _check_event
--- 8562    await_event
--- 8599    _emit_template
--- 8662    emit_event
--- 8687  44_control.sql: Read a task, or raise TG003
--- 8689    _fetch_template
--- 8716    _stop_template
--- 8748    _act_template
--- 8770    _halt_template
--- 8786    cancel_task
--- 8808    _rerun_template
--- 8883    _forget_template
--- 8920    _redo_template
--- 8956    _renew_template
--- 8992    retry_task
--- 9042    _show_template
--- 9090    get_task_result
--- 9125  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 9132    _purge_template
--- 9162    _erase_template
--- 9216    _first_uuid
--- 9235    _sweep_template
--- 9275    _clean
--- 9309    cleanup_tasks
--- 9330    cleanup_events
--- 9351    cleanup_all_queues
--- 9386  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 9388    _cap_template
--- 9417    _write_limit
--- 9440    _read_limit
--- 9489    _check_limit_keys
--- 9511    set_limit
--- 9566    _usage_template
--- 9644    _overall_usage
--- 9688    limit_usage
--- 9721  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 9723    _pause_template
--- 9744    _halve_template
--- 9774    _check_only
--- 9797    pause_queue
--- 9833    resume_queue
--- 9859    get_queue_policy
--- 9883    set_queue_policy
--- 9901    list_namespaces
--- 9918  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 9921    _read_filter
--- 9957    _states_option
--- 9988    _read_cursor
--- 10007    _check_limit
--- 10031    _find_template
--- 10083    _seek_template
--- 10135    _page_template
--- 10213    _ended_template
--- 10250    _fit_template
--- 10291    _live_template
--- 10328    _hints_template
--- 10351    _hints0_template
--- 10393    _rows_template
--- 10444    list_tasks
--- 10491    _peek_template
--- 10549    get_task
--- 10605    _runs_template
--- 10654    list_runs
--- 10685    _past_template
--- 10761    _since_template
--- 10779    get_task_history
--- 10799    _held_template
--- 10831    list_workers
--- 10870    _read_place
--- 10889    _acts_template
--- 10915    list_actions
--- 10947  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 10949    _abort_template
--- 10986    cancel_tasks
--- 11023    _check_meant
--- 11045    _limit_option
--- 11058    _retake_template
--- 11096    requeue_task
--- 11121    _regain_template
--- 11156    requeue_tasks
--- 11195    list_dead_letters
--- 11239    _replay_template
--- 11280    replay_dead_letters
--- 11320    _bury_template
--- 11362    purge_dead_letters
--- 11392  49_stats.sql: When the first task that is ready became so; null if none is
--- 11394    _oldest_template
--- 11438    _elder0_template
--- 11474    _tenure_template
--- 11499    _is_wanted
--- 11516    _stat_template
--- 11562    queue_stats
--- 11617    _from
--- 11631    _tardy_template
--- 11662    _counters (view)
--- 11686    _gauge_template
--- 11740    _spans_template
--- 11793    metrics
--- 11831    _xmin_age
--- 11850    prometheus
--- 11909    _label_text
--- 11932    _schedule_problems
--- 11969    health
--- 12025  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 12030    _tick_template
--- 12055    _ticked (sequence)
--- 12061    _set_ticked
--- 12074    ticker
--- 12121    ticker_loop (procedure)
--- 12147  51_cron.sql: Whether pg_cron is installed in this database
--- 12149    _has_cron
--- 12159    _cron_has_seconds
--- 12178    _plan_cron
--- 12213    _work_option
--- 12246    _explain_no_cron
--- 12279    start
--- 12316    _unschedule
--- 12332    _is_ours
--- 12342    _drop_job
--- 12361    stop
--- 12381    _maintain
--- 12403    status
--- 12442  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 12446    _rights (view)
--- 12560    _allowed
--- 12601    _grant
--- 12620    _grant_again
--- 12636    _grant_queue
--- 12651    _check_grant
--- 12684    grant_access
--- 12720    revoke_access
--- 12767  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 12769    _refuse_schedule
--- 12786    _cron_value
--- 12800    _cron_field
--- 12861    _read_every
--- 12883    _read_schedule
--- 12958    _cron_time
--- 12996    _cron_reading
--- 13035    _clock
--- 13044    _clock_reads
--- 13080    _clock_set
--- 13108    _cron_passing
--- 13146    _cron_next
--- 13186    _check_timezone
--- 13215    next_fire_time
--- 13251  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 13264    _planning_number
--- 13274    _replan_template
--- 13288    _agenda_template
--- 13305    _future_template
--- 13333    _strike_template
--- 13389    _chime_template
--- 13445    _undone_template
--- 13464    _planned_after
--- 13483    _due_times
--- 13533    _spawn_scheduled
--- 13578    _check_task_options
--- 13608    _word_option
--- 13630    _draw_schedule
--- 13669    _schedule_options
--- 13684    _miss_schedule
--- 13700    _scheduled_in
--- 13721    _grasp_template
--- 13748    _enroll_template
--- 13779    _redraw_template
--- 13829    create_schedule
--- 13873    _reform_template
--- 13899    update_schedule
--- 13922    _steer_template
--- 13965    pause_schedule
--- 13986    resume_schedule
--- 14006    drop_schedule
--- 14026    _launch_template
--- 14058    trigger_schedule
--- 14080    _diary_template
--- 14116    get_schedule
--- 14151    list_schedules
--- 14193  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 14198    _links_option
--- 14241    _read_link
--- 14283    _trail_template
--- 14329    _linked_template
--- 14361    _ensue_template
--- 14404    _undoings
--- 14431    _undo_template
--- 14465    _repent_template
--- 14501    add_compensation
--- 14541    _repeat_template
--- 14571    _blank_template
--- 14609    repeat_run
--- 14635  63_children.sql: Children: tasks that a step spawns and may wait for
--- 14644    _brood_template
--- 14674    _bind_template
--- 14705    _read_child
--- 14754    _child_queues
--- 14780    _birth
--- 14804    spawn_children
--- 14883    _cancel_option
--- 14906    _answer
--- 14924    _report_template
--- 14960    _tell_template
--- 14975    _judge_template
--- 15011    _ripe_template
--- 15038    _gather_template
--- 15103    _rally_template
--- 15180    _crop_template
--- 15226    _yield_template
--- 15247    _dismiss
--- 15268    _ditch_template
--- 15313    _perish_template
--- 15332    _orphan_template
--- 15347    await_children
--- 15404  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
--- 15411    _refuse_run
--- 15427    _read_run
--- 15447    create_workflow_run
--- 15505    update_workflow_run
--- 15536    _is_own
--- 15549    _flow_template
--- 15582    _score_template
--- 15619    _recorded_run
--- 15630    _recorded_tallies
--- 15642    _flows
--- 15676    _survey
--- 15732    get_workflow_run
--- 15782    _is_alike
--- 15797    _recorded_runs
--- 15832    _status_option
--- 15863    list_workflow_runs
--- 15947    _member_template
--- 15980    _members
--- 16015    get_workflow_tree
--- 16091    _used_template
--- 16108    _needed_runs
--- 16140    _merge_tallies
--- 16163    cleanup_workflow_runs
--- 16238  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
--- 16242    _word
--- 16256    _check_attributes
--- 16293    _attributes_option
--- 16310    _pinned_template
--- 16329    _pin_template
--- 16360    set_attributes
--- 16389    _told_template
--- 16402    get_attributes
--- 16420  66_messages.sql: Messages: a mailbox per task
--- 16427    _shut_template
--- 16470    _post_template
--- 16519    send_message
--- 16560    _hear_template
--- 16627    receive_message
--- 16665    _unhear_template
--- 16686    _tidy_template
--- 16713    _inbox_template
--- 16739    list_messages
--- 16761  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
--- 16772    _resolve_function
--- 16828    _hire_template
--- 16850    register_handler
--- 16874    unregister_handler
--- 16893    _staff_template
--- 16914    list_handlers
--- 16950    _number_step
--- 16981    _order
--- 16997    step
--- 17030    _doze
--- 17047    sleep_for
--- 17068    sleep_until
--- 17091    await
--- 17125    receive
--- 17157    children
--- 17193  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
--- 17205    _crew
--- 17252    _steps_given
--- 17273    _claim_batch
--- 17316    _grip_template
--- 17332    _begin_pass
--- 17358    _read_error
--- 17387    _carry_out
--- 17467    _run_pass (procedure)
--- 17498    _step_call
--- 17522    _obey (procedure)
--- 17560    _begin_shift
--- 17597    _begin_round
--- 17617    _leave_round
--- 17652    _handler_of
--- 17666    _advance (procedure)
--- 17691    work (procedure)
--- 17742  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 7424    spawn_tasks
+-- 7476    _read_task
+-- 7494  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7499    _hold_template
+-- 7550    _own_template
+-- 7570    _done_template
+-- 7618    complete_run
+-- 7641    _flush_template
+-- 7723    _why_template
+-- 7739    _read_runs
+-- 7785    _explain_bad_run
+-- 7810    complete_runs
+-- 7835    _end_template
+-- 7884    _lost_template
+-- 7904    _file_template
+-- 7931    _blame_template
+-- 7953    _again_template
+-- 7993    _queue_template
+-- 8014    _fail_template
+-- 8032    fail_run
+-- 8056    _nap_template
+-- 8085    schedule_run
+-- 8115    _free_template
+-- 8163    release_run
+-- 8188    _keep_template
+-- 8214    extend_claim
+-- 8237  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 8242    _mark_template
+-- 8264    _note_template
+-- 8294    set_task_checkpoint_state
+-- 8329    _recall_template
+-- 8351    get_task_checkpoint_state
+-- 8375    _list_template
+-- 8404    get_task_checkpoint_states
+-- 8430  43_events.sql: Wait for an event, or learn how the wait ended
+-- 8437    _wait_template
+-- 8509    _park_template
+-- 8551    _check_event
+-- 8570    await_event
+-- 8607    _emit_template
+-- 8670    emit_event
+-- 8695  44_control.sql: Read a task, or raise TG003
+-- 8697    _fetch_template
+-- 8724    _stop_template
+-- 8756    _act_template
+-- 8778    _halt_template
+-- 8794    cancel_task
+-- 8816    _rerun_template
+-- 8891    _forget_template
+-- 8928    _redo_template
+-- 8964    _renew_template
+-- 9000    retry_task
+-- 9050    _show_template
+-- 9098    get_task_result
+-- 9133  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 9140    _purge_template
+-- 9170    _erase_template
+-- 9224    _first_uuid
+-- 9243    _sweep_template
+-- 9283    _clean
+-- 9317    cleanup_tasks
+-- 9338    cleanup_events
+-- 9359    cleanup_all_queues
+-- 9394  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 9396    _cap_template
+-- 9425    _write_limit
+-- 9448    _read_limit
+-- 9497    _check_limit_keys
+-- 9519    set_limit
+-- 9574    _usage_template
+-- 9652    _overall_usage
+-- 9696    limit_usage
+-- 9729  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 9731    _pause_template
+-- 9752    _halve_template
+-- 9782    _check_only
+-- 9805    pause_queue
+-- 9841    resume_queue
+-- 9867    get_queue_policy
+-- 9891    set_queue_policy
+-- 9909    list_namespaces
+-- 9926  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 9929    _read_filter
+-- 9965    _states_option
+-- 9996    _read_cursor
+-- 10015    _check_limit
+-- 10039    _find_template
+-- 10091    _seek_template
+-- 10143    _page_template
+-- 10221    _ended_template
+-- 10258    _fit_template
+-- 10299    _live_template
+-- 10336    _hints_template
+-- 10359    _hints0_template
+-- 10401    _rows_template
+-- 10452    list_tasks
+-- 10499    _peek_template
+-- 10557    get_task
+-- 10613    _runs_template
+-- 10662    list_runs
+-- 10693    _past_template
+-- 10769    _since_template
+-- 10787    get_task_history
+-- 10807    _held_template
+-- 10839    list_workers
+-- 10878    _read_place
+-- 10897    _acts_template
+-- 10923    list_actions
+-- 10955  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 10957    _abort_template
+-- 10994    cancel_tasks
+-- 11031    _check_meant
+-- 11053    _limit_option
+-- 11066    _retake_template
+-- 11104    requeue_task
+-- 11129    _regain_template
+-- 11164    requeue_tasks
+-- 11203    list_dead_letters
+-- 11247    _replay_template
+-- 11288    replay_dead_letters
+-- 11328    _bury_template
+-- 11370    purge_dead_letters
+-- 11400  49_stats.sql: When the first task that is ready became so; null if none is
+-- 11402    _oldest_template
+-- 11446    _elder0_template
+-- 11482    _tenure_template
+-- 11507    _is_wanted
+-- 11524    _stat_template
+-- 11570    queue_stats
+-- 11625    _from
+-- 11639    _tardy_template
+-- 11670    _counters (view)
+-- 11694    _gauge_template
+-- 11748    _spans_template
+-- 11801    metrics
+-- 11839    _xmin_age
+-- 11858    prometheus
+-- 11917    _label_text
+-- 11940    _schedule_problems
+-- 11977    health
+-- 12033  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 12038    _tick_template
+-- 12063    _ticked (sequence)
+-- 12069    _set_ticked
+-- 12082    ticker
+-- 12129    ticker_loop (procedure)
+-- 12155  51_cron.sql: Whether pg_cron is installed in this database
+-- 12157    _has_cron
+-- 12167    _cron_has_seconds
+-- 12186    _plan_cron
+-- 12221    _work_option
+-- 12254    _explain_no_cron
+-- 12287    start
+-- 12324    _unschedule
+-- 12340    _is_ours
+-- 12350    _drop_job
+-- 12369    stop
+-- 12389    _maintain
+-- 12411    status
+-- 12450  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 12454    _rights (view)
+-- 12568    _allowed
+-- 12609    _grant
+-- 12628    _grant_again
+-- 12644    _grant_queue
+-- 12659    _check_grant
+-- 12692    grant_access
+-- 12728    revoke_access
+-- 12775  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 12777    _refuse_schedule
+-- 12794    _cron_value
+-- 12808    _cron_field
+-- 12869    _read_every
+-- 12891    _read_schedule
+-- 12966    _cron_time
+-- 13004    _cron_reading
+-- 13043    _clock
+-- 13052    _clock_reads
+-- 13088    _clock_set
+-- 13116    _cron_passing
+-- 13154    _cron_next
+-- 13194    _check_timezone
+-- 13223    next_fire_time
+-- 13259  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 13272    _planning_number
+-- 13282    _replan_template
+-- 13296    _agenda_template
+-- 13313    _future_template
+-- 13341    _strike_template
+-- 13397    _chime_template
+-- 13453    _undone_template
+-- 13472    _planned_after
+-- 13491    _due_times
+-- 13541    _spawn_scheduled
+-- 13586    _check_task_options
+-- 13616    _word_option
+-- 13638    _draw_schedule
+-- 13677    _schedule_options
+-- 13692    _miss_schedule
+-- 13708    _scheduled_in
+-- 13729    _grasp_template
+-- 13756    _enroll_template
+-- 13787    _redraw_template
+-- 13837    create_schedule
+-- 13881    _reform_template
+-- 13907    update_schedule
+-- 13930    _steer_template
+-- 13973    pause_schedule
+-- 13994    resume_schedule
+-- 14014    drop_schedule
+-- 14034    _launch_template
+-- 14066    trigger_schedule
+-- 14088    _diary_template
+-- 14124    get_schedule
+-- 14159    list_schedules
+-- 14201  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 14206    _links_option
+-- 14249    _read_link
+-- 14291    _trail_template
+-- 14337    _linked_template
+-- 14369    _ensue_template
+-- 14412    _undoings
+-- 14439    _undo_template
+-- 14473    _repent_template
+-- 14509    add_compensation
+-- 14549    _repeat_template
+-- 14579    _blank_template
+-- 14617    repeat_run
+-- 14643  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 14652    _brood_template
+-- 14682    _bind_template
+-- 14713    _read_child
+-- 14762    _child_queues
+-- 14788    _birth
+-- 14812    spawn_children
+-- 14891    _cancel_option
+-- 14914    _answer
+-- 14932    _report_template
+-- 14968    _tell_template
+-- 14983    _judge_template
+-- 15019    _ripe_template
+-- 15046    _gather_template
+-- 15111    _rally_template
+-- 15188    _crop_template
+-- 15234    _yield_template
+-- 15255    _dismiss
+-- 15276    _ditch_template
+-- 15321    _perish_template
+-- 15340    _orphan_template
+-- 15355    await_children
+-- 15412  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
+-- 15419    _refuse_run
+-- 15435    _read_run
+-- 15455    create_workflow_run
+-- 15513    update_workflow_run
+-- 15544    _is_own
+-- 15557    _flow_template
+-- 15590    _score_template
+-- 15627    _recorded_run
+-- 15638    _recorded_tallies
+-- 15650    _flows
+-- 15684    _survey
+-- 15740    get_workflow_run
+-- 15790    _is_alike
+-- 15805    _recorded_runs
+-- 15840    _status_option
+-- 15871    list_workflow_runs
+-- 15955    _member_template
+-- 15988    _members
+-- 16023    get_workflow_tree
+-- 16099    _used_template
+-- 16116    _needed_runs
+-- 16148    _merge_tallies
+-- 16171    cleanup_workflow_runs
+-- 16246  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
+-- 16250    _word
+-- 16264    _check_attributes
+-- 16301    _attributes_option
+-- 16318    _pinned_template
+-- 16337    _pin_template
+-- 16368    set_attributes
+-- 16397    _told_template
+-- 16410    get_attributes
+-- 16428  66_messages.sql: Messages: a mailbox per task
+-- 16435    _shut_template
+-- 16478    _post_template
+-- 16527    send_message
+-- 16568    _hear_template
+-- 16635    receive_message
+-- 16673    _unhear_template
+-- 16694    _tidy_template
+-- 16721    _inbox_template
+-- 16747    list_messages
+-- 16769  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
+-- 16780    _resolve_function
+-- 16836    _hire_template
+-- 16858    register_handler
+-- 16882    unregister_handler
+-- 16901    _staff_template
+-- 16922    list_handlers
+-- 16958    _number_step
+-- 16989    _order
+-- 17005    step
+-- 17038    _doze
+-- 17055    sleep_for
+-- 17076    sleep_until
+-- 17099    await
+-- 17133    receive
+-- 17165    children
+-- 17201  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
+-- 17213    _crew
+-- 17260    _steps_given
+-- 17281    _claim_batch
+-- 17324    _grip_template
+-- 17340    _begin_pass
+-- 17366    _read_error
+-- 17395    _carry_out
+-- 17475    _run_pass (procedure)
+-- 17506    _step_call
+-- 17530    _obey (procedure)
+-- 17568    _begin_shift
+-- 17605    _begin_round
+-- 17625    _leave_round
+-- 17660    _handler_of
+-- 17674    _advance (procedure)
+-- 17699    work (procedure)
+-- 17750  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -7371,22 +7371,25 @@ declare
   );
 begin
   if v_spawn.uniqueness is not null then
-    return query execute 'select * from teguh._once_' || p_queue_name || '($1)' using v_spawn;
+    execute 'select * from teguh._once_' || p_queue_name || '($1)'
+    into task_id, run_id, attempt, created
+    using v_spawn;
   elsif v_spawn.idempotency_key is not null then
-    return query execute 'select * from teguh._put_' || p_queue_name || '($1)'
+    execute 'select * from teguh._put_' || p_queue_name || '($1)'
+    into task_id, run_id, attempt, created
     using array[v_spawn];
   else
     execute 'select teguh._new_' || p_queue_name || '($1)' into task_id using v_spawn;
     run_id := teguh._run_id(task_id, 1);
     attempt := 1;
     created := true;
-    return next;
   end if;
+  return next;
 
   if v_spawn.priority is not null and not v_policy ? 'ruled' then
     execute 'select teguh._rule_' || p_queue_name || '(false)';
   end if;
-  if v_policy ? 'max_pending' then
+  if created and v_policy ? 'max_pending' then
     execute 'select teguh._room_' || p_queue_name || '($1)' using v_policy;
   end if;
 end;
@@ -7428,6 +7431,7 @@ declare
   v_policy jsonb := teguh._policy(p_queue_name);
   v_verb   text := 'put';
   v_spawns teguh._spawn[];
+  v_new    boolean := false;
 begin
   if jsonb_typeof(p_tasks) is distinct from 'array' then
     raise exception 'tasks must be a JSON array'
@@ -7446,15 +7450,19 @@ begin
   if exists (select from unnest(v_spawns) as s where s.uniqueness is not null) then
     v_verb := 'series';
   end if;
-  return query execute format('select * from teguh._%s_%s($1)', v_verb, p_queue_name)
-  using v_spawns;
+  for task_id, run_id, attempt, created in
+    execute format('select * from teguh._%s_%s($1)', v_verb, p_queue_name) using v_spawns
+  loop
+    v_new := v_new or created;
+    return next;
+  end loop;
 
   if not v_policy ? 'ruled' and exists (
     select from unnest(v_spawns) as s where s.priority is not null
   ) then
     execute 'select teguh._rule_' || p_queue_name || '(false)';
   end if;
-  if v_policy ? 'max_pending' then
+  if v_new and v_policy ? 'max_pending' then
     execute 'select teguh._room_' || p_queue_name || '($1)' using v_policy;
   end if;
 end;

@@ -636,22 +636,25 @@ declare
   );
 begin
   if v_spawn.uniqueness is not null then
-    return query execute 'select * from teguh._once_' || p_queue_name || '($1)' using v_spawn;
+    execute 'select * from teguh._once_' || p_queue_name || '($1)'
+    into task_id, run_id, attempt, created
+    using v_spawn;
   elsif v_spawn.idempotency_key is not null then
-    return query execute 'select * from teguh._put_' || p_queue_name || '($1)'
+    execute 'select * from teguh._put_' || p_queue_name || '($1)'
+    into task_id, run_id, attempt, created
     using array[v_spawn];
   else
     execute 'select teguh._new_' || p_queue_name || '($1)' into task_id using v_spawn;
     run_id := teguh._run_id(task_id, 1);
     attempt := 1;
     created := true;
-    return next;
   end if;
+  return next;
 
   if v_spawn.priority is not null and not v_policy ? 'ruled' then
     execute 'select teguh._rule_' || p_queue_name || '(false)';
   end if;
-  if v_policy ? 'max_pending' then
+  if created and v_policy ? 'max_pending' then
     execute 'select teguh._room_' || p_queue_name || '($1)' using v_policy;
   end if;
 end;
@@ -693,6 +696,7 @@ declare
   v_policy jsonb := teguh._policy(p_queue_name);
   v_verb   text := 'put';
   v_spawns teguh._spawn[];
+  v_new    boolean := false;
 begin
   if jsonb_typeof(p_tasks) is distinct from 'array' then
     raise exception 'tasks must be a JSON array'
@@ -711,15 +715,19 @@ begin
   if exists (select from unnest(v_spawns) as s where s.uniqueness is not null) then
     v_verb := 'series';
   end if;
-  return query execute format('select * from teguh._%s_%s($1)', v_verb, p_queue_name)
-  using v_spawns;
+  for task_id, run_id, attempt, created in
+    execute format('select * from teguh._%s_%s($1)', v_verb, p_queue_name) using v_spawns
+  loop
+    v_new := v_new or created;
+    return next;
+  end loop;
 
   if not v_policy ? 'ruled' and exists (
     select from unnest(v_spawns) as s where s.priority is not null
   ) then
     execute 'select teguh._rule_' || p_queue_name || '(false)';
   end if;
-  if v_policy ? 'max_pending' then
+  if v_new and v_policy ? 'max_pending' then
     execute 'select teguh._room_' || p_queue_name || '($1)' using v_policy;
   end if;
 end;

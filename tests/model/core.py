@@ -270,7 +270,7 @@ class Core:
             if unique:
                 queue.unique[unique["key"]] = task
         queue.ruled |= bool(task.o.get("priority"))
-        if alone:
+        if alone and answer[2]:
             self.make_room(queue)
         return answer
 
@@ -285,7 +285,7 @@ class Core:
         if not any("unique" in options for _, _, options in given):
             order.sort(key=lambda i: given[i][2].get("idempotency_key") or "")
         answers = {i: self.spawn(queue_name, *given[i], alone=False) for i in order}
-        if given:
+        if any(created for _, _, created in answers.values()):
             self.make_room(self.queue(queue_name))
         return [answers[i] for i in range(len(given))]
 

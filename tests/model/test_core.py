@@ -84,7 +84,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
         {"kind": "quadratic", "base_seconds": 2, "max_seconds": 9},
         {"kind": "fixed", "base_seconds": 10, "jitter": 0.5},
     ),
-    "cancellation": ({"max_delay": 20}, {"max_duration": 25}, {"max_delay": 9, "max_duration": 9}),
+    "cancellation": ({"max_delay": 20}, {"max_duration": 60}, {"max_delay": 9, "max_duration": 25}),
     "timeout_seconds": (7, 40),
     "ttl_seconds": (15, 60),
     "deadline_at": (-5, 20),
@@ -526,7 +526,7 @@ class Calls(RuleBasedStateMachine):
 
     def await_event(self) -> None:
         step, event = self.draw("step", STEP_NAMES), self.draw("event", EVENTS)
-        timeout = self.draw("timeout", (None, None, 0, 6, 20))
+        timeout = self.draw("timeout", (None, None, 0, 0, 6, 20))
         rows, answer = self.of_run(
             "await_event", (step, event, timeout),
             lambda task: self.model.ask(task, step, event, timeout),
