@@ -137,7 +137,7 @@ class Task:
 
 @dataclass
 class Place:
-    """A task's place in the lanes."""
+    """A task's place in the lanes.  An open one takes up room of its key until it is claimed."""
 
     rank: float
     task: Task
@@ -203,13 +203,6 @@ class Core:
         """A queue."""
         require(name in self.queues, "TG001")
         return self.queues[name]
-
-    def task(self, queue: str, task_id: str) -> Task:
-        """A task."""
-        found = next((t for t in self.queue(queue).tasks if t.id == task_id), None)
-        require(found is not None, "TG003")
-        assert found is not None
-        return found
 
     def held(self, queue: str, task_id: str, number: int) -> Task:
         """The task of a run that is held."""

@@ -244,14 +244,14 @@ class Calls(RuleBasedStateMachine):
 
     def do_something(self) -> None:
         """Do one thing that makes sense, as a rule."""
-        states = {t.state for t in self.model.all_tasks()}
-        running, live = "running" in states, bool(states & set(LIVE))
+        states = [t.state for t in self.model.all_tasks()]
+        running, live = "running" in states, sum(state in LIVE for state in states)
         possible = dict.fromkeys(
             ("complete", "complete_many", "fail", "nap", "release", "extend", "checkpoint",
              "await_event", "requeue", "requeue_many"), running,
-        ) | dict.fromkeys(("cancel", "cancel_many"), live) | {
-            "retry": bool(states & set(OVER)), "replay": "failed" in states,
-            "spawn": len(list(self.model.all_tasks())) < 25,
+        ) | dict.fromkeys(("cancel", "cancel_many"), live > 1) | {
+            "retry": any(state in OVER for state in states), "replay": "failed" in states,
+            "spawn": live < 5 and len(states) < 14, "spawn_many": live < 3,
         }  # fmt: skip
         action = self.draw(
             "action",
