@@ -22,7 +22,7 @@ PG_NPM     := 8.23.1
 # Seconds that the long torture runs.
 TEGUH_CHAOS_SECONDS ?= 300
 
-# Calls that each of 200 random examples makes of the engine and its model.
+# Calls that each of 200 random examples makes of the engine and a model of it.
 TEGUH_MODEL_STEPS ?= 60
 
 export PYTHONPATH := .
@@ -31,7 +31,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help all install uninstall dist demo sql check-generated docs site freeze clean absurd-npm \
-  test test-matrix test-installs test-chaos test-model test-exhaustion \
+  test test-matrix test-installs test-chaos test-model test-exhaustion test-mutants \
   bench bench-absurd bench-dashboard bench-flat bench-inspect bench-limits bench-longpoll \
   bench-peers bench-schedules \
   lint lint-style lint-sql lint-bodies lint-safety lint-python lint-types plpgsql-check
@@ -77,11 +77,14 @@ test-installs: $(VENV)/dev check-generated ## the pgTAP files after psql, an upg
 test-chaos: $(VENV)/dev check-generated ## the long torture, TEGUH_CHAOS_SECONDS=300
 	@TEGUH_CHAOS_SECONDS=$(TEGUH_CHAOS_SECONDS) $(PY) -m pytest -m chaos --timeout 0 $(ARGS)
 
-test-model: $(VENV)/dev check-generated ## the engine beside a model of it, at random, TEGUH_MODEL_STEPS=60
+test-model: $(VENV)/dev check-generated ## the engine beside models of it, at random, TEGUH_MODEL_STEPS=60
 	@TEGUH_MODEL_STEPS=$(TEGUH_MODEL_STEPS) $(PY) -m pytest tests/model --timeout 0 $(ARGS)
 
 test-exhaustion: $(VENV)/dev check-generated ## what gigabytes and hundred thousands cost, printed
 	@$(PY) -m pytest tests/security -m exhaustion -s --timeout 0 $(ARGS)
+
+test-mutants: $(VENV)/dev check-generated ## which tests notice an engine that is wrong in one line
+	@$(PY) -m tools.mutants $(ARGS)
 
 absurd-npm: .cache/absurd-npm/made ## absurd's npm package, for its tests (skipped without npm)
 

@@ -1,6 +1,6 @@
 -- A spawn makes a task of what it was given, once per idempotency key, in the caller's transaction.
 begin;
-select plan(88);
+select plan(93);
 
 -- Given a queue
 set teguh.fake_now = '2031-05-01 12:00:00+00';
@@ -669,6 +669,50 @@ select teguh.retry_task('after', t.task_id, '{"spawn_new": true}') from teguh.t_
 select is(
   (select (t.task_name, t.priority, t.flow_key)::text from teguh.t_after as t where t.state = 'pending'),
   '(heir,7,h)', 'a copy of a task has those of the task'
+);
+
+-- When a task that may be replaced is handed back, before it has done anything and after
+select teguh.create_queue('back');
+create function pg_temp.replaced(p_params jsonb)
+  returns boolean
+  language sql
+as $$
+  select not s.created
+  from teguh.spawn_task(
+    'back', 'sync', p_params, '{"unique": {"key": "u", "on_conflict": "replace"}}'
+  ) as s;
+$$;
+select pg_temp.replaced('1');
+select teguh.release_run('back', c.run_id) from teguh.claim_task('back', 'w') as c;
+select ok(pg_temp.replaced('2'), 'one that was handed back untouched has not begun');
+select teguh.set_task_checkpoint_state('back', c.task_id, 'charge', '2', c.run_id)
+from teguh.claim_task('back', 'w') as c;
+select teguh.release_run('back', t.run_id) from teguh.t_back as t;
+
+-- Then
+select pg_temp.replaced('3');
+select set_eq(
+  $$ select c.params, c.checkpoints from teguh.claim_task('back', 'w', 30, 5) as c $$,
+  $$ values ('2'::jsonb, '{"charge": 2}'::jsonb), ('3', '{}') $$,
+  'one that has taken a step has begun, and goes on beside the new one'
+);
+
+-- When a queue has more in line than it may, and a task that is there is spawned again
+select teguh.create_queue('over');
+select teguh.spawn_task('over', 'a', '{}', '{"idempotency_key": "i"}');
+select teguh.spawn_task('over', 'b', '{}');
+select teguh.set_queue_policy('over', '{"max_pending": 1, "on_full": "drop_oldest"}');
+select is(s.created, false, 'a task that is there is found in a full queue, too')
+from teguh.spawn_task('over', 'a', '{}', '{"idempotency_key": "i"}') as s;
+select is(s.created, false, 'so it is among many')
+from teguh.spawn_tasks(
+  'over', '[{"task_name": "a", "params": {}, "options": {"idempotency_key": "i"}}]'
+) as s;
+
+-- Then
+select is(
+  (select count(*) from teguh.t_over as t where t.state = 'pending'), 2::bigint,
+  'which takes no other one''s place'
 );
 
 select * from finish();

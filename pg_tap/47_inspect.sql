@@ -1,6 +1,6 @@
 -- Tasks, their runs and what happened to them can be looked at, and found by what they are.
 begin;
-select plan(78);
+select plan(79);
 set local teguh.fake_now = '2031-05-01 12:00:00+00';
 
 -- Given a queue with tasks in every state, a minute apart
@@ -318,6 +318,28 @@ from (
     ('{"state": ["failed", "running"], "task_name": "even"}', 51),
     ('{"task_name": "odd"}', 700), ('{"tags": ["t", "m5"]}', 2), ('{"tag": "m1", "state": "failed"}', 1)
 ) as f(filter, count);
+
+-- When a task fails, is taken from its worker, is cancelled and is retried
+select teguh.create_queue('blame');
+select teguh.spawn_task('blame', 'task', '{}', '{"retry_strategy": {"kind": "none"}}');
+select teguh.fail_run('blame', c.run_id, '"broken"') from teguh.claim_task('blame', 'w') as c;
+select teguh.requeue_task('blame', c.task_id) from teguh.claim_task('blame', 'w') as c;
+select teguh.cancel_task('blame', t.task_id) from teguh.t_blame as t;
+select teguh.retry_task('blame', t.task_id) from teguh.t_blame as t;
+
+-- Then
+select results_eq(
+  $$
+    select r.number, r.state, r.failure_reason
+    from teguh.t_blame as t
+    cross join lateral teguh.list_runs('blame', t.task_id) as r
+  $$,
+  $$
+    values (1, 'failed', '"broken"'::jsonb), (2, 'released', null), (3, 'cancelled', null),
+      (4, 'pending', null)
+  $$,
+  'a run has the reason why it failed, not why one before it did'
+);
 
 select * from finish();
 rollback;

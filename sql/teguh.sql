@@ -8,591 +8,593 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  597  00_install.sql
---  645  01_version.sql: What the schema is, and its version
---  652    version
---  664  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  666    current_time
---  685    _after
---  700    _micros
---  711  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  743    _random_bytes
---  762    _make_uuidv7
---  785    portable_uuidv7
---  815    uuidv7_timestamp
---  841    _task_id
---  866    _run_id
---  881    _run_task
---  892    _run_number
---  906  12_types.sql: The composite types that functions pass to each other
---  911    _gap (type)
---  919    _late (type)
---  926    _timer (type)
---  933    _tally (type)
---  944    _picked (type)
---  956    _spawn (type)
---  981    _cron (type)
---  995    _filter (type)
--- 1010    job (type)
--- 1026    _shift (type)
--- 1073  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
--- 1075    _check_keys
--- 1108    _number_option
--- 1143    _integer_option
--- 1159    _whole_option
--- 1186    _text_option
--- 1212    _flag_option
--- 1234    _present
--- 1245    _name_option
--- 1262    _uuid_option
--- 1289    _tags_option
--- 1318    _check_name
--- 1345    _check_seconds
--- 1373    _check_isolation
--- 1392    _buckets_option
--- 1430    _check_policy
--- 1480    _check_spawn
--- 1527    _read_spawn_options
--- 1604    _time_option
--- 1625    _moment_option
--- 1657    _read_time_options
--- 1696    _unique_option
--- 1750    _inherit
--- 1780    _check_cancellation
--- 1797  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1800    _check_retry_strategy
--- 1838    _backoff
--- 1891    _fraction
--- 1902  20_tables.sql: Queues and the policy of each
--- 1904    queues (table)
--- 1937    grants (table)
--- 1951    limits (table)
--- 1972    pauses (table)
--- 1984    starts (table)
--- 1999    wanted (table)
--- 2011    schedules (table)
--- 2055    workflow_runs (table)
--- 2082    workflow_tallies (table)
--- 2102    handlers (table)
--- 2118    secrets (table)
--- 2129    versions (table)
--- 2144    t_template (table)
--- 2258    g_template (table)
--- 2270    v_template (table)
--- 2286    d_template (table)
--- 2300    p0_template (table)
--- 2313    p1_template (table)
--- 2358    l_template (table)
--- 2385    h_template (table)
--- 2405    k0_template (table)
--- 2418    k1_template (table)
--- 2447    n0_template (table)
--- 2458    n1_template (table)
--- 2474    n_template (table)
--- 2498    seq_template (sequence)
--- 2499    ring_template (sequence)
--- 2500    parked_template (sequence)
--- 2501    woken_template (sequence)
--- 2502    plan_template (sequence)
--- 2503    fired_template (sequence)
--- 2504    clock_template (sequence)
--- 2505    carry_template (sequence)
--- 2506    round_template (sequence)
--- 2507    agenda_template (sequence)
--- 2532    r_template (table)
--- 2549    a_template (table)
--- 2575    c_template (table)
--- 2591    e_template (table)
--- 2610    u_template (table)
--- 2623    j_template (table)
--- 2646    f_template (table)
--- 2659    m_template (table)
--- 2684    w_template (table)
--- 2699  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2702    validate_queue_name
--- 2744    _policy
--- 2787    _call
--- 2801    _template_ddl (view)
--- 2886    _stamp
--- 2898    _stamp_queues
--- 2926    _stamp_relation
--- 2966    _stamp_function
--- 2999    _function
--- 3011    _signature
--- 3022    _leave_extension
--- 3048    _lock_number
--- 3058    _share_queue
--- 3071    _may
--- 3087    _each_queue
--- 3109    _init_template
--- 3140    _hush_template
--- 3161    _beyond
--- 3170    create_queue
--- 3236    _refuse_busy
--- 3253    _reach_queue
--- 3269    drop_queue
--- 3299    _drop_all
--- 3356    list_queues
--- 3380  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 3389    _push_template
--- 3430    _fill
--- 3450    _add0_template
--- 3517    _back0_template
--- 3535  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3540    _claim0_template
--- 3612    _pick0_template
--- 3695    _limits_template
--- 3736    _move0_template
--- 3798    _open_xids
--- 3818    _next0_template
--- 3847    _many0_template
--- 3876    _stuck0_template
--- 3914    _trim0_template
--- 3955    _bring_template
--- 3987    _take_template
--- 4070    _known_template
--- 4100    _paused_until
--- 4113    claim_task
--- 4174    _next_template
--- 4216    _soon0_template
--- 4274    next_due
--- 4299  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 4312    _due0_template
--- 4390    _last0_template
--- 4415    _any0_template
--- 4442    _miss0_template
--- 4478    _pass0_template
--- 4524    _fire_template
--- 4585    _expire_template
--- 4656    _timeout_reason
--- 4675    _over_template
--- 4697    _close_template
--- 4727    _follow_template
--- 4762  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4764    _segment_bytes
--- 4785    _turn_template
--- 4817    _turn0_template
--- 4855    _spent0_template
--- 4869    _dry0_template
--- 4896    _left0_template
--- 4927    _carry0_template
--- 4971  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4977    _remake_template
--- 5035    _alive_template
--- 5089    _home
--- 5102    _settle_template
--- 5124    rebuild_dispatch
--- 5161    _recap_template
--- 5192  35_tally.sql: The letter by which tallies know where a task stands
--- 5194    _letter
--- 5213    _letters
--- 5225    _bound
--- 5245    _tally_template
--- 5270    _reckon_template
--- 5297    _finish_template
--- 5325    _moved_template
--- 5356    _sum0_template
--- 5392    _noted0_template
--- 5427    _bank0_template
--- 5447    _census_template
--- 5469    _count_template
--- 5491  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5501    _gate_number
--- 5512    _enter_gate
--- 5534    _limit_of
--- 5552    _rule_template
--- 5578    _reign_template
--- 5592    _enrol_template
--- 5619    _going_template
--- 5635    _busy_template
--- 5651    _everywhere_busy
--- 5677    _closed_until
--- 5697    _is_fresh
--- 5712    _is_limited
--- 5723    _started
--- 5740    _left_over
--- 5761    _slots_template
--- 5811    _vacate_template
--- 5874    _unbar_template
--- 5903    _intake_template
--- 5924    _sift0_template
--- 6011    _line_template
--- 6071    _keys_template
--- 6125    _admit_template
--- 6188    _spare_template
--- 6210    _choose_template
--- 6256    _named_template
--- 6283    _weed_template
--- 6319    _cull_template
--- 6350    _seize_template
--- 6425    _quit_template
--- 6453    _occupy_template
--- 6493    _chance_template
--- 6523    _align_template
--- 6568  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 6571    _want_template
--- 6605    _names_option
--- 6640    _order_queues
--- 6676    _remember_names
--- 6696    claim_any
--- 6773    _check_order
--- 6790  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6795    _put_template
--- 6866    _enlist_template
--- 6909    _new_template
--- 6969    _tag_template
--- 6987    _room_template
--- 7014    _shed_template
--- 7056    _first0_template
--- 7097    _once_template
--- 7146    _blocks
--- 7173    _meet_template
--- 7207    _swap_template
--- 7268    _series_template
--- 7305    _found_template
--- 7362    _abide
--- 7384    _queues_named
--- 7415    _voucher
--- 7428    _vouch
--- 7445    _vouch_template
--- 7461    _check_named
--- 7489    _check_follows
--- 7506    _revouch
--- 7522    _check_spawner
--- 7546    spawn_task
--- 7611    spawn_tasks
--- 7658    _read_task
--- 7676  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7681    _hold_template
--- 7703    _deny_template
--- 7743    _own_template
--- 7763    _done_template
--- 7811    complete_run
--- 7834    _flush_template
--- 7917    _why_template
--- 7940    _read_runs
--- 7986    _explain_bad_run
--- 8011    complete_runs
--- 8036    _end_template
--- 8085    _lost_template
--- 8105    _file_template
--- 8131    _again_template
--- 8171    _queue_template
--- 8192    _fail_template
--- 8210    fail_run
--- 8234    _nap_template
--- 8263    schedule_run
--- 8293    _free_template
--- 8341    release_run
--- 8366    _keep_template
--- 8392    extend_claim
--- 8415  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 8420    _mark_template
--- 8442    _note_template
--- 8472    set_task_checkpoint_state
--- 8507    _recall_template
--- 8529    get_task_checkpoint_state
--- 8553    _list_template
--- 8582    get_task_checkpoint_states
--- 8608  43_events.sql: Wait for an event, or learn how the wait ended
--- 8615    _wait_template
--- 8687    _park_template
--- 8729    _check_event
--- 8748    await_event
--- 8785    _emit_template
--- 8848    emit_event
--- 8874    _read_event_cursor
--- 8912    _meant_template
--- 8965    _leaf_template
--- 9018    _sought_template
--- 9034    _news_template
--- 9087    list_events
--- 9145  44_control.sql: Read a task, or raise TG003
--- 9147    _fetch_template
--- 9174    _stop_template
--- 9206    _act_template
--- 9228    _halt_template
--- 9244    cancel_task
--- 9266    _rerun_template
--- 9344    _forget_template
--- 9381    _redo_template
--- 9417    _renew_template
--- 9453    retry_task
--- 9503    _show_template
--- 9551    get_task_result
--- 9586  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 9593    _purge_template
--- 9623    _erase_template
--- 9677    _first_uuid
--- 9696    _sweep_template
--- 9736    _clean
--- 9770    cleanup_tasks
--- 9791    cleanup_events
--- 9812    cleanup_all_queues
--- 9847  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 9849    _cap_template
--- 9878    _write_limit
--- 9901    _read_limit
--- 9950    _check_limit_keys
--- 9972    set_limit
--- 10027    _usage_template
--- 10105    _overall_usage
--- 10149    limit_usage
--- 10182  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 10184    _pause_template
--- 10205    _halve_template
--- 10235    _check_only
--- 10258    pause_queue
--- 10294    resume_queue
--- 10320    get_queue_policy
--- 10344    set_queue_policy
--- 10362    list_namespaces
--- 10379  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 10382    _read_filter
--- 10418    _states_option
--- 10449    _read_cursor
--- 10468    _check_limit
--- 10492    _find_template
--- 10544    _seek_template
--- 10596    _page_template
--- 10674    _ended_template
--- 10711    _fit_template
--- 10752    _live_template
--- 10789    _hints_template
--- 10812    _hints0_template
--- 10854    _rows_template
--- 10905    list_tasks
--- 10952    _peek_template
--- 11010    get_task
--- 11066    _runs_template
--- 11119    list_runs
--- 11150    _past_template
--- 11226    _since_template
--- 11244    get_task_history
--- 11264    _held_template
--- 11296    list_workers
--- 11335    _read_place
--- 11354    _acts_template
--- 11380    list_actions
--- 11412  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 11414    _abort_template
--- 11451    cancel_tasks
--- 11488    _check_meant
--- 11510    _limit_option
--- 11523    _retake_template
--- 11561    requeue_task
--- 11586    _regain_template
--- 11621    requeue_tasks
--- 11660    list_dead_letters
--- 11704    _replay_template
--- 11745    replay_dead_letters
--- 11785    _bury_template
--- 11827    purge_dead_letters
--- 11857  49_stats.sql: When the first task that is ready became so; null if none is
--- 11859    _oldest_template
--- 11903    _elder0_template
--- 11939    _tenure_template
--- 11964    _is_wanted
--- 11981    _stat_template
--- 12027    queue_stats
--- 12082    _from
--- 12096    _tardy_template
--- 12127    _counters (view)
--- 12151    _gauge_template
--- 12205    _spans_template
--- 12258    metrics
--- 12296    _xmin_age
--- 12315    prometheus
--- 12374    _label_text
--- 12397    _schedule_problems
--- 12434    health
--- 12490  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 12495    _tick_template
--- 12520    _ticked (sequence)
--- 12526    _set_ticked
--- 12539    ticker
--- 12586    ticker_loop (procedure)
--- 12612  51_cron.sql: Whether pg_cron is installed in this database
--- 12614    _has_cron
--- 12624    _cron_has_seconds
--- 12643    _plan_cron
--- 12678    _work_option
--- 12711    _explain_no_cron
--- 12744    start
--- 12781    _unschedule
--- 12797    _is_ours
--- 12807    _drop_job
--- 12826    stop
--- 12846    _maintain
--- 12868    status
--- 12907  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 12911    _rights (view)
--- 13028    _allowed
--- 13073    _grant
--- 13092    _grant_again
--- 13108    _grant_queue
--- 13123    _check_grant
--- 13156    grant_access
--- 13192    revoke_access
--- 13247  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 13249    _refuse_schedule
--- 13266    _cron_value
--- 13280    _cron_field
--- 13341    _read_every
--- 13363    _read_schedule
--- 13438    _cron_time
--- 13476    _cron_reading
--- 13515    _clock
--- 13524    _clock_reads
--- 13560    _clock_set
--- 13588    _cron_passing
--- 13626    _cron_next
--- 13666    _check_timezone
--- 13695    next_fire_time
--- 13731  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 13744    _planning_number
--- 13754    _replan_template
--- 13768    _agenda_template
--- 13785    _future_template
--- 13813    _strike_template
--- 13869    _chime_template
--- 13925    _undone_template
--- 13944    _planned_after
--- 13963    _due_times
--- 14013    _spawn_scheduled
--- 14058    _check_task_options
--- 14088    _word_option
--- 14110    _draw_schedule
--- 14149    _schedule_options
--- 14164    _miss_schedule
--- 14180    _scheduled_in
--- 14201    _grasp_template
--- 14228    _enroll_template
--- 14264    _redraw_template
--- 14314    create_schedule
--- 14358    _reform_template
--- 14388    update_schedule
--- 14420    _steer_template
--- 14463    pause_schedule
--- 14484    resume_schedule
--- 14504    drop_schedule
--- 14524    _launch_template
--- 14556    trigger_schedule
--- 14578    _diary_template
--- 14614    get_schedule
--- 14649    list_schedules
--- 14691  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 14696    _links_option
--- 14739    _read_link
--- 14781    _trail_template
--- 14828    _linked_template
--- 14860    _ensue_template
--- 14903    _undoings
--- 14931    _undo_template
--- 14972    _repent_template
--- 15012    add_compensation
--- 15052    _repeat_template
--- 15082    _blank_template
--- 15120    repeat_run
--- 15146  63_children.sql: Children: tasks that a step spawns and may wait for
--- 15155    _brood_template
--- 15185    _bind_template
--- 15217    _read_child
--- 15266    _child_queues
--- 15292    _birth
--- 15316    spawn_children
--- 15401    _cancel_option
--- 15424    _answer
--- 15444    _report_template
--- 15480    _tell_template
--- 15495    _judge_template
--- 15531    _ripe_template
--- 15558    _gather_template
--- 15623    _rally_template
--- 15700    _crop_template
--- 15751    _yield_template
--- 15772    _dismiss
--- 15793    _ditch_template
--- 15838    _perish_template
--- 15857    _orphan_template
--- 15872    await_children
--- 15929  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
--- 15936    _refuse_run
--- 15952    _read_run
--- 15972    create_workflow_run
--- 16030    update_workflow_run
--- 16061    _is_own
--- 16074    _flow_template
--- 16107    _score_template
--- 16144    _recorded_run
--- 16155    _recorded_tallies
--- 16167    _flows
--- 16201    _survey
--- 16257    get_workflow_run
--- 16307    _is_alike
--- 16322    _recorded_runs
--- 16357    _status_option
--- 16388    list_workflow_runs
--- 16472    _member_template
--- 16505    _members
--- 16540    get_workflow_tree
--- 16616    _used_template
--- 16633    _needed_runs
--- 16665    _merge_tallies
--- 16688    cleanup_workflow_runs
--- 16763  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
--- 16767    _word
--- 16781    _check_attributes
--- 16818    _attributes_option
--- 16835    _pinned_template
--- 16854    _pin_template
--- 16885    set_attributes
--- 16914    _told_template
--- 16927    get_attributes
--- 16945  66_messages.sql: Messages: a mailbox per task
--- 16952    _shut_template
--- 16995    _post_template
--- 17044    send_message
--- 17085    _hear_template
--- 17152    receive_message
--- 17190    _unhear_template
--- 17211    _tidy_template
--- 17238    _inbox_template
--- 17264    list_messages
--- 17286  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
--- 17297    _resolve_function
--- 17353    _hire_template
--- 17375    register_handler
--- 17399    unregister_handler
--- 17418    _staff_template
--- 17439    list_handlers
--- 17475    _number_step
--- 17506    _order
--- 17522    step
--- 17556    _doze
--- 17573    sleep_for
--- 17594    sleep_until
--- 17617    await
--- 17651    receive
--- 17683    children
--- 17719  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
--- 17731    _crew
--- 17779    _steps_given
--- 17806    _claim_batch
--- 17849    _grip_template
--- 17865    _begin_pass
--- 17891    _read_error
--- 17920    _carry_out
--- 18000    _run_pass (procedure)
--- 18031    _step_call
--- 18059    _obey (procedure)
--- 18097    _begin_shift
--- 18134    _begin_round
--- 18154    _leave_round
--- 18189    _handler_of
--- 18203    _advance (procedure)
--- 18228    work (procedure)
--- 18279  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  599  00_install.sql
+--  647  01_version.sql: What the schema is, and its version
+--  654    version
+--  666  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  668    current_time
+--  687    _after
+--  702    _micros
+--  713  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  745    _random_bytes
+--  764    _make_uuidv7
+--  787    portable_uuidv7
+--  817    uuidv7_timestamp
+--  843    _task_id
+--  868    _run_id
+--  883    _run_task
+--  894    _run_number
+--  908  12_types.sql: The composite types that functions pass to each other
+--  913    _gap (type)
+--  921    _late (type)
+--  928    _timer (type)
+--  935    _tally (type)
+--  946    _picked (type)
+--  958    _spawn (type)
+--  983    _cron (type)
+--  997    _filter (type)
+-- 1012    job (type)
+-- 1028    _shift (type)
+-- 1075  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+-- 1077    _check_keys
+-- 1110    _number_option
+-- 1145    _integer_option
+-- 1161    _whole_option
+-- 1188    _text_option
+-- 1214    _flag_option
+-- 1236    _present
+-- 1247    _name_option
+-- 1264    _uuid_option
+-- 1291    _tags_option
+-- 1320    _check_name
+-- 1347    _check_seconds
+-- 1375    _check_isolation
+-- 1394    _buckets_option
+-- 1432    _check_policy
+-- 1482    _check_spawn
+-- 1529    _read_spawn_options
+-- 1606    _time_option
+-- 1627    _moment_option
+-- 1659    _read_time_options
+-- 1698    _unique_option
+-- 1752    _inherit
+-- 1782    _check_cancellation
+-- 1799  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1802    _check_retry_strategy
+-- 1840    _backoff
+-- 1893    _fraction
+-- 1904  20_tables.sql: Queues and the policy of each
+-- 1906    queues (table)
+-- 1939    grants (table)
+-- 1953    limits (table)
+-- 1974    pauses (table)
+-- 1986    starts (table)
+-- 2001    wanted (table)
+-- 2013    schedules (table)
+-- 2057    workflow_runs (table)
+-- 2084    workflow_tallies (table)
+-- 2104    handlers (table)
+-- 2120    secrets (table)
+-- 2131    versions (table)
+-- 2146    t_template (table)
+-- 2260    g_template (table)
+-- 2272    v_template (table)
+-- 2288    d_template (table)
+-- 2302    p0_template (table)
+-- 2315    p1_template (table)
+-- 2360    l_template (table)
+-- 2387    h_template (table)
+-- 2407    k0_template (table)
+-- 2420    k1_template (table)
+-- 2449    n0_template (table)
+-- 2460    n1_template (table)
+-- 2476    n_template (table)
+-- 2500    seq_template (sequence)
+-- 2501    ring_template (sequence)
+-- 2502    parked_template (sequence)
+-- 2503    woken_template (sequence)
+-- 2504    plan_template (sequence)
+-- 2505    fired_template (sequence)
+-- 2506    clock_template (sequence)
+-- 2507    carry_template (sequence)
+-- 2508    round_template (sequence)
+-- 2509    agenda_template (sequence)
+-- 2534    r_template (table)
+-- 2551    a_template (table)
+-- 2577    c_template (table)
+-- 2593    e_template (table)
+-- 2612    u_template (table)
+-- 2625    j_template (table)
+-- 2648    f_template (table)
+-- 2661    m_template (table)
+-- 2686    w_template (table)
+-- 2701  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2704    validate_queue_name
+-- 2746    _policy
+-- 2789    _call
+-- 2803    _template_ddl (view)
+-- 2888    _stamp
+-- 2900    _stamp_queues
+-- 2928    _stamp_relation
+-- 2968    _stamp_function
+-- 3001    _function
+-- 3013    _signature
+-- 3024    _leave_extension
+-- 3050    _lock_number
+-- 3060    _share_queue
+-- 3073    _may
+-- 3089    _each_queue
+-- 3111    _init_template
+-- 3142    _hush_template
+-- 3163    _beyond
+-- 3172    create_queue
+-- 3238    _refuse_busy
+-- 3255    _reach_queue
+-- 3271    drop_queue
+-- 3301    _drop_all
+-- 3358    list_queues
+-- 3382  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 3391    _push_template
+-- 3432    _fill
+-- 3452    _add0_template
+-- 3519    _back0_template
+-- 3537  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3542    _claim0_template
+-- 3614    _pick0_template
+-- 3697    _limits_template
+-- 3738    _move0_template
+-- 3800    _open_xids
+-- 3820    _next0_template
+-- 3849    _many0_template
+-- 3878    _stuck0_template
+-- 3916    _trim0_template
+-- 3957    _bring_template
+-- 3989    _take_template
+-- 4072    _known_template
+-- 4102    _paused_until
+-- 4115    claim_task
+-- 4176    _next_template
+-- 4218    _soon0_template
+-- 4276    next_due
+-- 4301  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 4314    _due0_template
+-- 4392    _last0_template
+-- 4417    _any0_template
+-- 4444    _miss0_template
+-- 4480    _pass0_template
+-- 4526    _fire_template
+-- 4587    _expire_template
+-- 4658    _timeout_reason
+-- 4677    _over_template
+-- 4699    _close_template
+-- 4729    _follow_template
+-- 4764  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4766    _segment_bytes
+-- 4787    _turn_template
+-- 4819    _turn0_template
+-- 4857    _spent0_template
+-- 4871    _dry0_template
+-- 4898    _left0_template
+-- 4929    _carry0_template
+-- 4973  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 4979    _remake_template
+-- 5037    _alive_template
+-- 5091    _home
+-- 5104    _settle_template
+-- 5126    rebuild_dispatch
+-- 5163    _recap_template
+-- 5194  35_tally.sql: The letter by which tallies know where a task stands
+-- 5196    _letter
+-- 5215    _letters
+-- 5227    _bound
+-- 5247    _tally_template
+-- 5272    _reckon_template
+-- 5299    _finish_template
+-- 5327    _moved_template
+-- 5358    _sum0_template
+-- 5394    _noted0_template
+-- 5429    _bank0_template
+-- 5449    _census_template
+-- 5471    _count_template
+-- 5493  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5503    _gate_number
+-- 5514    _enter_gate
+-- 5536    _limit_of
+-- 5554    _rule_template
+-- 5580    _reign_template
+-- 5594    _enrol_template
+-- 5621    _going_template
+-- 5637    _busy_template
+-- 5653    _everywhere_busy
+-- 5679    _closed_until
+-- 5699    _is_fresh
+-- 5714    _is_limited
+-- 5725    _started
+-- 5742    _left_over
+-- 5763    _slots_template
+-- 5813    _vacate_template
+-- 5876    _unbar_template
+-- 5905    _intake_template
+-- 5926    _sift0_template
+-- 6013    _line_template
+-- 6073    _keys_template
+-- 6127    _admit_template
+-- 6190    _spare_template
+-- 6212    _choose_template
+-- 6258    _named_template
+-- 6285    _weed_template
+-- 6321    _cull_template
+-- 6352    _seize_template
+-- 6427    _quit_template
+-- 6455    _occupy_template
+-- 6495    _chance_template
+-- 6525    _align_template
+-- 6570  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6573    _want_template
+-- 6607    _names_option
+-- 6642    _order_queues
+-- 6678    _remember_names
+-- 6698    claim_any
+-- 6775    _check_order
+-- 6792  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6797    _put_template
+-- 6868    _enlist_template
+-- 6911    _new_template
+-- 6971    _tag_template
+-- 6989    _room_template
+-- 7016    _shed_template
+-- 7058    _first0_template
+-- 7099    _once_template
+-- 7148    _begun_template
+-- 7162    _blocks
+-- 7189    _meet_template
+-- 7223    _swap_template
+-- 7284    _series_template
+-- 7321    _found_template
+-- 7378    _abide
+-- 7400    _queues_named
+-- 7431    _voucher
+-- 7444    _vouch
+-- 7461    _vouch_template
+-- 7477    _check_named
+-- 7505    _check_follows
+-- 7522    _revouch
+-- 7538    _check_spawner
+-- 7562    spawn_task
+-- 7630    spawn_tasks
+-- 7682    _read_task
+-- 7700  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7705    _hold_template
+-- 7727    _deny_template
+-- 7767    _own_template
+-- 7787    _done_template
+-- 7835    complete_run
+-- 7858    _flush_template
+-- 7941    _why_template
+-- 7964    _read_runs
+-- 8010    _explain_bad_run
+-- 8035    complete_runs
+-- 8060    _end_template
+-- 8109    _lost_template
+-- 8129    _file_template
+-- 8156    _blame_template
+-- 8178    _again_template
+-- 8218    _queue_template
+-- 8239    _fail_template
+-- 8257    fail_run
+-- 8281    _nap_template
+-- 8310    schedule_run
+-- 8340    _free_template
+-- 8388    release_run
+-- 8413    _keep_template
+-- 8439    extend_claim
+-- 8462  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 8467    _mark_template
+-- 8489    _note_template
+-- 8519    set_task_checkpoint_state
+-- 8554    _recall_template
+-- 8576    get_task_checkpoint_state
+-- 8600    _list_template
+-- 8629    get_task_checkpoint_states
+-- 8655  43_events.sql: Wait for an event, or learn how the wait ended
+-- 8662    _wait_template
+-- 8734    _park_template
+-- 8776    _check_event
+-- 8795    await_event
+-- 8832    _emit_template
+-- 8895    emit_event
+-- 8921    _read_event_cursor
+-- 8959    _meant_template
+-- 9012    _leaf_template
+-- 9065    _sought_template
+-- 9081    _news_template
+-- 9134    list_events
+-- 9192  44_control.sql: Read a task, or raise TG003
+-- 9194    _fetch_template
+-- 9221    _stop_template
+-- 9253    _act_template
+-- 9275    _halt_template
+-- 9291    cancel_task
+-- 9313    _rerun_template
+-- 9391    _forget_template
+-- 9428    _redo_template
+-- 9464    _renew_template
+-- 9500    retry_task
+-- 9550    _show_template
+-- 9598    get_task_result
+-- 9633  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 9640    _purge_template
+-- 9670    _erase_template
+-- 9724    _first_uuid
+-- 9743    _sweep_template
+-- 9783    _clean
+-- 9817    cleanup_tasks
+-- 9838    cleanup_events
+-- 9859    cleanup_all_queues
+-- 9894  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 9896    _cap_template
+-- 9925    _write_limit
+-- 9948    _read_limit
+-- 9997    _check_limit_keys
+-- 10019    set_limit
+-- 10074    _usage_template
+-- 10152    _overall_usage
+-- 10196    limit_usage
+-- 10229  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 10231    _pause_template
+-- 10252    _halve_template
+-- 10282    _check_only
+-- 10305    pause_queue
+-- 10341    resume_queue
+-- 10367    get_queue_policy
+-- 10391    set_queue_policy
+-- 10409    list_namespaces
+-- 10426  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 10429    _read_filter
+-- 10465    _states_option
+-- 10496    _read_cursor
+-- 10515    _check_limit
+-- 10539    _find_template
+-- 10591    _seek_template
+-- 10643    _page_template
+-- 10721    _ended_template
+-- 10758    _fit_template
+-- 10799    _live_template
+-- 10836    _hints_template
+-- 10859    _hints0_template
+-- 10901    _rows_template
+-- 10952    list_tasks
+-- 10999    _peek_template
+-- 11057    get_task
+-- 11113    _runs_template
+-- 11162    list_runs
+-- 11193    _past_template
+-- 11269    _since_template
+-- 11287    get_task_history
+-- 11307    _held_template
+-- 11339    list_workers
+-- 11378    _read_place
+-- 11397    _acts_template
+-- 11423    list_actions
+-- 11455  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 11457    _abort_template
+-- 11494    cancel_tasks
+-- 11531    _check_meant
+-- 11553    _limit_option
+-- 11566    _retake_template
+-- 11604    requeue_task
+-- 11629    _regain_template
+-- 11664    requeue_tasks
+-- 11703    list_dead_letters
+-- 11747    _replay_template
+-- 11788    replay_dead_letters
+-- 11828    _bury_template
+-- 11870    purge_dead_letters
+-- 11900  49_stats.sql: When the first task that is ready became so; null if none is
+-- 11902    _oldest_template
+-- 11946    _elder0_template
+-- 11982    _tenure_template
+-- 12007    _is_wanted
+-- 12024    _stat_template
+-- 12070    queue_stats
+-- 12125    _from
+-- 12139    _tardy_template
+-- 12170    _counters (view)
+-- 12194    _gauge_template
+-- 12248    _spans_template
+-- 12301    metrics
+-- 12339    _xmin_age
+-- 12358    prometheus
+-- 12417    _label_text
+-- 12440    _schedule_problems
+-- 12477    health
+-- 12533  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 12538    _tick_template
+-- 12563    _ticked (sequence)
+-- 12569    _set_ticked
+-- 12582    ticker
+-- 12629    ticker_loop (procedure)
+-- 12655  51_cron.sql: Whether pg_cron is installed in this database
+-- 12657    _has_cron
+-- 12667    _cron_has_seconds
+-- 12686    _plan_cron
+-- 12721    _work_option
+-- 12754    _explain_no_cron
+-- 12787    start
+-- 12824    _unschedule
+-- 12840    _is_ours
+-- 12850    _drop_job
+-- 12869    stop
+-- 12889    _maintain
+-- 12911    status
+-- 12950  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 12954    _rights (view)
+-- 13071    _allowed
+-- 13116    _grant
+-- 13135    _grant_again
+-- 13151    _grant_queue
+-- 13166    _check_grant
+-- 13199    grant_access
+-- 13235    revoke_access
+-- 13290  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 13292    _refuse_schedule
+-- 13309    _cron_value
+-- 13323    _cron_field
+-- 13384    _read_every
+-- 13406    _read_schedule
+-- 13481    _cron_time
+-- 13519    _cron_reading
+-- 13558    _clock
+-- 13567    _clock_reads
+-- 13603    _clock_set
+-- 13631    _cron_passing
+-- 13669    _cron_next
+-- 13709    _check_timezone
+-- 13738    next_fire_time
+-- 13774  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 13787    _planning_number
+-- 13797    _replan_template
+-- 13811    _agenda_template
+-- 13828    _future_template
+-- 13856    _strike_template
+-- 13912    _chime_template
+-- 13968    _undone_template
+-- 13987    _planned_after
+-- 14006    _due_times
+-- 14056    _spawn_scheduled
+-- 14101    _check_task_options
+-- 14131    _word_option
+-- 14153    _draw_schedule
+-- 14192    _schedule_options
+-- 14207    _miss_schedule
+-- 14223    _scheduled_in
+-- 14244    _grasp_template
+-- 14271    _enroll_template
+-- 14307    _redraw_template
+-- 14357    create_schedule
+-- 14401    _reform_template
+-- 14431    update_schedule
+-- 14463    _steer_template
+-- 14506    pause_schedule
+-- 14527    resume_schedule
+-- 14547    drop_schedule
+-- 14567    _launch_template
+-- 14599    trigger_schedule
+-- 14621    _diary_template
+-- 14657    get_schedule
+-- 14692    list_schedules
+-- 14734  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 14739    _links_option
+-- 14782    _read_link
+-- 14824    _trail_template
+-- 14871    _linked_template
+-- 14903    _ensue_template
+-- 14946    _undoings
+-- 14974    _undo_template
+-- 15015    _repent_template
+-- 15055    add_compensation
+-- 15095    _repeat_template
+-- 15125    _blank_template
+-- 15163    repeat_run
+-- 15189  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 15198    _brood_template
+-- 15228    _bind_template
+-- 15260    _read_child
+-- 15309    _child_queues
+-- 15335    _birth
+-- 15359    spawn_children
+-- 15444    _cancel_option
+-- 15467    _answer
+-- 15487    _report_template
+-- 15523    _tell_template
+-- 15538    _judge_template
+-- 15574    _ripe_template
+-- 15601    _gather_template
+-- 15666    _rally_template
+-- 15743    _crop_template
+-- 15794    _yield_template
+-- 15815    _dismiss
+-- 15836    _ditch_template
+-- 15881    _perish_template
+-- 15900    _orphan_template
+-- 15915    await_children
+-- 15972  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
+-- 15979    _refuse_run
+-- 15995    _read_run
+-- 16015    create_workflow_run
+-- 16073    update_workflow_run
+-- 16104    _is_own
+-- 16117    _flow_template
+-- 16150    _score_template
+-- 16187    _recorded_run
+-- 16198    _recorded_tallies
+-- 16210    _flows
+-- 16244    _survey
+-- 16300    get_workflow_run
+-- 16350    _is_alike
+-- 16365    _recorded_runs
+-- 16400    _status_option
+-- 16431    list_workflow_runs
+-- 16515    _member_template
+-- 16548    _members
+-- 16583    get_workflow_tree
+-- 16659    _used_template
+-- 16676    _needed_runs
+-- 16708    _merge_tallies
+-- 16731    cleanup_workflow_runs
+-- 16806  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
+-- 16810    _word
+-- 16824    _check_attributes
+-- 16861    _attributes_option
+-- 16878    _pinned_template
+-- 16897    _pin_template
+-- 16928    set_attributes
+-- 16957    _told_template
+-- 16970    get_attributes
+-- 16988  66_messages.sql: Messages: a mailbox per task
+-- 16995    _shut_template
+-- 17038    _post_template
+-- 17087    send_message
+-- 17128    _hear_template
+-- 17195    receive_message
+-- 17233    _unhear_template
+-- 17254    _tidy_template
+-- 17281    _inbox_template
+-- 17307    list_messages
+-- 17329  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
+-- 17340    _resolve_function
+-- 17396    _hire_template
+-- 17418    register_handler
+-- 17442    unregister_handler
+-- 17461    _staff_template
+-- 17482    list_handlers
+-- 17518    _number_step
+-- 17549    _order
+-- 17565    step
+-- 17599    _doze
+-- 17616    sleep_for
+-- 17637    sleep_until
+-- 17660    await
+-- 17694    receive
+-- 17726    children
+-- 17762  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
+-- 17774    _crew
+-- 17822    _steps_given
+-- 17849    _claim_batch
+-- 17892    _grip_template
+-- 17908    _begin_pass
+-- 17934    _read_error
+-- 17963    _carry_out
+-- 18043    _run_pass (procedure)
+-- 18074    _step_call
+-- 18102    _obey (procedure)
+-- 18140    _begin_shift
+-- 18177    _begin_round
+-- 18197    _leave_round
+-- 18232    _handler_of
+-- 18246    _advance (procedure)
+-- 18271    work (procedure)
+-- 18322  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -7126,7 +7128,7 @@ begin
   where t.task_id = v_held
   for no key update;
   if found and teguh._blocks(
-    p_spawn.uniqueness, v_task.state, v_task.attempt, v_task.created_at, v_now
+    p_spawn.uniqueness, v_task.state, teguh._begun_template(v_task), v_task.created_at, v_now
   ) then
     perform teguh._meet_template(v_task, p_spawn, v_now);
     return query select v_task.task_id, v_task.run_id, greatest(v_task.attempt, 1), false;
@@ -7142,11 +7144,25 @@ begin
 end;
 $$;
 
+-- Whether a task has begun.  One that was handed back has if it has done something before.
+create or replace function teguh._begun_template(p_task teguh.t_template)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return p_task.attempt > 0
+    or exists (select from teguh.c_template as c where c.task_id = p_task.task_id)
+    or exists (select from teguh.j_template as j where j.task_id = p_task.task_id);
+end;
+$$;
+
 -- Whether a task keeps another of the same key from being spawned.
 create or replace function teguh._blocks(
   p_unique     jsonb,
   p_state      text,
-  p_attempt    integer,
+  p_begun      boolean,
   p_created_at timestamptz,
   p_now        timestamptz
 )
@@ -7157,7 +7173,7 @@ create or replace function teguh._blocks(
 as $$
   select case
     when p_unique ->> 'on_conflict' in ('replace', 'debounce') then
-      p_attempt = 0 and p_state in ('pending', 'sleeping')
+      not p_begun and p_state in ('pending', 'sleeping')
     else
       coalesce(p_unique -> 'states', '["pending", "running", "sleeping"]') ? p_state
       or coalesce(
@@ -7561,22 +7577,25 @@ declare
   );
 begin
   if v_spawn.uniqueness is not null then
-    return query execute 'select * from teguh._once_' || p_queue_name || '($1)' using v_spawn;
+    execute 'select * from teguh._once_' || p_queue_name || '($1)'
+    into task_id, run_id, attempt, created
+    using v_spawn;
   elsif v_spawn.idempotency_key is not null then
-    return query execute 'select * from teguh._put_' || p_queue_name || '($1)'
+    execute 'select * from teguh._put_' || p_queue_name || '($1)'
+    into task_id, run_id, attempt, created
     using array[v_spawn];
   else
     execute 'select teguh._new_' || p_queue_name || '($1)' into task_id using v_spawn;
     run_id := teguh._run_id(task_id, 1);
     attempt := 1;
     created := true;
-    return next;
   end if;
+  return next;
 
   if v_spawn.priority is not null and not v_policy ? 'ruled' then
     execute 'select teguh._rule_' || p_queue_name || '(false)';
   end if;
-  if v_policy ? 'max_pending' then
+  if created and v_policy ? 'max_pending' then
     execute 'select teguh._room_' || p_queue_name || '($1)' using v_policy;
   end if;
 end;
@@ -7618,6 +7637,7 @@ declare
   v_policy jsonb := teguh._policy(p_queue_name);
   v_verb   text := 'put';
   v_spawns teguh._spawn[];
+  v_new    boolean := false;
 begin
   if jsonb_typeof(p_tasks) is distinct from 'array' then
     raise exception 'tasks must be a JSON array'
@@ -7636,15 +7656,19 @@ begin
   if exists (select from unnest(v_spawns) as s where s.uniqueness is not null) then
     v_verb := 'series';
   end if;
-  return query execute format('select * from teguh._%s_%s($1)', v_verb, p_queue_name)
-  using v_spawns;
+  for task_id, run_id, attempt, created in
+    execute format('select * from teguh._%s_%s($1)', v_verb, p_queue_name) using v_spawns
+  loop
+    v_new := v_new or created;
+    return next;
+  end loop;
 
   if not v_policy ? 'ruled' and exists (
     select from unnest(v_spawns) as s where s.priority is not null
   ) then
     execute 'select teguh._rule_' || p_queue_name || '(false)';
   end if;
-  if v_policy ? 'max_pending' then
+  if v_new and v_policy ? 'max_pending' then
     execute 'select teguh._room_' || p_queue_name || '($1)' using v_policy;
   end if;
 end;
@@ -8124,6 +8148,29 @@ begin
   from teguh.queues as q
   where q.queue_name = substr('_template', 2)
     and coalesce((q.policy ->> 'history')::boolean, true);
+end;
+$$;
+
+-- Why the current run of a task has failed; null if it has not.  Until then the task's row says
+-- why the last one that did has.
+create or replace function teguh._blame_template(p_task teguh.t_template)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return case
+    when p_task.state = 'failed' then p_task.failure_reason
+    else nullif(p_task.failure_reason, (
+      select r.failure_reason
+      from teguh.r_template as r
+      where r.task_id = p_task.task_id
+        and r.failure_reason is not null
+      order by r.run_id desc
+      limit 1
+    ))
+  end;
 end;
 $$;
 
@@ -9394,7 +9441,7 @@ declare
   v_number integer := teguh._run_number(p_task.run_id) + 1;
 begin
   perform teguh._file_template(
-    p_task, p_task.state, p_task.failure_reason, p_task.finished_at
+    p_task, p_task.state, teguh._blame_template(p_task), p_task.finished_at
   );
   perform teguh._again_template(
     p_task, v_number, p_task.failures, p_task.failure_reason, p_at, teguh.current_time()
@@ -11096,7 +11143,7 @@ begin
   ) as r
   order by r.run_id;
 
-  -- until the current run starts and ends, the task's row says what was true of the last one
+  -- until the current run starts, the task's row says what was true of the last one
   select r.* into v_last
   from teguh.r_template as r
   where r.task_id = p_task_id
@@ -11107,11 +11154,7 @@ begin
     v_task.run_id, teguh._run_number(v_task.run_id), v_task.state, v_task.attempt,
     v_task.claimed_by,
     case when v_task.attempt > coalesce(v_last.attempt, 0) then v_task.started_at end,
-    v_task.lease_expires_at, v_task.finished_at,
-    case
-      when v_task.state = 'failed' then v_task.failure_reason
-      else nullif(v_task.failure_reason, v_last.failure_reason)
-    end;
+    v_task.lease_expires_at, v_task.finished_at, teguh._blame_template(v_task);
 end;
 $$;
 

@@ -9,6 +9,7 @@ database once, by a role that is no superuser; each test gets a copy, which take
                      by default in public where the server has it
     TEGUH_INSTALL    how teguh gets there: fresh (default, through the driver), psql, upgraded (from
                      the oldest release), extension, extension-upgraded (alter extension update)
+    TEGUH_SQL        another teguh.sql than that of the checkout: tools/mutants.py
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
-TEGUH_SQL = ROOT / "sql" / "teguh.sql"
+TEGUH_SQL = Path(os.environ.get("TEGUH_SQL") or ROOT / "sql" / "teguh.sql")
 ABSURD_SQL = ROOT / "sql" / "compat" / "absurd.sql"
 PGTAP_SQL = ROOT / "pg_tap" / "vendor" / "pgtap.sql"
 PGCRYPTO_PLACES = ("public", "extensions", "absent")
@@ -137,8 +138,14 @@ class Cluster:
     @contextmanager
     def database(self, kind: str) -> Iterator[str]:
         """Yield the name of a fresh copy of a template database, dropped afterwards."""
+        with self.copy(self.template(kind)) as name:
+            yield name
+
+    @contextmanager
+    def copy(self, database: str) -> Iterator[str]:
+        """Yield the name of a copy of a database without sessions, dropped afterwards."""
         name = f"{self.prefix}_{next(self._numbers)}"
-        self.server.create_database(name, template=self.template(kind), owner=OWNER)
+        self.server.create_database(name, template=database, owner=OWNER)
         try:
             yield name
         finally:

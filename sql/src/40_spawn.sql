@@ -336,7 +336,7 @@ begin
   where t.task_id = v_held
   for no key update;
   if found and teguh._blocks(
-    p_spawn.uniqueness, v_task.state, v_task.attempt, v_task.created_at, v_now
+    p_spawn.uniqueness, v_task.state, teguh._begun_template(v_task), v_task.created_at, v_now
   ) then
     perform teguh._meet_template(v_task, p_spawn, v_now);
     return query select v_task.task_id, v_task.run_id, greatest(v_task.attempt, 1), false;
@@ -352,11 +352,25 @@ begin
 end;
 $$;
 
+-- Whether a task has begun.  One that was handed back has if it has done something before.
+create or replace function teguh._begun_template(p_task teguh.t_template)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return p_task.attempt > 0
+    or exists (select from teguh.c_template as c where c.task_id = p_task.task_id)
+    or exists (select from teguh.j_template as j where j.task_id = p_task.task_id);
+end;
+$$;
+
 -- Whether a task keeps another of the same key from being spawned.
 create or replace function teguh._blocks(
   p_unique     jsonb,
   p_state      text,
-  p_attempt    integer,
+  p_begun      boolean,
   p_created_at timestamptz,
   p_now        timestamptz
 )
@@ -367,7 +381,7 @@ create or replace function teguh._blocks(
 as $$
   select case
     when p_unique ->> 'on_conflict' in ('replace', 'debounce') then
-      p_attempt = 0 and p_state in ('pending', 'sleeping')
+      not p_begun and p_state in ('pending', 'sleeping')
     else
       coalesce(p_unique -> 'states', '["pending", "running", "sleeping"]') ? p_state
       or coalesce(
@@ -771,22 +785,25 @@ declare
   );
 begin
   if v_spawn.uniqueness is not null then
-    return query execute 'select * from teguh._once_' || p_queue_name || '($1)' using v_spawn;
+    execute 'select * from teguh._once_' || p_queue_name || '($1)'
+    into task_id, run_id, attempt, created
+    using v_spawn;
   elsif v_spawn.idempotency_key is not null then
-    return query execute 'select * from teguh._put_' || p_queue_name || '($1)'
+    execute 'select * from teguh._put_' || p_queue_name || '($1)'
+    into task_id, run_id, attempt, created
     using array[v_spawn];
   else
     execute 'select teguh._new_' || p_queue_name || '($1)' into task_id using v_spawn;
     run_id := teguh._run_id(task_id, 1);
     attempt := 1;
     created := true;
-    return next;
   end if;
+  return next;
 
   if v_spawn.priority is not null and not v_policy ? 'ruled' then
     execute 'select teguh._rule_' || p_queue_name || '(false)';
   end if;
-  if v_policy ? 'max_pending' then
+  if created and v_policy ? 'max_pending' then
     execute 'select teguh._room_' || p_queue_name || '($1)' using v_policy;
   end if;
 end;
@@ -828,6 +845,7 @@ declare
   v_policy jsonb := teguh._policy(p_queue_name);
   v_verb   text := 'put';
   v_spawns teguh._spawn[];
+  v_new    boolean := false;
 begin
   if jsonb_typeof(p_tasks) is distinct from 'array' then
     raise exception 'tasks must be a JSON array'
@@ -846,15 +864,19 @@ begin
   if exists (select from unnest(v_spawns) as s where s.uniqueness is not null) then
     v_verb := 'series';
   end if;
-  return query execute format('select * from teguh._%s_%s($1)', v_verb, p_queue_name)
-  using v_spawns;
+  for task_id, run_id, attempt, created in
+    execute format('select * from teguh._%s_%s($1)', v_verb, p_queue_name) using v_spawns
+  loop
+    v_new := v_new or created;
+    return next;
+  end loop;
 
   if not v_policy ? 'ruled' and exists (
     select from unnest(v_spawns) as s where s.priority is not null
   ) then
     execute 'select teguh._rule_' || p_queue_name || '(false)';
   end if;
-  if v_policy ? 'max_pending' then
+  if v_new and v_policy ? 'max_pending' then
     execute 'select teguh._room_' || p_queue_name || '($1)' using v_policy;
   end if;
 end;

@@ -451,6 +451,29 @@ begin
 end;
 $$;
 
+-- Why the current run of a task has failed; null if it has not.  Until then the task's row says
+-- why the last one that did has.
+create or replace function teguh._blame_template(p_task teguh.t_template)
+  returns jsonb
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return case
+    when p_task.state = 'failed' then p_task.failure_reason
+    else nullif(p_task.failure_reason, (
+      select r.failure_reason
+      from teguh.r_template as r
+      where r.task_id = p_task.task_id
+        and r.failure_reason is not null
+      order by r.run_id desc
+      limit 1
+    ))
+  end;
+end;
+$$;
+
 -- Begin the next run of a locked task: at once, or when p_at has come.
 create or replace function teguh._again_template(
   p_task     teguh.t_template,

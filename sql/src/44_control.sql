@@ -249,7 +249,7 @@ declare
   v_number integer := teguh._run_number(p_task.run_id) + 1;
 begin
   perform teguh._file_template(
-    p_task, p_task.state, p_task.failure_reason, p_task.finished_at
+    p_task, p_task.state, teguh._blame_template(p_task), p_task.finished_at
   );
   perform teguh._again_template(
     p_task, v_number, p_task.failures, p_task.failure_reason, p_at, teguh.current_time()

@@ -717,7 +717,7 @@ begin
   ) as r
   order by r.run_id;
 
-  -- until the current run starts and ends, the task's row says what was true of the last one
+  -- until the current run starts, the task's row says what was true of the last one
   select r.* into v_last
   from teguh.r_template as r
   where r.task_id = p_task_id
@@ -728,11 +728,7 @@ begin
     v_task.run_id, teguh._run_number(v_task.run_id), v_task.state, v_task.attempt,
     v_task.claimed_by,
     case when v_task.attempt > coalesce(v_last.attempt, 0) then v_task.started_at end,
-    v_task.lease_expires_at, v_task.finished_at,
-    case
-      when v_task.state = 'failed' then v_task.failure_reason
-      else nullif(v_task.failure_reason, v_last.failure_reason)
-    end;
+    v_task.lease_expires_at, v_task.finished_at, teguh._blame_template(v_task);
 end;
 $$;
 

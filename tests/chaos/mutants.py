@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Mutant:
-    """A function of the engine, what to replace in it, and the checks that must notice."""
+    """A function of the engine, what to replace in it, and the checks of a storm that notice."""
 
     function: str
     old: str
     new: str
-    noticed: tuple[str, ...]
+    noticed: tuple[str, ...] = ()
     rules: bool = False
 
 

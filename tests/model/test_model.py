@@ -8,15 +8,12 @@ A test that fails is shown with the fewest draws that still make it fail.
 from __future__ import annotations
 
 import json
-import os
-from contextlib import ExitStack
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -24,27 +21,15 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from psycopg.rows import DictRow, dict_row
 
+from tests.model.engine import SETTINGS, START, STEPS, Engine
 from tests.model.model import OVER, Model, Schedule, Spec, Task, Wait
 
 if TYPE_CHECKING:
+    from psycopg.rows import DictRow
+
     from tests.cluster import Cluster
 
-STEPS = int(os.environ.get("TEGUH_MODEL_STEPS") or 0)
-SETTINGS = settings(
-    derandomize=not STEPS,
-    max_examples=200 if STEPS else 30,
-    stateful_step_count=STEPS or 40,
-    deadline=None,
-    database=None,
-    phases=(Phase.generate, Phase.shrink),
-    print_blob=bool(STEPS),
-    report_multiple_bugs=False,
-    suppress_health_check=list(HealthCheck),
-)
-
-START = int(datetime(2031, 5, 1, 12, tzinfo=UTC).timestamp())
 QUEUES = ("a", "b")
 REASON = {"name": "Broken", "message": "it broke"}
 
@@ -73,29 +58,17 @@ TOPICS = ("x", "x", "x", "y")
 STEPS_OF_RUNS = ("one", "two")
 
 
-class Engine:
-    """The engine, in a database of its own; tasks go by the names that the model has for them."""
+class Composed(Engine):
+    """The engine; tasks go by the names that the model has for them."""
 
     def __init__(self, cluster: Cluster) -> None:
-        self.stack = ExitStack()
-        dsn = cluster.owner_dsn(self.stack.enter_context(cluster.database("teguh")))
-        self.connection = self.stack.enter_context(
-            psycopg.connect(dsn, autocommit=True, row_factory=dict_row)
-        )
+        super().__init__(cluster)
         self.names: dict[str, str] = {}
         self.runs: dict[str, Any] = {}
 
-    def call(self, function: str, *values: Any) -> list[DictRow]:
-        """Call a function; return its rows, with names instead of ids."""
-        marks = ", ".join("%s::jsonb" if isinstance(v, dict | list) else "%s" for v in values)
-        given = [json.dumps(v) if isinstance(v, dict | list) else v for v in values]
-        query = f"select * from teguh.{function}({marks})"
-        return self.connection.execute(query.encode(), given).fetchall()
-
     def tick(self, now: int) -> None:
         """Set the clock, and do what has come due."""
-        moment = datetime.fromtimestamp(now, UTC).isoformat()
-        self.connection.execute("select set_config('teguh.fake_now', %s, false)", [moment])
+        self.set_clock(now)
         for _ in range(20):
             if self.call("ticker")[0]["ticker"] == 0:
                 return
@@ -140,7 +113,7 @@ class Composition(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.engine = Engine(self.cluster)
+        self.engine = Composed(self.cluster)
         self.model = Model(START)
         self.count = 0
         self.engine.tick(START)
