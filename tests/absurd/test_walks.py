@@ -85,6 +85,8 @@ def plain(row: dict[str, Any]) -> dict[str, Any]:
     if row.get("state") == "failed":
         # gone when the failure cancelled the task
         row.pop("claim_expires_at", None)
+        if isinstance(row.get("failure_reason"), dict):
+            row["failure_reason"].pop("claimExpiredAt", None)
     if row.get("state") in ("running", *OVER):
         # what woke it stays after it was asked for
         row.pop("wake_event", None)

@@ -244,7 +244,7 @@ def test_a_claim_that_is_under_way_at_the_end_does_not_wait_on(dsn: str) -> None
     headers = {"Authorization": f"Bearer {SECRETS['worker']}"}
     blocked = """
         select count(*) from pg_stat_activity
-        where datname = current_database() and wait_event_type = 'Lock'
+        where datname = current_database() and wait_event_type = 'Lock' and query ~ 'claim_task'
     """
     with (
         process(dsn, 0, "--ticker-interval", "0") as serve,
