@@ -381,9 +381,8 @@ class Calls(RuleBasedStateMachine):
         in a queue that goes by rules, as "b" may.
         """
         qty = self.draw("how many", (1, 1, 2, 3, 100))
-        then = (
-            "0" if qty < 100 or self.chance("at first", 2) else "extract(epoch from now()) * 1000"
-        )
+        at_first = qty < 100 or "b" in queues or self.chance("at first", 2)
+        then = "0" if at_first else "extract(epoch from clock_timestamp()) * 1000"
         for queue in queues:
             self.engine.connection.execute(
                 f"select setval('teguh.fired_{queue}', ({then})::bigint)".encode()
