@@ -472,9 +472,11 @@ class Core:
         task.lease = least(until, after(self.now, task.o.get("timeout_seconds")))
         if task.first_started is None:
             task.first_started = self.now
-        if task.attempts == 1 and task.o.get("cancellation"):
-            longest = task.o["cancellation"].get("max_duration")
-            self.limit(task, least(task.expires, after(self.now, longest)))
+        if task.attempts == 1:
+            policy, deadline = task.o.get("cancellation"), task.deadline
+            if policy:
+                deadline = least(task.expires, after(self.now, policy.get("max_duration")))
+            self.limit(task, deadline)
         if task.wait:
             task.wait.asleep = False
 
