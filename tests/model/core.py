@@ -625,7 +625,7 @@ class Core:
         if retry_at is None:
             jitter = (task.o.get("retry_strategy") or {"jitter": 0.1}).get("jitter", 0)
             chance = self.fraction(f"{task.id}{task.failures}") if jitter else 0
-            retry_at = self.now + backoff(task) * (1 - jitter * chance)
+            retry_at = self.now + round(backoff(task) * (1 - jitter * chance) * 1e6) / 1e6
         if most is not None and task.failures >= most:
             self.lose(task, "failed")
         elif task.deadline is not None and retry_at >= task.deadline:

@@ -188,6 +188,8 @@ class Calls(RuleBasedStateMachine):
         self.engine.set_clock(START + NOW)
         self.engine.call("ticker")  # in a copy of a database the first one builds dispatch anew
         self.count = 0
+        # the options that spawns have in this example: a few, which then meet each other
+        self.theme: list[str] = []
 
     def teardown(self) -> None:
         """Drop the database."""
@@ -320,8 +322,10 @@ class Calls(RuleBasedStateMachine):
 
     def some_options(self, queue: str) -> dict[str, Any]:
         """Options of a spawn; times are seconds from now."""
-        known = [o for o in OPTIONS if queue == "b" or o != "priority"]
-        chosen = [self.draw("option", known) for _ in range(self.draw("options", range(5)))]
+        if not self.theme:
+            self.theme = [self.draw("theme", OPTIONS) for _ in range(5)]
+        known = [o for o in self.theme if queue == "b" or o != "priority"] or ["tags"]
+        chosen = [self.draw("option", known) for _ in range(self.draw("options", range(4)))]
         options = {o: self.draw(o, OPTIONS[o]) for o in chosen}
         for at in ("available_at", "deadline_at"):
             if at in options:
