@@ -142,8 +142,8 @@ def test_a_strangers_advisory_lock_makes_tickers_pass_a_queue_over(
 ) -> None:
     """PostgreSQL has no rights on them: the page says so."""
     conn.execute("select teguh.create_queue('q')")
-    conn.execute("select teguh.spawn_task('q', 't', '{}', '{\"delay_seconds\": 0.001}')")
-    conn.execute("select pg_sleep(0.01)")
+    conn.execute("select teguh.spawn_task('q', 't', '{}', '{\"delay_seconds\": 0.2}')")
+    conn.execute("select pg_sleep(0.25)")
     with psycopg.connect(guest_dsn, autocommit=True) as stranger:
         stranger.execute("select pg_advisory_lock(hashtextextended('teguh.queue_q', 0))")
         assert conn.execute("select teguh.ticker('q')").fetchall() == [(0,)]
