@@ -257,344 +257,344 @@
 -- 7444    _vouch
 -- 7461    _vouch_template
 -- 7477    _check_named
--- 7505    _check_follows
--- 7522    _revouch
--- 7538    _check_spawner
--- 7562    spawn_task
--- 7630    spawn_tasks
--- 7682    _read_task
--- 7700  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7705    _hold_template
--- 7727    _deny_template
--- 7767    _own_template
--- 7787    _done_template
--- 7835    complete_run
--- 7858    _flush_template
--- 7941    _why_template
--- 7964    _read_runs
--- 8010    _explain_bad_run
--- 8035    complete_runs
--- 8060    _end_template
--- 8109    _lost_template
--- 8129    _file_template
--- 8156    _blame_template
--- 8178    _again_template
--- 8218    _queue_template
--- 8239    _fail_template
--- 8257    fail_run
--- 8281    _nap_template
--- 8310    schedule_run
--- 8340    _free_template
--- 8388    release_run
--- 8413    _keep_template
--- 8439    extend_claim
--- 8462  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 8467    _mark_template
--- 8489    _note_template
--- 8519    set_task_checkpoint_state
--- 8554    _recall_template
--- 8576    get_task_checkpoint_state
--- 8600    _list_template
--- 8629    get_task_checkpoint_states
--- 8655  43_events.sql: Wait for an event, or learn how the wait ended
--- 8662    _wait_template
--- 8734    _park_template
--- 8776    _check_event
--- 8795    await_event
--- 8832    _emit_template
--- 8895    emit_event
--- 8921    _read_event_cursor
--- 8959    _meant_template
--- 9012    _leaf_template
--- 9065    _sought_template
--- 9081    _news_template
--- 9134    list_events
--- 9192  44_control.sql: Read a task, or raise TG003
--- 9194    _fetch_template
--- 9221    _stop_template
--- 9253    _act_template
--- 9275    _halt_template
--- 9291    cancel_task
--- 9313    _rerun_template
--- 9391    _forget_template
--- 9428    _redo_template
--- 9464    _renew_template
--- 9500    retry_task
--- 9550    _show_template
--- 9598    get_task_result
--- 9633  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 9640    _purge_template
--- 9670    _erase_template
--- 9724    _first_uuid
--- 9743    _sweep_template
--- 9783    _clean
--- 9817    cleanup_tasks
--- 9838    cleanup_events
--- 9859    cleanup_all_queues
--- 9894  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 9896    _cap_template
--- 9925    _write_limit
--- 9948    _read_limit
--- 9997    _check_limit_keys
--- 10019    set_limit
--- 10074    _usage_template
--- 10152    _overall_usage
--- 10196    limit_usage
--- 10229  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 10231    _pause_template
--- 10252    _halve_template
--- 10282    _check_only
--- 10305    pause_queue
--- 10341    resume_queue
--- 10367    get_queue_policy
--- 10391    set_queue_policy
--- 10409    list_namespaces
--- 10426  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 10429    _read_filter
--- 10465    _states_option
--- 10496    _read_cursor
--- 10515    _check_limit
--- 10539    _find_template
--- 10591    _seek_template
--- 10643    _page_template
--- 10721    _ended_template
--- 10758    _fit_template
--- 10799    _live_template
--- 10836    _hints_template
--- 10859    _hints0_template
--- 10901    _rows_template
--- 10952    list_tasks
--- 10999    _peek_template
--- 11057    get_task
--- 11113    _runs_template
--- 11162    list_runs
--- 11193    _past_template
--- 11269    _since_template
--- 11287    get_task_history
--- 11307    _held_template
--- 11339    list_workers
--- 11378    _read_place
--- 11397    _acts_template
--- 11423    list_actions
--- 11455  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 11457    _abort_template
--- 11494    cancel_tasks
--- 11531    _check_meant
--- 11553    _limit_option
--- 11566    _retake_template
--- 11604    requeue_task
--- 11629    _regain_template
--- 11664    requeue_tasks
--- 11703    list_dead_letters
--- 11747    _replay_template
--- 11788    replay_dead_letters
--- 11828    _bury_template
--- 11870    purge_dead_letters
--- 11900  49_stats.sql: When the first task that is ready became so; null if none is
--- 11902    _oldest_template
--- 11946    _elder0_template
--- 11982    _tenure_template
--- 12007    _is_wanted
--- 12024    _stat_template
--- 12070    queue_stats
--- 12125    _from
--- 12139    _tardy_template
--- 12170    _counters (view)
--- 12194    _gauge_template
--- 12248    _spans_template
--- 12301    metrics
--- 12339    _xmin_age
--- 12358    prometheus
--- 12417    _label_text
--- 12440    _schedule_problems
--- 12477    health
--- 12533  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 12538    _tick_template
--- 12563    _ticked (sequence)
--- 12569    _set_ticked
--- 12582    ticker
--- 12629    ticker_loop (procedure)
--- 12655  51_cron.sql: Whether pg_cron is installed in this database
--- 12657    _has_cron
--- 12667    _cron_has_seconds
--- 12686    _plan_cron
--- 12721    _work_option
--- 12754    _explain_no_cron
--- 12787    start
--- 12824    _unschedule
--- 12840    _is_ours
--- 12850    _drop_job
--- 12869    stop
--- 12889    _maintain
--- 12911    status
--- 12950  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 12954    _rights (view)
--- 13071    _allowed
--- 13116    _grant
--- 13135    _grant_again
--- 13151    _grant_queue
--- 13166    _check_grant
--- 13199    grant_access
--- 13235    revoke_access
--- 13290  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 13292    _refuse_schedule
--- 13309    _cron_value
--- 13323    _cron_field
--- 13384    _read_every
--- 13406    _read_schedule
--- 13481    _cron_time
--- 13519    _cron_reading
--- 13558    _clock
--- 13567    _clock_reads
--- 13603    _clock_set
--- 13631    _cron_passing
--- 13669    _cron_next
--- 13709    _check_timezone
--- 13738    next_fire_time
--- 13774  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 13787    _planning_number
--- 13797    _replan_template
--- 13811    _agenda_template
--- 13828    _future_template
--- 13856    _strike_template
--- 13912    _chime_template
--- 13968    _undone_template
--- 13987    _planned_after
--- 14006    _due_times
--- 14056    _spawn_scheduled
--- 14101    _check_task_options
--- 14131    _word_option
--- 14153    _draw_schedule
--- 14192    _schedule_options
--- 14207    _miss_schedule
--- 14223    _scheduled_in
--- 14244    _grasp_template
--- 14271    _enroll_template
--- 14307    _redraw_template
--- 14357    create_schedule
--- 14401    _reform_template
--- 14431    update_schedule
--- 14463    _steer_template
--- 14506    pause_schedule
--- 14527    resume_schedule
--- 14547    drop_schedule
--- 14567    _launch_template
--- 14599    trigger_schedule
--- 14621    _diary_template
--- 14657    get_schedule
--- 14692    list_schedules
--- 14734  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 14739    _links_option
--- 14782    _read_link
--- 14824    _trail_template
--- 14871    _linked_template
--- 14903    _ensue_template
--- 14946    _undoings
--- 14974    _undo_template
--- 15015    _repent_template
--- 15055    add_compensation
--- 15095    _repeat_template
--- 15125    _blank_template
--- 15163    repeat_run
--- 15189  63_children.sql: Children: tasks that a step spawns and may wait for
--- 15198    _brood_template
--- 15228    _bind_template
--- 15260    _read_child
--- 15309    _child_queues
--- 15335    _birth
--- 15359    spawn_children
--- 15444    _cancel_option
--- 15467    _answer
--- 15487    _report_template
--- 15523    _tell_template
--- 15538    _judge_template
--- 15574    _ripe_template
--- 15601    _gather_template
--- 15666    _rally_template
--- 15743    _crop_template
--- 15794    _yield_template
--- 15815    _dismiss
--- 15836    _ditch_template
--- 15881    _perish_template
--- 15900    _orphan_template
--- 15915    await_children
--- 15972  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
--- 15979    _refuse_run
--- 15995    _read_run
--- 16015    create_workflow_run
--- 16073    update_workflow_run
--- 16104    _is_own
--- 16117    _flow_template
--- 16150    _score_template
--- 16187    _recorded_run
--- 16198    _recorded_tallies
--- 16210    _flows
--- 16244    _survey
--- 16300    get_workflow_run
--- 16350    _is_alike
--- 16365    _recorded_runs
--- 16400    _status_option
--- 16431    list_workflow_runs
--- 16515    _member_template
--- 16548    _members
--- 16583    get_workflow_tree
--- 16659    _used_template
--- 16676    _needed_runs
--- 16708    _merge_tallies
--- 16731    cleanup_workflow_runs
--- 16806  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
--- 16810    _word
--- 16824    _check_attributes
--- 16861    _attributes_option
--- 16878    _pinned_template
--- 16897    _pin_template
--- 16928    set_attributes
--- 16957    _told_template
--- 16970    get_attributes
--- 16988  66_messages.sql: Messages: a mailbox per task
--- 16995    _shut_template
--- 17038    _post_template
--- 17087    send_message
--- 17128    _hear_template
--- 17195    receive_message
--- 17233    _unhear_template
--- 17254    _tidy_template
--- 17281    _inbox_template
--- 17307    list_messages
--- 17329  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
--- 17340    _resolve_function
--- 17396    _hire_template
--- 17418    register_handler
--- 17442    unregister_handler
--- 17461    _staff_template
--- 17482    list_handlers
--- 17518    _number_step
--- 17549    _order
--- 17565    step
--- 17599    _doze
--- 17616    sleep_for
--- 17637    sleep_until
--- 17660    await
--- 17694    receive
--- 17726    children
--- 17762  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
--- 17774    _crew
--- 17822    _steps_given
--- 17849    _claim_batch
--- 17892    _grip_template
--- 17908    _begin_pass
--- 17934    _read_error
--- 17963    _carry_out
--- 18043    _run_pass (procedure)
--- 18074    _step_call
--- 18102    _obey (procedure)
--- 18140    _begin_shift
--- 18177    _begin_round
--- 18197    _leave_round
--- 18232    _handler_of
--- 18246    _advance (procedure)
--- 18271    work (procedure)
--- 18322  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 7503    _check_follows
+-- 7520    _revouch
+-- 7536    _check_spawner
+-- 7560    spawn_task
+-- 7628    spawn_tasks
+-- 7680    _read_task
+-- 7698  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7703    _hold_template
+-- 7725    _deny_template
+-- 7765    _own_template
+-- 7785    _done_template
+-- 7833    complete_run
+-- 7856    _flush_template
+-- 7939    _why_template
+-- 7962    _read_runs
+-- 8008    _explain_bad_run
+-- 8033    complete_runs
+-- 8058    _end_template
+-- 8107    _lost_template
+-- 8127    _file_template
+-- 8154    _blame_template
+-- 8176    _again_template
+-- 8216    _queue_template
+-- 8237    _fail_template
+-- 8255    fail_run
+-- 8279    _nap_template
+-- 8308    schedule_run
+-- 8338    _free_template
+-- 8386    release_run
+-- 8411    _keep_template
+-- 8437    extend_claim
+-- 8460  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 8465    _mark_template
+-- 8487    _note_template
+-- 8517    set_task_checkpoint_state
+-- 8552    _recall_template
+-- 8574    get_task_checkpoint_state
+-- 8598    _list_template
+-- 8627    get_task_checkpoint_states
+-- 8653  43_events.sql: Wait for an event, or learn how the wait ended
+-- 8660    _wait_template
+-- 8732    _park_template
+-- 8774    _check_event
+-- 8793    await_event
+-- 8830    _emit_template
+-- 8893    emit_event
+-- 8919    _read_event_cursor
+-- 8957    _meant_template
+-- 9010    _leaf_template
+-- 9063    _sought_template
+-- 9079    _news_template
+-- 9132    list_events
+-- 9190  44_control.sql: Read a task, or raise TG003
+-- 9192    _fetch_template
+-- 9219    _stop_template
+-- 9251    _act_template
+-- 9273    _halt_template
+-- 9289    cancel_task
+-- 9311    _rerun_template
+-- 9389    _forget_template
+-- 9426    _redo_template
+-- 9462    _renew_template
+-- 9498    retry_task
+-- 9548    _show_template
+-- 9596    get_task_result
+-- 9631  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 9638    _purge_template
+-- 9668    _erase_template
+-- 9722    _first_uuid
+-- 9741    _sweep_template
+-- 9781    _clean
+-- 9815    cleanup_tasks
+-- 9836    cleanup_events
+-- 9857    cleanup_all_queues
+-- 9892  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 9894    _cap_template
+-- 9923    _write_limit
+-- 9946    _read_limit
+-- 9995    _check_limit_keys
+-- 10017    set_limit
+-- 10072    _usage_template
+-- 10150    _overall_usage
+-- 10194    limit_usage
+-- 10227  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 10229    _pause_template
+-- 10250    _halve_template
+-- 10280    _check_only
+-- 10303    pause_queue
+-- 10339    resume_queue
+-- 10365    get_queue_policy
+-- 10389    set_queue_policy
+-- 10407    list_namespaces
+-- 10424  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 10427    _read_filter
+-- 10463    _states_option
+-- 10494    _read_cursor
+-- 10513    _check_limit
+-- 10537    _find_template
+-- 10589    _seek_template
+-- 10641    _page_template
+-- 10719    _ended_template
+-- 10756    _fit_template
+-- 10797    _live_template
+-- 10834    _hints_template
+-- 10857    _hints0_template
+-- 10899    _rows_template
+-- 10950    list_tasks
+-- 10997    _peek_template
+-- 11055    get_task
+-- 11111    _runs_template
+-- 11160    list_runs
+-- 11191    _past_template
+-- 11267    _since_template
+-- 11285    get_task_history
+-- 11305    _held_template
+-- 11337    list_workers
+-- 11376    _read_place
+-- 11395    _acts_template
+-- 11421    list_actions
+-- 11453  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 11455    _abort_template
+-- 11492    cancel_tasks
+-- 11529    _check_meant
+-- 11551    _limit_option
+-- 11564    _retake_template
+-- 11602    requeue_task
+-- 11627    _regain_template
+-- 11662    requeue_tasks
+-- 11701    list_dead_letters
+-- 11745    _replay_template
+-- 11786    replay_dead_letters
+-- 11826    _bury_template
+-- 11868    purge_dead_letters
+-- 11898  49_stats.sql: When the first task that is ready became so; null if none is
+-- 11900    _oldest_template
+-- 11944    _elder0_template
+-- 11980    _tenure_template
+-- 12005    _is_wanted
+-- 12022    _stat_template
+-- 12068    queue_stats
+-- 12123    _from
+-- 12137    _tardy_template
+-- 12168    _counters (view)
+-- 12192    _gauge_template
+-- 12246    _spans_template
+-- 12299    metrics
+-- 12337    _xmin_age
+-- 12356    prometheus
+-- 12415    _label_text
+-- 12438    _schedule_problems
+-- 12475    health
+-- 12531  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 12536    _tick_template
+-- 12561    _ticked (sequence)
+-- 12567    _set_ticked
+-- 12580    ticker
+-- 12627    ticker_loop (procedure)
+-- 12653  51_cron.sql: Whether pg_cron is installed in this database
+-- 12655    _has_cron
+-- 12665    _cron_has_seconds
+-- 12684    _plan_cron
+-- 12719    _work_option
+-- 12752    _explain_no_cron
+-- 12785    start
+-- 12822    _unschedule
+-- 12838    _is_ours
+-- 12848    _drop_job
+-- 12867    stop
+-- 12887    _maintain
+-- 12909    status
+-- 12948  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 12952    _rights (view)
+-- 13069    _allowed
+-- 13114    _grant
+-- 13133    _grant_again
+-- 13149    _grant_queue
+-- 13164    _check_grant
+-- 13197    grant_access
+-- 13233    revoke_access
+-- 13288  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 13290    _refuse_schedule
+-- 13307    _cron_value
+-- 13321    _cron_field
+-- 13382    _read_every
+-- 13404    _read_schedule
+-- 13479    _cron_time
+-- 13517    _cron_reading
+-- 13556    _clock
+-- 13565    _clock_reads
+-- 13601    _clock_set
+-- 13629    _cron_passing
+-- 13667    _cron_next
+-- 13707    _check_timezone
+-- 13736    next_fire_time
+-- 13772  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 13785    _planning_number
+-- 13795    _replan_template
+-- 13809    _agenda_template
+-- 13826    _future_template
+-- 13854    _strike_template
+-- 13910    _chime_template
+-- 13966    _undone_template
+-- 13985    _planned_after
+-- 14004    _due_times
+-- 14054    _spawn_scheduled
+-- 14099    _check_task_options
+-- 14129    _word_option
+-- 14151    _draw_schedule
+-- 14190    _schedule_options
+-- 14205    _miss_schedule
+-- 14221    _scheduled_in
+-- 14242    _grasp_template
+-- 14269    _enroll_template
+-- 14305    _redraw_template
+-- 14355    create_schedule
+-- 14399    _reform_template
+-- 14429    update_schedule
+-- 14461    _steer_template
+-- 14504    pause_schedule
+-- 14525    resume_schedule
+-- 14545    drop_schedule
+-- 14565    _launch_template
+-- 14597    trigger_schedule
+-- 14619    _diary_template
+-- 14655    get_schedule
+-- 14690    list_schedules
+-- 14732  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 14737    _links_option
+-- 14780    _read_link
+-- 14822    _trail_template
+-- 14869    _linked_template
+-- 14901    _ensue_template
+-- 14944    _undoings
+-- 14972    _undo_template
+-- 15013    _repent_template
+-- 15053    add_compensation
+-- 15093    _repeat_template
+-- 15123    _blank_template
+-- 15161    repeat_run
+-- 15187  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 15196    _brood_template
+-- 15226    _bind_template
+-- 15258    _read_child
+-- 15307    _child_queues
+-- 15333    _birth
+-- 15357    spawn_children
+-- 15442    _cancel_option
+-- 15465    _answer
+-- 15485    _report_template
+-- 15521    _tell_template
+-- 15536    _judge_template
+-- 15572    _ripe_template
+-- 15599    _gather_template
+-- 15664    _rally_template
+-- 15741    _crop_template
+-- 15792    _yield_template
+-- 15813    _dismiss
+-- 15834    _ditch_template
+-- 15879    _perish_template
+-- 15898    _orphan_template
+-- 15913    await_children
+-- 15970  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
+-- 15977    _refuse_run
+-- 15993    _read_run
+-- 16013    create_workflow_run
+-- 16071    update_workflow_run
+-- 16102    _is_own
+-- 16115    _flow_template
+-- 16148    _score_template
+-- 16185    _recorded_run
+-- 16196    _recorded_tallies
+-- 16208    _flows
+-- 16242    _survey
+-- 16298    get_workflow_run
+-- 16348    _is_alike
+-- 16363    _recorded_runs
+-- 16398    _status_option
+-- 16429    list_workflow_runs
+-- 16513    _member_template
+-- 16546    _members
+-- 16581    get_workflow_tree
+-- 16657    _used_template
+-- 16674    _needed_runs
+-- 16706    _merge_tallies
+-- 16729    cleanup_workflow_runs
+-- 16804  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
+-- 16808    _word
+-- 16822    _check_attributes
+-- 16859    _attributes_option
+-- 16876    _pinned_template
+-- 16895    _pin_template
+-- 16926    set_attributes
+-- 16955    _told_template
+-- 16968    get_attributes
+-- 16986  66_messages.sql: Messages: a mailbox per task
+-- 16993    _shut_template
+-- 17036    _post_template
+-- 17085    send_message
+-- 17126    _hear_template
+-- 17193    receive_message
+-- 17231    _unhear_template
+-- 17252    _tidy_template
+-- 17279    _inbox_template
+-- 17305    list_messages
+-- 17327  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
+-- 17338    _resolve_function
+-- 17394    _hire_template
+-- 17416    register_handler
+-- 17440    unregister_handler
+-- 17459    _staff_template
+-- 17480    list_handlers
+-- 17516    _number_step
+-- 17547    _order
+-- 17563    step
+-- 17597    _doze
+-- 17614    sleep_for
+-- 17635    sleep_until
+-- 17658    await
+-- 17692    receive
+-- 17724    children
+-- 17760  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
+-- 17772    _crew
+-- 17820    _steps_given
+-- 17847    _claim_batch
+-- 17890    _grip_template
+-- 17906    _begin_pass
+-- 17932    _read_error
+-- 17961    _carry_out
+-- 18041    _run_pass (procedure)
+-- 18072    _step_call
+-- 18100    _obey (procedure)
+-- 18138    _begin_shift
+-- 18175    _begin_round
+-- 18195    _leave_round
+-- 18230    _handler_of
+-- 18244    _advance (procedure)
+-- 18269    work (procedure)
+-- 18320  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -7427,7 +7427,7 @@ as $$
 $$;
 
 -- What proves that this transaction may name a queue.  Only the owner of teguh, and its functions,
--- can read what it is made of.
+-- can read what it is made of.  Without a secret, in a copy of the schema alone, it proves nothing.
 create or replace function teguh._voucher(p_queue_name text)
   returns text
   language sql
@@ -7485,9 +7485,7 @@ declare
     select u.name
     from unnest(p_names) as u(name)
     where u.name <> p_queue_name
-      and strpos(
-        coalesce(current_setting('teguh.vouched', true), ''), teguh._voucher(u.name)
-      ) = 0
+      and strpos(current_setting('teguh.vouched', true), teguh._voucher(u.name)) > 0 is not true
     limit 1
   );
 begin

@@ -7034,7 +7034,7 @@ as $$
 $$;
 
 -- What proves that this transaction may name a queue.  Only the owner of teguh, and its functions,
--- can read what it is made of.
+-- can read what it is made of.  Without a secret, in a copy of the schema alone, it proves nothing.
 create or replace function teguh._voucher(p_queue_name text)
   returns text
   language sql
@@ -7092,9 +7092,7 @@ declare
     select u.name
     from unnest(p_names) as u(name)
     where u.name <> p_queue_name
-      and strpos(
-        coalesce(current_setting('teguh.vouched', true), ''), teguh._voucher(u.name)
-      ) = 0
+      and strpos(current_setting('teguh.vouched', true), teguh._voucher(u.name)) > 0 is not true
     limit 1
   );
 begin

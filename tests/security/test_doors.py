@@ -115,6 +115,14 @@ def test_vouching_is_for_those_who_may_spawn_there_and_for_one_transaction(
     )
 
 
+def test_without_a_secret_nobody_can_vouch(conn: Connection, guest: Connection) -> None:
+    del guest
+    options = json.dumps({"on_failure": FOLLOW})
+    conn.execute("select teguh.spawn_task('own', 't', '{}', %s)", (options,))
+    conn.execute("delete from teguh.secrets")
+    refused(conn, "select teguh.spawn_task('own', 't', '{}', %s)", options)
+
+
 def test_what_was_stored_with_the_right_goes_on_without_it(
     conn: Connection, guest: Connection
 ) -> None:
