@@ -17,6 +17,7 @@ Conn = psycopg.Connection[tuple[Any, ...]]
 QUEUE = "storm"
 INSIDE = "inside"  # whose handlers are SQL functions
 SEGMENT_BYTES = 65536
+CLOCK_OFF = 1.5  # seconds that clocks are wrong, at most
 
 # How pg_stat_activity tells those who may be shot at from those who watch.
 TARGET = "chaos target"
@@ -28,6 +29,12 @@ from teguh.send_message(
   %(queue)s, %(task)s, %(topic)s, to_jsonb(%(payload)s::text),
   jsonb_build_object('idempotency_key', %(key)s::text)) as s
 where s.created
+"""
+
+WRONG_CLOCK = """
+select set_config(
+  'teguh.fake_now', (clock_timestamp() + %s * interval '1 second')::text, false
+)
 """
 
 # The connection was cut, or the server is on its way down or up.
@@ -72,8 +79,12 @@ def act(
     *,
     until: Callable[[], bool],
     report: Callable[[str], None],
+    clock_off: float = 0,
 ) -> None:
-    """Call `body` again and again, over broken connections; report every other error."""
+    """Call `body` again and again, over broken connections; report every other error.
+
+    Now and then the clock is wrong during a call, by up to `clock_off` seconds.
+    """
     rng = Random(f"{seed}/{name}")
     options = f"-c teguh.segment_bytes={SEGMENT_BYTES}"
     while not until():
@@ -82,7 +93,12 @@ def act(
                 dsn, autocommit=True, application_name=TARGET, options=options, connect_timeout=5
             ) as connection:
                 while not until():
-                    body(connection, rng)
+                    if clock_off and rng.random() < 0.1:
+                        connection.execute(WRONG_CLOCK, (rng.uniform(-clock_off, clock_off),))
+                        body(connection, rng)
+                        connection.execute("reset teguh.fake_now")
+                    else:
+                        body(connection, rng)
         except psycopg.Error as error:
             if not is_cut(error):
                 report(f"{name}: {error.sqlstate} {error}")

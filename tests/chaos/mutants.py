@@ -70,7 +70,10 @@ MUTANTS = {
         "perform pg_advisory_xact_lock(v_number);",
         "",
         # more ran than may, or they met in a deadlock
-        ("an error reached a caller: more than the limit ran", "an error reached a caller: worker"),
+        tuple(
+            f"an error reached a caller: {error}"
+            for error in ("more than the limit ran", "worker", "verdict")
+        ),
         rules=True,
     ),
 }

@@ -1,8 +1,8 @@
 """The storm: everybody works on one queue, everything breaks, then it calms down.
 
 Spawners, emitters, cancellers and a ticker are threads of this process; the workers are processes
-that are killed with SIGKILL. Sessions are terminated at random, the server is killed in the
-middle, and all the while an old snapshot and an idle writer are held open.
+that are killed with SIGKILL. Sessions are terminated at random, clocks are wrong now and then, the
+server is killed over and over, and all the while an old snapshot and an idle writer are held open.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from uuid import UUID
 import psycopg
 from psycopg import IsolationLevel
 
-from tests.chaos.actors import INSIDE, QUEUE, TARGET, Conn, act, send
+from tests.chaos.actors import CLOCK_OFF, INSIDE, QUEUE, TARGET, Conn, act, send
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,7 +67,7 @@ class Storm:
         server: Server | None = None,
         rules: bool = False,
     ) -> None:
-        """`server`, if given, is killed in the middle; `log` takes the workers' errors.
+        """`server`, if given, is killed each minute, or once; `log` takes the workers' errors.
 
         `rules`: tasks have keys, which are limited, and priorities.
         """
@@ -123,10 +123,12 @@ class Storm:
             threads = self._start()
             for _ in range(PROCESSES):
                 self._add_worker("storm")
-            time.sleep(seconds / 2)
-            if self.server is not None:
-                self._crash(self.server)
-            time.sleep(seconds / 2)
+            crashes = max(1, round(seconds / 60))
+            for _ in range(crashes):
+                time.sleep(seconds / (crashes + 1))
+                if self.server is not None:
+                    self._crash(self.server)
+            time.sleep(seconds / (crashes + 1))
             self._over.set()
             for thread in threads:
                 thread.join()
@@ -148,10 +150,12 @@ class Storm:
             *((f"builder {n}", self._build) for n in range(2)),
             *([("watcher", self._watch)] if self.rules else []),
         ]
-        stormy = [self._thread(name, body, self._over) for name, body in bodies]
+        stormy = [
+            self._thread(name, body, self._over, clock_off=CLOCK_OFF) for name, body in bodies
+        ]
         stormy.append(threading.Thread(target=self._shoot))
         tireless = [
-            self._thread("ticker", self._tick, self._ended),
+            self._thread("ticker", self._tick, self._ended, clock_off=CLOCK_OFF),
             *(
                 self._thread(f"insider {n}", self._work_inside, self._ended)
                 for n in range(INSIDERS)
@@ -163,12 +167,20 @@ class Storm:
         return stormy
 
     def _thread(
-        self, name: str, body: Callable[[Conn, Random], None], until: threading.Event
+        self,
+        name: str,
+        body: Callable[[Conn, Random], None],
+        until: threading.Event,
+        clock_off: float = 0,
     ) -> threading.Thread:
         return threading.Thread(
             target=act,
             args=(self.dsn, name, self.seed, body),
-            kwargs={"until": until.is_set, "report": self._errors.append},
+            kwargs={
+                "until": until.is_set,
+                "report": self._errors.append,
+                "clock_off": clock_off,
+            },
         )
 
     def _spawn(self, connection: Conn, rng: Random) -> None:

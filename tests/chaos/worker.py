@@ -1,7 +1,7 @@
 """A worker process of the storm: threads that claim runs by plain SQL and do what their plans say.
 
 Before the calm it now and then rolls a claim or a step back, holds a claim open, stalls past its
-lease and goes on, hands runs back, fails them, or forgets them.
+lease and goes on, hands runs back, fails them, forgets them, or has the wrong time.
 
 usage: python -m tests.chaos.worker DSN SEED THREADS storm|calm
 Errors that nobody should see go to standard output, one line each.
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
 
-from tests.chaos.actors import QUEUE, Conn, act, send
+from tests.chaos.actors import CLOCK_OFF, QUEUE, Conn, act, send
 
 if TYPE_CHECKING:
     from random import Random
@@ -306,7 +306,11 @@ def main() -> None:
         thread = threading.Thread(
             target=act,
             args=(dsn, worker.name, int(seed), worker.turn),
-            kwargs={"until": lambda: False, "report": report},
+            kwargs={
+                "until": lambda: False,
+                "report": report,
+                "clock_off": 0 if worker.calm else CLOCK_OFF,
+            },
         )
         thread.start()
         started.append(thread)

@@ -216,7 +216,7 @@ def test_all_can_be_done_with_the_keyboard(visit: Open, scene: Scene) -> None:
     said(page, "The task is cancelled.")
     focus_by_tab(page, "Dark")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.documentElement.dataset.theme === 'dark'")
+    page.locator("html[data-theme=dark]").wait_for()
 
 
 # Live

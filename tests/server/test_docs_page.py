@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from playwright.sync_api import expect
+
 from tests.browser import browsing
 from tests.server.support import SECRETS, Api
 
@@ -29,10 +31,7 @@ def test_every_endpoint_is_on_the_page_and_has_a_form(service: Api) -> None:
             f"{method.upper()} {path}" for path, methods in paths.items() for method in methods
         )
         page.evaluate("document.querySelectorAll('section > details').forEach(d => d.open = true)")
-        page.wait_for_function(
-            "number => document.querySelectorAll('section > details > pre').length === number",
-            arg=len(shown),
-        )
+        expect(page.locator("section > details > pre")).to_have_count(len(shown))
         buttons = page.get_by_role("button", name="Send")
         assert buttons.count() == len(shown)
 
