@@ -8,593 +8,594 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  599  00_install.sql
---  647  01_version.sql: What the schema is, and its version
---  654    version
---  666  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  668    current_time
---  687    _after
---  702    _micros
---  713  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  745    _random_bytes
---  764    _make_uuidv7
---  787    portable_uuidv7
---  817    uuidv7_timestamp
---  843    _task_id
---  868    _run_id
---  883    _run_task
---  894    _run_number
---  908  12_types.sql: The composite types that functions pass to each other
---  913    _gap (type)
---  921    _late (type)
---  928    _timer (type)
---  935    _tally (type)
---  946    _picked (type)
---  958    _spawn (type)
---  983    _cron (type)
---  997    _filter (type)
--- 1012    job (type)
--- 1028    _shift (type)
--- 1075  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
--- 1077    _check_keys
--- 1110    _number_option
--- 1145    _integer_option
--- 1161    _whole_option
--- 1188    _text_option
--- 1214    _flag_option
--- 1236    _present
--- 1247    _name_option
--- 1264    _uuid_option
--- 1291    _tags_option
--- 1320    _check_name
--- 1347    _check_seconds
--- 1375    _check_isolation
--- 1394    _buckets_option
--- 1432    _check_policy
--- 1482    _check_spawn
--- 1529    _read_spawn_options
--- 1606    _time_option
--- 1627    _moment_option
--- 1659    _read_time_options
--- 1698    _unique_option
--- 1752    _inherit
--- 1782    _check_cancellation
--- 1799  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1802    _check_retry_strategy
--- 1840    _backoff
--- 1893    _fraction
--- 1904  20_tables.sql: Queues and the policy of each
--- 1906    queues (table)
--- 1939    grants (table)
--- 1953    limits (table)
--- 1974    pauses (table)
--- 1986    starts (table)
--- 2001    wanted (table)
--- 2013    schedules (table)
--- 2057    workflow_runs (table)
--- 2084    workflow_tallies (table)
--- 2104    handlers (table)
--- 2120    secrets (table)
--- 2131    versions (table)
--- 2146    t_template (table)
--- 2260    g_template (table)
--- 2272    v_template (table)
--- 2288    d_template (table)
--- 2302    p0_template (table)
--- 2315    p1_template (table)
--- 2360    l_template (table)
--- 2387    h_template (table)
--- 2407    k0_template (table)
--- 2420    k1_template (table)
--- 2449    n0_template (table)
--- 2460    n1_template (table)
--- 2476    n_template (table)
--- 2500    seq_template (sequence)
--- 2501    ring_template (sequence)
--- 2502    parked_template (sequence)
--- 2503    woken_template (sequence)
--- 2504    plan_template (sequence)
--- 2505    fired_template (sequence)
--- 2506    clock_template (sequence)
--- 2507    carry_template (sequence)
--- 2508    round_template (sequence)
--- 2509    agenda_template (sequence)
--- 2534    r_template (table)
--- 2551    a_template (table)
--- 2577    c_template (table)
--- 2593    e_template (table)
--- 2612    u_template (table)
--- 2625    j_template (table)
--- 2648    f_template (table)
--- 2661    m_template (table)
--- 2686    w_template (table)
--- 2701  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2704    validate_queue_name
--- 2746    _policy
--- 2789    _call
--- 2803    _template_ddl (view)
--- 2888    _stamp
--- 2900    _stamp_queues
--- 2928    _stamp_relation
--- 2968    _stamp_function
--- 3001    _function
--- 3013    _signature
--- 3024    _leave_extension
--- 3050    _lock_number
--- 3060    _share_queue
--- 3073    _may
--- 3089    _each_queue
--- 3111    _init_template
--- 3142    _hush_template
--- 3163    _beyond
--- 3172    create_queue
--- 3238    _refuse_busy
--- 3255    _reach_queue
--- 3271    drop_queue
--- 3301    _drop_all
--- 3358    list_queues
--- 3382  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 3391    _push_template
--- 3432    _fill
--- 3452    _add0_template
--- 3519    _back0_template
--- 3537  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3542    _claim0_template
--- 3614    _pick0_template
--- 3697    _limits_template
--- 3738    _move0_template
--- 3800    _open_xids
--- 3820    _next0_template
--- 3849    _many0_template
--- 3878    _stuck0_template
--- 3916    _trim0_template
--- 3957    _bring_template
--- 3989    _take_template
--- 4072    _known_template
--- 4102    _paused_until
--- 4115    claim_task
--- 4176    _next_template
--- 4218    _soon0_template
--- 4276    next_due
--- 4301  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 4314    _due0_template
--- 4392    _last0_template
--- 4417    _any0_template
--- 4444    _miss0_template
--- 4480    _pass0_template
--- 4526    _fire_template
--- 4587    _expire_template
--- 4658    _timeout_reason
--- 4677    _over_template
--- 4699    _close_template
--- 4729    _follow_template
--- 4764  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4766    _segment_bytes
--- 4787    _turn_template
--- 4819    _turn0_template
--- 4857    _spent0_template
--- 4871    _dry0_template
--- 4898    _left0_template
--- 4929    _carry0_template
--- 4973  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 4979    _remake_template
--- 5037    _alive_template
--- 5091    _home
--- 5104    _settle_template
--- 5126    rebuild_dispatch
--- 5163    _recap_template
--- 5194  35_tally.sql: The letter by which tallies know where a task stands
--- 5196    _letter
--- 5215    _letters
--- 5227    _bound
--- 5247    _tally_template
--- 5272    _reckon_template
--- 5299    _finish_template
--- 5327    _moved_template
--- 5358    _sum0_template
--- 5394    _noted0_template
--- 5429    _bank0_template
--- 5449    _census_template
--- 5471    _count_template
--- 5493  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5503    _gate_number
--- 5514    _enter_gate
--- 5536    _limit_of
--- 5554    _rule_template
--- 5580    _reign_template
--- 5594    _enrol_template
--- 5621    _going_template
--- 5637    _busy_template
--- 5653    _everywhere_busy
--- 5679    _closed_until
--- 5699    _is_fresh
--- 5714    _is_limited
--- 5725    _started
--- 5742    _left_over
--- 5763    _slots_template
--- 5813    _vacate_template
--- 5876    _unbar_template
--- 5905    _intake_template
--- 5926    _sift0_template
--- 6013    _line_template
--- 6073    _keys_template
--- 6127    _admit_template
--- 6190    _spare_template
--- 6212    _choose_template
--- 6258    _named_template
--- 6285    _weed_template
--- 6321    _cull_template
--- 6352    _seize_template
--- 6427    _quit_template
--- 6455    _occupy_template
--- 6495    _chance_template
--- 6525    _align_template
--- 6570  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 6573    _want_template
--- 6607    _names_option
--- 6642    _order_queues
--- 6678    _remember_names
--- 6698    claim_any
--- 6775    _check_order
--- 6792  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6797    _put_template
--- 6868    _enlist_template
--- 6911    _new_template
--- 6971    _tag_template
--- 6989    _room_template
--- 7016    _shed_template
--- 7058    _first0_template
--- 7099    _once_template
--- 7148    _begun_template
--- 7162    _blocks
--- 7189    _meet_template
--- 7223    _swap_template
--- 7284    _series_template
--- 7321    _found_template
--- 7378    _abide
--- 7400    _queues_named
--- 7431    _voucher
--- 7444    _vouch
--- 7461    _vouch_template
--- 7477    _check_named
--- 7503    _check_follows
--- 7520    _revouch
--- 7536    _check_spawner
--- 7560    spawn_task
--- 7628    spawn_tasks
--- 7680    _read_task
--- 7698  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7703    _hold_template
--- 7725    _deny_template
--- 7765    _own_template
--- 7785    _done_template
--- 7833    complete_run
--- 7856    _flush_template
--- 7939    _why_template
--- 7962    _read_runs
--- 8008    _explain_bad_run
--- 8033    complete_runs
--- 8058    _end_template
--- 8107    _lost_template
--- 8127    _file_template
--- 8154    _blame_template
--- 8176    _again_template
--- 8216    _queue_template
--- 8237    _fail_template
--- 8255    fail_run
--- 8279    _nap_template
--- 8308    schedule_run
--- 8338    _free_template
--- 8386    release_run
--- 8411    _keep_template
--- 8437    extend_claim
--- 8460  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 8465    _mark_template
--- 8487    _note_template
--- 8517    set_task_checkpoint_state
--- 8552    _recall_template
--- 8574    get_task_checkpoint_state
--- 8598    _list_template
--- 8627    get_task_checkpoint_states
--- 8653  43_events.sql: Wait for an event, or learn how the wait ended
--- 8660    _wait_template
--- 8732    _park_template
--- 8774    _check_event
--- 8793    await_event
--- 8830    _emit_template
--- 8893    emit_event
--- 8919    _read_event_cursor
--- 8957    _meant_template
--- 9010    _leaf_template
--- 9063    _sought_template
--- 9079    _news_template
--- 9132    list_events
--- 9190  44_control.sql: Read a task, or raise TG003
--- 9192    _fetch_template
--- 9219    _stop_template
--- 9251    _act_template
--- 9273    _halt_template
--- 9289    cancel_task
--- 9311    _rerun_template
--- 9389    _forget_template
--- 9426    _redo_template
--- 9462    _renew_template
--- 9498    retry_task
--- 9548    _show_template
--- 9596    get_task_result
--- 9631  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 9638    _purge_template
--- 9668    _erase_template
--- 9722    _first_uuid
--- 9741    _sweep_template
--- 9781    _clean
--- 9815    cleanup_tasks
--- 9836    cleanup_events
--- 9857    cleanup_all_queues
--- 9892  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 9894    _cap_template
--- 9923    _write_limit
--- 9946    _read_limit
--- 9995    _check_limit_keys
--- 10017    set_limit
--- 10072    _usage_template
--- 10150    _overall_usage
--- 10194    limit_usage
--- 10227  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 10229    _pause_template
--- 10250    _halve_template
--- 10280    _check_only
--- 10303    pause_queue
--- 10339    resume_queue
--- 10365    get_queue_policy
--- 10389    set_queue_policy
--- 10407    list_namespaces
--- 10424  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 10427    _read_filter
--- 10463    _states_option
--- 10494    _read_cursor
--- 10513    _check_limit
--- 10537    _find_template
--- 10589    _seek_template
--- 10641    _page_template
--- 10719    _ended_template
--- 10756    _fit_template
--- 10797    _live_template
--- 10834    _hints_template
--- 10857    _hints0_template
--- 10899    _rows_template
--- 10950    list_tasks
--- 10997    _peek_template
--- 11055    get_task
--- 11111    _runs_template
--- 11160    list_runs
--- 11191    _past_template
--- 11267    _since_template
--- 11285    get_task_history
--- 11305    _held_template
--- 11337    list_workers
--- 11376    _read_place
--- 11395    _acts_template
--- 11421    list_actions
--- 11453  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 11455    _abort_template
--- 11492    cancel_tasks
--- 11529    _check_meant
--- 11551    _limit_option
--- 11564    _retake_template
--- 11602    requeue_task
--- 11627    _regain_template
--- 11662    requeue_tasks
--- 11701    list_dead_letters
--- 11745    _replay_template
--- 11786    replay_dead_letters
--- 11826    _bury_template
--- 11868    purge_dead_letters
--- 11898  49_stats.sql: When the first task that is ready became so; null if none is
--- 11900    _oldest_template
--- 11944    _elder0_template
--- 11980    _tenure_template
--- 12005    _is_wanted
--- 12022    _stat_template
--- 12068    queue_stats
--- 12123    _from
--- 12137    _tardy_template
--- 12168    _counters (view)
--- 12192    _gauge_template
--- 12246    _spans_template
--- 12299    metrics
--- 12337    _xmin_age
--- 12356    prometheus
--- 12415    _label_text
--- 12438    _schedule_problems
--- 12475    health
--- 12531  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 12536    _tick_template
--- 12561    _ticked (sequence)
--- 12567    _set_ticked
--- 12580    ticker
--- 12627    ticker_loop (procedure)
--- 12653  51_cron.sql: Whether pg_cron is installed in this database
--- 12655    _has_cron
--- 12665    _cron_has_seconds
--- 12684    _plan_cron
--- 12719    _work_option
--- 12752    _explain_no_cron
--- 12785    start
--- 12822    _unschedule
--- 12838    _is_ours
--- 12848    _drop_job
--- 12867    stop
--- 12887    _maintain
--- 12909    status
--- 12948  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 12952    _rights (view)
--- 13069    _allowed
--- 13114    _grant
--- 13133    _grant_again
--- 13149    _grant_queue
--- 13164    _check_grant
--- 13197    grant_access
--- 13233    revoke_access
--- 13288  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 13290    _refuse_schedule
--- 13307    _cron_value
--- 13321    _cron_field
--- 13382    _read_every
--- 13404    _read_schedule
--- 13479    _cron_time
--- 13517    _cron_reading
--- 13556    _clock
--- 13565    _clock_reads
--- 13601    _clock_set
--- 13629    _cron_passing
--- 13667    _cron_next
--- 13707    _check_timezone
--- 13736    next_fire_time
--- 13772  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 13785    _planning_number
--- 13795    _replan_template
--- 13809    _agenda_template
--- 13826    _future_template
--- 13854    _strike_template
--- 13910    _chime_template
--- 13966    _undone_template
--- 13985    _planned_after
--- 14004    _due_times
--- 14054    _spawn_scheduled
--- 14099    _check_task_options
--- 14129    _word_option
--- 14151    _draw_schedule
--- 14190    _schedule_options
--- 14205    _miss_schedule
--- 14221    _scheduled_in
--- 14242    _grasp_template
--- 14269    _enroll_template
--- 14305    _redraw_template
--- 14355    create_schedule
--- 14399    _reform_template
--- 14429    update_schedule
--- 14461    _steer_template
--- 14504    pause_schedule
--- 14525    resume_schedule
--- 14545    drop_schedule
--- 14565    _launch_template
--- 14597    trigger_schedule
--- 14619    _diary_template
--- 14655    get_schedule
--- 14690    list_schedules
--- 14732  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 14737    _links_option
--- 14780    _read_link
--- 14822    _trail_template
--- 14869    _linked_template
--- 14901    _ensue_template
--- 14944    _undoings
--- 14972    _undo_template
--- 15013    _repent_template
--- 15053    add_compensation
--- 15093    _repeat_template
--- 15123    _blank_template
--- 15161    repeat_run
--- 15187  63_children.sql: Children: tasks that a step spawns and may wait for
--- 15196    _brood_template
--- 15226    _bind_template
--- 15258    _read_child
--- 15307    _child_queues
--- 15333    _birth
--- 15357    spawn_children
--- 15442    _cancel_option
--- 15465    _answer
--- 15485    _report_template
--- 15521    _tell_template
--- 15536    _judge_template
--- 15572    _ripe_template
--- 15599    _gather_template
--- 15664    _rally_template
--- 15741    _crop_template
--- 15792    _yield_template
--- 15813    _dismiss
--- 15834    _ditch_template
--- 15879    _perish_template
--- 15898    _orphan_template
--- 15913    await_children
--- 15970  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
--- 15977    _refuse_run
--- 15993    _read_run
--- 16013    create_workflow_run
--- 16071    update_workflow_run
--- 16102    _is_own
--- 16115    _flow_template
--- 16148    _score_template
--- 16185    _recorded_run
--- 16196    _recorded_tallies
--- 16208    _flows
--- 16242    _survey
--- 16298    get_workflow_run
--- 16348    _is_alike
--- 16363    _recorded_runs
--- 16398    _status_option
--- 16429    list_workflow_runs
--- 16513    _member_template
--- 16546    _members
--- 16581    get_workflow_tree
--- 16657    _used_template
--- 16674    _needed_runs
--- 16706    _merge_tallies
--- 16729    cleanup_workflow_runs
--- 16804  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
--- 16808    _word
--- 16822    _check_attributes
--- 16859    _attributes_option
--- 16876    _pinned_template
--- 16895    _pin_template
--- 16926    set_attributes
--- 16955    _told_template
--- 16968    get_attributes
--- 16986  66_messages.sql: Messages: a mailbox per task
--- 16993    _shut_template
--- 17036    _post_template
--- 17085    send_message
--- 17126    _hear_template
--- 17193    receive_message
--- 17231    _unhear_template
--- 17252    _tidy_template
--- 17279    _inbox_template
--- 17305    list_messages
--- 17327  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
--- 17338    _resolve_function
--- 17394    _hire_template
--- 17416    register_handler
--- 17440    unregister_handler
--- 17459    _staff_template
--- 17480    list_handlers
--- 17516    _number_step
--- 17547    _order
--- 17563    step
--- 17597    _doze
--- 17614    sleep_for
--- 17635    sleep_until
--- 17658    await
--- 17692    receive
--- 17724    children
--- 17760  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
--- 17772    _crew
--- 17820    _steps_given
--- 17847    _claim_batch
--- 17890    _grip_template
--- 17906    _begin_pass
--- 17932    _read_error
--- 17961    _carry_out
--- 18041    _run_pass (procedure)
--- 18072    _step_call
--- 18100    _obey (procedure)
--- 18138    _begin_shift
--- 18175    _begin_round
--- 18195    _leave_round
--- 18230    _handler_of
--- 18244    _advance (procedure)
--- 18269    work (procedure)
--- 18320  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  600  00_install.sql
+--  648  01_version.sql: What the schema is, and its version
+--  655    version
+--  667  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  669    current_time
+--  688    _after
+--  703    _micros
+--  714  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  746    _random_bytes
+--  765    _make_uuidv7
+--  788    portable_uuidv7
+--  818    uuidv7_timestamp
+--  844    _task_id
+--  869    _run_id
+--  884    _run_task
+--  895    _run_number
+--  909  12_types.sql: The composite types that functions pass to each other
+--  914    _gap (type)
+--  922    _late (type)
+--  929    _timer (type)
+--  936    _tally (type)
+--  947    _picked (type)
+--  959    _spawn (type)
+--  984    _cron (type)
+--  998    _filter (type)
+-- 1013    job (type)
+-- 1029    _shift (type)
+-- 1076  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+-- 1078    _check_keys
+-- 1111    _number_option
+-- 1146    _integer_option
+-- 1162    _whole_option
+-- 1189    _text_option
+-- 1215    _flag_option
+-- 1237    _present
+-- 1248    _name_option
+-- 1265    _uuid_option
+-- 1292    _tags_option
+-- 1321    _check_name
+-- 1348    _check_seconds
+-- 1376    _check_isolation
+-- 1395    _buckets_option
+-- 1433    _check_policy
+-- 1483    _check_spawn
+-- 1530    _read_spawn_options
+-- 1607    _time_option
+-- 1628    _moment_option
+-- 1660    _read_time_options
+-- 1699    _unique_option
+-- 1753    _inherit
+-- 1783    _check_cancellation
+-- 1800  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1803    _check_retry_strategy
+-- 1841    _backoff
+-- 1894    _fraction
+-- 1905  20_tables.sql: Queues and the policy of each
+-- 1907    queues (table)
+-- 1940    grants (table)
+-- 1954    limits (table)
+-- 1975    pauses (table)
+-- 1987    starts (table)
+-- 2002    wanted (table)
+-- 2014    schedules (table)
+-- 2058    workflow_runs (table)
+-- 2085    workflow_tallies (table)
+-- 2105    handlers (table)
+-- 2121    secrets (table)
+-- 2132    versions (table)
+-- 2147    t_template (table)
+-- 2261    g_template (table)
+-- 2273    v_template (table)
+-- 2289    d_template (table)
+-- 2303    p0_template (table)
+-- 2316    p1_template (table)
+-- 2361    l_template (table)
+-- 2388    h_template (table)
+-- 2408    k0_template (table)
+-- 2421    k1_template (table)
+-- 2450    n0_template (table)
+-- 2461    n1_template (table)
+-- 2477    n_template (table)
+-- 2501    seq_template (sequence)
+-- 2502    ring_template (sequence)
+-- 2503    parked_template (sequence)
+-- 2504    woken_template (sequence)
+-- 2505    plan_template (sequence)
+-- 2506    fired_template (sequence)
+-- 2507    clock_template (sequence)
+-- 2508    carry_template (sequence)
+-- 2509    round_template (sequence)
+-- 2510    agenda_template (sequence)
+-- 2535    r_template (table)
+-- 2552    a_template (table)
+-- 2578    c_template (table)
+-- 2594    e_template (table)
+-- 2613    u_template (table)
+-- 2626    j_template (table)
+-- 2649    f_template (table)
+-- 2662    m_template (table)
+-- 2687    w_template (table)
+-- 2702  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2705    validate_queue_name
+-- 2747    _policy
+-- 2790    _call
+-- 2804    _template_ddl (view)
+-- 2889    _stamp
+-- 2901    _stamp_queues
+-- 2929    _stamp_relation
+-- 2969    _stamp_function
+-- 3002    _function
+-- 3014    _signature
+-- 3025    _leave_extension
+-- 3051    _lock_number
+-- 3061    _share_queue
+-- 3074    _may
+-- 3090    _each_queue
+-- 3112    _init_template
+-- 3143    _hush_template
+-- 3164    _beyond
+-- 3173    create_queue
+-- 3239    _refuse_busy
+-- 3256    _reach_queue
+-- 3272    drop_queue
+-- 3302    _drop_all
+-- 3359    list_queues
+-- 3383  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 3392    _push_template
+-- 3433    _fill
+-- 3453    _add0_template
+-- 3523    _back0_template
+-- 3546  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3551    _claim0_template
+-- 3623    _pick0_template
+-- 3706    _limits_template
+-- 3747    _move0_template
+-- 3809    _open_xids
+-- 3829    _next0_template
+-- 3858    _many0_template
+-- 3887    _stuck0_template
+-- 3925    _trim0_template
+-- 3966    _bring_template
+-- 3998    _take_template
+-- 4081    _known_template
+-- 4111    _paused_until
+-- 4124    claim_task
+-- 4185    _next_template
+-- 4227    _soon0_template
+-- 4285    next_due
+-- 4310  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 4323    _due0_template
+-- 4401    _last0_template
+-- 4426    _any0_template
+-- 4453    _early0_template
+-- 4471    _miss0_template
+-- 4508    _pass0_template
+-- 4554    _fire_template
+-- 4615    _expire_template
+-- 4686    _timeout_reason
+-- 4705    _over_template
+-- 4727    _close_template
+-- 4757    _follow_template
+-- 4792  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4794    _segment_bytes
+-- 4815    _turn_template
+-- 4847    _turn0_template
+-- 4885    _spent0_template
+-- 4899    _dry0_template
+-- 4926    _left0_template
+-- 4958    _carry0_template
+-- 5002  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 5008    _remake_template
+-- 5066    _alive_template
+-- 5120    _home
+-- 5133    _settle_template
+-- 5155    rebuild_dispatch
+-- 5192    _recap_template
+-- 5223  35_tally.sql: The letter by which tallies know where a task stands
+-- 5225    _letter
+-- 5244    _letters
+-- 5256    _bound
+-- 5276    _tally_template
+-- 5301    _reckon_template
+-- 5328    _finish_template
+-- 5356    _moved_template
+-- 5387    _sum0_template
+-- 5423    _noted0_template
+-- 5458    _bank0_template
+-- 5478    _census_template
+-- 5500    _count_template
+-- 5522  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5532    _gate_number
+-- 5543    _enter_gate
+-- 5565    _limit_of
+-- 5583    _rule_template
+-- 5609    _reign_template
+-- 5623    _enrol_template
+-- 5650    _going_template
+-- 5666    _busy_template
+-- 5682    _everywhere_busy
+-- 5708    _closed_until
+-- 5728    _is_fresh
+-- 5743    _is_limited
+-- 5754    _started
+-- 5771    _left_over
+-- 5792    _slots_template
+-- 5842    _vacate_template
+-- 5905    _unbar_template
+-- 5934    _intake_template
+-- 5955    _sift0_template
+-- 6042    _line_template
+-- 6102    _keys_template
+-- 6156    _admit_template
+-- 6219    _spare_template
+-- 6241    _choose_template
+-- 6287    _named_template
+-- 6314    _weed_template
+-- 6350    _cull_template
+-- 6381    _seize_template
+-- 6456    _quit_template
+-- 6484    _occupy_template
+-- 6524    _chance_template
+-- 6554    _align_template
+-- 6599  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6602    _want_template
+-- 6636    _names_option
+-- 6671    _order_queues
+-- 6707    _remember_names
+-- 6727    claim_any
+-- 6804    _check_order
+-- 6821  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6826    _put_template
+-- 6897    _enlist_template
+-- 6940    _new_template
+-- 7000    _tag_template
+-- 7018    _room_template
+-- 7045    _shed_template
+-- 7087    _first0_template
+-- 7128    _once_template
+-- 7177    _begun_template
+-- 7191    _blocks
+-- 7218    _meet_template
+-- 7252    _swap_template
+-- 7313    _series_template
+-- 7350    _found_template
+-- 7407    _abide
+-- 7429    _queues_named
+-- 7460    _voucher
+-- 7473    _vouch
+-- 7490    _vouch_template
+-- 7506    _check_named
+-- 7532    _check_follows
+-- 7549    _revouch
+-- 7565    _check_spawner
+-- 7589    spawn_task
+-- 7657    spawn_tasks
+-- 7709    _read_task
+-- 7727  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7732    _hold_template
+-- 7754    _deny_template
+-- 7794    _own_template
+-- 7814    _done_template
+-- 7862    complete_run
+-- 7885    _flush_template
+-- 7968    _why_template
+-- 7991    _read_runs
+-- 8037    _explain_bad_run
+-- 8062    complete_runs
+-- 8087    _end_template
+-- 8136    _lost_template
+-- 8156    _file_template
+-- 8183    _blame_template
+-- 8205    _again_template
+-- 8245    _queue_template
+-- 8266    _fail_template
+-- 8284    fail_run
+-- 8308    _nap_template
+-- 8337    schedule_run
+-- 8367    _free_template
+-- 8415    release_run
+-- 8440    _keep_template
+-- 8466    extend_claim
+-- 8489  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 8494    _mark_template
+-- 8516    _note_template
+-- 8546    set_task_checkpoint_state
+-- 8581    _recall_template
+-- 8603    get_task_checkpoint_state
+-- 8627    _list_template
+-- 8656    get_task_checkpoint_states
+-- 8682  43_events.sql: Wait for an event, or learn how the wait ended
+-- 8689    _wait_template
+-- 8761    _park_template
+-- 8803    _check_event
+-- 8822    await_event
+-- 8859    _emit_template
+-- 8922    emit_event
+-- 8948    _read_event_cursor
+-- 8986    _meant_template
+-- 9039    _leaf_template
+-- 9092    _sought_template
+-- 9108    _news_template
+-- 9161    list_events
+-- 9219  44_control.sql: Read a task, or raise TG003
+-- 9221    _fetch_template
+-- 9248    _stop_template
+-- 9280    _act_template
+-- 9302    _halt_template
+-- 9318    cancel_task
+-- 9340    _rerun_template
+-- 9418    _forget_template
+-- 9455    _redo_template
+-- 9491    _renew_template
+-- 9527    retry_task
+-- 9577    _show_template
+-- 9625    get_task_result
+-- 9660  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 9667    _purge_template
+-- 9697    _erase_template
+-- 9751    _first_uuid
+-- 9770    _sweep_template
+-- 9810    _clean
+-- 9844    cleanup_tasks
+-- 9865    cleanup_events
+-- 9886    cleanup_all_queues
+-- 9921  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 9923    _cap_template
+-- 9952    _write_limit
+-- 9975    _read_limit
+-- 10024    _check_limit_keys
+-- 10046    set_limit
+-- 10101    _usage_template
+-- 10179    _overall_usage
+-- 10223    limit_usage
+-- 10256  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 10258    _pause_template
+-- 10279    _halve_template
+-- 10309    _check_only
+-- 10332    pause_queue
+-- 10368    resume_queue
+-- 10394    get_queue_policy
+-- 10418    set_queue_policy
+-- 10436    list_namespaces
+-- 10453  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 10456    _read_filter
+-- 10492    _states_option
+-- 10523    _read_cursor
+-- 10542    _check_limit
+-- 10566    _find_template
+-- 10618    _seek_template
+-- 10670    _page_template
+-- 10748    _ended_template
+-- 10785    _fit_template
+-- 10826    _live_template
+-- 10863    _hints_template
+-- 10886    _hints0_template
+-- 10928    _rows_template
+-- 10979    list_tasks
+-- 11026    _peek_template
+-- 11084    get_task
+-- 11140    _runs_template
+-- 11189    list_runs
+-- 11220    _past_template
+-- 11296    _since_template
+-- 11314    get_task_history
+-- 11334    _held_template
+-- 11366    list_workers
+-- 11405    _read_place
+-- 11424    _acts_template
+-- 11450    list_actions
+-- 11482  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 11484    _abort_template
+-- 11521    cancel_tasks
+-- 11558    _check_meant
+-- 11580    _limit_option
+-- 11593    _retake_template
+-- 11631    requeue_task
+-- 11656    _regain_template
+-- 11691    requeue_tasks
+-- 11730    list_dead_letters
+-- 11774    _replay_template
+-- 11815    replay_dead_letters
+-- 11855    _bury_template
+-- 11897    purge_dead_letters
+-- 11927  49_stats.sql: When the first task that is ready became so; null if none is
+-- 11929    _oldest_template
+-- 11973    _elder0_template
+-- 12009    _tenure_template
+-- 12034    _is_wanted
+-- 12051    _stat_template
+-- 12097    queue_stats
+-- 12152    _from
+-- 12166    _tardy_template
+-- 12197    _counters (view)
+-- 12221    _gauge_template
+-- 12275    _spans_template
+-- 12328    metrics
+-- 12366    _xmin_age
+-- 12385    prometheus
+-- 12444    _label_text
+-- 12467    _schedule_problems
+-- 12504    health
+-- 12560  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 12565    _tick_template
+-- 12590    _ticked (sequence)
+-- 12596    _set_ticked
+-- 12609    ticker
+-- 12656    ticker_loop (procedure)
+-- 12682  51_cron.sql: Whether pg_cron is installed in this database
+-- 12684    _has_cron
+-- 12694    _cron_has_seconds
+-- 12713    _plan_cron
+-- 12748    _work_option
+-- 12781    _explain_no_cron
+-- 12814    start
+-- 12851    _unschedule
+-- 12867    _is_ours
+-- 12877    _drop_job
+-- 12896    stop
+-- 12916    _maintain
+-- 12938    status
+-- 12977  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 12981    _rights (view)
+-- 13098    _allowed
+-- 13143    _grant
+-- 13162    _grant_again
+-- 13178    _grant_queue
+-- 13193    _check_grant
+-- 13226    grant_access
+-- 13262    revoke_access
+-- 13317  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 13319    _refuse_schedule
+-- 13336    _cron_value
+-- 13350    _cron_field
+-- 13411    _read_every
+-- 13433    _read_schedule
+-- 13508    _cron_time
+-- 13546    _cron_reading
+-- 13585    _clock
+-- 13594    _clock_reads
+-- 13630    _clock_set
+-- 13658    _cron_passing
+-- 13696    _cron_next
+-- 13736    _check_timezone
+-- 13765    next_fire_time
+-- 13801  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 13814    _planning_number
+-- 13824    _replan_template
+-- 13838    _agenda_template
+-- 13855    _future_template
+-- 13883    _strike_template
+-- 13939    _chime_template
+-- 13995    _undone_template
+-- 14014    _planned_after
+-- 14033    _due_times
+-- 14083    _spawn_scheduled
+-- 14128    _check_task_options
+-- 14158    _word_option
+-- 14180    _draw_schedule
+-- 14219    _schedule_options
+-- 14234    _miss_schedule
+-- 14250    _scheduled_in
+-- 14271    _grasp_template
+-- 14298    _enroll_template
+-- 14334    _redraw_template
+-- 14384    create_schedule
+-- 14428    _reform_template
+-- 14458    update_schedule
+-- 14490    _steer_template
+-- 14533    pause_schedule
+-- 14554    resume_schedule
+-- 14574    drop_schedule
+-- 14594    _launch_template
+-- 14626    trigger_schedule
+-- 14648    _diary_template
+-- 14684    get_schedule
+-- 14719    list_schedules
+-- 14761  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 14766    _links_option
+-- 14809    _read_link
+-- 14851    _trail_template
+-- 14898    _linked_template
+-- 14930    _ensue_template
+-- 14973    _undoings
+-- 15001    _undo_template
+-- 15042    _repent_template
+-- 15082    add_compensation
+-- 15122    _repeat_template
+-- 15152    _blank_template
+-- 15190    repeat_run
+-- 15216  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 15225    _brood_template
+-- 15255    _bind_template
+-- 15287    _read_child
+-- 15336    _child_queues
+-- 15362    _birth
+-- 15386    spawn_children
+-- 15471    _cancel_option
+-- 15494    _answer
+-- 15514    _report_template
+-- 15550    _tell_template
+-- 15565    _judge_template
+-- 15601    _ripe_template
+-- 15628    _gather_template
+-- 15693    _rally_template
+-- 15770    _crop_template
+-- 15821    _yield_template
+-- 15842    _dismiss
+-- 15863    _ditch_template
+-- 15908    _perish_template
+-- 15927    _orphan_template
+-- 15942    await_children
+-- 15999  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
+-- 16006    _refuse_run
+-- 16022    _read_run
+-- 16042    create_workflow_run
+-- 16100    update_workflow_run
+-- 16131    _is_own
+-- 16144    _flow_template
+-- 16177    _score_template
+-- 16214    _recorded_run
+-- 16225    _recorded_tallies
+-- 16237    _flows
+-- 16271    _survey
+-- 16327    get_workflow_run
+-- 16377    _is_alike
+-- 16392    _recorded_runs
+-- 16427    _status_option
+-- 16458    list_workflow_runs
+-- 16542    _member_template
+-- 16575    _members
+-- 16610    get_workflow_tree
+-- 16686    _used_template
+-- 16703    _needed_runs
+-- 16735    _merge_tallies
+-- 16758    cleanup_workflow_runs
+-- 16833  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
+-- 16837    _word
+-- 16851    _check_attributes
+-- 16888    _attributes_option
+-- 16905    _pinned_template
+-- 16924    _pin_template
+-- 16955    set_attributes
+-- 16984    _told_template
+-- 16997    get_attributes
+-- 17015  66_messages.sql: Messages: a mailbox per task
+-- 17022    _shut_template
+-- 17065    _post_template
+-- 17114    send_message
+-- 17155    _hear_template
+-- 17222    receive_message
+-- 17260    _unhear_template
+-- 17281    _tidy_template
+-- 17308    _inbox_template
+-- 17334    list_messages
+-- 17356  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
+-- 17367    _resolve_function
+-- 17423    _hire_template
+-- 17445    register_handler
+-- 17469    unregister_handler
+-- 17488    _staff_template
+-- 17509    list_handlers
+-- 17545    _number_step
+-- 17576    _order
+-- 17592    step
+-- 17626    _doze
+-- 17643    sleep_for
+-- 17664    sleep_until
+-- 17687    await
+-- 17721    receive
+-- 17753    children
+-- 17789  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
+-- 17801    _crew
+-- 17849    _steps_given
+-- 17876    _claim_batch
+-- 17919    _grip_template
+-- 17935    _begin_pass
+-- 17961    _read_error
+-- 17990    _carry_out
+-- 18070    _run_pass (procedure)
+-- 18101    _step_call
+-- 18129    _obey (procedure)
+-- 18167    _begin_shift
+-- 18204    _begin_round
+-- 18224    _leave_round
+-- 18259    _handler_of
+-- 18273    _advance (procedure)
+-- 18298    work (procedure)
+-- 18349  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -3516,6 +3517,9 @@ $$;
 
 -- Move the timer position back before a timer that was set with a clock behind
 -- the one by which the position was, or is just being, moved.
+--
+-- If that position is outnumbered by one whose transaction cannot see this timer, it is found
+-- by the second row (kind S or L): it says how far back ours has set timers (_early0_template).
 create or replace function teguh._back0_template(p_kind "char", p_due_at timestamptz)
   returns void
   language plpgsql
@@ -3525,12 +3529,17 @@ as $$
 declare
   v_from teguh.k0_template := teguh._last0_template(p_kind);
 begin
-  insert into teguh.k0_template as k (n, kind, seq, due_at, late)
-  values (
-    nextval('teguh.seq_template'::regclass), p_kind, 0,
-    least(v_from.due_at, p_due_at - interval '1 microsecond'),
-    v_from.late
-  );
+  insert into teguh.k0_template as k (n, kind, xid, seq, due_at, late)
+  values
+    (
+      nextval('teguh.seq_template'::regclass), p_kind, null, 0,
+      least(v_from.due_at, p_due_at - interval '1 microsecond'),
+      v_from.late
+    ),
+    (
+      nextval('teguh.seq_template'::regclass), upper(p_kind::text)::"char",
+      pg_current_xact_id(), 0, p_due_at, null
+    );
 end;
 $$;
 
@@ -4243,7 +4252,7 @@ begin
   join teguh.p0_template as p on p.xid = l.xid
   where p.kind = 's'
     and p.kind <> 'r'
-    and p.due_at >= l.since
+    and p.due_at >= least(l.since, teguh._early0_template('s', array[l.xid]))
     and p.due_at <= v_timers.due_at;
   if found then
     return p_now;
@@ -4439,6 +4448,24 @@ begin
 end;
 $$;
 
+-- The first timer of one kind that some transactions set behind the clock of others; null if none
+-- did.
+create or replace function teguh._early0_template(p_kind "char", p_xids xid8[])
+  returns timestamptz
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return (
+    select min(k.due_at)
+    from teguh.k0_template as k
+    where k.kind = upper(p_kind::text)::"char"
+      and k.xid = any (p_xids)
+  );
+end;
+$$;
+
 -- The timers before a position whose transactions were open when it moved, and have
 -- ended by now.
 create or replace function teguh._miss0_template(
@@ -4461,6 +4488,7 @@ begin
     return '{}';
   end if;
 
+  v_since := least(v_since, teguh._early0_template(p_from.kind, v_ended));
   return array(
     select row(u.task_id, u.turn)::teguh._timer
     from teguh.p0_template as p
@@ -4919,7 +4947,8 @@ begin
   join teguh.p0_template as p on p.xid = l.xid
   where p.kind = p_kind
     and p.kind <> 'r'
-    and p.due_at between l.since and v_from.due_at
+    and p.due_at >= least(l.since, teguh._early0_template(p_kind, array[l.xid]))
+    and p.due_at <= v_from.due_at
   limit p_limit;
 end;
 $$;

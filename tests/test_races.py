@@ -577,6 +577,38 @@ def test_a_clock_that_steps_back_loses_no_timer(sessions: Sessions) -> None:
     assert names(claim(slow, 10, timeout=0)) == ["second", "third"]
 
 
+def test_a_slow_clock_that_commits_after_a_fast_one_loses_no_sleeper(sessions: Sessions) -> None:
+    fast, slow = sessions.open("12:10:00"), sessions.open("12:00:00")
+    spawn(slow, "first", delay_seconds=1)
+    assert names(claim(fast, timeout=0)) == ["first"]
+    at(slow, "12:05:00")
+    ask(slow, "begin")
+    spawn(slow, "second", delay_seconds=1)
+    spawn(fast, "third", delay_seconds=1)
+    at(fast, "12:10:02")
+    assert names(claim(fast, timeout=0)) == ["third"]
+    ask(slow, "commit")
+    at(slow, "12:05:02")
+    assert str(value(slow, "select teguh.next_due('q') at time zone 'UTC'"))[11:] == "12:05:02"
+    assert names(claim(slow, 10, timeout=0)) == ["second"]
+
+
+def test_a_slow_clock_that_commits_after_a_fast_one_loses_no_lease(sessions: Sessions) -> None:
+    fast, slow = sessions.open("12:10:00"), sessions.open("12:00:00")
+    spawn(slow, "first", retry_strategy={"kind": "none"})
+    assert names(claim(slow, timeout=1)) == ["first"]
+    assert names(claim(fast, timeout=1)) == ["first"]
+    at(slow, "12:05:00")
+    spawn(slow, "second", retry_strategy={"kind": "none"})
+    ask(slow, "begin")
+    assert names(claim(slow, timeout=1)) == ["second"]
+    at(fast, "12:10:02")
+    assert names(claim(fast, timeout=0)) == ["first"]
+    ask(slow, "commit")
+    at(slow, "12:05:02")
+    assert names(claim(slow, timeout=0)) == ["second"]
+
+
 @pytest.mark.parametrize("segment_bytes", [8192, 1 << 26])
 def test_clocks_that_disagree_lose_no_timer(sessions: Sessions, segment_bytes: int) -> None:
     dice = random.Random(segment_bytes)

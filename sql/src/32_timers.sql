@@ -138,6 +138,24 @@ begin
 end;
 $$;
 
+-- The first timer of one kind that some transactions set behind the clock of others; null if none
+-- did.
+create or replace function teguh._early0_template(p_kind "char", p_xids xid8[])
+  returns timestamptz
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return (
+    select min(k.due_at)
+    from teguh.k0_template as k
+    where k.kind = upper(p_kind::text)::"char"
+      and k.xid = any (p_xids)
+  );
+end;
+$$;
+
 -- The timers before a position whose transactions were open when it moved, and have
 -- ended by now.
 create or replace function teguh._miss0_template(
@@ -160,6 +178,7 @@ begin
     return '{}';
   end if;
 
+  v_since := least(v_since, teguh._early0_template(p_from.kind, v_ended));
   return array(
     select row(u.task_id, u.turn)::teguh._timer
     from teguh.p0_template as p

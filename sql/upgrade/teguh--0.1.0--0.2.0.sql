@@ -3123,6 +3123,9 @@ $$;
 
 -- Move the timer position back before a timer that was set with a clock behind
 -- the one by which the position was, or is just being, moved.
+--
+-- If that position is outnumbered by one whose transaction cannot see this timer, it is found
+-- by the second row (kind S or L): it says how far back ours has set timers (_early0_template).
 create or replace function teguh._back0_template(p_kind "char", p_due_at timestamptz)
   returns void
   language plpgsql
@@ -3132,12 +3135,17 @@ as $$
 declare
   v_from teguh.k0_template := teguh._last0_template(p_kind);
 begin
-  insert into teguh.k0_template as k (n, kind, seq, due_at, late)
-  values (
-    nextval('teguh.seq_template'::regclass), p_kind, 0,
-    least(v_from.due_at, p_due_at - interval '1 microsecond'),
-    v_from.late
-  );
+  insert into teguh.k0_template as k (n, kind, xid, seq, due_at, late)
+  values
+    (
+      nextval('teguh.seq_template'::regclass), p_kind, null, 0,
+      least(v_from.due_at, p_due_at - interval '1 microsecond'),
+      v_from.late
+    ),
+    (
+      nextval('teguh.seq_template'::regclass), upper(p_kind::text)::"char",
+      pg_current_xact_id(), 0, p_due_at, null
+    );
 end;
 $$;
 
@@ -3850,7 +3858,7 @@ begin
   join teguh.p0_template as p on p.xid = l.xid
   where p.kind = 's'
     and p.kind <> 'r'
-    and p.due_at >= l.since
+    and p.due_at >= least(l.since, teguh._early0_template('s', array[l.xid]))
     and p.due_at <= v_timers.due_at;
   if found then
     return p_now;
@@ -4046,6 +4054,24 @@ begin
 end;
 $$;
 
+-- The first timer of one kind that some transactions set behind the clock of others; null if none
+-- did.
+create or replace function teguh._early0_template(p_kind "char", p_xids xid8[])
+  returns timestamptz
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return (
+    select min(k.due_at)
+    from teguh.k0_template as k
+    where k.kind = upper(p_kind::text)::"char"
+      and k.xid = any (p_xids)
+  );
+end;
+$$;
+
 -- The timers before a position whose transactions were open when it moved, and have
 -- ended by now.
 create or replace function teguh._miss0_template(
@@ -4068,6 +4094,7 @@ begin
     return '{}';
   end if;
 
+  v_since := least(v_since, teguh._early0_template(p_from.kind, v_ended));
   return array(
     select row(u.task_id, u.turn)::teguh._timer
     from teguh.p0_template as p
@@ -4526,7 +4553,8 @@ begin
   join teguh.p0_template as p on p.xid = l.xid
   where p.kind = p_kind
     and p.kind <> 'r'
-    and p.due_at between l.since and v_from.due_at
+    and p.due_at >= least(l.since, teguh._early0_template(p_kind, array[l.xid]))
+    and p.due_at <= v_from.due_at
   limit p_limit;
 end;
 $$;
