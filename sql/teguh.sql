@@ -8,84 +8,84 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  600  00_install.sql
---  648  01_version.sql: What the schema is, and its version
---  655    version
---  667  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  669    current_time
---  688    _after
---  703    _micros
---  714  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  746    _random_bytes
---  765    _make_uuidv7
---  788    portable_uuidv7
---  818    uuidv7_timestamp
---  844    _task_id
---  869    _run_id
---  884    _run_task
---  895    _run_number
---  909  12_types.sql: The composite types that functions pass to each other
---  914    _gap (type)
---  922    _late (type)
---  929    _timer (type)
---  936    _tally (type)
---  947    _picked (type)
---  959    _spawn (type)
---  984    _cron (type)
---  998    _filter (type)
--- 1013    job (type)
--- 1029    _shift (type)
--- 1076  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
--- 1078    _check_keys
--- 1111    _number_option
--- 1146    _integer_option
--- 1162    _whole_option
--- 1189    _text_option
--- 1215    _flag_option
--- 1237    _present
--- 1248    _name_option
--- 1265    _uuid_option
--- 1292    _tags_option
--- 1321    _check_name
--- 1348    _check_seconds
--- 1376    _check_isolation
--- 1395    _buckets_option
--- 1433    _check_policy
--- 1483    _check_spawn
--- 1530    _read_spawn_options
--- 1607    _time_option
--- 1628    _moment_option
--- 1660    _read_time_options
--- 1699    _unique_option
--- 1753    _inherit
--- 1783    _check_cancellation
--- 1800  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1803    _check_retry_strategy
--- 1841    _backoff
--- 1894    _fraction
--- 1905  20_tables.sql: Queues and the policy of each
--- 1907    queues (table)
--- 1940    grants (table)
--- 1954    limits (table)
--- 1975    pauses (table)
--- 1987    starts (table)
--- 2002    wanted (table)
--- 2014    schedules (table)
--- 2058    workflow_runs (table)
--- 2085    workflow_tallies (table)
--- 2105    handlers (table)
--- 2121    secrets (table)
--- 2132    versions (table)
--- 2147    t_template (table)
--- 2261    g_template (table)
--- 2273    v_template (table)
--- 2289    d_template (table)
--- 2303    p0_template (table)
--- 2316    p1_template (table)
--- 2361    l_template (table)
--- 2388    h_template (table)
--- 2408    k0_template (table)
--- 2421    k1_template (table)
+--  599  00_install.sql
+--  647  01_version.sql: What the schema is, and its version
+--  654    version
+--  666  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  668    current_time
+--  687    _after
+--  702    _micros
+--  713  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  745    _random_bytes
+--  764    _make_uuidv7
+--  787    portable_uuidv7
+--  817    uuidv7_timestamp
+--  843    _task_id
+--  868    _run_id
+--  883    _run_task
+--  894    _run_number
+--  908  12_types.sql: The composite types that functions pass to each other
+--  913    _gap (type)
+--  921    _late (type)
+--  928    _timer (type)
+--  935    _tally (type)
+--  946    _picked (type)
+--  958    _spawn (type)
+--  983    _cron (type)
+--  997    _filter (type)
+-- 1012    job (type)
+-- 1028    _shift (type)
+-- 1075  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+-- 1077    _check_keys
+-- 1110    _number_option
+-- 1145    _integer_option
+-- 1161    _whole_option
+-- 1188    _text_option
+-- 1214    _flag_option
+-- 1236    _present
+-- 1247    _name_option
+-- 1264    _uuid_option
+-- 1291    _tags_option
+-- 1320    _check_name
+-- 1347    _check_seconds
+-- 1375    _check_isolation
+-- 1394    _buckets_option
+-- 1432    _check_policy
+-- 1482    _check_spawn
+-- 1529    _read_spawn_options
+-- 1606    _time_option
+-- 1627    _moment_option
+-- 1659    _read_time_options
+-- 1698    _unique_option
+-- 1752    _inherit
+-- 1782    _check_cancellation
+-- 1799  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1802    _check_retry_strategy
+-- 1840    _backoff
+-- 1893    _fraction
+-- 1904  20_tables.sql: Queues and the policy of each
+-- 1906    queues (table)
+-- 1939    grants (table)
+-- 1953    limits (table)
+-- 1974    pauses (table)
+-- 1986    starts (table)
+-- 2001    wanted (table)
+-- 2013    schedules (table)
+-- 2057    workflow_runs (table)
+-- 2084    workflow_tallies (table)
+-- 2104    handlers (table)
+-- 2120    secrets (table)
+-- 2131    versions (table)
+-- 2146    t_template (table)
+-- 2260    g_template (table)
+-- 2272    v_template (table)
+-- 2288    d_template (table)
+-- 2302    p0_template (table)
+-- 2315    p1_template (table)
+-- 2360    l_template (table)
+-- 2387    h_template (table)
+-- 2407    k0_template (table)
+-- 2420    k1_template (table)
 -- 2450    n0_template (table)
 -- 2461    n1_template (table)
 -- 2477    n_template (table)
@@ -137,465 +137,464 @@
 -- 3392    _push_template
 -- 3433    _fill
 -- 3453    _add0_template
--- 3523    _back0_template
--- 3546  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3551    _claim0_template
--- 3623    _pick0_template
--- 3706    _limits_template
--- 3747    _move0_template
--- 3809    _open_xids
--- 3829    _next0_template
--- 3858    _many0_template
--- 3887    _stuck0_template
--- 3925    _trim0_template
--- 3966    _bring_template
--- 3998    _take_template
--- 4081    _known_template
--- 4111    _paused_until
--- 4124    claim_task
--- 4185    _next_template
--- 4227    _soon0_template
--- 4285    next_due
--- 4310  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 4323    _due0_template
--- 4401    _last0_template
--- 4426    _any0_template
--- 4453    _early0_template
--- 4471    _miss0_template
--- 4508    _pass0_template
--- 4554    _fire_template
--- 4615    _expire_template
--- 4686    _timeout_reason
--- 4705    _over_template
--- 4727    _close_template
--- 4757    _follow_template
--- 4792  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4794    _segment_bytes
--- 4815    _turn_template
--- 4847    _turn0_template
--- 4885    _spent0_template
--- 4899    _dry0_template
--- 4926    _left0_template
--- 4958    _carry0_template
--- 5002  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 5008    _remake_template
--- 5066    _alive_template
--- 5120    _home
--- 5133    _settle_template
--- 5155    rebuild_dispatch
--- 5192    _recap_template
--- 5223  35_tally.sql: The letter by which tallies know where a task stands
--- 5225    _letter
--- 5244    _letters
--- 5256    _bound
--- 5276    _tally_template
--- 5301    _reckon_template
--- 5328    _finish_template
--- 5356    _moved_template
--- 5387    _sum0_template
--- 5423    _noted0_template
--- 5458    _bank0_template
--- 5478    _census_template
--- 5500    _count_template
--- 5522  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5532    _gate_number
--- 5543    _enter_gate
--- 5565    _limit_of
--- 5583    _rule_template
--- 5609    _reign_template
--- 5623    _enrol_template
--- 5650    _going_template
--- 5666    _busy_template
--- 5682    _everywhere_busy
--- 5708    _closed_until
--- 5728    _is_fresh
--- 5743    _is_limited
--- 5754    _started
--- 5771    _left_over
--- 5792    _slots_template
--- 5842    _vacate_template
--- 5905    _unbar_template
--- 5934    _intake_template
--- 5955    _sift0_template
--- 6042    _line_template
--- 6102    _keys_template
--- 6156    _admit_template
--- 6219    _spare_template
--- 6241    _choose_template
--- 6287    _named_template
--- 6314    _weed_template
--- 6350    _cull_template
--- 6381    _seize_template
--- 6456    _quit_template
--- 6484    _occupy_template
--- 6524    _chance_template
--- 6554    _align_template
--- 6599  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 6602    _want_template
--- 6636    _names_option
--- 6671    _order_queues
--- 6707    _remember_names
--- 6727    claim_any
--- 6804    _check_order
--- 6821  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6826    _put_template
--- 6897    _enlist_template
--- 6940    _new_template
--- 7000    _tag_template
--- 7018    _room_template
--- 7045    _shed_template
--- 7087    _first0_template
--- 7128    _once_template
--- 7177    _begun_template
--- 7191    _blocks
--- 7218    _meet_template
--- 7252    _swap_template
--- 7313    _series_template
--- 7350    _found_template
--- 7407    _abide
--- 7429    _queues_named
--- 7460    _voucher
--- 7473    _vouch
--- 7490    _vouch_template
--- 7506    _check_named
--- 7532    _check_follows
--- 7549    _revouch
--- 7565    _check_spawner
--- 7589    spawn_task
--- 7657    spawn_tasks
--- 7709    _read_task
--- 7727  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7732    _hold_template
--- 7754    _deny_template
--- 7794    _own_template
--- 7814    _done_template
--- 7862    complete_run
--- 7885    _flush_template
--- 7968    _why_template
--- 7991    _read_runs
--- 8037    _explain_bad_run
--- 8062    complete_runs
--- 8087    _end_template
--- 8136    _lost_template
--- 8156    _file_template
--- 8183    _blame_template
--- 8205    _again_template
--- 8245    _queue_template
--- 8266    _fail_template
--- 8284    fail_run
--- 8308    _nap_template
--- 8337    schedule_run
--- 8367    _free_template
--- 8415    release_run
--- 8440    _keep_template
--- 8466    extend_claim
--- 8489  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 8494    _mark_template
--- 8516    _note_template
--- 8546    set_task_checkpoint_state
--- 8581    _recall_template
--- 8603    get_task_checkpoint_state
--- 8627    _list_template
--- 8656    get_task_checkpoint_states
--- 8682  43_events.sql: Wait for an event, or learn how the wait ended
--- 8689    _wait_template
--- 8761    _park_template
--- 8803    _check_event
--- 8822    await_event
--- 8859    _emit_template
--- 8922    emit_event
--- 8948    _read_event_cursor
--- 8986    _meant_template
--- 9039    _leaf_template
--- 9092    _sought_template
--- 9108    _news_template
--- 9161    list_events
--- 9219  44_control.sql: Read a task, or raise TG003
--- 9221    _fetch_template
--- 9248    _stop_template
--- 9280    _act_template
--- 9302    _halt_template
--- 9318    cancel_task
--- 9340    _rerun_template
--- 9418    _forget_template
--- 9455    _redo_template
--- 9491    _renew_template
--- 9527    retry_task
--- 9577    _show_template
--- 9625    get_task_result
--- 9660  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 9667    _purge_template
--- 9697    _erase_template
--- 9751    _first_uuid
--- 9770    _sweep_template
--- 9810    _clean
--- 9844    cleanup_tasks
--- 9865    cleanup_events
--- 9886    cleanup_all_queues
--- 9921  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 9923    _cap_template
--- 9952    _write_limit
--- 9975    _read_limit
--- 10024    _check_limit_keys
--- 10046    set_limit
--- 10101    _usage_template
--- 10179    _overall_usage
--- 10223    limit_usage
--- 10256  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 10258    _pause_template
--- 10279    _halve_template
--- 10309    _check_only
--- 10332    pause_queue
--- 10368    resume_queue
--- 10394    get_queue_policy
--- 10418    set_queue_policy
--- 10436    list_namespaces
--- 10453  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 10456    _read_filter
--- 10492    _states_option
--- 10523    _read_cursor
--- 10542    _check_limit
--- 10566    _find_template
--- 10618    _seek_template
--- 10670    _page_template
--- 10748    _ended_template
--- 10785    _fit_template
--- 10826    _live_template
--- 10863    _hints_template
--- 10886    _hints0_template
--- 10928    _rows_template
--- 10979    list_tasks
--- 11026    _peek_template
--- 11084    get_task
--- 11140    _runs_template
--- 11189    list_runs
--- 11220    _past_template
--- 11296    _since_template
--- 11314    get_task_history
--- 11334    _held_template
--- 11366    list_workers
--- 11405    _read_place
--- 11424    _acts_template
--- 11450    list_actions
--- 11482  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 11484    _abort_template
--- 11521    cancel_tasks
--- 11558    _check_meant
--- 11580    _limit_option
--- 11593    _retake_template
--- 11631    requeue_task
--- 11656    _regain_template
--- 11691    requeue_tasks
--- 11730    list_dead_letters
--- 11774    _replay_template
--- 11815    replay_dead_letters
--- 11855    _bury_template
--- 11897    purge_dead_letters
--- 11927  49_stats.sql: When the first task that is ready became so; null if none is
--- 11929    _oldest_template
--- 11973    _elder0_template
--- 12009    _tenure_template
--- 12034    _is_wanted
--- 12051    _stat_template
--- 12097    queue_stats
--- 12152    _from
--- 12166    _tardy_template
--- 12197    _counters (view)
--- 12221    _gauge_template
--- 12275    _spans_template
--- 12328    metrics
--- 12366    _xmin_age
--- 12385    prometheus
--- 12444    _label_text
--- 12467    _schedule_problems
--- 12504    health
--- 12560  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 12565    _tick_template
--- 12590    _ticked (sequence)
--- 12596    _set_ticked
--- 12609    ticker
--- 12656    ticker_loop (procedure)
--- 12682  51_cron.sql: Whether pg_cron is installed in this database
--- 12684    _has_cron
--- 12694    _cron_has_seconds
--- 12713    _plan_cron
--- 12748    _work_option
--- 12781    _explain_no_cron
--- 12814    start
--- 12851    _unschedule
--- 12867    _is_ours
--- 12877    _drop_job
--- 12896    stop
--- 12916    _maintain
--- 12938    status
--- 12977  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 12981    _rights (view)
--- 13098    _allowed
--- 13143    _grant
--- 13162    _grant_again
--- 13178    _grant_queue
--- 13193    _check_grant
--- 13226    grant_access
--- 13262    revoke_access
--- 13317  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 13319    _refuse_schedule
--- 13336    _cron_value
--- 13350    _cron_field
--- 13411    _read_every
--- 13433    _read_schedule
--- 13508    _cron_time
--- 13546    _cron_reading
--- 13585    _clock
--- 13594    _clock_reads
--- 13630    _clock_set
--- 13658    _cron_passing
--- 13696    _cron_next
--- 13736    _check_timezone
--- 13765    next_fire_time
--- 13801  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 13814    _planning_number
--- 13824    _replan_template
--- 13838    _agenda_template
--- 13855    _future_template
--- 13883    _strike_template
--- 13939    _chime_template
--- 13995    _undone_template
--- 14014    _planned_after
--- 14033    _due_times
--- 14083    _spawn_scheduled
--- 14128    _check_task_options
--- 14158    _word_option
--- 14180    _draw_schedule
--- 14219    _schedule_options
--- 14234    _miss_schedule
--- 14250    _scheduled_in
--- 14271    _grasp_template
--- 14298    _enroll_template
--- 14334    _redraw_template
--- 14384    create_schedule
--- 14428    _reform_template
--- 14458    update_schedule
--- 14490    _steer_template
--- 14533    pause_schedule
--- 14554    resume_schedule
--- 14574    drop_schedule
--- 14594    _launch_template
--- 14626    trigger_schedule
--- 14648    _diary_template
--- 14684    get_schedule
--- 14719    list_schedules
--- 14761  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 14766    _links_option
--- 14809    _read_link
--- 14851    _trail_template
--- 14898    _linked_template
--- 14930    _ensue_template
--- 14973    _undoings
--- 15001    _undo_template
--- 15042    _repent_template
--- 15082    add_compensation
--- 15122    _repeat_template
--- 15152    _blank_template
--- 15190    repeat_run
--- 15216  63_children.sql: Children: tasks that a step spawns and may wait for
--- 15225    _brood_template
--- 15255    _bind_template
--- 15287    _read_child
--- 15336    _child_queues
--- 15362    _birth
--- 15386    spawn_children
--- 15471    _cancel_option
--- 15494    _answer
--- 15514    _report_template
--- 15550    _tell_template
--- 15565    _judge_template
--- 15601    _ripe_template
--- 15628    _gather_template
--- 15693    _rally_template
--- 15770    _crop_template
--- 15821    _yield_template
--- 15842    _dismiss
--- 15863    _ditch_template
--- 15908    _perish_template
--- 15927    _orphan_template
--- 15942    await_children
--- 15999  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
--- 16006    _refuse_run
--- 16022    _read_run
--- 16042    create_workflow_run
--- 16100    update_workflow_run
--- 16131    _is_own
--- 16144    _flow_template
--- 16177    _score_template
--- 16214    _recorded_run
--- 16225    _recorded_tallies
--- 16237    _flows
--- 16271    _survey
--- 16327    get_workflow_run
--- 16377    _is_alike
--- 16392    _recorded_runs
--- 16427    _status_option
--- 16458    list_workflow_runs
--- 16542    _member_template
--- 16575    _members
--- 16610    get_workflow_tree
--- 16686    _used_template
--- 16703    _needed_runs
--- 16735    _merge_tallies
--- 16758    cleanup_workflow_runs
--- 16833  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
--- 16837    _word
--- 16851    _check_attributes
--- 16888    _attributes_option
--- 16905    _pinned_template
--- 16924    _pin_template
--- 16955    set_attributes
--- 16984    _told_template
--- 16997    get_attributes
--- 17015  66_messages.sql: Messages: a mailbox per task
--- 17022    _shut_template
--- 17065    _post_template
--- 17114    send_message
--- 17155    _hear_template
--- 17222    receive_message
--- 17260    _unhear_template
--- 17281    _tidy_template
--- 17308    _inbox_template
--- 17334    list_messages
--- 17356  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
--- 17367    _resolve_function
--- 17423    _hire_template
--- 17445    register_handler
--- 17469    unregister_handler
--- 17488    _staff_template
--- 17509    list_handlers
--- 17545    _number_step
--- 17576    _order
--- 17592    step
--- 17626    _doze
--- 17643    sleep_for
--- 17664    sleep_until
--- 17687    await
--- 17721    receive
--- 17753    children
--- 17789  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
--- 17801    _crew
--- 17849    _steps_given
--- 17876    _claim_batch
--- 17919    _grip_template
--- 17935    _begin_pass
--- 17961    _read_error
--- 17990    _carry_out
--- 18070    _run_pass (procedure)
--- 18101    _step_call
--- 18129    _obey (procedure)
--- 18167    _begin_shift
--- 18204    _begin_round
--- 18224    _leave_round
--- 18259    _handler_of
--- 18273    _advance (procedure)
--- 18298    work (procedure)
--- 18349  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 3521    _back0_template
+-- 3533  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3538    _claim0_template
+-- 3610    _pick0_template
+-- 3693    _limits_template
+-- 3734    _move0_template
+-- 3796    _open_xids
+-- 3816    _next0_template
+-- 3845    _many0_template
+-- 3874    _stuck0_template
+-- 3912    _trim0_template
+-- 3953    _bring_template
+-- 3985    _take_template
+-- 4068    _known_template
+-- 4098    _paused_until
+-- 4111    claim_task
+-- 4172    _next_template
+-- 4214    _soon0_template
+-- 4272    next_due
+-- 4297  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 4310    _due0_template
+-- 4393    _last0_template
+-- 4438    _any0_template
+-- 4465    _miss0_template
+-- 4501    _pass0_template
+-- 4547    _fire_template
+-- 4608    _expire_template
+-- 4679    _timeout_reason
+-- 4698    _over_template
+-- 4720    _close_template
+-- 4750    _follow_template
+-- 4785  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4787    _segment_bytes
+-- 4808    _turn_template
+-- 4840    _turn0_template
+-- 4878    _spent0_template
+-- 4892    _dry0_template
+-- 4919    _left0_template
+-- 4950    _carry0_template
+-- 4994  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 5000    _remake_template
+-- 5058    _alive_template
+-- 5112    _home
+-- 5125    _settle_template
+-- 5147    rebuild_dispatch
+-- 5184    _recap_template
+-- 5215  35_tally.sql: The letter by which tallies know where a task stands
+-- 5217    _letter
+-- 5236    _letters
+-- 5248    _bound
+-- 5268    _tally_template
+-- 5293    _reckon_template
+-- 5320    _finish_template
+-- 5348    _moved_template
+-- 5379    _sum0_template
+-- 5415    _noted0_template
+-- 5450    _bank0_template
+-- 5470    _census_template
+-- 5492    _count_template
+-- 5514  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5524    _gate_number
+-- 5535    _enter_gate
+-- 5557    _limit_of
+-- 5575    _rule_template
+-- 5601    _reign_template
+-- 5615    _enrol_template
+-- 5642    _going_template
+-- 5658    _busy_template
+-- 5674    _everywhere_busy
+-- 5700    _closed_until
+-- 5720    _is_fresh
+-- 5735    _is_limited
+-- 5746    _started
+-- 5763    _left_over
+-- 5784    _slots_template
+-- 5834    _vacate_template
+-- 5897    _unbar_template
+-- 5926    _intake_template
+-- 5947    _sift0_template
+-- 6034    _line_template
+-- 6094    _keys_template
+-- 6148    _admit_template
+-- 6211    _spare_template
+-- 6233    _choose_template
+-- 6279    _named_template
+-- 6306    _weed_template
+-- 6342    _cull_template
+-- 6373    _seize_template
+-- 6448    _quit_template
+-- 6476    _occupy_template
+-- 6516    _chance_template
+-- 6546    _align_template
+-- 6591  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6594    _want_template
+-- 6628    _names_option
+-- 6663    _order_queues
+-- 6699    _remember_names
+-- 6719    claim_any
+-- 6796    _check_order
+-- 6813  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6818    _put_template
+-- 6889    _enlist_template
+-- 6932    _new_template
+-- 6992    _tag_template
+-- 7010    _room_template
+-- 7037    _shed_template
+-- 7079    _first0_template
+-- 7120    _once_template
+-- 7169    _begun_template
+-- 7183    _blocks
+-- 7210    _meet_template
+-- 7244    _swap_template
+-- 7305    _series_template
+-- 7342    _found_template
+-- 7399    _abide
+-- 7421    _queues_named
+-- 7452    _voucher
+-- 7465    _vouch
+-- 7482    _vouch_template
+-- 7498    _check_named
+-- 7524    _check_follows
+-- 7541    _revouch
+-- 7557    _check_spawner
+-- 7581    spawn_task
+-- 7649    spawn_tasks
+-- 7701    _read_task
+-- 7719  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7724    _hold_template
+-- 7746    _deny_template
+-- 7786    _own_template
+-- 7806    _done_template
+-- 7854    complete_run
+-- 7877    _flush_template
+-- 7960    _why_template
+-- 7983    _read_runs
+-- 8029    _explain_bad_run
+-- 8054    complete_runs
+-- 8079    _end_template
+-- 8128    _lost_template
+-- 8148    _file_template
+-- 8175    _blame_template
+-- 8197    _again_template
+-- 8237    _queue_template
+-- 8258    _fail_template
+-- 8276    fail_run
+-- 8300    _nap_template
+-- 8329    schedule_run
+-- 8359    _free_template
+-- 8407    release_run
+-- 8432    _keep_template
+-- 8458    extend_claim
+-- 8481  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 8486    _mark_template
+-- 8508    _note_template
+-- 8538    set_task_checkpoint_state
+-- 8573    _recall_template
+-- 8595    get_task_checkpoint_state
+-- 8619    _list_template
+-- 8648    get_task_checkpoint_states
+-- 8674  43_events.sql: Wait for an event, or learn how the wait ended
+-- 8681    _wait_template
+-- 8753    _park_template
+-- 8795    _check_event
+-- 8814    await_event
+-- 8851    _emit_template
+-- 8914    emit_event
+-- 8940    _read_event_cursor
+-- 8978    _meant_template
+-- 9031    _leaf_template
+-- 9084    _sought_template
+-- 9100    _news_template
+-- 9153    list_events
+-- 9211  44_control.sql: Read a task, or raise TG003
+-- 9213    _fetch_template
+-- 9240    _stop_template
+-- 9272    _act_template
+-- 9294    _halt_template
+-- 9310    cancel_task
+-- 9332    _rerun_template
+-- 9410    _forget_template
+-- 9447    _redo_template
+-- 9483    _renew_template
+-- 9519    retry_task
+-- 9569    _show_template
+-- 9617    get_task_result
+-- 9652  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 9659    _purge_template
+-- 9689    _erase_template
+-- 9743    _first_uuid
+-- 9762    _sweep_template
+-- 9802    _clean
+-- 9836    cleanup_tasks
+-- 9857    cleanup_events
+-- 9878    cleanup_all_queues
+-- 9913  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 9915    _cap_template
+-- 9944    _write_limit
+-- 9967    _read_limit
+-- 10016    _check_limit_keys
+-- 10038    set_limit
+-- 10093    _usage_template
+-- 10171    _overall_usage
+-- 10215    limit_usage
+-- 10248  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 10250    _pause_template
+-- 10271    _halve_template
+-- 10301    _check_only
+-- 10324    pause_queue
+-- 10360    resume_queue
+-- 10386    get_queue_policy
+-- 10410    set_queue_policy
+-- 10428    list_namespaces
+-- 10445  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 10448    _read_filter
+-- 10484    _states_option
+-- 10515    _read_cursor
+-- 10534    _check_limit
+-- 10558    _find_template
+-- 10610    _seek_template
+-- 10662    _page_template
+-- 10740    _ended_template
+-- 10777    _fit_template
+-- 10818    _live_template
+-- 10855    _hints_template
+-- 10878    _hints0_template
+-- 10920    _rows_template
+-- 10971    list_tasks
+-- 11018    _peek_template
+-- 11076    get_task
+-- 11132    _runs_template
+-- 11181    list_runs
+-- 11212    _past_template
+-- 11288    _since_template
+-- 11306    get_task_history
+-- 11326    _held_template
+-- 11358    list_workers
+-- 11397    _read_place
+-- 11416    _acts_template
+-- 11442    list_actions
+-- 11474  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 11476    _abort_template
+-- 11513    cancel_tasks
+-- 11550    _check_meant
+-- 11572    _limit_option
+-- 11585    _retake_template
+-- 11623    requeue_task
+-- 11648    _regain_template
+-- 11683    requeue_tasks
+-- 11722    list_dead_letters
+-- 11766    _replay_template
+-- 11807    replay_dead_letters
+-- 11847    _bury_template
+-- 11889    purge_dead_letters
+-- 11919  49_stats.sql: When the first task that is ready became so; null if none is
+-- 11921    _oldest_template
+-- 11965    _elder0_template
+-- 12001    _tenure_template
+-- 12026    _is_wanted
+-- 12043    _stat_template
+-- 12089    queue_stats
+-- 12144    _from
+-- 12158    _tardy_template
+-- 12189    _counters (view)
+-- 12213    _gauge_template
+-- 12267    _spans_template
+-- 12320    metrics
+-- 12358    _xmin_age
+-- 12377    prometheus
+-- 12436    _label_text
+-- 12459    _schedule_problems
+-- 12496    health
+-- 12552  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 12557    _tick_template
+-- 12582    _ticked (sequence)
+-- 12588    _set_ticked
+-- 12601    ticker
+-- 12648    ticker_loop (procedure)
+-- 12674  51_cron.sql: Whether pg_cron is installed in this database
+-- 12676    _has_cron
+-- 12686    _cron_has_seconds
+-- 12705    _plan_cron
+-- 12740    _work_option
+-- 12773    _explain_no_cron
+-- 12806    start
+-- 12843    _unschedule
+-- 12859    _is_ours
+-- 12869    _drop_job
+-- 12888    stop
+-- 12908    _maintain
+-- 12930    status
+-- 12969  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 12973    _rights (view)
+-- 13090    _allowed
+-- 13135    _grant
+-- 13154    _grant_again
+-- 13170    _grant_queue
+-- 13185    _check_grant
+-- 13218    grant_access
+-- 13254    revoke_access
+-- 13309  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 13311    _refuse_schedule
+-- 13328    _cron_value
+-- 13342    _cron_field
+-- 13403    _read_every
+-- 13425    _read_schedule
+-- 13500    _cron_time
+-- 13538    _cron_reading
+-- 13577    _clock
+-- 13586    _clock_reads
+-- 13622    _clock_set
+-- 13650    _cron_passing
+-- 13688    _cron_next
+-- 13728    _check_timezone
+-- 13757    next_fire_time
+-- 13793  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 13806    _planning_number
+-- 13816    _replan_template
+-- 13830    _agenda_template
+-- 13847    _future_template
+-- 13875    _strike_template
+-- 13931    _chime_template
+-- 13987    _undone_template
+-- 14006    _planned_after
+-- 14025    _due_times
+-- 14075    _spawn_scheduled
+-- 14120    _check_task_options
+-- 14150    _word_option
+-- 14172    _draw_schedule
+-- 14211    _schedule_options
+-- 14226    _miss_schedule
+-- 14242    _scheduled_in
+-- 14263    _grasp_template
+-- 14290    _enroll_template
+-- 14326    _redraw_template
+-- 14376    create_schedule
+-- 14420    _reform_template
+-- 14450    update_schedule
+-- 14482    _steer_template
+-- 14525    pause_schedule
+-- 14546    resume_schedule
+-- 14566    drop_schedule
+-- 14586    _launch_template
+-- 14618    trigger_schedule
+-- 14640    _diary_template
+-- 14676    get_schedule
+-- 14711    list_schedules
+-- 14753  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 14758    _links_option
+-- 14801    _read_link
+-- 14843    _trail_template
+-- 14890    _linked_template
+-- 14922    _ensue_template
+-- 14965    _undoings
+-- 14993    _undo_template
+-- 15034    _repent_template
+-- 15074    add_compensation
+-- 15114    _repeat_template
+-- 15144    _blank_template
+-- 15182    repeat_run
+-- 15208  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 15217    _brood_template
+-- 15247    _bind_template
+-- 15279    _read_child
+-- 15328    _child_queues
+-- 15354    _birth
+-- 15378    spawn_children
+-- 15463    _cancel_option
+-- 15486    _answer
+-- 15506    _report_template
+-- 15542    _tell_template
+-- 15557    _judge_template
+-- 15593    _ripe_template
+-- 15620    _gather_template
+-- 15685    _rally_template
+-- 15762    _crop_template
+-- 15813    _yield_template
+-- 15834    _dismiss
+-- 15855    _ditch_template
+-- 15900    _perish_template
+-- 15919    _orphan_template
+-- 15934    await_children
+-- 15991  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
+-- 15998    _refuse_run
+-- 16014    _read_run
+-- 16034    create_workflow_run
+-- 16092    update_workflow_run
+-- 16123    _is_own
+-- 16136    _flow_template
+-- 16169    _score_template
+-- 16206    _recorded_run
+-- 16217    _recorded_tallies
+-- 16229    _flows
+-- 16263    _survey
+-- 16319    get_workflow_run
+-- 16369    _is_alike
+-- 16384    _recorded_runs
+-- 16419    _status_option
+-- 16450    list_workflow_runs
+-- 16534    _member_template
+-- 16567    _members
+-- 16602    get_workflow_tree
+-- 16678    _used_template
+-- 16695    _needed_runs
+-- 16727    _merge_tallies
+-- 16750    cleanup_workflow_runs
+-- 16825  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
+-- 16829    _word
+-- 16843    _check_attributes
+-- 16880    _attributes_option
+-- 16897    _pinned_template
+-- 16916    _pin_template
+-- 16947    set_attributes
+-- 16976    _told_template
+-- 16989    get_attributes
+-- 17007  66_messages.sql: Messages: a mailbox per task
+-- 17014    _shut_template
+-- 17057    _post_template
+-- 17106    send_message
+-- 17147    _hear_template
+-- 17214    receive_message
+-- 17252    _unhear_template
+-- 17273    _tidy_template
+-- 17300    _inbox_template
+-- 17326    list_messages
+-- 17348  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
+-- 17359    _resolve_function
+-- 17415    _hire_template
+-- 17437    register_handler
+-- 17461    unregister_handler
+-- 17480    _staff_template
+-- 17501    list_handlers
+-- 17537    _number_step
+-- 17568    _order
+-- 17584    step
+-- 17618    _doze
+-- 17635    sleep_for
+-- 17656    sleep_until
+-- 17679    await
+-- 17713    receive
+-- 17745    children
+-- 17781  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
+-- 17793    _crew
+-- 17841    _steps_given
+-- 17868    _claim_batch
+-- 17911    _grip_template
+-- 17927    _begin_pass
+-- 17953    _read_error
+-- 17982    _carry_out
+-- 18062    _run_pass (procedure)
+-- 18093    _step_call
+-- 18121    _obey (procedure)
+-- 18159    _begin_shift
+-- 18196    _begin_round
+-- 18216    _leave_round
+-- 18251    _handler_of
+-- 18265    _advance (procedure)
+-- 18290    work (procedure)
+-- 18341  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -2438,7 +2437,8 @@ create index if not exists k1last_template
 
 comment on table teguh.k0_template is
   'Positions in segment p0: every row before one has been dealt with, but for '
-  'those in gaps (ready rows) or of the transactions in late (timers). And sums of n0 (kind n).';
+  'those in gaps (ready rows) or of the transactions in late (timers). Timers set by slow clocks '
+  '(kinds S, L; n: the transaction). And sums of n0 (kind n).';
 comment on column teguh.k0_template.tallies is
   'The sum of the rows of n0 that were visible to the snapshot.';
 comment on table teguh.k1_template is
@@ -3515,31 +3515,18 @@ begin
 end;
 $$;
 
--- Move the timer position back before a timer that was set with a clock behind
--- the one by which the position was, or is just being, moved.
---
--- If that position is outnumbered by one whose transaction cannot see this timer, it is found
--- by the second row (kind S or L): it says how far back ours has set timers (_early0_template).
+-- Note that our transaction has set a timer with a clock behind the one by which a timer position
+-- was, or is just being, moved: who reads that goes back before the timer (_last0_template). n is
+-- our transaction's id.
 create or replace function teguh._back0_template(p_kind "char", p_due_at timestamptz)
   returns void
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
-declare
-  v_from teguh.k0_template := teguh._last0_template(p_kind);
 begin
-  insert into teguh.k0_template as k (n, kind, xid, seq, due_at, late)
-  values
-    (
-      nextval('teguh.seq_template'::regclass), p_kind, null, 0,
-      least(v_from.due_at, p_due_at - interval '1 microsecond'),
-      v_from.late
-    ),
-    (
-      nextval('teguh.seq_template'::regclass), upper(p_kind::text)::"char",
-      pg_current_xact_id(), 0, p_due_at, null
-    );
+  insert into teguh.k0_template as k (n, kind, seq, due_at)
+  values (pg_current_xact_id()::text::bigint, upper(p_kind::text)::"char", 0, p_due_at);
 end;
 $$;
 
@@ -4252,7 +4239,7 @@ begin
   join teguh.p0_template as p on p.xid = l.xid
   where p.kind = 's'
     and p.kind <> 'r'
-    and p.due_at >= least(l.since, teguh._early0_template('s', array[l.xid]))
+    and p.due_at >= l.since
     and p.due_at <= v_timers.due_at;
   if found then
     return p_now;
@@ -4345,7 +4332,7 @@ begin
 
   -- in this order: whoever sets a timer with a clock behind ours then either has an
   -- open transaction in the snapshot, or is seen in the position read after it, or
-  -- finds the clock and outnumbers this position
+  -- finds the clock, and goes back behind this position
   if teguh._micros(p_now) > pg_sequence_last_value('teguh.clock_template'::regclass) then
     perform setval('teguh.clock_template'::regclass, teguh._micros(p_now));
   end if;
@@ -4391,13 +4378,18 @@ begin
     order by p.due_at, p.seq
     limit 1 offset p_limit - 1;
   end if;
-  perform teguh._pass0_template(v_n, p_kind, v_snapshot, v_from, v_to);
+  -- less than that: somebody whose clock is behind has overwritten it at the same moment
+  if teguh._micros(v_to.due_at) <= pg_sequence_last_value('teguh.clock_template'::regclass) then
+    perform teguh._pass0_template(v_n, p_kind, v_snapshot, v_from, v_to);
+  end if;
 
   return coalesce(v_due, '{}') || teguh._miss0_template(v_from, v_snapshot);
 end;
 $$;
 
--- The latest timer position of one kind; the beginning of time if there is none.
+-- The latest timer position of one kind, or before it what the position does not account for
+-- because it was set with a clock behind: by its own transaction, by later ones, and by those in
+-- "late". The beginning of time if there is none.
 create or replace function teguh._last0_template(p_kind "char")
   returns teguh.k0_template
   language plpgsql
@@ -4405,7 +4397,9 @@ create or replace function teguh._last0_template(p_kind "char")
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_last teguh.k0_template;
+  v_last  teguh.k0_template;
+  v_slow  "char" := upper(p_kind::text);
+  v_early timestamptz;
 begin
   select k.* into v_last
   from teguh.k0_template as k
@@ -4416,8 +4410,26 @@ begin
     v_last.kind := p_kind;
     v_last.seq := 0;
     v_last.due_at := '-infinity';
+    return v_last;
   end if;
 
+  v_early := least(
+    (
+      select min(k.due_at)
+      from teguh.k0_template as k
+      where k.kind = v_slow
+        and k.n >= v_last.xid::text::bigint
+    ),
+    case when v_last.late is not null then (
+      select min(k.due_at)
+      from unnest(v_last.late) as l
+      join teguh.k0_template as k on k.kind = v_slow and k.n = l.xid::text::bigint
+    ) end
+  );
+  if v_early <= v_last.due_at then
+    v_last.due_at := v_early - interval '1 microsecond';
+    v_last.seq := 0;
+  end if;
   return v_last;
 end;
 $$;
@@ -4448,24 +4460,6 @@ begin
 end;
 $$;
 
--- The first timer of one kind that some transactions set behind the clock of others; null if none
--- did.
-create or replace function teguh._early0_template(p_kind "char", p_xids xid8[])
-  returns timestamptz
-  language plpgsql
-  volatile
-  set search_path = pg_catalog, pg_temp
-as $$
-begin
-  return (
-    select min(k.due_at)
-    from teguh.k0_template as k
-    where k.kind = upper(p_kind::text)::"char"
-      and k.xid = any (p_xids)
-  );
-end;
-$$;
-
 -- The timers before a position whose transactions were open when it moved, and have
 -- ended by now.
 create or replace function teguh._miss0_template(
@@ -4488,7 +4482,6 @@ begin
     return '{}';
   end if;
 
-  v_since := least(v_since, teguh._early0_template(p_from.kind, v_ended));
   return array(
     select row(u.task_id, u.turn)::teguh._timer
     from teguh.p0_template as p
@@ -4539,8 +4532,8 @@ begin
     return;
   end if;
 
-  insert into teguh.k0_template as k (n, kind, due_at, seq, late)
-  values (p_n, p_kind, p_to.due_at, p_to.seq, v_late);
+  insert into teguh.k0_template as k (n, kind, xid, due_at, seq, late)
+  values (p_n, p_kind, pg_current_xact_id(), p_to.due_at, p_to.seq, v_late);
 end;
 $$;
 
@@ -4947,8 +4940,7 @@ begin
   join teguh.p0_template as p on p.xid = l.xid
   where p.kind = p_kind
     and p.kind <> 'r'
-    and p.due_at >= least(l.since, teguh._early0_template(p_kind, array[l.xid]))
-    and p.due_at <= v_from.due_at
+    and p.due_at between l.since and v_from.due_at
   limit p_limit;
 end;
 $$;

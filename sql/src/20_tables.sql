@@ -533,7 +533,8 @@ create index if not exists k1last_template
 
 comment on table teguh.k0_template is
   'Positions in segment p0: every row before one has been dealt with, but for '
-  'those in gaps (ready rows) or of the transactions in late (timers). And sums of n0 (kind n).';
+  'those in gaps (ready rows) or of the transactions in late (timers). Timers set by slow clocks '
+  '(kinds S, L; n: the transaction). And sums of n0 (kind n).';
 comment on column teguh.k0_template.tallies is
   'The sum of the rows of n0 that were visible to the snapshot.';
 comment on table teguh.k1_template is

@@ -132,30 +132,17 @@ begin
 end;
 $$;
 
--- Move the timer position back before a timer that was set with a clock behind
--- the one by which the position was, or is just being, moved.
---
--- If that position is outnumbered by one whose transaction cannot see this timer, it is found
--- by the second row (kind S or L): it says how far back ours has set timers (_early0_template).
+-- Note that our transaction has set a timer with a clock behind the one by which a timer position
+-- was, or is just being, moved: who reads that goes back before the timer (_last0_template). n is
+-- our transaction's id.
 create or replace function teguh._back0_template(p_kind "char", p_due_at timestamptz)
   returns void
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
-declare
-  v_from teguh.k0_template := teguh._last0_template(p_kind);
 begin
-  insert into teguh.k0_template as k (n, kind, xid, seq, due_at, late)
-  values
-    (
-      nextval('teguh.seq_template'::regclass), p_kind, null, 0,
-      least(v_from.due_at, p_due_at - interval '1 microsecond'),
-      v_from.late
-    ),
-    (
-      nextval('teguh.seq_template'::regclass), upper(p_kind::text)::"char",
-      pg_current_xact_id(), 0, p_due_at, null
-    );
+  insert into teguh.k0_template as k (n, kind, seq, due_at)
+  values (pg_current_xact_id()::text::bigint, upper(p_kind::text)::"char", 0, p_due_at);
 end;
 $$;

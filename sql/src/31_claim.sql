@@ -706,7 +706,7 @@ begin
   join teguh.p0_template as p on p.xid = l.xid
   where p.kind = 's'
     and p.kind <> 'r'
-    and p.due_at >= least(l.since, teguh._early0_template('s', array[l.xid]))
+    and p.due_at >= l.since
     and p.due_at <= v_timers.due_at;
   if found then
     return p_now;

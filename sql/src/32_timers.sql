@@ -35,7 +35,7 @@ begin
 
   -- in this order: whoever sets a timer with a clock behind ours then either has an
   -- open transaction in the snapshot, or is seen in the position read after it, or
-  -- finds the clock and outnumbers this position
+  -- finds the clock, and goes back behind this position
   if teguh._micros(p_now) > pg_sequence_last_value('teguh.clock_template'::regclass) then
     perform setval('teguh.clock_template'::regclass, teguh._micros(p_now));
   end if;
@@ -81,13 +81,18 @@ begin
     order by p.due_at, p.seq
     limit 1 offset p_limit - 1;
   end if;
-  perform teguh._pass0_template(v_n, p_kind, v_snapshot, v_from, v_to);
+  -- less than that: somebody whose clock is behind has overwritten it at the same moment
+  if teguh._micros(v_to.due_at) <= pg_sequence_last_value('teguh.clock_template'::regclass) then
+    perform teguh._pass0_template(v_n, p_kind, v_snapshot, v_from, v_to);
+  end if;
 
   return coalesce(v_due, '{}') || teguh._miss0_template(v_from, v_snapshot);
 end;
 $$;
 
--- The latest timer position of one kind; the beginning of time if there is none.
+-- The latest timer position of one kind, or before it what the position does not account for
+-- because it was set with a clock behind: by its own transaction, by later ones, and by those in
+-- "late". The beginning of time if there is none.
 create or replace function teguh._last0_template(p_kind "char")
   returns teguh.k0_template
   language plpgsql
@@ -95,7 +100,9 @@ create or replace function teguh._last0_template(p_kind "char")
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_last teguh.k0_template;
+  v_last  teguh.k0_template;
+  v_slow  "char" := upper(p_kind::text);
+  v_early timestamptz;
 begin
   select k.* into v_last
   from teguh.k0_template as k
@@ -106,8 +113,26 @@ begin
     v_last.kind := p_kind;
     v_last.seq := 0;
     v_last.due_at := '-infinity';
+    return v_last;
   end if;
 
+  v_early := least(
+    (
+      select min(k.due_at)
+      from teguh.k0_template as k
+      where k.kind = v_slow
+        and k.n >= v_last.xid::text::bigint
+    ),
+    case when v_last.late is not null then (
+      select min(k.due_at)
+      from unnest(v_last.late) as l
+      join teguh.k0_template as k on k.kind = v_slow and k.n = l.xid::text::bigint
+    ) end
+  );
+  if v_early <= v_last.due_at then
+    v_last.due_at := v_early - interval '1 microsecond';
+    v_last.seq := 0;
+  end if;
   return v_last;
 end;
 $$;
@@ -138,24 +163,6 @@ begin
 end;
 $$;
 
--- The first timer of one kind that some transactions set behind the clock of others; null if none
--- did.
-create or replace function teguh._early0_template(p_kind "char", p_xids xid8[])
-  returns timestamptz
-  language plpgsql
-  volatile
-  set search_path = pg_catalog, pg_temp
-as $$
-begin
-  return (
-    select min(k.due_at)
-    from teguh.k0_template as k
-    where k.kind = upper(p_kind::text)::"char"
-      and k.xid = any (p_xids)
-  );
-end;
-$$;
-
 -- The timers before a position whose transactions were open when it moved, and have
 -- ended by now.
 create or replace function teguh._miss0_template(
@@ -178,7 +185,6 @@ begin
     return '{}';
   end if;
 
-  v_since := least(v_since, teguh._early0_template(p_from.kind, v_ended));
   return array(
     select row(u.task_id, u.turn)::teguh._timer
     from teguh.p0_template as p
@@ -229,8 +235,8 @@ begin
     return;
   end if;
 
-  insert into teguh.k0_template as k (n, kind, due_at, seq, late)
-  values (p_n, p_kind, p_to.due_at, p_to.seq, v_late);
+  insert into teguh.k0_template as k (n, kind, xid, due_at, seq, late)
+  values (p_n, p_kind, pg_current_xact_id(), p_to.due_at, p_to.seq, v_late);
 end;
 $$;
 

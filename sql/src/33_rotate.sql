@@ -155,8 +155,7 @@ begin
   join teguh.p0_template as p on p.xid = l.xid
   where p.kind = p_kind
     and p.kind <> 'r'
-    and p.due_at >= least(l.since, teguh._early0_template(p_kind, array[l.xid]))
-    and p.due_at <= v_from.due_at
+    and p.due_at between l.since and v_from.due_at
   limit p_limit;
 end;
 $$;
