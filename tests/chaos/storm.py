@@ -42,6 +42,8 @@ INSIDERS = 3
 # Of a queue that goes by rules: so many keys, so many tasks of each at a time.
 KEYS = 6
 AT_ONCE = 2
+# When so many tasks are open, spawners wait: what is left is worked off before the checks.
+CROWD = 3000
 
 RETRIES = (
     {"kind": "none"},
@@ -86,6 +88,7 @@ class Storm:
         self._shots = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._ended = threading.Event()
+        self._crowded = False
         self._number = 0
         self._workers: list[subprocess.Popen[bytes]] = []
         self._pins: list[Conn] = []
@@ -185,6 +188,9 @@ class Storm:
 
     def _spawn(self, connection: Conn, rng: Random) -> None:
         """Spawn some tasks in one transaction, which commits late or not at all."""
+        if self._crowded:
+            time.sleep(0.1)
+            return
         if rng.random() < 0.15:
             connection.isolation_level = IsolationLevel.REPEATABLE_READ
         else:
@@ -382,10 +388,14 @@ class Storm:
         time.sleep(rng.random() * 0.2)
 
     def _tick(self, connection: Conn, rng: Random) -> None:
-        """Tick one queue or all, and clean old events up."""
+        """Tick one queue or all, clean old events up, and count what is open."""
         connection.execute("select teguh.ticker(%s)", (rng.choice([QUEUE, QUEUE, None]),))
         if rng.random() < 0.05:
             connection.execute("select teguh.cleanup_events(%s, 0.5, 50)", (QUEUE,))
+            rows = connection.execute(
+                f"select count(*) > %s from teguh.t_{QUEUE} where {UNFINISHED}".encode(), (CROWD,)
+            ).fetchall()
+            self._crowded = rows[0][0]
         time.sleep(0.03)
 
     def _watch(self, connection: Conn, rng: Random) -> None:
