@@ -42,8 +42,8 @@ class Shell:
 
 
 def test_the_python_of_the_quickstart_survives_its_worker(empty_dsn: str, tmp_path: Path) -> None:
-    (source,) = snippets("python", PYTHON)
-    (tmp_path / "signup.py").write_text(source, "utf-8")
+    for name, source in zip(("signup.py", "visit.py"), snippets("python", PYTHON), strict=True):
+        (tmp_path / name).write_text(source, "utf-8")
     build = find_build("embedded")  # psql, of any version
     places = [Path(sys.executable).parent, build.bin, "/usr/bin", "/bin"]
     environment = {

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 import teguh
 from teguh.cli import main
@@ -19,6 +20,8 @@ from tests.python.support import finished, running
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.cluster import Cluster
 
 
 def test_install_installs_and_creates_queues_and_may_be_repeated(
@@ -58,6 +61,40 @@ def test_install_leaves_another_version_alone(owner_dsn: str) -> None:
         with pytest.raises(teguh.VersionMismatch, match="hint"):
             teguh.install(connection)
         assert teguh.Client(connection).version() == "0"
+
+
+def test_install_says_what_to_do_over_another_version_and_without_the_right(
+    owner_dsn: str, empty_dsn: str, cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with psycopg.connect(owner_dsn) as connection:
+        connection.execute(
+            "create or replace function teguh.version() returns text language sql"
+            " as $$ select '0' $$"
+        )
+    assert main(["install", "--dsn", owner_dsn]) == 1
+    assert capsys.readouterr().err.endswith("hint: Run `teguh upgrade`.\n")
+    name = str(conninfo_to_dict(empty_dsn)["dbname"])
+    assert main(["install", "--dsn", cluster.guest_dsn(name)]) == 1
+    assert "(42501)\nhint: the role needs the right to create" in capsys.readouterr().err
+
+
+def test_upgrade_says_who_may_upgrade(
+    owner_dsn: str, cluster: Cluster, database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with psycopg.connect(owner_dsn) as connection:
+        connection.execute(
+            "create or replace function teguh.version() returns text language sql"
+            " as $$ select '0.1.0' $$"
+        )
+    assert main(["upgrade", "--dsn", cluster.guest_dsn(database)]) == 1
+    assert "(42501)\nhint: run it as the role that owns" in capsys.readouterr().err
+
+
+def test_an_option_is_written_out(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["spawn", "jobs", "n", "--max-attempt", "3"])
+    assert end.value.code == 2
+    assert "unrecognized arguments: --max-attempt" in capsys.readouterr().err
 
 
 def test_spawn_prints_the_id_of_a_task_that_a_worker_then_executes(

@@ -125,6 +125,26 @@ def test_an_older_schema_is_named_before_anything_is_asked(
     assert "(TG010)" in capsys.readouterr().err
 
 
+def test_a_table_has_failures_without_their_traceback(
+    at: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reason = {"name": "KeyError", "message": "'id'", "traceback": "Traceback\nmore"}
+    with teguh.Client.connect(at) as client:
+        task_id = str(client.spawn_task("jobs", "report", max_attempts=1).task_id)
+        (run,) = client.claim_task("jobs")
+        client.fail_run("jobs", run.run_id, reason)
+    for verb in (["tasks", "list"], ["dlq", "list"], ["tasks", "history", "jobs", task_id]):
+        command = [*verb, "jobs"][: 4 if task_id in verb else 3]
+        assert main(command) == 0
+        told = capsys.readouterr().out
+        assert "KeyError" in told
+        assert "Traceback" not in told
+        assert main([*command, "--format", "json"]) == 0
+        assert "Traceback\\nmore" in capsys.readouterr().out
+    assert main(["tasks", "get", "jobs", task_id]) == 0
+    assert "Traceback" in capsys.readouterr().out
+
+
 def test_an_empty_list_still_has_its_columns(at: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["workers", "list", "jobs"]) == 0
     assert capsys.readouterr().out == "(0 rows)\n"

@@ -446,6 +446,22 @@ def test_options_that_contradict_each_other_are_refused_at_the_start(
         teguh.Worker("", "jobs", tasks, **options)
 
 
+def test_a_registry_refuses_an_option_that_there_is_not(tasks: teguh.Registry) -> None:
+    options: Any = {"max_attempt": 3}
+    with pytest.raises(teguh.ConfigurationError, match="'n': no option 'max_attempt'; there are"):
+        tasks.task("n", **options)
+    assert tasks.names() == []
+
+
+def test_a_worker_that_finds_no_database_says_nothing_else(
+    tasks: teguh.Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    tasks.task("n")(lambda _: None)
+    with pytest.raises(psycopg.OperationalError):
+        teguh.Worker("host=/nowhere", "jobs", tasks).run()
+    assert caplog.records == []
+
+
 def test_an_unknown_name_is_handed_back_without_consuming_an_attempt(
     dsn: str, client: teguh.Client, queue: str, tasks: teguh.Registry
 ) -> None:

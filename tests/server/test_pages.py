@@ -180,6 +180,10 @@ def test_the_overview_tells_how_queues_stand(admin: Visitor, client: teguh.Clien
     page = admin.page("/")
     for text in ("orders", "emails", "quiet", "paused", "ship", "of 2", "of 100", ">ok<"):
         assert text in page
+    stats = client.queue_stats()
+    tiles = re.findall(r'<li class="tile \w+"><span>(\w+)</span><strong>(\d+)<', page)
+    assert len(tiles) == 7
+    assert all(int(number) == sum(getattr(row, name) for row in stats) for name, number in tiles)
     assert re.findall(r'<tr id="queue-(\w+)"', page) == ["emails", "orders", "quiet"]
     assert re.findall(r'<tr id="queue-(\w+)"', admin.page("/", name="ord")) == ["orders"]
     outside = admin.page("/", namespace="outside")
@@ -224,6 +228,7 @@ def test_a_task_shows_its_timeline_and_family(admin: Visitor, scene: Scene) -> N
     child = re.search(r'href="(/queues/emails/tasks/[^"]*)">confirm', page)
     assert child
     assert f'href="/queues/orders/tasks/{scene.order}">order' in admin.page(child[1])
+    assert "<dt>Last waited for</dt>" in page
     for text in ("TimeoutError: no answer", "order-4711", "c0ffee", "vip", "p-4711", "r-1"):
         assert text in page
 

@@ -15,7 +15,13 @@ import psycopg
 
 from teguh._install import install, upgrade
 from teguh._sync.client import Client
-from teguh.errors import ConfigurationError, EngineError, NotStorable, TeguhError
+from teguh.errors import (
+    ConfigurationError,
+    EngineError,
+    NotStorable,
+    TeguhError,
+    VersionMismatch,
+)
 from teguh.logs import JsonFormatter, TaskFilter
 from teguh.registry import Registry
 from teguh.worker import Worker, WorkerOptions
@@ -67,8 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0: done. 1: the database refused, or something is wrong. 2: what was asked for makes no sense.
     """
+    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _run(list(sys.argv[1:] if argv is None else argv))
+        return _run(arguments)
     except (UsageError, ConfigurationError, NotStorable) as error:
         return _complain(str(error), USAGE)
     except EngineError as error:
@@ -80,11 +87,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except psycopg.Error as error:
         about = error.diag
         message = about.message_primary or str(error).strip()
-        hint = about.message_hint or _HINTS.get(error.sqlstate or "")
+        hint = about.message_hint
+        if error.sqlstate == "42501" and not hint:
+            hint = _RIGHTS.get(arguments[0], "teguh.grant_access() gives a role what it needs")
         return _complain(_told(message, error.sqlstate, about.message_detail, hint))
 
 
-_HINTS = {"42501": "teguh.grant_access() gives a role what it needs"}
+_RIGHTS = {
+    "install": "the role needs the right to create a schema: grant create on database … to …",
+    "upgrade": "run it as the role that owns the schema teguh",
+}
 
 
 def _told(message: str, sqlstate: str | None, detail: str | None, hint: str | None) -> str:
@@ -151,7 +163,9 @@ def add_core(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     """Add the verbs of the core."""
 
     def add(verb: str, **options: Any) -> argparse.ArgumentParser:
-        return commands.add_parser(verb, help=CORE[verb], description=CORE[verb], **options)
+        return commands.add_parser(
+            verb, help=CORE[verb], description=CORE[verb], allow_abbrev=False, **options
+        )
 
     database = argparse.ArgumentParser(add_help=False)
     database.add_argument(
@@ -246,7 +260,11 @@ def add_core(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def _install(args: argparse.Namespace) -> int:
-    version = install(args.dsn, absurd=args.absurd)
+    try:
+        version = install(args.dsn, absurd=args.absurd)
+    except VersionMismatch as error:
+        error.hint = "Run `teguh upgrade`."  # the file names a script
+        raise
     print(f"teguh {version} is installed")
     if args.queue:
         with Client.connect(args.dsn) as client:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from inspect import iscoroutinefunction
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+from typing import Any, TypeVar, Unpack
 
 from teguh._async.context import AsyncTaskContext
 from teguh._sync.context import TaskContext
-
-if TYPE_CHECKING:
-    from teguh._types import SpawnOptions
+from teguh._types import SpawnOptions
+from teguh.errors import ConfigurationError
 
 SyncHandler = Callable[[TaskContext], Any]
 AsyncHandler = Callable[[AsyncTaskContext], Awaitable[Any]]
@@ -41,8 +40,16 @@ class Registry:
     def task(self, name: str, **options: Unpack[SpawnOptions]) -> Callable[[H], H]:
         """Register the decorated function under a name; ``*`` takes every name not registered.
 
-        The options are the defaults of what a handler of this registry spawns by that name.
+        The options are the defaults of what a handler of this registry spawns by that name. What
+        others spawn has their options and the queue's. Raise :class:`teguh.ConfigurationError` for
+        an option that there is not.
         """
+        known = SpawnOptions.__annotations__
+        for option in options:
+            if option not in known:
+                raise ConfigurationError(
+                    f"task {name!r}: no option {option!r}; there are {', '.join(known)}"
+                )
         if name in self._handlers:
             raise ValueError(f"task {name!r} is registered twice")
 

@@ -114,6 +114,13 @@ def _cell(value: object) -> Text:
     return Text(text, style=_STYLES.get(text, ""))
 
 
+def _brief(name: str, value: Any) -> Any:
+    """Return a column's value, a failure without its traceback."""
+    if name in {"failure_reason", "detail"} and isinstance(value, dict):
+        return {key: _brief(key, part) for key, part in value.items() if key != "traceback"}
+    return value
+
+
 def _console() -> Console:
     """Return the terminal, or what takes lines of any length."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else 100_000)
@@ -131,7 +138,7 @@ def _table(columns: Sequence[str], rows: Sequence[Row], more: str | None) -> Non
             overflow="fold",
         )
     for row in rows:
-        table.add_row(*[_cell(row[name]) for name in columns])
+        table.add_row(*[_cell(_brief(name, row[name])) for name in columns])
     console = _console()
     if rows:
         console.print(table)
@@ -162,7 +169,7 @@ def _stream(rows: Any, row_type: type | None, form: Format) -> None:
         elif form == "csv":
             _csv(columns, [row], header=False)
         else:
-            cells = [_cell(row[name]) for name in columns if row[name] not in (None, {})]
+            cells = [_cell(_brief(n, row[n])) for n in columns if row[n] not in (None, {})]
             _console().print(Text("  ").join(cells))
         sys.stdout.flush()
 

@@ -154,6 +154,7 @@ class Engine:
         # Whether tasks may wait for a limit, and whether a run has ended since the last claim.
         self._limited = False
         self._freed = False
+        self._begun = asyncio.Event()
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._completions: list[_Completion] = []
@@ -182,18 +183,7 @@ class Engine:
             self._meter.start(lambda: self._executing)
         parts = [asyncio.create_task(self._claim_loop(), name="teguh-claims")]
         if settings.listen:
-            parts.append(
-                asyncio.create_task(
-                    listen(
-                        self._open,
-                        f"teguh_{self._queue}",
-                        settings.poll_interval,
-                        self._wake.set if self._meter is None else self._notify,
-                        self._log,
-                    ),
-                    name="teguh-listener",
-                )
-            )
+            parts.append(asyncio.create_task(self._listen(), name="teguh-listener"))
         self._pulse.start()
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
@@ -209,6 +199,17 @@ class Engine:
         if not wait:
             self._hurry.set()
         self._wake.set()
+
+    async def _listen(self) -> None:
+        """Listen from the moment on when the database has answered."""
+        await self._begun.wait()
+        await listen(
+            self._open,
+            f"teguh_{self._queue}",
+            self._settings.poll_interval,
+            self._wake.set if self._meter is None else self._notify,
+            self._log,
+        )
 
     def _notify(self) -> None:
         self._notified = True
@@ -228,6 +229,7 @@ class Engine:
         # What fails before the first claim will hardly get better.
         ((version,),) = await self._claims.fetch(_sql.VERSION, {})
         check_version(version)
+        self._begun.set()
         tick_at = time.monotonic()
         while not self._stopping.is_set():
             until_tick = settings.poll_interval
