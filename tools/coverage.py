@@ -1,0 +1,198 @@
+"""Say which statements of the engine's functions the tests run: docs/coverage.md.
+
+usage: python -m tools.coverage [--page FILE] [--tests PATH...] [PYTEST_OPTION...]
+
+tests/profiled.py measures, with Debian's plpgsql_check.  Functions of queues, and those of segment
+1, count as the ones in sql/src that they are copies of.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tools.servers import ServerError, find_build
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = ROOT / "sql" / "src"
+PAGE = ROOT / "docs" / "coverage.md"
+TESTS = ["pg_tap", "tests/model", *map(str, sorted(ROOT.glob("tests/test_*.py")))]
+
+INTRODUCTION = """\
+# Coverage
+
+What the suite runs of the functions in `sql/src`: the pgTAP files, the models and the tests of the engine (`tests/test_*.py`), as the profiler of
+plpgsql_check sees it on PostgreSQL {server}. Written by `make coverage`.
+
+A statement is one of PL/pgSQL, however many branches the SQL in it has; it was run if it was begun. Functions in SQL have none: they are called or not.
+Functions of queues count as those of the template. What a test rolls back is not counted, nor what it does on a server of its own or in a session that is killed.
+"""
+
+DEFINITION = re.compile(
+    r"^create or replace (?:function|procedure) teguh\.(\w+)\(.*?^as \$\$$", re.MULTILINE | re.DOTALL
+)
+COPY = re.compile(r"(?P<verb>_[a-z]+)(?P<segment>[01]?)_\w+")
+
+@dataclass
+class Function:
+    """A function in sql/src: where it is, the lines of its statements, and which of them ran."""
+
+    name: str
+    module: str
+    line: int
+    body: int  # the line that a statement's line is counted from
+    statements: dict[int, int] = field(default_factory=dict)
+    called: bool = False
+    ran: set[int] = field(default_factory=set)
+
+    def never(self) -> Iterator[tuple[int, int]]:
+        """Yield the lines, first and last, of statements that follow each other and never ran."""
+        stretch: list[int] = []
+        for number in sorted(self.statements):
+            if number not in self.ran:
+                stretch.append(self.body + self.statements[number])
+            elif stretch:
+                yield stretch[0], stretch[-1]
+                stretch = []
+        if stretch:
+            yield stretch[0], stretch[-1]
+
+
+def functions_of(modules: Iterable[Path]) -> dict[str, Function]:
+    """Return the functions that modules define, by name."""
+    found = {}
+    for path in sorted(modules):
+        text = path.read_text(encoding="utf-8")
+        for definition in DEFINITION.finditer(text):
+            line, body = (text.count("\n", 0, at) for at in definition.span())
+            name = definition[1]
+            found[name] = Function(name, path.name, line + 1, body)
+    return found
+
+
+def original(name: str, functions: dict[str, Function]) -> Function | None:
+    """Return the function that one of the database is, or is a copy of; None if there is none."""
+    if name in functions:
+        return functions[name]
+    copy = COPY.fullmatch(name)
+    if copy is None:
+        return None
+    segment = copy["segment"] and "0"
+    return functions.get(f"{copy['verb']}{segment}_template")
+
+
+def take_in(measured: dict[str, Any], functions: dict[str, Function]) -> None:
+    """Add what a process of tests has measured."""
+    for name, number, line in measured["statements"]:
+        if name in functions:
+            functions[name].statements[number] = line
+    for name, numbers in measured["ran"].items():
+        function = original(name, functions)
+        if function is not None:
+            function.called = True
+            function.ran.update(numbers)
+
+
+def row(name: str, functions: list[Function]) -> str:
+    """Return the numbers of some functions as a row of the table."""
+    statements = sum(len(f.statements) for f in functions)
+    ran = sum(len(f.ran & f.statements.keys()) for f in functions)
+    share = f"{100 * ran / statements:.1f}" if statements else ""
+    called = sum(f.called for f in functions)
+    return f"| {name} | {len(functions)} | {called} | {statements} | {ran} | {share} |"
+
+
+def page_of(functions: dict[str, Function], sources: Path, server: str) -> str:
+    """Return the page."""
+    modules: dict[str, list[Function]] = {}
+    for function in functions.values():
+        modules.setdefault(function.module, []).append(function)
+    rows = [row(f"`{module}`", found) for module, found in modules.items()]
+    uncalled, unrun = [], []
+    for module, found in modules.items():
+        lines = (sources / module).read_text(encoding="utf-8").splitlines()
+        uncalled += [f"- `{f.name}`, `{module}:{f.line}`" for f in found if not f.called]
+        stretches = [
+            f"    {module}:{first}{f'-{last}' if last > first else ''} {f.name}: {lines[first - 1].strip()}"
+            for f in found
+            if f.called
+            for first, last in f.never()
+        ]
+        unrun += [*stretches]
+    return "\n".join(
+        [
+            *INTRODUCTION.format(server=server).splitlines(),
+            "",
+            "| module | functions | called | statements | run | % |",
+            "| --- | ---: | ---: | ---: | ---: | ---: |",
+            row("all", list(functions.values())),
+            *rows,
+            "",
+            "## Functions that are never called",
+            "",
+            *(uncalled or ["None."]),
+            "",
+            "## Statements that are never run",
+            "",
+            *(unrun or ["None."]),
+            "",
+        ]
+    )
+
+
+def measure(tests: list[str], options: list[str]) -> tuple[dict[str, Function], str]:
+    """Run tests; return all functions and the server's version."""
+    functions = functions_of(MODULES.glob("*.sql"))
+    with tempfile.TemporaryDirectory() as directory:
+        subprocess.run(
+            [sys.executable, "-m", "pytest", "-p", "tests.profiled", *options, *tests],
+            cwd=ROOT,
+            env={**os.environ, "TEGUH_COVERAGE": directory},
+            check=True,
+        )
+        for path in Path(directory).glob("*.json"):
+            measured = json.loads(path.read_text(encoding="utf-8"))
+            take_in(measured, functions)
+    return functions, measured["server"]
+
+
+def available() -> bool:
+    """Tell whether Debian's server is there, with plpgsql_check."""
+    try:
+        return (find_build("debian").extensions / "plpgsql_check.control").exists()
+    except ServerError:
+        return False
+
+
+def main() -> int:
+    """Run the tests and write the page; fail, and write nothing, if one of them does."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--tests", nargs="+", default=TESTS, metavar="PATH")
+    chosen, options = parser.parse_known_args()
+    if not available():
+        print("coverage: apt-get install postgresql-15 postgresql-15-plpgsql-check", file=sys.stderr)
+        return 1
+    try:
+        functions, server = measure(chosen.tests, options)
+    except subprocess.CalledProcessError as error:
+        print(f"coverage: pytest ended with {error.returncode}", file=sys.stderr)
+        return 1
+    chosen.page.write_text(page_of(functions, MODULES, server), encoding="utf-8")
+    print(row("all", list(functions.values())))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
