@@ -1,11 +1,11 @@
 """A pytest plugin for tools/coverage.py: which statements of the engine the tests run.
 
-The session's server is Debian's with the profiler of plpgsql_check.  Each database tells the server's
-log what ran in it before it is dropped, and before something is done to a function that makes the
-profiler forget it.  At the end of the session this goes to a file in the directory TEGUH_COVERAGE:
-which statements of each function ran, and all that there are.
+The session's server is Debian's with the profiler of plpgsql_check.  Each database tells the
+server's log what ran in it before it is dropped, and before something is done to a function that
+makes the profiler forget it.  At the end of the session this goes to a file in the directory
+TEGUH_COVERAGE: which statements of each function ran, and all that there are.
 
-A pgTAP file is committed, since a queue that is rolled back takes the profile of its functions along.
+pgTAP files commit: what the functions of a queue ran cannot be told when the queue is rolled back.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.cluster import Cluster, keep_cluster
-from tools.servers import Server
+from tools.servers import Server, find_build
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     import pytest
 
 SETTINGS = {
-    "shared_preload_libraries": "pg_cron, plpgsql_check",
     "plpgsql_check.profiler": "on",
     "plpgsql_check.profiler_max_shared_chunks": "50000",
     "track_functions": "all",
@@ -196,7 +195,9 @@ class ProfiledCluster(Cluster):
 def pytest_configure(config: pytest.Config) -> None:
     """Take the profiled server as the session's, in each process that runs tests."""
     if getattr(config.option, "numprocesses", None) is None or hasattr(config, "workerinput"):
-        server = Server("debian", SETTINGS)
+        preloaded = dict(find_build("debian").settings).get("shared_preload_libraries")
+        libraries = ", ".join(filter(None, [preloaded, "plpgsql_check"]))
+        server = Server("debian", {**SETTINGS, "shared_preload_libraries": libraries})
         keep_cluster(config, server, lambda: ProfiledCluster(server))
 
 

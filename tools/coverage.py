@@ -32,17 +32,22 @@ TESTS = ["pg_tap", "tests/model", *map(str, sorted(ROOT.glob("tests/test_*.py"))
 INTRODUCTION = """\
 # Coverage
 
-What the suite runs of the functions in `sql/src`: the pgTAP files, the models and the tests of the engine (`tests/test_*.py`), as the profiler of
-plpgsql_check sees it on PostgreSQL {server}. Written by `make coverage`.
+What the tests run of the functions in `sql/src`, as the profiler of plpgsql_check sees it on
+PostgreSQL {server}: the pgTAP files, `tests/model` and `tests/test_*.py`.
+Written by `make coverage`.
 
-A statement is one of PL/pgSQL, however many branches the SQL in it has; it was run if it was begun. Functions in SQL have none: they are called or not.
-Functions of queues count as those of the template. What a test rolls back is not counted, nor what it does on a server of its own or in a session that is killed.
+A statement is one of PL/pgSQL, however many branches the SQL in it has. It was run if it was begun.
+Functions in SQL have none: they are called or not. The functions of a queue, and those of segment
+1, count as the ones that they are copies of. What a Python test rolls back is not counted if it
+created the queue, too, nor what runs on a server that a test has of its own.
 """
 
 DEFINITION = re.compile(
-    r"^create or replace (?:function|procedure) teguh\.(\w+)\(.*?^as \$\$$", re.MULTILINE | re.DOTALL
+    r"^create or replace (?:function|procedure) teguh\.(\w+)\(.*?^as \$\$$",
+    re.MULTILINE | re.DOTALL,
 )
 COPY = re.compile(r"(?P<verb>_[a-z]+)(?P<segment>[01]?)_\w+")
+
 
 @dataclass
 class Function:
@@ -113,42 +118,43 @@ def row(name: str, functions: list[Function]) -> str:
     return f"| {name} | {len(functions)} | {called} | {statements} | {ran} | {share} |"
 
 
+def gaps(functions: list[Function], lines: list[str]) -> Iterator[str]:
+    """Yield what never ran in a module, as lines of the page."""
+    uncalled = [f"`{f.name}` ({f.line})" for f in functions if not f.called]
+    unrun = [
+        f"{first}{f'-{last}' if last > first else ''} {f.name}: {lines[first - 1].strip()}"
+        for f in functions
+        if f.called
+        for first, last in f.never()
+    ]
+    if uncalled or unrun:
+        yield from ("", f"### {functions[0].module}")
+    if uncalled:
+        yield from ("", f"Never called: {', '.join(uncalled)}.")
+    if unrun:
+        yield from ("", "```text", *unrun, "```")
+
+
 def page_of(functions: dict[str, Function], sources: Path, server: str) -> str:
     """Return the page."""
     modules: dict[str, list[Function]] = {}
     for function in functions.values():
         modules.setdefault(function.module, []).append(function)
-    rows = [row(f"`{module}`", found) for module, found in modules.items()]
-    uncalled, unrun = [], []
+    page = [
+        *INTRODUCTION.format(server=server).splitlines(),
+        "",
+        "| module | functions | called | statements | run | % |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        row("all", list(functions.values())),
+        *(row(f"`{module}`", found) for module, found in modules.items()),
+        "",
+        "## What is never run",
+        "",
+        "Functions, with the lines where they begin; statements of those that are called.",
+    ]
     for module, found in modules.items():
-        lines = (sources / module).read_text(encoding="utf-8").splitlines()
-        uncalled += [f"- `{f.name}`, `{module}:{f.line}`" for f in found if not f.called]
-        stretches = [
-            f"    {module}:{first}{f'-{last}' if last > first else ''} {f.name}: {lines[first - 1].strip()}"
-            for f in found
-            if f.called
-            for first, last in f.never()
-        ]
-        unrun += [*stretches]
-    return "\n".join(
-        [
-            *INTRODUCTION.format(server=server).splitlines(),
-            "",
-            "| module | functions | called | statements | run | % |",
-            "| --- | ---: | ---: | ---: | ---: | ---: |",
-            row("all", list(functions.values())),
-            *rows,
-            "",
-            "## Functions that are never called",
-            "",
-            *(uncalled or ["None."]),
-            "",
-            "## Statements that are never run",
-            "",
-            *(unrun or ["None."]),
-            "",
-        ]
-    )
+        page += gaps(found, (sources / module).read_text(encoding="utf-8").splitlines())
+    return "\n".join(page) + "\n"
 
 
 def measure(tests: list[str], options: list[str]) -> tuple[dict[str, Function], str]:
@@ -182,7 +188,7 @@ def main() -> int:
     parser.add_argument("--tests", nargs="+", default=TESTS, metavar="PATH")
     chosen, options = parser.parse_known_args()
     if not available():
-        print("coverage: apt-get install postgresql-15 postgresql-15-plpgsql-check", file=sys.stderr)
+        print("coverage: apt-get install postgresql-15-plpgsql-check", file=sys.stderr)
         return 1
     try:
         functions, server = measure(chosen.tests, options)
