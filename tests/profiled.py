@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections import defaultdict
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,34 +105,11 @@ create event trigger measured on ddl_command_start
   execute function measured.tell_before();
 """
 
-# With a setting a function is called, and counted; without, its text goes into the caller's query.
-KEEP_CALLS = """
-do $$
-declare
-  v_function regprocedure;
-begin
-  for v_function in
-    select p.oid
-    from pg_proc as p
-    join pg_language as l on l.oid = p.prolang and l.lanname = 'sql'
-    where p.pronamespace = 'teguh'::regnamespace and p.proconfig is null
-  loop
-    execute format('alter function %s set search_path = pg_catalog, pg_temp', v_function);
-  end loop;
-end;
-$$
-"""
-
-# What a session has counted is there to be read when it is gone.
-ALONE = """
-select pg_sleep(0.01)
-from generate_series(1, 200)
-where exists (
-  select
-  from pg_stat_get_activity(null) as a
-  join pg_database as d on d.oid = a.datid and d.datname = current_database()
-  where a.pid <> pg_backend_pid()
-)
+OTHERS = """
+select count(*)
+from pg_stat_get_activity(null) as a
+join pg_database as d on d.oid = a.datid and d.datname = current_database()
+where a.pid <> pg_backend_pid()
 """
 
 STATEMENTS = """
@@ -156,8 +134,6 @@ class ProfiledCluster(Cluster):
         name = super().template(kind)
         if made and kind == "empty":
             self.server.execute(PROBE, name)
-        elif made and kind == "teguh":
-            self.server.execute(KEEP_CALLS, name)
         return name
 
     @contextmanager
@@ -168,9 +144,11 @@ class ProfiledCluster(Cluster):
             self.tell(name)
 
     def tell(self, database: str) -> None:
-        """Have a database tell what ran in it."""
+        """Have a database tell what ran in it, once its sessions have ended and so told, too."""
         with self.server.connect(database) as connection:
-            connection.execute(ALONE.encode())
+            deadline = time.monotonic() + 1
+            while connection.execute(OTHERS).fetchone() != (0,) and time.monotonic() < deadline:
+                time.sleep(0.005)
             connection.execute("select measured.tell(), measured.tell_calls()")
 
     def close(self) -> None:
@@ -202,10 +180,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let pgTAP files end with a commit."""
+    """Let pgTAP files of one transaction end with a commit."""
     for item in items:
         if item.path.suffix == ".sql":
-            before, found, after = item.path.read_text(encoding="utf-8").rpartition("\nrollback;")
-            if found:
+            before, *after = item.path.read_text(encoding="utf-8").split("\nrollback;")
+            if len(after) == 1:
                 item.path = Path(os.environ["TEGUH_COVERAGE"]) / f"{os.getpid()}_{item.path.name}"
-                item.path.write_text(f"{before}\ncommit;{after}", encoding="utf-8")
+                item.path.write_text(f"{before}\ncommit;{after[0]}", encoding="utf-8")

@@ -37,15 +37,17 @@ PostgreSQL {server}: the pgTAP files, `tests/model` and `tests/test_*.py`.
 Written by `make coverage`.
 
 A statement is one of PL/pgSQL, however many branches the SQL in it has. It was run if it was begun.
-Functions in SQL have none: they are called or not. The functions of a queue, and those of segment
-1, count as the ones that they are copies of. What a Python test rolls back is not counted if it
-created the queue, too, nor what runs on a server that a test has of its own.
+Functions in SQL have none: they are called or not. Those that are expressions
+([decision 2](decisions/0002-expressions.md)) are not called, nor listed. The functions of a queue,
+and those of segment 1, count as the ones that they are copies of. What a Python test rolls back is
+not counted if it created the queue, too, nor what runs on a server that a test has of its own.
 """
 
 DEFINITION = re.compile(
     r"^create or replace (?:function|procedure) teguh\.(\w+)\(.*?^as \$\$$",
     re.MULTILINE | re.DOTALL,
 )
+EXPRESSION = re.compile(r"^  language sql\n(?!.*^  set )", re.MULTILINE | re.DOTALL)
 COPY = re.compile(r"(?P<verb>_[a-z]+)(?P<segment>[01]?)_\w+")
 
 
@@ -75,11 +77,13 @@ class Function:
 
 
 def functions_of(modules: Iterable[Path]) -> dict[str, Function]:
-    """Return the functions that modules define, by name."""
+    """Return the functions that modules define, by name; without expressions."""
     found = {}
     for path in sorted(modules):
         text = path.read_text(encoding="utf-8")
         for definition in DEFINITION.finditer(text):
+            if EXPRESSION.search(definition[0]):
+                continue
             line, body = (text.count("\n", 0, at) for at in definition.span())
             name = definition[1]
             found[name] = Function(name, path.name, line + 1, body)
