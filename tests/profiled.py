@@ -81,7 +81,6 @@ begin
   for v_name in
     select p.proname
     from pg_proc as p
-    join pg_language as l on l.oid = p.prolang and l.lanname = 'sql'
     where p.pronamespace = to_regnamespace('teguh')
       and pg_stat_get_function_calls(p.oid) > 0
   loop
@@ -103,6 +102,12 @@ grant usage on schema measured to public;
 create event trigger measured on ddl_command_start
   when tag in ('ALTER FUNCTION', 'DROP FUNCTION', 'DROP SCHEMA', 'GRANT', 'REVOKE')
   execute function measured.tell_before();
+"""
+
+# After a dynamic statement the profiler evaluates its text again, which here needs the schedule.
+SPARE_DROPS = """
+alter function teguh.drop_schedule set plpgsql_check.profiler = off;
+alter function teguh._steer_template set plpgsql_check.profiler = on
 """
 
 OTHERS = """
@@ -134,6 +139,8 @@ class ProfiledCluster(Cluster):
         name = super().template(kind)
         if made and kind == "empty":
             self.server.execute(PROBE, name)
+        elif made and kind == "teguh":
+            self.server.execute(SPARE_DROPS, name)
         return name
 
     @contextmanager

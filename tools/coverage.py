@@ -27,20 +27,32 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = ROOT / "sql" / "src"
 PAGE = ROOT / "docs" / "coverage.md"
-TESTS = ["pg_tap", "tests/model", *map(str, sorted(ROOT.glob("tests/test_*.py")))]
+
+# On servers of their own, or about documents.
+ELSEWHERE = {"docs", "links", "pg_cron", "quickstart", "reference", "restore"}
+TESTS = [
+    "pg_tap",
+    "tests/model",
+    *(
+        str(path.relative_to(ROOT))
+        for path in sorted(ROOT.glob("tests/test_*.py"))
+        if path.stem.removeprefix("test_") not in ELSEWHERE
+    ),
+]
 
 INTRODUCTION = """\
 # Coverage
 
 What the tests run of the functions in `sql/src`, as the profiler of plpgsql_check sees it on
-PostgreSQL {server}: the pgTAP files, `tests/model` and `tests/test_*.py`.
+PostgreSQL {server}: the pgTAP files, `tests/model` and the tests of the engine in `tests`.
 Written by `make coverage`.
 
 A statement is one of PL/pgSQL, however many branches the SQL in it has. It was run if it was begun.
 Functions in SQL have none: they are called or not. Those that are expressions
 ([decision 2](decisions/0002-expressions.md)) are not called, nor listed. The functions of a queue,
 and those of segment 1, count as the ones that they are copies of. What a Python test rolls back is
-not counted if it created the queue, too, nor what runs on a server that a test has of its own.
+not counted if it created the queue, too, nor what runs on a server that a test has of its own: pg_cron's jobs, restored
+copies, upgrades.
 """
 
 DEFINITION = re.compile(
@@ -111,6 +123,8 @@ def take_in(measured: dict[str, Any], functions: dict[str, Function]) -> None:
         if function is not None:
             function.called = True
             function.ran.update(numbers)
+            if len(function.statements) == 1:
+                function.ran.update(function.statements)
 
 
 def row(name: str, functions: list[Function]) -> str:
