@@ -1,6 +1,6 @@
 -- Policies are read and set; a paused queue hands nothing out and goes on with all else.
 begin;
-select plan(62);
+select plan(63);
 set local teguh.fake_now = '2031-05-01 12:00:00+00';
 
 -- Given a queue
@@ -46,6 +46,10 @@ select is(
 select throws_ok(
   $$ select teguh.set_queue_policy('q', '{"cleanup_tll": 1}') $$, 'TG005', null,
   'an unknown key is refused'
+);
+select throws_ok(
+  $$ select teguh.set_queue_policy('q', '{"on_full": "wait"}') $$, 'TG005', null,
+  'a full queue rejects or drops'
 );
 select throws_ok(
   $$ select teguh.get_queue_policy('nowhere') $$, 'TG001', null, 'an unknown queue has no policy'
