@@ -100,7 +100,7 @@ $$;
 
 grant usage on schema measured to public;
 create event trigger measured on ddl_command_start
-  when tag in ('ALTER FUNCTION', 'DROP FUNCTION', 'DROP SCHEMA', 'GRANT', 'REVOKE')
+  when tag in ('ALTER FUNCTION', 'DROP FUNCTION', 'DROP SCHEMA', 'GRANT')
   execute function measured.tell_before();
 """
 
