@@ -179,7 +179,7 @@ class ProfiledCluster(Cluster):
 
 def pytest_configure(config: pytest.Config) -> None:
     """Take the profiled server as the session's, in each process that runs tests."""
-    if getattr(config.option, "numprocesses", None) is None or hasattr(config, "workerinput"):
+    if not getattr(config.option, "numprocesses", None) or hasattr(config, "workerinput"):
         preloaded = dict(find_build("debian").settings).get("shared_preload_libraries")
         libraries = ", ".join(filter(None, [preloaded, "plpgsql_check"]))
         server = Server("debian", {**SETTINGS, "shared_preload_libraries": libraries})

@@ -44,15 +44,14 @@ INTRODUCTION = """\
 # Coverage
 
 What the tests run of the functions in `sql/src`, as the profiler of plpgsql_check sees it on
-PostgreSQL {server}: the pgTAP files, `tests/model` and the tests of the engine in `tests`.
-Written by `make coverage`.
+PostgreSQL {server}. Written by `make coverage` from these: {tests}.
 
 A statement is one of PL/pgSQL, however many branches the SQL in it has. It was run if it was begun.
 Functions in SQL have none: they are called or not. Those that are expressions
 ([decision 2](decisions/0002-expressions.md)) are not called, nor listed. The functions of a queue,
 and those of segment 1, count as the ones that they are copies of. What a Python test rolls back is
-not counted if it created the queue, too, nor what runs on a server that a test has of its own: pg_cron's jobs, restored
-copies, upgrades.
+not counted if it created the queue, too, nor what runs on a server that a test has of its own:
+jobs of pg_cron, restored copies.
 """
 
 DEFINITION = re.compile(
@@ -123,7 +122,7 @@ def take_in(measured: dict[str, Any], functions: dict[str, Function]) -> None:
         if function is not None:
             function.called = True
             function.ran.update(numbers)
-            if len(function.statements) == 1:
+            if len(function.statements) == 1:  # also where the profiler was off
                 function.ran.update(function.statements)
 
 
@@ -153,13 +152,14 @@ def gaps(functions: list[Function], lines: list[str]) -> Iterator[str]:
         yield from ("", "```text", *unrun, "```")
 
 
-def page_of(functions: dict[str, Function], sources: Path, server: str) -> str:
+def page_of(functions: dict[str, Function], sources: Path, server: str, tests: list[str]) -> str:
     """Return the page."""
+    named = ", ".join(f"`{test}`" for test in tests)
     modules: dict[str, list[Function]] = {}
     for function in functions.values():
         modules.setdefault(function.module, []).append(function)
     page = [
-        *INTRODUCTION.format(server=server).splitlines(),
+        *INTRODUCTION.format(server=server, tests=named).splitlines(),
         "",
         "| module | functions | called | statements | run | % |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
@@ -213,7 +213,7 @@ def main() -> int:
     except subprocess.CalledProcessError as error:
         print(f"coverage: pytest ended with {error.returncode}", file=sys.stderr)
         return 1
-    chosen.page.write_text(page_of(functions, MODULES, server), encoding="utf-8")
+    chosen.page.write_text(page_of(functions, MODULES, server, chosen.tests), encoding="utf-8")
     print(row("all", list(functions.values())))
     return 0
 

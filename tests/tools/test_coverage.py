@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -47,7 +48,7 @@ def test_copies_count_as_the_original_and_stretches_are_shown_by_line(tmp_path: 
         "ran": {"_take0_jobs": [0, 1], "_take1_my_jobs": [0, 4], "_drop_jobs": [0, 1]},
     }
     take_in(measured, functions)
-    page = page_of(functions, tmp_path, "15.0")
+    page = page_of(functions, tmp_path, "15.0", ["pg_tap"])
     assert "| `31_claim.sql` | 2 | 1 | 4 | 2 | 50.0 |" in page
     assert "Never called: `_one` (16)." in page
     assert "\n8-9 _take0_template: perform 1;\n" in page
@@ -62,5 +63,5 @@ def test_a_pgtap_file_runs_its_module(tmp_path: Path) -> None:
         cwd=ROOT, check=True, capture_output=True,
     )  # fmt: skip
     text = page.read_text(encoding="utf-8")
-    assert "| `65_attributes.sql` | 8 | 8 | 20 | 20 | 100.0 |" in text
-    assert "| `71_work.sql` | 16 | 0 | 106 | 0 | 0.0 |" in text
+    assert re.search(r"\| `65_attributes.sql` \| (\d+) \| \1 \| (\d+) \| \2 \| 100.0 \|", text)
+    assert re.search(r"\| `71_work.sql` \| \d+ \| 0 \| \d+ \| 0 \| 0.0 \|", text)
