@@ -1,6 +1,6 @@
 -- A schedule spawns its task once for each time that it names, whoever looks and whenever.
 begin;
-select plan(84);
+select plan(85);
 set local timezone = 'UTC';
 set local teguh.fake_now = '2031-05-01 12:00:00.5+00';
 
@@ -140,6 +140,14 @@ select throws_ok(
   $$,
   'TG001', null, 'a queue that its tasks name has to be there'
 );
+select teguh.update_schedule(
+  'beat', '{"task_options": {"on_failure": {"task_name": "t", "queue_name": "other"}}}'
+);
+select is(
+  (select s.options #>> '{task_options,on_failure,queue_name}' from teguh.get_schedule('beat') as s),
+  'other', 'and may be another one'
+);
+select teguh.update_schedule('beat', '{"task_options": null}');
 select throws_ok(
   $$ select teguh.create_schedule(' ', 'q', 't', '@daily') $$, 'TG005', null,
   'a schedule needs a name'

@@ -40,6 +40,9 @@ TESTS = [
     ),
 ]
 
+# After a dynamic statement the profiler evaluates its text again: names of what an upgrade dropped.
+UPGRADES = "tests/test_schedules.py::test_a_queue_from_before_has_schedules_after_an_upgrade"
+
 INTRODUCTION = """\
 # Coverage
 
@@ -180,7 +183,12 @@ def measure(tests: list[str], options: list[str]) -> tuple[dict[str, Function], 
     functions = functions_of(MODULES.glob("*.sql"))
     with tempfile.TemporaryDirectory() as directory:
         subprocess.run(
-            [sys.executable, "-m", "pytest", "-p", "tests.profiled", *options, *tests],
+            [
+                *(sys.executable, "-m", "pytest", "-p", "tests.profiled"),
+                *("--deselect", UPGRADES),
+                *options,
+                *tests,
+            ],
             cwd=ROOT,
             env={**os.environ, "TEGUH_COVERAGE": directory},
             check=True,
