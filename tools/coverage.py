@@ -54,7 +54,8 @@ Functions in SQL have none: they are called or not. Those that are expressions
 ([decision 2](decisions/0002-expressions.md)) are not called, nor listed. The functions of a queue,
 and those of segment 1, count as the ones that they are copies of. What a Python test rolls back is
 not counted if it created the queue, too, nor what runs on a server that a test has of its own:
-jobs of pg_cron, restored copies.
+jobs of pg_cron, restored copies. `revoke_access` takes away rights on itself, by which the profiler
+loses sight of it.
 """
 
 DEFINITION = re.compile(
