@@ -33,8 +33,17 @@ $$;
 create or replace function teguh._one()
   returns integer
   language sql
+  set search_path = pg_catalog, pg_temp
 as $$
   select 1;
+$$;
+
+-- Two.
+create or replace function teguh._two()
+  returns integer
+  language sql
+as $$
+  select 2;
 $$;
 """
 
@@ -50,7 +59,7 @@ def test_copies_count_as_the_original_and_stretches_are_shown_by_line(tmp_path: 
     take_in(measured, functions)
     page = page_of(functions, tmp_path, "15.0", ["pg_tap"])
     assert "| `31_claim.sql` | 2 | 1 | 4 | 2 | 50.0 |" in page
-    assert "Never called: `_one` (16)." in page
+    assert "Never called: `_one` (16)." in page  # _two is an expression
     assert "\n8-9 _take0_template: perform 1;\n" in page
 
 
