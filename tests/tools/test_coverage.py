@@ -66,7 +66,7 @@ def test_copies_count_as_the_original_and_stretches_are_shown_by_line(tmp_path: 
 @pytest.mark.skipif(not available(), reason="needs Debian's postgresql-15-plpgsql-check")
 def test_a_pgtap_file_runs_its_module(tmp_path: Path) -> None:
     page = tmp_path / "coverage.md"
-    arguments = ["--page", page, "--tests", "pg_tap/65_attributes.sql", "-q"]
+    arguments = ["--page", str(page), "--tests", "pg_tap/65_attributes.sql", "-q"]
     subprocess.run(
         [sys.executable, "-m", "tools.coverage", *arguments],
         cwd=ROOT, check=True, capture_output=True,
