@@ -34,7 +34,7 @@ export PYTHONDONTWRITEBYTECODE := 1
   test test-matrix test-installs test-chaos storm test-model test-exhaustion test-mutants \
   bench bench-absurd bench-dashboard bench-flat bench-inspect bench-limits bench-longpoll \
   bench-peers bench-schedules \
-  lint lint-style lint-sql lint-bodies lint-safety lint-python lint-types plpgsql-check
+  lint lint-style lint-sql lint-bodies lint-safety lint-python lint-types plpgsql-check coverage
 
 # Every way in which teguh gets into a database but the first, which `make test` takes.
 WAYS ?= psql upgraded extension extension-upgraded
@@ -174,6 +174,9 @@ lint-types: $(VENV)/dev
 
 plpgsql-check: $(VENV)/dev check-generated ## types in function bodies (needs Debian's plpgsql-check)
 	@$(PY) tools/plpgsql_check.py
+
+coverage: $(VENV)/dev check-generated ## what the tests run of the SQL functions, into docs/coverage.md (needs it, too)
+	@$(PY) -m tools.coverage -q $(SPREAD) $(ARGS)
 
 clean: ## remove all that was made or fetched
 	rm -rf $(VENV) .cache build dist .mypy_cache .pytest_cache .ruff_cache

@@ -34,7 +34,7 @@ select is_empty(
   $$
     select e.extname
     from pg_extension as e
-    where e.extname not in ('plpgsql', 'pgcrypto', 'pgtap', 'pg_cron', 'teguh')
+    where e.extname not in ('plpgsql', 'pgcrypto', 'pgtap', 'pg_cron', 'plpgsql_check', 'teguh')
   $$,
   'no other extension is needed'
 );

@@ -1,6 +1,6 @@
 -- A spawn makes a task of what it was given, once per idempotency key, in the caller's transaction.
 begin;
-select plan(93);
+select plan(94);
 
 -- Given a queue
 set teguh.fake_now = '2031-05-01 12:00:00+00';
@@ -713,6 +713,25 @@ from teguh.spawn_tasks(
 select is(
   (select count(*) from teguh.t_over as t where t.state = 'pending'), 2::bigint,
   'which takes no other one''s place'
+);
+
+-- When a task is replaced by one with a time to live, beside one whose key is null
+select teguh.create_queue('brief');
+select teguh.spawn_task('brief', 'kept', '1', '{"unique": null}');
+select teguh.spawn_task('brief', 'old', '2', '{"unique": {"key": "k"}}');
+select teguh.spawn_task(
+  'brief', 'new', '3', '{"unique": {"key": "k", "on_conflict": "replace"}, "ttl_seconds": 5}'
+);
+select set_config(
+  'teguh.fake_now', (teguh.current_time() + interval '6 seconds')::text, true
+);
+select teguh.ticker('brief');
+
+-- Then
+select set_eq(
+  $$ select t.task_name, t.state from teguh.t_brief as t $$,
+  $$ values ('kept', 'pending'), ('new', 'expired') $$,
+  'what was replaced expires when the new one says so'
 );
 
 select * from finish();

@@ -1,6 +1,6 @@
 -- Policies are read and set; a paused queue hands nothing out and goes on with all else.
 begin;
-select plan(62);
+select plan(65);
 set local teguh.fake_now = '2031-05-01 12:00:00+00';
 
 -- Given a queue
@@ -46,6 +46,10 @@ select is(
 select throws_ok(
   $$ select teguh.set_queue_policy('q', '{"cleanup_tll": 1}') $$, 'TG005', null,
   'an unknown key is refused'
+);
+select throws_ok(
+  $$ select teguh.set_queue_policy('q', '{"on_full": "wait"}') $$, 'TG005', null,
+  'a full queue rejects or drops'
 );
 select throws_ok(
   $$ select teguh.get_queue_policy('nowhere') $$, 'TG001', null, 'an unknown queue has no policy'
@@ -254,6 +258,14 @@ select teguh.pause_queue('part', p_only => '{"task_name": "*"}');
 select is(pg_temp.part(), null, '* pauses each of them');
 select teguh.resume_queue('part', p_only => '{"task_name": "*"}');
 select is(pg_temp.part(), 'a ak bk bl b', 'until that is resumed');
+
+-- When all keys are paused until a time
+select teguh.complete_run('part', t.run_id) from teguh.t_part as t where t.state = 'running';
+select pg_temp.fill();
+select teguh.pause_queue('part', '2031-05-01 12:20:00+00', p_only => '{"key": "*"}');
+select is(pg_temp.part(), 'a b', 'what has a key waits');
+set local teguh.fake_now = '2031-05-01 12:20:00+00';
+select is(pg_temp.part(), 'ak bk bl', 'until the pause of all keys ends by itself');
 
 -- Then
 select throws_ok(

@@ -1,6 +1,6 @@
 -- Without pg_cron, start and stop say so and break nothing.
 begin;
-select plan(11);
+select plan(13);
 
 -- Given a database without pg_cron
 select is(
@@ -26,6 +26,12 @@ select throws_ok(
   'TG005',
   null,
   'a schedule is a string'
+);
+select throws_ok(
+  $$ select teguh.start('{"work": "orders"}') $$, 'TG005', null, 'queues to work on are an array'
+);
+select throws_ok(
+  $$ select teguh.start('{"work": ["nowhere"]}') $$, 'TG001', null, 'and have to be there'
 );
 select throws_ok($$ select teguh.start('[]') $$, 'TG005', null, 'options are an object');
 select lives_ok($$ select teguh.stop() $$, 'stop is no error without pg_cron');

@@ -1,6 +1,6 @@
 -- Rights are given by function and queue, and nobody gets at the tables.
 begin;
-select plan(46);
+select plan(47);
 
 create function pg_temp.claimed(p_queue_name text)
   returns bigint
@@ -151,6 +151,10 @@ reset role;
 select throws_ok(
   $$ select teguh.revoke_access('teguh_guest', 'observer', '{a}') $$, 'TG004', null,
   'access to all queues is not taken away for one'
+);
+select throws_ok(
+  format('select teguh.revoke_access(%L)', current_user), 'TG004', null,
+  'nor is what the owner of teguh has'
 );
 select teguh.revoke_access('teguh_guest', 'admin');
 select teguh.revoke_access('teguh_guest');

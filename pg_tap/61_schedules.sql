@@ -1,6 +1,6 @@
 -- A schedule spawns its task once for each time that it names, whoever looks and whenever.
 begin;
-select plan(83);
+select plan(85);
 set local timezone = 'UTC';
 set local teguh.fake_now = '2031-05-01 12:00:00.5+00';
 
@@ -132,6 +132,22 @@ from (
     ('{"task_options": {"max_attempts": 0}}'), ('{"task_options": {"idempotency_key": "k"}}'),
     ('{"task_options": {"available_at": "2031-06-01"}}')
 ) as t(change);
+select throws_ok(
+  $$
+    select teguh.update_schedule(
+      'beat', '{"task_options": {"on_failure": {"task_name": "t", "queue_name": "nowhere"}}}'
+    )
+  $$,
+  'TG001', null, 'a queue that its tasks name has to be there'
+);
+select teguh.update_schedule(
+  'beat', '{"task_options": {"on_failure": {"task_name": "t", "queue_name": "other"}}}'
+);
+select is(
+  (select s.options #>> '{task_options,on_failure,queue_name}' from teguh.get_schedule('beat') as s),
+  'other', 'and may be another one'
+);
+select teguh.update_schedule('beat', '{"task_options": null}');
 select throws_ok(
   $$ select teguh.create_schedule(' ', 'q', 't', '@daily') $$, 'TG005', null,
   'a schedule needs a name'

@@ -132,469 +132,469 @@
 -- 3256    _reach_queue
 -- 3272    drop_queue
 -- 3302    _drop_all
--- 3359    list_queues
--- 3383  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 3392    _push_template
--- 3433    _fill
--- 3453    _add0_template
--- 3521    _back0_template
--- 3533  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3538    _claim0_template
--- 3610    _pick0_template
--- 3693    _limits_template
--- 3734    _move0_template
--- 3796    _open_xids
--- 3816    _next0_template
--- 3845    _many0_template
--- 3874    _stuck0_template
--- 3912    _trim0_template
--- 3953    _bring_template
--- 3985    _take_template
--- 4068    _known_template
--- 4098    _paused_until
--- 4111    claim_task
--- 4172    _next_template
--- 4214    _soon0_template
--- 4272    next_due
--- 4297  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 4310    _due0_template
--- 4393    _last0_template
--- 4438    _any0_template
--- 4465    _miss0_template
--- 4501    _pass0_template
--- 4547    _fire_template
--- 4608    _expire_template
--- 4679    _timeout_reason
--- 4698    _over_template
--- 4720    _close_template
--- 4750    _follow_template
--- 4785  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4787    _segment_bytes
--- 4808    _turn_template
--- 4840    _turn0_template
--- 4878    _spent0_template
--- 4892    _dry0_template
--- 4919    _left0_template
--- 4950    _carry0_template
--- 4994  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 5000    _remake_template
--- 5058    _alive_template
--- 5112    _home
--- 5125    _settle_template
--- 5147    rebuild_dispatch
--- 5184    _recap_template
--- 5215  35_tally.sql: The letter by which tallies know where a task stands
--- 5217    _letter
--- 5236    _letters
--- 5248    _bound
--- 5268    _tally_template
--- 5293    _reckon_template
--- 5320    _finish_template
--- 5348    _moved_template
--- 5379    _sum0_template
--- 5415    _noted0_template
--- 5450    _bank0_template
--- 5470    _census_template
--- 5492    _count_template
--- 5514  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5524    _gate_number
--- 5535    _enter_gate
--- 5557    _limit_of
--- 5575    _rule_template
--- 5601    _reign_template
--- 5615    _enrol_template
--- 5642    _going_template
--- 5658    _busy_template
--- 5674    _everywhere_busy
--- 5700    _closed_until
--- 5720    _is_fresh
--- 5735    _is_limited
--- 5746    _started
--- 5763    _left_over
--- 5784    _slots_template
--- 5834    _vacate_template
--- 5897    _unbar_template
--- 5926    _intake_template
--- 5947    _sift0_template
--- 6034    _line_template
--- 6094    _keys_template
--- 6148    _admit_template
--- 6211    _spare_template
--- 6233    _choose_template
--- 6279    _named_template
--- 6306    _weed_template
--- 6342    _cull_template
--- 6373    _seize_template
--- 6448    _quit_template
--- 6476    _occupy_template
--- 6516    _chance_template
--- 6546    _align_template
--- 6591  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 6594    _want_template
--- 6628    _names_option
--- 6663    _order_queues
--- 6699    _remember_names
--- 6719    claim_any
--- 6796    _check_order
--- 6813  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6818    _put_template
--- 6889    _enlist_template
--- 6932    _new_template
--- 6992    _tag_template
--- 7010    _room_template
--- 7037    _shed_template
--- 7079    _first0_template
--- 7120    _once_template
--- 7169    _begun_template
--- 7183    _blocks
--- 7210    _meet_template
--- 7244    _swap_template
--- 7305    _series_template
--- 7342    _found_template
--- 7399    _abide
--- 7421    _queues_named
--- 7452    _voucher
--- 7465    _vouch
--- 7482    _vouch_template
--- 7498    _check_named
--- 7524    _check_follows
--- 7541    _revouch
--- 7557    _check_spawner
--- 7581    spawn_task
--- 7649    spawn_tasks
--- 7701    _read_task
--- 7719  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7724    _hold_template
--- 7746    _deny_template
--- 7786    _own_template
--- 7806    _done_template
--- 7854    complete_run
--- 7877    _flush_template
--- 7960    _why_template
--- 7983    _read_runs
--- 8029    _explain_bad_run
--- 8054    complete_runs
--- 8079    _end_template
--- 8128    _lost_template
--- 8148    _file_template
--- 8175    _blame_template
--- 8197    _again_template
--- 8237    _queue_template
--- 8258    _fail_template
--- 8276    fail_run
--- 8300    _nap_template
--- 8329    schedule_run
--- 8359    _free_template
--- 8407    release_run
--- 8432    _keep_template
--- 8458    extend_claim
--- 8481  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 8486    _mark_template
--- 8508    _note_template
--- 8538    set_task_checkpoint_state
--- 8573    _recall_template
--- 8595    get_task_checkpoint_state
--- 8619    _list_template
--- 8648    get_task_checkpoint_states
--- 8674  43_events.sql: Wait for an event, or learn how the wait ended
--- 8681    _wait_template
--- 8753    _park_template
--- 8795    _check_event
--- 8814    await_event
--- 8851    _emit_template
--- 8914    emit_event
--- 8940    _read_event_cursor
--- 8978    _meant_template
--- 9031    _leaf_template
--- 9084    _sought_template
--- 9100    _news_template
--- 9153    list_events
--- 9211  44_control.sql: Read a task, or raise TG003
--- 9213    _fetch_template
--- 9240    _stop_template
--- 9272    _act_template
--- 9294    _halt_template
--- 9310    cancel_task
--- 9332    _rerun_template
--- 9410    _forget_template
--- 9447    _redo_template
--- 9483    _renew_template
--- 9519    retry_task
--- 9569    _show_template
--- 9617    get_task_result
--- 9652  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 9659    _purge_template
--- 9689    _erase_template
--- 9743    _first_uuid
--- 9762    _sweep_template
--- 9802    _clean
--- 9836    cleanup_tasks
--- 9857    cleanup_events
--- 9878    cleanup_all_queues
--- 9913  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 9915    _cap_template
--- 9944    _write_limit
--- 9967    _read_limit
--- 10016    _check_limit_keys
--- 10038    set_limit
--- 10093    _usage_template
--- 10171    _overall_usage
--- 10215    limit_usage
--- 10248  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 10250    _pause_template
--- 10271    _halve_template
--- 10301    _check_only
--- 10324    pause_queue
--- 10360    resume_queue
--- 10386    get_queue_policy
--- 10410    set_queue_policy
--- 10428    list_namespaces
--- 10445  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 10448    _read_filter
--- 10484    _states_option
--- 10515    _read_cursor
--- 10534    _check_limit
--- 10558    _find_template
--- 10610    _seek_template
--- 10662    _page_template
--- 10740    _ended_template
--- 10777    _fit_template
--- 10818    _live_template
--- 10855    _hints_template
--- 10878    _hints0_template
--- 10920    _rows_template
--- 10971    list_tasks
--- 11018    _peek_template
--- 11076    get_task
--- 11132    _runs_template
--- 11181    list_runs
--- 11212    _past_template
--- 11288    _since_template
--- 11306    get_task_history
--- 11326    _held_template
--- 11358    list_workers
--- 11397    _read_place
--- 11416    _acts_template
--- 11442    list_actions
--- 11474  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 11476    _abort_template
--- 11513    cancel_tasks
--- 11550    _check_meant
--- 11572    _limit_option
--- 11585    _retake_template
--- 11623    requeue_task
--- 11648    _regain_template
--- 11683    requeue_tasks
--- 11722    list_dead_letters
--- 11766    _replay_template
--- 11807    replay_dead_letters
--- 11847    _bury_template
--- 11889    purge_dead_letters
--- 11919  49_stats.sql: When the first task that is ready became so; null if none is
--- 11921    _oldest_template
--- 11965    _elder0_template
--- 12001    _tenure_template
--- 12026    _is_wanted
--- 12043    _stat_template
--- 12089    queue_stats
--- 12144    _from
--- 12158    _tardy_template
--- 12189    _counters (view)
--- 12213    _gauge_template
--- 12267    _spans_template
--- 12320    metrics
--- 12358    _xmin_age
--- 12377    prometheus
--- 12436    _label_text
--- 12459    _schedule_problems
--- 12496    health
--- 12552  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 12557    _tick_template
--- 12582    _ticked (sequence)
--- 12588    _set_ticked
--- 12601    ticker
--- 12648    ticker_loop (procedure)
--- 12674  51_cron.sql: Whether pg_cron is installed in this database
--- 12676    _has_cron
--- 12686    _cron_has_seconds
--- 12705    _plan_cron
--- 12740    _work_option
--- 12773    _explain_no_cron
--- 12806    start
--- 12843    _unschedule
--- 12859    _is_ours
--- 12869    _drop_job
--- 12888    stop
--- 12908    _maintain
--- 12930    status
--- 12969  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 12973    _rights (view)
--- 13090    _allowed
--- 13135    _grant
--- 13154    _grant_again
--- 13170    _grant_queue
--- 13185    _check_grant
--- 13218    grant_access
--- 13254    revoke_access
--- 13309  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 13311    _refuse_schedule
--- 13328    _cron_value
--- 13342    _cron_field
--- 13403    _read_every
--- 13425    _read_schedule
--- 13500    _cron_time
--- 13538    _cron_reading
--- 13577    _clock
--- 13586    _clock_reads
--- 13622    _clock_set
--- 13650    _cron_passing
--- 13688    _cron_next
--- 13728    _check_timezone
--- 13757    next_fire_time
--- 13793  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 13806    _planning_number
--- 13816    _replan_template
--- 13830    _agenda_template
--- 13847    _future_template
--- 13875    _strike_template
--- 13931    _chime_template
--- 13987    _undone_template
--- 14006    _planned_after
--- 14025    _due_times
--- 14075    _spawn_scheduled
--- 14120    _check_task_options
--- 14150    _word_option
--- 14172    _draw_schedule
--- 14211    _schedule_options
--- 14226    _miss_schedule
--- 14242    _scheduled_in
--- 14263    _grasp_template
--- 14290    _enroll_template
--- 14326    _redraw_template
--- 14376    create_schedule
--- 14420    _reform_template
--- 14450    update_schedule
--- 14482    _steer_template
--- 14525    pause_schedule
--- 14546    resume_schedule
--- 14566    drop_schedule
--- 14586    _launch_template
--- 14618    trigger_schedule
--- 14640    _diary_template
--- 14676    get_schedule
--- 14711    list_schedules
--- 14753  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 14758    _links_option
--- 14801    _read_link
--- 14843    _trail_template
--- 14890    _linked_template
--- 14922    _ensue_template
--- 14965    _undoings
--- 14993    _undo_template
--- 15034    _repent_template
--- 15074    add_compensation
--- 15114    _repeat_template
--- 15144    _blank_template
--- 15182    repeat_run
--- 15208  63_children.sql: Children: tasks that a step spawns and may wait for
--- 15217    _brood_template
--- 15247    _bind_template
--- 15279    _read_child
--- 15328    _child_queues
--- 15354    _birth
--- 15378    spawn_children
--- 15463    _cancel_option
--- 15486    _answer
--- 15506    _report_template
--- 15542    _tell_template
--- 15557    _judge_template
--- 15593    _ripe_template
--- 15620    _gather_template
--- 15685    _rally_template
--- 15762    _crop_template
--- 15813    _yield_template
--- 15834    _dismiss
--- 15855    _ditch_template
--- 15900    _perish_template
--- 15919    _orphan_template
--- 15934    await_children
--- 15991  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
--- 15998    _refuse_run
--- 16014    _read_run
--- 16034    create_workflow_run
--- 16092    update_workflow_run
--- 16123    _is_own
--- 16136    _flow_template
--- 16169    _score_template
--- 16206    _recorded_run
--- 16217    _recorded_tallies
--- 16229    _flows
--- 16263    _survey
--- 16319    get_workflow_run
--- 16369    _is_alike
--- 16384    _recorded_runs
--- 16419    _status_option
--- 16450    list_workflow_runs
--- 16534    _member_template
--- 16567    _members
--- 16602    get_workflow_tree
--- 16678    _used_template
--- 16695    _needed_runs
--- 16727    _merge_tallies
--- 16750    cleanup_workflow_runs
--- 16825  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
--- 16829    _word
--- 16843    _check_attributes
--- 16880    _attributes_option
--- 16897    _pinned_template
--- 16916    _pin_template
--- 16947    set_attributes
--- 16976    _told_template
--- 16989    get_attributes
--- 17007  66_messages.sql: Messages: a mailbox per task
--- 17014    _shut_template
--- 17057    _post_template
--- 17106    send_message
--- 17147    _hear_template
--- 17214    receive_message
--- 17252    _unhear_template
--- 17273    _tidy_template
--- 17300    _inbox_template
--- 17326    list_messages
--- 17348  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
--- 17359    _resolve_function
--- 17415    _hire_template
--- 17437    register_handler
--- 17461    unregister_handler
--- 17480    _staff_template
--- 17501    list_handlers
--- 17537    _number_step
--- 17568    _order
--- 17584    step
--- 17618    _doze
--- 17635    sleep_for
--- 17656    sleep_until
--- 17679    await
--- 17713    receive
--- 17745    children
--- 17781  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
--- 17793    _crew
--- 17841    _steps_given
--- 17868    _claim_batch
--- 17911    _grip_template
--- 17927    _begin_pass
--- 17953    _read_error
--- 17982    _carry_out
--- 18062    _run_pass (procedure)
--- 18093    _step_call
--- 18121    _obey (procedure)
--- 18159    _begin_shift
--- 18196    _begin_round
--- 18216    _leave_round
--- 18251    _handler_of
--- 18265    _advance (procedure)
--- 18290    work (procedure)
--- 18341  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 3360    list_queues
+-- 3384  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 3393    _push_template
+-- 3434    _fill
+-- 3454    _add0_template
+-- 3522    _back0_template
+-- 3534  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3539    _claim0_template
+-- 3611    _pick0_template
+-- 3694    _limits_template
+-- 3735    _move0_template
+-- 3797    _open_xids
+-- 3817    _next0_template
+-- 3846    _many0_template
+-- 3875    _stuck0_template
+-- 3913    _trim0_template
+-- 3954    _bring_template
+-- 3986    _take_template
+-- 4069    _known_template
+-- 4099    _paused_until
+-- 4112    claim_task
+-- 4173    _next_template
+-- 4215    _soon0_template
+-- 4273    next_due
+-- 4298  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 4311    _due0_template
+-- 4394    _last0_template
+-- 4439    _any0_template
+-- 4466    _miss0_template
+-- 4502    _pass0_template
+-- 4548    _fire_template
+-- 4609    _expire_template
+-- 4680    _timeout_reason
+-- 4699    _over_template
+-- 4721    _close_template
+-- 4751    _follow_template
+-- 4786  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4788    _segment_bytes
+-- 4809    _turn_template
+-- 4841    _turn0_template
+-- 4879    _spent0_template
+-- 4893    _dry0_template
+-- 4920    _left0_template
+-- 4951    _carry0_template
+-- 4995  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 5001    _remake_template
+-- 5059    _alive_template
+-- 5113    _home
+-- 5126    _settle_template
+-- 5148    rebuild_dispatch
+-- 5185    _recap_template
+-- 5216  35_tally.sql: The letter by which tallies know where a task stands
+-- 5218    _letter
+-- 5237    _letters
+-- 5249    _bound
+-- 5269    _tally_template
+-- 5294    _reckon_template
+-- 5321    _finish_template
+-- 5349    _moved_template
+-- 5380    _sum0_template
+-- 5416    _noted0_template
+-- 5451    _bank0_template
+-- 5471    _census_template
+-- 5493    _count_template
+-- 5515  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5525    _gate_number
+-- 5536    _enter_gate
+-- 5558    _limit_of
+-- 5576    _rule_template
+-- 5602    _reign_template
+-- 5616    _enrol_template
+-- 5643    _going_template
+-- 5659    _busy_template
+-- 5675    _everywhere_busy
+-- 5701    _closed_until
+-- 5721    _is_fresh
+-- 5736    _is_limited
+-- 5747    _started
+-- 5764    _left_over
+-- 5785    _slots_template
+-- 5835    _vacate_template
+-- 5898    _unbar_template
+-- 5927    _intake_template
+-- 5948    _sift0_template
+-- 6035    _line_template
+-- 6095    _keys_template
+-- 6149    _admit_template
+-- 6212    _spare_template
+-- 6234    _choose_template
+-- 6280    _named_template
+-- 6307    _weed_template
+-- 6343    _cull_template
+-- 6374    _seize_template
+-- 6449    _quit_template
+-- 6477    _occupy_template
+-- 6517    _chance_template
+-- 6547    _align_template
+-- 6592  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6595    _want_template
+-- 6629    _names_option
+-- 6664    _order_queues
+-- 6700    _remember_names
+-- 6720    claim_any
+-- 6797    _check_order
+-- 6814  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6819    _put_template
+-- 6890    _enlist_template
+-- 6933    _new_template
+-- 6993    _tag_template
+-- 7011    _room_template
+-- 7038    _shed_template
+-- 7080    _first0_template
+-- 7121    _once_template
+-- 7170    _begun_template
+-- 7184    _blocks
+-- 7211    _meet_template
+-- 7245    _swap_template
+-- 7306    _series_template
+-- 7343    _found_template
+-- 7400    _abide
+-- 7422    _queues_named
+-- 7453    _voucher
+-- 7466    _vouch
+-- 7483    _vouch_template
+-- 7499    _check_named
+-- 7525    _check_follows
+-- 7542    _revouch
+-- 7558    _check_spawner
+-- 7582    spawn_task
+-- 7650    spawn_tasks
+-- 7702    _read_task
+-- 7720  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7725    _hold_template
+-- 7747    _deny_template
+-- 7787    _own_template
+-- 7807    _done_template
+-- 7855    complete_run
+-- 7878    _flush_template
+-- 7961    _why_template
+-- 7984    _read_runs
+-- 8030    _explain_bad_run
+-- 8055    complete_runs
+-- 8080    _end_template
+-- 8129    _lost_template
+-- 8149    _file_template
+-- 8176    _blame_template
+-- 8198    _again_template
+-- 8238    _queue_template
+-- 8259    _fail_template
+-- 8277    fail_run
+-- 8301    _nap_template
+-- 8330    schedule_run
+-- 8360    _free_template
+-- 8408    release_run
+-- 8433    _keep_template
+-- 8459    extend_claim
+-- 8482  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 8487    _mark_template
+-- 8509    _note_template
+-- 8539    set_task_checkpoint_state
+-- 8574    _recall_template
+-- 8596    get_task_checkpoint_state
+-- 8620    _list_template
+-- 8649    get_task_checkpoint_states
+-- 8675  43_events.sql: Wait for an event, or learn how the wait ended
+-- 8682    _wait_template
+-- 8754    _park_template
+-- 8796    _check_event
+-- 8815    await_event
+-- 8852    _emit_template
+-- 8915    emit_event
+-- 8941    _read_event_cursor
+-- 8979    _meant_template
+-- 9032    _leaf_template
+-- 9085    _sought_template
+-- 9101    _news_template
+-- 9154    list_events
+-- 9212  44_control.sql: Read a task, or raise TG003
+-- 9214    _fetch_template
+-- 9241    _stop_template
+-- 9273    _act_template
+-- 9295    _halt_template
+-- 9311    cancel_task
+-- 9333    _rerun_template
+-- 9411    _forget_template
+-- 9448    _redo_template
+-- 9484    _renew_template
+-- 9520    retry_task
+-- 9570    _show_template
+-- 9618    get_task_result
+-- 9653  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 9660    _purge_template
+-- 9690    _erase_template
+-- 9744    _first_uuid
+-- 9763    _sweep_template
+-- 9803    _clean
+-- 9837    cleanup_tasks
+-- 9858    cleanup_events
+-- 9879    cleanup_all_queues
+-- 9914  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 9916    _cap_template
+-- 9945    _write_limit
+-- 9968    _read_limit
+-- 10017    _check_limit_keys
+-- 10039    set_limit
+-- 10094    _usage_template
+-- 10172    _overall_usage
+-- 10216    limit_usage
+-- 10249  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 10251    _pause_template
+-- 10272    _halve_template
+-- 10302    _check_only
+-- 10325    pause_queue
+-- 10361    resume_queue
+-- 10387    get_queue_policy
+-- 10411    set_queue_policy
+-- 10429    list_namespaces
+-- 10446  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 10449    _read_filter
+-- 10485    _states_option
+-- 10516    _read_cursor
+-- 10535    _check_limit
+-- 10559    _find_template
+-- 10611    _seek_template
+-- 10663    _page_template
+-- 10741    _ended_template
+-- 10778    _fit_template
+-- 10819    _live_template
+-- 10856    _hints_template
+-- 10879    _hints0_template
+-- 10921    _rows_template
+-- 10972    list_tasks
+-- 11019    _peek_template
+-- 11077    get_task
+-- 11133    _runs_template
+-- 11182    list_runs
+-- 11213    _past_template
+-- 11289    _since_template
+-- 11307    get_task_history
+-- 11327    _held_template
+-- 11359    list_workers
+-- 11398    _read_place
+-- 11417    _acts_template
+-- 11443    list_actions
+-- 11475  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 11477    _abort_template
+-- 11514    cancel_tasks
+-- 11551    _check_meant
+-- 11573    _limit_option
+-- 11586    _retake_template
+-- 11624    requeue_task
+-- 11649    _regain_template
+-- 11684    requeue_tasks
+-- 11723    list_dead_letters
+-- 11767    _replay_template
+-- 11808    replay_dead_letters
+-- 11848    _bury_template
+-- 11890    purge_dead_letters
+-- 11920  49_stats.sql: When the first task that is ready became so; null if none is
+-- 11922    _oldest_template
+-- 11966    _elder0_template
+-- 12002    _tenure_template
+-- 12027    _is_wanted
+-- 12044    _stat_template
+-- 12090    queue_stats
+-- 12145    _from
+-- 12159    _tardy_template
+-- 12190    _counters (view)
+-- 12214    _gauge_template
+-- 12268    _spans_template
+-- 12321    metrics
+-- 12359    _xmin_age
+-- 12378    prometheus
+-- 12437    _label_text
+-- 12460    _schedule_problems
+-- 12497    health
+-- 12553  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 12558    _tick_template
+-- 12583    _ticked (sequence)
+-- 12589    _set_ticked
+-- 12602    ticker
+-- 12649    ticker_loop (procedure)
+-- 12675  51_cron.sql: Whether pg_cron is installed in this database
+-- 12677    _has_cron
+-- 12687    _cron_has_seconds
+-- 12706    _plan_cron
+-- 12741    _work_option
+-- 12774    _explain_no_cron
+-- 12807    start
+-- 12844    _unschedule
+-- 12860    _is_ours
+-- 12870    _drop_job
+-- 12889    stop
+-- 12909    _maintain
+-- 12931    status
+-- 12970  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 12974    _rights (view)
+-- 13091    _allowed
+-- 13136    _grant
+-- 13155    _grant_again
+-- 13171    _grant_queue
+-- 13186    _check_grant
+-- 13219    grant_access
+-- 13255    revoke_access
+-- 13310  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 13312    _refuse_schedule
+-- 13329    _cron_value
+-- 13343    _cron_field
+-- 13404    _read_every
+-- 13426    _read_schedule
+-- 13501    _cron_time
+-- 13539    _cron_reading
+-- 13578    _clock
+-- 13587    _clock_reads
+-- 13623    _clock_set
+-- 13651    _cron_passing
+-- 13689    _cron_next
+-- 13729    _check_timezone
+-- 13758    next_fire_time
+-- 13794  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 13807    _planning_number
+-- 13817    _replan_template
+-- 13831    _agenda_template
+-- 13848    _future_template
+-- 13876    _strike_template
+-- 13932    _chime_template
+-- 13988    _undone_template
+-- 14007    _planned_after
+-- 14026    _due_times
+-- 14076    _spawn_scheduled
+-- 14121    _check_task_options
+-- 14151    _word_option
+-- 14173    _draw_schedule
+-- 14212    _schedule_options
+-- 14227    _miss_schedule
+-- 14243    _scheduled_in
+-- 14264    _grasp_template
+-- 14291    _enroll_template
+-- 14327    _redraw_template
+-- 14377    create_schedule
+-- 14421    _reform_template
+-- 14451    update_schedule
+-- 14483    _steer_template
+-- 14526    pause_schedule
+-- 14547    resume_schedule
+-- 14567    drop_schedule
+-- 14587    _launch_template
+-- 14619    trigger_schedule
+-- 14641    _diary_template
+-- 14677    get_schedule
+-- 14712    list_schedules
+-- 14754  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 14759    _links_option
+-- 14802    _read_link
+-- 14844    _trail_template
+-- 14891    _linked_template
+-- 14923    _ensue_template
+-- 14966    _undoings
+-- 14994    _undo_template
+-- 15035    _repent_template
+-- 15075    add_compensation
+-- 15115    _repeat_template
+-- 15145    _blank_template
+-- 15183    repeat_run
+-- 15209  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 15218    _brood_template
+-- 15248    _bind_template
+-- 15280    _read_child
+-- 15329    _child_queues
+-- 15355    _birth
+-- 15379    spawn_children
+-- 15464    _cancel_option
+-- 15487    _answer
+-- 15507    _report_template
+-- 15543    _tell_template
+-- 15558    _judge_template
+-- 15594    _ripe_template
+-- 15621    _gather_template
+-- 15686    _rally_template
+-- 15763    _crop_template
+-- 15814    _yield_template
+-- 15835    _dismiss
+-- 15856    _ditch_template
+-- 15901    _perish_template
+-- 15920    _orphan_template
+-- 15935    await_children
+-- 15992  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
+-- 15999    _refuse_run
+-- 16015    _read_run
+-- 16035    create_workflow_run
+-- 16093    update_workflow_run
+-- 16124    _is_own
+-- 16137    _flow_template
+-- 16170    _score_template
+-- 16207    _recorded_run
+-- 16218    _recorded_tallies
+-- 16230    _flows
+-- 16264    _survey
+-- 16320    get_workflow_run
+-- 16370    _is_alike
+-- 16385    _recorded_runs
+-- 16420    _status_option
+-- 16451    list_workflow_runs
+-- 16535    _member_template
+-- 16568    _members
+-- 16603    get_workflow_tree
+-- 16679    _used_template
+-- 16696    _needed_runs
+-- 16728    _merge_tallies
+-- 16751    cleanup_workflow_runs
+-- 16826  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
+-- 16830    _word
+-- 16844    _check_attributes
+-- 16881    _attributes_option
+-- 16898    _pinned_template
+-- 16917    _pin_template
+-- 16948    set_attributes
+-- 16977    _told_template
+-- 16990    get_attributes
+-- 17008  66_messages.sql: Messages: a mailbox per task
+-- 17015    _shut_template
+-- 17058    _post_template
+-- 17107    send_message
+-- 17148    _hear_template
+-- 17215    receive_message
+-- 17253    _unhear_template
+-- 17274    _tidy_template
+-- 17301    _inbox_template
+-- 17327    list_messages
+-- 17349  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
+-- 17360    _resolve_function
+-- 17416    _hire_template
+-- 17438    register_handler
+-- 17462    unregister_handler
+-- 17481    _staff_template
+-- 17502    list_handlers
+-- 17538    _number_step
+-- 17569    _order
+-- 17585    step
+-- 17619    _doze
+-- 17636    sleep_for
+-- 17657    sleep_until
+-- 17680    await
+-- 17714    receive
+-- 17746    children
+-- 17782  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
+-- 17794    _crew
+-- 17842    _steps_given
+-- 17869    _claim_batch
+-- 17912    _grip_template
+-- 17928    _begin_pass
+-- 17954    _read_error
+-- 17983    _carry_out
+-- 18063    _run_pass (procedure)
+-- 18094    _step_call
+-- 18122    _obey (procedure)
+-- 18160    _begin_shift
+-- 18197    _begin_round
+-- 18217    _leave_round
+-- 18252    _handler_of
+-- 18266    _advance (procedure)
+-- 18291    work (procedure)
+-- 18342  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -3341,13 +3341,14 @@ begin
   execute format('select teguh._perish_%s()', p_queue_name);
 
   for v_drop in
-    select format('drop function %s', teguh._stamp(p.oid::regprocedure::text, p_queue_name))
-    from pg_proc as p
-    where p.pronamespace = 'teguh'::regnamespace and p.proname ~ '^_?[a-z0-9]+_template$'
-    union all
+    -- sequences first: who waits for a table may hold one, and is not to find a deadlock
     select format('drop sequence teguh.%s', teguh._stamp(s.sequencename, p_queue_name))
     from pg_sequences as s
     where s.schemaname = 'teguh' and s.sequencename ~ '^_?[a-z0-9]+_template$'
+    union all
+    select format('drop function %s', teguh._stamp(p.oid::regprocedure::text, p_queue_name))
+    from pg_proc as p
+    where p.pronamespace = 'teguh'::regnamespace and p.proname ~ '^_?[a-z0-9]+_template$'
   loop
     execute v_drop;
   end loop;

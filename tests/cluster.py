@@ -27,10 +27,18 @@ import pytest
 import teguh
 from tools.build_extension import files as extension_files
 from tools.build_sql import RELEASED
-from tools.servers import GUEST, OWNER, Databases, find_build, server_from_environment
+from tools.servers import (
+    GUEST,
+    OWNER,
+    Databases,
+    ExistingServer,
+    Server,
+    find_build,
+    server_from_environment,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
 TEGUH_SQL = Path(os.environ.get("TEGUH_SQL") or ROOT / "sql" / "teguh.sql")
@@ -169,9 +177,15 @@ def cluster_of(config: pytest.Config) -> Cluster:
         way = os.environ.get("TEGUH_INSTALL") or "fresh"
         extension = extension_files(released=True) if way.startswith("extension") else None
         server = server_from_environment(extension=extension)
-        config.add_cleanup(lambda: server.__exit__(None, None, None))
-        server.__enter__()
-        cluster = Cluster(server, way)
-        config.add_cleanup(cluster.close)
-        config.stash[_CLUSTER] = cluster
+        keep_cluster(config, server, lambda: Cluster(server, way))
     return config.stash[_CLUSTER]
+
+
+def keep_cluster(
+    config: pytest.Config, server: Server | ExistingServer, cluster: Callable[[], Cluster]
+) -> None:
+    """Start a server and keep the cluster on it until the session ends."""
+    config.add_cleanup(lambda: server.__exit__(None, None, None))
+    server.__enter__()
+    config.stash[_CLUSTER] = cluster()
+    config.add_cleanup(config.stash[_CLUSTER].close)

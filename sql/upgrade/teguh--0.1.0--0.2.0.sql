@@ -2948,13 +2948,14 @@ begin
   execute format('select teguh._perish_%s()', p_queue_name);
 
   for v_drop in
-    select format('drop function %s', teguh._stamp(p.oid::regprocedure::text, p_queue_name))
-    from pg_proc as p
-    where p.pronamespace = 'teguh'::regnamespace and p.proname ~ '^_?[a-z0-9]+_template$'
-    union all
+    -- sequences first: who waits for a table may hold one, and is not to find a deadlock
     select format('drop sequence teguh.%s', teguh._stamp(s.sequencename, p_queue_name))
     from pg_sequences as s
     where s.schemaname = 'teguh' and s.sequencename ~ '^_?[a-z0-9]+_template$'
+    union all
+    select format('drop function %s', teguh._stamp(p.oid::regprocedure::text, p_queue_name))
+    from pg_proc as p
+    where p.pronamespace = 'teguh'::regnamespace and p.proname ~ '^_?[a-z0-9]+_template$'
   loop
     execute v_drop;
   end loop;
