@@ -5,7 +5,8 @@ usage: python -m tools.mutants [--detectors core ...] [--jobs N] [--report FILE]
 A mutant is one of tests/mutants.py, or a part of the names of several.  It is tried by one detector
 after another until one notices: the pgTAP file of its module, the storm that is meant for it, the
 other pgTAP files, a model, and so on.  A test has noticed if it fails, and passes on the engine
-as it is.  The report is a table in Markdown.
+as it is.  The report is a table in Markdown; whoever noticed by the one that is there is asked
+first.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from tools.servers import Databases, server_from_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGINE = ROOT / "sql" / "teguh.sql"
+DATABASE = "teguh_mutants"
+CLUE = "clue"
 STORM = "storm"
 DETECTORS = {
     "module": ["pg_tap/{module}.sql"],
@@ -50,6 +53,16 @@ WORDS = {
     "races": "a test of several sessions",
     "interleavings": "what a model says of interleavings",
 }
+PAGE = """# Mutants
+
+The engine, wrong in one line at a time (`tests/mutants.py`), and the first test that notices.
+`make test-mutants ARGS='--report docs/mutants.md'` writes this page.
+
+{summary}.
+
+| what is wrong | module | noticed by |
+| --- | --- | --- |
+{rows}"""
 
 
 @dataclass(frozen=True)
@@ -86,6 +99,25 @@ def neighbours(module: str) -> list[str]:
     return sorted(files, key=lambda file: abs(files.index(file) - place))
 
 
+def detector_of(test: str, module: str) -> str:
+    """Return the detector that a test belongs to."""
+    path = test.partition("::")[0]
+    if path.startswith("pg_tap/"):
+        return "module" if path == f"pg_tap/{module}.sql" else "pg_tap"
+    return next(detector for detector, tests in DETECTORS.items() if path in tests)
+
+
+def clues(report: str) -> dict[str, list[str]]:
+    """Return the tests that have noticed mutants, by a report."""
+    homes = {path.stem: f"pg_tap/{path.name}" for path in (ROOT / "pg_tap").glob("*.sql")}
+    for path in {path for tests in DETECTORS.values() for path in tests if path.endswith(".py")}:
+        text = (ROOT / path).read_text(encoding="utf-8")
+        tests = re.findall(r"^def (test_\w+)", text, re.MULTILINE)
+        homes |= {test: f"{path}::{test}" for test in tests}
+    rows = re.findall(r"^\| (.+?) \| `\w+` \| `(\w+)", report, re.MULTILINE)
+    return {name: [homes[test]] for name, test in rows if test in homes}
+
+
 def first_failure(output: str) -> Failure:
     """Return what failed, by pytest's output."""
     test = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", output, re.MULTILINE)
@@ -93,7 +125,7 @@ def first_failure(output: str) -> Failure:
         raise RuntimeError(output[-2000:])
     how = f"`{test[1].rpartition('::')[2]}`"
     if calls := re.search(r"after (\d+) calls", output):
-        how = f"the model, after {calls[1]} calls"
+        how += f", after {calls[1]} calls"
     elif line := re.search(r"^not ok \d+ - (.*)$", output, re.MULTILINE):
         how += f': "{line[1]}"'
     return Failure(test[1], how)
@@ -125,7 +157,7 @@ def try_out(tests: list[str], sql: Path, server: Databases) -> Failure | None:
 def check_that_it_installs(text: str, mutant: Mutant, server: Databases) -> None:
     """Raise if a mutant's function cannot be: then every test fails, and none has noticed."""
     start = text.index(f"create or replace function {mutant.function}(")
-    with server.connect(ENGINE.stem) as connection:
+    with server.connect(DATABASE) as connection:
         connection.execute(text[start : text.index("\n$$;\n", start) + 5].encode())
 
 
@@ -134,12 +166,13 @@ class Examiner:
     """Tries mutants by detectors, as many at a time as there are servers."""
 
     detectors: list[str]
+    clues: dict[str, list[str]]
     servers: SimpleQueue[Databases] = field(default_factory=SimpleQueue)
     sound: dict[str, bool] = field(default_factory=dict)
 
     def add(self, server: Databases) -> None:
         """Take a server into use."""
-        send(server.create_database(ENGINE.stem), ENGINE.read_text(encoding="utf-8"))
+        send(server.create_database(DATABASE), ENGINE.read_text(encoding="utf-8"))
         self.servers.put(server)
 
     def is_sound(self, failure: Failure, server: Databases) -> bool:
@@ -152,39 +185,50 @@ class Examiner:
 
     def notice(
         self, detector: str, name: str, module: str, sql: Path, server: Databases
-    ) -> str | None:
-        """Return how a detector notices a mutant, None if it does not."""
-        tests = [test.format(module=module, name=name) for test in DETECTORS[detector]]
-        if tests == ["pg_tap"]:
+    ) -> tuple[str, str] | None:
+        """Return which detector notices a mutant, and how; None if this one does not."""
+        if detector == STORM:
+            # the test breaks the engine itself, and passes if the storm shows it
+            checks = MUTANTS[name].noticed
+            tests = [test.format(name=name) for test in DETECTORS[STORM]]
+            if not checks or try_out(tests, ENGINE, server):
+                return None
+            return STORM, " or ".join(f'storm: "{check}"' for check in checks)
+
+        if detector == CLUE:
+            tests = [
+                test
+                for test in self.clues.get(name, [])
+                if detector_of(test, module) in self.detectors
+            ]
+        elif detector == "pg_tap":
             tests = neighbours(module)
-        if detector != STORM:
-            failure = try_out(tests, sql, server)
-            return failure.how if failure and self.is_sound(failure, server) else None
-        # the test breaks the engine itself, and passes if the storm shows it
-        checks = MUTANTS[name].noticed
-        if not checks or try_out(tests, ENGINE, server):
+        else:
+            tests = [test.format(module=module) for test in DETECTORS[detector]]
+        failure = try_out(tests, sql, server) if tests else None
+        if failure is None or not self.is_sound(failure, server):
             return None
-        return " or ".join(f'storm: "{check}"' for check in checks)
+        return detector_of(failure.test, module), failure.how
 
     def examine(self, name: str) -> Outcome:
         """Try a mutant by one detector after another."""
         mutant, server = MUTANTS[name], self.servers.get()
         module, started = module_of(mutant), time.monotonic()
         text = mutated(ENGINE.read_text(encoding="utf-8"), mutant)
-        by, how = "", None
+        found = None
         try:
             check_that_it_installs(text, mutant, server)
             with tempfile.TemporaryDirectory() as directory:
                 sql = Path(directory) / "teguh.sql"
                 sql.write_text(text, encoding="utf-8")
-                for by in self.detectors:
-                    how = self.notice(by, name, module, sql, server)
-                    if how is not None:
+                for detector in self.detectors:
+                    found = self.notice(detector, name, module, sql, server)
+                    if found is not None:
                         break
         finally:
             self.servers.put(server)
         seconds = time.monotonic() - started
-        outcome = Outcome(name, module, by if how else "", how or "nobody", seconds)
+        outcome = Outcome(name, module, *(found or ("", "nobody")), seconds)
         print(f"{name:62} {outcome.detector:13} {outcome.how}  {seconds:.0f} s", flush=True)
         return outcome
 
@@ -201,15 +245,8 @@ def summary(outcomes: list[Outcome]) -> list[str]:
 
 def table(outcomes: list[Outcome]) -> str:
     """Return the report."""
-    rows = [f"| {o.name} | `{o.module}` | {o.how.replace('|', '&#124;')} |" for o in outcomes]
-    return "\n".join([
-        "# Mutants", "",
-        "The engine, wrong in one line at a time (`tests/mutants.py`), and the first test that"
-        " notices.",
-        "`make test-mutants ARGS='--report docs/mutants.md'` writes this page.", "",
-        ", ".join(summary(outcomes)) + ".", "",
-        "| what is wrong | module | noticed by |", "| --- | --- | --- |", *rows, "",
-    ])  # fmt: skip
+    rows = [f"| {o.name} | `{o.module}` | {o.how.replace('|', '&#124;')} |\n" for o in outcomes]
+    return PAGE.format(summary=", ".join(summary(outcomes)), rows="".join(rows))
 
 
 def main() -> int:
@@ -229,10 +266,13 @@ def main() -> int:
         parser.error("no mutant has such a name")
     # somebody's own server is one
     jobs = 1 if os.environ.get("TEGUH_TEST_DSN") else options.jobs
-    examiner = Examiner(options.detectors)
+    before = options.report.read_text("utf-8") if options.report and options.report.exists() else ""
+    examiner = Examiner([CLUE, *options.detectors], clues(before))
     with ExitStack() as stack:
         for _ in range(jobs):
-            examiner.add(stack.enter_context(server_from_environment()))
+            server = stack.enter_context(server_from_environment())
+            stack.callback(server.drop_database, DATABASE)
+            examiner.add(server)
         with ThreadPoolExecutor(jobs) as pool:
             outcomes = list(pool.map(examiner.examine, chosen))
     if options.report:
