@@ -41,7 +41,12 @@ DETECTORS = {
     "pg_tap": ["pg_tap"],
     "core": ["tests/model/test_core.py"],
     "composition": ["tests/model/test_model.py"],
-    "races": ["tests/test_races.py", "tests/test_schedules.py", "tests/test_messages.py"],
+    "races": [
+        "tests/test_races.py",
+        "tests/test_schedules.py",
+        "tests/test_messages.py",
+        "tests/test_composition.py",
+    ],
     "interleavings": ["tests/model/test_interleavings.py"],
 }
 WORDS = {
