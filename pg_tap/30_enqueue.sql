@@ -1,6 +1,6 @@
 -- What is queued lies in the segment in use, as a ready row or a timer, and tells waiting workers.
 begin;
-select plan(22);
+select plan(23);
 
 -- Given a queue and a stopped clock
 set teguh.fake_now = '2031-05-01 12:00:00+00';
@@ -224,6 +224,26 @@ set teguh.fake_now = '2031-05-01 12:00:10+00';
 select is(
   (select c.task_name from teguh.claim_task('back', 'w') as c), 'second',
   'a clock that steps back: no timer is lost'
+);
+
+-- When the ring turns between the look at it and the insert, and the older segment is given up
+select teguh.create_queue('turn');
+alter function teguh._add0_turn("char", uuid[], integer[], timestamptz[]) rename to _late0_turn;
+create function teguh._add0_turn("char", uuid[], integer[], timestamptz[])
+  returns bigint
+  language plpgsql
+as $$
+begin
+  perform setval('teguh.ring_turn', 2 + pg_sequence_last_value('teguh.ring_turn'::regclass));
+  return teguh._late0_turn($1, $2, $3, $4);
+end;
+$$;
+select teguh.spawn_task('turn', 'a', '{}');
+
+-- Then
+select is(
+  (select c.task_name from teguh.claim_task('turn', 'w') as c), 'a',
+  'rows go to a segment that is opened meanwhile, too'
 );
 
 select * from finish();

@@ -1,6 +1,6 @@
 -- A claim hands out the oldest due runs, each to one worker, with all that the worker needs.
 begin;
-select plan(54);
+select plan(57);
 
 -- Given three tasks, spawned one after the other
 set teguh.fake_now = '2031-05-01 12:00:00+00';
@@ -315,15 +315,48 @@ select results_eq(
   'wake_event is the event whose wait timed out, with payload SQL null'
 );
 
--- Given a task past its deadline that no sweep has cancelled
+-- When its task asks, and is handed back
+select teguh.await_event('t', t.task_id, t.run_id, 's', 'late', 5) from teguh.t_t as t;
+select teguh.release_run('t', t.run_id) from teguh.t_t as t;
+
+-- Then
+select is(
+  (select c.checkpoints from teguh.claim_task('t', 'w') as c), '{}'::jsonb,
+  'a claim brings no checkpoint of a wait that timed out'
+);
+select is(
+  (select t.first_started_at from teguh.t_t as t), '2031-05-01 12:00:00+00',
+  'a task has started when it was claimed first'
+);
+
+-- Given claims that come right after another, which has looked at what is due
+create function pg_temp.claim_at_once(p_queue_name text)
+  returns text
+  language plpgsql
+as $$
+begin
+  perform setval('teguh.fired_' || p_queue_name, teguh._micros(clock_timestamp()) / 1000);
+  return (select c.task_name from teguh.claim_task(p_queue_name, 'w') as c);
+end;
+$$;
+
+-- When a sleeper is due, and a task past its deadline
+select teguh.create_queue('o');
+set teguh.fake_now = '2031-05-01 12:00:00+00';
+select teguh.spawn_task('o', 'sleeper', '{}', '{"delay_seconds": 10}');
+set teguh.fake_now = '2031-05-01 12:00:10+00';
+select is(
+  pg_temp.claim_at_once('o'), 'sleeper', 'a claim that would come back short looks at what is due'
+);
+select teguh.drop_queue('o');
 select teguh.create_queue('o');
 set teguh.fake_now = '2031-05-01 12:00:00+00';
 select teguh.spawn_task('o', 'o', '{}', '{"cancellation": {"max_delay": 10}}');
 set teguh.fake_now = '2031-05-01 12:00:10+00';
 
 -- Then
-select is_empty(
-  $$ select * from teguh.claim_task('o', 'w') $$,
+select is(
+  pg_temp.claim_at_once('o'), null,
   'a task that did not start in time is never handed out'
 );
 

@@ -1,6 +1,6 @@
 -- What comes due: sleepers are queued, expired leases fail their runs, deadlines cancel.
 -- Each statement commits by itself: timers set by an open transaction are looked at again.
-select plan(57);
+select plan(58);
 
 -- Given a clock to set and a look at tasks
 create function pg_temp.at(p_seconds double precision)
@@ -252,6 +252,21 @@ select teguh.fail_run('q', (select r.run_id from run as r), '"no"');
 select is(
   pg_temp.state('hopeless'), 'cancelled, 1 failures',
   'a retry that could not start before max_duration is a cancellation'
+);
+
+-- When a first run is handed back after max_delay, and the task is not started again
+truncate run;
+insert into run
+values ('returned', pg_temp.take('returned', '{"cancellation": {"max_delay": 10}}', 0));
+select pg_temp.at(1111);
+select teguh.ticker('q');
+select teguh.release_run('q', r.run_id) from run as r;
+select pg_temp.at(1121);
+select teguh.ticker('q');
+
+-- Then
+select is(
+  pg_temp.state('returned'), 'cancelled, 0 failures', 'max_delay has a timer anew after a release'
 );
 
 -- Given more sleepers than one call deals with

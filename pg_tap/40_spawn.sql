@@ -620,6 +620,17 @@ select results_eq(
   'the one that has been ready longest goes'
 );
 
+-- When the first in line is a task that has run before
+select teguh.create_queue('begun', '{"max_pending": 2, "on_full": "drop_oldest"}');
+select teguh.spawn_task('begun', 'a', '1', '{"retry_strategy": {"kind": "none"}}');
+select teguh.fail_run('begun', c.run_id, '1') from teguh.claim_task('begun', 'w') as c;
+select teguh.spawn_task('begun', n.name, '1') from unnest('{b,c}'::text[]) as n(name);
+select results_eq(
+  $$ select t.task_name, t.state from teguh.t_begun as t order by 1 $$,
+  $$ values ('a', 'pending'), ('b', 'cancelled'), ('c', 'pending') $$,
+  'what has begun stays'
+);
+
 -- When tasks have a priority and a key, spawned in every way
 select teguh.create_queue('lanes');
 select teguh.create_queue('after');

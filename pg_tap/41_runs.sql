@@ -1,6 +1,6 @@
 -- A worker completes, fails, sleeps, keeps or hands back the run it holds, and no other.
 begin;
-select plan(96);
+select plan(98);
 
 -- Given a queue, tasks that are held, and a look at them
 set teguh.fake_now = '2031-05-01 12:00:00+00';
@@ -417,6 +417,38 @@ select results_eq(
 select throws_ok(
   $$ select teguh.set_queue_policy('h', '{"history": "no"}') $$, 'TG005', null,
   'history is true or false'
+);
+
+-- When a retry would begin just when its task expires
+select teguh.create_queue('e');
+select teguh.spawn_task('e', 'edge', '{}', '{
+  "ttl_seconds": 10, "retry_strategy": {"kind": "fixed", "base_seconds": 10}
+}');
+select teguh.fail_run('e', c.run_id, '1') from teguh.claim_task('e', 'w') as c;
+select is((select t.state from teguh.t_e as t), 'expired', 'no retry begins at the deadline');
+
+-- When runs that an event has woken sleep, and fail
+select teguh.spawn_task('e', n.name, '{}', '{"retry_strategy": {"kind": "none"}}')
+from unnest('{fails,sleeps}'::text[]) as n(name);
+select teguh.await_event('e', c.task_id, c.run_id, 's', 'go')
+from teguh.claim_task('e', 'w', 0, 2) as c;
+select teguh.emit_event('e', 'go', '1');
+create temporary table woken as select * from teguh.claim_task('e', 'w', 0, 2);
+select teguh.schedule_run('e', w.run_id, '2031-05-01 13:00:00+00')
+from woken as w
+where w.task_name = 'sleeps';
+select teguh.fail_run('e', w.run_id, '1') from woken as w where w.task_name = 'fails';
+
+-- Then
+select results_eq(
+  $$
+    select w.wake_event, w.event_payload, t.wake_event, t.event_payload
+    from woken as w
+    cross join lateral teguh.get_task('e', w.task_id) as t
+    order by w.task_name
+  $$,
+  $$ values ('go', '1'::jsonb, null::text, null::jsonb), ('go', '1', null, null) $$,
+  'the event that woke a run, and its payload, are forgotten when that sleeps or fails'
 );
 
 select * from finish();

@@ -1,6 +1,6 @@
 -- Cleanup removes what has been over for long enough, and nothing that is needed.
 begin;
-select plan(32);
+select plan(33);
 
 -- Given tasks that end at different times
 create function pg_temp.at(p_hours double precision)
@@ -159,6 +159,19 @@ select results_eq(
 );
 select pg_temp.at(50 + 24 * 30 + 1);
 select is(teguh.cleanup_tasks('q'), 1, 'without a policy tasks are kept for thirty days');
+
+-- Given old actions: upon a queue, and upon a task that stays
+select teguh.create_queue('acts');
+select teguh.spawn_task('acts', 'a', '{}');
+select teguh.cancel_task('acts', t.task_id) from teguh.t_acts as t;
+select teguh.retry_task('acts', t.task_id) from teguh.t_acts as t;
+select teguh.pause_queue('acts');
+select pg_temp.at(50 + 24 * 30 + 2);
+select teguh.cleanup_tasks('acts', 60);
+select is(
+  array(select a.deed from teguh.a_acts as a order by a.n), '{cancel,retry}',
+  'actions upon a task go with it, all others by their age'
+);
 
 -- Given what cannot be
 select throws_ok(

@@ -164,437 +164,437 @@
 -- 4502    _pass0_template
 -- 4548    _fire_template
 -- 4609    _expire_template
--- 4680    _timeout_reason
--- 4699    _over_template
--- 4721    _close_template
--- 4751    _follow_template
--- 4786  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4788    _segment_bytes
--- 4809    _turn_template
--- 4841    _turn0_template
--- 4879    _spent0_template
--- 4893    _dry0_template
--- 4920    _left0_template
--- 4951    _carry0_template
--- 4995  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 5001    _remake_template
--- 5059    _alive_template
--- 5113    _home
--- 5126    _settle_template
--- 5148    rebuild_dispatch
--- 5185    _recap_template
--- 5216  35_tally.sql: The letter by which tallies know where a task stands
--- 5218    _letter
--- 5237    _letters
--- 5249    _bound
--- 5269    _tally_template
--- 5294    _reckon_template
--- 5321    _finish_template
--- 5349    _moved_template
--- 5380    _sum0_template
--- 5416    _noted0_template
--- 5451    _bank0_template
--- 5471    _census_template
--- 5493    _count_template
--- 5515  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5525    _gate_number
--- 5536    _enter_gate
--- 5558    _limit_of
--- 5576    _rule_template
--- 5602    _reign_template
--- 5616    _enrol_template
--- 5643    _going_template
--- 5659    _busy_template
--- 5675    _everywhere_busy
--- 5701    _closed_until
--- 5721    _is_fresh
--- 5736    _is_limited
--- 5747    _started
--- 5764    _left_over
--- 5785    _slots_template
--- 5835    _vacate_template
--- 5898    _unbar_template
--- 5927    _intake_template
--- 5948    _sift0_template
--- 6035    _line_template
--- 6095    _keys_template
--- 6149    _admit_template
--- 6212    _spare_template
--- 6234    _choose_template
--- 6280    _named_template
--- 6307    _weed_template
--- 6343    _cull_template
--- 6374    _seize_template
--- 6449    _quit_template
--- 6477    _occupy_template
--- 6517    _chance_template
--- 6547    _align_template
--- 6592  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 6595    _want_template
--- 6629    _names_option
--- 6664    _order_queues
--- 6700    _remember_names
--- 6720    claim_any
--- 6797    _check_order
--- 6814  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6819    _put_template
--- 6890    _enlist_template
--- 6933    _new_template
--- 6993    _tag_template
--- 7011    _room_template
--- 7038    _shed_template
--- 7080    _first0_template
--- 7121    _once_template
--- 7170    _begun_template
--- 7184    _blocks
--- 7211    _meet_template
--- 7245    _swap_template
--- 7306    _series_template
--- 7343    _found_template
--- 7400    _abide
--- 7422    _queues_named
--- 7453    _voucher
--- 7466    _vouch
--- 7483    _vouch_template
--- 7499    _check_named
--- 7525    _check_follows
--- 7542    _revouch
--- 7558    _check_spawner
--- 7582    spawn_task
--- 7650    spawn_tasks
--- 7702    _read_task
--- 7720  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7725    _hold_template
--- 7747    _deny_template
--- 7787    _own_template
--- 7807    _done_template
--- 7855    complete_run
--- 7878    _flush_template
--- 7961    _why_template
--- 7984    _read_runs
--- 8030    _explain_bad_run
--- 8055    complete_runs
--- 8080    _end_template
--- 8129    _lost_template
--- 8149    _file_template
--- 8176    _blame_template
--- 8198    _again_template
--- 8238    _queue_template
--- 8259    _fail_template
--- 8277    fail_run
--- 8301    _nap_template
--- 8330    schedule_run
--- 8360    _free_template
--- 8408    release_run
--- 8433    _keep_template
--- 8459    extend_claim
--- 8482  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 8487    _mark_template
--- 8509    _note_template
--- 8539    set_task_checkpoint_state
--- 8574    _recall_template
--- 8596    get_task_checkpoint_state
--- 8620    _list_template
--- 8649    get_task_checkpoint_states
--- 8675  43_events.sql: Wait for an event, or learn how the wait ended
--- 8682    _wait_template
--- 8754    _park_template
--- 8796    _check_event
--- 8815    await_event
--- 8852    _emit_template
--- 8915    emit_event
--- 8941    _read_event_cursor
--- 8979    _meant_template
--- 9032    _leaf_template
--- 9085    _sought_template
--- 9101    _news_template
--- 9154    list_events
--- 9212  44_control.sql: Read a task, or raise TG003
--- 9214    _fetch_template
--- 9241    _stop_template
--- 9273    _act_template
--- 9295    _halt_template
--- 9311    cancel_task
--- 9333    _rerun_template
--- 9411    _forget_template
--- 9448    _redo_template
--- 9484    _renew_template
--- 9520    retry_task
--- 9570    _show_template
--- 9618    get_task_result
--- 9653  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 9660    _purge_template
--- 9690    _erase_template
--- 9744    _first_uuid
--- 9763    _sweep_template
--- 9803    _clean
--- 9837    cleanup_tasks
--- 9858    cleanup_events
--- 9879    cleanup_all_queues
--- 9914  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 9916    _cap_template
--- 9945    _write_limit
--- 9968    _read_limit
--- 10017    _check_limit_keys
--- 10039    set_limit
--- 10094    _usage_template
--- 10172    _overall_usage
--- 10216    limit_usage
--- 10249  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 10251    _pause_template
--- 10272    _halve_template
--- 10302    _check_only
--- 10325    pause_queue
--- 10361    resume_queue
--- 10387    get_queue_policy
--- 10411    set_queue_policy
--- 10429    list_namespaces
--- 10446  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 10449    _read_filter
--- 10485    _states_option
--- 10516    _read_cursor
--- 10535    _check_limit
--- 10559    _find_template
--- 10611    _seek_template
--- 10663    _page_template
--- 10741    _ended_template
--- 10778    _fit_template
--- 10819    _live_template
--- 10856    _hints_template
--- 10879    _hints0_template
--- 10921    _rows_template
--- 10972    list_tasks
--- 11019    _peek_template
--- 11077    get_task
--- 11133    _runs_template
--- 11182    list_runs
--- 11213    _past_template
--- 11289    _since_template
--- 11307    get_task_history
--- 11327    _held_template
--- 11359    list_workers
--- 11398    _read_place
--- 11417    _acts_template
--- 11443    list_actions
--- 11475  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 11477    _abort_template
--- 11514    cancel_tasks
--- 11551    _check_meant
--- 11573    _limit_option
--- 11586    _retake_template
--- 11624    requeue_task
--- 11649    _regain_template
--- 11684    requeue_tasks
--- 11723    list_dead_letters
--- 11767    _replay_template
--- 11808    replay_dead_letters
--- 11848    _bury_template
--- 11890    purge_dead_letters
--- 11920  49_stats.sql: When the first task that is ready became so; null if none is
--- 11922    _oldest_template
--- 11966    _elder0_template
--- 12002    _tenure_template
--- 12027    _is_wanted
--- 12044    _stat_template
--- 12090    queue_stats
--- 12145    _from
--- 12159    _tardy_template
--- 12190    _counters (view)
--- 12214    _gauge_template
--- 12268    _spans_template
--- 12321    metrics
--- 12359    _xmin_age
--- 12378    prometheus
--- 12437    _label_text
--- 12460    _schedule_problems
--- 12497    health
--- 12553  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 12558    _tick_template
--- 12583    _ticked (sequence)
--- 12589    _set_ticked
--- 12602    ticker
--- 12649    ticker_loop (procedure)
--- 12675  51_cron.sql: Whether pg_cron is installed in this database
--- 12677    _has_cron
--- 12687    _cron_has_seconds
--- 12706    _plan_cron
--- 12741    _work_option
--- 12774    _explain_no_cron
--- 12807    start
--- 12844    _unschedule
--- 12860    _is_ours
--- 12870    _drop_job
--- 12889    stop
--- 12909    _maintain
--- 12931    status
--- 12970  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 12974    _rights (view)
--- 13091    _allowed
--- 13136    _grant
--- 13155    _grant_again
--- 13171    _grant_queue
--- 13186    _check_grant
--- 13219    grant_access
--- 13255    revoke_access
--- 13310  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 13312    _refuse_schedule
--- 13329    _cron_value
--- 13343    _cron_field
--- 13404    _read_every
--- 13426    _read_schedule
--- 13501    _cron_time
--- 13539    _cron_reading
--- 13578    _clock
--- 13587    _clock_reads
--- 13623    _clock_set
--- 13651    _cron_passing
--- 13689    _cron_next
--- 13729    _check_timezone
--- 13758    next_fire_time
--- 13794  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 13807    _planning_number
--- 13817    _replan_template
--- 13831    _agenda_template
--- 13848    _future_template
--- 13876    _strike_template
--- 13932    _chime_template
--- 13988    _undone_template
--- 14007    _planned_after
--- 14026    _due_times
--- 14076    _spawn_scheduled
--- 14121    _check_task_options
--- 14151    _word_option
--- 14173    _draw_schedule
--- 14212    _schedule_options
--- 14227    _miss_schedule
--- 14243    _scheduled_in
--- 14264    _grasp_template
--- 14291    _enroll_template
--- 14327    _redraw_template
--- 14377    create_schedule
--- 14421    _reform_template
--- 14451    update_schedule
--- 14483    _steer_template
--- 14526    pause_schedule
--- 14547    resume_schedule
--- 14567    drop_schedule
--- 14587    _launch_template
--- 14619    trigger_schedule
--- 14641    _diary_template
--- 14677    get_schedule
--- 14712    list_schedules
--- 14754  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 14759    _links_option
--- 14802    _read_link
--- 14844    _trail_template
--- 14891    _linked_template
--- 14923    _ensue_template
--- 14966    _undoings
--- 14994    _undo_template
--- 15035    _repent_template
--- 15075    add_compensation
--- 15115    _repeat_template
--- 15145    _blank_template
--- 15183    repeat_run
--- 15209  63_children.sql: Children: tasks that a step spawns and may wait for
--- 15218    _brood_template
--- 15248    _bind_template
--- 15280    _read_child
--- 15329    _child_queues
--- 15355    _birth
--- 15379    spawn_children
--- 15464    _cancel_option
--- 15487    _answer
--- 15507    _report_template
--- 15543    _tell_template
--- 15558    _judge_template
--- 15594    _ripe_template
--- 15621    _gather_template
--- 15686    _rally_template
--- 15763    _crop_template
--- 15814    _yield_template
--- 15835    _dismiss
--- 15856    _ditch_template
--- 15901    _perish_template
--- 15920    _orphan_template
--- 15935    await_children
--- 15992  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
--- 15999    _refuse_run
--- 16015    _read_run
--- 16035    create_workflow_run
--- 16093    update_workflow_run
--- 16124    _is_own
--- 16137    _flow_template
--- 16170    _score_template
--- 16207    _recorded_run
--- 16218    _recorded_tallies
--- 16230    _flows
--- 16264    _survey
--- 16320    get_workflow_run
--- 16370    _is_alike
--- 16385    _recorded_runs
--- 16420    _status_option
--- 16451    list_workflow_runs
--- 16535    _member_template
--- 16568    _members
--- 16603    get_workflow_tree
--- 16679    _used_template
--- 16696    _needed_runs
--- 16728    _merge_tallies
--- 16751    cleanup_workflow_runs
--- 16826  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
--- 16830    _word
--- 16844    _check_attributes
--- 16881    _attributes_option
--- 16898    _pinned_template
--- 16917    _pin_template
--- 16948    set_attributes
--- 16977    _told_template
--- 16990    get_attributes
--- 17008  66_messages.sql: Messages: a mailbox per task
--- 17015    _shut_template
--- 17058    _post_template
--- 17107    send_message
--- 17148    _hear_template
--- 17215    receive_message
--- 17253    _unhear_template
--- 17274    _tidy_template
--- 17301    _inbox_template
--- 17327    list_messages
--- 17349  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
--- 17360    _resolve_function
--- 17416    _hire_template
--- 17438    register_handler
--- 17462    unregister_handler
--- 17481    _staff_template
--- 17502    list_handlers
--- 17538    _number_step
--- 17569    _order
--- 17585    step
--- 17619    _doze
--- 17636    sleep_for
--- 17657    sleep_until
--- 17680    await
--- 17714    receive
--- 17746    children
--- 17782  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
--- 17794    _crew
--- 17842    _steps_given
--- 17869    _claim_batch
--- 17912    _grip_template
--- 17928    _begin_pass
--- 17954    _read_error
--- 17983    _carry_out
--- 18063    _run_pass (procedure)
--- 18094    _step_call
--- 18122    _obey (procedure)
--- 18160    _begin_shift
--- 18197    _begin_round
--- 18217    _leave_round
--- 18252    _handler_of
--- 18266    _advance (procedure)
--- 18291    work (procedure)
--- 18342  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 4685    _timeout_reason
+-- 4704    _over_template
+-- 4726    _close_template
+-- 4756    _follow_template
+-- 4791  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4793    _segment_bytes
+-- 4814    _turn_template
+-- 4846    _turn0_template
+-- 4884    _spent0_template
+-- 4898    _dry0_template
+-- 4925    _left0_template
+-- 4956    _carry0_template
+-- 5000  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 5006    _remake_template
+-- 5064    _alive_template
+-- 5118    _home
+-- 5131    _settle_template
+-- 5153    rebuild_dispatch
+-- 5190    _recap_template
+-- 5221  35_tally.sql: The letter by which tallies know where a task stands
+-- 5223    _letter
+-- 5242    _letters
+-- 5254    _bound
+-- 5274    _tally_template
+-- 5299    _reckon_template
+-- 5326    _finish_template
+-- 5354    _moved_template
+-- 5385    _sum0_template
+-- 5421    _noted0_template
+-- 5456    _bank0_template
+-- 5476    _census_template
+-- 5498    _count_template
+-- 5520  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5530    _gate_number
+-- 5541    _enter_gate
+-- 5563    _limit_of
+-- 5581    _rule_template
+-- 5607    _reign_template
+-- 5621    _enrol_template
+-- 5648    _going_template
+-- 5664    _busy_template
+-- 5680    _everywhere_busy
+-- 5706    _closed_until
+-- 5726    _is_fresh
+-- 5741    _is_limited
+-- 5752    _started
+-- 5769    _left_over
+-- 5790    _slots_template
+-- 5840    _vacate_template
+-- 5903    _unbar_template
+-- 5932    _intake_template
+-- 5953    _sift0_template
+-- 6040    _line_template
+-- 6100    _keys_template
+-- 6154    _admit_template
+-- 6217    _spare_template
+-- 6239    _choose_template
+-- 6285    _named_template
+-- 6312    _weed_template
+-- 6348    _cull_template
+-- 6379    _seize_template
+-- 6454    _quit_template
+-- 6482    _occupy_template
+-- 6522    _chance_template
+-- 6552    _align_template
+-- 6597  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6600    _want_template
+-- 6634    _names_option
+-- 6669    _order_queues
+-- 6705    _remember_names
+-- 6725    claim_any
+-- 6802    _check_order
+-- 6819  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6824    _put_template
+-- 6895    _enlist_template
+-- 6938    _new_template
+-- 6998    _tag_template
+-- 7016    _room_template
+-- 7043    _shed_template
+-- 7085    _first0_template
+-- 7126    _once_template
+-- 7175    _begun_template
+-- 7189    _blocks
+-- 7216    _meet_template
+-- 7250    _swap_template
+-- 7311    _series_template
+-- 7348    _found_template
+-- 7405    _abide
+-- 7427    _queues_named
+-- 7458    _voucher
+-- 7471    _vouch
+-- 7488    _vouch_template
+-- 7504    _check_named
+-- 7530    _check_follows
+-- 7547    _revouch
+-- 7563    _check_spawner
+-- 7587    spawn_task
+-- 7655    spawn_tasks
+-- 7707    _read_task
+-- 7725  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7730    _hold_template
+-- 7752    _deny_template
+-- 7792    _own_template
+-- 7812    _done_template
+-- 7860    complete_run
+-- 7883    _flush_template
+-- 7966    _why_template
+-- 7989    _read_runs
+-- 8035    _explain_bad_run
+-- 8060    complete_runs
+-- 8085    _end_template
+-- 8134    _lost_template
+-- 8154    _file_template
+-- 8181    _blame_template
+-- 8203    _again_template
+-- 8243    _queue_template
+-- 8264    _fail_template
+-- 8282    fail_run
+-- 8306    _nap_template
+-- 8335    schedule_run
+-- 8365    _free_template
+-- 8413    release_run
+-- 8438    _keep_template
+-- 8464    extend_claim
+-- 8487  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 8492    _mark_template
+-- 8514    _note_template
+-- 8544    set_task_checkpoint_state
+-- 8579    _recall_template
+-- 8601    get_task_checkpoint_state
+-- 8625    _list_template
+-- 8654    get_task_checkpoint_states
+-- 8680  43_events.sql: Wait for an event, or learn how the wait ended
+-- 8687    _wait_template
+-- 8759    _park_template
+-- 8801    _check_event
+-- 8820    await_event
+-- 8857    _emit_template
+-- 8920    emit_event
+-- 8946    _read_event_cursor
+-- 8984    _meant_template
+-- 9037    _leaf_template
+-- 9090    _sought_template
+-- 9106    _news_template
+-- 9159    list_events
+-- 9217  44_control.sql: Read a task, or raise TG003
+-- 9219    _fetch_template
+-- 9246    _stop_template
+-- 9278    _act_template
+-- 9300    _halt_template
+-- 9316    cancel_task
+-- 9338    _rerun_template
+-- 9416    _forget_template
+-- 9453    _redo_template
+-- 9489    _renew_template
+-- 9525    retry_task
+-- 9575    _show_template
+-- 9623    get_task_result
+-- 9658  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 9665    _purge_template
+-- 9695    _erase_template
+-- 9749    _first_uuid
+-- 9768    _sweep_template
+-- 9808    _clean
+-- 9842    cleanup_tasks
+-- 9863    cleanup_events
+-- 9884    cleanup_all_queues
+-- 9919  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 9921    _cap_template
+-- 9950    _write_limit
+-- 9973    _read_limit
+-- 10022    _check_limit_keys
+-- 10044    set_limit
+-- 10099    _usage_template
+-- 10177    _overall_usage
+-- 10221    limit_usage
+-- 10254  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 10256    _pause_template
+-- 10277    _halve_template
+-- 10307    _check_only
+-- 10330    pause_queue
+-- 10366    resume_queue
+-- 10392    get_queue_policy
+-- 10416    set_queue_policy
+-- 10434    list_namespaces
+-- 10451  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 10454    _read_filter
+-- 10490    _states_option
+-- 10521    _read_cursor
+-- 10540    _check_limit
+-- 10564    _find_template
+-- 10616    _seek_template
+-- 10668    _page_template
+-- 10746    _ended_template
+-- 10783    _fit_template
+-- 10824    _live_template
+-- 10861    _hints_template
+-- 10884    _hints0_template
+-- 10926    _rows_template
+-- 10977    list_tasks
+-- 11024    _peek_template
+-- 11082    get_task
+-- 11138    _runs_template
+-- 11187    list_runs
+-- 11218    _past_template
+-- 11294    _since_template
+-- 11312    get_task_history
+-- 11332    _held_template
+-- 11364    list_workers
+-- 11403    _read_place
+-- 11422    _acts_template
+-- 11448    list_actions
+-- 11480  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 11482    _abort_template
+-- 11519    cancel_tasks
+-- 11556    _check_meant
+-- 11578    _limit_option
+-- 11591    _retake_template
+-- 11629    requeue_task
+-- 11654    _regain_template
+-- 11689    requeue_tasks
+-- 11728    list_dead_letters
+-- 11772    _replay_template
+-- 11813    replay_dead_letters
+-- 11853    _bury_template
+-- 11895    purge_dead_letters
+-- 11925  49_stats.sql: When the first task that is ready became so; null if none is
+-- 11927    _oldest_template
+-- 11971    _elder0_template
+-- 12007    _tenure_template
+-- 12032    _is_wanted
+-- 12049    _stat_template
+-- 12095    queue_stats
+-- 12150    _from
+-- 12164    _tardy_template
+-- 12195    _counters (view)
+-- 12219    _gauge_template
+-- 12273    _spans_template
+-- 12326    metrics
+-- 12364    _xmin_age
+-- 12383    prometheus
+-- 12442    _label_text
+-- 12465    _schedule_problems
+-- 12502    health
+-- 12558  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 12563    _tick_template
+-- 12588    _ticked (sequence)
+-- 12594    _set_ticked
+-- 12607    ticker
+-- 12654    ticker_loop (procedure)
+-- 12680  51_cron.sql: Whether pg_cron is installed in this database
+-- 12682    _has_cron
+-- 12692    _cron_has_seconds
+-- 12711    _plan_cron
+-- 12746    _work_option
+-- 12779    _explain_no_cron
+-- 12812    start
+-- 12849    _unschedule
+-- 12865    _is_ours
+-- 12875    _drop_job
+-- 12894    stop
+-- 12914    _maintain
+-- 12936    status
+-- 12975  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 12979    _rights (view)
+-- 13096    _allowed
+-- 13141    _grant
+-- 13160    _grant_again
+-- 13176    _grant_queue
+-- 13191    _check_grant
+-- 13224    grant_access
+-- 13260    revoke_access
+-- 13315  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 13317    _refuse_schedule
+-- 13334    _cron_value
+-- 13348    _cron_field
+-- 13409    _read_every
+-- 13431    _read_schedule
+-- 13506    _cron_time
+-- 13544    _cron_reading
+-- 13583    _clock
+-- 13592    _clock_reads
+-- 13628    _clock_set
+-- 13656    _cron_passing
+-- 13694    _cron_next
+-- 13734    _check_timezone
+-- 13763    next_fire_time
+-- 13799  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 13812    _planning_number
+-- 13822    _replan_template
+-- 13836    _agenda_template
+-- 13853    _future_template
+-- 13881    _strike_template
+-- 13937    _chime_template
+-- 13993    _undone_template
+-- 14012    _planned_after
+-- 14031    _due_times
+-- 14081    _spawn_scheduled
+-- 14126    _check_task_options
+-- 14156    _word_option
+-- 14178    _draw_schedule
+-- 14217    _schedule_options
+-- 14232    _miss_schedule
+-- 14248    _scheduled_in
+-- 14269    _grasp_template
+-- 14296    _enroll_template
+-- 14332    _redraw_template
+-- 14382    create_schedule
+-- 14426    _reform_template
+-- 14456    update_schedule
+-- 14488    _steer_template
+-- 14531    pause_schedule
+-- 14552    resume_schedule
+-- 14572    drop_schedule
+-- 14592    _launch_template
+-- 14624    trigger_schedule
+-- 14646    _diary_template
+-- 14682    get_schedule
+-- 14717    list_schedules
+-- 14759  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 14764    _links_option
+-- 14807    _read_link
+-- 14849    _trail_template
+-- 14896    _linked_template
+-- 14928    _ensue_template
+-- 14971    _undoings
+-- 14999    _undo_template
+-- 15040    _repent_template
+-- 15080    add_compensation
+-- 15120    _repeat_template
+-- 15150    _blank_template
+-- 15188    repeat_run
+-- 15214  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 15223    _brood_template
+-- 15253    _bind_template
+-- 15285    _read_child
+-- 15334    _child_queues
+-- 15360    _birth
+-- 15384    spawn_children
+-- 15469    _cancel_option
+-- 15492    _answer
+-- 15512    _report_template
+-- 15548    _tell_template
+-- 15563    _judge_template
+-- 15599    _ripe_template
+-- 15626    _gather_template
+-- 15691    _rally_template
+-- 15768    _crop_template
+-- 15819    _yield_template
+-- 15840    _dismiss
+-- 15861    _ditch_template
+-- 15906    _perish_template
+-- 15925    _orphan_template
+-- 15940    await_children
+-- 15997  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
+-- 16004    _refuse_run
+-- 16020    _read_run
+-- 16040    create_workflow_run
+-- 16098    update_workflow_run
+-- 16129    _is_own
+-- 16142    _flow_template
+-- 16175    _score_template
+-- 16212    _recorded_run
+-- 16223    _recorded_tallies
+-- 16235    _flows
+-- 16269    _survey
+-- 16325    get_workflow_run
+-- 16375    _is_alike
+-- 16390    _recorded_runs
+-- 16425    _status_option
+-- 16456    list_workflow_runs
+-- 16540    _member_template
+-- 16573    _members
+-- 16608    get_workflow_tree
+-- 16684    _used_template
+-- 16701    _needed_runs
+-- 16733    _merge_tallies
+-- 16756    cleanup_workflow_runs
+-- 16831  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
+-- 16835    _word
+-- 16849    _check_attributes
+-- 16886    _attributes_option
+-- 16903    _pinned_template
+-- 16922    _pin_template
+-- 16953    set_attributes
+-- 16982    _told_template
+-- 16995    get_attributes
+-- 17013  66_messages.sql: Messages: a mailbox per task
+-- 17020    _shut_template
+-- 17063    _post_template
+-- 17112    send_message
+-- 17153    _hear_template
+-- 17220    receive_message
+-- 17258    _unhear_template
+-- 17279    _tidy_template
+-- 17306    _inbox_template
+-- 17332    list_messages
+-- 17354  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
+-- 17365    _resolve_function
+-- 17421    _hire_template
+-- 17443    register_handler
+-- 17467    unregister_handler
+-- 17486    _staff_template
+-- 17507    list_handlers
+-- 17543    _number_step
+-- 17574    _order
+-- 17590    step
+-- 17624    _doze
+-- 17641    sleep_for
+-- 17662    sleep_until
+-- 17685    await
+-- 17719    receive
+-- 17751    children
+-- 17787  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
+-- 17799    _crew
+-- 17847    _steps_given
+-- 17874    _claim_batch
+-- 17917    _grip_template
+-- 17933    _begin_pass
+-- 17959    _read_error
+-- 17988    _carry_out
+-- 18068    _run_pass (procedure)
+-- 18099    _step_call
+-- 18127    _obey (procedure)
+-- 18165    _begin_shift
+-- 18202    _begin_round
+-- 18222    _leave_round
+-- 18257    _handler_of
+-- 18271    _advance (procedure)
+-- 18296    work (procedure)
+-- 18347  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -4654,6 +4654,11 @@ begin
       v_count := v_count + (teguh._stop_template(v_task.task_id, p_now) is not null)::integer;
     elsif v_timer.turn = 0 then
       v_count := v_count + teguh._over_template(v_task, p_now);
+    elsif v_task.lease_expires_at > p_now then
+      -- extended since the loop began
+      perform teguh._push_template(
+        'l', array[v_timer.task_id], array[v_timer.turn], array[v_task.lease_expires_at]
+      );
     elsif v_task.state = 'running'
       and v_task.turn = v_timer.turn
       and v_task.lease_expires_at <= p_now

@@ -45,7 +45,7 @@ LINES = {
     ),
     "a claim has no checkpoints": (
         "_take_template",
-        "case when t.turn = 1 then '{}'::jsonb else teguh._known_template(t.task_id) end",
+        "case when t.turn = 1 then '{}' else teguh._known_template(t.task_id, t.run_id) end",
         "'{}'::jsonb",
     ),
     "what timed out is a checkpoint": (
@@ -162,9 +162,9 @@ LINES = {
         "v_task.state = 'running'",
     ),
     "a lost run is taken for one that waits": (
-        "_hold_template",
-        "v_late := teguh._run_number(p_run_id) < teguh._run_number(v_task.run_id);",
-        "v_late := false;",
+        "_deny_template",
+        "v_late boolean := teguh._run_number(p_run_id) < teguh._run_number(p_task.run_id);",
+        "v_late boolean := false;",
     ),
     "a run that was lost is completed": (
         "_flush_template",
@@ -318,10 +318,10 @@ LINES = {
         "      and t.finished_at <= v_before\n",
         "",
     ),
-    "cleanup removes what is live": (
+    "cleanup removes actions upon tasks that stay": (
         "_purge_template",
-        "t.state in ('completed', 'failed', 'cancelled', 'expired')",
-        "t.state <> 'running'",
+        "  where a.task_id is null\n    and a.acted_at",
+        "  where a.acted_at",
     ),
     "cleanup leaves unique keys": (
         "_erase_template",

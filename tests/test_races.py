@@ -365,6 +365,36 @@ def test_a_run_that_completes_while_its_lease_expires_ends_once(sessions: Sessio
     assert states(one) == {"completed": 1}
 
 
+def test_a_lease_that_ends_while_its_task_is_locked_is_looked_at_again(sessions: Sessions) -> None:
+    one, two = sessions.open("12:00:00"), sessions.open("12:01:00")
+    _, run_id = spawn(one, retry_strategy={"kind": "none"})
+    claim(one)
+    ask(one, "begin")
+    ask(one, "select teguh.extend_claim('q', %s, 300)", (run_id,))
+    assert value(two, "select teguh.ticker('q')") == 0
+    ask(one, "rollback")
+    at(two, "12:01:01")
+    assert value(two, "select teguh.ticker('q')") == 1
+    assert states(one) == {"pending": 1}
+
+
+def test_a_lease_that_is_extended_while_the_sweep_is_at_another_goes_on(sessions: Sessions) -> None:
+    one, two, gate = sessions.open("12:00:00"), sessions.open("12:01:00"), sessions.open()
+    spawn_many(one, 2, retry_strategy={"kind": "none"})
+    _, (run_id, _, _) = sorted(claim(one, 2), key=lambda row: row[1])
+    ask(gate, "begin")
+    ask(gate, "lock table teguh.r_q in share mode")
+    sweep = sessions.start(two, "select teguh.ticker('q')")
+    sessions.wait_until_blocked(two, by=gate)
+    ask(one, "select teguh.extend_claim('q', %s, 90)", (run_id,))
+    ask(gate, "commit")
+    assert sweep.result() == [(1,)]
+    assert states(one) == {"pending": 1, "running": 1}
+    at(two, "12:01:30")
+    assert value(two, "select teguh.ticker('q')") == 1
+    assert states(one) == {"pending": 2}
+
+
 def test_a_stale_worker_that_waits_for_the_sweep_meets_ab002(sessions: Sessions) -> None:
     one, two = sessions.open("12:00:00"), sessions.open("12:01:00")
     task_id, run_id = spawn(one, retry_strategy={"kind": "none"})
@@ -484,6 +514,22 @@ def test_a_timer_of_a_transaction_that_is_newer_than_the_collectors_list_is_foun
     spawn(late, "late", delay_seconds=2)
     at(busy, "12:00:10")
     ask(busy, "begin")
+    assert names(claim(busy, 10)) == ["other"]
+    ask(late, "commit")
+    ask(busy, "commit")
+    assert names(claim(busy, 10)) == ["late"]
+
+
+def test_a_claim_that_has_written_before_passes_no_timer_of_a_newer_transaction(
+    sessions: Sessions,
+) -> None:
+    busy, late = sessions.open("12:00:00"), sessions.open("12:00:00")
+    spawn(busy, "other", delay_seconds=1)
+    ask(busy, "begin")
+    ask(busy, "select pg_current_xact_id()")
+    ask(late, "begin")
+    spawn(late, "late", delay_seconds=2)
+    at(busy, "12:00:10")
     assert names(claim(busy, 10)) == ["other"]
     ask(late, "commit")
     ask(busy, "commit")
@@ -806,6 +852,41 @@ def test_an_await_and_an_emit_at_the_same_time_lose_no_wake_up(sessions: Session
         else:
             assert rows == [(False,)]
         ask(one, "select teguh.complete_run('q', %s)", (run_id,))
+
+
+def test_an_emit_waits_for_an_await_of_an_event_that_another_task_awaits(
+    sessions: Sessions,
+) -> None:
+    one, two = sessions.open(), sessions.open()
+    spawn_many(one, 2)
+    first, second = claim(one, 2)
+    waits = "select should_suspend from teguh.await_event('q', %s, %s, 's', 'e')"
+    ask(one, waits, (first[1], first[0]))
+    ask(one, "begin")
+    ask(one, waits, (second[1], second[0]))
+    emits = sessions.start(two, "select teguh.emit_event('q', 'e', '1')")
+    sessions.wait_until_blocked(two, by=one)
+    ask(one, "commit")
+    emits.result()
+    assert len(claim(one, 5)) == 2
+
+
+def test_an_emit_leaves_a_task_asleep_that_has_gone_on_meanwhile(sessions: Sessions) -> None:
+    one, two, gate = sessions.open("12:00:00"), sessions.open("12:01:00"), sessions.open()
+    spawn_many(one, 2)
+    first, second = sorted(claim(one, 2), key=lambda row: row[1])
+    waits = "select should_suspend from teguh.await_event('q', %s, %s, 's', 'e', %s)"
+    ask(one, waits, (first[1], first[0], None))
+    ask(one, waits, (second[1], second[0], 10))
+    ask(gate, "begin")
+    ask(gate, "select 1 from teguh.t_q where task_id = %s for update", (first[1],))
+    emits = sessions.start(one, "select teguh.emit_event('q', 'e', '1')")
+    sessions.wait_until_blocked(one, by=gate)
+    assert [row[0] for row in claim(two)] == [second[0]]
+    ask(two, "select teguh.schedule_run('q', %s, '2031-05-01 13:00:00+00')", (second[0],))
+    ask(gate, "commit")
+    emits.result()
+    assert [row[0] for row in claim(two, 5)] == [first[0]]
 
 
 def test_an_await_whose_event_is_emitted_and_rolled_back_waits_on(sessions: Sessions) -> None:

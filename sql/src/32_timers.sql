@@ -356,6 +356,11 @@ begin
       v_count := v_count + (teguh._stop_template(v_task.task_id, p_now) is not null)::integer;
     elsif v_timer.turn = 0 then
       v_count := v_count + teguh._over_template(v_task, p_now);
+    elsif v_task.lease_expires_at > p_now then
+      -- extended since the loop began
+      perform teguh._push_template(
+        'l', array[v_timer.task_id], array[v_timer.turn], array[v_task.lease_expires_at]
+      );
     elsif v_task.state = 'running'
       and v_task.turn = v_timer.turn
       and v_task.lease_expires_at <= p_now
