@@ -8,593 +8,594 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  599  00_install.sql
---  647  01_version.sql: What the schema is, and its version
---  654    version
---  666  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  668    current_time
---  687    _after
---  702    _micros
---  713  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  745    _random_bytes
---  764    _make_uuidv7
---  787    portable_uuidv7
---  817    uuidv7_timestamp
---  843    _task_id
---  868    _run_id
---  883    _run_task
---  894    _run_number
---  908  12_types.sql: The composite types that functions pass to each other
---  913    _gap (type)
---  921    _late (type)
---  928    _timer (type)
---  935    _tally (type)
---  946    _picked (type)
---  958    _spawn (type)
---  983    _cron (type)
---  997    _filter (type)
--- 1012    job (type)
--- 1028    _shift (type)
--- 1075  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
--- 1077    _check_keys
--- 1110    _number_option
--- 1145    _integer_option
--- 1161    _whole_option
--- 1188    _text_option
--- 1214    _flag_option
--- 1236    _present
--- 1247    _name_option
--- 1264    _uuid_option
--- 1291    _tags_option
--- 1320    _check_name
--- 1347    _check_seconds
--- 1375    _check_isolation
--- 1394    _buckets_option
--- 1432    _check_policy
--- 1482    _check_spawn
--- 1529    _read_spawn_options
--- 1606    _time_option
--- 1627    _moment_option
--- 1659    _read_time_options
--- 1698    _unique_option
--- 1752    _inherit
--- 1782    _check_cancellation
--- 1799  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1802    _check_retry_strategy
--- 1840    _backoff
--- 1893    _fraction
--- 1904  20_tables.sql: Queues and the policy of each
--- 1906    queues (table)
--- 1939    grants (table)
--- 1953    limits (table)
--- 1974    pauses (table)
--- 1986    starts (table)
--- 2001    wanted (table)
--- 2013    schedules (table)
--- 2057    workflow_runs (table)
--- 2084    workflow_tallies (table)
--- 2104    handlers (table)
--- 2120    secrets (table)
--- 2131    versions (table)
--- 2146    t_template (table)
--- 2260    g_template (table)
--- 2272    v_template (table)
--- 2288    d_template (table)
--- 2302    p0_template (table)
--- 2315    p1_template (table)
--- 2360    l_template (table)
--- 2387    h_template (table)
--- 2407    k0_template (table)
--- 2420    k1_template (table)
--- 2450    n0_template (table)
--- 2461    n1_template (table)
--- 2477    n_template (table)
--- 2501    seq_template (sequence)
--- 2502    ring_template (sequence)
--- 2503    parked_template (sequence)
--- 2504    woken_template (sequence)
--- 2505    plan_template (sequence)
--- 2506    fired_template (sequence)
--- 2507    clock_template (sequence)
--- 2508    carry_template (sequence)
--- 2509    round_template (sequence)
--- 2510    agenda_template (sequence)
--- 2535    r_template (table)
--- 2552    a_template (table)
--- 2578    c_template (table)
--- 2594    e_template (table)
--- 2613    u_template (table)
--- 2626    j_template (table)
--- 2649    f_template (table)
--- 2662    m_template (table)
--- 2687    w_template (table)
--- 2702  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2705    validate_queue_name
--- 2747    _policy
--- 2790    _call
--- 2804    _template_ddl (view)
--- 2889    _stamp
--- 2901    _stamp_queues
--- 2929    _stamp_relation
--- 2969    _stamp_function
--- 3002    _function
--- 3014    _signature
--- 3025    _leave_extension
--- 3051    _lock_number
--- 3061    _share_queue
--- 3074    _may
--- 3090    _each_queue
--- 3112    _init_template
--- 3143    _hush_template
--- 3164    _beyond
--- 3173    create_queue
--- 3239    _refuse_busy
--- 3256    _reach_queue
--- 3272    drop_queue
--- 3302    _drop_all
--- 3360    list_queues
--- 3384  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 3393    _push_template
--- 3434    _fill
--- 3454    _add0_template
--- 3522    _back0_template
--- 3534  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3539    _claim0_template
--- 3611    _pick0_template
--- 3694    _limits_template
--- 3735    _move0_template
--- 3797    _open_xids
--- 3817    _next0_template
--- 3846    _many0_template
--- 3875    _stuck0_template
--- 3913    _trim0_template
--- 3954    _bring_template
--- 3986    _take_template
--- 4069    _known_template
--- 4099    _paused_until
--- 4112    claim_task
--- 4173    _next_template
--- 4215    _soon0_template
--- 4273    next_due
--- 4298  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 4311    _due0_template
--- 4394    _last0_template
--- 4439    _any0_template
--- 4466    _miss0_template
--- 4502    _pass0_template
--- 4548    _fire_template
--- 4609    _expire_template
--- 4685    _timeout_reason
--- 4704    _over_template
--- 4726    _close_template
--- 4756    _follow_template
--- 4791  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4793    _segment_bytes
--- 4814    _turn_template
--- 4846    _turn0_template
--- 4884    _spent0_template
--- 4898    _dry0_template
--- 4925    _left0_template
--- 4956    _carry0_template
--- 5000  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 5006    _remake_template
--- 5064    _alive_template
--- 5118    _home
--- 5131    _settle_template
--- 5153    rebuild_dispatch
--- 5190    _recap_template
--- 5221  35_tally.sql: The letter by which tallies know where a task stands
--- 5223    _letter
--- 5242    _letters
--- 5254    _bound
--- 5274    _tally_template
--- 5299    _reckon_template
--- 5326    _finish_template
--- 5354    _moved_template
--- 5385    _sum0_template
--- 5421    _noted0_template
--- 5456    _bank0_template
--- 5476    _census_template
--- 5498    _count_template
--- 5520  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5530    _gate_number
--- 5541    _enter_gate
--- 5563    _limit_of
--- 5581    _rule_template
--- 5607    _reign_template
--- 5621    _enrol_template
--- 5648    _going_template
--- 5664    _busy_template
--- 5680    _everywhere_busy
--- 5706    _closed_until
--- 5726    _is_fresh
--- 5741    _is_limited
--- 5752    _started
--- 5769    _left_over
--- 5790    _slots_template
--- 5840    _vacate_template
--- 5903    _unbar_template
--- 5932    _intake_template
--- 5953    _sift0_template
--- 6040    _line_template
--- 6100    _keys_template
--- 6154    _admit_template
--- 6217    _spare_template
--- 6239    _choose_template
--- 6285    _named_template
--- 6312    _weed_template
--- 6348    _cull_template
--- 6379    _seize_template
--- 6454    _quit_template
--- 6482    _occupy_template
--- 6522    _chance_template
--- 6552    _align_template
--- 6597  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 6600    _want_template
--- 6634    _names_option
--- 6669    _order_queues
--- 6705    _remember_names
--- 6725    claim_any
--- 6802    _check_order
--- 6819  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6824    _put_template
--- 6895    _enlist_template
--- 6938    _new_template
--- 6998    _tag_template
--- 7016    _room_template
--- 7043    _shed_template
--- 7085    _first0_template
--- 7126    _once_template
--- 7175    _begun_template
--- 7189    _blocks
--- 7216    _meet_template
--- 7250    _swap_template
--- 7311    _series_template
--- 7348    _found_template
--- 7405    _abide
--- 7427    _queues_named
--- 7458    _voucher
--- 7471    _vouch
--- 7488    _vouch_template
--- 7504    _check_named
--- 7530    _check_follows
--- 7547    _revouch
--- 7563    _check_spawner
--- 7587    spawn_task
--- 7655    spawn_tasks
--- 7707    _read_task
--- 7725  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7730    _hold_template
--- 7752    _deny_template
--- 7792    _own_template
--- 7812    _done_template
--- 7860    complete_run
--- 7883    _flush_template
--- 7966    _why_template
--- 7989    _read_runs
--- 8035    _explain_bad_run
--- 8060    complete_runs
--- 8085    _end_template
--- 8134    _lost_template
--- 8154    _file_template
--- 8181    _blame_template
--- 8203    _again_template
--- 8243    _queue_template
--- 8264    _fail_template
--- 8282    fail_run
--- 8306    _nap_template
--- 8335    schedule_run
--- 8365    _free_template
--- 8413    release_run
--- 8438    _keep_template
--- 8464    extend_claim
--- 8487  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 8492    _mark_template
--- 8514    _note_template
--- 8544    set_task_checkpoint_state
--- 8579    _recall_template
--- 8601    get_task_checkpoint_state
--- 8625    _list_template
--- 8654    get_task_checkpoint_states
--- 8680  43_events.sql: Wait for an event, or learn how the wait ended
--- 8687    _wait_template
--- 8759    _park_template
--- 8801    _check_event
--- 8820    await_event
--- 8857    _emit_template
--- 8920    emit_event
--- 8946    _read_event_cursor
--- 8984    _meant_template
--- 9037    _leaf_template
--- 9090    _sought_template
--- 9106    _news_template
--- 9159    list_events
--- 9217  44_control.sql: Read a task, or raise TG003
--- 9219    _fetch_template
--- 9246    _stop_template
--- 9278    _act_template
--- 9300    _halt_template
--- 9316    cancel_task
--- 9338    _rerun_template
--- 9416    _forget_template
--- 9453    _redo_template
--- 9489    _renew_template
--- 9525    retry_task
--- 9575    _show_template
--- 9623    get_task_result
--- 9658  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 9665    _purge_template
--- 9695    _erase_template
--- 9749    _first_uuid
--- 9768    _sweep_template
--- 9808    _clean
--- 9842    cleanup_tasks
--- 9863    cleanup_events
--- 9884    cleanup_all_queues
--- 9919  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 9921    _cap_template
--- 9950    _write_limit
--- 9973    _read_limit
--- 10022    _check_limit_keys
--- 10044    set_limit
--- 10099    _usage_template
--- 10177    _overall_usage
--- 10221    limit_usage
--- 10254  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 10256    _pause_template
--- 10277    _halve_template
--- 10307    _check_only
--- 10330    pause_queue
--- 10366    resume_queue
--- 10392    get_queue_policy
--- 10416    set_queue_policy
--- 10434    list_namespaces
--- 10451  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 10454    _read_filter
--- 10490    _states_option
--- 10521    _read_cursor
--- 10540    _check_limit
--- 10564    _find_template
--- 10616    _seek_template
--- 10668    _page_template
--- 10746    _ended_template
--- 10783    _fit_template
--- 10824    _live_template
--- 10861    _hints_template
--- 10884    _hints0_template
--- 10926    _rows_template
--- 10977    list_tasks
--- 11024    _peek_template
--- 11082    get_task
--- 11138    _runs_template
--- 11187    list_runs
--- 11218    _past_template
--- 11294    _since_template
--- 11312    get_task_history
--- 11332    _held_template
--- 11364    list_workers
--- 11403    _read_place
--- 11422    _acts_template
--- 11448    list_actions
--- 11480  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 11482    _abort_template
--- 11519    cancel_tasks
--- 11556    _check_meant
--- 11578    _limit_option
--- 11591    _retake_template
--- 11629    requeue_task
--- 11654    _regain_template
--- 11689    requeue_tasks
--- 11728    list_dead_letters
--- 11772    _replay_template
--- 11813    replay_dead_letters
--- 11853    _bury_template
--- 11895    purge_dead_letters
--- 11925  49_stats.sql: When the first task that is ready became so; null if none is
--- 11927    _oldest_template
--- 11971    _elder0_template
--- 12007    _tenure_template
--- 12032    _is_wanted
--- 12049    _stat_template
--- 12095    queue_stats
--- 12150    _from
--- 12164    _tardy_template
--- 12195    _counters (view)
--- 12219    _gauge_template
--- 12273    _spans_template
--- 12326    metrics
--- 12364    _xmin_age
--- 12383    prometheus
--- 12442    _label_text
--- 12465    _schedule_problems
--- 12502    health
--- 12558  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 12563    _tick_template
--- 12588    _ticked (sequence)
--- 12594    _set_ticked
--- 12607    ticker
--- 12654    ticker_loop (procedure)
--- 12680  51_cron.sql: Whether pg_cron is installed in this database
--- 12682    _has_cron
--- 12692    _cron_has_seconds
--- 12711    _plan_cron
--- 12746    _work_option
--- 12779    _explain_no_cron
--- 12812    start
--- 12849    _unschedule
--- 12865    _is_ours
--- 12875    _drop_job
--- 12894    stop
--- 12914    _maintain
--- 12936    status
--- 12975  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 12979    _rights (view)
--- 13096    _allowed
--- 13141    _grant
--- 13160    _grant_again
--- 13176    _grant_queue
--- 13191    _check_grant
--- 13224    grant_access
--- 13260    revoke_access
--- 13315  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 13317    _refuse_schedule
--- 13334    _cron_value
--- 13348    _cron_field
--- 13409    _read_every
--- 13431    _read_schedule
--- 13506    _cron_time
--- 13544    _cron_reading
--- 13583    _clock
--- 13592    _clock_reads
--- 13628    _clock_set
--- 13656    _cron_passing
--- 13694    _cron_next
--- 13734    _check_timezone
--- 13763    next_fire_time
--- 13799  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 13812    _planning_number
--- 13822    _replan_template
--- 13836    _agenda_template
--- 13853    _future_template
--- 13881    _strike_template
--- 13937    _chime_template
--- 13993    _undone_template
--- 14012    _planned_after
--- 14031    _due_times
--- 14081    _spawn_scheduled
--- 14126    _check_task_options
--- 14156    _word_option
--- 14178    _draw_schedule
--- 14217    _schedule_options
--- 14232    _miss_schedule
--- 14248    _scheduled_in
--- 14269    _grasp_template
--- 14296    _enroll_template
--- 14332    _redraw_template
--- 14382    create_schedule
--- 14426    _reform_template
--- 14456    update_schedule
--- 14488    _steer_template
--- 14531    pause_schedule
--- 14552    resume_schedule
--- 14572    drop_schedule
--- 14592    _launch_template
--- 14624    trigger_schedule
--- 14646    _diary_template
--- 14682    get_schedule
--- 14717    list_schedules
--- 14759  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 14764    _links_option
--- 14807    _read_link
--- 14849    _trail_template
--- 14896    _linked_template
--- 14928    _ensue_template
--- 14971    _undoings
--- 14999    _undo_template
--- 15040    _repent_template
--- 15080    add_compensation
--- 15120    _repeat_template
--- 15150    _blank_template
--- 15188    repeat_run
--- 15214  63_children.sql: Children: tasks that a step spawns and may wait for
--- 15223    _brood_template
--- 15253    _bind_template
--- 15285    _read_child
--- 15334    _child_queues
--- 15360    _birth
--- 15384    spawn_children
--- 15469    _cancel_option
--- 15492    _answer
--- 15512    _report_template
--- 15548    _tell_template
--- 15563    _judge_template
--- 15599    _ripe_template
--- 15626    _gather_template
--- 15691    _rally_template
--- 15768    _crop_template
--- 15819    _yield_template
--- 15840    _dismiss
--- 15861    _ditch_template
--- 15906    _perish_template
--- 15925    _orphan_template
--- 15940    await_children
--- 15997  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
--- 16004    _refuse_run
--- 16020    _read_run
--- 16040    create_workflow_run
--- 16098    update_workflow_run
--- 16129    _is_own
--- 16142    _flow_template
--- 16175    _score_template
--- 16212    _recorded_run
--- 16223    _recorded_tallies
--- 16235    _flows
--- 16269    _survey
--- 16325    get_workflow_run
--- 16375    _is_alike
--- 16390    _recorded_runs
--- 16425    _status_option
--- 16456    list_workflow_runs
--- 16540    _member_template
--- 16573    _members
--- 16608    get_workflow_tree
--- 16684    _used_template
--- 16701    _needed_runs
--- 16733    _merge_tallies
--- 16756    cleanup_workflow_runs
--- 16831  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
--- 16835    _word
--- 16849    _check_attributes
--- 16886    _attributes_option
--- 16903    _pinned_template
--- 16922    _pin_template
--- 16953    set_attributes
--- 16982    _told_template
--- 16995    get_attributes
--- 17013  66_messages.sql: Messages: a mailbox per task
--- 17020    _shut_template
--- 17063    _post_template
--- 17112    send_message
--- 17153    _hear_template
--- 17220    receive_message
--- 17258    _unhear_template
--- 17279    _tidy_template
--- 17306    _inbox_template
--- 17332    list_messages
--- 17354  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
--- 17365    _resolve_function
--- 17421    _hire_template
--- 17443    register_handler
--- 17467    unregister_handler
--- 17486    _staff_template
--- 17507    list_handlers
--- 17543    _number_step
--- 17574    _order
--- 17590    step
--- 17624    _doze
--- 17641    sleep_for
--- 17662    sleep_until
--- 17685    await
--- 17719    receive
--- 17751    children
--- 17787  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
--- 17799    _crew
--- 17847    _steps_given
--- 17874    _claim_batch
--- 17917    _grip_template
--- 17933    _begin_pass
--- 17959    _read_error
--- 17988    _carry_out
--- 18068    _run_pass (procedure)
--- 18099    _step_call
--- 18127    _obey (procedure)
--- 18165    _begin_shift
--- 18202    _begin_round
--- 18222    _leave_round
--- 18257    _handler_of
--- 18271    _advance (procedure)
--- 18296    work (procedure)
--- 18347  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  600  00_install.sql
+--  648  01_version.sql: What the schema is, and its version
+--  655    version
+--  667  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  669    current_time
+--  688    _after
+--  703    _micros
+--  714  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  746    _random_bytes
+--  765    _make_uuidv7
+--  788    portable_uuidv7
+--  818    uuidv7_timestamp
+--  844    _task_id
+--  869    _run_id
+--  884    _run_task
+--  895    _run_number
+--  909  12_types.sql: The composite types that functions pass to each other
+--  914    _gap (type)
+--  922    _late (type)
+--  929    _timer (type)
+--  936    _tally (type)
+--  947    _picked (type)
+--  959    _spawn (type)
+--  984    _cron (type)
+--  998    _filter (type)
+-- 1013    job (type)
+-- 1029    _shift (type)
+-- 1076  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+-- 1078    _check_keys
+-- 1111    _number_option
+-- 1146    _integer_option
+-- 1162    _whole_option
+-- 1189    _text_option
+-- 1215    _flag_option
+-- 1237    _present
+-- 1248    _name_option
+-- 1265    _uuid_option
+-- 1292    _tags_option
+-- 1321    _check_name
+-- 1348    _check_seconds
+-- 1376    _check_isolation
+-- 1395    _buckets_option
+-- 1433    _check_policy
+-- 1483    _check_spawn
+-- 1530    _read_spawn_options
+-- 1607    _time_option
+-- 1628    _moment_option
+-- 1660    _read_time_options
+-- 1699    _unique_option
+-- 1753    _inherit
+-- 1783    _check_cancellation
+-- 1800  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1803    _check_retry_strategy
+-- 1841    _backoff
+-- 1894    _fraction
+-- 1905  20_tables.sql: Queues and the policy of each
+-- 1907    queues (table)
+-- 1940    grants (table)
+-- 1954    limits (table)
+-- 1975    pauses (table)
+-- 1987    starts (table)
+-- 2002    wanted (table)
+-- 2014    schedules (table)
+-- 2058    workflow_runs (table)
+-- 2085    workflow_tallies (table)
+-- 2105    handlers (table)
+-- 2121    secrets (table)
+-- 2132    versions (table)
+-- 2147    t_template (table)
+-- 2261    g_template (table)
+-- 2273    v_template (table)
+-- 2289    d_template (table)
+-- 2303    p0_template (table)
+-- 2316    p1_template (table)
+-- 2361    l_template (table)
+-- 2388    h_template (table)
+-- 2408    k0_template (table)
+-- 2421    k1_template (table)
+-- 2451    n0_template (table)
+-- 2462    n1_template (table)
+-- 2478    n_template (table)
+-- 2502    seq_template (sequence)
+-- 2503    ring_template (sequence)
+-- 2504    parked_template (sequence)
+-- 2505    woken_template (sequence)
+-- 2506    plan_template (sequence)
+-- 2507    fired_template (sequence)
+-- 2508    clock_template (sequence)
+-- 2509    carry_template (sequence)
+-- 2510    round_template (sequence)
+-- 2511    agenda_template (sequence)
+-- 2536    r_template (table)
+-- 2553    a_template (table)
+-- 2579    c_template (table)
+-- 2595    e_template (table)
+-- 2614    u_template (table)
+-- 2627    j_template (table)
+-- 2650    f_template (table)
+-- 2663    m_template (table)
+-- 2688    w_template (table)
+-- 2703  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2706    validate_queue_name
+-- 2748    _policy
+-- 2791    _call
+-- 2805    _template_ddl (view)
+-- 2890    _stamp
+-- 2902    _stamp_queues
+-- 2930    _stamp_relation
+-- 2970    _stamp_function
+-- 3003    _function
+-- 3015    _signature
+-- 3026    _leave_extension
+-- 3052    _lock_number
+-- 3062    _share_queue
+-- 3075    _may
+-- 3091    _each_queue
+-- 3113    _init_template
+-- 3144    _hush_template
+-- 3165    _beyond
+-- 3174    create_queue
+-- 3240    _refuse_busy
+-- 3257    _reach_queue
+-- 3273    drop_queue
+-- 3303    _drop_all
+-- 3361    list_queues
+-- 3385  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 3394    _push_template
+-- 3435    _fill
+-- 3455    _add0_template
+-- 3523    _back0_template
+-- 3535  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3540    _claim0_template
+-- 3612    _pick0_template
+-- 3695    _limits_template
+-- 3736    _move0_template
+-- 3798    _open_xids
+-- 3818    _next0_template
+-- 3847    _many0_template
+-- 3876    _stuck0_template
+-- 3914    _trim0_template
+-- 3955    _bring_template
+-- 3987    _take_template
+-- 4070    _known_template
+-- 4100    _paused_until
+-- 4113    claim_task
+-- 4174    _next_template
+-- 4216    _soon0_template
+-- 4274    next_due
+-- 4299  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 4312    _due0_template
+-- 4391    _reach_template
+-- 4430    _last0_template
+-- 4475    _any0_template
+-- 4502    _miss0_template
+-- 4538    _pass0_template
+-- 4584    _fire_template
+-- 4645    _expire_template
+-- 4721    _timeout_reason
+-- 4740    _over_template
+-- 4762    _close_template
+-- 4792    _follow_template
+-- 4827  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4829    _segment_bytes
+-- 4850    _turn_template
+-- 4882    _turn0_template
+-- 4920    _spent0_template
+-- 4934    _dry0_template
+-- 4961    _left0_template
+-- 4992    _carry0_template
+-- 5036  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 5042    _remake_template
+-- 5100    _alive_template
+-- 5154    _home
+-- 5167    _settle_template
+-- 5189    rebuild_dispatch
+-- 5226    _recap_template
+-- 5257  35_tally.sql: The letter by which tallies know where a task stands
+-- 5259    _letter
+-- 5278    _letters
+-- 5290    _bound
+-- 5310    _tally_template
+-- 5335    _reckon_template
+-- 5362    _finish_template
+-- 5390    _moved_template
+-- 5421    _sum0_template
+-- 5457    _noted0_template
+-- 5492    _bank0_template
+-- 5512    _census_template
+-- 5534    _count_template
+-- 5556  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5566    _gate_number
+-- 5577    _enter_gate
+-- 5599    _limit_of
+-- 5617    _rule_template
+-- 5643    _reign_template
+-- 5657    _enrol_template
+-- 5684    _going_template
+-- 5700    _busy_template
+-- 5716    _everywhere_busy
+-- 5742    _closed_until
+-- 5762    _is_fresh
+-- 5777    _is_limited
+-- 5788    _started
+-- 5805    _left_over
+-- 5826    _slots_template
+-- 5876    _vacate_template
+-- 5939    _unbar_template
+-- 5968    _intake_template
+-- 5989    _sift0_template
+-- 6076    _line_template
+-- 6136    _keys_template
+-- 6190    _admit_template
+-- 6253    _spare_template
+-- 6275    _choose_template
+-- 6321    _named_template
+-- 6348    _weed_template
+-- 6384    _cull_template
+-- 6415    _seize_template
+-- 6490    _quit_template
+-- 6518    _occupy_template
+-- 6558    _chance_template
+-- 6588    _align_template
+-- 6633  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6636    _want_template
+-- 6670    _names_option
+-- 6705    _order_queues
+-- 6741    _remember_names
+-- 6761    claim_any
+-- 6838    _check_order
+-- 6855  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6860    _put_template
+-- 6931    _enlist_template
+-- 6974    _new_template
+-- 7034    _tag_template
+-- 7052    _room_template
+-- 7079    _shed_template
+-- 7121    _first0_template
+-- 7162    _once_template
+-- 7211    _begun_template
+-- 7225    _blocks
+-- 7252    _meet_template
+-- 7286    _swap_template
+-- 7347    _series_template
+-- 7384    _found_template
+-- 7441    _abide
+-- 7463    _queues_named
+-- 7494    _voucher
+-- 7507    _vouch
+-- 7524    _vouch_template
+-- 7540    _check_named
+-- 7566    _check_follows
+-- 7583    _revouch
+-- 7599    _check_spawner
+-- 7623    spawn_task
+-- 7691    spawn_tasks
+-- 7743    _read_task
+-- 7761  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7766    _hold_template
+-- 7788    _deny_template
+-- 7828    _own_template
+-- 7848    _done_template
+-- 7896    complete_run
+-- 7919    _flush_template
+-- 8002    _why_template
+-- 8025    _read_runs
+-- 8071    _explain_bad_run
+-- 8096    complete_runs
+-- 8121    _end_template
+-- 8170    _lost_template
+-- 8190    _file_template
+-- 8217    _blame_template
+-- 8239    _again_template
+-- 8279    _queue_template
+-- 8300    _fail_template
+-- 8318    fail_run
+-- 8342    _nap_template
+-- 8371    schedule_run
+-- 8401    _free_template
+-- 8449    release_run
+-- 8474    _keep_template
+-- 8500    extend_claim
+-- 8523  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 8528    _mark_template
+-- 8550    _note_template
+-- 8580    set_task_checkpoint_state
+-- 8615    _recall_template
+-- 8637    get_task_checkpoint_state
+-- 8661    _list_template
+-- 8690    get_task_checkpoint_states
+-- 8716  43_events.sql: Wait for an event, or learn how the wait ended
+-- 8723    _wait_template
+-- 8795    _park_template
+-- 8837    _check_event
+-- 8856    await_event
+-- 8893    _emit_template
+-- 8956    emit_event
+-- 8982    _read_event_cursor
+-- 9020    _meant_template
+-- 9073    _leaf_template
+-- 9126    _sought_template
+-- 9142    _news_template
+-- 9195    list_events
+-- 9253  44_control.sql: Read a task, or raise TG003
+-- 9255    _fetch_template
+-- 9282    _stop_template
+-- 9314    _act_template
+-- 9336    _halt_template
+-- 9352    cancel_task
+-- 9374    _rerun_template
+-- 9452    _forget_template
+-- 9489    _redo_template
+-- 9525    _renew_template
+-- 9561    retry_task
+-- 9611    _show_template
+-- 9659    get_task_result
+-- 9694  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 9701    _purge_template
+-- 9731    _erase_template
+-- 9785    _first_uuid
+-- 9804    _sweep_template
+-- 9844    _clean
+-- 9878    cleanup_tasks
+-- 9899    cleanup_events
+-- 9920    cleanup_all_queues
+-- 9955  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 9957    _cap_template
+-- 9986    _write_limit
+-- 10009    _read_limit
+-- 10058    _check_limit_keys
+-- 10080    set_limit
+-- 10135    _usage_template
+-- 10213    _overall_usage
+-- 10257    limit_usage
+-- 10290  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 10292    _pause_template
+-- 10313    _halve_template
+-- 10343    _check_only
+-- 10366    pause_queue
+-- 10402    resume_queue
+-- 10428    get_queue_policy
+-- 10452    set_queue_policy
+-- 10470    list_namespaces
+-- 10487  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 10490    _read_filter
+-- 10526    _states_option
+-- 10557    _read_cursor
+-- 10576    _check_limit
+-- 10600    _find_template
+-- 10652    _seek_template
+-- 10704    _page_template
+-- 10782    _ended_template
+-- 10819    _fit_template
+-- 10860    _live_template
+-- 10897    _hints_template
+-- 10920    _hints0_template
+-- 10962    _rows_template
+-- 11013    list_tasks
+-- 11060    _peek_template
+-- 11118    get_task
+-- 11174    _runs_template
+-- 11223    list_runs
+-- 11254    _past_template
+-- 11330    _since_template
+-- 11348    get_task_history
+-- 11368    _held_template
+-- 11400    list_workers
+-- 11439    _read_place
+-- 11458    _acts_template
+-- 11484    list_actions
+-- 11516  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 11518    _abort_template
+-- 11555    cancel_tasks
+-- 11592    _check_meant
+-- 11614    _limit_option
+-- 11627    _retake_template
+-- 11665    requeue_task
+-- 11690    _regain_template
+-- 11725    requeue_tasks
+-- 11764    list_dead_letters
+-- 11808    _replay_template
+-- 11849    replay_dead_letters
+-- 11889    _bury_template
+-- 11931    purge_dead_letters
+-- 11961  49_stats.sql: When the first task that is ready became so; null if none is
+-- 11963    _oldest_template
+-- 12007    _elder0_template
+-- 12043    _tenure_template
+-- 12068    _is_wanted
+-- 12085    _stat_template
+-- 12131    queue_stats
+-- 12186    _from
+-- 12200    _tardy_template
+-- 12231    _counters (view)
+-- 12255    _gauge_template
+-- 12309    _spans_template
+-- 12362    metrics
+-- 12400    _xmin_age
+-- 12419    prometheus
+-- 12478    _label_text
+-- 12501    _schedule_problems
+-- 12538    health
+-- 12594  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 12599    _tick_template
+-- 12624    _ticked (sequence)
+-- 12630    _set_ticked
+-- 12643    ticker
+-- 12690    ticker_loop (procedure)
+-- 12716  51_cron.sql: Whether pg_cron is installed in this database
+-- 12718    _has_cron
+-- 12728    _cron_has_seconds
+-- 12747    _plan_cron
+-- 12782    _work_option
+-- 12815    _explain_no_cron
+-- 12848    start
+-- 12885    _unschedule
+-- 12901    _is_ours
+-- 12911    _drop_job
+-- 12930    stop
+-- 12950    _maintain
+-- 12972    status
+-- 13011  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 13015    _rights (view)
+-- 13132    _allowed
+-- 13177    _grant
+-- 13196    _grant_again
+-- 13212    _grant_queue
+-- 13227    _check_grant
+-- 13260    grant_access
+-- 13296    revoke_access
+-- 13351  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 13353    _refuse_schedule
+-- 13370    _cron_value
+-- 13384    _cron_field
+-- 13445    _read_every
+-- 13467    _read_schedule
+-- 13542    _cron_time
+-- 13580    _cron_reading
+-- 13619    _clock
+-- 13628    _clock_reads
+-- 13664    _clock_set
+-- 13692    _cron_passing
+-- 13730    _cron_next
+-- 13770    _check_timezone
+-- 13799    next_fire_time
+-- 13835  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 13848    _planning_number
+-- 13858    _replan_template
+-- 13872    _agenda_template
+-- 13889    _future_template
+-- 13917    _strike_template
+-- 13973    _chime_template
+-- 14029    _undone_template
+-- 14048    _planned_after
+-- 14067    _due_times
+-- 14117    _spawn_scheduled
+-- 14162    _check_task_options
+-- 14192    _word_option
+-- 14214    _draw_schedule
+-- 14253    _schedule_options
+-- 14268    _miss_schedule
+-- 14284    _scheduled_in
+-- 14305    _grasp_template
+-- 14332    _enroll_template
+-- 14368    _redraw_template
+-- 14418    create_schedule
+-- 14462    _reform_template
+-- 14492    update_schedule
+-- 14524    _steer_template
+-- 14567    pause_schedule
+-- 14588    resume_schedule
+-- 14608    drop_schedule
+-- 14628    _launch_template
+-- 14660    trigger_schedule
+-- 14682    _diary_template
+-- 14718    get_schedule
+-- 14753    list_schedules
+-- 14795  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 14800    _links_option
+-- 14843    _read_link
+-- 14885    _trail_template
+-- 14932    _linked_template
+-- 14964    _ensue_template
+-- 15007    _undoings
+-- 15035    _undo_template
+-- 15076    _repent_template
+-- 15116    add_compensation
+-- 15156    _repeat_template
+-- 15186    _blank_template
+-- 15224    repeat_run
+-- 15250  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 15259    _brood_template
+-- 15289    _bind_template
+-- 15321    _read_child
+-- 15370    _child_queues
+-- 15396    _birth
+-- 15420    spawn_children
+-- 15505    _cancel_option
+-- 15528    _answer
+-- 15548    _report_template
+-- 15584    _tell_template
+-- 15599    _judge_template
+-- 15635    _ripe_template
+-- 15662    _gather_template
+-- 15727    _rally_template
+-- 15804    _crop_template
+-- 15855    _yield_template
+-- 15876    _dismiss
+-- 15897    _ditch_template
+-- 15942    _perish_template
+-- 15961    _orphan_template
+-- 15976    await_children
+-- 16033  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
+-- 16040    _refuse_run
+-- 16056    _read_run
+-- 16076    create_workflow_run
+-- 16134    update_workflow_run
+-- 16165    _is_own
+-- 16178    _flow_template
+-- 16211    _score_template
+-- 16248    _recorded_run
+-- 16259    _recorded_tallies
+-- 16271    _flows
+-- 16305    _survey
+-- 16361    get_workflow_run
+-- 16411    _is_alike
+-- 16426    _recorded_runs
+-- 16461    _status_option
+-- 16492    list_workflow_runs
+-- 16576    _member_template
+-- 16609    _members
+-- 16644    get_workflow_tree
+-- 16720    _used_template
+-- 16737    _needed_runs
+-- 16769    _merge_tallies
+-- 16792    cleanup_workflow_runs
+-- 16867  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
+-- 16871    _word
+-- 16885    _check_attributes
+-- 16922    _attributes_option
+-- 16939    _pinned_template
+-- 16958    _pin_template
+-- 16989    set_attributes
+-- 17018    _told_template
+-- 17031    get_attributes
+-- 17049  66_messages.sql: Messages: a mailbox per task
+-- 17056    _shut_template
+-- 17099    _post_template
+-- 17148    send_message
+-- 17189    _hear_template
+-- 17256    receive_message
+-- 17294    _unhear_template
+-- 17315    _tidy_template
+-- 17342    _inbox_template
+-- 17368    list_messages
+-- 17390  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
+-- 17401    _resolve_function
+-- 17457    _hire_template
+-- 17479    register_handler
+-- 17503    unregister_handler
+-- 17522    _staff_template
+-- 17543    list_handlers
+-- 17579    _number_step
+-- 17610    _order
+-- 17626    step
+-- 17660    _doze
+-- 17677    sleep_for
+-- 17698    sleep_until
+-- 17721    await
+-- 17755    receive
+-- 17787    children
+-- 17823  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
+-- 17835    _crew
+-- 17883    _steps_given
+-- 17910    _claim_batch
+-- 17953    _grip_template
+-- 17969    _begin_pass
+-- 17995    _read_error
+-- 18024    _carry_out
+-- 18104    _run_pass (procedure)
+-- 18135    _step_call
+-- 18163    _obey (procedure)
+-- 18201    _begin_shift
+-- 18238    _begin_round
+-- 18258    _leave_round
+-- 18293    _handler_of
+-- 18307    _advance (procedure)
+-- 18332    work (procedure)
+-- 18383  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -4306,8 +4307,8 @@ comment on function teguh.next_due(text) is
 --
 -- A transaction that got its id after p_now was read sets no timer that is due by
 -- then.  So ids below our own are all that matter, if our own is such a one (p_fresh).
--- If not, the position stays, and sleepers that were collected and claimed are
--- passed over instead.
+-- If not, or if somebody else is just about to set the clock, the position stays, and
+-- sleepers that were collected and claimed are passed over instead.
 create or replace function teguh._due0_template(
   p_kind  "char",
   p_now   timestamptz,
@@ -4320,6 +4321,7 @@ create or replace function teguh._due0_template(
   set search_path = pg_catalog, pg_temp
 as $$
 declare
+  v_moves    boolean;
   v_n        bigint;
   v_snapshot pg_snapshot;
   v_from     teguh.k0_template;
@@ -4334,9 +4336,7 @@ begin
   -- in this order: whoever sets a timer with a clock behind ours then either has an
   -- open transaction in the snapshot, or is seen in the position read after it, or
   -- finds the clock, and goes back behind this position
-  if teguh._micros(p_now) > pg_sequence_last_value('teguh.clock_template'::regclass) then
-    perform setval('teguh.clock_template'::regclass, teguh._micros(p_now));
-  end if;
+  v_moves := p_fresh and teguh._reach_template(p_now);
   v_n := nextval('teguh.seq_template'::regclass);
   v_snapshot := pg_current_snapshot();
   v_from := teguh._last0_template(p_kind);
@@ -4352,7 +4352,7 @@ begin
       and p.kind <> 'r'
       and (p.due_at, p.seq) > (v_from.due_at, v_from.seq)
       and p.due_at <= p_now
-      and (p_fresh or p_kind = 'l' or exists (
+      and (v_moves or p_kind = 'l' or exists (
         select from teguh.t_template as t
         where t.task_id = p.task_id
           and p.turn in (-1, t.turn)
@@ -4364,7 +4364,7 @@ begin
   ) as d
   cross join lateral unnest(d.task_id || d.more_ids, d.turn || d.more_turns) as u(task_id, turn);
 
-  if not p_fresh then
+  if not v_moves then
     return coalesce(v_due, '{}') || teguh._miss0_template(v_from, v_snapshot);
   end if;
 
@@ -4379,12 +4379,48 @@ begin
     order by p.due_at, p.seq
     limit 1 offset p_limit - 1;
   end if;
-  -- less than that: somebody whose clock is behind has overwritten it at the same moment
-  if teguh._micros(v_to.due_at) <= pg_sequence_last_value('teguh.clock_template'::regclass) then
-    perform teguh._pass0_template(v_n, p_kind, v_snapshot, v_from, v_to);
-  end if;
+  perform teguh._pass0_template(v_n, p_kind, v_snapshot, v_from, v_to);
 
   return coalesce(v_due, '{}') || teguh._miss0_template(v_from, v_snapshot);
+end;
+$$;
+
+-- Set the clock by which timer positions are moved to a moment, unless it is past it.  The clock
+-- never goes back: one at a time sets it, under a lock that is given up at once whatever happens.
+-- False if that is somebody else.
+create or replace function teguh._reach_template(p_now timestamptz)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now    bigint := teguh._micros(p_now);
+  v_number bigint := hashtextextended('teguh.clock_template', 0);
+  v_locked boolean := false;
+begin
+  if v_now <= pg_sequence_last_value('teguh.clock_template'::regclass) then
+    return true;
+  end if;
+
+  begin
+    v_locked := pg_try_advisory_lock(v_number);
+    if not v_locked then
+      return false;
+    end if;
+    if v_now > pg_sequence_last_value('teguh.clock_template'::regclass) then
+      perform setval('teguh.clock_template'::regclass, v_now);
+    end if;
+    v_locked := not pg_advisory_unlock(v_number);
+  exception
+    when others or query_canceled then
+      if v_locked then
+        perform pg_advisory_unlock(v_number);
+      end if;
+      raise;
+  end;
+
+  return true;
 end;
 $$;
 

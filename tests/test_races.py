@@ -669,6 +669,21 @@ def test_a_slow_clock_that_commits_after_a_fast_one_loses_no_lease(sessions: Ses
     assert names(claim(slow, timeout=0)) == ["second"]
 
 
+def test_while_somebody_sets_the_clock_no_position_moves(sessions: Sessions) -> None:
+    one, other = sessions.open("12:00:00"), sessions.open()
+    positions = "select count(*) from teguh.k0_q where kind = 's'"
+    lock = "hashtextextended('teguh.clock_q', 0)"
+    spawn_many(one, 2, delay_seconds=1)
+    ask(other, f"select pg_advisory_lock({lock})")
+    at(one, "12:00:02")
+    assert len(claim(one)) == 1
+    assert value(one, positions) == 0
+    ask(other, f"select pg_advisory_unlock({lock})")
+    assert len(claim(one, 2)) == 1
+    assert value(one, positions) == 1
+    assert value(one, "select count(*) from pg_locks where locktype = 'advisory'") == 0
+
+
 @pytest.mark.parametrize("segment_bytes", [8192, 1 << 26])
 def test_clocks_that_disagree_lose_no_timer(sessions: Sessions, segment_bytes: int) -> None:
     dice = random.Random(segment_bytes)

@@ -8,8 +8,8 @@
 --
 -- A transaction that got its id after p_now was read sets no timer that is due by
 -- then.  So ids below our own are all that matter, if our own is such a one (p_fresh).
--- If not, the position stays, and sleepers that were collected and claimed are
--- passed over instead.
+-- If not, or if somebody else is just about to set the clock, the position stays, and
+-- sleepers that were collected and claimed are passed over instead.
 create or replace function teguh._due0_template(
   p_kind  "char",
   p_now   timestamptz,
@@ -22,6 +22,7 @@ create or replace function teguh._due0_template(
   set search_path = pg_catalog, pg_temp
 as $$
 declare
+  v_moves    boolean;
   v_n        bigint;
   v_snapshot pg_snapshot;
   v_from     teguh.k0_template;
@@ -36,9 +37,7 @@ begin
   -- in this order: whoever sets a timer with a clock behind ours then either has an
   -- open transaction in the snapshot, or is seen in the position read after it, or
   -- finds the clock, and goes back behind this position
-  if teguh._micros(p_now) > pg_sequence_last_value('teguh.clock_template'::regclass) then
-    perform setval('teguh.clock_template'::regclass, teguh._micros(p_now));
-  end if;
+  v_moves := p_fresh and teguh._reach_template(p_now);
   v_n := nextval('teguh.seq_template'::regclass);
   v_snapshot := pg_current_snapshot();
   v_from := teguh._last0_template(p_kind);
@@ -54,7 +53,7 @@ begin
       and p.kind <> 'r'
       and (p.due_at, p.seq) > (v_from.due_at, v_from.seq)
       and p.due_at <= p_now
-      and (p_fresh or p_kind = 'l' or exists (
+      and (v_moves or p_kind = 'l' or exists (
         select from teguh.t_template as t
         where t.task_id = p.task_id
           and p.turn in (-1, t.turn)
@@ -66,7 +65,7 @@ begin
   ) as d
   cross join lateral unnest(d.task_id || d.more_ids, d.turn || d.more_turns) as u(task_id, turn);
 
-  if not p_fresh then
+  if not v_moves then
     return coalesce(v_due, '{}') || teguh._miss0_template(v_from, v_snapshot);
   end if;
 
@@ -81,12 +80,48 @@ begin
     order by p.due_at, p.seq
     limit 1 offset p_limit - 1;
   end if;
-  -- less than that: somebody whose clock is behind has overwritten it at the same moment
-  if teguh._micros(v_to.due_at) <= pg_sequence_last_value('teguh.clock_template'::regclass) then
-    perform teguh._pass0_template(v_n, p_kind, v_snapshot, v_from, v_to);
-  end if;
+  perform teguh._pass0_template(v_n, p_kind, v_snapshot, v_from, v_to);
 
   return coalesce(v_due, '{}') || teguh._miss0_template(v_from, v_snapshot);
+end;
+$$;
+
+-- Set the clock by which timer positions are moved to a moment, unless it is past it.  The clock
+-- never goes back: one at a time sets it, under a lock that is given up at once whatever happens.
+-- False if that is somebody else.
+create or replace function teguh._reach_template(p_now timestamptz)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now    bigint := teguh._micros(p_now);
+  v_number bigint := hashtextextended('teguh.clock_template', 0);
+  v_locked boolean := false;
+begin
+  if v_now <= pg_sequence_last_value('teguh.clock_template'::regclass) then
+    return true;
+  end if;
+
+  begin
+    v_locked := pg_try_advisory_lock(v_number);
+    if not v_locked then
+      return false;
+    end if;
+    if v_now > pg_sequence_last_value('teguh.clock_template'::regclass) then
+      perform setval('teguh.clock_template'::regclass, v_now);
+    end if;
+    v_locked := not pg_advisory_unlock(v_number);
+  exception
+    when others or query_canceled then
+      if v_locked then
+        perform pg_advisory_unlock(v_number);
+      end if;
+      raise;
+  end;
+
+  return true;
 end;
 $$;
 
