@@ -96,8 +96,18 @@ LINES = {
     ),
     "a transaction that has written moves the timer position": (
         "_due0_template",
-        "  if not p_fresh then\n",
-        "  if false then\n",
+        "p_fresh and teguh._wind_template(p_now)",
+        "teguh._wind_template(p_now)",
+    ),
+    "a timer position passes what slow clocks have set and not committed": (
+        "_last0_template",
+        "case when v_last.late is not null then",
+        "case when false then",
+    ),
+    "a timer position passes what slow clocks set after it": (
+        "_last0_template",
+        "k.n >= v_last.xid::text::bigint",
+        "false",
     ),
     "an extended lease has no timer": (
         "_expire_template",
@@ -113,6 +123,11 @@ LINES = {
         "_expire_template",
         "      and v_task.lease_expires_at <= p_now\n",
         "",
+    ),
+    "a lease that is extended meanwhile has no timer": (
+        "_expire_template",
+        "    elsif v_task.lease_expires_at > p_now then\n",
+        "    elsif false then\n",
     ),
     "a deadline of its own makes a task expire": (
         "_close_template",

@@ -37,7 +37,7 @@ begin
   -- in this order: whoever sets a timer with a clock behind ours then either has an
   -- open transaction in the snapshot, or is seen in the position read after it, or
   -- finds the clock, and goes back behind this position
-  v_moves := p_fresh and teguh._reach_template(p_now);
+  v_moves := p_fresh and teguh._wind_template(p_now);
   v_n := nextval('teguh.seq_template'::regclass);
   v_snapshot := pg_current_snapshot();
   v_from := teguh._last0_template(p_kind);
@@ -89,7 +89,7 @@ $$;
 -- Set the clock by which timer positions are moved to a moment, unless it is past it.  The clock
 -- never goes back: one at a time sets it, under a lock that is given up at once whatever happens.
 -- False if that is somebody else.
-create or replace function teguh._reach_template(p_now timestamptz)
+create or replace function teguh._wind_template(p_now timestamptz)
   returns boolean
   language plpgsql
   volatile
