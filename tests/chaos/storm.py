@@ -50,6 +50,11 @@ RETRIES = (
     {"kind": "fixed", "base_seconds": 0.1},
     {"kind": "exponential", "base_seconds": 0.05, "max_seconds": 0.4, "jitter": 0.5},
 )
+TIDE = {
+    "catch_up": "all",
+    "params": {"plan": ["write-0"]},
+    "task_options": {"retry_strategy": {"kind": "fixed", "base_seconds": 0.1}},
+}
 # The queue does not exist, or ceased to exist during the call.
 DROPPED = {"TG001", "42P01", "42883", "XX000"}
 FLOWS = ("ebb", "flood")
@@ -110,7 +115,7 @@ class Storm:
                 )
             connection.execute(
                 "select teguh.create_schedule('tide', %s, 'tide', 'every second', %s)",
-                (QUEUE, json.dumps({"catch_up": "all", "params": {"plan": ["write-0"]}})),
+                (QUEUE, json.dumps(TIDE)),
             )
             connection.execute(
                 "select teguh.create_workflow_run(n) from unnest(%s::text[]) as n", (list(FLOWS),)
