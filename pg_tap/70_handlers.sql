@@ -1,6 +1,6 @@
 -- Handlers are SQL functions; outside of work() their steps say so and do nothing.
 begin;
-select plan(41);
+select plan(42);
 set local teguh.fake_now = '2031-05-01 12:00:00+00';
 
 -- Given
@@ -61,6 +61,31 @@ from unnest(array[
   null, '', 'order', 'shop.', '.order', 'a.shop.order', 'shop.order(teguh.job)', 'shop.order; --',
   'shop."order'
 ]) as n(name);
+
+create function pg_temp.detail(p_function text)
+  returns text
+  language plpgsql
+as $$
+declare
+  v_detail text;
+begin
+  perform teguh.register_handler('q', 'a', p_function);
+  return null;
+exception when undefined_function then
+  get stacked diagnostics v_detail = pg_exception_detail;
+  return v_detail;
+end;
+$$;
+
+select results_eq(
+  $$
+    select pg_temp.detail(n.name) from unnest(array['shop.nothing', 'shop.order_text']) as n(name)
+  $$,
+  array[
+    'There is none of that name.', 'There is: shop.order_text(teguh.job) returning text.'
+  ],
+  'what there is of that name is said'
+);
 
 select throws_ok(
   format($$ select teguh.register_handler('q', 'a', %L) $$, n.name), '42883', null,

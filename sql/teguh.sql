@@ -564,38 +564,38 @@
 -- 17368    list_messages
 -- 17390  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
 -- 17401    _resolve_function
--- 17457    _hire_template
--- 17479    register_handler
--- 17503    unregister_handler
--- 17522    _staff_template
--- 17543    list_handlers
--- 17579    _number_step
--- 17610    _order
--- 17626    step
--- 17660    _doze
--- 17677    sleep_for
--- 17698    sleep_until
--- 17721    await
--- 17755    receive
--- 17787    children
--- 17823  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
--- 17835    _crew
--- 17883    _steps_given
--- 17910    _claim_batch
--- 17953    _grip_template
--- 17969    _begin_pass
--- 17995    _read_error
--- 18024    _carry_out
--- 18104    _run_pass (procedure)
--- 18135    _step_call
--- 18163    _obey (procedure)
--- 18201    _begin_shift
--- 18238    _begin_round
--- 18258    _leave_round
--- 18293    _handler_of
--- 18307    _advance (procedure)
--- 18332    work (procedure)
--- 18383  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 17458    _hire_template
+-- 17480    register_handler
+-- 17504    unregister_handler
+-- 17523    _staff_template
+-- 17544    list_handlers
+-- 17580    _number_step
+-- 17611    _order
+-- 17627    step
+-- 17661    _doze
+-- 17678    sleep_for
+-- 17699    sleep_until
+-- 17722    await
+-- 17756    receive
+-- 17788    children
+-- 17824  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
+-- 17836    _crew
+-- 17884    _steps_given
+-- 17911    _claim_batch
+-- 17954    _grip_template
+-- 17970    _begin_pass
+-- 17996    _read_error
+-- 18025    _carry_out
+-- 18105    _run_pass (procedure)
+-- 18136    _step_call
+-- 18164    _obey (procedure)
+-- 18202    _begin_shift
+-- 18239    _begin_round
+-- 18259    _leave_round
+-- 18294    _handler_of
+-- 18308    _advance (procedure)
+-- 18333    work (procedure)
+-- 18384  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -17443,6 +17443,7 @@ begin
             join pg_namespace as n on n.oid = p.pronamespace
             where (n.nspname, p.proname) = (v_parts[1], v_parts[2])
               and p.prokind = 'f'
+            having count(*) > 0
           ),
           'There is none of that name.'
         ),

@@ -53,6 +53,7 @@ begin
             join pg_namespace as n on n.oid = p.pronamespace
             where (n.nspname, p.proname) = (v_parts[1], v_parts[2])
               and p.prokind = 'f'
+            having count(*) > 0
           ),
           'There is none of that name.'
         ),
