@@ -225,6 +225,9 @@ class Storm:
 
     def _straggle(self, connection: Conn, rng: Random) -> None:
         """Spawn one task, at once or soon due, while many transactions overtake this one."""
+        if self._crowded:
+            time.sleep(0.1)
+            return
         roll_back = rng.random() < 0.1
         options: dict[str, Any] = {"retry_strategy": rng.choice(RETRIES)}
         if rng.random() < 0.3:
@@ -412,7 +415,7 @@ class Storm:
         ).fetchall()
         if over:
             self._errors.append(f"more than the limit ran: {over}")
-        if rng.random() < 0.05:
+        if rng.random() < 0.005:
             limit = {"max_running": AT_ONCE, "fair": rng.random() < 0.5}
             connection.execute(
                 "select teguh.set_limit(%s, 'key', '*', %s)", (QUEUE, json.dumps(limit))
