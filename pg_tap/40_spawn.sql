@@ -1,6 +1,6 @@
 -- A spawn makes a task of what it was given, once per idempotency key, in the caller's transaction.
 begin;
-select plan(94);
+select plan(95);
 
 -- Given a queue
 set teguh.fake_now = '2031-05-01 12:00:00+00';
