@@ -119,11 +119,6 @@ LINES = {
         "'l', array[v_timer.task_id], array[v_timer.turn], array[p_now + interval '1 second']",
         "'l', null, null, null",
     ),
-    "a lease ends though it was extended meanwhile": (
-        "_expire_template",
-        "      and v_task.lease_expires_at <= p_now\n",
-        "",
-    ),
     "a lease that is extended meanwhile has no timer": (
         "_expire_template",
         "    elsif v_task.lease_expires_at > p_now then\n",
