@@ -1134,7 +1134,7 @@ begin
       using
         errcode = 'TG005',
         detail = format('Found: %s.', left(v_value::text, 200)),
-        hint = 'Durations are in seconds.';
+        hint = 'Give a JSON number within these bounds; durations are in seconds.';
   end if;
 
   -- what is too small for a double precision is an error to the cast

@@ -329,6 +329,7 @@ def test_queues_are_listed_with_their_policy_and_dropped(client: teguh.Client) -
     assert queue.policy["default_max_attempts"] == 4
     client.set_queue_policy("mail", cleanup_ttl=None)
     assert client.get_queue_policy("mail")["cleanup_ttl"] == 2592000
+    assert set(client.get_queue_policy("mail")) == set(teguh.QueuePolicy.__annotations__)
     client.drop_queue("mail")
     assert client.list_queues() == []
 

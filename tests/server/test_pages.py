@@ -576,6 +576,13 @@ def test_trouble_has_a_page(admin: Visitor, path: str, status: int, code: str) -
     assert "</html>" in answer.text
 
 
+def test_a_path_that_leads_nowhere_has_a_page_for_browsers(admin: Visitor) -> None:
+    answer = admin.http.get("/queues/orders/nowhere", headers={"Accept": "text/html,*/*;q=0.8"})
+    assert answer.status_code == 404
+    assert "<h1>Not found</h1>" in answer.text
+    assert admin.get("/queues/orders/nowhere").json()["code"] == "42883"
+
+
 # Who may
 
 

@@ -148,6 +148,7 @@ class QueuePolicy(TypedDict, total=False):
     max_messages: int | None
     on_full: Literal["reject", "drop_oldest"] | None
     namespace: str | None
+    history: bool | None
 
 
 class Limit(TypedDict, total=False):

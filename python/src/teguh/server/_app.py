@@ -126,7 +126,7 @@ class Service(Starlette):
                 Endpoint("/docs", self._docs),
                 *dashboard.routes(),
             ],
-            exception_handlers={HTTPException: _no_endpoint},
+            exception_handlers={HTTPException: partial(_no_endpoint, dashboard)},
             lifespan=lambda _: self.running(),
         )
 
@@ -380,7 +380,9 @@ async def _gone(request: Request) -> None:
         pass
 
 
-async def _no_endpoint(_: Request, error: Exception) -> Response:
+async def _no_endpoint(dashboard: Dashboard, request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     problem = Problem(error.detail.lower(), "42883")
+    if error.status_code == 404 and "text/html" in request.headers.get("accept", ""):
+        return dashboard.trouble(request, problem)
     return told(error.status_code, problem, error.headers)

@@ -155,7 +155,7 @@ class Dashboard:
         except Moved as moved:
             return _moved(_url(request, *moved.parts, **moved.query))
         except Exception as error:  # noqa: BLE001 - whatever it is, the visitor is told
-            return self._trouble(request, error)
+            return self.trouble(request, error)
 
     # Pages
 
@@ -350,7 +350,8 @@ class Dashboard:
     def _may(self, visitor: Visitor | None, act: str) -> bool:
         return bool(visitor and not self._read_only and visitor.scopes & set(ACTS[act].scopes))
 
-    def _trouble(self, request: Request, error: Exception) -> Response:
+    def trouble(self, request: Request, error: Exception) -> Response:
+        """Return the page that tells what went wrong."""
         status, problem = problem_of(error)
         if status == 401 and self._gate.has_tokens:
             here = _here(request) if request.method == "GET" else None
