@@ -132,9 +132,12 @@ CASES: dict[str, tuple[str, dict[str, Any], Check]] = {
     "queues list": ("", {"queue_name": "jobs", "namespace": "shop"}, nothing),
     "queues get": ("jobs", {"default_max_attempts": 1, "namespace": "shop"}, nothing),
     "queues update": (
-        "jobs --default-max-attempts null --notify always",
+        "jobs --default-max-attempts null --notify always --no-history",
         {"done": "queues update", "queue": "jobs"},
-        lambda client, _: client.get_queue_policy("jobs")["default_max_attempts"] is None,
+        lambda client, _: (
+            client.get_queue_policy("jobs")["default_max_attempts"] is None
+            and client.get_queue_policy("jobs")["history"] is False
+        ),
     ),
     "queues delete": (
         "jobs --yes", {"done": "queues delete", "queue": "jobs"},

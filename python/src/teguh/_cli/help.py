@@ -153,6 +153,7 @@ HELP = {
     "max_messages": "how many messages may wait for one task",
     "on_full": "what happens to a spawn above that",
     "namespace": "what queues are grouped by",
+    "history": "whether runs that another follows are kept",
     # Schedules
     "task_options": "options of the tasks, as for a spawn",
     "catch_up": "what fires of times that passed while nobody looked",
