@@ -8,594 +8,595 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  600  00_install.sql
---  648  01_version.sql: What the schema is, and its version
---  655    version
---  667  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  669    current_time
---  688    _after
---  703    _micros
---  714  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  746    _random_bytes
---  765    _make_uuidv7
---  788    portable_uuidv7
---  818    uuidv7_timestamp
---  844    _task_id
---  869    _run_id
---  884    _run_task
---  895    _run_number
---  909  12_types.sql: The composite types that functions pass to each other
---  914    _gap (type)
---  922    _late (type)
---  929    _timer (type)
---  936    _tally (type)
---  947    _picked (type)
---  959    _spawn (type)
---  984    _cron (type)
---  998    _filter (type)
--- 1013    job (type)
--- 1029    _shift (type)
--- 1076  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
--- 1078    _check_keys
--- 1111    _number_option
--- 1146    _integer_option
--- 1162    _whole_option
--- 1189    _text_option
--- 1215    _flag_option
--- 1237    _present
--- 1248    _name_option
--- 1265    _uuid_option
--- 1292    _tags_option
--- 1321    _check_name
--- 1348    _check_seconds
--- 1376    _check_isolation
--- 1395    _buckets_option
--- 1433    _check_policy
--- 1483    _check_spawn
--- 1530    _read_spawn_options
--- 1607    _time_option
--- 1628    _moment_option
--- 1660    _read_time_options
--- 1699    _unique_option
--- 1753    _inherit
--- 1783    _check_cancellation
--- 1800  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1803    _check_retry_strategy
--- 1841    _backoff
--- 1894    _fraction
--- 1905  20_tables.sql: Queues and the policy of each
--- 1907    queues (table)
--- 1940    grants (table)
--- 1954    limits (table)
--- 1975    pauses (table)
--- 1987    starts (table)
--- 2002    wanted (table)
--- 2014    schedules (table)
--- 2058    workflow_runs (table)
--- 2085    workflow_tallies (table)
--- 2105    handlers (table)
--- 2121    secrets (table)
--- 2132    versions (table)
--- 2147    t_template (table)
--- 2261    g_template (table)
--- 2273    v_template (table)
--- 2289    d_template (table)
--- 2303    p0_template (table)
--- 2316    p1_template (table)
--- 2361    l_template (table)
--- 2388    h_template (table)
--- 2408    k0_template (table)
--- 2421    k1_template (table)
--- 2451    n0_template (table)
--- 2462    n1_template (table)
--- 2478    n_template (table)
--- 2502    seq_template (sequence)
--- 2503    ring_template (sequence)
--- 2504    parked_template (sequence)
--- 2505    woken_template (sequence)
--- 2506    plan_template (sequence)
--- 2507    fired_template (sequence)
--- 2508    clock_template (sequence)
--- 2509    carry_template (sequence)
--- 2510    round_template (sequence)
--- 2511    agenda_template (sequence)
--- 2536    r_template (table)
--- 2553    a_template (table)
--- 2579    c_template (table)
--- 2595    e_template (table)
--- 2614    u_template (table)
--- 2627    j_template (table)
--- 2650    f_template (table)
--- 2663    m_template (table)
--- 2688    w_template (table)
--- 2703  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2706    validate_queue_name
--- 2748    _policy
--- 2791    _call
--- 2805    _template_ddl (view)
--- 2890    _stamp
--- 2902    _stamp_queues
--- 2930    _stamp_relation
--- 2970    _stamp_function
--- 3003    _function
--- 3015    _signature
--- 3026    _leave_extension
--- 3052    _lock_number
--- 3062    _share_queue
--- 3075    _may
--- 3091    _each_queue
--- 3113    _init_template
--- 3144    _hush_template
--- 3165    _beyond
--- 3174    create_queue
--- 3240    _refuse_busy
--- 3257    _reach_queue
--- 3273    drop_queue
--- 3303    _drop_all
--- 3361    list_queues
--- 3385  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 3394    _push_template
--- 3435    _fill
--- 3455    _add0_template
--- 3523    _back0_template
--- 3535  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3540    _claim0_template
--- 3612    _pick0_template
--- 3695    _limits_template
--- 3736    _move0_template
--- 3798    _open_xids
--- 3818    _next0_template
--- 3847    _many0_template
--- 3876    _stuck0_template
--- 3914    _trim0_template
--- 3955    _bring_template
+--  601  00_install.sql
+--  649  01_version.sql: What the schema is, and its version
+--  656    version
+--  668  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  670    current_time
+--  689    _after
+--  704    _micros
+--  715  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  747    _random_bytes
+--  766    _make_uuidv7
+--  789    portable_uuidv7
+--  819    uuidv7_timestamp
+--  845    _task_id
+--  870    _run_id
+--  885    _run_task
+--  896    _run_number
+--  910  12_types.sql: The composite types that functions pass to each other
+--  915    _gap (type)
+--  923    _late (type)
+--  930    _timer (type)
+--  937    _tally (type)
+--  948    _picked (type)
+--  960    _spawn (type)
+--  985    _cron (type)
+--  999    _filter (type)
+-- 1014    job (type)
+-- 1030    _shift (type)
+-- 1077  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+-- 1079    _check_keys
+-- 1112    _number_option
+-- 1147    _integer_option
+-- 1163    _whole_option
+-- 1190    _text_option
+-- 1216    _flag_option
+-- 1238    _present
+-- 1249    _name_option
+-- 1266    _uuid_option
+-- 1293    _tags_option
+-- 1322    _check_name
+-- 1349    _check_seconds
+-- 1377    _check_isolation
+-- 1396    _buckets_option
+-- 1434    _check_policy
+-- 1484    _check_spawn
+-- 1531    _read_spawn_options
+-- 1608    _time_option
+-- 1629    _moment_option
+-- 1661    _read_time_options
+-- 1700    _unique_option
+-- 1754    _inherit
+-- 1784    _check_cancellation
+-- 1801  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1804    _check_retry_strategy
+-- 1842    _backoff
+-- 1895    _fraction
+-- 1906  20_tables.sql: Queues and the policy of each
+-- 1908    queues (table)
+-- 1941    grants (table)
+-- 1955    limits (table)
+-- 1976    pauses (table)
+-- 1988    starts (table)
+-- 2003    wanted (table)
+-- 2015    schedules (table)
+-- 2059    workflow_runs (table)
+-- 2086    workflow_tallies (table)
+-- 2106    handlers (table)
+-- 2122    secrets (table)
+-- 2133    versions (table)
+-- 2148    t_template (table)
+-- 2262    g_template (table)
+-- 2274    v_template (table)
+-- 2290    d_template (table)
+-- 2304    p0_template (table)
+-- 2317    p1_template (table)
+-- 2362    l_template (table)
+-- 2389    h_template (table)
+-- 2409    k0_template (table)
+-- 2422    k1_template (table)
+-- 2452    n0_template (table)
+-- 2463    n1_template (table)
+-- 2479    n_template (table)
+-- 2503    seq_template (sequence)
+-- 2504    ring_template (sequence)
+-- 2505    parked_template (sequence)
+-- 2506    woken_template (sequence)
+-- 2507    plan_template (sequence)
+-- 2508    fired_template (sequence)
+-- 2509    clock_template (sequence)
+-- 2510    carry_template (sequence)
+-- 2511    round_template (sequence)
+-- 2512    agenda_template (sequence)
+-- 2537    r_template (table)
+-- 2554    a_template (table)
+-- 2580    c_template (table)
+-- 2596    e_template (table)
+-- 2615    u_template (table)
+-- 2628    j_template (table)
+-- 2651    f_template (table)
+-- 2664    m_template (table)
+-- 2689    w_template (table)
+-- 2704  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2707    validate_queue_name
+-- 2749    _policy
+-- 2792    _call
+-- 2806    _template_ddl (view)
+-- 2891    _stamp
+-- 2903    _stamp_queues
+-- 2931    _stamp_relation
+-- 2971    _stamp_function
+-- 3004    _function
+-- 3016    _signature
+-- 3027    _leave_extension
+-- 3053    _lock_number
+-- 3063    _share_queue
+-- 3076    _may
+-- 3092    _each_queue
+-- 3114    _init_template
+-- 3145    _hush_template
+-- 3166    _beyond
+-- 3175    create_queue
+-- 3241    _refuse_busy
+-- 3258    _reach_queue
+-- 3274    drop_queue
+-- 3304    _drop_all
+-- 3362    list_queues
+-- 3386  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 3395    _push_template
+-- 3436    _fill
+-- 3456    _add0_template
+-- 3524    _back0_template
+-- 3536  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3541    _claim0_template
+-- 3613    _pick0_template
+-- 3696    _limits_template
+-- 3737    _move0_template
+-- 3799    _open_xids
+-- 3819    _next0_template
+-- 3848    _many0_template
+-- 3877    _stuck0_template
+-- 3915    _trim0_template
+-- 3956    _bring_template
 -- 3987    _take_template
--- 4070    _known_template
--- 4100    _paused_until
--- 4113    claim_task
--- 4174    _next_template
--- 4216    _soon0_template
--- 4274    next_due
--- 4299  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 4069    _known_template
+-- 4099    _paused_until
+-- 4112    claim_task
+-- 4173    _next_template
+-- 4215    _soon0_template
+-- 4273    next_due
+-- 4298  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
 -- 4312    _due0_template
--- 4391    _wind_template
--- 4430    _last0_template
--- 4475    _any0_template
--- 4502    _miss0_template
--- 4538    _pass0_template
--- 4584    _fire_template
--- 4645    _expire_template
--- 4721    _timeout_reason
--- 4740    _over_template
--- 4762    _close_template
--- 4792    _follow_template
--- 4827  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4829    _segment_bytes
--- 4850    _turn_template
--- 4882    _turn0_template
--- 4920    _spent0_template
--- 4934    _dry0_template
--- 4961    _left0_template
--- 4992    _carry0_template
--- 5036  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 5042    _remake_template
--- 5100    _alive_template
--- 5154    _home
--- 5167    _settle_template
--- 5189    rebuild_dispatch
--- 5226    _recap_template
--- 5257  35_tally.sql: The letter by which tallies know where a task stands
--- 5259    _letter
--- 5278    _letters
--- 5290    _bound
--- 5310    _tally_template
--- 5335    _reckon_template
--- 5362    _finish_template
--- 5390    _moved_template
--- 5421    _sum0_template
--- 5457    _noted0_template
--- 5492    _bank0_template
--- 5512    _census_template
--- 5534    _count_template
--- 5556  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5566    _gate_number
--- 5577    _enter_gate
--- 5599    _limit_of
--- 5617    _rule_template
--- 5643    _reign_template
--- 5657    _enrol_template
--- 5684    _going_template
--- 5700    _busy_template
--- 5716    _everywhere_busy
--- 5742    _closed_until
--- 5762    _is_fresh
--- 5777    _is_limited
--- 5788    _started
--- 5805    _left_over
--- 5826    _slots_template
--- 5876    _vacate_template
--- 5939    _unbar_template
--- 5968    _intake_template
--- 5989    _sift0_template
--- 6076    _line_template
--- 6136    _keys_template
--- 6190    _admit_template
--- 6253    _spare_template
--- 6275    _choose_template
--- 6321    _named_template
--- 6348    _weed_template
--- 6384    _cull_template
--- 6415    _seize_template
--- 6490    _quit_template
--- 6518    _occupy_template
--- 6558    _chance_template
--- 6588    _align_template
--- 6633  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 6636    _want_template
--- 6670    _names_option
--- 6705    _order_queues
--- 6741    _remember_names
--- 6761    claim_any
--- 6838    _check_order
--- 6855  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6860    _put_template
--- 6931    _enlist_template
--- 6974    _new_template
--- 7034    _tag_template
--- 7052    _room_template
--- 7079    _shed_template
--- 7121    _first0_template
--- 7162    _once_template
--- 7211    _begun_template
--- 7225    _blocks
--- 7252    _meet_template
--- 7286    _swap_template
--- 7347    _series_template
--- 7384    _found_template
--- 7441    _abide
--- 7463    _queues_named
--- 7494    _voucher
--- 7507    _vouch
--- 7524    _vouch_template
--- 7540    _check_named
--- 7566    _check_follows
--- 7583    _revouch
--- 7599    _check_spawner
--- 7623    spawn_task
--- 7691    spawn_tasks
--- 7743    _read_task
--- 7761  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7766    _hold_template
--- 7788    _deny_template
--- 7828    _own_template
--- 7848    _done_template
--- 7896    complete_run
--- 7919    _flush_template
--- 8002    _why_template
--- 8025    _read_runs
--- 8071    _explain_bad_run
--- 8096    complete_runs
--- 8121    _end_template
--- 8170    _lost_template
--- 8190    _file_template
--- 8217    _blame_template
--- 8239    _again_template
--- 8279    _queue_template
--- 8300    _fail_template
--- 8318    fail_run
--- 8342    _nap_template
--- 8371    schedule_run
--- 8401    _free_template
--- 8449    release_run
--- 8474    _keep_template
--- 8500    extend_claim
--- 8523  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 8528    _mark_template
--- 8550    _note_template
--- 8580    set_task_checkpoint_state
--- 8615    _recall_template
--- 8637    get_task_checkpoint_state
--- 8661    _list_template
--- 8690    get_task_checkpoint_states
--- 8716  43_events.sql: Wait for an event, or learn how the wait ended
--- 8723    _wait_template
--- 8795    _park_template
--- 8837    _check_event
--- 8856    await_event
--- 8893    _emit_template
--- 8956    emit_event
--- 8982    _read_event_cursor
--- 9020    _meant_template
--- 9073    _leaf_template
--- 9126    _sought_template
--- 9142    _news_template
--- 9195    list_events
--- 9253  44_control.sql: Read a task, or raise TG003
--- 9255    _fetch_template
--- 9282    _stop_template
--- 9314    _act_template
--- 9336    _halt_template
--- 9352    cancel_task
--- 9374    _rerun_template
--- 9452    _forget_template
--- 9489    _redo_template
--- 9525    _renew_template
--- 9561    retry_task
--- 9611    _show_template
--- 9659    get_task_result
--- 9694  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 9701    _purge_template
--- 9731    _erase_template
--- 9785    _first_uuid
--- 9804    _sweep_template
--- 9844    _clean
--- 9878    cleanup_tasks
--- 9899    cleanup_events
--- 9920    cleanup_all_queues
--- 9955  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 9957    _cap_template
--- 9986    _write_limit
--- 10009    _read_limit
--- 10058    _check_limit_keys
--- 10080    set_limit
--- 10135    _usage_template
--- 10213    _overall_usage
--- 10257    limit_usage
--- 10290  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 10292    _pause_template
--- 10313    _halve_template
--- 10343    _check_only
--- 10366    pause_queue
--- 10402    resume_queue
--- 10428    get_queue_policy
--- 10452    set_queue_policy
--- 10470    list_namespaces
--- 10487  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 10490    _read_filter
--- 10526    _states_option
--- 10557    _read_cursor
--- 10576    _check_limit
--- 10600    _find_template
--- 10652    _seek_template
--- 10704    _page_template
--- 10782    _ended_template
--- 10819    _fit_template
--- 10860    _live_template
--- 10897    _hints_template
--- 10920    _hints0_template
--- 10962    _rows_template
--- 11013    list_tasks
--- 11060    _peek_template
--- 11118    get_task
--- 11174    _runs_template
--- 11223    list_runs
--- 11254    _past_template
--- 11330    _since_template
--- 11348    get_task_history
--- 11368    _held_template
--- 11400    list_workers
--- 11439    _read_place
--- 11458    _acts_template
--- 11484    list_actions
--- 11516  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 11518    _abort_template
--- 11555    cancel_tasks
--- 11592    _check_meant
--- 11614    _limit_option
--- 11627    _retake_template
--- 11665    requeue_task
--- 11690    _regain_template
--- 11725    requeue_tasks
--- 11764    list_dead_letters
--- 11808    _replay_template
--- 11849    replay_dead_letters
--- 11889    _bury_template
--- 11931    purge_dead_letters
--- 11961  49_stats.sql: When the first task that is ready became so; null if none is
--- 11963    _oldest_template
--- 12007    _elder0_template
--- 12043    _tenure_template
--- 12068    _is_wanted
--- 12085    _stat_template
--- 12131    queue_stats
--- 12186    _from
--- 12200    _tardy_template
--- 12231    _counters (view)
--- 12255    _gauge_template
--- 12309    _spans_template
--- 12362    metrics
--- 12400    _xmin_age
--- 12419    prometheus
--- 12478    _label_text
--- 12501    _schedule_problems
--- 12538    health
--- 12594  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 12599    _tick_template
--- 12624    _ticked (sequence)
--- 12630    _set_ticked
--- 12643    ticker
--- 12690    ticker_loop (procedure)
--- 12716  51_cron.sql: Whether pg_cron is installed in this database
--- 12718    _has_cron
--- 12728    _cron_has_seconds
--- 12747    _plan_cron
--- 12782    _work_option
--- 12815    _explain_no_cron
--- 12848    start
--- 12885    _unschedule
--- 12901    _is_ours
--- 12911    _drop_job
--- 12930    stop
--- 12950    _maintain
--- 12972    status
--- 13011  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 13015    _rights (view)
--- 13132    _allowed
--- 13177    _grant
--- 13196    _grant_again
--- 13212    _grant_queue
--- 13227    _check_grant
--- 13260    grant_access
--- 13296    revoke_access
--- 13351  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 13353    _refuse_schedule
--- 13370    _cron_value
--- 13384    _cron_field
--- 13445    _read_every
--- 13467    _read_schedule
--- 13542    _cron_time
--- 13580    _cron_reading
--- 13619    _clock
--- 13628    _clock_reads
--- 13664    _clock_set
--- 13692    _cron_passing
--- 13730    _cron_next
--- 13770    _check_timezone
--- 13799    next_fire_time
--- 13835  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 13848    _planning_number
--- 13858    _replan_template
--- 13872    _agenda_template
--- 13889    _future_template
--- 13917    _strike_template
--- 13973    _chime_template
--- 14029    _undone_template
--- 14048    _planned_after
--- 14067    _due_times
--- 14117    _spawn_scheduled
--- 14162    _check_task_options
--- 14192    _word_option
--- 14214    _draw_schedule
--- 14253    _schedule_options
--- 14268    _miss_schedule
--- 14284    _scheduled_in
--- 14305    _grasp_template
--- 14332    _enroll_template
--- 14368    _redraw_template
--- 14418    create_schedule
--- 14462    _reform_template
--- 14492    update_schedule
--- 14524    _steer_template
--- 14567    pause_schedule
--- 14588    resume_schedule
--- 14608    drop_schedule
--- 14628    _launch_template
--- 14660    trigger_schedule
--- 14682    _diary_template
--- 14718    get_schedule
--- 14753    list_schedules
--- 14795  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 14800    _links_option
--- 14843    _read_link
--- 14885    _trail_template
--- 14932    _linked_template
--- 14964    _ensue_template
--- 15007    _undoings
--- 15035    _undo_template
--- 15076    _repent_template
--- 15116    add_compensation
--- 15156    _repeat_template
--- 15186    _blank_template
--- 15224    repeat_run
--- 15250  63_children.sql: Children: tasks that a step spawns and may wait for
--- 15259    _brood_template
--- 15289    _bind_template
--- 15321    _read_child
--- 15370    _child_queues
--- 15396    _birth
--- 15420    spawn_children
--- 15505    _cancel_option
--- 15528    _answer
--- 15548    _report_template
--- 15584    _tell_template
--- 15599    _judge_template
--- 15635    _ripe_template
--- 15662    _gather_template
--- 15727    _rally_template
--- 15804    _crop_template
--- 15855    _yield_template
--- 15876    _dismiss
--- 15897    _ditch_template
--- 15942    _perish_template
--- 15961    _orphan_template
--- 15976    await_children
--- 16033  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
--- 16040    _refuse_run
--- 16056    _read_run
--- 16076    create_workflow_run
--- 16134    update_workflow_run
--- 16165    _is_own
--- 16178    _flow_template
--- 16211    _score_template
--- 16248    _recorded_run
--- 16259    _recorded_tallies
--- 16271    _flows
--- 16305    _survey
--- 16361    get_workflow_run
--- 16411    _is_alike
--- 16426    _recorded_runs
--- 16461    _status_option
--- 16492    list_workflow_runs
--- 16576    _member_template
--- 16609    _members
--- 16644    get_workflow_tree
--- 16720    _used_template
--- 16737    _needed_runs
--- 16769    _merge_tallies
--- 16792    cleanup_workflow_runs
--- 16867  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
--- 16871    _word
--- 16885    _check_attributes
--- 16922    _attributes_option
--- 16939    _pinned_template
--- 16958    _pin_template
--- 16989    set_attributes
--- 17018    _told_template
--- 17031    get_attributes
--- 17049  66_messages.sql: Messages: a mailbox per task
--- 17056    _shut_template
--- 17099    _post_template
--- 17148    send_message
--- 17189    _hear_template
--- 17256    receive_message
--- 17294    _unhear_template
--- 17315    _tidy_template
--- 17342    _inbox_template
--- 17368    list_messages
--- 17390  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
--- 17401    _resolve_function
--- 17458    _hire_template
--- 17480    register_handler
--- 17504    unregister_handler
--- 17523    _staff_template
--- 17544    list_handlers
--- 17580    _number_step
--- 17611    _order
--- 17627    step
--- 17661    _doze
--- 17678    sleep_for
--- 17699    sleep_until
--- 17722    await
--- 17756    receive
--- 17788    children
--- 17824  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
--- 17836    _crew
--- 17884    _steps_given
--- 17911    _claim_batch
--- 17954    _grip_template
--- 17970    _begin_pass
--- 17996    _read_error
--- 18025    _carry_out
--- 18105    _run_pass (procedure)
--- 18136    _step_call
--- 18164    _obey (procedure)
--- 18202    _begin_shift
--- 18239    _begin_round
--- 18259    _leave_round
--- 18294    _handler_of
--- 18308    _advance (procedure)
--- 18333    work (procedure)
--- 18384  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 4393    _raise_xmax
+-- 4411    _wind_template
+-- 4450    _last0_template
+-- 4495    _any0_template
+-- 4522    _miss0_template
+-- 4558    _pass0_template
+-- 4603    _fire_template
+-- 4660    _expire_template
+-- 4736    _timeout_reason
+-- 4755    _over_template
+-- 4777    _close_template
+-- 4807    _follow_template
+-- 4842  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4844    _segment_bytes
+-- 4865    _turn_template
+-- 4897    _turn0_template
+-- 4935    _spent0_template
+-- 4949    _dry0_template
+-- 4976    _left0_template
+-- 5007    _carry0_template
+-- 5051  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 5057    _remake_template
+-- 5115    _alive_template
+-- 5169    _home
+-- 5182    _settle_template
+-- 5204    rebuild_dispatch
+-- 5241    _recap_template
+-- 5272  35_tally.sql: The letter by which tallies know where a task stands
+-- 5274    _letter
+-- 5293    _letters
+-- 5305    _bound
+-- 5325    _tally_template
+-- 5350    _reckon_template
+-- 5377    _finish_template
+-- 5405    _moved_template
+-- 5436    _sum0_template
+-- 5472    _noted0_template
+-- 5507    _bank0_template
+-- 5527    _census_template
+-- 5549    _count_template
+-- 5571  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5581    _gate_number
+-- 5592    _enter_gate
+-- 5614    _limit_of
+-- 5632    _rule_template
+-- 5658    _reign_template
+-- 5672    _enrol_template
+-- 5699    _going_template
+-- 5715    _busy_template
+-- 5731    _everywhere_busy
+-- 5757    _closed_until
+-- 5777    _is_fresh
+-- 5792    _is_limited
+-- 5803    _started
+-- 5820    _left_over
+-- 5841    _slots_template
+-- 5891    _vacate_template
+-- 5954    _unbar_template
+-- 5983    _intake_template
+-- 6004    _sift0_template
+-- 6091    _line_template
+-- 6151    _keys_template
+-- 6205    _admit_template
+-- 6268    _spare_template
+-- 6290    _choose_template
+-- 6336    _named_template
+-- 6363    _weed_template
+-- 6399    _cull_template
+-- 6430    _seize_template
+-- 6505    _quit_template
+-- 6533    _occupy_template
+-- 6573    _chance_template
+-- 6603    _align_template
+-- 6648  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6651    _want_template
+-- 6685    _names_option
+-- 6720    _order_queues
+-- 6756    _remember_names
+-- 6776    claim_any
+-- 6853    _check_order
+-- 6870  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6875    _put_template
+-- 6946    _enlist_template
+-- 6989    _new_template
+-- 7049    _tag_template
+-- 7067    _room_template
+-- 7094    _shed_template
+-- 7136    _first0_template
+-- 7177    _once_template
+-- 7226    _begun_template
+-- 7240    _blocks
+-- 7267    _meet_template
+-- 7301    _swap_template
+-- 7362    _series_template
+-- 7399    _found_template
+-- 7456    _abide
+-- 7478    _queues_named
+-- 7509    _voucher
+-- 7522    _vouch
+-- 7539    _vouch_template
+-- 7555    _check_named
+-- 7581    _check_follows
+-- 7598    _revouch
+-- 7614    _check_spawner
+-- 7638    spawn_task
+-- 7706    spawn_tasks
+-- 7758    _read_task
+-- 7776  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7781    _hold_template
+-- 7803    _deny_template
+-- 7843    _own_template
+-- 7863    _done_template
+-- 7911    complete_run
+-- 7934    _flush_template
+-- 8017    _why_template
+-- 8040    _read_runs
+-- 8086    _explain_bad_run
+-- 8111    complete_runs
+-- 8136    _end_template
+-- 8185    _lost_template
+-- 8205    _file_template
+-- 8232    _blame_template
+-- 8254    _again_template
+-- 8294    _queue_template
+-- 8315    _fail_template
+-- 8333    fail_run
+-- 8357    _nap_template
+-- 8386    schedule_run
+-- 8416    _free_template
+-- 8464    release_run
+-- 8489    _keep_template
+-- 8515    extend_claim
+-- 8538  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 8543    _mark_template
+-- 8565    _note_template
+-- 8595    set_task_checkpoint_state
+-- 8630    _recall_template
+-- 8652    get_task_checkpoint_state
+-- 8676    _list_template
+-- 8705    get_task_checkpoint_states
+-- 8731  43_events.sql: Wait for an event, or learn how the wait ended
+-- 8738    _wait_template
+-- 8810    _park_template
+-- 8852    _check_event
+-- 8871    await_event
+-- 8908    _emit_template
+-- 8971    emit_event
+-- 8997    _read_event_cursor
+-- 9035    _meant_template
+-- 9088    _leaf_template
+-- 9141    _sought_template
+-- 9157    _news_template
+-- 9210    list_events
+-- 9268  44_control.sql: Read a task, or raise TG003
+-- 9270    _fetch_template
+-- 9297    _stop_template
+-- 9329    _act_template
+-- 9351    _halt_template
+-- 9367    cancel_task
+-- 9389    _rerun_template
+-- 9467    _forget_template
+-- 9504    _redo_template
+-- 9540    _renew_template
+-- 9576    retry_task
+-- 9626    _show_template
+-- 9674    get_task_result
+-- 9709  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 9716    _purge_template
+-- 9746    _erase_template
+-- 9800    _first_uuid
+-- 9819    _sweep_template
+-- 9859    _clean
+-- 9893    cleanup_tasks
+-- 9914    cleanup_events
+-- 9935    cleanup_all_queues
+-- 9970  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 9972    _cap_template
+-- 10001    _write_limit
+-- 10024    _read_limit
+-- 10073    _check_limit_keys
+-- 10095    set_limit
+-- 10150    _usage_template
+-- 10228    _overall_usage
+-- 10272    limit_usage
+-- 10305  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 10307    _pause_template
+-- 10328    _halve_template
+-- 10358    _check_only
+-- 10381    pause_queue
+-- 10417    resume_queue
+-- 10443    get_queue_policy
+-- 10467    set_queue_policy
+-- 10485    list_namespaces
+-- 10502  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 10505    _read_filter
+-- 10541    _states_option
+-- 10572    _read_cursor
+-- 10591    _check_limit
+-- 10615    _find_template
+-- 10667    _seek_template
+-- 10719    _page_template
+-- 10797    _ended_template
+-- 10834    _fit_template
+-- 10875    _live_template
+-- 10912    _hints_template
+-- 10935    _hints0_template
+-- 10977    _rows_template
+-- 11028    list_tasks
+-- 11075    _peek_template
+-- 11133    get_task
+-- 11189    _runs_template
+-- 11238    list_runs
+-- 11269    _past_template
+-- 11345    _since_template
+-- 11363    get_task_history
+-- 11383    _held_template
+-- 11415    list_workers
+-- 11454    _read_place
+-- 11473    _acts_template
+-- 11499    list_actions
+-- 11531  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 11533    _abort_template
+-- 11570    cancel_tasks
+-- 11607    _check_meant
+-- 11629    _limit_option
+-- 11642    _retake_template
+-- 11680    requeue_task
+-- 11705    _regain_template
+-- 11740    requeue_tasks
+-- 11779    list_dead_letters
+-- 11823    _replay_template
+-- 11864    replay_dead_letters
+-- 11904    _bury_template
+-- 11946    purge_dead_letters
+-- 11976  49_stats.sql: When the first task that is ready became so; null if none is
+-- 11978    _oldest_template
+-- 12022    _elder0_template
+-- 12058    _tenure_template
+-- 12083    _is_wanted
+-- 12100    _stat_template
+-- 12146    queue_stats
+-- 12201    _from
+-- 12215    _tardy_template
+-- 12246    _counters (view)
+-- 12270    _gauge_template
+-- 12324    _spans_template
+-- 12377    metrics
+-- 12415    _xmin_age
+-- 12434    prometheus
+-- 12493    _label_text
+-- 12516    _schedule_problems
+-- 12553    health
+-- 12609  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 12614    _tick_template
+-- 12639    _ticked (sequence)
+-- 12645    _set_ticked
+-- 12658    ticker
+-- 12705    ticker_loop (procedure)
+-- 12731  51_cron.sql: Whether pg_cron is installed in this database
+-- 12733    _has_cron
+-- 12743    _cron_has_seconds
+-- 12762    _plan_cron
+-- 12797    _work_option
+-- 12830    _explain_no_cron
+-- 12863    start
+-- 12900    _unschedule
+-- 12916    _is_ours
+-- 12926    _drop_job
+-- 12945    stop
+-- 12965    _maintain
+-- 12987    status
+-- 13026  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 13030    _rights (view)
+-- 13147    _allowed
+-- 13192    _grant
+-- 13211    _grant_again
+-- 13227    _grant_queue
+-- 13242    _check_grant
+-- 13275    grant_access
+-- 13311    revoke_access
+-- 13366  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 13368    _refuse_schedule
+-- 13385    _cron_value
+-- 13399    _cron_field
+-- 13460    _read_every
+-- 13482    _read_schedule
+-- 13557    _cron_time
+-- 13595    _cron_reading
+-- 13634    _clock
+-- 13643    _clock_reads
+-- 13679    _clock_set
+-- 13707    _cron_passing
+-- 13745    _cron_next
+-- 13785    _check_timezone
+-- 13814    next_fire_time
+-- 13850  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 13863    _planning_number
+-- 13873    _replan_template
+-- 13887    _agenda_template
+-- 13904    _future_template
+-- 13932    _strike_template
+-- 13988    _chime_template
+-- 14044    _undone_template
+-- 14063    _planned_after
+-- 14082    _due_times
+-- 14132    _spawn_scheduled
+-- 14177    _check_task_options
+-- 14207    _word_option
+-- 14229    _draw_schedule
+-- 14268    _schedule_options
+-- 14283    _miss_schedule
+-- 14299    _scheduled_in
+-- 14320    _grasp_template
+-- 14347    _enroll_template
+-- 14383    _redraw_template
+-- 14433    create_schedule
+-- 14477    _reform_template
+-- 14507    update_schedule
+-- 14539    _steer_template
+-- 14582    pause_schedule
+-- 14603    resume_schedule
+-- 14623    drop_schedule
+-- 14643    _launch_template
+-- 14675    trigger_schedule
+-- 14697    _diary_template
+-- 14733    get_schedule
+-- 14768    list_schedules
+-- 14810  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 14815    _links_option
+-- 14858    _read_link
+-- 14900    _trail_template
+-- 14947    _linked_template
+-- 14979    _ensue_template
+-- 15022    _undoings
+-- 15050    _undo_template
+-- 15091    _repent_template
+-- 15131    add_compensation
+-- 15171    _repeat_template
+-- 15201    _blank_template
+-- 15239    repeat_run
+-- 15265  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 15274    _brood_template
+-- 15304    _bind_template
+-- 15336    _read_child
+-- 15385    _child_queues
+-- 15411    _birth
+-- 15435    spawn_children
+-- 15520    _cancel_option
+-- 15543    _answer
+-- 15563    _report_template
+-- 15599    _tell_template
+-- 15614    _judge_template
+-- 15650    _ripe_template
+-- 15677    _gather_template
+-- 15742    _rally_template
+-- 15819    _crop_template
+-- 15870    _yield_template
+-- 15891    _dismiss
+-- 15912    _ditch_template
+-- 15957    _perish_template
+-- 15976    _orphan_template
+-- 15991    await_children
+-- 16048  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
+-- 16055    _refuse_run
+-- 16071    _read_run
+-- 16091    create_workflow_run
+-- 16149    update_workflow_run
+-- 16180    _is_own
+-- 16193    _flow_template
+-- 16226    _score_template
+-- 16263    _recorded_run
+-- 16274    _recorded_tallies
+-- 16286    _flows
+-- 16320    _survey
+-- 16376    get_workflow_run
+-- 16426    _is_alike
+-- 16441    _recorded_runs
+-- 16476    _status_option
+-- 16507    list_workflow_runs
+-- 16591    _member_template
+-- 16624    _members
+-- 16659    get_workflow_tree
+-- 16735    _used_template
+-- 16752    _needed_runs
+-- 16784    _merge_tallies
+-- 16807    cleanup_workflow_runs
+-- 16882  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
+-- 16886    _word
+-- 16900    _check_attributes
+-- 16937    _attributes_option
+-- 16954    _pinned_template
+-- 16973    _pin_template
+-- 17004    set_attributes
+-- 17033    _told_template
+-- 17046    get_attributes
+-- 17064  66_messages.sql: Messages: a mailbox per task
+-- 17071    _shut_template
+-- 17114    _post_template
+-- 17163    send_message
+-- 17204    _hear_template
+-- 17271    receive_message
+-- 17309    _unhear_template
+-- 17330    _tidy_template
+-- 17357    _inbox_template
+-- 17383    list_messages
+-- 17405  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
+-- 17416    _resolve_function
+-- 17473    _hire_template
+-- 17495    register_handler
+-- 17519    unregister_handler
+-- 17538    _staff_template
+-- 17559    list_handlers
+-- 17595    _number_step
+-- 17626    _order
+-- 17642    step
+-- 17676    _doze
+-- 17693    sleep_for
+-- 17714    sleep_until
+-- 17737    await
+-- 17771    receive
+-- 17803    children
+-- 17839  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
+-- 17851    _crew
+-- 17899    _steps_given
+-- 17926    _claim_batch
+-- 17969    _grip_template
+-- 17985    _begin_pass
+-- 18011    _read_error
+-- 18040    _carry_out
+-- 18120    _run_pass (procedure)
+-- 18151    _step_call
+-- 18179    _obey (procedure)
+-- 18217    _begin_shift
+-- 18254    _begin_round
+-- 18274    _leave_round
+-- 18309    _handler_of
+-- 18323    _advance (procedure)
+-- 18348    work (procedure)
+-- 18399  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -3954,7 +3955,6 @@ $$;
 -- comes before any task.
 create or replace function teguh._bring_template(
   p_now   timestamptz,
-  p_fresh boolean,
   p_first boolean,
   p_limit integer
 )
@@ -3973,7 +3973,7 @@ begin
   then
     v_count := teguh._strike_template(p_now, false, 100);
   end if;
-  return v_count + teguh._fire_template(p_now, p_fresh, p_limit);
+  return v_count + teguh._fire_template(p_now, p_limit);
 end;
 $$;
 
@@ -4014,7 +4014,6 @@ as $$
 #variable_conflict use_column
 declare
   v_now      timestamptz := teguh.current_time();
-  v_fresh    boolean := pg_current_xact_id_if_assigned() is null;
   v_until    timestamptz := case when p_timeout > 0 then teguh._after(v_now, p_timeout) end;
   v_millis   bigint := teguh._micros(clock_timestamp()) / 1000;
   v_fired    integer := -1;
@@ -4025,7 +4024,7 @@ declare
 begin
   if v_millis - pg_sequence_last_value('teguh.fired_template'::regclass) not between 0 and 19 then
     perform setval('teguh.fired_template'::regclass, v_millis);
-    v_fired := teguh._bring_template(v_now, v_fresh, true, 1000);
+    v_fired := teguh._bring_template(v_now, true, 1000);
   end if;
   loop
     v_before := v_left;
@@ -4042,7 +4041,7 @@ begin
 
     -- what was fired and could not be had is locked by somebody else
     exit when v_left <= 0 or v_fired = 0 or (v_fired > 0 and v_left = v_before);
-    v_fired := teguh._bring_template(v_now, v_fresh, v_left = p_qty, least(v_left, 1000) + 100);
+    v_fired := teguh._bring_template(v_now, v_left = p_qty, least(v_left, 1000) + 100);
     exit when v_fired = 0;
   end loop;
   if v_left > 0 then
@@ -4305,14 +4304,14 @@ comment on function teguh.next_due(text) is
 -- transaction that set it is in "late".  Those were open when the position
 -- moved; when one has ended, its timers are looked for once.
 --
--- A transaction that got its id after p_now was read sets no timer that is due by
--- then.  So ids below our own are all that matter, if our own is such a one (p_fresh).
--- If not, or if somebody else is just about to set the clock, the position stays, and
--- sleepers that were collected and claimed are passed over instead.
+-- A transaction that gets its id after the clock was set notes the timers that it sets
+-- behind it.  So ids from before are all that matter: those below our own, if we have none
+-- yet, or else those that a new snapshot is made to list.  If somebody else is just about
+-- to set the clock, the position stays, and sleepers that were collected and claimed are
+-- passed over instead.
 create or replace function teguh._due0_template(
   p_kind  "char",
   p_now   timestamptz,
-  p_fresh boolean,
   p_limit integer
 )
   returns teguh._timer[]
@@ -4336,7 +4335,10 @@ begin
   -- in this order: whoever sets a timer with a clock behind ours then either has an
   -- open transaction in the snapshot, or is seen in the position read after it, or
   -- finds the clock, and goes back behind this position
-  v_moves := p_fresh and teguh._wind_template(p_now);
+  v_moves := teguh._wind_template(p_now);
+  if v_moves and pg_current_xact_id_if_assigned() is not null then
+    perform teguh._raise_xmax();
+  end if;
   v_n := nextval('teguh.seq_template'::regclass);
   v_snapshot := pg_current_snapshot();
   v_from := teguh._last0_template(p_kind);
@@ -4382,6 +4384,24 @@ begin
   perform teguh._pass0_template(v_n, p_kind, v_snapshot, v_from, v_to);
 
   return coalesce(v_due, '{}') || teguh._miss0_template(v_from, v_snapshot);
+end;
+$$;
+
+-- Have new snapshots list every transaction that is open and has an id by now, newer ones than
+-- ours, too: snapshots reach up to the newest id that has ended, so give one to a subtransaction,
+-- by a message that goes nowhere, and roll it back.
+create or replace function teguh._raise_xmax()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform pg_logical_emit_message(true, 'teguh', '');
+  raise sqlstate 'TG000';
+exception
+  when sqlstate 'TG000' then
+    null;
 end;
 $$;
 
@@ -4576,16 +4596,11 @@ $$;
 
 -- Deal with the timers that have come due: queue sleepers, end runs whose lease
 -- expired, cancel tasks past their deadline.  Up to p_limit of each kind per
--- segment.  Returns how many tasks have become claimable or changed.  p_fresh: our
--- transaction had no id yet when p_now was read.
+-- segment.  Returns how many tasks have become claimable or changed.
 --
 -- A timer is a hint like any dispatch row.  Several transactions may deal with
 -- the same one; the task's turn and state decide.
-create or replace function teguh._fire_template(
-  p_now   timestamptz,
-  p_fresh boolean,
-  p_limit integer
-)
+create or replace function teguh._fire_template(p_now timestamptz, p_limit integer)
   returns integer
   language plpgsql
   volatile
@@ -4601,11 +4616,11 @@ declare
 begin
   for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
     if v_gen % 2 = 0 then
-      v_sleepers := v_sleepers || teguh._due0_template('s', p_now, p_fresh, p_limit);
-      v_leases := v_leases || teguh._due0_template('l', p_now, p_fresh, p_limit);
+      v_sleepers := v_sleepers || teguh._due0_template('s', p_now, p_limit);
+      v_leases := v_leases || teguh._due0_template('l', p_now, p_limit);
     else
-      v_sleepers := v_sleepers || teguh._due1_template('s', p_now, p_fresh, p_limit);
-      v_leases := v_leases || teguh._due1_template('l', p_now, p_fresh, p_limit);
+      v_sleepers := v_sleepers || teguh._due1_template('s', p_now, p_limit);
+      v_leases := v_leases || teguh._due1_template('l', p_now, p_limit);
     end if;
   end loop;
 
@@ -12616,7 +12631,7 @@ begin
     perform teguh._sum1_template();
   end if;
   v_fired := teguh._strike_template(p_now, p_fresh, p_limit);
-  return v_fired + teguh._fire_template(p_now, p_fresh, p_limit);
+  return v_fired + teguh._fire_template(p_now, p_limit);
 end;
 $$;
 

@@ -94,10 +94,10 @@ LINES = {
         "v_to.due_at := greatest(v_from.due_at, p_now);",
         "v_to.due_at := greatest(v_from.due_at, p_now + interval '5 seconds');",
     ),
-    "a transaction that has written moves the timer position": (
+    "a timer position passes what has a newer id": (
         "_due0_template",
-        "p_fresh and teguh._wind_template(p_now)",
-        "teguh._wind_template(p_now)",
+        "perform teguh._raise_xmax();",
+        "null;",
     ),
     "a timer position passes what slow clocks have set and not committed": (
         "_last0_template",

@@ -669,6 +669,20 @@ def test_a_slow_clock_that_commits_after_a_fast_one_loses_no_lease(sessions: Ses
     assert names(claim(slow, timeout=0)) == ["second"]
 
 
+def test_a_position_waits_for_slow_clocks_with_newer_ids(sessions: Sessions) -> None:
+    fast, slow = sessions.open("12:10:00"), sessions.open("12:00:00")
+    spawn(slow, "first", delay_seconds=1)
+    ask(fast, "begin")
+    ask(fast, "select pg_current_xact_id()")  # as when a claim or a tick has something else first
+    ask(slow, "begin")
+    spawn(slow, "second", delay_seconds=1)
+    assert value(fast, "select teguh._fire_q(teguh.current_time(), 100)") == 1
+    ask(fast, "commit")
+    ask(slow, "commit")
+    at(slow, "12:00:02")
+    assert sorted(names(claim(slow, 10, timeout=0))) == ["first", "second"]
+
+
 def test_while_somebody_sets_the_clock_no_position_moves(sessions: Sessions) -> None:
     one, other = sessions.open("12:00:00"), sessions.open()
     positions = "select count(*) from teguh.k0_q where kind = 's'"

@@ -419,7 +419,6 @@ $$;
 -- comes before any task.
 create or replace function teguh._bring_template(
   p_now   timestamptz,
-  p_fresh boolean,
   p_first boolean,
   p_limit integer
 )
@@ -438,7 +437,7 @@ begin
   then
     v_count := teguh._strike_template(p_now, false, 100);
   end if;
-  return v_count + teguh._fire_template(p_now, p_fresh, p_limit);
+  return v_count + teguh._fire_template(p_now, p_limit);
 end;
 $$;
 
@@ -479,7 +478,6 @@ as $$
 #variable_conflict use_column
 declare
   v_now      timestamptz := teguh.current_time();
-  v_fresh    boolean := pg_current_xact_id_if_assigned() is null;
   v_until    timestamptz := case when p_timeout > 0 then teguh._after(v_now, p_timeout) end;
   v_millis   bigint := teguh._micros(clock_timestamp()) / 1000;
   v_fired    integer := -1;
@@ -490,7 +488,7 @@ declare
 begin
   if v_millis - pg_sequence_last_value('teguh.fired_template'::regclass) not between 0 and 19 then
     perform setval('teguh.fired_template'::regclass, v_millis);
-    v_fired := teguh._bring_template(v_now, v_fresh, true, 1000);
+    v_fired := teguh._bring_template(v_now, true, 1000);
   end if;
   loop
     v_before := v_left;
@@ -507,7 +505,7 @@ begin
 
     -- what was fired and could not be had is locked by somebody else
     exit when v_left <= 0 or v_fired = 0 or (v_fired > 0 and v_left = v_before);
-    v_fired := teguh._bring_template(v_now, v_fresh, v_left = p_qty, least(v_left, 1000) + 100);
+    v_fired := teguh._bring_template(v_now, v_left = p_qty, least(v_left, 1000) + 100);
     exit when v_fired = 0;
   end loop;
   if v_left > 0 then

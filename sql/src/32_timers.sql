@@ -6,14 +6,14 @@
 -- transaction that set it is in "late".  Those were open when the position
 -- moved; when one has ended, its timers are looked for once.
 --
--- A transaction that got its id after p_now was read sets no timer that is due by
--- then.  So ids below our own are all that matter, if our own is such a one (p_fresh).
--- If not, or if somebody else is just about to set the clock, the position stays, and
--- sleepers that were collected and claimed are passed over instead.
+-- A transaction that gets its id after the clock was set notes the timers that it sets
+-- behind it.  So ids from before are all that matter: those below our own, if we have none
+-- yet, or else those that a new snapshot is made to list.  If somebody else is just about
+-- to set the clock, the position stays, and sleepers that were collected and claimed are
+-- passed over instead.
 create or replace function teguh._due0_template(
   p_kind  "char",
   p_now   timestamptz,
-  p_fresh boolean,
   p_limit integer
 )
   returns teguh._timer[]
@@ -37,7 +37,10 @@ begin
   -- in this order: whoever sets a timer with a clock behind ours then either has an
   -- open transaction in the snapshot, or is seen in the position read after it, or
   -- finds the clock, and goes back behind this position
-  v_moves := p_fresh and teguh._wind_template(p_now);
+  v_moves := teguh._wind_template(p_now);
+  if v_moves and pg_current_xact_id_if_assigned() is not null then
+    perform teguh._raise_xmax();
+  end if;
   v_n := nextval('teguh.seq_template'::regclass);
   v_snapshot := pg_current_snapshot();
   v_from := teguh._last0_template(p_kind);
@@ -83,6 +86,24 @@ begin
   perform teguh._pass0_template(v_n, p_kind, v_snapshot, v_from, v_to);
 
   return coalesce(v_due, '{}') || teguh._miss0_template(v_from, v_snapshot);
+end;
+$$;
+
+-- Have new snapshots list every transaction that is open and has an id by now, newer ones than
+-- ours, too: snapshots reach up to the newest id that has ended, so give one to a subtransaction,
+-- by a message that goes nowhere, and roll it back.
+create or replace function teguh._raise_xmax()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform pg_logical_emit_message(true, 'teguh', '');
+  raise sqlstate 'TG000';
+exception
+  when sqlstate 'TG000' then
+    null;
 end;
 $$;
 
@@ -277,16 +298,11 @@ $$;
 
 -- Deal with the timers that have come due: queue sleepers, end runs whose lease
 -- expired, cancel tasks past their deadline.  Up to p_limit of each kind per
--- segment.  Returns how many tasks have become claimable or changed.  p_fresh: our
--- transaction had no id yet when p_now was read.
+-- segment.  Returns how many tasks have become claimable or changed.
 --
 -- A timer is a hint like any dispatch row.  Several transactions may deal with
 -- the same one; the task's turn and state decide.
-create or replace function teguh._fire_template(
-  p_now   timestamptz,
-  p_fresh boolean,
-  p_limit integer
-)
+create or replace function teguh._fire_template(p_now timestamptz, p_limit integer)
   returns integer
   language plpgsql
   volatile
@@ -302,11 +318,11 @@ declare
 begin
   for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
     if v_gen % 2 = 0 then
-      v_sleepers := v_sleepers || teguh._due0_template('s', p_now, p_fresh, p_limit);
-      v_leases := v_leases || teguh._due0_template('l', p_now, p_fresh, p_limit);
+      v_sleepers := v_sleepers || teguh._due0_template('s', p_now, p_limit);
+      v_leases := v_leases || teguh._due0_template('l', p_now, p_limit);
     else
-      v_sleepers := v_sleepers || teguh._due1_template('s', p_now, p_fresh, p_limit);
-      v_leases := v_leases || teguh._due1_template('l', p_now, p_fresh, p_limit);
+      v_sleepers := v_sleepers || teguh._due1_template('s', p_now, p_limit);
+      v_leases := v_leases || teguh._due1_template('l', p_now, p_limit);
     end if;
   end loop;
 

@@ -22,7 +22,7 @@ begin
     perform teguh._sum1_template();
   end if;
   v_fired := teguh._strike_template(p_now, p_fresh, p_limit);
-  return v_fired + teguh._fire_template(p_now, p_fresh, p_limit);
+  return v_fired + teguh._fire_template(p_now, p_limit);
 end;
 $$;
 

@@ -117,10 +117,11 @@ $$;
 -- delta to change.  Rights that were given on them are kept in mind.
 do $$
 declare
-  v_changed text[] := '{_available_at, _check_spawn, _explain_no_cron, _known_template, _picked,
-    _read_spawn_options, _read_task, _renew_template, _rerun_template, _show_template,
-    _spawn, _stamp_functions, _stop_template, _take_template, _template_ddl, cancel_task,
-    claim_task, get_task_result, list_queues, status}';
+  v_changed text[] := '{_available_at, _check_spawn, _due0_template, _due1_template, _explain_no_cron,
+    _fire_template, _known_template, _picked, _read_spawn_options, _read_task,
+    _renew_template, _rerun_template, _show_template, _spawn, _stamp_functions,
+    _stop_template, _take_template, _template_ddl, cancel_task, claim_task,
+    get_task_result, list_queues, status}';
   v_types   oid[] := array(
     select t.oid
     from pg_type as t
@@ -3560,7 +3561,6 @@ $$;
 -- comes before any task.
 create or replace function teguh._bring_template(
   p_now   timestamptz,
-  p_fresh boolean,
   p_first boolean,
   p_limit integer
 )
@@ -3579,7 +3579,7 @@ begin
   then
     v_count := teguh._strike_template(p_now, false, 100);
   end if;
-  return v_count + teguh._fire_template(p_now, p_fresh, p_limit);
+  return v_count + teguh._fire_template(p_now, p_limit);
 end;
 $$;
 
@@ -3620,7 +3620,6 @@ as $$
 #variable_conflict use_column
 declare
   v_now      timestamptz := teguh.current_time();
-  v_fresh    boolean := pg_current_xact_id_if_assigned() is null;
   v_until    timestamptz := case when p_timeout > 0 then teguh._after(v_now, p_timeout) end;
   v_millis   bigint := teguh._micros(clock_timestamp()) / 1000;
   v_fired    integer := -1;
@@ -3631,7 +3630,7 @@ declare
 begin
   if v_millis - pg_sequence_last_value('teguh.fired_template'::regclass) not between 0 and 19 then
     perform setval('teguh.fired_template'::regclass, v_millis);
-    v_fired := teguh._bring_template(v_now, v_fresh, true, 1000);
+    v_fired := teguh._bring_template(v_now, true, 1000);
   end if;
   loop
     v_before := v_left;
@@ -3648,7 +3647,7 @@ begin
 
     -- what was fired and could not be had is locked by somebody else
     exit when v_left <= 0 or v_fired = 0 or (v_fired > 0 and v_left = v_before);
-    v_fired := teguh._bring_template(v_now, v_fresh, v_left = p_qty, least(v_left, 1000) + 100);
+    v_fired := teguh._bring_template(v_now, v_left = p_qty, least(v_left, 1000) + 100);
     exit when v_fired = 0;
   end loop;
   if v_left > 0 then
@@ -3911,14 +3910,14 @@ comment on function teguh.next_due(text) is
 -- transaction that set it is in "late".  Those were open when the position
 -- moved; when one has ended, its timers are looked for once.
 --
--- A transaction that got its id after p_now was read sets no timer that is due by
--- then.  So ids below our own are all that matter, if our own is such a one (p_fresh).
--- If not, or if somebody else is just about to set the clock, the position stays, and
--- sleepers that were collected and claimed are passed over instead.
+-- A transaction that gets its id after the clock was set notes the timers that it sets
+-- behind it.  So ids from before are all that matter: those below our own, if we have none
+-- yet, or else those that a new snapshot is made to list.  If somebody else is just about
+-- to set the clock, the position stays, and sleepers that were collected and claimed are
+-- passed over instead.
 create or replace function teguh._due0_template(
   p_kind  "char",
   p_now   timestamptz,
-  p_fresh boolean,
   p_limit integer
 )
   returns teguh._timer[]
@@ -3942,7 +3941,10 @@ begin
   -- in this order: whoever sets a timer with a clock behind ours then either has an
   -- open transaction in the snapshot, or is seen in the position read after it, or
   -- finds the clock, and goes back behind this position
-  v_moves := p_fresh and teguh._wind_template(p_now);
+  v_moves := teguh._wind_template(p_now);
+  if v_moves and pg_current_xact_id_if_assigned() is not null then
+    perform teguh._raise_xmax();
+  end if;
   v_n := nextval('teguh.seq_template'::regclass);
   v_snapshot := pg_current_snapshot();
   v_from := teguh._last0_template(p_kind);
@@ -3988,6 +3990,24 @@ begin
   perform teguh._pass0_template(v_n, p_kind, v_snapshot, v_from, v_to);
 
   return coalesce(v_due, '{}') || teguh._miss0_template(v_from, v_snapshot);
+end;
+$$;
+
+-- Have new snapshots list every transaction that is open and has an id by now, newer ones than
+-- ours, too: snapshots reach up to the newest id that has ended, so give one to a subtransaction,
+-- by a message that goes nowhere, and roll it back.
+create or replace function teguh._raise_xmax()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform pg_logical_emit_message(true, 'teguh', '');
+  raise sqlstate 'TG000';
+exception
+  when sqlstate 'TG000' then
+    null;
 end;
 $$;
 
@@ -4182,16 +4202,11 @@ $$;
 
 -- Deal with the timers that have come due: queue sleepers, end runs whose lease
 -- expired, cancel tasks past their deadline.  Up to p_limit of each kind per
--- segment.  Returns how many tasks have become claimable or changed.  p_fresh: our
--- transaction had no id yet when p_now was read.
+-- segment.  Returns how many tasks have become claimable or changed.
 --
 -- A timer is a hint like any dispatch row.  Several transactions may deal with
 -- the same one; the task's turn and state decide.
-create or replace function teguh._fire_template(
-  p_now   timestamptz,
-  p_fresh boolean,
-  p_limit integer
-)
+create or replace function teguh._fire_template(p_now timestamptz, p_limit integer)
   returns integer
   language plpgsql
   volatile
@@ -4207,11 +4222,11 @@ declare
 begin
   for v_gen in v_ring / 2 .. (v_ring + 1) / 2 loop
     if v_gen % 2 = 0 then
-      v_sleepers := v_sleepers || teguh._due0_template('s', p_now, p_fresh, p_limit);
-      v_leases := v_leases || teguh._due0_template('l', p_now, p_fresh, p_limit);
+      v_sleepers := v_sleepers || teguh._due0_template('s', p_now, p_limit);
+      v_leases := v_leases || teguh._due0_template('l', p_now, p_limit);
     else
-      v_sleepers := v_sleepers || teguh._due1_template('s', p_now, p_fresh, p_limit);
-      v_leases := v_leases || teguh._due1_template('l', p_now, p_fresh, p_limit);
+      v_sleepers := v_sleepers || teguh._due1_template('s', p_now, p_limit);
+      v_leases := v_leases || teguh._due1_template('l', p_now, p_limit);
     end if;
   end loop;
 
@@ -12222,7 +12237,7 @@ begin
     perform teguh._sum1_template();
   end if;
   v_fired := teguh._strike_template(p_now, p_fresh, p_limit);
-  return v_fired + teguh._fire_template(p_now, p_fresh, p_limit);
+  return v_fired + teguh._fire_template(p_now, p_limit);
 end;
 $$;
 
