@@ -1314,8 +1314,8 @@ def test_forty_turns_of_the_ring_under_load_lose_nothing(sessions: Sessions) -> 
 # What is left in storage
 
 
-def statistics(sessions: Sessions, table: str, inserted: int) -> dict[str, int]:
-    """Return the counters of a table once they tell of so many inserts.
+def statistics(sessions: Sessions, table: str, changes: int) -> dict[str, int]:
+    """Return the counters of a table once they tell of so many inserts and updates.
 
     Sessions report when they end, at the latest, so those that worked must be closed.
     """
@@ -1330,7 +1330,7 @@ def statistics(sessions: Sessions, table: str, inserted: int) -> dict[str, int]:
             (table,),
         )
         found = dict(zip(columns.split(", "), map(int, row), strict=True))
-        if found["n_tup_ins"] >= inserted or time.monotonic() > deadline:
+        if found["n_tup_ins"] + found["n_tup_upd"] >= changes or time.monotonic() > deadline:
             return found
         time.sleep(0.02)
 
@@ -1354,7 +1354,7 @@ def test_every_update_of_a_task_is_hot_under_a_pinned_snapshot(sessions: Session
         runs = json.dumps([{"run_id": str(row[0]), "state": {"ok": 1}} for row in rows])
         ask(worker, "select * from teguh.complete_runs('q', %s)", (runs,))
     worker.close()
-    found = statistics(sessions, "t_q", 800)
+    found = statistics(sessions, "t_q", 800 + 1600)
     assert found["n_tup_ins"] == 800
     assert found["n_tup_upd"] == 1600
     assert found["n_tup_hot_upd"] == found["n_tup_upd"]
