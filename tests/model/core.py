@@ -343,19 +343,15 @@ class Core:
 
     # time
 
-    def collect(self, queue: Queue, fresh: bool = True) -> int:
-        """Do what has come due; return how many tasks changed or may be claimed now.
-
-        A transaction that has written before leaves the timers of sleepers to others, too.
-        """
+    def collect(self, queue: Queue) -> int:
+        """Do what has come due; return how many tasks changed or may be claimed now."""
         due = [
             t for t in queue.tasks
             if t.state == "sleeping" and t.timer and t.timer[0] <= self.now
         ]  # fmt: skip
         for task in sorted(due, key=lambda t: t.timer or (0, 0)):
             queue.ready.append((task, task.turn))
-            if fresh:
-                task.timer = None
+            task.timer = None
         ended = [t for t in queue.by_id() if t.live and self.expire(t)]
         return len(due) + len(ended)
 
@@ -448,13 +444,12 @@ class Core:
     # claims
 
     def take(
-        self, queue: Queue, worker: str, timeout: float, qty: int, names: list[str] | None = None,
-        fresh: bool = True,
-    ) -> list[Task]:  # fmt: skip
+        self, queue: Queue, worker: str, timeout: float, qty: int, names: list[str] | None = None
+    ) -> list[Task]:
         """Hand out tasks, the first in line first."""
         if queue.paused > self.now:
             return []
-        self.collect(queue, fresh)
+        self.collect(queue)
         if queue.ruled or names is not None:
             return self.admit(queue, worker, timeout, qty, names)
         found = [t for t in queue.line() if t.in_time(self.now)][:qty]

@@ -377,48 +377,36 @@ class Calls(RuleBasedStateMachine):
 
     # workers
 
-    def prepare_claim(self, *queues: str) -> tuple[int, bool]:
-        """Draw how many runs to claim, and say whether the transaction has not written yet.
+    def prepare_claim(self, *queues: str) -> int:
+        """Draw how many runs to claim.
 
         A claim sees to what has come due at first, when none has done so for 20 ms, or when it
         would come back with less than it wants.  That comes to the same if it wants much, but not
         in a queue that goes by rules, as "b" may.
         """
-        qty = self.draw("how many", (1, 1, 2, 3, 100))
+        qty: int = self.draw("how many", (1, 1, 2, 3, 100))
         at_first = qty < 100 or "b" in queues or self.chance("at first", 2)
         then = "0" if at_first else "extract(epoch from clock_timestamp()) * 1000"
         for queue in queues:
             self.engine.connection.execute(
                 f"select setval('teguh.fired_{queue}', ({then})::bigint)".encode()
             )
-        return qty, self.is_fresh()
-
-    def is_fresh(self) -> bool:
-        """Whether the transaction has not written yet."""
-        if not self.engine.connection.info.transaction_status:
-            return True
-        row = self.engine.connection.execute(
-            "select pg_current_xact_id_if_assigned() is null as fresh"
-        ).fetchone()
-        assert row
-        return bool(row["fresh"])
+        return qty
 
     def claim(self) -> None:
         queue = self.draw("queue", QUEUES)
         worker, timeout = self.draw("worker", ("w1", "w2")), self.draw("lease", (30, 8, 0))
-        qty, fresh = self.prepare_claim(queue)
+        qty = self.prepare_claim(queue)
         rows, tasks = self.both(
             "claim_task", (queue, worker, timeout, qty),
-            lambda: self.model.take(
-                self.model.queue(queue), worker, timeout, qty, fresh=fresh
-            ),
+            lambda: self.model.take(self.model.queue(queue), worker, timeout, qty),
         )  # fmt: skip
         self.check_claimed(rows, tasks)
 
     def claim_any(self) -> None:
         names = [self.draw("known", NAMES)] if self.chance("by name", 3) else None
         order = ["b"] if names else self.draw("order", (["a", "b"], ["b", "a"], ["b"]))
-        qty, fresh = self.prepare_claim(*order)
+        qty = self.prepare_claim(*order)
         options = {"order": "strict"} | ({"task_names": names} if names else {})
 
         def expected() -> list[Task]:
@@ -427,7 +415,7 @@ class Calls(RuleBasedStateMachine):
                 queue = self.model.queue(name)
                 queue.ruled |= names is not None
                 if len(found) < qty:
-                    found += self.model.take(queue, "w1", 30, qty - len(found), names, fresh)
+                    found += self.model.take(queue, "w1", 30, qty - len(found), names)
             return found
 
         marks = "{" + ",".join(order) + "}"
@@ -679,12 +667,9 @@ class Calls(RuleBasedStateMachine):
         self.engine.connection.execute(
             "select set_config('teguh.segment_bytes', %s, false)", [size]
         )
-        fresh = self.is_fresh()
         rows, count = self.both(
-            "ticker", (), lambda: sum(
-                self.model.collect(queue, fresh) for queue in self.model.queues.values()
-            ),
-        )  # fmt: skip
+            "ticker", (), lambda: sum(map(self.model.collect, self.model.queues.values()))
+        )
         assert rows[0]["ticker"] >= count
 
     def look(self) -> None:
