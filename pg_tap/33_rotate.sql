@@ -1,6 +1,6 @@
 -- Two segments are used in turn, and one that has nothing left to say is truncated.
 -- Each statement commits by itself: the ring moves only on what is committed.
-select plan(27);
+select plan(28);
 
 -- Given segments of one page, and a clock to set
 set teguh.segment_bytes = 8192;
@@ -293,6 +293,22 @@ select is_empty(
 select isnt(
   pg_sequence_last_value('teguh.ring_q'), 0::bigint,
   'the ring has turned'
+);
+
+select teguh.drop_queue('q');
+
+-- Given sleepers in both segments, of which the younger is due first
+select teguh.create_queue('q');
+select teguh.spawn_task('q', 'late', null, '{"delay_seconds": 20}');
+select teguh.ticker('q');
+select teguh.spawn_task('q', 'soon', null, '{"delay_seconds": 10}');
+set teguh.fake_now = '2031-05-02 14:01:00+00';
+
+-- Then
+select results_eq(
+  $$ select c.task_name from teguh.claim_task('q', 'w', 0, 2) as c $$,
+  array['soon', 'late'],
+  'what came due first is claimed first, in whichever segment it slept'
 );
 
 select teguh.drop_queue('q');

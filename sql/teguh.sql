@@ -165,438 +165,438 @@
 -- 4522    _miss0_template
 -- 4558    _pass0_template
 -- 4603    _fire_template
--- 4660    _expire_template
--- 4736    _timeout_reason
--- 4755    _over_template
--- 4777    _close_template
--- 4807    _follow_template
--- 4842  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4844    _segment_bytes
--- 4865    _turn_template
--- 4897    _turn0_template
--- 4935    _spent0_template
--- 4949    _dry0_template
--- 4976    _left0_template
--- 5007    _carry0_template
--- 5051  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 5057    _remake_template
--- 5115    _alive_template
--- 5169    _home
--- 5182    _settle_template
--- 5204    rebuild_dispatch
--- 5241    _recap_template
--- 5272  35_tally.sql: The letter by which tallies know where a task stands
--- 5274    _letter
--- 5293    _letters
--- 5305    _bound
--- 5325    _tally_template
--- 5350    _reckon_template
--- 5377    _finish_template
--- 5405    _moved_template
--- 5436    _sum0_template
--- 5472    _noted0_template
--- 5507    _bank0_template
--- 5527    _census_template
--- 5549    _count_template
--- 5571  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5581    _gate_number
--- 5592    _enter_gate
--- 5614    _limit_of
--- 5632    _rule_template
--- 5658    _reign_template
--- 5672    _enrol_template
--- 5699    _going_template
--- 5715    _busy_template
--- 5731    _everywhere_busy
--- 5757    _closed_until
--- 5777    _is_fresh
--- 5792    _is_limited
--- 5803    _started
--- 5820    _left_over
--- 5841    _slots_template
--- 5891    _vacate_template
--- 5954    _unbar_template
--- 5983    _intake_template
--- 6004    _sift0_template
--- 6091    _line_template
--- 6151    _keys_template
--- 6205    _admit_template
--- 6268    _spare_template
--- 6290    _choose_template
--- 6336    _named_template
--- 6363    _weed_template
--- 6399    _cull_template
--- 6430    _seize_template
--- 6505    _quit_template
--- 6533    _occupy_template
--- 6573    _chance_template
--- 6603    _align_template
--- 6648  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 6651    _want_template
--- 6685    _names_option
--- 6720    _order_queues
--- 6756    _remember_names
--- 6776    claim_any
--- 6853    _check_order
--- 6870  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6875    _put_template
--- 6946    _enlist_template
--- 6989    _new_template
--- 7049    _tag_template
--- 7067    _room_template
--- 7094    _shed_template
--- 7136    _first0_template
--- 7177    _once_template
--- 7226    _begun_template
--- 7240    _blocks
--- 7267    _meet_template
--- 7301    _swap_template
--- 7362    _series_template
--- 7399    _found_template
--- 7456    _abide
--- 7478    _queues_named
--- 7509    _voucher
--- 7522    _vouch
--- 7539    _vouch_template
--- 7555    _check_named
--- 7581    _check_follows
--- 7598    _revouch
--- 7614    _check_spawner
--- 7638    spawn_task
--- 7706    spawn_tasks
--- 7758    _read_task
--- 7776  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7781    _hold_template
--- 7803    _deny_template
--- 7843    _own_template
--- 7863    _done_template
--- 7911    complete_run
--- 7934    _flush_template
--- 8017    _why_template
--- 8040    _read_runs
--- 8086    _explain_bad_run
--- 8111    complete_runs
--- 8136    _end_template
--- 8185    _lost_template
--- 8205    _file_template
--- 8232    _blame_template
--- 8254    _again_template
--- 8294    _queue_template
--- 8315    _fail_template
--- 8333    fail_run
--- 8357    _nap_template
--- 8386    schedule_run
--- 8416    _free_template
--- 8464    release_run
--- 8489    _keep_template
--- 8515    extend_claim
--- 8538  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 8543    _mark_template
--- 8565    _note_template
--- 8595    set_task_checkpoint_state
--- 8630    _recall_template
--- 8652    get_task_checkpoint_state
--- 8676    _list_template
--- 8705    get_task_checkpoint_states
--- 8731  43_events.sql: Wait for an event, or learn how the wait ended
--- 8738    _wait_template
--- 8810    _park_template
--- 8852    _check_event
--- 8871    await_event
--- 8908    _emit_template
--- 8971    emit_event
--- 8997    _read_event_cursor
--- 9035    _meant_template
--- 9088    _leaf_template
--- 9141    _sought_template
--- 9157    _news_template
--- 9210    list_events
--- 9268  44_control.sql: Read a task, or raise TG003
--- 9270    _fetch_template
--- 9297    _stop_template
--- 9329    _act_template
--- 9351    _halt_template
--- 9367    cancel_task
--- 9389    _rerun_template
--- 9467    _forget_template
--- 9504    _redo_template
--- 9540    _renew_template
--- 9576    retry_task
--- 9626    _show_template
--- 9674    get_task_result
--- 9709  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 9716    _purge_template
--- 9746    _erase_template
--- 9800    _first_uuid
--- 9819    _sweep_template
--- 9859    _clean
--- 9893    cleanup_tasks
--- 9914    cleanup_events
--- 9935    cleanup_all_queues
--- 9970  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 9972    _cap_template
--- 10001    _write_limit
--- 10024    _read_limit
--- 10073    _check_limit_keys
--- 10095    set_limit
--- 10150    _usage_template
--- 10228    _overall_usage
--- 10272    limit_usage
--- 10305  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 10307    _pause_template
--- 10328    _halve_template
--- 10358    _check_only
--- 10381    pause_queue
--- 10417    resume_queue
--- 10443    get_queue_policy
--- 10467    set_queue_policy
--- 10485    list_namespaces
--- 10502  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 10505    _read_filter
--- 10541    _states_option
--- 10572    _read_cursor
--- 10591    _check_limit
--- 10615    _find_template
--- 10667    _seek_template
--- 10719    _page_template
--- 10797    _ended_template
--- 10834    _fit_template
--- 10875    _live_template
--- 10912    _hints_template
--- 10935    _hints0_template
--- 10977    _rows_template
--- 11028    list_tasks
--- 11075    _peek_template
--- 11133    get_task
--- 11189    _runs_template
--- 11238    list_runs
--- 11269    _past_template
--- 11345    _since_template
--- 11363    get_task_history
--- 11383    _held_template
--- 11415    list_workers
--- 11454    _read_place
--- 11473    _acts_template
--- 11499    list_actions
--- 11531  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 11533    _abort_template
--- 11570    cancel_tasks
--- 11607    _check_meant
--- 11629    _limit_option
--- 11642    _retake_template
--- 11680    requeue_task
--- 11705    _regain_template
--- 11740    requeue_tasks
--- 11779    list_dead_letters
--- 11823    _replay_template
--- 11864    replay_dead_letters
--- 11904    _bury_template
--- 11946    purge_dead_letters
--- 11976  49_stats.sql: When the first task that is ready became so; null if none is
--- 11978    _oldest_template
--- 12022    _elder0_template
--- 12058    _tenure_template
--- 12083    _is_wanted
--- 12100    _stat_template
--- 12146    queue_stats
--- 12201    _from
--- 12215    _tardy_template
--- 12246    _counters (view)
--- 12270    _gauge_template
--- 12324    _spans_template
--- 12377    metrics
--- 12415    _xmin_age
--- 12434    prometheus
--- 12493    _label_text
--- 12516    _schedule_problems
--- 12553    health
--- 12609  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 12614    _tick_template
--- 12639    _ticked (sequence)
--- 12645    _set_ticked
--- 12658    ticker
--- 12705    ticker_loop (procedure)
--- 12731  51_cron.sql: Whether pg_cron is installed in this database
--- 12733    _has_cron
--- 12743    _cron_has_seconds
--- 12762    _plan_cron
--- 12797    _work_option
--- 12830    _explain_no_cron
--- 12863    start
--- 12900    _unschedule
--- 12916    _is_ours
--- 12926    _drop_job
--- 12945    stop
--- 12965    _maintain
--- 12987    status
--- 13026  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 13030    _rights (view)
--- 13147    _allowed
--- 13192    _grant
--- 13211    _grant_again
--- 13227    _grant_queue
--- 13242    _check_grant
--- 13275    grant_access
--- 13311    revoke_access
--- 13366  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 13368    _refuse_schedule
--- 13385    _cron_value
--- 13399    _cron_field
--- 13460    _read_every
--- 13482    _read_schedule
--- 13557    _cron_time
--- 13595    _cron_reading
--- 13634    _clock
--- 13643    _clock_reads
--- 13679    _clock_set
--- 13707    _cron_passing
--- 13745    _cron_next
--- 13785    _check_timezone
--- 13814    next_fire_time
--- 13850  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 13863    _planning_number
--- 13873    _replan_template
--- 13887    _agenda_template
--- 13904    _future_template
--- 13932    _strike_template
--- 13988    _chime_template
--- 14044    _undone_template
--- 14063    _planned_after
--- 14082    _due_times
--- 14132    _spawn_scheduled
--- 14177    _check_task_options
--- 14207    _word_option
--- 14229    _draw_schedule
--- 14268    _schedule_options
--- 14283    _miss_schedule
--- 14299    _scheduled_in
--- 14320    _grasp_template
--- 14347    _enroll_template
--- 14383    _redraw_template
--- 14433    create_schedule
--- 14477    _reform_template
--- 14507    update_schedule
--- 14539    _steer_template
--- 14582    pause_schedule
--- 14603    resume_schedule
--- 14623    drop_schedule
--- 14643    _launch_template
--- 14675    trigger_schedule
--- 14697    _diary_template
--- 14733    get_schedule
--- 14768    list_schedules
--- 14810  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 14815    _links_option
--- 14858    _read_link
--- 14900    _trail_template
--- 14947    _linked_template
--- 14979    _ensue_template
--- 15022    _undoings
--- 15050    _undo_template
--- 15091    _repent_template
--- 15131    add_compensation
--- 15171    _repeat_template
--- 15201    _blank_template
--- 15239    repeat_run
--- 15265  63_children.sql: Children: tasks that a step spawns and may wait for
--- 15274    _brood_template
--- 15304    _bind_template
--- 15336    _read_child
--- 15385    _child_queues
--- 15411    _birth
--- 15435    spawn_children
--- 15520    _cancel_option
--- 15543    _answer
--- 15563    _report_template
--- 15599    _tell_template
--- 15614    _judge_template
--- 15650    _ripe_template
--- 15677    _gather_template
--- 15742    _rally_template
--- 15819    _crop_template
--- 15870    _yield_template
--- 15891    _dismiss
--- 15912    _ditch_template
--- 15957    _perish_template
--- 15976    _orphan_template
--- 15991    await_children
--- 16048  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
--- 16055    _refuse_run
--- 16071    _read_run
--- 16091    create_workflow_run
--- 16149    update_workflow_run
--- 16180    _is_own
--- 16193    _flow_template
--- 16226    _score_template
--- 16263    _recorded_run
--- 16274    _recorded_tallies
--- 16286    _flows
--- 16320    _survey
--- 16376    get_workflow_run
--- 16426    _is_alike
--- 16441    _recorded_runs
--- 16476    _status_option
--- 16507    list_workflow_runs
--- 16591    _member_template
--- 16624    _members
--- 16659    get_workflow_tree
--- 16735    _used_template
--- 16752    _needed_runs
--- 16784    _merge_tallies
--- 16807    cleanup_workflow_runs
--- 16882  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
--- 16886    _word
--- 16900    _check_attributes
--- 16937    _attributes_option
--- 16954    _pinned_template
--- 16973    _pin_template
--- 17004    set_attributes
--- 17033    _told_template
--- 17046    get_attributes
--- 17064  66_messages.sql: Messages: a mailbox per task
--- 17071    _shut_template
--- 17114    _post_template
--- 17163    send_message
--- 17204    _hear_template
--- 17271    receive_message
--- 17309    _unhear_template
--- 17330    _tidy_template
--- 17357    _inbox_template
--- 17383    list_messages
--- 17405  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
--- 17416    _resolve_function
--- 17473    _hire_template
--- 17495    register_handler
--- 17519    unregister_handler
--- 17538    _staff_template
--- 17559    list_handlers
--- 17595    _number_step
--- 17626    _order
--- 17642    step
--- 17676    _doze
--- 17693    sleep_for
--- 17714    sleep_until
--- 17737    await
--- 17771    receive
--- 17803    children
--- 17839  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
--- 17851    _crew
--- 17899    _steps_given
--- 17926    _claim_batch
--- 17969    _grip_template
--- 17985    _begin_pass
--- 18011    _read_error
--- 18040    _carry_out
--- 18120    _run_pass (procedure)
--- 18151    _step_call
--- 18179    _obey (procedure)
--- 18217    _begin_shift
--- 18254    _begin_round
--- 18274    _leave_round
--- 18309    _handler_of
--- 18323    _advance (procedure)
--- 18348    work (procedure)
--- 18399  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 4664    _expire_template
+-- 4740    _timeout_reason
+-- 4759    _over_template
+-- 4781    _close_template
+-- 4811    _follow_template
+-- 4846  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4848    _segment_bytes
+-- 4869    _turn_template
+-- 4901    _turn0_template
+-- 4939    _spent0_template
+-- 4953    _dry0_template
+-- 4980    _left0_template
+-- 5011    _carry0_template
+-- 5055  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 5061    _remake_template
+-- 5119    _alive_template
+-- 5173    _home
+-- 5186    _settle_template
+-- 5208    rebuild_dispatch
+-- 5245    _recap_template
+-- 5276  35_tally.sql: The letter by which tallies know where a task stands
+-- 5278    _letter
+-- 5297    _letters
+-- 5309    _bound
+-- 5329    _tally_template
+-- 5354    _reckon_template
+-- 5381    _finish_template
+-- 5409    _moved_template
+-- 5440    _sum0_template
+-- 5476    _noted0_template
+-- 5511    _bank0_template
+-- 5531    _census_template
+-- 5553    _count_template
+-- 5575  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5585    _gate_number
+-- 5596    _enter_gate
+-- 5618    _limit_of
+-- 5636    _rule_template
+-- 5662    _reign_template
+-- 5676    _enrol_template
+-- 5703    _going_template
+-- 5719    _busy_template
+-- 5735    _everywhere_busy
+-- 5761    _closed_until
+-- 5781    _is_fresh
+-- 5796    _is_limited
+-- 5807    _started
+-- 5824    _left_over
+-- 5845    _slots_template
+-- 5895    _vacate_template
+-- 5958    _unbar_template
+-- 5987    _intake_template
+-- 6008    _sift0_template
+-- 6095    _line_template
+-- 6155    _keys_template
+-- 6209    _admit_template
+-- 6272    _spare_template
+-- 6294    _choose_template
+-- 6340    _named_template
+-- 6367    _weed_template
+-- 6403    _cull_template
+-- 6434    _seize_template
+-- 6509    _quit_template
+-- 6537    _occupy_template
+-- 6577    _chance_template
+-- 6607    _align_template
+-- 6652  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6655    _want_template
+-- 6689    _names_option
+-- 6724    _order_queues
+-- 6760    _remember_names
+-- 6780    claim_any
+-- 6857    _check_order
+-- 6874  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6879    _put_template
+-- 6950    _enlist_template
+-- 6993    _new_template
+-- 7053    _tag_template
+-- 7071    _room_template
+-- 7098    _shed_template
+-- 7140    _first0_template
+-- 7181    _once_template
+-- 7230    _begun_template
+-- 7244    _blocks
+-- 7271    _meet_template
+-- 7305    _swap_template
+-- 7366    _series_template
+-- 7403    _found_template
+-- 7460    _abide
+-- 7482    _queues_named
+-- 7513    _voucher
+-- 7526    _vouch
+-- 7543    _vouch_template
+-- 7559    _check_named
+-- 7585    _check_follows
+-- 7602    _revouch
+-- 7618    _check_spawner
+-- 7642    spawn_task
+-- 7710    spawn_tasks
+-- 7762    _read_task
+-- 7780  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7785    _hold_template
+-- 7807    _deny_template
+-- 7847    _own_template
+-- 7867    _done_template
+-- 7915    complete_run
+-- 7938    _flush_template
+-- 8021    _why_template
+-- 8044    _read_runs
+-- 8090    _explain_bad_run
+-- 8115    complete_runs
+-- 8140    _end_template
+-- 8189    _lost_template
+-- 8209    _file_template
+-- 8236    _blame_template
+-- 8258    _again_template
+-- 8298    _queue_template
+-- 8319    _fail_template
+-- 8337    fail_run
+-- 8361    _nap_template
+-- 8390    schedule_run
+-- 8420    _free_template
+-- 8468    release_run
+-- 8493    _keep_template
+-- 8519    extend_claim
+-- 8542  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 8547    _mark_template
+-- 8569    _note_template
+-- 8599    set_task_checkpoint_state
+-- 8634    _recall_template
+-- 8656    get_task_checkpoint_state
+-- 8680    _list_template
+-- 8709    get_task_checkpoint_states
+-- 8735  43_events.sql: Wait for an event, or learn how the wait ended
+-- 8742    _wait_template
+-- 8814    _park_template
+-- 8856    _check_event
+-- 8875    await_event
+-- 8912    _emit_template
+-- 8975    emit_event
+-- 9001    _read_event_cursor
+-- 9039    _meant_template
+-- 9092    _leaf_template
+-- 9145    _sought_template
+-- 9161    _news_template
+-- 9214    list_events
+-- 9272  44_control.sql: Read a task, or raise TG003
+-- 9274    _fetch_template
+-- 9301    _stop_template
+-- 9333    _act_template
+-- 9355    _halt_template
+-- 9371    cancel_task
+-- 9393    _rerun_template
+-- 9471    _forget_template
+-- 9508    _redo_template
+-- 9544    _renew_template
+-- 9580    retry_task
+-- 9630    _show_template
+-- 9678    get_task_result
+-- 9713  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 9720    _purge_template
+-- 9750    _erase_template
+-- 9804    _first_uuid
+-- 9823    _sweep_template
+-- 9863    _clean
+-- 9897    cleanup_tasks
+-- 9918    cleanup_events
+-- 9939    cleanup_all_queues
+-- 9974  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 9976    _cap_template
+-- 10005    _write_limit
+-- 10028    _read_limit
+-- 10077    _check_limit_keys
+-- 10099    set_limit
+-- 10154    _usage_template
+-- 10232    _overall_usage
+-- 10276    limit_usage
+-- 10309  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 10311    _pause_template
+-- 10332    _halve_template
+-- 10362    _check_only
+-- 10385    pause_queue
+-- 10421    resume_queue
+-- 10447    get_queue_policy
+-- 10471    set_queue_policy
+-- 10489    list_namespaces
+-- 10506  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 10509    _read_filter
+-- 10545    _states_option
+-- 10576    _read_cursor
+-- 10595    _check_limit
+-- 10619    _find_template
+-- 10671    _seek_template
+-- 10723    _page_template
+-- 10801    _ended_template
+-- 10838    _fit_template
+-- 10879    _live_template
+-- 10916    _hints_template
+-- 10939    _hints0_template
+-- 10981    _rows_template
+-- 11032    list_tasks
+-- 11079    _peek_template
+-- 11137    get_task
+-- 11193    _runs_template
+-- 11242    list_runs
+-- 11273    _past_template
+-- 11349    _since_template
+-- 11367    get_task_history
+-- 11387    _held_template
+-- 11419    list_workers
+-- 11458    _read_place
+-- 11477    _acts_template
+-- 11503    list_actions
+-- 11535  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 11537    _abort_template
+-- 11574    cancel_tasks
+-- 11611    _check_meant
+-- 11633    _limit_option
+-- 11646    _retake_template
+-- 11684    requeue_task
+-- 11709    _regain_template
+-- 11744    requeue_tasks
+-- 11783    list_dead_letters
+-- 11827    _replay_template
+-- 11868    replay_dead_letters
+-- 11908    _bury_template
+-- 11950    purge_dead_letters
+-- 11980  49_stats.sql: When the first task that is ready became so; null if none is
+-- 11982    _oldest_template
+-- 12026    _elder0_template
+-- 12062    _tenure_template
+-- 12087    _is_wanted
+-- 12104    _stat_template
+-- 12150    queue_stats
+-- 12205    _from
+-- 12219    _tardy_template
+-- 12250    _counters (view)
+-- 12274    _gauge_template
+-- 12328    _spans_template
+-- 12381    metrics
+-- 12419    _xmin_age
+-- 12438    prometheus
+-- 12497    _label_text
+-- 12520    _schedule_problems
+-- 12557    health
+-- 12613  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 12618    _tick_template
+-- 12643    _ticked (sequence)
+-- 12649    _set_ticked
+-- 12662    ticker
+-- 12709    ticker_loop (procedure)
+-- 12735  51_cron.sql: Whether pg_cron is installed in this database
+-- 12737    _has_cron
+-- 12747    _cron_has_seconds
+-- 12766    _plan_cron
+-- 12801    _work_option
+-- 12834    _explain_no_cron
+-- 12867    start
+-- 12904    _unschedule
+-- 12920    _is_ours
+-- 12930    _drop_job
+-- 12949    stop
+-- 12969    _maintain
+-- 12991    status
+-- 13030  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 13034    _rights (view)
+-- 13151    _allowed
+-- 13196    _grant
+-- 13215    _grant_again
+-- 13231    _grant_queue
+-- 13246    _check_grant
+-- 13279    grant_access
+-- 13315    revoke_access
+-- 13370  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 13372    _refuse_schedule
+-- 13389    _cron_value
+-- 13403    _cron_field
+-- 13464    _read_every
+-- 13486    _read_schedule
+-- 13561    _cron_time
+-- 13599    _cron_reading
+-- 13638    _clock
+-- 13647    _clock_reads
+-- 13683    _clock_set
+-- 13711    _cron_passing
+-- 13749    _cron_next
+-- 13789    _check_timezone
+-- 13818    next_fire_time
+-- 13854  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 13867    _planning_number
+-- 13877    _replan_template
+-- 13891    _agenda_template
+-- 13908    _future_template
+-- 13936    _strike_template
+-- 13992    _chime_template
+-- 14048    _undone_template
+-- 14067    _planned_after
+-- 14086    _due_times
+-- 14136    _spawn_scheduled
+-- 14181    _check_task_options
+-- 14211    _word_option
+-- 14233    _draw_schedule
+-- 14272    _schedule_options
+-- 14287    _miss_schedule
+-- 14303    _scheduled_in
+-- 14324    _grasp_template
+-- 14351    _enroll_template
+-- 14387    _redraw_template
+-- 14437    create_schedule
+-- 14481    _reform_template
+-- 14511    update_schedule
+-- 14543    _steer_template
+-- 14586    pause_schedule
+-- 14607    resume_schedule
+-- 14627    drop_schedule
+-- 14647    _launch_template
+-- 14679    trigger_schedule
+-- 14701    _diary_template
+-- 14737    get_schedule
+-- 14772    list_schedules
+-- 14814  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 14819    _links_option
+-- 14862    _read_link
+-- 14904    _trail_template
+-- 14951    _linked_template
+-- 14983    _ensue_template
+-- 15026    _undoings
+-- 15054    _undo_template
+-- 15095    _repent_template
+-- 15135    add_compensation
+-- 15175    _repeat_template
+-- 15205    _blank_template
+-- 15243    repeat_run
+-- 15269  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 15278    _brood_template
+-- 15308    _bind_template
+-- 15340    _read_child
+-- 15389    _child_queues
+-- 15415    _birth
+-- 15439    spawn_children
+-- 15524    _cancel_option
+-- 15547    _answer
+-- 15567    _report_template
+-- 15603    _tell_template
+-- 15618    _judge_template
+-- 15654    _ripe_template
+-- 15681    _gather_template
+-- 15746    _rally_template
+-- 15823    _crop_template
+-- 15874    _yield_template
+-- 15895    _dismiss
+-- 15916    _ditch_template
+-- 15961    _perish_template
+-- 15980    _orphan_template
+-- 15995    await_children
+-- 16052  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
+-- 16059    _refuse_run
+-- 16075    _read_run
+-- 16095    create_workflow_run
+-- 16153    update_workflow_run
+-- 16184    _is_own
+-- 16197    _flow_template
+-- 16230    _score_template
+-- 16267    _recorded_run
+-- 16278    _recorded_tallies
+-- 16290    _flows
+-- 16324    _survey
+-- 16380    get_workflow_run
+-- 16430    _is_alike
+-- 16445    _recorded_runs
+-- 16480    _status_option
+-- 16511    list_workflow_runs
+-- 16595    _member_template
+-- 16628    _members
+-- 16663    get_workflow_tree
+-- 16739    _used_template
+-- 16756    _needed_runs
+-- 16788    _merge_tallies
+-- 16811    cleanup_workflow_runs
+-- 16886  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
+-- 16890    _word
+-- 16904    _check_attributes
+-- 16941    _attributes_option
+-- 16958    _pinned_template
+-- 16977    _pin_template
+-- 17008    set_attributes
+-- 17037    _told_template
+-- 17050    get_attributes
+-- 17068  66_messages.sql: Messages: a mailbox per task
+-- 17075    _shut_template
+-- 17118    _post_template
+-- 17167    send_message
+-- 17208    _hear_template
+-- 17275    receive_message
+-- 17313    _unhear_template
+-- 17334    _tidy_template
+-- 17361    _inbox_template
+-- 17387    list_messages
+-- 17409  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
+-- 17420    _resolve_function
+-- 17477    _hire_template
+-- 17499    register_handler
+-- 17523    unregister_handler
+-- 17542    _staff_template
+-- 17563    list_handlers
+-- 17599    _number_step
+-- 17630    _order
+-- 17646    step
+-- 17680    _doze
+-- 17697    sleep_for
+-- 17718    sleep_until
+-- 17741    await
+-- 17775    receive
+-- 17807    children
+-- 17843  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
+-- 17855    _crew
+-- 17903    _steps_given
+-- 17930    _claim_batch
+-- 17973    _grip_template
+-- 17989    _begin_pass
+-- 18015    _read_error
+-- 18044    _carry_out
+-- 18124    _run_pass (procedure)
+-- 18155    _step_call
+-- 18183    _obey (procedure)
+-- 18221    _begin_shift
+-- 18258    _begin_round
+-- 18278    _leave_round
+-- 18313    _handler_of
+-- 18327    _advance (procedure)
+-- 18352    work (procedure)
+-- 18403  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -4625,18 +4625,22 @@ begin
   end loop;
 
   if v_sleepers <> '{}' then
-    select array_agg(d.task_id order by d.place), array_agg(d.turn order by d.place)
+    -- of two segments, too, what came due first is queued first
+    select
+      array_agg(d.task_id order by t.available_at, d.place),
+      array_agg(d.turn order by t.available_at, d.place)
     into v_task_ids, v_turns
     from (
       select u.task_id, u.turn, min(u.place) as place
       from unnest(v_sleepers) with ordinality as u(task_id, turn, place)
       group by u.task_id, u.turn
     ) as d
-    where exists (
-      select from teguh.t_template as t
+    cross join lateral (
+      select t.available_at
+      from teguh.t_template as t
       where (t.task_id, t.turn, t.state) = (d.task_id, d.turn, 'sleeping')
       offset 0
-    );
+    ) as t;
     if v_task_ids is not null then
       perform teguh._push_template('r', v_task_ids, v_turns);
     end if;

@@ -109,6 +109,11 @@ LINES = {
         "k.n >= v_last.xid::text::bigint",
         "false",
     ),
+    "sleepers of an older segment go first": (
+        "_fire_template",
+        "select t.available_at",
+        "select now() as available_at",
+    ),
     "an extended lease has no timer": (
         "_expire_template",
         "'l', array[v_timer.task_id], array[v_timer.turn], array[v_timer.due_at]",

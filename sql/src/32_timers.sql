@@ -327,18 +327,22 @@ begin
   end loop;
 
   if v_sleepers <> '{}' then
-    select array_agg(d.task_id order by d.place), array_agg(d.turn order by d.place)
+    -- of two segments, too, what came due first is queued first
+    select
+      array_agg(d.task_id order by t.available_at, d.place),
+      array_agg(d.turn order by t.available_at, d.place)
     into v_task_ids, v_turns
     from (
       select u.task_id, u.turn, min(u.place) as place
       from unnest(v_sleepers) with ordinality as u(task_id, turn, place)
       group by u.task_id, u.turn
     ) as d
-    where exists (
-      select from teguh.t_template as t
+    cross join lateral (
+      select t.available_at
+      from teguh.t_template as t
       where (t.task_id, t.turn, t.state) = (d.task_id, d.turn, 'sleeping')
       offset 0
-    );
+    ) as t;
     if v_task_ids is not null then
       perform teguh._push_template('r', v_task_ids, v_turns);
     end if;
