@@ -8,595 +8,596 @@
 -- Generated from sql/src by tools/build_sql.py (`make sql`): edit the modules, not this file.
 --
 -- Line  What stands there
---  601  00_install.sql
---  649  01_version.sql: What the schema is, and its version
---  656    version
---  668  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
---  670    current_time
---  689    _after
---  704    _micros
---  715  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
---  747    _random_bytes
---  766    _make_uuidv7
---  789    portable_uuidv7
---  819    uuidv7_timestamp
---  845    _task_id
---  870    _run_id
---  885    _run_task
---  896    _run_number
---  910  12_types.sql: The composite types that functions pass to each other
---  915    _gap (type)
---  923    _late (type)
---  930    _timer (type)
---  937    _tally (type)
---  948    _picked (type)
---  960    _spawn (type)
---  985    _cron (type)
---  999    _filter (type)
--- 1014    job (type)
--- 1030    _shift (type)
--- 1077  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
--- 1079    _check_keys
--- 1112    _number_option
--- 1147    _integer_option
--- 1163    _whole_option
--- 1190    _text_option
--- 1216    _flag_option
--- 1238    _present
--- 1249    _name_option
--- 1266    _uuid_option
--- 1293    _tags_option
--- 1322    _check_name
--- 1349    _check_seconds
--- 1377    _check_isolation
--- 1396    _buckets_option
--- 1434    _check_policy
--- 1484    _check_spawn
--- 1531    _read_spawn_options
--- 1608    _time_option
--- 1629    _moment_option
--- 1661    _read_time_options
--- 1700    _unique_option
--- 1754    _inherit
--- 1784    _check_cancellation
--- 1801  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
--- 1804    _check_retry_strategy
--- 1842    _backoff
--- 1895    _fraction
--- 1906  20_tables.sql: Queues and the policy of each
--- 1908    queues (table)
--- 1941    grants (table)
--- 1955    limits (table)
--- 1976    pauses (table)
--- 1988    starts (table)
--- 2003    wanted (table)
--- 2015    schedules (table)
--- 2059    workflow_runs (table)
--- 2086    workflow_tallies (table)
--- 2106    handlers (table)
--- 2122    secrets (table)
--- 2133    versions (table)
--- 2148    t_template (table)
--- 2262    g_template (table)
--- 2274    v_template (table)
--- 2290    d_template (table)
--- 2304    p0_template (table)
--- 2317    p1_template (table)
--- 2362    l_template (table)
--- 2389    h_template (table)
--- 2409    k0_template (table)
--- 2422    k1_template (table)
--- 2452    n0_template (table)
--- 2463    n1_template (table)
--- 2479    n_template (table)
--- 2503    seq_template (sequence)
--- 2504    ring_template (sequence)
--- 2505    parked_template (sequence)
--- 2506    woken_template (sequence)
--- 2507    plan_template (sequence)
--- 2508    fired_template (sequence)
--- 2509    clock_template (sequence)
--- 2510    carry_template (sequence)
--- 2511    round_template (sequence)
--- 2512    agenda_template (sequence)
--- 2537    r_template (table)
--- 2554    a_template (table)
--- 2580    c_template (table)
--- 2596    e_template (table)
--- 2615    u_template (table)
--- 2628    j_template (table)
--- 2651    f_template (table)
--- 2664    m_template (table)
--- 2689    w_template (table)
--- 2704  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
--- 2707    validate_queue_name
--- 2749    _policy
--- 2792    _call
--- 2806    _template_ddl (view)
--- 2891    _stamp
--- 2903    _stamp_queues
--- 2931    _stamp_relation
--- 2971    _stamp_function
--- 3004    _function
--- 3016    _signature
--- 3027    _leave_extension
--- 3053    _lock_number
--- 3063    _share_queue
--- 3076    _may
--- 3092    _each_queue
--- 3114    _init_template
--- 3145    _hush_template
--- 3166    _beyond
--- 3175    create_queue
--- 3241    _refuse_busy
--- 3258    _reach_queue
--- 3274    drop_queue
--- 3304    _drop_all
--- 3362    list_queues
--- 3386  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
--- 3395    _push_template
--- 3436    _fill
--- 3456    _add0_template
--- 3524    _back0_template
--- 3536  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
--- 3541    _claim0_template
--- 3613    _pick0_template
--- 3696    _limits_template
--- 3737    _move0_template
--- 3799    _open_xids
--- 3819    _next0_template
--- 3848    _many0_template
--- 3877    _stuck0_template
--- 3915    _trim0_template
--- 3956    _bring_template
--- 3987    _take_template
--- 4069    _known_template
--- 4099    _paused_until
--- 4112    claim_task
--- 4173    _next_template
--- 4215    _soon0_template
--- 4273    next_due
--- 4298  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
--- 4312    _due0_template
--- 4393    _raise_xmax
--- 4411    _wind_template
--- 4450    _last0_template
--- 4495    _any0_template
--- 4522    _miss0_template
--- 4558    _pass0_template
--- 4603    _fire_template
--- 4664    _expire_template
--- 4740    _timeout_reason
--- 4759    _over_template
--- 4781    _close_template
--- 4811    _follow_template
--- 4846  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4848    _segment_bytes
--- 4869    _turn_template
--- 4901    _turn0_template
--- 4939    _spent0_template
--- 4953    _dry0_template
--- 4980    _left0_template
--- 5011    _carry0_template
--- 5055  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 5061    _remake_template
--- 5119    _alive_template
--- 5173    _home
--- 5186    _settle_template
--- 5208    rebuild_dispatch
--- 5245    _recap_template
--- 5276  35_tally.sql: The letter by which tallies know where a task stands
--- 5278    _letter
--- 5297    _letters
--- 5309    _bound
--- 5329    _tally_template
--- 5354    _reckon_template
--- 5381    _finish_template
--- 5409    _moved_template
--- 5440    _sum0_template
--- 5476    _noted0_template
--- 5511    _bank0_template
--- 5531    _census_template
--- 5553    _count_template
--- 5575  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5585    _gate_number
--- 5596    _enter_gate
--- 5618    _limit_of
--- 5636    _rule_template
--- 5662    _reign_template
--- 5676    _enrol_template
--- 5703    _going_template
--- 5719    _busy_template
--- 5735    _everywhere_busy
--- 5761    _closed_until
--- 5781    _is_fresh
--- 5796    _is_limited
--- 5807    _started
--- 5824    _left_over
--- 5845    _slots_template
--- 5895    _vacate_template
--- 5958    _unbar_template
--- 5987    _intake_template
--- 6008    _sift0_template
--- 6095    _line_template
--- 6155    _keys_template
--- 6209    _admit_template
--- 6272    _spare_template
--- 6294    _choose_template
--- 6340    _named_template
--- 6367    _weed_template
--- 6403    _cull_template
--- 6434    _seize_template
--- 6509    _quit_template
--- 6537    _occupy_template
--- 6577    _chance_template
--- 6607    _align_template
--- 6652  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 6655    _want_template
--- 6689    _names_option
--- 6724    _order_queues
--- 6760    _remember_names
--- 6780    claim_any
--- 6857    _check_order
--- 6874  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6879    _put_template
--- 6950    _enlist_template
--- 6993    _new_template
--- 7053    _tag_template
--- 7071    _room_template
--- 7098    _shed_template
--- 7140    _first0_template
--- 7181    _once_template
--- 7230    _begun_template
--- 7244    _blocks
--- 7271    _meet_template
--- 7305    _swap_template
--- 7366    _series_template
--- 7403    _found_template
--- 7460    _abide
--- 7482    _queues_named
--- 7513    _voucher
--- 7526    _vouch
--- 7543    _vouch_template
--- 7559    _check_named
--- 7585    _check_follows
--- 7602    _revouch
--- 7618    _check_spawner
--- 7642    spawn_task
--- 7710    spawn_tasks
--- 7762    _read_task
--- 7780  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7785    _hold_template
--- 7807    _deny_template
--- 7847    _own_template
--- 7867    _done_template
--- 7915    complete_run
--- 7938    _flush_template
--- 8021    _why_template
--- 8044    _read_runs
--- 8090    _explain_bad_run
--- 8115    complete_runs
--- 8140    _end_template
--- 8189    _lost_template
--- 8209    _file_template
--- 8236    _blame_template
--- 8258    _again_template
--- 8298    _queue_template
--- 8319    _fail_template
--- 8337    fail_run
--- 8361    _nap_template
--- 8390    schedule_run
--- 8420    _free_template
--- 8468    release_run
--- 8493    _keep_template
--- 8519    extend_claim
--- 8542  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 8547    _mark_template
--- 8569    _note_template
--- 8599    set_task_checkpoint_state
--- 8634    _recall_template
--- 8656    get_task_checkpoint_state
--- 8680    _list_template
--- 8709    get_task_checkpoint_states
--- 8735  43_events.sql: Wait for an event, or learn how the wait ended
--- 8742    _wait_template
--- 8814    _park_template
--- 8856    _check_event
--- 8875    await_event
--- 8912    _emit_template
--- 8975    emit_event
--- 9001    _read_event_cursor
--- 9039    _meant_template
--- 9092    _leaf_template
--- 9145    _sought_template
--- 9161    _news_template
--- 9214    list_events
--- 9272  44_control.sql: Read a task, or raise TG003
--- 9274    _fetch_template
--- 9301    _stop_template
--- 9333    _act_template
--- 9355    _halt_template
--- 9371    cancel_task
--- 9393    _rerun_template
--- 9471    _forget_template
--- 9508    _redo_template
--- 9544    _renew_template
--- 9580    retry_task
--- 9630    _show_template
--- 9678    get_task_result
--- 9713  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 9720    _purge_template
--- 9750    _erase_template
--- 9804    _first_uuid
--- 9823    _sweep_template
--- 9863    _clean
--- 9897    cleanup_tasks
--- 9918    cleanup_events
--- 9939    cleanup_all_queues
--- 9974  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 9976    _cap_template
--- 10005    _write_limit
--- 10028    _read_limit
--- 10077    _check_limit_keys
--- 10099    set_limit
--- 10154    _usage_template
--- 10232    _overall_usage
--- 10276    limit_usage
--- 10309  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 10311    _pause_template
--- 10332    _halve_template
--- 10362    _check_only
--- 10385    pause_queue
--- 10421    resume_queue
--- 10447    get_queue_policy
--- 10471    set_queue_policy
--- 10489    list_namespaces
--- 10506  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 10509    _read_filter
--- 10545    _states_option
--- 10576    _read_cursor
--- 10595    _check_limit
--- 10619    _find_template
--- 10671    _seek_template
--- 10723    _page_template
--- 10801    _ended_template
--- 10838    _fit_template
--- 10879    _live_template
--- 10916    _hints_template
--- 10939    _hints0_template
--- 10981    _rows_template
--- 11032    list_tasks
--- 11079    _peek_template
--- 11137    get_task
--- 11193    _runs_template
--- 11242    list_runs
--- 11273    _past_template
--- 11349    _since_template
--- 11367    get_task_history
--- 11387    _held_template
--- 11419    list_workers
--- 11458    _read_place
--- 11477    _acts_template
--- 11503    list_actions
--- 11535  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 11537    _abort_template
--- 11574    cancel_tasks
--- 11611    _check_meant
--- 11633    _limit_option
--- 11646    _retake_template
--- 11684    requeue_task
--- 11709    _regain_template
--- 11744    requeue_tasks
--- 11783    list_dead_letters
--- 11827    _replay_template
--- 11868    replay_dead_letters
--- 11908    _bury_template
--- 11950    purge_dead_letters
--- 11980  49_stats.sql: When the first task that is ready became so; null if none is
--- 11982    _oldest_template
--- 12026    _elder0_template
--- 12062    _tenure_template
--- 12087    _is_wanted
--- 12104    _stat_template
--- 12150    queue_stats
--- 12205    _from
--- 12219    _tardy_template
--- 12250    _counters (view)
--- 12274    _gauge_template
--- 12328    _spans_template
--- 12381    metrics
--- 12419    _xmin_age
--- 12438    prometheus
--- 12497    _label_text
--- 12520    _schedule_problems
--- 12557    health
--- 12613  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 12618    _tick_template
--- 12643    _ticked (sequence)
--- 12649    _set_ticked
--- 12662    ticker
--- 12709    ticker_loop (procedure)
--- 12735  51_cron.sql: Whether pg_cron is installed in this database
--- 12737    _has_cron
--- 12747    _cron_has_seconds
--- 12766    _plan_cron
--- 12801    _work_option
--- 12834    _explain_no_cron
--- 12867    start
--- 12904    _unschedule
--- 12920    _is_ours
--- 12930    _drop_job
--- 12949    stop
--- 12969    _maintain
--- 12991    status
--- 13030  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 13034    _rights (view)
--- 13151    _allowed
--- 13196    _grant
--- 13215    _grant_again
--- 13231    _grant_queue
--- 13246    _check_grant
--- 13279    grant_access
--- 13315    revoke_access
--- 13370  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 13372    _refuse_schedule
--- 13389    _cron_value
--- 13403    _cron_field
--- 13464    _read_every
--- 13486    _read_schedule
--- 13561    _cron_time
--- 13599    _cron_reading
--- 13638    _clock
--- 13647    _clock_reads
--- 13683    _clock_set
--- 13711    _cron_passing
--- 13749    _cron_next
--- 13789    _check_timezone
--- 13818    next_fire_time
--- 13854  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 13867    _planning_number
--- 13877    _replan_template
--- 13891    _agenda_template
--- 13908    _future_template
--- 13936    _strike_template
--- 13992    _chime_template
--- 14048    _undone_template
--- 14067    _planned_after
--- 14086    _due_times
--- 14136    _spawn_scheduled
--- 14181    _check_task_options
--- 14211    _word_option
--- 14233    _draw_schedule
--- 14272    _schedule_options
--- 14287    _miss_schedule
--- 14303    _scheduled_in
--- 14324    _grasp_template
--- 14351    _enroll_template
--- 14387    _redraw_template
--- 14437    create_schedule
--- 14481    _reform_template
--- 14511    update_schedule
--- 14543    _steer_template
--- 14586    pause_schedule
--- 14607    resume_schedule
--- 14627    drop_schedule
--- 14647    _launch_template
--- 14679    trigger_schedule
--- 14701    _diary_template
--- 14737    get_schedule
--- 14772    list_schedules
--- 14814  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 14819    _links_option
--- 14862    _read_link
--- 14904    _trail_template
--- 14951    _linked_template
--- 14983    _ensue_template
--- 15026    _undoings
--- 15054    _undo_template
--- 15095    _repent_template
--- 15135    add_compensation
--- 15175    _repeat_template
--- 15205    _blank_template
--- 15243    repeat_run
--- 15269  63_children.sql: Children: tasks that a step spawns and may wait for
--- 15278    _brood_template
--- 15308    _bind_template
--- 15340    _read_child
--- 15389    _child_queues
--- 15415    _birth
--- 15439    spawn_children
--- 15524    _cancel_option
--- 15547    _answer
--- 15567    _report_template
--- 15603    _tell_template
--- 15618    _judge_template
--- 15654    _ripe_template
--- 15681    _gather_template
--- 15746    _rally_template
--- 15823    _crop_template
--- 15874    _yield_template
--- 15895    _dismiss
--- 15916    _ditch_template
--- 15961    _perish_template
--- 15980    _orphan_template
--- 15995    await_children
--- 16052  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
--- 16059    _refuse_run
--- 16075    _read_run
--- 16095    create_workflow_run
--- 16153    update_workflow_run
--- 16184    _is_own
--- 16197    _flow_template
--- 16230    _score_template
--- 16267    _recorded_run
--- 16278    _recorded_tallies
--- 16290    _flows
--- 16324    _survey
--- 16380    get_workflow_run
--- 16430    _is_alike
--- 16445    _recorded_runs
--- 16480    _status_option
--- 16511    list_workflow_runs
--- 16595    _member_template
--- 16628    _members
--- 16663    get_workflow_tree
--- 16739    _used_template
--- 16756    _needed_runs
--- 16788    _merge_tallies
--- 16811    cleanup_workflow_runs
--- 16886  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
--- 16890    _word
--- 16904    _check_attributes
--- 16941    _attributes_option
--- 16958    _pinned_template
--- 16977    _pin_template
--- 17008    set_attributes
--- 17037    _told_template
--- 17050    get_attributes
--- 17068  66_messages.sql: Messages: a mailbox per task
--- 17075    _shut_template
--- 17118    _post_template
--- 17167    send_message
--- 17208    _hear_template
--- 17275    receive_message
--- 17313    _unhear_template
--- 17334    _tidy_template
--- 17361    _inbox_template
--- 17387    list_messages
--- 17409  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
--- 17420    _resolve_function
--- 17477    _hire_template
--- 17499    register_handler
--- 17523    unregister_handler
--- 17542    _staff_template
--- 17563    list_handlers
--- 17599    _number_step
--- 17630    _order
--- 17646    step
--- 17680    _doze
--- 17697    sleep_for
--- 17718    sleep_until
--- 17741    await
--- 17775    receive
--- 17807    children
--- 17843  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
--- 17855    _crew
--- 17903    _steps_given
--- 17930    _claim_batch
--- 17973    _grip_template
--- 17989    _begin_pass
--- 18015    _read_error
--- 18044    _carry_out
--- 18124    _run_pass (procedure)
--- 18155    _step_call
--- 18183    _obey (procedure)
--- 18221    _begin_shift
--- 18258    _begin_round
--- 18278    _leave_round
--- 18313    _handler_of
--- 18327    _advance (procedure)
--- 18352    work (procedure)
--- 18403  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+--  602  00_install.sql
+--  650  01_version.sql: What the schema is, and its version
+--  657    version
+--  669  10_clock.sql: The one clock of the engine.  The setting teguh.fake_now stops it for tests
+--  671    current_time
+--  690    _after
+--  705    _micros
+--  716  11_uuid.sql: Ten random bytes.  pgcrypto's generator is used when the extension is
+--  748    _random_bytes
+--  767    _make_uuidv7
+--  790    portable_uuidv7
+--  820    uuidv7_timestamp
+--  846    _task_id
+--  871    _run_id
+--  886    _run_task
+--  897    _run_number
+--  911  12_types.sql: The composite types that functions pass to each other
+--  916    _gap (type)
+--  924    _late (type)
+--  931    _timer (type)
+--  938    _tally (type)
+--  949    _picked (type)
+--  961    _spawn (type)
+--  986    _cron (type)
+-- 1000    _filter (type)
+-- 1015    job (type)
+-- 1031    _shift (type)
+-- 1078  13_options.sql: Refuse keys that are not options.  An option misspelt must never be ignored
+-- 1080    _check_keys
+-- 1113    _number_option
+-- 1148    _integer_option
+-- 1164    _whole_option
+-- 1191    _text_option
+-- 1217    _flag_option
+-- 1239    _present
+-- 1250    _name_option
+-- 1267    _uuid_option
+-- 1294    _tags_option
+-- 1323    _check_name
+-- 1350    _check_seconds
+-- 1378    _check_isolation
+-- 1397    _buckets_option
+-- 1435    _check_policy
+-- 1485    _check_spawn
+-- 1532    _read_spawn_options
+-- 1609    _time_option
+-- 1630    _moment_option
+-- 1662    _read_time_options
+-- 1701    _unique_option
+-- 1755    _inherit
+-- 1785    _check_cancellation
+-- 1802  14_retry.sql: Refuse a retry strategy that could not be carried out.  Null is the default
+-- 1805    _check_retry_strategy
+-- 1843    _backoff
+-- 1896    _fraction
+-- 1907  20_tables.sql: Queues and the policy of each
+-- 1909    queues (table)
+-- 1942    grants (table)
+-- 1956    limits (table)
+-- 1977    pauses (table)
+-- 1989    starts (table)
+-- 2004    wanted (table)
+-- 2016    schedules (table)
+-- 2060    workflow_runs (table)
+-- 2087    workflow_tallies (table)
+-- 2107    handlers (table)
+-- 2123    secrets (table)
+-- 2134    versions (table)
+-- 2149    t_template (table)
+-- 2263    g_template (table)
+-- 2275    v_template (table)
+-- 2291    d_template (table)
+-- 2305    p0_template (table)
+-- 2318    p1_template (table)
+-- 2363    l_template (table)
+-- 2390    h_template (table)
+-- 2410    k0_template (table)
+-- 2423    k1_template (table)
+-- 2453    n0_template (table)
+-- 2464    n1_template (table)
+-- 2480    n_template (table)
+-- 2504    seq_template (sequence)
+-- 2505    ring_template (sequence)
+-- 2506    parked_template (sequence)
+-- 2507    woken_template (sequence)
+-- 2508    plan_template (sequence)
+-- 2509    fired_template (sequence)
+-- 2510    clock_template (sequence)
+-- 2511    carry_template (sequence)
+-- 2512    round_template (sequence)
+-- 2513    agenda_template (sequence)
+-- 2538    r_template (table)
+-- 2555    a_template (table)
+-- 2581    c_template (table)
+-- 2597    e_template (table)
+-- 2616    u_template (table)
+-- 2629    j_template (table)
+-- 2652    f_template (table)
+-- 2665    m_template (table)
+-- 2690    w_template (table)
+-- 2705  21_queues.sql: Check a queue's name and hand it back.  Names of tables and functions are made
+-- 2708    validate_queue_name
+-- 2750    _policy
+-- 2793    _call
+-- 2807    _template_ddl (view)
+-- 2892    _stamp
+-- 2904    _stamp_queues
+-- 2932    _stamp_relation
+-- 2972    _stamp_function
+-- 3005    _function
+-- 3017    _signature
+-- 3028    _leave_extension
+-- 3054    _lock_number
+-- 3065    _has_tables
+-- 3081    _share_queue
+-- 3094    _may
+-- 3110    _each_queue
+-- 3132    _init_template
+-- 3163    _hush_template
+-- 3184    _beyond
+-- 3193    create_queue
+-- 3259    _refuse_busy
+-- 3276    _reach_queue
+-- 3292    drop_queue
+-- 3322    _drop_all
+-- 3380    list_queues
+-- 3404  30_enqueue.sql: Queue tasks: ready to be claimed (kind r), or as timers that come due later
+-- 3413    _push_template
+-- 3454    _fill
+-- 3474    _add0_template
+-- 3542    _back0_template
+-- 3554  31_claim.sql: Claim up to p_qty ready tasks of one segment, oldest first, and set the timers of
+-- 3559    _claim0_template
+-- 3631    _pick0_template
+-- 3714    _limits_template
+-- 3755    _move0_template
+-- 3817    _open_xids
+-- 3837    _next0_template
+-- 3866    _many0_template
+-- 3895    _stuck0_template
+-- 3933    _trim0_template
+-- 3974    _bring_template
+-- 4005    _take_template
+-- 4087    _known_template
+-- 4117    _paused_until
+-- 4130    claim_task
+-- 4191    _next_template
+-- 4233    _soon0_template
+-- 4291    next_due
+-- 4316  32_timers.sql: Collect the timers of one kind that have come due in a segment, up to p_limit,
+-- 4330    _due0_template
+-- 4411    _raise_xmax
+-- 4429    _wind_template
+-- 4468    _last0_template
+-- 4513    _any0_template
+-- 4540    _miss0_template
+-- 4576    _pass0_template
+-- 4621    _fire_template
+-- 4682    _expire_template
+-- 4758    _timeout_reason
+-- 4777    _over_template
+-- 4799    _close_template
+-- 4829    _follow_template
+-- 4864  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4866    _segment_bytes
+-- 4887    _turn_template
+-- 4919    _turn0_template
+-- 4957    _spent0_template
+-- 4971    _dry0_template
+-- 4998    _left0_template
+-- 5029    _carry0_template
+-- 5073  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 5079    _remake_template
+-- 5137    _alive_template
+-- 5191    _home
+-- 5204    _settle_template
+-- 5226    rebuild_dispatch
+-- 5263    _recap_template
+-- 5294  35_tally.sql: The letter by which tallies know where a task stands
+-- 5296    _letter
+-- 5315    _letters
+-- 5327    _bound
+-- 5347    _tally_template
+-- 5372    _reckon_template
+-- 5399    _finish_template
+-- 5427    _moved_template
+-- 5458    _sum0_template
+-- 5494    _noted0_template
+-- 5529    _bank0_template
+-- 5549    _census_template
+-- 5571    _count_template
+-- 5593  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5603    _gate_number
+-- 5614    _enter_gate
+-- 5636    _limit_of
+-- 5654    _rule_template
+-- 5680    _reign_template
+-- 5694    _enrol_template
+-- 5721    _going_template
+-- 5737    _busy_template
+-- 5753    _everywhere_busy
+-- 5779    _closed_until
+-- 5799    _is_fresh
+-- 5814    _is_limited
+-- 5825    _started
+-- 5842    _left_over
+-- 5863    _slots_template
+-- 5913    _vacate_template
+-- 5976    _unbar_template
+-- 6005    _intake_template
+-- 6026    _sift0_template
+-- 6113    _line_template
+-- 6173    _keys_template
+-- 6227    _admit_template
+-- 6290    _spare_template
+-- 6312    _choose_template
+-- 6358    _named_template
+-- 6385    _weed_template
+-- 6421    _cull_template
+-- 6452    _seize_template
+-- 6527    _quit_template
+-- 6555    _occupy_template
+-- 6595    _chance_template
+-- 6625    _align_template
+-- 6670  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6673    _want_template
+-- 6707    _names_option
+-- 6742    _order_queues
+-- 6780    _remember_names
+-- 6800    claim_any
+-- 6877    _check_order
+-- 6894  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6899    _put_template
+-- 6970    _enlist_template
+-- 7013    _new_template
+-- 7073    _tag_template
+-- 7091    _room_template
+-- 7118    _shed_template
+-- 7160    _first0_template
+-- 7201    _once_template
+-- 7250    _begun_template
+-- 7264    _blocks
+-- 7291    _meet_template
+-- 7325    _swap_template
+-- 7386    _series_template
+-- 7423    _found_template
+-- 7480    _abide
+-- 7502    _queues_named
+-- 7533    _voucher
+-- 7546    _vouch
+-- 7563    _vouch_template
+-- 7579    _check_named
+-- 7605    _check_follows
+-- 7622    _revouch
+-- 7638    _check_spawner
+-- 7662    spawn_task
+-- 7730    spawn_tasks
+-- 7782    _read_task
+-- 7800  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7805    _hold_template
+-- 7827    _deny_template
+-- 7867    _own_template
+-- 7887    _done_template
+-- 7935    complete_run
+-- 7958    _flush_template
+-- 8041    _why_template
+-- 8064    _read_runs
+-- 8110    _explain_bad_run
+-- 8135    complete_runs
+-- 8160    _end_template
+-- 8209    _lost_template
+-- 8229    _file_template
+-- 8256    _blame_template
+-- 8278    _again_template
+-- 8318    _queue_template
+-- 8339    _fail_template
+-- 8357    fail_run
+-- 8381    _nap_template
+-- 8410    schedule_run
+-- 8440    _free_template
+-- 8488    release_run
+-- 8513    _keep_template
+-- 8539    extend_claim
+-- 8562  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 8567    _mark_template
+-- 8589    _note_template
+-- 8619    set_task_checkpoint_state
+-- 8654    _recall_template
+-- 8676    get_task_checkpoint_state
+-- 8700    _list_template
+-- 8729    get_task_checkpoint_states
+-- 8755  43_events.sql: Wait for an event, or learn how the wait ended
+-- 8762    _wait_template
+-- 8834    _park_template
+-- 8876    _check_event
+-- 8895    await_event
+-- 8932    _emit_template
+-- 8995    emit_event
+-- 9021    _read_event_cursor
+-- 9059    _meant_template
+-- 9112    _leaf_template
+-- 9165    _sought_template
+-- 9181    _news_template
+-- 9234    list_events
+-- 9292  44_control.sql: Read a task, or raise TG003
+-- 9294    _fetch_template
+-- 9321    _stop_template
+-- 9353    _act_template
+-- 9375    _halt_template
+-- 9391    cancel_task
+-- 9413    _rerun_template
+-- 9491    _forget_template
+-- 9528    _redo_template
+-- 9564    _renew_template
+-- 9600    retry_task
+-- 9650    _show_template
+-- 9698    get_task_result
+-- 9733  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 9740    _purge_template
+-- 9770    _erase_template
+-- 9824    _first_uuid
+-- 9843    _sweep_template
+-- 9883    _clean
+-- 9917    cleanup_tasks
+-- 9938    cleanup_events
+-- 9959    cleanup_all_queues
+-- 9994  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 9996    _cap_template
+-- 10025    _write_limit
+-- 10048    _read_limit
+-- 10097    _check_limit_keys
+-- 10119    set_limit
+-- 10174    _usage_template
+-- 10252    _overall_usage
+-- 10296    limit_usage
+-- 10329  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 10331    _pause_template
+-- 10352    _halve_template
+-- 10382    _check_only
+-- 10405    pause_queue
+-- 10441    resume_queue
+-- 10467    get_queue_policy
+-- 10491    set_queue_policy
+-- 10509    list_namespaces
+-- 10526  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 10529    _read_filter
+-- 10565    _states_option
+-- 10596    _read_cursor
+-- 10615    _check_limit
+-- 10639    _find_template
+-- 10691    _seek_template
+-- 10743    _page_template
+-- 10821    _ended_template
+-- 10858    _fit_template
+-- 10899    _live_template
+-- 10936    _hints_template
+-- 10959    _hints0_template
+-- 11001    _rows_template
+-- 11052    list_tasks
+-- 11099    _peek_template
+-- 11157    get_task
+-- 11213    _runs_template
+-- 11262    list_runs
+-- 11293    _past_template
+-- 11369    _since_template
+-- 11387    get_task_history
+-- 11407    _held_template
+-- 11439    list_workers
+-- 11479    _read_place
+-- 11498    _acts_template
+-- 11524    list_actions
+-- 11556  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 11558    _abort_template
+-- 11595    cancel_tasks
+-- 11632    _check_meant
+-- 11654    _limit_option
+-- 11667    _retake_template
+-- 11705    requeue_task
+-- 11730    _regain_template
+-- 11765    requeue_tasks
+-- 11804    list_dead_letters
+-- 11848    _replay_template
+-- 11889    replay_dead_letters
+-- 11929    _bury_template
+-- 11971    purge_dead_letters
+-- 12001  49_stats.sql: When the first task that is ready became so; null if none is
+-- 12003    _oldest_template
+-- 12047    _elder0_template
+-- 12083    _tenure_template
+-- 12108    _is_wanted
+-- 12125    _stat_template
+-- 12171    queue_stats
+-- 12227    _from
+-- 12241    _tardy_template
+-- 12272    _counters (view)
+-- 12296    _gauge_template
+-- 12350    _spans_template
+-- 12403    metrics
+-- 12442    _xmin_age
+-- 12461    prometheus
+-- 12520    _label_text
+-- 12543    _schedule_problems
+-- 12581    health
+-- 12637  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 12642    _tick_template
+-- 12667    _ticked (sequence)
+-- 12673    _set_ticked
+-- 12686    ticker
+-- 12733    ticker_loop (procedure)
+-- 12759  51_cron.sql: Whether pg_cron is installed in this database
+-- 12761    _has_cron
+-- 12771    _cron_has_seconds
+-- 12790    _plan_cron
+-- 12825    _work_option
+-- 12858    _explain_no_cron
+-- 12891    start
+-- 12928    _unschedule
+-- 12944    _is_ours
+-- 12954    _drop_job
+-- 12973    stop
+-- 12993    _maintain
+-- 13015    status
+-- 13054  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 13058    _rights (view)
+-- 13175    _allowed
+-- 13220    _grant
+-- 13239    _grant_again
+-- 13255    _grant_queue
+-- 13270    _check_grant
+-- 13303    grant_access
+-- 13339    revoke_access
+-- 13394  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 13396    _refuse_schedule
+-- 13413    _cron_value
+-- 13427    _cron_field
+-- 13488    _read_every
+-- 13510    _read_schedule
+-- 13585    _cron_time
+-- 13623    _cron_reading
+-- 13662    _clock
+-- 13671    _clock_reads
+-- 13707    _clock_set
+-- 13735    _cron_passing
+-- 13773    _cron_next
+-- 13813    _check_timezone
+-- 13842    next_fire_time
+-- 13878  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 13891    _planning_number
+-- 13901    _replan_template
+-- 13915    _agenda_template
+-- 13932    _future_template
+-- 13960    _strike_template
+-- 14016    _chime_template
+-- 14072    _undone_template
+-- 14091    _planned_after
+-- 14110    _due_times
+-- 14160    _spawn_scheduled
+-- 14205    _check_task_options
+-- 14235    _word_option
+-- 14257    _draw_schedule
+-- 14296    _schedule_options
+-- 14311    _miss_schedule
+-- 14327    _scheduled_in
+-- 14348    _grasp_template
+-- 14375    _enroll_template
+-- 14411    _redraw_template
+-- 14461    create_schedule
+-- 14505    _reform_template
+-- 14535    update_schedule
+-- 14567    _steer_template
+-- 14610    pause_schedule
+-- 14631    resume_schedule
+-- 14651    drop_schedule
+-- 14671    _launch_template
+-- 14703    trigger_schedule
+-- 14725    _diary_template
+-- 14761    get_schedule
+-- 14796    list_schedules
+-- 14839  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 14844    _links_option
+-- 14887    _read_link
+-- 14929    _trail_template
+-- 14976    _linked_template
+-- 15008    _ensue_template
+-- 15051    _undoings
+-- 15079    _undo_template
+-- 15120    _repent_template
+-- 15160    add_compensation
+-- 15200    _repeat_template
+-- 15230    _blank_template
+-- 15268    repeat_run
+-- 15294  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 15303    _brood_template
+-- 15333    _bind_template
+-- 15365    _read_child
+-- 15414    _child_queues
+-- 15440    _birth
+-- 15464    spawn_children
+-- 15549    _cancel_option
+-- 15572    _answer
+-- 15592    _report_template
+-- 15628    _tell_template
+-- 15643    _judge_template
+-- 15679    _ripe_template
+-- 15706    _gather_template
+-- 15771    _rally_template
+-- 15848    _crop_template
+-- 15899    _yield_template
+-- 15920    _dismiss
+-- 15941    _ditch_template
+-- 15986    _perish_template
+-- 16005    _orphan_template
+-- 16020    await_children
+-- 16077  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
+-- 16084    _refuse_run
+-- 16100    _read_run
+-- 16120    create_workflow_run
+-- 16178    update_workflow_run
+-- 16209    _is_own
+-- 16222    _flow_template
+-- 16255    _score_template
+-- 16292    _recorded_run
+-- 16303    _recorded_tallies
+-- 16315    _flows
+-- 16350    _survey
+-- 16406    get_workflow_run
+-- 16456    _is_alike
+-- 16471    _recorded_runs
+-- 16506    _status_option
+-- 16537    list_workflow_runs
+-- 16621    _member_template
+-- 16654    _members
+-- 16690    get_workflow_tree
+-- 16766    _used_template
+-- 16783    _needed_runs
+-- 16815    _merge_tallies
+-- 16838    cleanup_workflow_runs
+-- 16913  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
+-- 16917    _word
+-- 16931    _check_attributes
+-- 16968    _attributes_option
+-- 16985    _pinned_template
+-- 17004    _pin_template
+-- 17035    set_attributes
+-- 17064    _told_template
+-- 17077    get_attributes
+-- 17095  66_messages.sql: Messages: a mailbox per task
+-- 17102    _shut_template
+-- 17145    _post_template
+-- 17194    send_message
+-- 17235    _hear_template
+-- 17302    receive_message
+-- 17340    _unhear_template
+-- 17361    _tidy_template
+-- 17388    _inbox_template
+-- 17414    list_messages
+-- 17436  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
+-- 17447    _resolve_function
+-- 17504    _hire_template
+-- 17526    register_handler
+-- 17550    unregister_handler
+-- 17569    _staff_template
+-- 17590    list_handlers
+-- 17627    _number_step
+-- 17658    _order
+-- 17674    step
+-- 17708    _doze
+-- 17725    sleep_for
+-- 17746    sleep_until
+-- 17769    await
+-- 17803    receive
+-- 17835    children
+-- 17871  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
+-- 17883    _crew
+-- 17931    _steps_given
+-- 17958    _claim_batch
+-- 18001    _grip_template
+-- 18017    _begin_pass
+-- 18043    _read_error
+-- 18072    _carry_out
+-- 18152    _run_pass (procedure)
+-- 18183    _step_call
+-- 18211    _obey (procedure)
+-- 18249    _begin_shift
+-- 18286    _begin_round
+-- 18306    _leave_round
+-- 18341    _handler_of
+-- 18355    _advance (procedure)
+-- 18380    work (procedure)
+-- 18431  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -3059,6 +3060,23 @@ as $$
   select hashtextextended('teguh.queue_' || p_queue_name, 0);
 $$;
 
+-- Whether a queue is there.  By a query, whose snapshot is newer than the lock that the caller
+-- holds: to_regclass() may go by what the session knew before.
+create or replace function teguh._has_tables(p_queue_name text)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return exists (
+    select from pg_class as c
+    where c.relnamespace = 'teguh'::regnamespace
+      and c.relname = 't_' || p_queue_name
+  );
+end;
+$$;
+
 -- Keep a queue from being dropped until the transaction ends.  False if it is being dropped.
 create or replace function teguh._share_queue(p_queue_name text)
   returns boolean
@@ -3068,7 +3086,7 @@ create or replace function teguh._share_queue(p_queue_name text)
 as $$
 begin
   return pg_try_advisory_xact_lock_shared(teguh._lock_number(p_queue_name))
-         and to_regclass('teguh.t_' || p_queue_name) is not null;
+         and teguh._has_tables(p_queue_name);
 end;
 $$;
 
@@ -3263,7 +3281,7 @@ create or replace function teguh._reach_queue(p_queue_name text)
 as $$
 begin
   perform pg_advisory_xact_lock_shared(teguh._lock_number(p_queue_name));
-  return to_regclass('teguh.t_' || p_queue_name) is not null;
+  return teguh._has_tables(p_queue_name);
 end;
 $$;
 
@@ -6729,7 +6747,9 @@ create or replace function teguh._order_queues(p_queue_names text[], p_order tex
 as $$
 declare
   v_names  text[] := coalesce(p_queue_names, array(
-    select q.queue_name from teguh.list_queues() as q where teguh._may('take', q.queue_name)
+    select q.queue_name
+    from teguh.list_queues() as q
+    where teguh._may('take', q.queue_name) and teguh._share_queue(q.queue_name)
   ));
   v_count  integer := cardinality(v_names);
   v_turn   integer;
@@ -11439,6 +11459,7 @@ begin
     where q.queue_name = p_queue_name
       or (p_queue_name is null and teguh._may('held', q.queue_name))
   loop
+    continue when not teguh._share_queue(queue_name);
     for worker_id, runs, oldest_start, soonest_lease_end in
       execute teguh._call('held', queue_name, 0)
     loop
@@ -12182,6 +12203,7 @@ begin
     where q.queue_name = p_queue_name
       or (p_queue_name is null and teguh._may('stat', q.queue_name))
   loop
+    continue when not teguh._share_queue(v_queue.queue_name);
     return query execute
       'select $1, s.pending, s.delayed, s.running, s.sleeping, s.waiting, s.completed, s.failed, '
       's.cancelled, s.expired, s.oldest_pending_age, s.oldest_lease_age, $2, s.unclaimable from '
@@ -12393,6 +12415,7 @@ begin
     from teguh.list_queues() as q
     where teguh._may('gauge', q.queue_name)
   loop
+    continue when not teguh._share_queue(v_queue_name);
     return query execute 'select * from ' || teguh._from('gauge', v_queue_name);
   end loop;
 
@@ -12536,6 +12559,7 @@ begin
     from teguh.list_queues() as q
     where teguh._may('tardy', q.queue_name)
   loop
+    continue when not teguh._share_queue(v_queue_name);
     execute
       'select t.overdue, t.lag_seconds, t.schedule_name, t.last_error from '
       || teguh._from('tardy', v_queue_name) || ' as t'
@@ -14802,6 +14826,7 @@ begin
     where q.queue_name = p_queue_name
       or (p_queue_name is null and teguh._may('diary', q.queue_name))
   loop
+    continue when not teguh._share_queue(v_queue_name);
     return query execute teguh._call('diary', v_queue_name, 1) using null::text;
   end loop;
 end;
@@ -16309,6 +16334,7 @@ begin
     from teguh.list_queues() as q
     where teguh._may('flow', q.queue_name)
   loop
+    continue when not teguh._share_queue(v_queue);
     return query execute teguh._call('flow', v_queue, 1) using p_run_ids;
   end loop;
 
@@ -16652,6 +16678,7 @@ begin
     from teguh.list_queues() as q
     where teguh._may('member', q.queue_name)
   loop
+    continue when not teguh._share_queue(v_queue);
     return query execute teguh._call('member', v_queue, 2) using p_run_id, p_limit;
   end loop;
 end;
@@ -17584,6 +17611,7 @@ begin
     where q.queue_name = p_queue_name
       or (p_queue_name is null and teguh._may('staff', q.queue_name))
   loop
+    continue when not teguh._share_queue(v_queue_name);
     return query execute teguh._call('staff', v_queue_name, 0);
   end loop;
 end;

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import threading
 import time
 from collections import Counter
@@ -1159,6 +1160,40 @@ def test_an_unknown_queue_stays_tg001_while_it_is_dropped(sessions: Sessions) ->
     with pytest.raises(psycopg.Error) as caught:
         claim(two)
     assert caught.value.sqlstate == "TG001"
+
+
+@pytest.mark.parametrize(
+    ("verb", "query"),
+    [
+        ("tick", "select teguh.ticker()"),
+        ("purge", "select teguh.cleanup_all_queues()"),
+        ("stat", "select teguh.queue_stats()"),
+        ("gauge", "select teguh.metrics()"),
+        ("held", "select teguh.list_workers()"),
+        ("diary", "select teguh.list_schedules()"),
+        ("staff", "select teguh.list_handlers()"),
+        ("flow", "select teguh.get_workflow_run(%(run)s)"),
+        ("member", "select teguh.get_workflow_tree(%(run)s)"),
+    ],
+)
+def test_who_goes_through_all_queues_passes_over_one_that_was_dropped_since(
+    sessions: Sessions, verb: str, query: str
+) -> None:
+    one, two = sessions.open(), sessions.open()
+    ask(one, "select teguh.create_queue('r')")
+    run = {"run": value(one, "select workflow_run_id from teguh.create_workflow_run('w')")}
+    ask(two, query, run)
+    text = value(
+        one, "select pg_get_functiondef(oid) from pg_proc where proname = %s", (f"_{verb}_q",)
+    )
+    wait = "\nbegin\n  perform pg_advisory_xact_lock_shared(7);\n"
+    ask(one, re.sub(r"\nbegin\n", wait, text, count=1, flags=re.IGNORECASE))
+    ask(one, "select pg_advisory_lock(7)")
+    late = sessions.start(two, query, run)
+    sessions.wait_until_blocked(two)
+    ask(one, "select teguh.drop_queue('r')")
+    ask(one, "select pg_advisory_unlock(7)")
+    late.result()
 
 
 def test_creating_one_queue_in_many_sessions_is_no_error(sessions: Sessions) -> None:

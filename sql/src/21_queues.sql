@@ -355,6 +355,23 @@ as $$
   select hashtextextended('teguh.queue_' || p_queue_name, 0);
 $$;
 
+-- Whether a queue is there.  By a query, whose snapshot is newer than the lock that the caller
+-- holds: to_regclass() may go by what the session knew before.
+create or replace function teguh._has_tables(p_queue_name text)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return exists (
+    select from pg_class as c
+    where c.relnamespace = 'teguh'::regnamespace
+      and c.relname = 't_' || p_queue_name
+  );
+end;
+$$;
+
 -- Keep a queue from being dropped until the transaction ends.  False if it is being dropped.
 create or replace function teguh._share_queue(p_queue_name text)
   returns boolean
@@ -364,7 +381,7 @@ create or replace function teguh._share_queue(p_queue_name text)
 as $$
 begin
   return pg_try_advisory_xact_lock_shared(teguh._lock_number(p_queue_name))
-         and to_regclass('teguh.t_' || p_queue_name) is not null;
+         and teguh._has_tables(p_queue_name);
 end;
 $$;
 
@@ -559,7 +576,7 @@ create or replace function teguh._reach_queue(p_queue_name text)
 as $$
 begin
   perform pg_advisory_xact_lock_shared(teguh._lock_number(p_queue_name));
-  return to_regclass('teguh.t_' || p_queue_name) is not null;
+  return teguh._has_tables(p_queue_name);
 end;
 $$;
 

@@ -77,7 +77,9 @@ create or replace function teguh._order_queues(p_queue_names text[], p_order tex
 as $$
 declare
   v_names  text[] := coalesce(p_queue_names, array(
-    select q.queue_name from teguh.list_queues() as q where teguh._may('take', q.queue_name)
+    select q.queue_name
+    from teguh.list_queues() as q
+    where teguh._may('take', q.queue_name) and teguh._share_queue(q.queue_name)
   ));
   v_count  integer := cardinality(v_names);
   v_turn   integer;

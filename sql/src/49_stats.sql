@@ -202,6 +202,7 @@ begin
     where q.queue_name = p_queue_name
       or (p_queue_name is null and teguh._may('stat', q.queue_name))
   loop
+    continue when not teguh._share_queue(v_queue.queue_name);
     return query execute
       'select $1, s.pending, s.delayed, s.running, s.sleeping, s.waiting, s.completed, s.failed, '
       's.cancelled, s.expired, s.oldest_pending_age, s.oldest_lease_age, $2, s.unclaimable from '
@@ -413,6 +414,7 @@ begin
     from teguh.list_queues() as q
     where teguh._may('gauge', q.queue_name)
   loop
+    continue when not teguh._share_queue(v_queue_name);
     return query execute 'select * from ' || teguh._from('gauge', v_queue_name);
   end loop;
 
@@ -556,6 +558,7 @@ begin
     from teguh.list_queues() as q
     where teguh._may('tardy', q.queue_name)
   loop
+    continue when not teguh._share_queue(v_queue_name);
     execute
       'select t.overdue, t.lag_seconds, t.schedule_name, t.last_error from '
       || teguh._from('tardy', v_queue_name) || ' as t'

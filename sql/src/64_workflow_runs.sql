@@ -257,6 +257,7 @@ begin
     from teguh.list_queues() as q
     where teguh._may('flow', q.queue_name)
   loop
+    continue when not teguh._share_queue(v_queue);
     return query execute teguh._call('flow', v_queue, 1) using p_run_ids;
   end loop;
 
@@ -600,6 +601,7 @@ begin
     from teguh.list_queues() as q
     where teguh._may('member', q.queue_name)
   loop
+    continue when not teguh._share_queue(v_queue);
     return query execute teguh._call('member', v_queue, 2) using p_run_id, p_limit;
   end loop;
 end;

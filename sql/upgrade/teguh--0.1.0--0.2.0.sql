@@ -2665,6 +2665,23 @@ as $$
   select hashtextextended('teguh.queue_' || p_queue_name, 0);
 $$;
 
+-- Whether a queue is there.  By a query, whose snapshot is newer than the lock that the caller
+-- holds: to_regclass() may go by what the session knew before.
+create or replace function teguh._has_tables(p_queue_name text)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return exists (
+    select from pg_class as c
+    where c.relnamespace = 'teguh'::regnamespace
+      and c.relname = 't_' || p_queue_name
+  );
+end;
+$$;
+
 -- Keep a queue from being dropped until the transaction ends.  False if it is being dropped.
 create or replace function teguh._share_queue(p_queue_name text)
   returns boolean
@@ -2674,7 +2691,7 @@ create or replace function teguh._share_queue(p_queue_name text)
 as $$
 begin
   return pg_try_advisory_xact_lock_shared(teguh._lock_number(p_queue_name))
-         and to_regclass('teguh.t_' || p_queue_name) is not null;
+         and teguh._has_tables(p_queue_name);
 end;
 $$;
 
@@ -2869,7 +2886,7 @@ create or replace function teguh._reach_queue(p_queue_name text)
 as $$
 begin
   perform pg_advisory_xact_lock_shared(teguh._lock_number(p_queue_name));
-  return to_regclass('teguh.t_' || p_queue_name) is not null;
+  return teguh._has_tables(p_queue_name);
 end;
 $$;
 
@@ -6335,7 +6352,9 @@ create or replace function teguh._order_queues(p_queue_names text[], p_order tex
 as $$
 declare
   v_names  text[] := coalesce(p_queue_names, array(
-    select q.queue_name from teguh.list_queues() as q where teguh._may('take', q.queue_name)
+    select q.queue_name
+    from teguh.list_queues() as q
+    where teguh._may('take', q.queue_name) and teguh._share_queue(q.queue_name)
   ));
   v_count  integer := cardinality(v_names);
   v_turn   integer;
@@ -11045,6 +11064,7 @@ begin
     where q.queue_name = p_queue_name
       or (p_queue_name is null and teguh._may('held', q.queue_name))
   loop
+    continue when not teguh._share_queue(queue_name);
     for worker_id, runs, oldest_start, soonest_lease_end in
       execute teguh._call('held', queue_name, 0)
     loop
@@ -11788,6 +11808,7 @@ begin
     where q.queue_name = p_queue_name
       or (p_queue_name is null and teguh._may('stat', q.queue_name))
   loop
+    continue when not teguh._share_queue(v_queue.queue_name);
     return query execute
       'select $1, s.pending, s.delayed, s.running, s.sleeping, s.waiting, s.completed, s.failed, '
       's.cancelled, s.expired, s.oldest_pending_age, s.oldest_lease_age, $2, s.unclaimable from '
@@ -11999,6 +12020,7 @@ begin
     from teguh.list_queues() as q
     where teguh._may('gauge', q.queue_name)
   loop
+    continue when not teguh._share_queue(v_queue_name);
     return query execute 'select * from ' || teguh._from('gauge', v_queue_name);
   end loop;
 
@@ -12142,6 +12164,7 @@ begin
     from teguh.list_queues() as q
     where teguh._may('tardy', q.queue_name)
   loop
+    continue when not teguh._share_queue(v_queue_name);
     execute
       'select t.overdue, t.lag_seconds, t.schedule_name, t.last_error from '
       || teguh._from('tardy', v_queue_name) || ' as t'
@@ -14408,6 +14431,7 @@ begin
     where q.queue_name = p_queue_name
       or (p_queue_name is null and teguh._may('diary', q.queue_name))
   loop
+    continue when not teguh._share_queue(v_queue_name);
     return query execute teguh._call('diary', v_queue_name, 1) using null::text;
   end loop;
 end;
@@ -15915,6 +15939,7 @@ begin
     from teguh.list_queues() as q
     where teguh._may('flow', q.queue_name)
   loop
+    continue when not teguh._share_queue(v_queue);
     return query execute teguh._call('flow', v_queue, 1) using p_run_ids;
   end loop;
 
@@ -16258,6 +16283,7 @@ begin
     from teguh.list_queues() as q
     where teguh._may('member', q.queue_name)
   loop
+    continue when not teguh._share_queue(v_queue);
     return query execute teguh._call('member', v_queue, 2) using p_run_id, p_limit;
   end loop;
 end;
@@ -17190,6 +17216,7 @@ begin
     where q.queue_name = p_queue_name
       or (p_queue_name is null and teguh._may('staff', q.queue_name))
   loop
+    continue when not teguh._share_queue(v_queue_name);
     return query execute teguh._call('staff', v_queue_name, 0);
   end loop;
 end;

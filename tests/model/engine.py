@@ -31,6 +31,17 @@ SETTINGS = settings(
 
 START = int(datetime(2031, 5, 1, 12, tzinfo=UTC).timestamp())
 
+# Ids decide about order and jitter: the same calls must come to the same.
+PREDICTABLE = """
+    create sequence public.drawn;
+    create or replace function teguh._random_bytes()
+      returns bytea
+      language sql
+      volatile
+      set search_path = pg_catalog, pg_temp
+    as $$ select substr(decode(md5(nextval('public.drawn')::text), 'hex'), 1, 10) $$;
+"""
+
 
 class Engine:
     """The engine, in a database of its own: a copy of a template of the cluster, or of another."""
@@ -44,6 +55,7 @@ class Engine:
         self.connection = self.stack.enter_context(
             psycopg.connect(dsn, autocommit=True, row_factory=dict_row)
         )
+        self.connection.execute(PREDICTABLE)
 
     def call(self, function: str, *values: Any) -> list[DictRow]:
         """Call a function; return its rows."""
