@@ -34,12 +34,15 @@ START = int(datetime(2031, 5, 1, 12, tzinfo=UTC).timestamp())
 # Ids decide about order and jitter: the same calls must come to the same.
 PREDICTABLE = """
     create sequence public.drawn;
-    create or replace function teguh._random_bytes()
-      returns bytea
-      language sql
-      volatile
-      set search_path = pg_catalog, pg_temp
-    as $$ select substr(decode(md5(nextval('public.drawn')::text), 'hex'), 1, 10) $$;
+    do $$
+    begin
+      execute replace(
+        pg_get_functiondef('teguh._task_id'::regproc),
+        'pg_catalog.gen_random_uuid()',
+        'overlay(md5(nextval(''public.drawn'')::text) placing ''8'' from 17)::uuid'
+      );
+    end;
+    $$;
 """
 
 
