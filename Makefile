@@ -195,6 +195,7 @@ $(VENV)/made:
 
 # Editable: what is tested and shown is the checkout.
 $(VENV)/demo: $(VENV)/made pyproject.toml META.json
+	@echo 'installing what the demo needs into $(VENV)'
 	@$(PIP) install --editable '.[embedded]'
 	@touch $@
 

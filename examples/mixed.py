@@ -49,7 +49,7 @@ end $$;
 tasks = teguh.Registry()
 
 
-@tasks.task("order", max_attempts=5, retry_strategy={"kind": "none"})
+@tasks.task("order")
 def order(ctx: teguh.TaskContext) -> dict[str, Any]:
     """Have the order paid, let it rest, await the courier, ship it."""
     payment: teguh.FollowUp = {
@@ -98,7 +98,9 @@ def main(dsn: str) -> int:
         thread = threading.Thread(target=worker.run)
         thread.start()
         try:
-            task = client.spawn_task(ORDERS, "order", {"number": 42, "amount": "30.00"})
+            task = client.spawn_task(
+                ORDERS, "order", {"number": 42, "amount": "30.00"}, max_attempts=5
+            )
             print("order 42 is taken up by a worker in Python, and sends for its payment")
             client.work(PAYMENTS, limit=2, max_seconds=30, poll_seconds=0.05)
             print("the database has booked it; its first try was taken back")

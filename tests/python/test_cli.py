@@ -34,6 +34,17 @@ def test_install_installs_and_creates_queues_and_may_be_repeated(
         assert f"teguh {client.version()} is installed" in capsys.readouterr().out
 
 
+def test_install_and_upgrade_say_the_version_whatever_the_encoding(
+    empty_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGCLIENTENCODING", "SQL_ASCII")  # as if the database had it
+    with psycopg.connect(empty_dsn) as connection:
+        assert connection.execute("select 'a'").fetchone() == (b"a",)
+    version = teguh.install(empty_dsn)
+    assert version == teguh.upgrade(empty_dsn)
+    assert (ROOT / "sql" / "teguh.sql").read_text().startswith(f"-- Teguh {version}: ")
+
+
 def test_install_brings_the_schema_for_clients_of_absurd_when_asked(empty_dsn: str) -> None:
     for options in ([], ["--absurd"], ["--absurd"]):
         assert main(["install", "--dsn", empty_dsn, *options]) == 0

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 import teguh
+from teguh._install import package_version
 from teguh.cli import CORE, EXTRA, add_core, main
 
 # A process in which nothing of the extra can be imported.
@@ -56,6 +57,7 @@ def test_without_the_extra_the_help_names_its_verbs() -> None:
     told = bare("--help")
     assert told.returncode == 0
     assert all(verb in told.stdout for verb in (*CORE, *EXTRA))
+    assert bare("--version").stdout == f"teguh {package_version()}\n"
     assert bare("queues", "list").returncode == 2
     assert bare("nonsense").returncode == 2
 

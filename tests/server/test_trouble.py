@@ -306,6 +306,16 @@ def test_what_makes_no_sense_ends_with_status_2(
     assert "long-enough-a-secret" not in told
 
 
+@pytest.mark.parametrize("port", ["99999", "-1", "http"])
+def test_what_is_no_port_ends_with_status_2(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from teguh.cli import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", f"--port={port}"])
+    assert ended.value.code == 2
+    assert f"not a port: '{port}'" in capsys.readouterr().err
+
+
 def test_the_command_line_can_serve_read_only(dsn: str) -> None:
     with teguh.Client.connect(dsn) as owner:
         owner.create_queue("jobs")

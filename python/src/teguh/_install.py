@@ -75,7 +75,8 @@ def path(old: str, new: str, steps: set[tuple[str, str]]) -> list[tuple[str, str
 def _connected(target: str | Conn) -> Iterator[Conn]:
     """Yield a connection outside of any transaction, in autocommit mode."""
     if isinstance(target, str):
-        with psycopg.connect(target, autocommit=True) as connection:
+        # else text comes as bytes where the database is SQL_ASCII
+        with psycopg.connect(target, autocommit=True, client_encoding="utf8") as connection:
             yield connection
         return
     if target.info.transaction_status != TransactionStatus.IDLE:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from teguh._install import install, upgrade
+from teguh._install import install, package_version, upgrade
 from teguh._sync.client import Client
 from teguh.errors import (
     ConfigurationError,
@@ -124,7 +124,7 @@ def _run(arguments: list[str]) -> int:
     if re.search("[\udc80-\udcff]", "".join(arguments)):
         raise UsageError("the arguments are not in UTF-8")
     verb = arguments[0] if arguments else ""
-    extra = None if verb in CORE else _extra()
+    extra = None if verb in CORE or verb == "--version" else _extra()
     if extra is not None:
         return extra(arguments)
     if verb in EXTRA:
@@ -154,9 +154,16 @@ def parser() -> argparse.ArgumentParser:
         description="Durable execution as a SQL library for PostgreSQL.",
         epilog=f"With `pip install 'teguh[cli]'` also: {', '.join(EXTRA)}.",
     )
+    parser.add_argument("--version", action="version", version=f"teguh {package_version()}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     add_core(commands)
     return parser
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"not a port: {text!r}")
+    return int(text)
 
 
 def add_core(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -226,7 +233,7 @@ def add_core(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
     command = add("serve", parents=[database])
     command.add_argument("--host", default="127.0.0.1", help="address to serve at (127.0.0.1)")
-    command.add_argument("--port", type=int, default=8080, metavar="N", help="its port (8080)")
+    command.add_argument("--port", type=_port, default=8080, metavar="N", help="its port (8080)")
     command.add_argument(
         "--tokens",
         metavar="FILE",

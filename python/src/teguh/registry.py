@@ -24,7 +24,7 @@ class Registry:
 
         tasks = teguh.Registry()
 
-        @tasks.task("send-email", max_attempts=5)
+        @tasks.task("send-email")
         def send_email(ctx: teguh.TaskContext) -> None:
             ctx.step("send", mail.send, ctx.params["to"])
 

@@ -85,6 +85,9 @@ class AsyncClient:
     Durations are seconds and may have fractions. Params, payloads and states are JSON values;
     what is not JSON raises :class:`teguh.NotStorable` before anything is sent. Every method
     may raise :class:`teguh.QueueNotFound`, and psycopg's errors for what is not teguh's.
+
+    A connection that is borrowed must give text as ``str``: if the database has the encoding
+    SQL_ASCII, connect with ``client_encoding="utf8"``.
     """
 
     def __init__(self, connection: AsyncConn) -> None:
