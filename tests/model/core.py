@@ -104,7 +104,7 @@ class Task:
     payload: Any = None
     wait: Wait | None = None
     timer: tuple[float, int] | None = None
-    alarm: float | None = None  # when the deadline is looked at
+    alarms: list[float] = field(default_factory=list)  # when the deadline is looked at
     laned: bool = False
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
     runs: list[tuple[Any, ...]] = field(default_factory=list)
@@ -339,7 +339,8 @@ class Core:
     def limit(self, task: Task, moment: float | None) -> None:
         """Set when a task ends of itself.  What has passed is noticed as soon as time passes."""
         task.deadline = moment
-        task.alarm = None if moment is None else max(moment, self.now + TICK)
+        if moment is not None:
+            task.alarms.append(max(moment, self.now + TICK))
 
     # time
 
@@ -359,18 +360,18 @@ class Core:
         """Whether a sleeper, a lease or a deadline has come due."""
         return any(
             (t.state == "sleeping" and t.timer and t.timer[0] <= self.now)
-            or min(t.alarm or self.now + 1, t.lease or self.now + 1) <= self.now
+            or min(*t.alarms, t.lease or self.now + 1, self.now + 1) <= self.now
             for t in self.all_tasks()
             if t.live
         )
 
     def expire(self, task: Task) -> bool:
         """End a task past its deadline, or the run of one whose lease is over."""
-        late = (
-            task.deadline is not None
-            and task.deadline <= self.now
-            and (task.alarm or 0) <= self.now
-        )
+        late = False
+        if task.deadline is not None and any(at <= self.now for at in task.alarms):
+            late = task.deadline <= self.now
+            task.alarms.append(task.deadline)
+        task.alarms = [at for at in task.alarms if at > self.now]
         lost = task.state == "running" and task.lease is not None and task.lease <= self.now
         if lost and (not late or self.lease_first(task)):
             assert task.lease is not None
