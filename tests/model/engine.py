@@ -56,7 +56,8 @@ class Engine:
         )
         dsn = cluster.owner_dsn(database)
         self.connection = self.stack.enter_context(
-            psycopg.connect(dsn, autocommit=True, row_factory=dict_row)
+            # to compile queries takes longer than they do
+            psycopg.connect(dsn, autocommit=True, row_factory=dict_row, options="-c jit=off")
         )
         self.connection.execute(PREDICTABLE)
 
