@@ -1,6 +1,6 @@
 -- What comes due: sleepers are queued, expired leases fail their runs, deadlines cancel.
 -- Each statement commits by itself: timers set by an open transaction are looked at again.
-select plan(58);
+select plan(59);
 
 -- Given a clock to set and a look at tasks
 create function pg_temp.at(p_seconds double precision)
@@ -528,6 +528,21 @@ select is(
 select is_empty(
   $$ select 1 from teguh.t_mortal as t where t.state = 'expired' $$,
   'all of them'
+);
+
+-- Given two tasks that are due at the same moment, of which the older went to sleep later
+select teguh.create_queue('even');
+select teguh.spawn_task('even', 'older', null);
+set teguh.fake_now = '2031-05-05 13:00:01+00';
+select teguh.spawn_task('even', 'younger', null, '{"delay_seconds": 9}');
+select teguh.release_run('even', c.run_id, 9) from teguh.claim_task('even', 'w') as c;
+set teguh.fake_now = '2031-05-05 13:00:10+00';
+
+-- Then
+select results_eq(
+  $$ select c.task_name from teguh.claim_task('even', 'w', 0, 2) as c $$,
+  array['older', 'younger'],
+  'of tasks that are due at once the older is queued first'
 );
 
 select teguh.drop_queue(q.queue_name) from teguh.list_queues() as q;

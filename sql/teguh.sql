@@ -166,438 +166,438 @@
 -- 4540    _miss0_template
 -- 4576    _pass0_template
 -- 4621    _fire_template
--- 4682    _expire_template
--- 4758    _timeout_reason
--- 4777    _over_template
--- 4799    _close_template
--- 4829    _follow_template
--- 4864  33_rotate.sql: Bytes a segment may grow to before the other one is opened
--- 4866    _segment_bytes
--- 4887    _turn_template
--- 4919    _turn0_template
--- 4957    _spent0_template
--- 4971    _dry0_template
--- 4998    _left0_template
--- 5029    _carry0_template
--- 5073  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
--- 5079    _remake_template
--- 5137    _alive_template
--- 5191    _home
--- 5204    _settle_template
--- 5226    rebuild_dispatch
--- 5263    _recap_template
--- 5294  35_tally.sql: The letter by which tallies know where a task stands
--- 5296    _letter
--- 5315    _letters
--- 5327    _bound
--- 5347    _tally_template
--- 5372    _reckon_template
--- 5399    _finish_template
--- 5427    _moved_template
--- 5458    _sum0_template
--- 5494    _noted0_template
--- 5529    _bank0_template
--- 5549    _census_template
--- 5571    _count_template
--- 5593  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
--- 5603    _gate_number
--- 5614    _enter_gate
--- 5636    _limit_of
--- 5654    _rule_template
--- 5680    _reign_template
--- 5694    _enrol_template
--- 5721    _going_template
--- 5737    _busy_template
--- 5753    _everywhere_busy
--- 5779    _closed_until
--- 5799    _is_fresh
--- 5814    _is_limited
--- 5825    _started
--- 5842    _left_over
--- 5863    _slots_template
--- 5913    _vacate_template
--- 5976    _unbar_template
--- 6005    _intake_template
--- 6026    _sift0_template
--- 6113    _line_template
--- 6173    _keys_template
--- 6227    _admit_template
--- 6290    _spare_template
--- 6312    _choose_template
--- 6358    _named_template
--- 6385    _weed_template
--- 6421    _cull_template
--- 6452    _seize_template
--- 6527    _quit_template
--- 6555    _occupy_template
--- 6595    _chance_template
--- 6625    _align_template
--- 6670  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
--- 6673    _want_template
--- 6707    _names_option
--- 6742    _order_queues
--- 6780    _remember_names
--- 6800    claim_any
--- 6877    _check_order
--- 6894  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
--- 6899    _put_template
--- 6970    _enlist_template
--- 7013    _new_template
--- 7073    _tag_template
--- 7091    _room_template
--- 7118    _shed_template
--- 7160    _first0_template
--- 7201    _once_template
--- 7250    _begun_template
--- 7264    _blocks
--- 7291    _meet_template
--- 7325    _swap_template
--- 7386    _series_template
--- 7423    _found_template
--- 7480    _abide
--- 7502    _queues_named
--- 7533    _voucher
--- 7546    _vouch
--- 7563    _vouch_template
--- 7579    _check_named
--- 7605    _check_follows
--- 7622    _revouch
--- 7638    _check_spawner
--- 7662    spawn_task
--- 7730    spawn_tasks
--- 7782    _read_task
--- 7800  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
--- 7805    _hold_template
--- 7827    _deny_template
--- 7867    _own_template
--- 7887    _done_template
--- 7935    complete_run
--- 7958    _flush_template
--- 8041    _why_template
--- 8064    _read_runs
--- 8110    _explain_bad_run
--- 8135    complete_runs
--- 8160    _end_template
--- 8209    _lost_template
--- 8229    _file_template
--- 8256    _blame_template
--- 8278    _again_template
--- 8318    _queue_template
--- 8339    _fail_template
--- 8357    fail_run
--- 8381    _nap_template
--- 8410    schedule_run
--- 8440    _free_template
--- 8488    release_run
--- 8513    _keep_template
--- 8539    extend_claim
--- 8562  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 8567    _mark_template
--- 8589    _note_template
--- 8619    set_task_checkpoint_state
--- 8654    _recall_template
--- 8676    get_task_checkpoint_state
--- 8700    _list_template
--- 8729    get_task_checkpoint_states
--- 8755  43_events.sql: Wait for an event, or learn how the wait ended
--- 8762    _wait_template
--- 8834    _park_template
--- 8876    _check_event
--- 8895    await_event
--- 8932    _emit_template
--- 8995    emit_event
--- 9021    _read_event_cursor
--- 9059    _meant_template
--- 9112    _leaf_template
--- 9165    _sought_template
--- 9181    _news_template
--- 9234    list_events
--- 9292  44_control.sql: Read a task, or raise TG003
--- 9294    _fetch_template
--- 9321    _stop_template
--- 9353    _act_template
--- 9375    _halt_template
--- 9391    cancel_task
--- 9413    _rerun_template
--- 9491    _forget_template
--- 9528    _redo_template
--- 9564    _renew_template
--- 9600    retry_task
--- 9650    _show_template
--- 9698    get_task_result
--- 9733  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 9740    _purge_template
--- 9770    _erase_template
--- 9824    _first_uuid
--- 9843    _sweep_template
--- 9883    _clean
--- 9917    cleanup_tasks
--- 9938    cleanup_events
--- 9959    cleanup_all_queues
--- 9994  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 9996    _cap_template
--- 10025    _write_limit
--- 10048    _read_limit
--- 10097    _check_limit_keys
--- 10119    set_limit
--- 10174    _usage_template
--- 10252    _overall_usage
--- 10296    limit_usage
--- 10329  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 10331    _pause_template
--- 10352    _halve_template
--- 10382    _check_only
--- 10405    pause_queue
--- 10441    resume_queue
--- 10467    get_queue_policy
--- 10491    set_queue_policy
--- 10509    list_namespaces
--- 10526  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 10529    _read_filter
--- 10565    _states_option
--- 10596    _read_cursor
--- 10615    _check_limit
--- 10639    _find_template
--- 10691    _seek_template
--- 10743    _page_template
--- 10821    _ended_template
--- 10858    _fit_template
--- 10899    _live_template
--- 10936    _hints_template
--- 10959    _hints0_template
--- 11001    _rows_template
--- 11052    list_tasks
--- 11099    _peek_template
--- 11157    get_task
--- 11213    _runs_template
--- 11262    list_runs
--- 11293    _past_template
--- 11369    _since_template
--- 11387    get_task_history
--- 11407    _held_template
--- 11439    list_workers
--- 11479    _read_place
--- 11498    _acts_template
--- 11524    list_actions
--- 11556  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 11558    _abort_template
--- 11595    cancel_tasks
--- 11632    _check_meant
--- 11654    _limit_option
--- 11667    _retake_template
--- 11705    requeue_task
--- 11730    _regain_template
--- 11765    requeue_tasks
--- 11804    list_dead_letters
--- 11848    _replay_template
--- 11889    replay_dead_letters
--- 11929    _bury_template
--- 11971    purge_dead_letters
--- 12001  49_stats.sql: When the first task that is ready became so; null if none is
--- 12003    _oldest_template
--- 12047    _elder0_template
--- 12083    _tenure_template
--- 12108    _is_wanted
--- 12125    _stat_template
--- 12171    queue_stats
--- 12227    _from
--- 12241    _tardy_template
--- 12272    _counters (view)
--- 12296    _gauge_template
--- 12350    _spans_template
--- 12403    metrics
--- 12442    _xmin_age
--- 12461    prometheus
--- 12520    _label_text
--- 12543    _schedule_problems
--- 12581    health
--- 12637  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 12642    _tick_template
--- 12667    _ticked (sequence)
--- 12673    _set_ticked
--- 12686    ticker
--- 12733    ticker_loop (procedure)
--- 12759  51_cron.sql: Whether pg_cron is installed in this database
--- 12761    _has_cron
--- 12771    _cron_has_seconds
--- 12790    _plan_cron
--- 12825    _work_option
--- 12858    _explain_no_cron
--- 12891    start
--- 12928    _unschedule
--- 12944    _is_ours
--- 12954    _drop_job
--- 12973    stop
--- 12993    _maintain
--- 13015    status
--- 13054  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 13058    _rights (view)
--- 13175    _allowed
--- 13220    _grant
--- 13239    _grant_again
--- 13255    _grant_queue
--- 13270    _check_grant
--- 13303    grant_access
--- 13339    revoke_access
--- 13394  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 13396    _refuse_schedule
--- 13413    _cron_value
--- 13427    _cron_field
--- 13488    _read_every
--- 13510    _read_schedule
--- 13585    _cron_time
--- 13623    _cron_reading
--- 13662    _clock
--- 13671    _clock_reads
--- 13707    _clock_set
--- 13735    _cron_passing
--- 13773    _cron_next
--- 13813    _check_timezone
--- 13842    next_fire_time
--- 13878  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 13891    _planning_number
--- 13901    _replan_template
--- 13915    _agenda_template
--- 13932    _future_template
--- 13960    _strike_template
--- 14016    _chime_template
--- 14072    _undone_template
--- 14091    _planned_after
--- 14110    _due_times
--- 14160    _spawn_scheduled
--- 14205    _check_task_options
--- 14235    _word_option
--- 14257    _draw_schedule
--- 14296    _schedule_options
--- 14311    _miss_schedule
--- 14327    _scheduled_in
--- 14348    _grasp_template
--- 14375    _enroll_template
--- 14411    _redraw_template
--- 14461    create_schedule
--- 14505    _reform_template
--- 14535    update_schedule
--- 14567    _steer_template
--- 14610    pause_schedule
--- 14631    resume_schedule
--- 14651    drop_schedule
--- 14671    _launch_template
--- 14703    trigger_schedule
--- 14725    _diary_template
--- 14761    get_schedule
--- 14796    list_schedules
--- 14839  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 14844    _links_option
--- 14887    _read_link
--- 14929    _trail_template
--- 14976    _linked_template
--- 15008    _ensue_template
--- 15051    _undoings
--- 15079    _undo_template
--- 15120    _repent_template
--- 15160    add_compensation
--- 15200    _repeat_template
--- 15230    _blank_template
--- 15268    repeat_run
--- 15294  63_children.sql: Children: tasks that a step spawns and may wait for
--- 15303    _brood_template
--- 15333    _bind_template
--- 15365    _read_child
--- 15414    _child_queues
--- 15440    _birth
--- 15464    spawn_children
--- 15549    _cancel_option
--- 15572    _answer
--- 15592    _report_template
--- 15628    _tell_template
--- 15643    _judge_template
--- 15679    _ripe_template
--- 15706    _gather_template
--- 15771    _rally_template
--- 15848    _crop_template
--- 15899    _yield_template
--- 15920    _dismiss
--- 15941    _ditch_template
--- 15986    _perish_template
--- 16005    _orphan_template
--- 16020    await_children
--- 16077  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
--- 16084    _refuse_run
--- 16100    _read_run
--- 16120    create_workflow_run
--- 16178    update_workflow_run
--- 16209    _is_own
--- 16222    _flow_template
--- 16255    _score_template
--- 16292    _recorded_run
--- 16303    _recorded_tallies
--- 16315    _flows
--- 16350    _survey
--- 16406    get_workflow_run
--- 16456    _is_alike
--- 16471    _recorded_runs
--- 16506    _status_option
--- 16537    list_workflow_runs
--- 16621    _member_template
--- 16654    _members
--- 16690    get_workflow_tree
--- 16766    _used_template
--- 16783    _needed_runs
--- 16815    _merge_tallies
--- 16838    cleanup_workflow_runs
--- 16913  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
--- 16917    _word
--- 16931    _check_attributes
--- 16968    _attributes_option
--- 16985    _pinned_template
--- 17004    _pin_template
--- 17035    set_attributes
--- 17064    _told_template
--- 17077    get_attributes
--- 17095  66_messages.sql: Messages: a mailbox per task
--- 17102    _shut_template
--- 17145    _post_template
--- 17194    send_message
--- 17235    _hear_template
--- 17302    receive_message
--- 17340    _unhear_template
--- 17361    _tidy_template
--- 17388    _inbox_template
--- 17414    list_messages
--- 17436  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
--- 17447    _resolve_function
--- 17504    _hire_template
--- 17526    register_handler
--- 17550    unregister_handler
--- 17569    _staff_template
--- 17590    list_handlers
--- 17627    _number_step
--- 17658    _order
--- 17674    step
--- 17708    _doze
--- 17725    sleep_for
--- 17746    sleep_until
--- 17769    await
--- 17803    receive
--- 17835    children
--- 17871  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
--- 17883    _crew
--- 17931    _steps_given
--- 17958    _claim_batch
--- 18001    _grip_template
--- 18017    _begin_pass
--- 18043    _read_error
--- 18072    _carry_out
--- 18152    _run_pass (procedure)
--- 18183    _step_call
--- 18211    _obey (procedure)
--- 18249    _begin_shift
--- 18286    _begin_round
--- 18306    _leave_round
--- 18341    _handler_of
--- 18355    _advance (procedure)
--- 18380    work (procedure)
--- 18431  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 4678    _expire_template
+-- 4754    _timeout_reason
+-- 4773    _over_template
+-- 4795    _close_template
+-- 4825    _follow_template
+-- 4860  33_rotate.sql: Bytes a segment may grow to before the other one is opened
+-- 4862    _segment_bytes
+-- 4883    _turn_template
+-- 4915    _turn0_template
+-- 4953    _spent0_template
+-- 4967    _dry0_template
+-- 4994    _left0_template
+-- 5025    _carry0_template
+-- 5069  34_rebuild.sql: Build the dispatch tables of a queue anew from its tasks.  Returns how many tasks wait
+-- 5075    _remake_template
+-- 5133    _alive_template
+-- 5187    _home
+-- 5200    _settle_template
+-- 5222    rebuild_dispatch
+-- 5259    _recap_template
+-- 5290  35_tally.sql: The letter by which tallies know where a task stands
+-- 5292    _letter
+-- 5311    _letters
+-- 5323    _bound
+-- 5343    _tally_template
+-- 5368    _reckon_template
+-- 5395    _finish_template
+-- 5423    _moved_template
+-- 5454    _sum0_template
+-- 5490    _noted0_template
+-- 5525    _bank0_template
+-- 5545    _census_template
+-- 5567    _count_template
+-- 5589  36_lanes.sql: Lanes: how a queue that goes by rules is claimed from
+-- 5599    _gate_number
+-- 5610    _enter_gate
+-- 5632    _limit_of
+-- 5650    _rule_template
+-- 5676    _reign_template
+-- 5690    _enrol_template
+-- 5717    _going_template
+-- 5733    _busy_template
+-- 5749    _everywhere_busy
+-- 5775    _closed_until
+-- 5795    _is_fresh
+-- 5810    _is_limited
+-- 5821    _started
+-- 5838    _left_over
+-- 5859    _slots_template
+-- 5909    _vacate_template
+-- 5972    _unbar_template
+-- 6001    _intake_template
+-- 6022    _sift0_template
+-- 6109    _line_template
+-- 6169    _keys_template
+-- 6223    _admit_template
+-- 6286    _spare_template
+-- 6308    _choose_template
+-- 6354    _named_template
+-- 6381    _weed_template
+-- 6417    _cull_template
+-- 6448    _seize_template
+-- 6523    _quit_template
+-- 6551    _occupy_template
+-- 6591    _chance_template
+-- 6621    _align_template
+-- 6666  37_claim_any.sql: Remember which task names workers ask for.  Once a minute is often enough, and one at a time:
+-- 6669    _want_template
+-- 6703    _names_option
+-- 6738    _order_queues
+-- 6776    _remember_names
+-- 6796    claim_any
+-- 6873    _check_order
+-- 6890  40_spawn.sql: Insert tasks and queue them.  Rows come back in the order of p_tasks
+-- 6895    _put_template
+-- 6966    _enlist_template
+-- 7009    _new_template
+-- 7069    _tag_template
+-- 7087    _room_template
+-- 7114    _shed_template
+-- 7156    _first0_template
+-- 7197    _once_template
+-- 7246    _begun_template
+-- 7260    _blocks
+-- 7287    _meet_template
+-- 7321    _swap_template
+-- 7382    _series_template
+-- 7419    _found_template
+-- 7476    _abide
+-- 7498    _queues_named
+-- 7529    _voucher
+-- 7542    _vouch
+-- 7559    _vouch_template
+-- 7575    _check_named
+-- 7601    _check_follows
+-- 7618    _revouch
+-- 7634    _check_spawner
+-- 7658    spawn_task
+-- 7726    spawn_tasks
+-- 7778    _read_task
+-- 7796  41_runs.sql: Lock the task of a run that a worker holds, or raise why it does not
+-- 7801    _hold_template
+-- 7823    _deny_template
+-- 7863    _own_template
+-- 7883    _done_template
+-- 7931    complete_run
+-- 7954    _flush_template
+-- 8037    _why_template
+-- 8060    _read_runs
+-- 8106    _explain_bad_run
+-- 8131    complete_runs
+-- 8156    _end_template
+-- 8205    _lost_template
+-- 8225    _file_template
+-- 8252    _blame_template
+-- 8274    _again_template
+-- 8314    _queue_template
+-- 8335    _fail_template
+-- 8353    fail_run
+-- 8377    _nap_template
+-- 8406    schedule_run
+-- 8436    _free_template
+-- 8484    release_run
+-- 8509    _keep_template
+-- 8535    extend_claim
+-- 8558  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 8563    _mark_template
+-- 8585    _note_template
+-- 8615    set_task_checkpoint_state
+-- 8650    _recall_template
+-- 8672    get_task_checkpoint_state
+-- 8696    _list_template
+-- 8725    get_task_checkpoint_states
+-- 8751  43_events.sql: Wait for an event, or learn how the wait ended
+-- 8758    _wait_template
+-- 8830    _park_template
+-- 8872    _check_event
+-- 8891    await_event
+-- 8928    _emit_template
+-- 8991    emit_event
+-- 9017    _read_event_cursor
+-- 9055    _meant_template
+-- 9108    _leaf_template
+-- 9161    _sought_template
+-- 9177    _news_template
+-- 9230    list_events
+-- 9288  44_control.sql: Read a task, or raise TG003
+-- 9290    _fetch_template
+-- 9317    _stop_template
+-- 9349    _act_template
+-- 9371    _halt_template
+-- 9387    cancel_task
+-- 9409    _rerun_template
+-- 9487    _forget_template
+-- 9524    _redo_template
+-- 9560    _renew_template
+-- 9596    retry_task
+-- 9646    _show_template
+-- 9694    get_task_result
+-- 9729  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 9736    _purge_template
+-- 9766    _erase_template
+-- 9820    _first_uuid
+-- 9839    _sweep_template
+-- 9879    _clean
+-- 9913    cleanup_tasks
+-- 9934    cleanup_events
+-- 9955    cleanup_all_queues
+-- 9990  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 9992    _cap_template
+-- 10021    _write_limit
+-- 10044    _read_limit
+-- 10093    _check_limit_keys
+-- 10115    set_limit
+-- 10170    _usage_template
+-- 10248    _overall_usage
+-- 10292    limit_usage
+-- 10325  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 10327    _pause_template
+-- 10348    _halve_template
+-- 10378    _check_only
+-- 10401    pause_queue
+-- 10437    resume_queue
+-- 10463    get_queue_policy
+-- 10487    set_queue_policy
+-- 10505    list_namespaces
+-- 10522  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 10525    _read_filter
+-- 10561    _states_option
+-- 10592    _read_cursor
+-- 10611    _check_limit
+-- 10635    _find_template
+-- 10687    _seek_template
+-- 10739    _page_template
+-- 10817    _ended_template
+-- 10854    _fit_template
+-- 10895    _live_template
+-- 10932    _hints_template
+-- 10955    _hints0_template
+-- 10997    _rows_template
+-- 11048    list_tasks
+-- 11095    _peek_template
+-- 11153    get_task
+-- 11209    _runs_template
+-- 11258    list_runs
+-- 11289    _past_template
+-- 11365    _since_template
+-- 11383    get_task_history
+-- 11403    _held_template
+-- 11435    list_workers
+-- 11475    _read_place
+-- 11494    _acts_template
+-- 11520    list_actions
+-- 11552  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 11554    _abort_template
+-- 11591    cancel_tasks
+-- 11628    _check_meant
+-- 11650    _limit_option
+-- 11663    _retake_template
+-- 11701    requeue_task
+-- 11726    _regain_template
+-- 11761    requeue_tasks
+-- 11800    list_dead_letters
+-- 11844    _replay_template
+-- 11885    replay_dead_letters
+-- 11925    _bury_template
+-- 11967    purge_dead_letters
+-- 11997  49_stats.sql: When the first task that is ready became so; null if none is
+-- 11999    _oldest_template
+-- 12043    _elder0_template
+-- 12079    _tenure_template
+-- 12104    _is_wanted
+-- 12121    _stat_template
+-- 12167    queue_stats
+-- 12223    _from
+-- 12237    _tardy_template
+-- 12268    _counters (view)
+-- 12292    _gauge_template
+-- 12346    _spans_template
+-- 12399    metrics
+-- 12438    _xmin_age
+-- 12457    prometheus
+-- 12516    _label_text
+-- 12539    _schedule_problems
+-- 12577    health
+-- 12633  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 12638    _tick_template
+-- 12663    _ticked (sequence)
+-- 12669    _set_ticked
+-- 12682    ticker
+-- 12729    ticker_loop (procedure)
+-- 12755  51_cron.sql: Whether pg_cron is installed in this database
+-- 12757    _has_cron
+-- 12767    _cron_has_seconds
+-- 12786    _plan_cron
+-- 12821    _work_option
+-- 12854    _explain_no_cron
+-- 12887    start
+-- 12924    _unschedule
+-- 12940    _is_ours
+-- 12950    _drop_job
+-- 12969    stop
+-- 12989    _maintain
+-- 13011    status
+-- 13050  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 13054    _rights (view)
+-- 13171    _allowed
+-- 13216    _grant
+-- 13235    _grant_again
+-- 13251    _grant_queue
+-- 13266    _check_grant
+-- 13299    grant_access
+-- 13335    revoke_access
+-- 13390  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 13392    _refuse_schedule
+-- 13409    _cron_value
+-- 13423    _cron_field
+-- 13484    _read_every
+-- 13506    _read_schedule
+-- 13581    _cron_time
+-- 13619    _cron_reading
+-- 13658    _clock
+-- 13667    _clock_reads
+-- 13703    _clock_set
+-- 13731    _cron_passing
+-- 13769    _cron_next
+-- 13809    _check_timezone
+-- 13838    next_fire_time
+-- 13874  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 13887    _planning_number
+-- 13897    _replan_template
+-- 13911    _agenda_template
+-- 13928    _future_template
+-- 13956    _strike_template
+-- 14012    _chime_template
+-- 14068    _undone_template
+-- 14087    _planned_after
+-- 14106    _due_times
+-- 14156    _spawn_scheduled
+-- 14201    _check_task_options
+-- 14231    _word_option
+-- 14253    _draw_schedule
+-- 14292    _schedule_options
+-- 14307    _miss_schedule
+-- 14323    _scheduled_in
+-- 14344    _grasp_template
+-- 14371    _enroll_template
+-- 14407    _redraw_template
+-- 14457    create_schedule
+-- 14501    _reform_template
+-- 14531    update_schedule
+-- 14563    _steer_template
+-- 14606    pause_schedule
+-- 14627    resume_schedule
+-- 14647    drop_schedule
+-- 14667    _launch_template
+-- 14699    trigger_schedule
+-- 14721    _diary_template
+-- 14757    get_schedule
+-- 14792    list_schedules
+-- 14835  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 14840    _links_option
+-- 14883    _read_link
+-- 14925    _trail_template
+-- 14972    _linked_template
+-- 15004    _ensue_template
+-- 15047    _undoings
+-- 15075    _undo_template
+-- 15116    _repent_template
+-- 15156    add_compensation
+-- 15196    _repeat_template
+-- 15226    _blank_template
+-- 15264    repeat_run
+-- 15290  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 15299    _brood_template
+-- 15329    _bind_template
+-- 15361    _read_child
+-- 15410    _child_queues
+-- 15436    _birth
+-- 15460    spawn_children
+-- 15545    _cancel_option
+-- 15568    _answer
+-- 15588    _report_template
+-- 15624    _tell_template
+-- 15639    _judge_template
+-- 15675    _ripe_template
+-- 15702    _gather_template
+-- 15767    _rally_template
+-- 15844    _crop_template
+-- 15895    _yield_template
+-- 15916    _dismiss
+-- 15937    _ditch_template
+-- 15982    _perish_template
+-- 16001    _orphan_template
+-- 16016    await_children
+-- 16073  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
+-- 16080    _refuse_run
+-- 16096    _read_run
+-- 16116    create_workflow_run
+-- 16174    update_workflow_run
+-- 16205    _is_own
+-- 16218    _flow_template
+-- 16251    _score_template
+-- 16288    _recorded_run
+-- 16299    _recorded_tallies
+-- 16311    _flows
+-- 16346    _survey
+-- 16402    get_workflow_run
+-- 16452    _is_alike
+-- 16467    _recorded_runs
+-- 16502    _status_option
+-- 16533    list_workflow_runs
+-- 16617    _member_template
+-- 16650    _members
+-- 16686    get_workflow_tree
+-- 16762    _used_template
+-- 16779    _needed_runs
+-- 16811    _merge_tallies
+-- 16834    cleanup_workflow_runs
+-- 16909  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
+-- 16913    _word
+-- 16927    _check_attributes
+-- 16964    _attributes_option
+-- 16981    _pinned_template
+-- 17000    _pin_template
+-- 17031    set_attributes
+-- 17060    _told_template
+-- 17073    get_attributes
+-- 17091  66_messages.sql: Messages: a mailbox per task
+-- 17098    _shut_template
+-- 17141    _post_template
+-- 17190    send_message
+-- 17231    _hear_template
+-- 17298    receive_message
+-- 17336    _unhear_template
+-- 17357    _tidy_template
+-- 17384    _inbox_template
+-- 17410    list_messages
+-- 17432  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
+-- 17443    _resolve_function
+-- 17500    _hire_template
+-- 17522    register_handler
+-- 17546    unregister_handler
+-- 17565    _staff_template
+-- 17586    list_handlers
+-- 17623    _number_step
+-- 17654    _order
+-- 17670    step
+-- 17704    _doze
+-- 17721    sleep_for
+-- 17742    sleep_until
+-- 17765    await
+-- 17799    receive
+-- 17831    children
+-- 17867  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
+-- 17879    _crew
+-- 17927    _steps_given
+-- 17954    _claim_batch
+-- 17997    _grip_template
+-- 18013    _begin_pass
+-- 18039    _read_error
+-- 18068    _carry_out
+-- 18148    _run_pass (procedure)
+-- 18179    _step_call
+-- 18207    _obey (procedure)
+-- 18245    _begin_shift
+-- 18282    _begin_round
+-- 18302    _leave_round
+-- 18337    _handler_of
+-- 18351    _advance (procedure)
+-- 18376    work (procedure)
+-- 18427  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -4643,16 +4643,12 @@ begin
   end loop;
 
   if v_sleepers <> '{}' then
-    -- of two segments, too, what came due first is queued first
+    -- what came due first is queued first, in whichever segment its timer is
     select
-      array_agg(d.task_id order by t.available_at, d.place),
-      array_agg(d.turn order by t.available_at, d.place)
+      array_agg(d.task_id order by t.available_at, d.task_id),
+      array_agg(d.turn order by t.available_at, d.task_id)
     into v_task_ids, v_turns
-    from (
-      select u.task_id, u.turn, min(u.place) as place
-      from unnest(v_sleepers) with ordinality as u(task_id, turn, place)
-      group by u.task_id, u.turn
-    ) as d
+    from (select distinct u.task_id, u.turn from unnest(v_sleepers) as u) as d
     cross join lateral (
       select t.available_at
       from teguh.t_template as t

@@ -4248,16 +4248,12 @@ begin
   end loop;
 
   if v_sleepers <> '{}' then
-    -- of two segments, too, what came due first is queued first
+    -- what came due first is queued first, in whichever segment its timer is
     select
-      array_agg(d.task_id order by t.available_at, d.place),
-      array_agg(d.turn order by t.available_at, d.place)
+      array_agg(d.task_id order by t.available_at, d.task_id),
+      array_agg(d.turn order by t.available_at, d.task_id)
     into v_task_ids, v_turns
-    from (
-      select u.task_id, u.turn, min(u.place) as place
-      from unnest(v_sleepers) with ordinality as u(task_id, turn, place)
-      group by u.task_id, u.turn
-    ) as d
+    from (select distinct u.task_id, u.turn from unnest(v_sleepers) as u) as d
     cross join lateral (
       select t.available_at
       from teguh.t_template as t

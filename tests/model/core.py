@@ -103,7 +103,7 @@ class Task:
     wake: str | None = None
     payload: Any = None
     wait: Wait | None = None
-    timer: tuple[float, int] | None = None
+    timer: float | None = None
     alarms: list[float] = field(default_factory=list)  # when the deadline is looked at
     laned: bool = False
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
@@ -179,7 +179,6 @@ class Core:
     def __init__(self, now: float, queues: Iterable[str]) -> None:
         self.now = now
         self.queues = {name: Queue(name) for name in queues}
-        self.count = 0
         # Where the contract leaves it open: whether the end of the lease came before the deadline.
         self.lease_first: Callable[[Task], bool] = lambda _: False
         # A number from 0 up to 1 that is always the same for the same text.
@@ -331,8 +330,7 @@ class Core:
         task.laned, task.timer = False, None
         task.state = "sleeping" if moment > self.now else "pending"
         if task.state == "sleeping":
-            self.count += 1
-            task.timer = (moment, self.count)
+            task.timer = moment
         else:
             self.queues[task.queue].ready.append((task, task.turn))
 
@@ -348,9 +346,9 @@ class Core:
         """Do what has come due; return how many tasks changed or may be claimed now."""
         due = [
             t for t in queue.tasks
-            if t.state == "sleeping" and t.timer and t.timer[0] <= self.now
+            if t.state == "sleeping" and t.timer is not None and t.timer <= self.now
         ]  # fmt: skip
-        for task in sorted(due, key=lambda t: t.timer or (0, 0)):
+        for task in sorted(due, key=lambda t: (t.timer or 0, t.id)):
             queue.ready.append((task, task.turn))
             task.timer = None
         ended = [t for t in queue.by_id() if t.live and self.expire(t)]
@@ -359,7 +357,7 @@ class Core:
     def is_due(self) -> bool:
         """Whether a sleeper, a lease or a deadline has come due."""
         return any(
-            (t.state == "sleeping" and t.timer and t.timer[0] <= self.now)
+            (t.state == "sleeping" and t.timer is not None and t.timer <= self.now)
             or min(*t.alarms, t.lease or self.now + 1, self.now + 1) <= self.now
             for t in self.all_tasks()
             if t.live
@@ -415,9 +413,7 @@ class Core:
         queue = self.queue(queue_name)
         if queue.paused > self.now:
             return None if queue.paused == math.inf else queue.paused
-        moments: list[float | None] = [
-            t.timer[0] for t in queue.tasks if t.state == "sleeping" and t.timer
-        ]
+        moments: list[float | None] = [t.timer for t in queue.tasks if t.state == "sleeping"]
         if queue.line():
             moments.append(self.now)
         if queue.lanes:
