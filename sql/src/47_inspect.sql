@@ -933,7 +933,7 @@ begin
     where q.queue_name = p_queue_name
       or (p_queue_name is null and teguh._may('held', q.queue_name))
   loop
-    continue when not teguh._share_queue(queue_name);
+    continue when p_queue_name is null and not teguh._share_queue(queue_name);
     for worker_id, runs, oldest_start, soonest_lease_end in
       execute teguh._call('held', queue_name, 0)
     loop

@@ -202,7 +202,7 @@ begin
     where q.queue_name = p_queue_name
       or (p_queue_name is null and teguh._may('stat', q.queue_name))
   loop
-    continue when not teguh._share_queue(v_queue.queue_name);
+    continue when p_queue_name is null and not teguh._share_queue(v_queue.queue_name);
     return query execute
       'select $1, s.pending, s.delayed, s.running, s.sleeping, s.waiting, s.completed, s.failed, '
       's.cancelled, s.expired, s.oldest_pending_age, s.oldest_lease_age, $2, s.unclaimable from '

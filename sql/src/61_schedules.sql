@@ -948,7 +948,7 @@ begin
     where q.queue_name = p_queue_name
       or (p_queue_name is null and teguh._may('diary', q.queue_name))
   loop
-    continue when not teguh._share_queue(v_queue_name);
+    continue when p_queue_name is null and not teguh._share_queue(v_queue_name);
     return query execute teguh._call('diary', v_queue_name, 1) using null::text;
   end loop;
 end;

@@ -175,7 +175,7 @@ begin
     where q.queue_name = p_queue_name
       or (p_queue_name is null and teguh._may('staff', q.queue_name))
   loop
-    continue when not teguh._share_queue(v_queue_name);
+    continue when p_queue_name is null and not teguh._share_queue(v_queue_name);
     return query execute teguh._call('staff', v_queue_name, 0);
   end loop;
 end;

@@ -11060,7 +11060,7 @@ begin
     where q.queue_name = p_queue_name
       or (p_queue_name is null and teguh._may('held', q.queue_name))
   loop
-    continue when not teguh._share_queue(queue_name);
+    continue when p_queue_name is null and not teguh._share_queue(queue_name);
     for worker_id, runs, oldest_start, soonest_lease_end in
       execute teguh._call('held', queue_name, 0)
     loop
@@ -11804,7 +11804,7 @@ begin
     where q.queue_name = p_queue_name
       or (p_queue_name is null and teguh._may('stat', q.queue_name))
   loop
-    continue when not teguh._share_queue(v_queue.queue_name);
+    continue when p_queue_name is null and not teguh._share_queue(v_queue.queue_name);
     return query execute
       'select $1, s.pending, s.delayed, s.running, s.sleeping, s.waiting, s.completed, s.failed, '
       's.cancelled, s.expired, s.oldest_pending_age, s.oldest_lease_age, $2, s.unclaimable from '
@@ -14427,7 +14427,7 @@ begin
     where q.queue_name = p_queue_name
       or (p_queue_name is null and teguh._may('diary', q.queue_name))
   loop
-    continue when not teguh._share_queue(v_queue_name);
+    continue when p_queue_name is null and not teguh._share_queue(v_queue_name);
     return query execute teguh._call('diary', v_queue_name, 1) using null::text;
   end loop;
 end;
@@ -17212,7 +17212,7 @@ begin
     where q.queue_name = p_queue_name
       or (p_queue_name is null and teguh._may('staff', q.queue_name))
   loop
-    continue when not teguh._share_queue(v_queue_name);
+    continue when p_queue_name is null and not teguh._share_queue(v_queue_name);
     return query execute teguh._call('staff', v_queue_name, 0);
   end loop;
 end;
