@@ -1,6 +1,6 @@
 -- What comes due: sleepers are queued, expired leases fail their runs, deadlines cancel.
 -- Each statement commits by itself: timers set by an open transaction are looked at again.
-select plan(59);
+select plan(60);
 
 -- Given a clock to set and a look at tasks
 create function pg_temp.at(p_seconds double precision)
@@ -529,6 +529,30 @@ select is_empty(
   $$ select 1 from teguh.t_mortal as t where t.state = 'expired' $$,
   'all of them'
 );
+
+-- When the second of two runs that fail alike is the end of its task
+select teguh.create_queue('alike');
+select teguh.spawn_task('alike', 'a', null, '{
+  "ttl_seconds": 20, "retry_strategy": {"kind": "fixed", "base_seconds": 10}
+}');
+select teguh.fail_run('alike', c.run_id, '{"name": "Same"}')
+from teguh.claim_task('alike', 'w') as c;
+set teguh.fake_now = '2031-05-05 13:00:10+00';
+select teguh.fail_run('alike', c.run_id, '{"name": "Same"}')
+from teguh.claim_task('alike', 'w') as c;
+
+-- Then
+select results_eq(
+  $$
+    select r.state, r.failure_reason ->> 'name'
+    from teguh.list_tasks('alike') as t
+    cross join lateral teguh.list_runs('alike', t.task_id) as r
+    order by r.attempt
+  $$,
+  $$ values ('failed', 'Same'), ('expired', 'Same') $$,
+  'each says why it has failed'
+);
+set teguh.fake_now = '2031-05-05 13:00:00+00';
 
 -- Given two tasks that are due at the same moment, of which the older went to sleep later
 select teguh.create_queue('even');

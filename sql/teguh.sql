@@ -281,323 +281,323 @@
 -- 8205    _lost_template
 -- 8225    _file_template
 -- 8252    _blame_template
--- 8274    _again_template
--- 8314    _queue_template
--- 8335    _fail_template
--- 8353    fail_run
--- 8377    _nap_template
--- 8406    schedule_run
--- 8436    _free_template
--- 8484    release_run
--- 8509    _keep_template
--- 8535    extend_claim
--- 8558  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
--- 8563    _mark_template
--- 8585    _note_template
--- 8615    set_task_checkpoint_state
--- 8650    _recall_template
--- 8672    get_task_checkpoint_state
--- 8696    _list_template
--- 8725    get_task_checkpoint_states
--- 8751  43_events.sql: Wait for an event, or learn how the wait ended
--- 8758    _wait_template
--- 8830    _park_template
--- 8872    _check_event
--- 8891    await_event
--- 8928    _emit_template
--- 8991    emit_event
--- 9017    _read_event_cursor
--- 9055    _meant_template
--- 9108    _leaf_template
--- 9161    _sought_template
--- 9177    _news_template
--- 9230    list_events
--- 9288  44_control.sql: Read a task, or raise TG003
--- 9290    _fetch_template
--- 9317    _stop_template
--- 9349    _act_template
--- 9371    _halt_template
--- 9387    cancel_task
--- 9409    _rerun_template
--- 9487    _forget_template
--- 9524    _redo_template
--- 9560    _renew_template
--- 9596    retry_task
--- 9646    _show_template
--- 9694    get_task_result
--- 9729  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
--- 9736    _purge_template
--- 9766    _erase_template
--- 9820    _first_uuid
--- 9839    _sweep_template
--- 9879    _clean
--- 9913    cleanup_tasks
--- 9934    cleanup_events
--- 9955    cleanup_all_queues
--- 9990  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
--- 9992    _cap_template
--- 10021    _write_limit
--- 10044    _read_limit
--- 10093    _check_limit_keys
--- 10115    set_limit
--- 10170    _usage_template
--- 10248    _overall_usage
--- 10292    limit_usage
--- 10325  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
--- 10327    _pause_template
--- 10348    _halve_template
--- 10378    _check_only
--- 10401    pause_queue
--- 10437    resume_queue
--- 10463    get_queue_policy
--- 10487    set_queue_policy
--- 10505    list_namespaces
--- 10522  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
--- 10525    _read_filter
--- 10561    _states_option
--- 10592    _read_cursor
--- 10611    _check_limit
--- 10635    _find_template
--- 10687    _seek_template
--- 10739    _page_template
--- 10817    _ended_template
--- 10854    _fit_template
--- 10895    _live_template
--- 10932    _hints_template
--- 10955    _hints0_template
--- 10997    _rows_template
--- 11048    list_tasks
--- 11095    _peek_template
--- 11153    get_task
--- 11209    _runs_template
--- 11258    list_runs
--- 11289    _past_template
--- 11365    _since_template
--- 11383    get_task_history
--- 11403    _held_template
--- 11435    list_workers
--- 11475    _read_place
--- 11494    _acts_template
--- 11520    list_actions
--- 11552  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
--- 11554    _abort_template
--- 11591    cancel_tasks
--- 11628    _check_meant
--- 11650    _limit_option
--- 11663    _retake_template
--- 11701    requeue_task
--- 11726    _regain_template
--- 11761    requeue_tasks
--- 11800    list_dead_letters
--- 11844    _replay_template
--- 11885    replay_dead_letters
--- 11925    _bury_template
--- 11967    purge_dead_letters
--- 11997  49_stats.sql: When the first task that is ready became so; null if none is
--- 11999    _oldest_template
--- 12043    _elder0_template
--- 12079    _tenure_template
--- 12104    _is_wanted
--- 12121    _stat_template
--- 12167    queue_stats
--- 12223    _from
--- 12237    _tardy_template
--- 12268    _counters (view)
--- 12292    _gauge_template
--- 12346    _spans_template
--- 12399    metrics
--- 12438    _xmin_age
--- 12457    prometheus
--- 12516    _label_text
--- 12539    _schedule_problems
--- 12577    health
--- 12633  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
--- 12638    _tick_template
--- 12663    _ticked (sequence)
--- 12669    _set_ticked
--- 12682    ticker
--- 12729    ticker_loop (procedure)
--- 12755  51_cron.sql: Whether pg_cron is installed in this database
--- 12757    _has_cron
--- 12767    _cron_has_seconds
--- 12786    _plan_cron
--- 12821    _work_option
--- 12854    _explain_no_cron
--- 12887    start
--- 12924    _unschedule
--- 12940    _is_ours
--- 12950    _drop_job
--- 12969    stop
--- 12989    _maintain
--- 13011    status
--- 13050  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 13054    _rights (view)
--- 13171    _allowed
--- 13216    _grant
--- 13235    _grant_again
--- 13251    _grant_queue
--- 13266    _check_grant
--- 13299    grant_access
--- 13335    revoke_access
--- 13390  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 13392    _refuse_schedule
--- 13409    _cron_value
--- 13423    _cron_field
--- 13484    _read_every
--- 13506    _read_schedule
--- 13581    _cron_time
--- 13619    _cron_reading
--- 13658    _clock
--- 13667    _clock_reads
--- 13703    _clock_set
--- 13731    _cron_passing
--- 13769    _cron_next
--- 13809    _check_timezone
--- 13838    next_fire_time
--- 13874  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 13887    _planning_number
--- 13897    _replan_template
--- 13911    _agenda_template
--- 13928    _future_template
--- 13956    _strike_template
--- 14012    _chime_template
--- 14068    _undone_template
--- 14087    _planned_after
--- 14106    _due_times
--- 14156    _spawn_scheduled
--- 14201    _check_task_options
--- 14231    _word_option
--- 14253    _draw_schedule
--- 14292    _schedule_options
--- 14307    _miss_schedule
--- 14323    _scheduled_in
--- 14344    _grasp_template
--- 14371    _enroll_template
--- 14407    _redraw_template
--- 14457    create_schedule
--- 14501    _reform_template
--- 14531    update_schedule
--- 14563    _steer_template
--- 14606    pause_schedule
--- 14627    resume_schedule
--- 14647    drop_schedule
--- 14667    _launch_template
--- 14699    trigger_schedule
--- 14721    _diary_template
--- 14757    get_schedule
--- 14792    list_schedules
--- 14835  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 14840    _links_option
--- 14883    _read_link
--- 14925    _trail_template
--- 14972    _linked_template
--- 15004    _ensue_template
--- 15047    _undoings
--- 15075    _undo_template
--- 15116    _repent_template
--- 15156    add_compensation
--- 15196    _repeat_template
--- 15226    _blank_template
--- 15264    repeat_run
--- 15290  63_children.sql: Children: tasks that a step spawns and may wait for
--- 15299    _brood_template
--- 15329    _bind_template
--- 15361    _read_child
--- 15410    _child_queues
--- 15436    _birth
--- 15460    spawn_children
--- 15545    _cancel_option
--- 15568    _answer
--- 15588    _report_template
--- 15624    _tell_template
--- 15639    _judge_template
--- 15675    _ripe_template
--- 15702    _gather_template
--- 15767    _rally_template
--- 15844    _crop_template
--- 15895    _yield_template
--- 15916    _dismiss
--- 15937    _ditch_template
--- 15982    _perish_template
--- 16001    _orphan_template
--- 16016    await_children
--- 16073  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
--- 16080    _refuse_run
--- 16096    _read_run
--- 16116    create_workflow_run
--- 16174    update_workflow_run
--- 16205    _is_own
--- 16218    _flow_template
--- 16251    _score_template
--- 16288    _recorded_run
--- 16299    _recorded_tallies
--- 16311    _flows
--- 16346    _survey
--- 16402    get_workflow_run
--- 16452    _is_alike
--- 16467    _recorded_runs
--- 16502    _status_option
--- 16533    list_workflow_runs
--- 16617    _member_template
--- 16650    _members
--- 16686    get_workflow_tree
--- 16762    _used_template
--- 16779    _needed_runs
--- 16811    _merge_tallies
--- 16834    cleanup_workflow_runs
--- 16909  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
--- 16913    _word
--- 16927    _check_attributes
--- 16964    _attributes_option
--- 16981    _pinned_template
--- 17000    _pin_template
--- 17031    set_attributes
--- 17060    _told_template
--- 17073    get_attributes
--- 17091  66_messages.sql: Messages: a mailbox per task
--- 17098    _shut_template
--- 17141    _post_template
--- 17190    send_message
--- 17231    _hear_template
--- 17298    receive_message
--- 17336    _unhear_template
--- 17357    _tidy_template
--- 17384    _inbox_template
--- 17410    list_messages
--- 17432  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
--- 17443    _resolve_function
--- 17500    _hire_template
--- 17522    register_handler
--- 17546    unregister_handler
--- 17565    _staff_template
--- 17586    list_handlers
--- 17623    _number_step
--- 17654    _order
--- 17670    step
--- 17704    _doze
--- 17721    sleep_for
--- 17742    sleep_until
--- 17765    await
--- 17799    receive
--- 17831    children
--- 17867  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
--- 17879    _crew
--- 17927    _steps_given
--- 17954    _claim_batch
--- 17997    _grip_template
--- 18013    _begin_pass
--- 18039    _read_error
--- 18068    _carry_out
--- 18148    _run_pass (procedure)
--- 18179    _step_call
--- 18207    _obey (procedure)
--- 18245    _begin_shift
--- 18282    _begin_round
--- 18302    _leave_round
--- 18337    _handler_of
--- 18351    _advance (procedure)
--- 18376    work (procedure)
--- 18427  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 8280    _again_template
+-- 8320    _queue_template
+-- 8341    _fail_template
+-- 8359    fail_run
+-- 8383    _nap_template
+-- 8412    schedule_run
+-- 8442    _free_template
+-- 8490    release_run
+-- 8515    _keep_template
+-- 8541    extend_claim
+-- 8564  42_checkpoints.sql: Store a step's state under the fence of a run that is held.  The lock on the
+-- 8569    _mark_template
+-- 8591    _note_template
+-- 8621    set_task_checkpoint_state
+-- 8656    _recall_template
+-- 8678    get_task_checkpoint_state
+-- 8702    _list_template
+-- 8731    get_task_checkpoint_states
+-- 8757  43_events.sql: Wait for an event, or learn how the wait ended
+-- 8764    _wait_template
+-- 8836    _park_template
+-- 8878    _check_event
+-- 8897    await_event
+-- 8934    _emit_template
+-- 8997    emit_event
+-- 9023    _read_event_cursor
+-- 9061    _meant_template
+-- 9114    _leaf_template
+-- 9167    _sought_template
+-- 9183    _news_template
+-- 9236    list_events
+-- 9294  44_control.sql: Read a task, or raise TG003
+-- 9296    _fetch_template
+-- 9323    _stop_template
+-- 9355    _act_template
+-- 9377    _halt_template
+-- 9393    cancel_task
+-- 9415    _rerun_template
+-- 9493    _forget_template
+-- 9530    _redo_template
+-- 9566    _renew_template
+-- 9602    retry_task
+-- 9652    _show_template
+-- 9700    get_task_result
+-- 9735  45_cleanup.sql: Remove tasks that have been over for longer than p_ttl seconds, with their
+-- 9742    _purge_template
+-- 9772    _erase_template
+-- 9826    _first_uuid
+-- 9845    _sweep_template
+-- 9885    _clean
+-- 9919    cleanup_tasks
+-- 9940    cleanup_events
+-- 9961    cleanup_all_queues
+-- 9996  46_limits.sql: Set or take away a limit of a queue, arrange its lanes by it, and tell the workers that wait
+-- 9998    _cap_template
+-- 10027    _write_limit
+-- 10050    _read_limit
+-- 10099    _check_limit_keys
+-- 10121    set_limit
+-- 10176    _usage_template
+-- 10254    _overall_usage
+-- 10298    limit_usage
+-- 10331  46_policy.sql: Set a queue's pause, or end it (null) and tell the workers that wait
+-- 10333    _pause_template
+-- 10354    _halve_template
+-- 10384    _check_only
+-- 10407    pause_queue
+-- 10443    resume_queue
+-- 10469    get_queue_policy
+-- 10493    set_queue_policy
+-- 10511    list_namespaces
+-- 10528  47_inspect.sql: Read a filter, or raise TG005.  p_states: the only states meant, which the filter then must
+-- 10531    _read_filter
+-- 10567    _states_option
+-- 10598    _read_cursor
+-- 10617    _check_limit
+-- 10641    _find_template
+-- 10693    _seek_template
+-- 10745    _page_template
+-- 10823    _ended_template
+-- 10860    _fit_template
+-- 10901    _live_template
+-- 10938    _hints_template
+-- 10961    _hints0_template
+-- 11003    _rows_template
+-- 11054    list_tasks
+-- 11101    _peek_template
+-- 11159    get_task
+-- 11215    _runs_template
+-- 11264    list_runs
+-- 11295    _past_template
+-- 11371    _since_template
+-- 11389    get_task_history
+-- 11409    _held_template
+-- 11441    list_workers
+-- 11481    _read_place
+-- 11500    _acts_template
+-- 11526    list_actions
+-- 11558  48_operate.sql: Cancel tasks, locked in the order of their ids.  What is over by then is passed over
+-- 11560    _abort_template
+-- 11597    cancel_tasks
+-- 11634    _check_meant
+-- 11656    _limit_option
+-- 11669    _retake_template
+-- 11707    requeue_task
+-- 11732    _regain_template
+-- 11767    requeue_tasks
+-- 11806    list_dead_letters
+-- 11850    _replay_template
+-- 11891    replay_dead_letters
+-- 11931    _bury_template
+-- 11973    purge_dead_letters
+-- 12003  49_stats.sql: When the first task that is ready became so; null if none is
+-- 12005    _oldest_template
+-- 12049    _elder0_template
+-- 12085    _tenure_template
+-- 12110    _is_wanted
+-- 12127    _stat_template
+-- 12173    queue_stats
+-- 12229    _from
+-- 12243    _tardy_template
+-- 12274    _counters (view)
+-- 12298    _gauge_template
+-- 12352    _spans_template
+-- 12405    metrics
+-- 12444    _xmin_age
+-- 12463    prometheus
+-- 12522    _label_text
+-- 12545    _schedule_problems
+-- 12583    health
+-- 12639  50_ticker.sql: One tick of one queue: take a step in the rotation, build dispatch anew if the queue was
+-- 12644    _tick_template
+-- 12669    _ticked (sequence)
+-- 12675    _set_ticked
+-- 12688    ticker
+-- 12735    ticker_loop (procedure)
+-- 12761  51_cron.sql: Whether pg_cron is installed in this database
+-- 12763    _has_cron
+-- 12773    _cron_has_seconds
+-- 12792    _plan_cron
+-- 12827    _work_option
+-- 12860    _explain_no_cron
+-- 12893    start
+-- 12930    _unschedule
+-- 12946    _is_ours
+-- 12956    _drop_job
+-- 12975    stop
+-- 12995    _maintain
+-- 13017    status
+-- 13056  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 13060    _rights (view)
+-- 13177    _allowed
+-- 13222    _grant
+-- 13241    _grant_again
+-- 13257    _grant_queue
+-- 13272    _check_grant
+-- 13305    grant_access
+-- 13341    revoke_access
+-- 13396  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 13398    _refuse_schedule
+-- 13415    _cron_value
+-- 13429    _cron_field
+-- 13490    _read_every
+-- 13512    _read_schedule
+-- 13587    _cron_time
+-- 13625    _cron_reading
+-- 13664    _clock
+-- 13673    _clock_reads
+-- 13709    _clock_set
+-- 13737    _cron_passing
+-- 13775    _cron_next
+-- 13815    _check_timezone
+-- 13844    next_fire_time
+-- 13880  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 13893    _planning_number
+-- 13903    _replan_template
+-- 13917    _agenda_template
+-- 13934    _future_template
+-- 13962    _strike_template
+-- 14018    _chime_template
+-- 14074    _undone_template
+-- 14093    _planned_after
+-- 14112    _due_times
+-- 14162    _spawn_scheduled
+-- 14207    _check_task_options
+-- 14237    _word_option
+-- 14259    _draw_schedule
+-- 14298    _schedule_options
+-- 14313    _miss_schedule
+-- 14329    _scheduled_in
+-- 14350    _grasp_template
+-- 14377    _enroll_template
+-- 14413    _redraw_template
+-- 14463    create_schedule
+-- 14507    _reform_template
+-- 14537    update_schedule
+-- 14569    _steer_template
+-- 14612    pause_schedule
+-- 14633    resume_schedule
+-- 14653    drop_schedule
+-- 14673    _launch_template
+-- 14705    trigger_schedule
+-- 14727    _diary_template
+-- 14763    get_schedule
+-- 14798    list_schedules
+-- 14841  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 14846    _links_option
+-- 14889    _read_link
+-- 14931    _trail_template
+-- 14978    _linked_template
+-- 15010    _ensue_template
+-- 15053    _undoings
+-- 15081    _undo_template
+-- 15122    _repent_template
+-- 15162    add_compensation
+-- 15202    _repeat_template
+-- 15232    _blank_template
+-- 15270    repeat_run
+-- 15296  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 15305    _brood_template
+-- 15335    _bind_template
+-- 15367    _read_child
+-- 15416    _child_queues
+-- 15442    _birth
+-- 15466    spawn_children
+-- 15551    _cancel_option
+-- 15574    _answer
+-- 15594    _report_template
+-- 15630    _tell_template
+-- 15645    _judge_template
+-- 15681    _ripe_template
+-- 15708    _gather_template
+-- 15773    _rally_template
+-- 15850    _crop_template
+-- 15901    _yield_template
+-- 15922    _dismiss
+-- 15943    _ditch_template
+-- 15988    _perish_template
+-- 16007    _orphan_template
+-- 16022    await_children
+-- 16079  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
+-- 16086    _refuse_run
+-- 16102    _read_run
+-- 16122    create_workflow_run
+-- 16180    update_workflow_run
+-- 16211    _is_own
+-- 16224    _flow_template
+-- 16257    _score_template
+-- 16294    _recorded_run
+-- 16305    _recorded_tallies
+-- 16317    _flows
+-- 16352    _survey
+-- 16408    get_workflow_run
+-- 16458    _is_alike
+-- 16473    _recorded_runs
+-- 16508    _status_option
+-- 16539    list_workflow_runs
+-- 16623    _member_template
+-- 16656    _members
+-- 16692    get_workflow_tree
+-- 16768    _used_template
+-- 16785    _needed_runs
+-- 16817    _merge_tallies
+-- 16840    cleanup_workflow_runs
+-- 16915  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
+-- 16919    _word
+-- 16933    _check_attributes
+-- 16970    _attributes_option
+-- 16987    _pinned_template
+-- 17006    _pin_template
+-- 17037    set_attributes
+-- 17066    _told_template
+-- 17079    get_attributes
+-- 17097  66_messages.sql: Messages: a mailbox per task
+-- 17104    _shut_template
+-- 17147    _post_template
+-- 17196    send_message
+-- 17237    _hear_template
+-- 17304    receive_message
+-- 17342    _unhear_template
+-- 17363    _tidy_template
+-- 17390    _inbox_template
+-- 17416    list_messages
+-- 17438  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
+-- 17449    _resolve_function
+-- 17506    _hire_template
+-- 17528    register_handler
+-- 17552    unregister_handler
+-- 17571    _staff_template
+-- 17592    list_handlers
+-- 17629    _number_step
+-- 17660    _order
+-- 17676    step
+-- 17710    _doze
+-- 17727    sleep_for
+-- 17748    sleep_until
+-- 17771    await
+-- 17805    receive
+-- 17837    children
+-- 17873  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
+-- 17885    _crew
+-- 17933    _steps_given
+-- 17960    _claim_batch
+-- 18003    _grip_template
+-- 18019    _begin_pass
+-- 18045    _read_error
+-- 18074    _carry_out
+-- 18154    _run_pass (procedure)
+-- 18185    _step_call
+-- 18213    _obey (procedure)
+-- 18251    _begin_shift
+-- 18288    _begin_round
+-- 18308    _leave_round
+-- 18343    _handler_of
+-- 18357    _advance (procedure)
+-- 18382    work (procedure)
+-- 18433  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -8248,7 +8248,7 @@ end;
 $$;
 
 -- Why the current run of a task has failed; null if it has not.  Until then the task's row says
--- why the last one that did has.
+-- why the last one that did has: of a task that is over, the number of failures tells them apart.
 create or replace function teguh._blame_template(p_task teguh.t_template)
   returns jsonb
   language plpgsql
@@ -8258,6 +8258,12 @@ as $$
 begin
   return case
     when p_task.state = 'failed' then p_task.failure_reason
+    when p_task.state in ('expired', 'cancelled') and p_task.failures > (
+      select count(*)
+      from teguh.r_template as r
+      where r.task_id = p_task.task_id
+        and r.failure_reason is not null
+    ) then p_task.failure_reason
     else nullif(p_task.failure_reason, (
       select r.failure_reason
       from teguh.r_template as r

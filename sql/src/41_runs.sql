@@ -452,7 +452,7 @@ end;
 $$;
 
 -- Why the current run of a task has failed; null if it has not.  Until then the task's row says
--- why the last one that did has.
+-- why the last one that did has: of a task that is over, the number of failures tells them apart.
 create or replace function teguh._blame_template(p_task teguh.t_template)
   returns jsonb
   language plpgsql
@@ -462,6 +462,12 @@ as $$
 begin
   return case
     when p_task.state = 'failed' then p_task.failure_reason
+    when p_task.state in ('expired', 'cancelled') and p_task.failures > (
+      select count(*)
+      from teguh.r_template as r
+      where r.task_id = p_task.task_id
+        and r.failure_reason is not null
+    ) then p_task.failure_reason
     else nullif(p_task.failure_reason, (
       select r.failure_reason
       from teguh.r_template as r
