@@ -1196,6 +1196,17 @@ def test_who_goes_through_all_queues_passes_over_one_that_was_dropped_since(
     late.result()
 
 
+def test_a_claim_from_all_queues_passes_over_one_that_is_being_dropped(sessions: Sessions) -> None:
+    one, two = sessions.open(), sessions.open()
+    spawn(one)
+    ask(one, "select teguh.create_queue('r')")
+    ask(one, "begin")
+    ask(one, "select teguh.drop_queue('r')")
+    ask(two, "set lock_timeout = '5s'")
+    assert ask(two, "select queue_name from teguh.claim_any(null, 'w', 30, 2)") == [("q",)]
+    ask(one, "commit")
+
+
 def test_creating_one_queue_in_many_sessions_is_no_error(sessions: Sessions) -> None:
     def create(connection: Connection) -> None:
         for number in range(5):
