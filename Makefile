@@ -1,7 +1,8 @@
 # Every target sets up what it needs: `make test` on a fresh machine wants Python 3.11 and PyPI.
+# Its environment is its own: what stands in .venv is yours.
 
 PYTHON ?= python3
-VENV   := .venv
+VENV   := .cache/venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check --quiet
 # `make test ARGS='-k retry -x'`
@@ -179,7 +180,7 @@ coverage: $(VENV)/dev check-generated ## what the tests run of the SQL functions
 	@$(PY) -m tools.coverage -q $(SPREAD) $(ARGS)
 
 clean: ## remove all that was made or fetched
-	rm -rf $(VENV) .cache build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .cache build dist .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Without ensurepip (Debian's python3 without python3-venv) virtualenv makes the environment.

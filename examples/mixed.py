@@ -2,14 +2,15 @@
 
     python examples/mixed.py postgresql://...
 
-in a database with teguh. The workflow is Python; its payment is a child task in a queue of its
-own, whose handler is an SQL function. There the booking and the completion are one transaction
-without any step: a payment is booked exactly once, whoever dies. It makes a schema and two queues
-`mixed_orders` and `mixed_payments`, anew each time.
+in a database with teguh; without an argument TEGUH_DSN says which. The workflow is Python; its
+payment is a child task in a queue of its own, whose handler is an SQL function. There the booking
+and the completion are one transaction without any step: a payment is booked exactly once, whoever
+dies. It makes a schema and two queues `mixed_orders` and `mixed_payments`, anew each time.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -118,4 +119,4 @@ def main(dsn: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else ""))
+    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else os.environ.get("TEGUH_DSN", "")))

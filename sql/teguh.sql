@@ -423,181 +423,181 @@
 -- 12792    _plan_cron
 -- 12827    _work_option
 -- 12860    _explain_no_cron
--- 12893    start
--- 12930    _unschedule
--- 12946    _is_ours
--- 12956    _drop_job
--- 12975    stop
--- 12995    _maintain
--- 13017    status
--- 13056  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
--- 13060    _rights (view)
--- 13177    _allowed
--- 13222    _grant
--- 13241    _grant_again
--- 13257    _grant_queue
--- 13272    _check_grant
--- 13305    grant_access
--- 13341    revoke_access
--- 13396  60_cron.sql: Refuse a schedule that cannot be read, or not followed
--- 13398    _refuse_schedule
--- 13415    _cron_value
--- 13429    _cron_field
--- 13490    _read_every
--- 13512    _read_schedule
--- 13587    _cron_time
--- 13625    _cron_reading
--- 13664    _clock
--- 13673    _clock_reads
--- 13709    _clock_set
--- 13737    _cron_passing
--- 13775    _cron_next
--- 13815    _check_timezone
--- 13844    next_fire_time
--- 13880  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
--- 13893    _planning_number
--- 13903    _replan_template
--- 13917    _agenda_template
--- 13934    _future_template
--- 13962    _strike_template
--- 14018    _chime_template
--- 14074    _undone_template
--- 14093    _planned_after
--- 14112    _due_times
--- 14162    _spawn_scheduled
--- 14207    _check_task_options
--- 14237    _word_option
--- 14259    _draw_schedule
--- 14298    _schedule_options
--- 14313    _miss_schedule
--- 14329    _scheduled_in
--- 14350    _grasp_template
--- 14377    _enroll_template
--- 14413    _redraw_template
--- 14463    create_schedule
--- 14507    _reform_template
--- 14537    update_schedule
--- 14569    _steer_template
--- 14612    pause_schedule
--- 14633    resume_schedule
--- 14653    drop_schedule
--- 14673    _launch_template
--- 14705    trigger_schedule
--- 14727    _diary_template
--- 14763    get_schedule
--- 14798    list_schedules
--- 14841  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
--- 14846    _links_option
--- 14889    _read_link
--- 14931    _trail_template
--- 14978    _linked_template
--- 15010    _ensue_template
--- 15053    _undoings
--- 15081    _undo_template
--- 15122    _repent_template
--- 15162    add_compensation
--- 15202    _repeat_template
--- 15232    _blank_template
--- 15270    repeat_run
--- 15296  63_children.sql: Children: tasks that a step spawns and may wait for
--- 15305    _brood_template
--- 15335    _bind_template
--- 15367    _read_child
--- 15416    _child_queues
--- 15442    _birth
--- 15466    spawn_children
--- 15551    _cancel_option
--- 15574    _answer
--- 15594    _report_template
--- 15630    _tell_template
--- 15645    _judge_template
--- 15681    _ripe_template
--- 15708    _gather_template
--- 15773    _rally_template
--- 15850    _crop_template
--- 15901    _yield_template
--- 15922    _dismiss
--- 15943    _ditch_template
--- 15988    _perish_template
--- 16007    _orphan_template
--- 16022    await_children
--- 16079  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
--- 16086    _refuse_run
--- 16102    _read_run
--- 16122    create_workflow_run
--- 16180    update_workflow_run
--- 16211    _is_own
--- 16224    _flow_template
--- 16257    _score_template
--- 16294    _recorded_run
--- 16305    _recorded_tallies
--- 16317    _flows
--- 16352    _survey
--- 16408    get_workflow_run
--- 16458    _is_alike
--- 16473    _recorded_runs
--- 16508    _status_option
--- 16539    list_workflow_runs
--- 16623    _member_template
--- 16656    _members
--- 16692    get_workflow_tree
--- 16768    _used_template
--- 16785    _needed_runs
--- 16817    _merge_tallies
--- 16840    cleanup_workflow_runs
--- 16915  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
--- 16919    _word
--- 16933    _check_attributes
--- 16970    _attributes_option
--- 16987    _pinned_template
--- 17006    _pin_template
--- 17037    set_attributes
--- 17066    _told_template
--- 17079    get_attributes
--- 17097  66_messages.sql: Messages: a mailbox per task
--- 17104    _shut_template
--- 17147    _post_template
--- 17196    send_message
--- 17237    _hear_template
--- 17304    receive_message
--- 17342    _unhear_template
--- 17363    _tidy_template
--- 17390    _inbox_template
--- 17416    list_messages
--- 17438  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
--- 17449    _resolve_function
--- 17506    _hire_template
--- 17528    register_handler
--- 17552    unregister_handler
--- 17571    _staff_template
--- 17592    list_handlers
--- 17629    _number_step
--- 17660    _order
--- 17676    step
--- 17710    _doze
--- 17727    sleep_for
--- 17748    sleep_until
--- 17771    await
--- 17805    receive
--- 17837    children
--- 17873  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
--- 17885    _crew
--- 17933    _steps_given
--- 17960    _claim_batch
--- 18003    _grip_template
--- 18019    _begin_pass
--- 18045    _read_error
--- 18074    _carry_out
--- 18154    _run_pass (procedure)
--- 18185    _step_call
--- 18213    _obey (procedure)
--- 18251    _begin_shift
--- 18288    _begin_round
--- 18308    _leave_round
--- 18343    _handler_of
--- 18357    _advance (procedure)
--- 18382    work (procedure)
--- 18433  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
+-- 12909    start
+-- 12946    _unschedule
+-- 12962    _is_ours
+-- 12972    _drop_job
+-- 12991    stop
+-- 13011    _maintain
+-- 13033    status
+-- 13072  52_access.sql: Who may call what: each public function, the functions of a queue behind it, and the kinds
+-- 13076    _rights (view)
+-- 13193    _allowed
+-- 13238    _grant
+-- 13257    _grant_again
+-- 13273    _grant_queue
+-- 13288    _check_grant
+-- 13321    grant_access
+-- 13357    revoke_access
+-- 13412  60_cron.sql: Refuse a schedule that cannot be read, or not followed
+-- 13414    _refuse_schedule
+-- 13431    _cron_value
+-- 13445    _cron_field
+-- 13506    _read_every
+-- 13528    _read_schedule
+-- 13603    _cron_time
+-- 13641    _cron_reading
+-- 13680    _clock
+-- 13689    _clock_reads
+-- 13725    _clock_set
+-- 13753    _cron_passing
+-- 13791    _cron_next
+-- 13831    _check_timezone
+-- 13860    next_fire_time
+-- 13896  61_schedules.sql: Schedules: rows that a tick or a claim of their queue looks at when they are due
+-- 13909    _planning_number
+-- 13919    _replan_template
+-- 13933    _agenda_template
+-- 13950    _future_template
+-- 13978    _strike_template
+-- 14034    _chime_template
+-- 14090    _undone_template
+-- 14109    _planned_after
+-- 14128    _due_times
+-- 14178    _spawn_scheduled
+-- 14223    _check_task_options
+-- 14253    _word_option
+-- 14275    _draw_schedule
+-- 14314    _schedule_options
+-- 14329    _miss_schedule
+-- 14345    _scheduled_in
+-- 14366    _grasp_template
+-- 14393    _enroll_template
+-- 14429    _redraw_template
+-- 14479    create_schedule
+-- 14523    _reform_template
+-- 14553    update_schedule
+-- 14585    _steer_template
+-- 14628    pause_schedule
+-- 14649    resume_schedule
+-- 14669    drop_schedule
+-- 14689    _launch_template
+-- 14721    trigger_schedule
+-- 14743    _diary_template
+-- 14779    get_schedule
+-- 14814    list_schedules
+-- 14857  62_links.sql: What follows when a task is over: the next of a sequence, compensation, a report to the parent
+-- 14862    _links_option
+-- 14905    _read_link
+-- 14947    _trail_template
+-- 14994    _linked_template
+-- 15026    _ensue_template
+-- 15069    _undoings
+-- 15097    _undo_template
+-- 15138    _repent_template
+-- 15178    add_compensation
+-- 15218    _repeat_template
+-- 15248    _blank_template
+-- 15286    repeat_run
+-- 15312  63_children.sql: Children: tasks that a step spawns and may wait for
+-- 15321    _brood_template
+-- 15351    _bind_template
+-- 15383    _read_child
+-- 15432    _child_queues
+-- 15458    _birth
+-- 15482    spawn_children
+-- 15567    _cancel_option
+-- 15590    _answer
+-- 15610    _report_template
+-- 15646    _tell_template
+-- 15661    _judge_template
+-- 15697    _ripe_template
+-- 15724    _gather_template
+-- 15789    _rally_template
+-- 15866    _crop_template
+-- 15917    _yield_template
+-- 15938    _dismiss
+-- 15959    _ditch_template
+-- 16004    _perish_template
+-- 16023    _orphan_template
+-- 16038    await_children
+-- 16095  64_workflow_runs.sql: Workflow runs: what tasks of any queues belong to together
+-- 16102    _refuse_run
+-- 16118    _read_run
+-- 16138    create_workflow_run
+-- 16196    update_workflow_run
+-- 16227    _is_own
+-- 16240    _flow_template
+-- 16273    _score_template
+-- 16310    _recorded_run
+-- 16321    _recorded_tallies
+-- 16333    _flows
+-- 16368    _survey
+-- 16424    get_workflow_run
+-- 16474    _is_alike
+-- 16489    _recorded_runs
+-- 16524    _status_option
+-- 16555    list_workflow_runs
+-- 16639    _member_template
+-- 16672    _members
+-- 16708    get_workflow_tree
+-- 16784    _used_template
+-- 16801    _needed_runs
+-- 16833    _merge_tallies
+-- 16856    cleanup_workflow_runs
+-- 16931  65_attributes.sql: Attributes: what a task says of itself while it runs, so that it can be found by it
+-- 16935    _word
+-- 16949    _check_attributes
+-- 16986    _attributes_option
+-- 17003    _pinned_template
+-- 17022    _pin_template
+-- 17053    set_attributes
+-- 17082    _told_template
+-- 17095    get_attributes
+-- 17113  66_messages.sql: Messages: a mailbox per task
+-- 17120    _shut_template
+-- 17163    _post_template
+-- 17212    send_message
+-- 17253    _hear_template
+-- 17320    receive_message
+-- 17358    _unhear_template
+-- 17379    _tidy_template
+-- 17406    _inbox_template
+-- 17432    list_messages
+-- 17454  70_handlers.sql: Handlers that are SQL functions, and what they can call; 71_work runs them
+-- 17465    _resolve_function
+-- 17522    _hire_template
+-- 17544    register_handler
+-- 17568    unregister_handler
+-- 17587    _staff_template
+-- 17608    list_handlers
+-- 17645    _number_step
+-- 17676    _order
+-- 17692    step
+-- 17726    _doze
+-- 17743    sleep_for
+-- 17764    sleep_until
+-- 17787    await
+-- 17821    receive
+-- 17853    children
+-- 17889  71_work.sql: The worker that runs handlers which are SQL functions: the database itself
+-- 17901    _crew
+-- 17949    _steps_given
+-- 17976    _claim_batch
+-- 18019    _grip_template
+-- 18035    _begin_pass
+-- 18061    _read_error
+-- 18090    _carry_out
+-- 18170    _run_pass (procedure)
+-- 18201    _step_call
+-- 18229    _obey (procedure)
+-- 18267    _begin_shift
+-- 18304    _begin_round
+-- 18324    _leave_round
+-- 18359    _handler_of
+-- 18373    _advance (procedure)
+-- 18398    work (procedure)
+-- 18449  90_finish.sql: The second segment's functions are those of the first with 0 and 1 exchanged
 
 -- sql/src/00_install.sql
 begin;
@@ -682,9 +682,9 @@ as $$
 $$;
 
 comment on function teguh.current_time() is
-  'The time every part of teguh goes by: the setting teguh.fake_now when it is '
-  'not blank (a clock for tests), else clock_timestamp(). Raises 22007 when '
-  'teguh.fake_now is not a timestamp.';
+  'The time every part of teguh goes by but the lag of the ticker: the setting '
+  'teguh.fake_now when it is not blank (a clock for tests), else '
+  'clock_timestamp(). Raises 22007 when teguh.fake_now is not a timestamp.';
 
 -- A moment some seconds after another.  Saturates instead of overflowing.
 create or replace function teguh._after(p_from timestamptz, p_seconds double precision)
@@ -12863,6 +12863,8 @@ create or replace function teguh._explain_no_cron(p_options jsonb)
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_loaded boolean;
 begin
   if not exists (select from pg_available_extensions as a where a.name = 'pg_cron') then
     raise notice 'pg_cron is not installed: nothing was scheduled'
@@ -12870,6 +12872,20 @@ begin
         detail = 'Workers see to due tasks themselves, and tick while they run.',
         hint = 'Install pg_cron, or call teguh.ticker() and teguh.cleanup_all_queues() yourself, '
                'and teguh.work() for queues whose handlers are SQL functions.';
+    return;
+  end if;
+
+  begin
+    v_loaded := current_setting('cron.database_name', true) is not null;
+  exception
+    when insufficient_privilege then
+      v_loaded := true;  -- only superusers may read what is there
+  end;
+  if not v_loaded then
+    raise notice 'pg_cron is not loaded: nothing was scheduled'
+      using
+        detail = 'Its files are on the server, but it is not in shared_preload_libraries.',
+        hint = 'Add pg_cron there, restart, create extension pg_cron.';
     return;
   end if;
 

@@ -98,6 +98,22 @@ def test_status_says_when_the_ticker_ran_last(conn: Connection) -> None:
     assert fresh is True
 
 
+def test_a_pg_cron_that_is_not_loaded_is_told_from_one_that_is_elsewhere(
+    server: Databases,
+) -> None:
+    if not isinstance(server, Server) or not server.has_extension("pg_cron"):
+        pytest.skip("pg_cron is not installed on this server")
+    for loaded, says in (("", "not loaded"), ("pg_cron", "not in this database")):
+        with Server(server.kind, {"shared_preload_libraries": loaded}) as own:
+            dsn = own.create_database(ELSEWHERE, owner=OWNER)
+            send(dsn, TEGUH_SQL.read_text(encoding="utf-8"))
+            with connected(dsn) as (connection, notices):
+                connection.execute("select teguh.start()")
+            ((message, hint),) = notices
+            assert says in message
+            assert hint
+
+
 @pytest.fixture(scope="module")
 def cron_server(server: Databases) -> Iterator[Server]:
     """A server with pg_cron in one database, and teguh in that one and another."""

@@ -13,9 +13,9 @@ as $$
 $$;
 
 comment on function teguh.current_time() is
-  'The time every part of teguh goes by: the setting teguh.fake_now when it is '
-  'not blank (a clock for tests), else clock_timestamp(). Raises 22007 when '
-  'teguh.fake_now is not a timestamp.';
+  'The time every part of teguh goes by but the lag of the ticker: the setting '
+  'teguh.fake_now when it is not blank (a clock for tests), else '
+  'clock_timestamp(). Raises 22007 when teguh.fake_now is not a timestamp.';
 
 -- A moment some seconds after another.  Saturates instead of overflowing.
 create or replace function teguh._after(p_from timestamptz, p_seconds double precision)

@@ -102,6 +102,8 @@ create or replace function teguh._explain_no_cron(p_options jsonb)
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_loaded boolean;
 begin
   if not exists (select from pg_available_extensions as a where a.name = 'pg_cron') then
     raise notice 'pg_cron is not installed: nothing was scheduled'
@@ -109,6 +111,20 @@ begin
         detail = 'Workers see to due tasks themselves, and tick while they run.',
         hint = 'Install pg_cron, or call teguh.ticker() and teguh.cleanup_all_queues() yourself, '
                'and teguh.work() for queues whose handlers are SQL functions.';
+    return;
+  end if;
+
+  begin
+    v_loaded := current_setting('cron.database_name', true) is not null;
+  exception
+    when insufficient_privilege then
+      v_loaded := true;  -- only superusers may read what is there
+  end;
+  if not v_loaded then
+    raise notice 'pg_cron is not loaded: nothing was scheduled'
+      using
+        detail = 'Its files are on the server, but it is not in shared_preload_libraries.',
+        hint = 'Add pg_cron there, restart, create extension pg_cron.';
     return;
   end if;
 

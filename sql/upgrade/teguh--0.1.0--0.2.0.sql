@@ -198,31 +198,51 @@ $$;
 
 -- sql/upgrade/src/0.1.0--0.2.0.sql
 -- Tasks can be found by words, by the matter they belong to, and by what they are for.
-select teguh._each_queue('alter table teguh.t_template add column tags text[]');
-select teguh._each_queue('alter table teguh.t_template add column correlation_id text');
-select teguh._each_queue('alter table teguh.t_template add column parent_task_id uuid');
-select teguh._each_queue('alter table teguh.t_template add column workflow_run_id uuid');
+do $$
+begin
+  perform teguh._each_queue('alter table teguh.t_template add column tags text[]');
+  perform teguh._each_queue('alter table teguh.t_template add column correlation_id text');
+  perform teguh._each_queue('alter table teguh.t_template add column parent_task_id uuid');
+  perform teguh._each_queue('alter table teguh.t_template add column workflow_run_id uuid');
+end;
+$$;
 
 -- A run may have a timeout, a task may expire.
-select teguh._each_queue(
-  'alter table teguh.t_template add column timeout_seconds double precision'
-);
-select teguh._each_queue('alter table teguh.t_template add column expires_at timestamptz');
-select teguh._each_queue('alter table teguh.t_template add column on_expired jsonb');
+do $$
+begin
+  perform teguh._each_queue(
+    'alter table teguh.t_template add column timeout_seconds double precision'
+  );
+  perform teguh._each_queue('alter table teguh.t_template add column expires_at timestamptz');
+  perform teguh._each_queue('alter table teguh.t_template add column on_expired jsonb');
+end;
+$$;
 
 -- A check costs each statement that changes a task more than it is worth: only functions do.
-select teguh._each_queue('alter table teguh.t_template drop constraint tstate_template');
-select teguh._each_queue('alter table teguh.c_template drop constraint cstatus_template');
+do $$
+begin
+  perform teguh._each_queue('alter table teguh.t_template drop constraint tstate_template');
+  perform teguh._each_queue('alter table teguh.c_template drop constraint cstatus_template');
+end;
+$$;
 
 -- A task may have a priority and a key; it may stand in a lane.
-select teguh._each_queue('alter table teguh.t_template add column priority smallint');
-select teguh._each_queue('alter table teguh.t_template add column flow_key text');
-select teguh._each_queue(
-  'alter table teguh.t_template add column laned boolean not null default false'
-);
+do $$
+begin
+  perform teguh._each_queue('alter table teguh.t_template add column priority smallint');
+  perform teguh._each_queue('alter table teguh.t_template add column flow_key text');
+  perform teguh._each_queue(
+    'alter table teguh.t_template add column laned boolean not null default false'
+  );
+end;
+$$;
 
 -- A task may be followed by others.
-select teguh._each_queue('alter table teguh.t_template add column links jsonb');
+do $$
+begin
+  perform teguh._each_queue('alter table teguh.t_template add column links jsonb');
+end;
+$$;
 
 -- A queue knows what its dispatch was built for (teguh._home), and can be paused.
 alter table teguh.queues add column built_for bigint;
@@ -247,10 +267,14 @@ create type teguh._tally as (
   qty bigint,
   seconds double precision
 );
-select teguh._each_queue('alter table teguh.k0_template add column snapshot pg_snapshot');
-select teguh._each_queue('alter table teguh.k1_template add column snapshot pg_snapshot');
-select teguh._each_queue('alter table teguh.k0_template add column tallies teguh._tally[]');
-select teguh._each_queue('alter table teguh.k1_template add column tallies teguh._tally[]');
+do $$
+begin
+  perform teguh._each_queue('alter table teguh.k0_template add column snapshot pg_snapshot');
+  perform teguh._each_queue('alter table teguh.k1_template add column snapshot pg_snapshot');
+  perform teguh._each_queue('alter table teguh.k0_template add column tallies teguh._tally[]');
+  perform teguh._each_queue('alter table teguh.k1_template add column tallies teguh._tally[]');
+end;
+$$;
 
 -- sql/src/01_version.sql
 -- What the schema is, and its version.
@@ -287,9 +311,9 @@ as $$
 $$;
 
 comment on function teguh.current_time() is
-  'The time every part of teguh goes by: the setting teguh.fake_now when it is '
-  'not blank (a clock for tests), else clock_timestamp(). Raises 22007 when '
-  'teguh.fake_now is not a timestamp.';
+  'The time every part of teguh goes by but the lag of the ticker: the setting '
+  'teguh.fake_now when it is not blank (a clock for tests), else '
+  'clock_timestamp(). Raises 22007 when teguh.fake_now is not a timestamp.';
 
 -- A moment some seconds after another.  Saturates instead of overflowing.
 create or replace function teguh._after(p_from timestamptz, p_seconds double precision)
@@ -12468,6 +12492,8 @@ create or replace function teguh._explain_no_cron(p_options jsonb)
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_loaded boolean;
 begin
   if not exists (select from pg_available_extensions as a where a.name = 'pg_cron') then
     raise notice 'pg_cron is not installed: nothing was scheduled'
@@ -12475,6 +12501,20 @@ begin
         detail = 'Workers see to due tasks themselves, and tick while they run.',
         hint = 'Install pg_cron, or call teguh.ticker() and teguh.cleanup_all_queues() yourself, '
                'and teguh.work() for queues whose handlers are SQL functions.';
+    return;
+  end if;
+
+  begin
+    v_loaded := current_setting('cron.database_name', true) is not null;
+  exception
+    when insufficient_privilege then
+      v_loaded := true;  -- only superusers may read what is there
+  end;
+  if not v_loaded then
+    raise notice 'pg_cron is not loaded: nothing was scheduled'
+      using
+        detail = 'Its files are on the server, but it is not in shared_preload_libraries.',
+        hint = 'Add pg_cron there, restart, create extension pg_cron.';
     return;
   end if;
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -164,11 +165,23 @@ def test_what_cannot_be_done_is_said_without_a_stack_trace(
     assert says in error
 
 
+@pytest.mark.parametrize("arguments", [["spawn", "jobs", "n"], ["serve", "--port", "0"]])
 def test_a_database_without_teguh_is_told_how_to_get_it(
-    empty_dsn: str, capsys: pytest.CaptureFixture[str]
+    empty_dsn: str, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["spawn", "--dsn", empty_dsn, "jobs", "n"]) == 1
+    assert main([*arguments, "--dsn", empty_dsn]) == 1
     assert "teguh install" in capsys.readouterr().err
+
+
+def test_output_that_nobody_reads_any_more_is_no_trouble(dsn: str, queue: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer) as output:
+        done = subprocess.run(
+            [sys.executable, "-m", "teguh.cli", "spawn", "--dsn", dsn, queue, "n"],
+            stdout=output, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_a_module_that_cannot_import_something_shows_what(

@@ -197,7 +197,7 @@ def test_the_worker_of_the_command_line_logs_as_it_is_told(
         (line,) = [record for record in records if record["logger"] == "shop"]
         assert (line["level"], line["message"]) == ("WARNING", "at work")
         assert line["task_id"] == str(task.task_id)
-        assert records[0]["message"] == f"working on queue {queue}: n"
+        assert records[0]["message"] == f"starting on queue {queue}: n"
     else:
         assert "WARNING shop: at work\n" in done.stderr
 

@@ -86,7 +86,7 @@ def test_the_command_of_the_page_works_until_sigterm(
         try:
             assert worker.stderr is not None
             lines = (json.loads(line) for line in worker.stderr)
-            assert next(lines)["message"] == "working on queue orders: n"
+            assert next(lines)["message"] == "starting on queue orders: n"
             served = next(lines)["message"].removeprefix("serving metrics at ")
             task = client.spawn_task("orders", "n", max_attempts=1)
             failed = next(lines)

@@ -75,7 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _run(arguments)
+        status = _run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return REFUSED
     except (UsageError, ConfigurationError, NotStorable) as error:
         return _complain(str(error), USAGE)
     except EngineError as error:
@@ -91,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.sqlstate == "42501" and not hint:
             hint = _RIGHTS.get(arguments[0], "teguh.grant_access() gives a role what it needs")
         return _complain(_told(message, error.sqlstate, about.message_detail, hint))
+    return status
 
 
 _RIGHTS = {
@@ -299,10 +304,10 @@ def _worker(args: argparse.Namespace) -> int:
     given = {name: getattr(args, name, None) for name in WorkerOptions.__annotations__}
     options: WorkerOptions = {k: v for k, v in given.items() if v is not None}  # type: ignore[assignment]
     worker = Worker(args.dsn, args.queue, registry, **options)
-    logging.getLogger("teguh.worker").info(
-        "working on queue %s: %s", args.queue, ", ".join(registry.names())
-    )
+    log = logging.getLogger("teguh.worker")
+    log.info("starting on queue %s: %s", args.queue, ", ".join(registry.names()))
     worker.run()
+    log.info("stopped")
     return 0
 
 

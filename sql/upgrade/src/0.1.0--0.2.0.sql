@@ -1,29 +1,49 @@
 -- Tasks can be found by words, by the matter they belong to, and by what they are for.
-select teguh._each_queue('alter table teguh.t_template add column tags text[]');
-select teguh._each_queue('alter table teguh.t_template add column correlation_id text');
-select teguh._each_queue('alter table teguh.t_template add column parent_task_id uuid');
-select teguh._each_queue('alter table teguh.t_template add column workflow_run_id uuid');
+do $$
+begin
+  perform teguh._each_queue('alter table teguh.t_template add column tags text[]');
+  perform teguh._each_queue('alter table teguh.t_template add column correlation_id text');
+  perform teguh._each_queue('alter table teguh.t_template add column parent_task_id uuid');
+  perform teguh._each_queue('alter table teguh.t_template add column workflow_run_id uuid');
+end;
+$$;
 
 -- A run may have a timeout, a task may expire.
-select teguh._each_queue(
-  'alter table teguh.t_template add column timeout_seconds double precision'
-);
-select teguh._each_queue('alter table teguh.t_template add column expires_at timestamptz');
-select teguh._each_queue('alter table teguh.t_template add column on_expired jsonb');
+do $$
+begin
+  perform teguh._each_queue(
+    'alter table teguh.t_template add column timeout_seconds double precision'
+  );
+  perform teguh._each_queue('alter table teguh.t_template add column expires_at timestamptz');
+  perform teguh._each_queue('alter table teguh.t_template add column on_expired jsonb');
+end;
+$$;
 
 -- A check costs each statement that changes a task more than it is worth: only functions do.
-select teguh._each_queue('alter table teguh.t_template drop constraint tstate_template');
-select teguh._each_queue('alter table teguh.c_template drop constraint cstatus_template');
+do $$
+begin
+  perform teguh._each_queue('alter table teguh.t_template drop constraint tstate_template');
+  perform teguh._each_queue('alter table teguh.c_template drop constraint cstatus_template');
+end;
+$$;
 
 -- A task may have a priority and a key; it may stand in a lane.
-select teguh._each_queue('alter table teguh.t_template add column priority smallint');
-select teguh._each_queue('alter table teguh.t_template add column flow_key text');
-select teguh._each_queue(
-  'alter table teguh.t_template add column laned boolean not null default false'
-);
+do $$
+begin
+  perform teguh._each_queue('alter table teguh.t_template add column priority smallint');
+  perform teguh._each_queue('alter table teguh.t_template add column flow_key text');
+  perform teguh._each_queue(
+    'alter table teguh.t_template add column laned boolean not null default false'
+  );
+end;
+$$;
 
 -- A task may be followed by others.
-select teguh._each_queue('alter table teguh.t_template add column links jsonb');
+do $$
+begin
+  perform teguh._each_queue('alter table teguh.t_template add column links jsonb');
+end;
+$$;
 
 -- A queue knows what its dispatch was built for (teguh._home), and can be paused.
 alter table teguh.queues add column built_for bigint;
@@ -48,7 +68,11 @@ create type teguh._tally as (
   qty bigint,
   seconds double precision
 );
-select teguh._each_queue('alter table teguh.k0_template add column snapshot pg_snapshot');
-select teguh._each_queue('alter table teguh.k1_template add column snapshot pg_snapshot');
-select teguh._each_queue('alter table teguh.k0_template add column tallies teguh._tally[]');
-select teguh._each_queue('alter table teguh.k1_template add column tallies teguh._tally[]');
+do $$
+begin
+  perform teguh._each_queue('alter table teguh.k0_template add column snapshot pg_snapshot');
+  perform teguh._each_queue('alter table teguh.k1_template add column snapshot pg_snapshot');
+  perform teguh._each_queue('alter table teguh.k0_template add column tallies teguh._tally[]');
+  perform teguh._each_queue('alter table teguh.k1_template add column tallies teguh._tally[]');
+end;
+$$;

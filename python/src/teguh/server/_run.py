@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
+import psycopg
 import uvicorn
 
+from teguh._sync.client import Client
 from teguh.errors import ConfigurationError
 from teguh.server._app import Service
 from teguh.server._auth import is_loopback, read_tokens
@@ -87,6 +90,8 @@ def serve(
             f"without tokens only this machine is served, and {host} is not a loopback address\n"
             "hint: say --tokens FILE, or --host 127.0.0.1"
         )
+    with suppress(psycopg.OperationalError), Client.connect(dsn) as client:  # it may come up later
+        client.version()
     allow_connections()
     service = Service(dsn, tokens=tokens, **options)
     config = uvicorn.Config(
