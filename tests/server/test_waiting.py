@@ -38,9 +38,14 @@ def waiting(service: Api) -> int:
 
 
 def at_rest(service: Api) -> bool:
-    """Tell whether no line means to look again before long."""
+    """Tell whether no line looks, or means to look again before long."""
     lines = [line for line in service.service._claims.lines.values() if line._waiters]
-    return all(line._look_at > 0 and not line._changed.is_set() for line in lines)
+    return all(
+        line._look_at > 0
+        and not line._changed.is_set()
+        and not any(waiter.served for waiter in line._waiters)
+        for line in lines
+    )
 
 
 def test_a_task_that_is_spawned_meanwhile_is_handed_to_the_one_who_waits(service: Api) -> None:
@@ -129,7 +134,7 @@ def hang_up(service: Api, when: Callable[[], object]) -> None:
 
 
 def test_who_has_hung_up_waits_no_more(service: Api) -> None:
-    hang_up(service, lambda: waiting(service) == 1)
+    hang_up(service, lambda: waiting(service) == 1 and at_rest(service))
     until(lambda: waiting(service) == 0, "the end of the wait")
     service.post("/queues/jobs/tasks", task_name="ship")
     assert len(service.post(CLAIM)) == 1
