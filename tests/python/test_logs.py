@@ -198,6 +198,7 @@ def test_the_worker_of_the_command_line_logs_as_it_is_told(
         assert (line["level"], line["message"]) == ("WARNING", "at work")
         assert line["task_id"] == str(task.task_id)
         assert records[0]["message"] == f"starting on queue {queue}: n"
+        assert records[-1]["message"] == "stopped"
     else:
         assert "WARNING shop: at work\n" in done.stderr
 

@@ -249,6 +249,12 @@ def test_a_script_run_twice_stops_and_says_that_all_is_done(old_dsn: str, releas
         assert definitions(connection) == before
 
 
+def test_a_script_returns_no_rows_that_psql_would_print(old_dsn: str, release: str) -> None:
+    with psycopg.connect(old_dsn, autocommit=True) as connection:
+        cursor = connection.execute(scripts()[release, version()].encode())
+        assert {result.description for result in cursor.results()} == {None}
+
+
 def test_a_script_in_a_database_without_teguh_stops_and_says_so(
     empty_dsn: str, release: str
 ) -> None:
